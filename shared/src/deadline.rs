@@ -1,0 +1,96 @@
+//! Answers a caller's deadline with DEADLINE_EXCEEDED. tonic by itself answers CANCELLED, which clients take for their
+//! own doing.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use crate::status::Failure;
+
+/// Ends calls at the deadline in their `grpc-timeout`.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines;
+
+impl<S> Layer<S> for Deadlines {
+    type Service = WithDeadline<S>;
+
+    fn layer(&self, inner: S) -> WithDeadline<S> {
+        WithDeadline { inner }
+    }
+}
+
+/// See [`Deadlines`].
+#[derive(Debug, Clone)]
+pub struct WithDeadline<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for WithDeadline<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let deadline = request.headers().get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
+        let answer = self.inner.call(request);
+        let Some(deadline) = deadline else { return Box::pin(answer) };
+        // The timer starts here, before tonic starts its own: at the same tick this one is asked first.
+        let limited = tokio::time::timeout(deadline, answer);
+        Box::pin(async move {
+            match limited.await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let message = "the call's deadline passed; what it began goes on";
+                    Ok(Status::from(Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)).into_http())
+                }
+            }
+        })
+    }
+}
+
+/// Reads a `grpc-timeout`: up to eight digits and a unit.
+fn parse(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_says() {
+        assert_eq!(parse("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(parse("99999999m"), Some(Duration::from_millis(99_999_999)));
+        for bad in ["", "S", "2", "123456789S", "2s", "+2S", "-1S"] {
+            assert_eq!(parse(bad), None, "{bad:?}");
+        }
+    }
+}

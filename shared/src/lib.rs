@@ -1,0 +1,17 @@
+//! What both services stand on.
+//!
+//! - [`credential`]: the domain, parsed once at the edge and then trusted;
+//! - [`store`]: everything that is kept in Redis, and the only place that knows how;
+//! - [`proto`]: the generated protocol;
+//! - [`status`]: how errors look to a caller; [`fields`]: collecting every bad field of a request;
+//! - [`settings`], [`telemetry`], [`serve`], [`deadline`]: the life of a service around its handlers.
+
+pub mod credential;
+pub mod deadline;
+pub mod fields;
+pub mod proto;
+pub mod serve;
+pub mod settings;
+pub mod status;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,184 @@
+//! Settings: each is a flag with an environment twin, and everything that is wrong is reported at once.
+//!
+//! clap reads flags and environment as text; [`Problems`] turns texts into values and collects what does not parse or
+//! contradicts something else. Durations are written with their unit: `500ms`, `30s`, `24h`.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::serve::ServeConfig;
+use crate::store::{RedisConfig, StoreConfig};
+use crate::telemetry::{self, LogConfig};
+
+/// What is wrong with the settings, a sentence each.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// Notes a problem.
+    pub fn add(&mut self, problem: impl Into<String>) {
+        self.0.push(problem.into());
+    }
+
+    /// Reads the text of a flag.
+    pub fn read<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
+        self.keep(flag, text, text.parse::<T>())
+    }
+
+    /// Reads a duration with its unit.
+    pub fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
+        self.keep(flag, text, humantime::parse_duration(text))
+    }
+
+    /// Reads a number that must lie within a range.
+    pub fn within(&mut self, flag: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let number = self.read::<u64>(flag, text)?;
+        if range.contains(&number) {
+            return Some(number);
+        }
+        self.add(format!("{flag} is {number}, but must lie between {} and {}", range.start(), range.end()));
+        None
+    }
+
+    fn keep<T, E: Display>(&mut self, flag: &str, text: &str, parsed: Result<T, E>) -> Option<T> {
+        parsed.map_err(|error| self.add(format!("{flag} is {text:?}: {error}"))).ok()
+    }
+
+    /// All problems, if there are any.
+    pub fn finish(self) -> Result<(), SettingsError> {
+        if self.0.is_empty() { Ok(()) } else { Err(SettingsError(self.0)) }
+    }
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingsError(pub Vec<String>);
+
+impl Display for SettingsError {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "the settings are not usable:")?;
+        self.0.iter().try_for_each(|problem| write!(out, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// The flags that both services have.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CommonArgs {
+    /// Where Redis is: redis://[user:password@]host[:port][/db], or unix://path
+    #[arg(long, env = "FORMID_REDIS_URL", default_value = "redis://127.0.0.1:6379", hide_env_values = true)]
+    pub redis_url: String,
+    /// How many connections to Redis are shared by all calls
+    #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "4")]
+    pub redis_connections: String,
+    /// How long Redis may take to answer (duration)
+    #[arg(long, env = "FORMID_REDIS_TIMEOUT", default_value = "2s")]
+    pub redis_timeout: String,
+    /// How many parts each app's users are spread over; fixed for the life of a Redis
+    #[arg(long, env = "FORMID_BUCKETS", default_value = "512")]
+    pub buckets: String,
+    /// The most records kept for one user; the soonest to expire goes first
+    #[arg(long, env = "FORMID_RECORDS_PER_USER", default_value = "120")]
+    pub records_per_user: String,
+    /// The largest message taken in (bytes)
+    #[arg(long, env = "FORMID_MAX_MESSAGE_BYTES", default_value = "4194304")]
+    pub max_message_bytes: String,
+    /// How long to go on serving after NOT_SERVING is shown, so that load balancers notice (duration)
+    #[arg(long, env = "FORMID_DRAIN_WAIT", default_value = "1s")]
+    pub drain_wait: String,
+    /// How long calls that are under way may take to finish at a stop (duration)
+    #[arg(long, env = "FORMID_DRAIN_TIMEOUT", default_value = "30s")]
+    pub drain_timeout: String,
+    /// How log lines look: human or json
+    #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human")]
+    pub log_format: String,
+    /// What is logged: a level, or levels by module such as info,dispatcher=debug
+    #[arg(long, env = "FORMID_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// What both services know from their settings.
+#[derive(Clone)]
+pub struct Common {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How to keep things.
+    pub store: StoreConfig,
+    /// How to serve.
+    pub serve: ServeConfig,
+    /// How to log.
+    pub log: LogConfig,
+}
+
+impl CommonArgs {
+    /// Reads the common flags; `listen` is the text of the service's own `--listen`.
+    pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
+        let listen = problems.read("--listen", listen);
+        let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
+        let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
+        let buckets = problems.within("--buckets", &self.buckets, 1..=16384);
+        let cap = problems.within("--records-per-user", &self.records_per_user, 1..=1000);
+        let max_message_bytes = problems.within("--max-message-bytes", &self.max_message_bytes, 1024..=256 << 20);
+        let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
+        let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
+        let filter = problems.keep("--log", &self.log, telemetry::check_filter(&self.log));
+        let json = match self.log_format.as_str() {
+            "json" => Some(true),
+            "human" => Some(false),
+            other => {
+                problems.add(format!("--log-format is {other:?}, but must be human or json"));
+                None
+            }
+        };
+        let redis = RedisConfig { url: self.redis_url.clone(), connections: connections? as usize, timeout: timeout? };
+        Some(Common {
+            listen: listen?,
+            store: StoreConfig { redis, buckets: buckets? as u16, cap: cap? as u16 },
+            serve: ServeConfig {
+                drain_wait: drain_wait?,
+                drain_timeout: drain_timeout?,
+                max_message_bytes: max_message_bytes? as usize,
+            },
+            log: LogConfig { json: json?, filter: filter? },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        common: CommonArgs,
+    }
+
+    fn read(flags: &[&str]) -> Result<Common, SettingsError> {
+        let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
+        let mut problems = Problems::default();
+        let common = flags.common.read("127.0.0.1:0", &mut problems);
+        problems.finish().map(|()| common.unwrap())
+    }
+
+    #[test]
+    fn the_defaults_are_usable() {
+        let common = read(&[]).unwrap();
+        assert_eq!((common.store.buckets, common.store.cap), (512, 120));
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_at_once_and_by_name() {
+        let flags = ["--buckets", "0", "--redis-timeout", "2", "--log-format", "xml", "--drain-wait=-1s"];
+        let Err(SettingsError(problems)) = read(&flags) else { panic!("accepted") };
+        for flag in ["--buckets", "--redis-timeout", "--log-format", "--drain-wait"] {
+            assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
+        }
+        assert_eq!(problems.len(), 4);
+    }
+}

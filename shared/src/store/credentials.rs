@@ -1,0 +1,110 @@
+//! Collecting credentials, looking a user up, erasing one.
+
+use std::collections::BTreeMap;
+
+use deadpool_redis::redis;
+
+use super::keys::{Bucket, BucketKeys};
+use super::record::{self, Record};
+use super::{Error, Store, scripts};
+use crate::credential::{AppId, Credential, Kind, OpenId};
+
+/// The most credentials one call of the collect script takes: long enough to share its fixed cost, short enough to
+/// keep Redis free for others (well under a millisecond).
+pub const MAX_COLLECT: usize = 128;
+
+/// A credential ready to be stored.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// Whose it is.
+    pub openid: OpenId,
+    record: Box<[u8]>,
+}
+
+impl Packed {
+    /// Packs a credential of a user.
+    pub fn new(openid: OpenId, credential: &Credential) -> Self {
+        let mut record = Vec::new();
+        record::pack(credential, &mut record);
+        Self { openid, record: record.into() }
+    }
+}
+
+/// What is available of one kind for one user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Available {
+    /// How many credentials.
+    pub credentials: u32,
+    /// How many messages they permit.
+    pub messages: u32,
+    /// When the first of them expires, in seconds since 1970.
+    pub soonest_expiry: u32,
+    /// When the last of them expires.
+    pub latest_expiry: u32,
+}
+
+impl Store {
+    /// The bucket a user lives in: what [`Store::collect`] wants its credentials grouped by.
+    pub fn bucket_of(&self, openid: &OpenId) -> Bucket {
+        self.bucket(openid)
+    }
+
+    /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]; answers the places of those that were stored
+    /// already. Repeating it changes nothing.
+    pub async fn collect(&self, app: &AppId, bucket: Bucket, credentials: &[Packed]) -> Result<Vec<usize>, Error> {
+        if credentials.is_empty() {
+            return Ok(Vec::new());
+        }
+        debug_assert!(credentials.len() <= MAX_COLLECT);
+        let keys = BucketKeys::new(app, bucket);
+        let (users, ledger) = (keys.users(), keys.ledger());
+        self.inner
+            .connections
+            .invoke(&scripts::COLLECT, |command| {
+                command.arg(2).arg(&users).arg(&ledger).arg(self.inner.cap);
+                for credential in credentials {
+                    command.arg(credential.openid.as_str()).arg(&*credential.record);
+                }
+            })
+            .await
+    }
+
+    /// What is stored of a user, the soonest to expire first, including what is leased (no uses left) or has expired
+    /// and was not swept yet.
+    pub async fn records(&self, app: &AppId, openid: &OpenId) -> Result<Vec<Record>, Error> {
+        let users = self.keys(app, openid).users();
+        let field: Option<Vec<u8>> =
+            self.inner.connections.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
+        Ok(record::unpack(field.as_deref().unwrap_or_default()).collect::<Result<_, _>>()?)
+    }
+
+    /// What is available for a user at `now` (seconds since 1970), by kind.
+    pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Kind, Available>, Error> {
+        let mut inventory = BTreeMap::<_, Available>::new();
+        for Record { credential, .. } in self.records(app, openid).await? {
+            if credential.uses == 0 || i64::from(credential.expiry) <= now {
+                continue;
+            }
+            let available = inventory.entry(credential.kind).or_default();
+            if available.credentials == 0 {
+                available.soonest_expiry = credential.expiry;
+            }
+            available.latest_expiry = credential.expiry;
+            available.credentials += 1;
+            available.messages += u32::from(credential.uses);
+        }
+        Ok(inventory)
+    }
+
+    /// Deletes all that is stored of a user; answers how many messages it permitted.
+    pub async fn erase(&self, app: &AppId, openid: &OpenId) -> Result<u32, Error> {
+        let keys = self.keys(app, openid);
+        self.inner
+            .connections
+            .invoke(&scripts::ERASE, |command| {
+                command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
+                command.arg(openid.as_str());
+            })
+            .await
+    }
+}

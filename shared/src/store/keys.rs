@@ -1,0 +1,155 @@
+//! The names of all keys in Redis, and only here.
+//!
+//! Every key of users carries the hash tag `{app:bucket}`: all that one script touches lies in one slot of a Redis
+//! Cluster, and one app still spreads over the whole cluster. What bounds each key:
+//!
+//! | key | bound |
+//! |---|---|
+//! | `formid:buckets` | one number |
+//! | `..:users` | a field a user, at most the cap of records each, swept within the hour |
+//! | `..:leases`, `..:deadlines` | what is in flight or in doubt; the reaper ends each |
+//! | `..:ledger` | seven counters |
+//! | `..:request:ID` | expires, 24 h unless set otherwise |
+//! | `..:stock`, `..:swept` | expire |
+//! | `formid:{app}:token`, `..:token:lock`, `..:gates` | expire |
+
+use crate::credential::{AppId, OpenId, RequestId};
+
+/// Holds the number of buckets this Redis was first used with: a user's bucket must never change.
+pub const BUCKETS: &str = "formid:buckets";
+
+/// One of the parts an app's users are spread over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bucket(pub u16);
+
+impl Bucket {
+    /// The bucket of a user among `count`: FNV-1a over the openid, folded. Part of the stored format.
+    pub fn of(openid: &OpenId, count: u16) -> Self {
+        let hash = fnv1a(openid.as_str());
+        Self(((hash ^ (hash >> 32)) % u64::from(count)) as u16)
+    }
+}
+
+/// The keys of one bucket of one app.
+#[derive(Debug, Clone)]
+pub struct BucketKeys {
+    tag: String,
+}
+
+impl BucketKeys {
+    /// The keys of `bucket` of `app`.
+    pub fn new(app: &AppId, bucket: Bucket) -> Self {
+        Self { tag: format!("formid:{{{app}:{}}}:", bucket.0) }
+    }
+
+    fn key(&self, name: &str) -> String {
+        let mut key = String::with_capacity(self.tag.len() + name.len());
+        key.push_str(&self.tag);
+        key.push_str(name);
+        key
+    }
+
+    /// Hash: openid to the user's records.
+    pub fn users(&self) -> String {
+        self.key("users")
+    }
+
+    /// Hash: lease id to packed lease.
+    pub fn leases(&self) -> String {
+        self.key("leases")
+    }
+
+    /// Sorted set: lease id by the time (ms) at which the reaper looks at it.
+    pub fn deadlines(&self) -> String {
+        self.key("deadlines")
+    }
+
+    /// Hash: how many uses were collected, consumed, discarded, expired, dropped, erased.
+    pub fn ledger(&self) -> String {
+        self.key("ledger")
+    }
+
+    /// String: what has become of a request.
+    pub fn request(&self, openid: &OpenId, request: &RequestId) -> String {
+        // The openid's bucket only narrows it down: two users of a bucket may use the same request id. Hashed, since
+        // key names show up in tools for operators.
+        self.key(&format!("request:{:016x}:{}", fnv1a(openid.as_str()), request.as_str()))
+    }
+
+    /// String: what the last sweep counted.
+    pub fn stock(&self) -> String {
+        self.key("stock")
+    }
+
+    /// String: present while the bucket was swept not long ago.
+    pub fn swept(&self) -> String {
+        self.key("swept")
+    }
+}
+
+/// FNV-1a, 64 bits: the same on every machine and in every release, which key names need.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// String: the access token of an app and when it ends.
+pub fn token(app: &AppId) -> String {
+    format!("formid:{{{app}}}:token")
+}
+
+/// String: who is fetching a token for the app now.
+pub fn token_lock(app: &AppId) -> String {
+    format!("formid:{{{app}}}:token:lock")
+}
+
+/// Hash: what of the app WeChat refuses for now, and until when.
+pub fn gates(app: &AppId) -> String {
+    format!("formid:{{{app}}}:gates")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// CRC16 as Redis Cluster computes it over the hash tag of a key.
+    fn slot(key: &str) -> u16 {
+        let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or(key, |(tag, _)| tag);
+        let crc = tag.bytes().fold(0_u16, |crc, byte| {
+            (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+        });
+        crc % 16384
+    }
+
+    #[test]
+    fn all_keys_of_a_bucket_lie_in_one_slot_and_buckets_spread_over_the_cluster() {
+        let app = AppId::parse("wx0123456789abcdef").unwrap();
+        let user = OpenId::parse("oUser{1}").unwrap();
+        let request = RequestId::parse("{other}").unwrap();
+        let mut slots = HashSet::new();
+        for bucket in 0..512 {
+            let keys = BucketKeys::new(&app, Bucket(bucket));
+            let names = [keys.leases(), keys.deadlines(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
+            assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
+            slots.insert(slot(&keys.users()));
+        }
+        assert!(slots.len() > 480, "{} slots", slots.len());
+        assert_eq!(slot("123456789"), 0x31C3 % 16384, "the check value of CRC16/XMODEM");
+    }
+
+    #[test]
+    fn a_users_bucket_never_changes_from_one_release_to_the_next() {
+        let buckets = ["o1", "oUser1", "ohWOJ5YSdQkXxrpjpbkBS7GU6iGQ"].map(|id| Bucket::of(&OpenId::parse(id).unwrap(), 512).0);
+        assert_eq!(buckets, [0, 0, 0]);
+    }
+
+    #[test]
+    fn users_spread_evenly_over_the_buckets() {
+        let mut counts = vec![0_u32; 512];
+        for user in 0..51_200 {
+            counts[usize::from(Bucket::of(&OpenId::parse(format!("oUSER{user:023}")).unwrap(), 512).0)] += 1;
+        }
+        assert!(counts.iter().all(|count| (50..170).contains(count)), "{:?}", counts.iter().max());
+    }
+}

@@ -1,0 +1,305 @@
+//! Leases: how a credential is held for one message, and let go by what became of it.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::{self, Cmd, FromRedisValue, Value};
+
+use super::keys::{Bucket, BucketKeys};
+use super::record::{self, Record};
+use super::{Error, Store, scripts};
+use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
+
+/// Names a lease; chosen at random by who asks for it, so that asking twice is harmless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub [u8; 16]);
+
+impl LeaseId {
+    /// A fresh one.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+/// The request a message belongs to, for calls that may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The caller's name for the message.
+    pub id: RequestId,
+    /// A digest of the message: the same request id with another message is a mistake.
+    pub fingerprint: [u8; 16],
+}
+
+/// How leases are made.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseTerms {
+    /// How long the owner has the lease alone.
+    pub duration: Duration,
+    /// A credential that expires sooner than this is not leased.
+    pub margin: Duration,
+    /// How long a request id is remembered.
+    pub keep: Duration,
+}
+
+/// The kinds of credential that may be leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kinds(u8);
+
+impl Kinds {
+    /// None at all.
+    pub const NONE: Self = Self(0);
+
+    /// These and `kind`.
+    #[must_use]
+    pub fn with(self, kind: Kind) -> Self {
+        Self(self.0 | 1 << kind as u8)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl FromIterator<Kind> for Kinds {
+    fn from_iter<I: IntoIterator<Item = Kind>>(kinds: I) -> Self {
+        kinds.into_iter().fold(Self::NONE, Self::with)
+    }
+}
+
+/// One use of one credential, held for one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Its name.
+    pub id: LeaseId,
+    /// What to hand to WeChat.
+    pub credential: CredentialId,
+    /// Where the credential comes from.
+    pub kind: Kind,
+    /// When the credential expires, in seconds since 1970 by Redis' clock.
+    pub expiry: u32,
+    /// The time of the lease by the same clock.
+    pub now: i64,
+    /// The credential was leased before, for a message that is gone and may have used it.
+    pub suspect: bool,
+    /// This message was under way before with this credential, and nobody knows whether it arrived.
+    pub taken_over: bool,
+    /// What is left for the user beside it.
+    pub messages_left: u32,
+}
+
+/// What came of asking for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leased {
+    /// Here it is.
+    Lease(Lease),
+    /// The user has no credential of an allowed kind.
+    None,
+    /// The request is finished; its recorded outcome.
+    Finished(Vec<u8>),
+    /// The request is under way elsewhere, for at most this long.
+    UnderWay(Duration),
+    /// The request id belongs to another message.
+    Reused,
+    /// The request was under way when its user was erased.
+    Lost,
+}
+
+/// What is to be done with a leased credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The use is spent.
+    Consume,
+    /// It was not spent: back into stock.
+    Return,
+    /// Its message is gone and may have used it: back into stock, marked.
+    Suspect,
+    /// WeChat calls it dead: it goes, with all its uses.
+    Discard,
+    /// In doubt: it stays with its message, which may be repeated at once. Only with a request id.
+    Hold,
+}
+
+impl Verdict {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Return => "return",
+            Self::Suspect => "suspect",
+            Self::Discard => "discard",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+/// What came of settling a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// Done; what is left for the user.
+    Done {
+        /// Messages that can still be sent to the user.
+        messages_left: u32,
+    },
+    /// The lease was gone: taken over, reaped or erased. Nothing changed.
+    Stale,
+    /// Done, and here is the next lease that was asked for.
+    Next(Lease),
+    /// Done, and there is no next credential.
+    NoNext,
+}
+
+/// What the reaper found in one bucket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reaped {
+    /// Kept for their message, which may be repeated.
+    pub pinned: u32,
+    /// Form ids put back into stock, marked.
+    pub suspect: u32,
+    /// Uses of other kinds, counted as spent.
+    pub spent: u32,
+    /// Expired meanwhile.
+    pub expired: u32,
+}
+
+impl Store {
+    /// Leases one use of the soonest-to-expire credential of a user, or tells what became of the request already.
+    pub async fn lease(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        id: LeaseId,
+        terms: &LeaseTerms,
+        kinds: Kinds,
+        request: Option<&Request>,
+    ) -> Result<Leased, Error> {
+        let keys = self.keys(app, openid);
+        let reply: Vec<Value> = self
+            .inner
+            .connections
+            .invoke(&scripts::LEASE, |command| {
+                lease_keys(command, &keys, openid, request);
+                command.arg(openid.as_str()).arg(&id.0);
+                lease_terms(command, terms, kinds);
+                if let Some(request) = request {
+                    command.arg(request.id.as_str()).arg(&request.fingerprint).arg(terms.keep.as_secs());
+                }
+            })
+            .await?;
+        let mut reply = Reply::new(reply);
+        match reply.next::<String>()?.as_str() {
+            "leased" => reply.lease(id).map(Leased::Lease),
+            "none" => Ok(Leased::None),
+            "finished" => Ok(Leased::Finished(reply.next()?)),
+            "under_way" => Ok(Leased::UnderWay(Duration::from_millis(reply.next()?))),
+            "reused" => Ok(Leased::Reused),
+            "lost" => Ok(Leased::Lost),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Ends a lease. `outcome` is kept under the request id; without one the request is forgotten and may be tried again.
+    /// With `next`, the next credential is leased for the same message in the same step.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn settle(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        id: LeaseId,
+        terms: &LeaseTerms,
+        verdict: Verdict,
+        outcome: Option<&[u8]>,
+        request: Option<&Request>,
+        next: Option<(LeaseId, Kinds)>,
+    ) -> Result<Settled, Error> {
+        let keys = self.keys(app, openid);
+        let reply: Vec<Value> = self
+            .inner
+            .connections
+            .invoke(&scripts::SETTLE, |command| {
+                lease_keys(command, &keys, openid, request);
+                command.arg(&id.0).arg(self.inner.cap).arg(verdict.name()).arg(outcome.unwrap_or_default());
+                if let Some(request) = request {
+                    command.arg(&request.fingerprint).arg(terms.keep.as_secs());
+                }
+                if let Some((next, kinds)) = next {
+                    if request.is_none() {
+                        command.arg("").arg("");
+                    }
+                    command.arg(&next.0);
+                    lease_terms(command, terms, kinds);
+                }
+            })
+            .await?;
+        let mut reply = Reply::new(reply);
+        match (reply.next::<String>()?.as_str(), next) {
+            ("settled", _) => Ok(Settled::Done { messages_left: reply.next()? }),
+            ("stale", _) => Ok(Settled::Stale),
+            ("leased", Some((next, _))) => reply.lease(next).map(Settled::Next),
+            ("none", _) => Ok(Settled::NoNext),
+            (other, _) => Err(unexpected(other)),
+        }
+    }
+
+    /// Looks after leases of one bucket that are past their deadline, at most `limit` of them.
+    pub async fn reap(&self, app: &AppId, bucket: Bucket, terms: &LeaseTerms, limit: u32) -> Result<Reaped, Error> {
+        let keys = BucketKeys::new(app, bucket);
+        let (pinned, suspect, spent, expired) = self
+            .inner
+            .connections
+            .invoke(&scripts::REAP, |command| {
+                command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
+                command.arg(limit).arg(terms.keep.as_secs()).arg(self.inner.cap);
+            })
+            .await?;
+        Ok(Reaped { pinned, suspect, spent, expired })
+    }
+
+    /// How many leases a bucket has, in flight or in doubt.
+    pub async fn leases_in(&self, app: &AppId, bucket: Bucket) -> Result<u64, Error> {
+        self.inner.connections.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).leases())).await
+    }
+}
+
+fn lease_keys(command: &mut Cmd, keys: &BucketKeys, openid: &OpenId, request: Option<&Request>) {
+    command.arg(if request.is_some() { 5 } else { 4 });
+    command.arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
+    if let Some(request) = request {
+        command.arg(keys.request(openid, &request.id));
+    }
+}
+
+fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, kinds: Kinds) {
+    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs()).arg(kinds.0);
+}
+
+fn unexpected(reply: &str) -> Error {
+    Error::Corrupt(format!("a script answered {reply:?}"))
+}
+
+/// The reply of a script, read from left to right.
+struct Reply(std::vec::IntoIter<Value>);
+
+impl Reply {
+    fn new(values: Vec<Value>) -> Self {
+        Self(values.into_iter())
+    }
+
+    fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
+        let value = self.0.next().ok_or_else(|| unexpected("too little"))?;
+        T::from_redis_value(value).map_err(|error| Error::Corrupt(error.to_string()))
+    }
+
+    fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
+        let (flags, expiry, tail): (u8, u32, Vec<u8>) = (self.next()?, self.next()?, self.next()?);
+        let Record { credential, suspect } = record::read(flags, expiry, &tail)?;
+        Ok(Lease {
+            id,
+            credential: credential.id,
+            kind: credential.kind,
+            expiry,
+            suspect,
+            taken_over: self.next()?,
+            messages_left: self.next()?,
+            now: self.next()?,
+        })
+    }
+}

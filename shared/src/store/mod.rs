@@ -1,0 +1,143 @@
+//! Everything that is kept in Redis.
+//!
+//! A hash per app and bucket holds everything of its users: field = openid, value = the user's credentials, packed. It is
+//! stock and roster at once. Beside it stand the leases (what is in flight), the ledger (where everything went), and a
+//! record for each request id. All changes are made by Lua scripts, each in one step on the keys of one bucket.
+//!
+//! - [`keys`]: the names of all keys; [`record`]: the packed format; `scripts`: the Lua files;
+//! - [`credentials`]: collect, look up, erase; [`leases`]: lease, settle, reap; [`stock`]: sweep and count;
+//! - [`tokens`]: the shared access token; [`gates`]: what WeChat refuses of an app for now;
+//! - `connections`: how commands travel.
+//!
+//! Scripts take the time from Redis, so the clocks of the replicas do not matter.
+
+mod connections;
+pub mod credentials;
+pub mod gates;
+pub mod keys;
+pub mod leases;
+pub mod record;
+mod scripts;
+pub mod stock;
+pub mod tokens;
+
+use std::sync::Arc;
+
+use deadpool_redis::redis::{self, RedisError};
+use tracing::warn;
+
+use crate::credential::{AppId, OpenId};
+pub use connections::RedisConfig;
+use connections::Connections;
+use keys::{Bucket, BucketKeys};
+
+/// What can go wrong in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis answered with an error, or not at all. Whether a write took place is not known.
+    #[error("Redis: {0}")]
+    Redis(#[source] Box<RedisError>),
+    /// There is no connection to Redis: nothing was written.
+    #[error("Redis is not reachable: {0}")]
+    Unavailable(String),
+    /// What was read is not in the format of this release.
+    #[error("stored data that this release cannot read: {0}")]
+    Corrupt(String),
+    /// This Redis was first used with another number of buckets.
+    #[error("this Redis holds {found} buckets an app, the setting says {wanted}: every user would be looked for in the wrong place")]
+    BucketCount {
+        /// What Redis holds.
+        found: u16,
+        /// What the setting says.
+        wanted: u16,
+    },
+}
+
+impl From<record::Corrupt> for Error {
+    fn from(corrupt: record::Corrupt) -> Self {
+        Self::Corrupt(corrupt.to_string())
+    }
+}
+
+/// What the store is told by settings.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// How Redis is reached.
+    pub redis: RedisConfig,
+    /// How many parts each app's users are spread over; fixed for the life of a Redis.
+    pub buckets: u16,
+    /// The most records kept for one user.
+    pub cap: u16,
+}
+
+/// A handle on Redis, cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connections: Connections,
+    buckets: u16,
+    cap: u16,
+}
+
+impl Store {
+    /// Prepares a store without talking to Redis; see [`Store::prepare`]. Fails on a URL that is none.
+    pub fn new(config: &StoreConfig) -> Result<Self, Error> {
+        let connections = Connections::new(&config.redis)?;
+        Ok(Self { inner: Arc::new(Inner { connections, buckets: config.buckets.max(1), cap: config.cap }) })
+    }
+
+    /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which
+    /// Redis may forget.
+    pub async fn prepare(&self) -> Result<(), Error> {
+        let connections = &self.inner.connections;
+        let wanted = self.inner.buckets;
+        let _: bool = connections.run(redis::cmd("SETNX").arg(keys::BUCKETS).arg(wanted)).await?;
+        let found: u16 = connections.run(redis::cmd("GET").arg(keys::BUCKETS)).await?;
+        if found != wanted {
+            return Err(Error::BucketCount { found, wanted });
+        }
+        for script in scripts::all() {
+            connections.load(script).await?;
+        }
+        self.warn_of_forgetful_settings().await;
+        Ok(())
+    }
+
+    /// Whether Redis answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.inner.connections.run::<String>(&redis::cmd("PING")).await.map(drop)
+    }
+
+    async fn warn_of_forgetful_settings(&self) {
+        let policy = self.setting("maxmemory-policy").await;
+        if policy.as_deref().is_some_and(|policy| policy != "noeviction") {
+            warn!(maxmemory_policy = policy, "Redis may evict credentials: set maxmemory-policy to noeviction");
+        }
+        if self.setting("appendonly").await.as_deref() == Some("no") {
+            warn!("Redis has no append-only file: a restart of Redis loses what came since its last snapshot");
+        }
+    }
+
+    /// One of Redis' own settings; nothing where CONFIG is forbidden, as some hosted services do.
+    async fn setting(&self, name: &str) -> Option<String> {
+        let reply: Vec<String> =
+            self.inner.connections.run(redis::cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
+        reply.into_iter().nth(1)
+    }
+
+    fn bucket(&self, openid: &OpenId) -> Bucket {
+        Bucket::of(openid, self.inner.buckets)
+    }
+
+    fn keys(&self, app: &AppId, openid: &OpenId) -> BucketKeys {
+        BucketKeys::new(app, self.bucket(openid))
+    }
+
+    /// How many buckets each app has.
+    pub fn buckets(&self) -> impl ExactSizeIterator<Item = Bucket> + use<> {
+        (0..self.inner.buckets).map(Bucket)
+    }
+}

@@ -1,0 +1,234 @@
+//! The sweep: drops what has expired and counts what is in stock, bucket by bucket, a few users a call.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deadpool_redis::redis::{self, Value};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use super::keys::{Bucket, BucketKeys};
+use super::{Error, Store, scripts};
+use crate::credential::{AppId, Kind};
+
+/// WeChat's day begins at midnight of UTC+8.
+pub const DAY_OFFSET: i64 = 8 * 3600;
+
+/// A day, in seconds.
+pub const DAY: i64 = 24 * 3600;
+
+/// About how many users one call of the sweep looks at.
+const PAGE: u32 = 64;
+
+/// How many buckets are asked at once when all are.
+const ASKED_AT_ONCE: usize = 32;
+
+/// How long a count is kept when no new one is made.
+const KEPT: Duration = Duration::from_secs(DAY as u64);
+
+/// Credentials, and the messages they permit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// How many credentials.
+    pub credentials: u64,
+    /// How many messages they permit.
+    pub messages: u64,
+}
+
+/// What is in stock: of a bucket, or of a whole app.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Users for whom at least one message can be sent.
+    pub reachable: u64,
+    /// By day of expiry (days since 1970 in UTC+8) and kind.
+    pub days: BTreeMap<(i64, Kind), Count>,
+    /// When the oldest part was counted, in seconds since 1970.
+    pub counted_at: i64,
+}
+
+impl Stock {
+    fn add(&mut self, other: &Self) {
+        self.reachable += other.reachable;
+        for (day, count) in &other.days {
+            let sum = self.days.entry(*day).or_default();
+            sum.credentials += count.credentials;
+            sum.messages += count.messages;
+        }
+    }
+}
+
+/// Where everything that was ever collected went, in messages permitted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Taken in.
+    pub collected: u64,
+    /// Held by messages in flight or in doubt.
+    pub leased: u64,
+    /// Spent.
+    pub consumed: u64,
+    /// Found dead.
+    pub discarded: u64,
+    /// Too old before anyone used it.
+    pub expired: u64,
+    /// Pushed out by the cap.
+    pub dropped: u64,
+    /// Deleted with their user.
+    pub erased: u64,
+}
+
+impl Ledger {
+    /// What is in stock and not leased: everything collected that went nowhere.
+    pub fn available(&self) -> u64 {
+        let gone = self.leased + self.consumed + self.discarded + self.expired + self.dropped + self.erased;
+        self.collected.saturating_sub(gone)
+    }
+}
+
+/// How a bucket's count is kept in Redis.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    reachable: u64,
+    days: Vec<(i64, u8, Count)>,
+    counted_at: i64,
+}
+
+impl Store {
+    /// Sweeps one bucket from end to end and keeps its count. `pause` lies between two calls; `now` is the time of the count.
+    pub async fn sweep(&self, app: &AppId, bucket: Bucket, now: i64, pause: Duration) -> Result<Stock, Error> {
+        let keys = BucketKeys::new(app, bucket);
+        let (users, ledger) = (keys.users(), keys.ledger());
+        let mut stock = Stock { counted_at: now, ..Stock::default() };
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, page) = self.sweep_page(&users, &ledger, &cursor).await?;
+            stock.add(&page);
+            cursor = next;
+            if cursor == "0" {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        let kept = Kept {
+            reachable: stock.reachable,
+            days: stock.days.iter().map(|(&(day, kind), &count)| (day, kind as u8, count)).collect(),
+            counted_at: now,
+        };
+        let text = serde_json::to_string(&kept).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let mut command = redis::cmd("SET");
+        command.arg(keys.stock()).arg(text).arg("EX").arg(KEPT.as_secs());
+        self.inner.connections.run::<()>(&command).await?;
+        Ok(stock)
+    }
+
+    async fn sweep_page(&self, users: &str, ledger: &str, cursor: &str) -> Result<(String, Stock), Error> {
+        let (next, reachable, counts): (String, u64, Vec<i64>) = {
+            let reply: Vec<Value> = self
+                .inner
+                .connections
+                .invoke(&scripts::SWEEP, |command| {
+                    command.arg(2).arg(users).arg(ledger).arg(cursor).arg(PAGE).arg(DAY).arg(DAY_OFFSET);
+                })
+                .await?;
+            let mut values = reply.into_iter();
+            let mut head = || values.next().unwrap_or(Value::Nil);
+            let (next, reachable) = (redis::from_redis_value(head()), redis::from_redis_value(head()));
+            let corrupt = |error: redis::ParsingError| Error::Corrupt(error.to_string());
+            let counts = values.map(redis::from_redis_value).collect::<Result<_, _>>().map_err(corrupt)?;
+            (next.map_err(corrupt)?, reachable.map_err(corrupt)?, counts)
+        };
+        let mut stock = Stock { reachable, ..Stock::default() };
+        for count in counts.chunks_exact(4) {
+            let kind = kind(count[0] as u8)?;
+            let count_of = Count { credentials: count[2] as u64, messages: count[3] as u64 };
+            stock.days.insert((count[1], kind), count_of);
+        }
+        Ok((next, stock))
+    }
+
+    /// Takes the turn to sweep a bucket; false when it was swept less than `interval` ago.
+    pub async fn claim_sweep(&self, app: &AppId, bucket: Bucket, interval: Duration) -> Result<bool, Error> {
+        let mut command = redis::cmd("SET");
+        let interval = interval.as_millis().max(1) as u64;
+        command.arg(BucketKeys::new(app, bucket).swept()).arg(1).arg("NX").arg("PX").arg(interval);
+        self.inner.connections.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
+    }
+
+    /// How many users an app has, reachable or not.
+    pub async fn users(&self, app: &AppId) -> Result<u64, Error> {
+        self.over_buckets(async |bucket| {
+            self.inner.connections.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).users())).await
+        })
+        .try_fold(0, async |sum, users: u64| Ok(sum + users))
+        .await
+    }
+
+    /// The stock of an app: counted on the spot when it has at most `few` users, from the last sweep otherwise.
+    pub async fn stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
+        let on_the_spot = self.users(app).await? <= few;
+        self.over_buckets(async |bucket| {
+            if on_the_spot { self.sweep(app, bucket, now, Duration::ZERO).await } else { self.kept_stock(app, bucket, now).await }
+        })
+        .try_fold(Stock { counted_at: now, ..Stock::default() }, async |mut sum, bucket| {
+            sum.add(&bucket);
+            sum.counted_at = sum.counted_at.min(bucket.counted_at);
+            Ok(sum)
+        })
+        .await
+    }
+
+    async fn kept_stock(&self, app: &AppId, bucket: Bucket, now: i64) -> Result<Stock, Error> {
+        let text: Option<String> =
+            self.inner.connections.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
+        // Never counted so far: the first sweep of a new collector has not come here yet.
+        let Some(text) = text else { return self.sweep(app, bucket, now, Duration::ZERO).await };
+        let kept: Kept = serde_json::from_str(&text).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let mut stock = Stock { reachable: kept.reachable, counted_at: kept.counted_at, ..Stock::default() };
+        for (day, number, count) in kept.days {
+            stock.days.insert((day, kind(number)?), count);
+        }
+        Ok(stock)
+    }
+
+    /// The ledger of an app.
+    pub async fn ledger(&self, app: &AppId) -> Result<Ledger, Error> {
+        self.over_buckets(async |bucket| {
+            let keys = BucketKeys::new(app, bucket);
+            let counters: BTreeMap<String, u64> =
+                self.inner.connections.run(redis::cmd("HGETALL").arg(keys.ledger())).await?;
+            let of = |name: &str| counters.get(name).copied().unwrap_or(0);
+            Ok(Ledger {
+                collected: of("collected"),
+                leased: self.leases_in(app, bucket).await?,
+                consumed: of("consumed"),
+                discarded: of("discarded"),
+                expired: of("expired"),
+                dropped: of("dropped"),
+                erased: of("erased"),
+            })
+        })
+        .try_fold(Ledger::default(), async |sum, bucket| {
+            Ok(Ledger {
+                collected: sum.collected + bucket.collected,
+                leased: sum.leased + bucket.leased,
+                consumed: sum.consumed + bucket.consumed,
+                discarded: sum.discarded + bucket.discarded,
+                expired: sum.expired + bucket.expired,
+                dropped: sum.dropped + bucket.dropped,
+                erased: sum.erased + bucket.erased,
+            })
+        })
+        .await
+    }
+
+    /// Asks every bucket the same, a few at once.
+    fn over_buckets<T, F>(&self, ask: impl Fn(Bucket) -> F) -> impl stream::Stream<Item = Result<T, Error>>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        stream::iter(self.buckets()).map(ask).buffer_unordered(ASKED_AT_ONCE)
+    }
+}
+
+fn kind(number: u8) -> Result<Kind, Error> {
+    Kind::ALL.get(usize::from(number)).copied().ok_or_else(|| super::record::Corrupt::UnknownKind(number).into())
+}

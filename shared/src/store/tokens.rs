@@ -1,0 +1,65 @@
+//! The access token of an app, shared by all replicas.
+
+use std::time::Duration;
+
+use deadpool_redis::redis;
+
+use super::{Error, Store, keys, scripts};
+use crate::credential::AppId;
+
+/// A token as it is shared.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SharedToken {
+    /// What goes into the URL of a call. A secret.
+    pub token: String,
+    /// When WeChat stops honouring it, in milliseconds since 1970.
+    pub ends_ms: u64,
+}
+
+impl SharedToken {
+    fn encode(&self) -> String {
+        format!("{} {}", self.ends_ms, self.token)
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (ends, token) = text.split_once(' ')?;
+        Some(Self { token: token.to_owned(), ends_ms: ends.parse().ok()? })
+    }
+}
+
+impl Store {
+    /// The shared token, if there is one.
+    pub async fn token(&self, app: &AppId) -> Result<Option<SharedToken>, Error> {
+        let text: Option<String> = self.inner.connections.run(redis::cmd("GET").arg(keys::token(app))).await?;
+        Ok(text.as_deref().and_then(SharedToken::decode))
+    }
+
+    /// Shares a token for as long as it lives.
+    pub async fn put_token(&self, app: &AppId, token: &SharedToken, life: Duration) -> Result<(), Error> {
+        let life = (life.as_millis() as u64).max(1);
+        self.inner.connections.run(redis::cmd("SET").arg(keys::token(app)).arg(token.encode()).arg("PX").arg(life)).await
+    }
+
+    /// Drops the shared token if it is still this one: another replica's fresh token stays.
+    pub async fn drop_token(&self, app: &AppId, token: &SharedToken) -> Result<bool, Error> {
+        self.drop_if(&keys::token(app), &token.encode()).await
+    }
+
+    /// Takes the right to fetch a token, for at most `ttl`; `owner` is random. False when another has it.
+    pub async fn lock_token(&self, app: &AppId, owner: &str, ttl: Duration) -> Result<bool, Error> {
+        let mut command = redis::cmd("SET");
+        command.arg(keys::token_lock(app)).arg(owner).arg("NX").arg("PX").arg(ttl.as_millis() as u64);
+        self.inner.connections.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
+    }
+
+    /// Gives it back.
+    pub async fn unlock_token(&self, app: &AppId, owner: &str) -> Result<bool, Error> {
+        self.drop_if(&keys::token_lock(app), owner).await
+    }
+
+    async fn drop_if(&self, key: &str, value: &str) -> Result<bool, Error> {
+        self.inner.connections.invoke(&scripts::DROP_IF, |command| {
+            command.arg(1).arg(key).arg(value);
+        }).await
+    }
+}

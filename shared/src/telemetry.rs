@@ -1,0 +1,25 @@
+//! Logs: one line an event on standard error, for people or as JSON. No openid, credential, token or secret, at any level.
+
+use tracing_subscriber::EnvFilter;
+
+/// What is logged, and how it looks.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// JSON instead of lines for people.
+    pub json: bool,
+    /// A filter as tracing-subscriber reads it: `info`, or `info,dispatcher=debug`.
+    pub filter: String,
+}
+
+/// Starts logging; call once, at the start of `main`.
+pub fn init(config: &LogConfig) {
+    // Settings have refused a bad filter before this; "info" is what is left if one slips through.
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if config.json { lines.json().init() } else { lines.with_target(false).init() }
+}
+
+/// Whether a filter can be read.
+pub fn check_filter(filter: &str) -> Result<String, String> {
+    EnvFilter::try_new(filter).map(|_| filter.to_owned()).map_err(|error| error.to_string())
+}

@@ -1,0 +1,26 @@
+//! What the tests stand on: a real redis-server that belongs to the test, and services run as real processes.
+//!
+//! A test that cannot go on should fail loudly, so the helpers panic.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod process;
+mod redis;
+
+pub use process::{Process, free_port};
+pub use redis::{Redis, store_config};
+
+use std::time::{Duration, Instant};
+
+/// Polls a condition until it holds; panics with `what` after `bound`.
+pub async fn eventually(what: &str, bound: Duration, mut holds: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < bound, "{what}: not within {bound:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64
+}
