@@ -1,0 +1,180 @@
+//! WeChat's answers: codes, their texts, and how they become JSON.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::clock;
+
+/// Codes this sandbox decides by itself. Fault rules and the `answer` setting may send any other.
+pub(crate) mod code {
+    pub(crate) const OK: i32 = 0;
+    pub(crate) const TOKEN_UNKNOWN: i32 = 40001;
+    pub(crate) const WRONG_GRANT_TYPE: i32 = 40002;
+    pub(crate) const OPENID_UNKNOWN: i32 = 40003;
+    pub(crate) const APP_UNKNOWN: i32 = 40013;
+    pub(crate) const TEMPLATE_UNKNOWN: i32 = 40037;
+    pub(crate) const NO_SUCH_URL: i32 = 40066;
+    pub(crate) const WRONG_SECRET: i32 = 40125;
+    pub(crate) const TOKEN_MISSING: i32 = 41001;
+    pub(crate) const APP_MISSING: i32 = 41002;
+    pub(crate) const SECRET_MISSING: i32 = 41004;
+    pub(crate) const FORM_ID_WRONG: i32 = 41028;
+    pub(crate) const FORM_ID_USED: i32 = 41029;
+    pub(crate) const PAGE_WRONG: i32 = 41030;
+    pub(crate) const FORM_ID_BLOCKED: i32 = 41031;
+    pub(crate) const TOKEN_EXPIRED: i32 = 42001;
+    pub(crate) const GET_REQUIRED: i32 = 43001;
+    pub(crate) const POST_REQUIRED: i32 = 43002;
+    pub(crate) const QUOTA_REACHED: i32 = 45009;
+    pub(crate) const TOO_FAST: i32 = 45011;
+    pub(crate) const BODY_WRONG: i32 = 47001;
+    pub(crate) const ARGUMENT_WRONG: i32 = 47003;
+}
+
+/// Texts as WeChat words them, for whoever reads the answer. A caller that matches on them is wrong: they change.
+const TEXTS: &[(i32, &str)] = &[
+    (-1, "system error"),
+    (
+        code::TOKEN_UNKNOWN,
+        "invalid credential, access_token is invalid or not latest",
+    ),
+    (code::WRONG_GRANT_TYPE, "invalid grant_type"),
+    (code::OPENID_UNKNOWN, "invalid openid"),
+    (code::APP_UNKNOWN, "invalid appid"),
+    (40014, "invalid access_token"),
+    (code::TEMPLATE_UNKNOWN, "invalid template_id"),
+    (code::NO_SUCH_URL, "invalid url"),
+    (code::WRONG_SECRET, "invalid appsecret"),
+    (40164, "invalid ip 127.0.0.1, not in whitelist"),
+    (40243, "AppSecret is frozen"),
+    (code::TOKEN_MISSING, "access_token missing"),
+    (code::APP_MISSING, "appid missing"),
+    (code::SECRET_MISSING, "appsecret missing"),
+    (code::FORM_ID_WRONG, "invalid form id"),
+    (code::FORM_ID_USED, "form id used count reach limit"),
+    (code::PAGE_WRONG, "invalid page"),
+    (code::FORM_ID_BLOCKED, "form id is blocked"),
+    (41032, "not allow to send message with submitted form id"),
+    (41034, "not allow to send message with submitted form id"),
+    (41035, "not allow to send message with prepay id"),
+    (code::TOKEN_EXPIRED, "access_token expired"),
+    (code::GET_REQUIRED, "require GET method"),
+    (code::POST_REQUIRED, "require POST method"),
+    (43101, "user refuse to accept the msg"),
+    (code::QUOTA_REACHED, "reach max api daily quota limit"),
+    (
+        code::TOO_FAST,
+        "api minute-quota reach limit, must slower, retry next minute",
+    ),
+    (45103, "this api has been retired"),
+    (45168, "hit sensitive words"),
+    (code::BODY_WRONG, "data format error"),
+    (code::ARGUMENT_WRONG, "argument invalid!"),
+    (48001, "api unauthorized"),
+    (50002, "user limited"),
+    (50004, "api forbidden for this account"),
+    (61004, "access clientip is not registered"),
+    (89503, "this call needs the administrator's confirmation"),
+];
+
+/// A WeChat "no": the code, and the key at fault where there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct No {
+    pub(crate) code: i32,
+    detail: String,
+}
+
+impl No {
+    pub(crate) fn code(code: i32) -> Self {
+        Self {
+            code,
+            detail: String::new(),
+        }
+    }
+
+    /// 47003, naming the argument: `data.keyword1.value`.
+    pub(crate) fn argument(path: impl Into<String>) -> Self {
+        Self {
+            code: code::ARGUMENT_WRONG,
+            detail: path.into(),
+        }
+    }
+
+    fn message(&self) -> String {
+        let text = TEXTS
+            .iter()
+            .find(|(code, _)| *code == self.code)
+            .map_or("refused", |(_, text)| text);
+        let gap = if self.detail.is_empty() { "" } else { " " };
+        // WeChat's own request ids begin with the time, too.
+        let random: u64 = rand::random();
+        let seconds = clock::real_ms() / 1000;
+        let (high, low) = (random >> 32, random & 0xffff_ffff);
+        format!("{text}{gap}{} rid: {seconds:08x}-{high:08x}-{low:08x}", self.detail)
+    }
+}
+
+/// What a send answers: WeChat's ok, or its no.
+pub(crate) fn sent(outcome: &Result<(), No>) -> Response {
+    match outcome {
+        Ok(()) => bytes(&br#"{"errcode":0,"errmsg":"ok"}"#[..]),
+        Err(no) => refusal(no),
+    }
+}
+
+pub(crate) fn refusal(no: &No) -> Response {
+    #[derive(Serialize)]
+    struct Body {
+        errcode: i32,
+        errmsg: String,
+    }
+    json(&Body {
+        errcode: no.code,
+        errmsg: no.message(),
+    })
+}
+
+/// HTTP 200 with JSON, which is how WeChat says everything.
+pub(crate) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => bytes(body),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written as JSON");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn bytes(body: impl Into<axum::body::Body>) -> Response {
+    (
+        [(header::CONTENT_TYPE, "application/json; encoding=utf-8")],
+        body.into(),
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_argument_and_ends_in_a_request_id() {
+        let message = No::argument("data.keyword1.value").message();
+        let (text, rid) = message.split_once(" rid: ").unwrap();
+        assert_eq!(text, "argument invalid! data.keyword1.value");
+        let parts: Vec<&str> = rid.split('-').collect();
+        assert_eq!(parts.len(), 3);
+        assert!(
+            parts
+                .iter()
+                .all(|part| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit())),
+            "{rid}"
+        );
+    }
+
+    #[test]
+    fn a_code_without_a_text_still_answers() {
+        assert!(No::code(99999).message().starts_with("refused rid: "));
+    }
+}

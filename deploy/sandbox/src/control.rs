@@ -1,0 +1,165 @@
+//! The control API: JSON in, JSON out, under `/sandbox/`.
+//!
+//! | call | body or query | answer |
+//! |---|---|---|
+//! | `POST apps` | `{app_id, secret}` | `{}` |
+//! | `POST submissions` | `{app_id, submissions: [Submission]}` | `{ids: [..]}`, in order |
+//! | `POST block` | `{app_id, id}` | `{}` |
+//! | `GET deliveries` | `?app_id=&openid=&after=&limit=` | `{deliveries: [Delivery]}` |
+//! | `GET books` | `?app_id=`, or nothing for all | [`Books`](crate::Books) |
+//! | `GET settings` | | [`Settings`](crate::Settings) |
+//! | `PUT settings` | the fields to change | all settings |
+//! | `POST faults` | `[Rule]`, appended | `{faults: [Rule]}`, all of them |
+//! | `GET faults`, `DELETE faults` | | `{faults: [Rule]}` |
+//!
+//! What makes no sense is refused with 400 and `{"error": "<a sentence>"}`, an app or id that does not exist with 404.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::{Reading, Refused, Rule, Sandbox, Submission, answer};
+
+/// Room for several 100,000 submissions in one call.
+const LARGEST_BODY: usize = 128 * 1024 * 1024;
+
+type Outcome = Result<Response, Refused>;
+
+pub(crate) fn routes() -> Router<Sandbox> {
+    Router::new()
+        .route("/sandbox/apps", post(add_app))
+        .route("/sandbox/submissions", post(submit))
+        .route("/sandbox/block", post(block))
+        .route("/sandbox/deliveries", get(deliveries))
+        .route("/sandbox/books", get(books))
+        .route("/sandbox/settings", get(settings).put(change_settings))
+        .route("/sandbox/faults", get(faults).post(add_faults).delete(clear_faults))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Unknown(_) => StatusCode::NOT_FOUND,
+        };
+        (status, answer::json(&json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body).map_err(Refused::invalid)
+}
+
+fn asked<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refused> {
+    query
+        .map(|Query(query)| query)
+        .map_err(|rejection| Refused::invalid(rejection.body_text()))
+}
+
+fn done() -> Outcome {
+    Ok(answer::json(&json!({})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewApp {
+    app_id: String,
+    secret: String,
+}
+
+async fn add_app(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let new: NewApp = read(&body)?;
+    sandbox.add_app(&new.app_id, &new.secret)?;
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Submissions {
+    app_id: String,
+    submissions: Vec<Submission>,
+}
+
+async fn submit(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Submissions { app_id, submissions } = read(&body)?;
+    let ids = sandbox.submit(&app_id, submissions)?;
+    Ok(answer::json(&json!({ "ids": ids })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Block {
+    app_id: String,
+    id: String,
+}
+
+async fn block(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Block { app_id, id } = read(&body)?;
+    sandbox.block(&app_id, &id)?;
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeliveriesQuery {
+    app_id: String,
+    openid: Option<String>,
+    #[serde(default)]
+    after: u64,
+    limit: Option<usize>,
+}
+
+async fn deliveries(State(sandbox): State<Sandbox>, query: Result<Query<DeliveriesQuery>, QueryRejection>) -> Outcome {
+    let DeliveriesQuery {
+        app_id,
+        openid,
+        after,
+        limit,
+    } = asked(query)?;
+    let deliveries = sandbox.deliveries(&app_id, &Reading { openid, after, limit })?;
+    Ok(answer::json(&json!({ "deliveries": deliveries })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BooksQuery {
+    app_id: Option<String>,
+}
+
+async fn books(State(sandbox): State<Sandbox>, query: Result<Query<BooksQuery>, QueryRejection>) -> Outcome {
+    let app_id = asked(query)?.app_id.filter(|app_id| !app_id.is_empty());
+    Ok(answer::json(&sandbox.books(app_id.as_deref())?))
+}
+
+async fn settings(State(sandbox): State<Sandbox>) -> Response {
+    answer::json(&*sandbox.current())
+}
+
+async fn change_settings(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let fields: Map<String, Value> = read(&body)?;
+    let changed = sandbox.change_settings(fields)?;
+    Ok(answer::json(&changed))
+}
+
+async fn faults(State(sandbox): State<Sandbox>) -> Response {
+    answer::json(&json!({ "faults": sandbox.faults() }))
+}
+
+async fn add_faults(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let rules: Vec<Rule> = read(&body)?;
+    sandbox.add_faults(rules)?;
+    Ok(faults(State(sandbox)).await)
+}
+
+async fn clear_faults(State(sandbox): State<Sandbox>) -> Response {
+    sandbox.clear_faults();
+    faults(State(sandbox)).await
+}

@@ -1,0 +1,75 @@
+//! `sandbox`: the strict local WeChat as a program.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+use sandbox::{Sandbox, Settings};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A strict local WeChat: tokens, template messages, faults on demand, and books of what was delivered.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where to listen.
+    #[arg(long, env = "SANDBOX_LISTEN", default_value = "127.0.0.1:8700")]
+    listen: SocketAddr,
+
+    /// An app, as APPID=SECRET. Repeatable; in the environment, separated by commas.
+    #[arg(long = "app", env = "SANDBOX_APPS", value_name = "APPID=SECRET", value_delimiter = ',', value_parser = app,
+          default_value = "wx0123456789abcdef=0123456789abcdef0123456789abcdef")]
+    apps: Vec<(String, String)>,
+
+    /// A template id that exists. Repeatable; in the environment, separated by commas. Without any, all do.
+    #[arg(
+        long = "template",
+        env = "SANDBOX_TEMPLATES",
+        value_name = "ID",
+        value_delimiter = ','
+    )]
+    templates: Vec<String>,
+
+    /// What to log to stderr: error, warn, info, debug, or filters such as sandbox=debug.
+    #[arg(long, env = "SANDBOX_LOG", default_value = "info")]
+    log: EnvFilter,
+}
+
+fn app(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((id, secret)) if !id.is_empty() && !secret.is_empty() => Ok((id.to_owned(), secret.to_owned())),
+        _ => Err("an app is APPID=SECRET".to_owned()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(args.log)
+        .with_writer(std::io::stderr)
+        .init();
+
+    // A variable that is set to nothing lists one empty id.
+    let templates = args.templates.into_iter().filter(|id| !id.is_empty()).collect();
+    let sandbox = Sandbox::new(Settings {
+        templates,
+        ..Settings::default()
+    });
+    for (app_id, secret) in &args.apps {
+        sandbox.add_app(app_id, secret)?;
+    }
+
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let shutdown = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let listener = TcpListener::bind(args.listen).await?;
+    tracing::info!(listen = %listener.local_addr()?, apps = args.apps.len(), "serving");
+    sandbox::serve(listener, sandbox, shutdown).await?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! Who owns which form id or prepay id, and how many messages it is still good for.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::answer::{No, code};
+use crate::clock::SECOND;
+use crate::{Refused, Settings};
+
+/// Where a right to send came from. A grant for `subscribe/send` would be a third kind, bound to its template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A submitted form: one message.
+    Form,
+    /// A payment: [`Settings::prepay_uses`] messages.
+    Prepay,
+}
+
+/// What a user did in the mini program, and the id it left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// The user. From the first submission on, the app knows this openid.
+    pub openid: String,
+    /// A form or a payment.
+    pub kind: Kind,
+    /// The id to issue. Absent: 32 hex digits, after `wx` for a payment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Messages it is good for. Absent: one for a form, [`Settings::prepay_uses`] for a payment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Unix seconds. Absent: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submitted_at: Option<u64>,
+}
+
+impl Submission {
+    /// A form submitted now.
+    pub fn form(openid: impl Into<String>) -> Self {
+        Self {
+            openid: openid.into(),
+            kind: Kind::Form,
+            id: None,
+            uses: None,
+            submitted_at: None,
+        }
+    }
+
+    /// A payment made now.
+    pub fn prepay(openid: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Prepay,
+            ..Self::form(openid)
+        }
+    }
+}
+
+struct Right {
+    openid: Arc<str>,
+    kind: Kind,
+    submitted_ms: u64,
+    uses_left: u32,
+    blocked: bool,
+}
+
+/// Plain sums. `issued = spent + left`, whether or not what is left has expired or is blocked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// All that were ever issued.
+    pub issued: u64,
+    /// Those that brought their message (of ids: all of their messages).
+    pub spent: u64,
+    /// The rest.
+    pub left: u64,
+}
+
+impl Counts {
+    fn issue(&mut self, n: u64) {
+        self.issued += n;
+        self.left += n;
+    }
+
+    fn spend(&mut self) {
+        self.spent += 1;
+        self.left -= 1;
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.issued += other.issued;
+        self.spent += other.spent;
+        self.left += other.left;
+    }
+}
+
+/// All rights of one app.
+#[derive(Default)]
+pub(crate) struct Rights {
+    users: HashSet<Arc<str>>,
+    by_id: HashMap<String, Right>,
+    pub(crate) ids: Counts,
+    pub(crate) uses: Counts,
+}
+
+impl Rights {
+    /// Takes all of the submissions or, if one is wrong, none.
+    pub(crate) fn submit(
+        &mut self,
+        submissions: Vec<Submission>,
+        now_ms: u64,
+        settings: &Settings,
+    ) -> Result<Vec<String>, Refused> {
+        let mut given = HashSet::new();
+        for (index, submission) in submissions.iter().enumerate() {
+            self.check(submission, now_ms, &mut given)
+                .map_err(|why| Refused::at("submissions", index, why))?;
+        }
+        self.by_id.reserve(submissions.len());
+        Ok(submissions
+            .into_iter()
+            .map(|submission| self.issue(submission, now_ms, settings))
+            .collect())
+    }
+
+    fn check<'a>(&self, new: &'a Submission, now_ms: u64, given: &mut HashSet<&'a str>) -> Result<(), &'static str> {
+        if new.openid.is_empty() {
+            return Err("openid is empty");
+        }
+        if new.uses == Some(0) {
+            return Err("uses must be at least 1");
+        }
+        // A day of tolerance for clocks; what is beyond it was meant in milliseconds.
+        if new.submitted_at.is_some_and(|at| at > now_ms / SECOND + 24 * 3600) {
+            return Err("submitted_at is in the future (it is in unix seconds)");
+        }
+        match new.id.as_deref() {
+            Some("") => Err("id is empty"),
+            Some(id) if self.by_id.contains_key(id) || !given.insert(id) => Err("this id was submitted before"),
+            _ => Ok(()),
+        }
+    }
+
+    fn issue(&mut self, new: Submission, now_ms: u64, settings: &Settings) -> String {
+        let openid = match self.users.get(new.openid.as_str()) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let openid: Arc<str> = new.openid.into();
+                self.users.insert(Arc::clone(&openid));
+                openid
+            }
+        };
+        let (prefix, uses) = match new.kind {
+            Kind::Form => ("", 1),
+            Kind::Prepay => ("wx", settings.prepay_uses),
+        };
+        let id = new
+            .id
+            .unwrap_or_else(|| format!("{prefix}{:032x}", rand::random::<u128>()));
+        let uses_left = new.uses.unwrap_or(uses);
+        let submitted_ms = new
+            .submitted_at
+            .map_or(now_ms, |seconds| seconds.saturating_mul(SECOND));
+        self.by_id.insert(
+            id.clone(),
+            Right {
+                openid,
+                kind: new.kind,
+                submitted_ms,
+                uses_left,
+                blocked: false,
+            },
+        );
+        self.ids.issue(1);
+        self.uses.issue(u64::from(uses_left));
+        id
+    }
+
+    /// Whether this user ever submitted anything to the app.
+    pub(crate) fn knows(&self, openid: &str) -> bool {
+        self.users.contains(openid)
+    }
+
+    /// From now on, the id answers 41031. False if there is no such id.
+    pub(crate) fn block(&mut self, id: &str) -> bool {
+        self.by_id.get_mut(id).map(|right| right.blocked = true).is_some()
+    }
+
+    /// Takes one use, or says why there is none to take.
+    pub(crate) fn spend(&mut self, id: &str, openid: &str, now_ms: u64, settings: &Settings) -> Result<Kind, No> {
+        let right = self.by_id.get_mut(id).filter(|right| &*right.openid == openid);
+        let right = right.ok_or_else(|| No::code(code::FORM_ID_WRONG))?;
+        if right.blocked {
+            return Err(No::code(code::FORM_ID_BLOCKED));
+        }
+        let age_ms = now_ms.saturating_sub(right.submitted_ms);
+        let too_old = age_ms >= settings.right_life_seconds.saturating_mul(SECOND);
+        let too_young = right.kind == Kind::Prepay && age_ms < settings.young_prepay_seconds.saturating_mul(SECOND);
+        if too_old || too_young {
+            return Err(No::code(code::FORM_ID_WRONG));
+        }
+        if right.uses_left == 0 {
+            return Err(No::code(code::FORM_ID_USED));
+        }
+        right.uses_left -= 1;
+        self.uses.spend();
+        if right.uses_left == 0 {
+            self.ids.spend();
+        }
+        Ok(right.kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600 * SECOND;
+    const NOW: u64 = 1_767_283_200 * SECOND;
+
+    fn issued(submission: Submission) -> (Rights, String) {
+        let mut rights = Rights::default();
+        let ids = rights.submit(vec![submission], NOW, &Settings::default()).unwrap();
+        (rights, ids[0].clone())
+    }
+
+    fn code_of(outcome: Result<Kind, No>) -> i32 {
+        outcome.map_or_else(|no| no.code, |_| code::OK)
+    }
+
+    #[test]
+    fn ids_look_like_wechats() {
+        let hex = |id: &str| id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        assert!(hex(&issued(Submission::form("u")).1));
+        assert!(issued(Submission::prepay("u")).1.strip_prefix("wx").is_some_and(hex));
+    }
+
+    #[test]
+    fn an_id_lives_for_seven_days_to_the_millisecond() {
+        let settings = Settings::default();
+        let (mut rights, id) = issued(Submission {
+            uses: Some(2),
+            ..Submission::form("u")
+        });
+        assert_eq!(code_of(rights.spend(&id, "u", NOW + 7 * DAY - 1, &settings)), code::OK);
+        assert_eq!(
+            code_of(rights.spend(&id, "u", NOW + 7 * DAY, &settings)),
+            code::FORM_ID_WRONG
+        );
+    }
+
+    #[test]
+    fn a_payment_is_good_for_three_messages_and_the_counts_add_up() {
+        let settings = Settings::default();
+        let (mut rights, id) = issued(Submission::prepay("u"));
+        let codes: Vec<i32> = (0..4)
+            .map(|_| code_of(rights.spend(&id, "u", NOW, &settings)))
+            .collect();
+        assert_eq!(codes, [code::OK, code::OK, code::OK, code::FORM_ID_USED]);
+        assert_eq!(
+            rights.uses,
+            Counts {
+                issued: 3,
+                spent: 3,
+                left: 0
+            }
+        );
+        assert_eq!(
+            rights.ids,
+            Counts {
+                issued: 1,
+                spent: 1,
+                left: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_young_payment_is_unknown_for_a_while_but_a_young_form_is_not() {
+        let settings = Settings {
+            young_prepay_seconds: 10,
+            ..Settings::default()
+        };
+        let (mut rights, id) = issued(Submission::prepay("u"));
+        assert_eq!(
+            code_of(rights.spend(&id, "u", NOW + 9_999, &settings)),
+            code::FORM_ID_WRONG
+        );
+        assert_eq!(code_of(rights.spend(&id, "u", NOW + 10_000, &settings)), code::OK);
+        let (mut rights, id) = issued(Submission::form("u"));
+        assert_eq!(code_of(rights.spend(&id, "u", NOW, &settings)), code::OK);
+    }
+
+    #[test]
+    fn another_users_id_is_no_id() {
+        let (mut rights, id) = issued(Submission::form("u"));
+        assert_eq!(
+            code_of(rights.spend(&id, "v", NOW, &Settings::default())),
+            code::FORM_ID_WRONG
+        );
+        assert_eq!(code_of(rights.spend(&id, "u", NOW, &Settings::default())), code::OK);
+    }
+
+    #[test]
+    fn one_wrong_submission_refuses_them_all() {
+        let mut rights = Rights::default();
+        let with_id = |id: &str| Submission {
+            id: Some(id.into()),
+            ..Submission::form("u")
+        };
+        for wrong in [
+            Submission::form(""),
+            with_id(""),
+            with_id("first"),
+            Submission {
+                uses: Some(0),
+                ..Submission::form("u")
+            },
+            Submission {
+                submitted_at: Some(NOW),
+                ..Submission::form("u")
+            },
+        ] {
+            let refused = rights
+                .submit(vec![with_id("first"), wrong], NOW, &Settings::default())
+                .unwrap_err();
+            assert!(refused.to_string().contains("submissions[1]"), "{refused}");
+            assert_eq!((rights.ids.issued, rights.knows("u")), (0, false));
+        }
+    }
+}

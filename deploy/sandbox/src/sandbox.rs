@@ -1,0 +1,253 @@
+//! The handle: everything the control API can do, as methods.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use axum::Router;
+use serde_json::{Map, Value};
+
+use crate::app::{App, lock};
+use crate::book::Book;
+use crate::faults::Faults;
+use crate::message::Fingerprints;
+use crate::tokens::Tokens;
+use crate::{Books, Delivery, Reading, Rule, Settings, Submission, clock, control, wechat};
+
+/// Why the sandbox does not do what it was asked to, in a sentence. WeChat's own refusals are something else: those are
+/// answers with an errcode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The request makes no sense. HTTP 400.
+    Invalid(String),
+    /// It names an app or an id that does not exist. HTTP 404.
+    Unknown(String),
+}
+
+impl Refused {
+    pub(crate) fn invalid(why: impl ToString) -> Self {
+        Self::Invalid(why.to_string())
+    }
+
+    pub(crate) fn at(list: &str, index: usize, why: &str) -> Self {
+        Self::Invalid(format!("{list}[{index}]: {why}"))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(why) | Self::Unknown(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A WeChat of your own. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Sandbox(Arc<Inner>);
+
+struct Inner {
+    settings: RwLock<Arc<Settings>>,
+    apps: RwLock<HashMap<String, Arc<App>>>,
+    tokens: Tokens,
+    faults: Faults,
+    prints: Fingerprints,
+    /// Calls that no app can be made out for: no token, a wrong one, an unknown app.
+    nobody: Mutex<Book>,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox")
+            .field("settings", &self.settings())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    /// A sandbox without apps. The settings are taken as they are; see [`Settings::check`].
+    pub fn new(settings: Settings) -> Self {
+        Self(Arc::new(Inner {
+            settings: RwLock::new(Arc::new(settings)),
+            apps: RwLock::default(),
+            tokens: Tokens::default(),
+            faults: Faults::default(),
+            prints: Fingerprints::default(),
+            nobody: Mutex::new(Book::new(None)),
+        }))
+    }
+
+    /// WeChat's endpoints and the control API. Faults that cut connections need [`crate::serve`]; elsewhere they answer
+    /// HTTP 500.
+    pub fn router(&self) -> Router {
+        wechat::routes().merge(control::routes()).with_state(self.clone())
+    }
+
+    /// Adds an app, or gives the one there is another secret.
+    ///
+    /// # Errors
+    /// Either text is empty.
+    pub fn add_app(&self, app_id: &str, secret: &str) -> Result<(), Refused> {
+        if app_id.is_empty() || secret.is_empty() {
+            return Err(Refused::invalid("app_id and secret must not be empty"));
+        }
+        let mut apps = self.0.apps.write().unwrap_or_else(PoisonError::into_inner);
+        match apps.get(app_id) {
+            Some(app) => app.set_secret(secret),
+            None => _ = apps.insert(app_id.to_owned(), Arc::new(App::new(app_id, secret))),
+        }
+        Ok(())
+    }
+
+    /// Users submit forms and pay: the ids, in the order given. All or none are taken.
+    ///
+    /// # Errors
+    /// No such app, or a submission that makes no sense, by its index.
+    pub fn submit(&self, app_id: &str, submissions: Vec<Submission>) -> Result<Vec<String>, Refused> {
+        let (app, settings) = (self.known(app_id)?, self.current());
+        app.ledger()
+            .rights
+            .submit(submissions, clock::now_ms(&settings), &settings)
+    }
+
+    /// From now on, this id answers 41031 to its owner.
+    ///
+    /// # Errors
+    /// No such app or id.
+    pub fn block(&self, app_id: &str, id: &str) -> Result<(), Refused> {
+        let blocked = self.known(app_id)?.ledger().rights.block(id);
+        if blocked {
+            Ok(())
+        } else {
+            Err(Refused::Unknown("no such id was ever submitted to this app".into()))
+        }
+    }
+
+    /// What was delivered, oldest first.
+    ///
+    /// # Errors
+    /// No such app, or a limit of 0.
+    pub fn deliveries(&self, app_id: &str, reading: &Reading) -> Result<Vec<Delivery>, Refused> {
+        self.known(app_id)?.ledger().book.read(reading)
+    }
+
+    /// The sums of one app, or of all apps and of the calls that named none.
+    ///
+    /// # Errors
+    /// No such app.
+    pub fn books(&self, app_id: Option<&str>) -> Result<Books, Refused> {
+        if let Some(app_id) = app_id {
+            return Ok(self.known(app_id)?.sums());
+        }
+        let mut sums = lock(&self.0.nobody).sums();
+        self.all().iter().for_each(|app| sums.add(app.sums()));
+        Ok(sums)
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        Settings::clone(&self.current())
+    }
+
+    /// Replaces all settings, and begins the daily quota anew.
+    ///
+    /// # Errors
+    /// What [`Settings::check`] refuses; the settings then stay as they were.
+    pub fn set_settings(&self, settings: Settings) -> Result<(), Refused> {
+        settings.check()?;
+        *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        self.reset_quota();
+        Ok(())
+    }
+
+    /// Replaces the given fields only, and begins the daily quota anew if it is among them.
+    ///
+    /// # Errors
+    /// An unknown field, a wrong type, or what [`Settings::check`] refuses; nothing then changes.
+    pub fn change_settings(&self, fields: Map<String, Value>) -> Result<Settings, Refused> {
+        let names_quota = fields.contains_key("daily_quota");
+        let changed = {
+            let mut current = self.0.settings.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = current.with(fields)?;
+            *current = Arc::new(changed.clone());
+            changed
+        };
+        if names_quota {
+            self.reset_quota();
+        }
+        Ok(changed)
+    }
+
+    /// Begins the daily quota of every app anew.
+    pub fn reset_quota(&self) {
+        self.all().iter().for_each(|app| app.ledger().pace.reset_day());
+    }
+
+    /// Appends fault rules to those there are. All or none are taken.
+    ///
+    /// # Errors
+    /// A rule that makes no sense, by its index.
+    pub fn add_faults(&self, rules: Vec<Rule>) -> Result<(), Refused> {
+        self.0.faults.add(rules, &self.current())
+    }
+
+    /// The fault rules, in the order they are tried.
+    pub fn faults(&self) -> Vec<Rule> {
+        self.0.faults.list()
+    }
+
+    /// Behaves again.
+    pub fn clear_faults(&self) {
+        self.0.faults.clear();
+    }
+
+    pub(crate) fn current(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn app(&self, app_id: &str) -> Option<Arc<App>> {
+        self.0
+            .apps
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(app_id)
+            .cloned()
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    pub(crate) fn fault_rules(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    pub(crate) fn prints(&self) -> &Fingerprints {
+        &self.0.prints
+    }
+
+    /// Writes into the book of the app, or of nobody.
+    pub(crate) fn note(&self, app: Option<&App>, write: impl FnOnce(&mut Book)) {
+        match app {
+            Some(app) => write(&mut app.ledger().book),
+            None => write(&mut lock(&self.0.nobody)),
+        }
+    }
+
+    fn known(&self, app_id: &str) -> Result<Arc<App>, Refused> {
+        self.app(app_id)
+            .ok_or_else(|| Refused::Unknown("no such app: add it with POST /sandbox/apps".into()))
+    }
+
+    fn all(&self) -> Vec<Arc<App>> {
+        self.0
+            .apps
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,190 @@
+//! What can be turned while the sandbox runs. All of it is visible in `GET /sandbox/settings`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::Refused;
+
+/// How strict, how slow and how generous the sandbox is. Shared by all apps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Every WeChat call waits this long before anything is decided. A caller that leaves during the wait has sent nothing.
+    pub latency_ms: u64,
+    /// Up to this much is added to the latency, drawn evenly for each call.
+    pub jitter_ms: u64,
+    /// Life of a new access token.
+    pub token_life_seconds: u64,
+    /// `stable_token` hands out a new token once the old one has no more than this left.
+    pub token_renewal_seconds: u64,
+    /// How long the earlier token lives on after `GET /cgi-bin/token` made a newer one.
+    pub token_grace_seconds: u64,
+    /// Age at which form ids and prepay ids end.
+    pub right_life_seconds: u64,
+    /// A prepay id younger than this answers 41028, as if WeChat had not heard of the payment yet.
+    pub young_prepay_seconds: u64,
+    /// Messages a prepay id is good for, where the submission does not say.
+    pub prepay_uses: u32,
+    /// Sends an app may make within one second of the clock, the rest answer 45011. 0 is no limit.
+    pub per_second: u64,
+    /// Sends an app may make a day, the rest answer 45009 until 00:00 UTC+8. 0 is no limit.
+    pub daily_quota: u64,
+    /// An errcode that every send with a valid token answers, such as 45103 for a retired API. 0 is off.
+    pub answer: i32,
+    /// The template ids that exist. Empty: every non-empty id does.
+    pub templates: Vec<String>,
+    /// Deliveries kept in full per app. The oldest go first; counts do not depend on it.
+    pub keep_deliveries: usize,
+    /// Distinct messages remembered per app to find repeats, at about 20 to 40 bytes each. Beyond it, repeats of messages
+    /// not remembered go unnoticed and the books say so (`messages_exact: false`).
+    pub keep_messages: usize,
+    /// How far the sandbox's clock runs ahead of the real one: a test need not sleep for seven days.
+    pub clock_ahead_seconds: u64,
+    /// Seeds the draws of fault rules that bring no seed of their own.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            latency_ms: 0,
+            jitter_ms: 0,
+            token_life_seconds: 7200,
+            token_renewal_seconds: 300,
+            token_grace_seconds: 300,
+            right_life_seconds: 7 * 24 * 3600,
+            young_prepay_seconds: 0,
+            prepay_uses: 3,
+            per_second: 0,
+            daily_quota: 0,
+            answer: 0,
+            templates: Vec::new(),
+            keep_deliveries: 100_000,
+            keep_messages: 20_000_000,
+            clock_ahead_seconds: 0,
+            seed: 0,
+        }
+    }
+}
+
+/// Ten years: more is a slip of units, and keeps every sum of times far from overflow.
+const LONGEST_SECONDS: u64 = 10 * 366 * 24 * 3600;
+const LONGEST_WAIT_MS: u64 = 600_000;
+
+impl Settings {
+    /// These settings with the given fields replaced.
+    ///
+    /// # Errors
+    /// A field that does not exist, has the wrong type, or a value that [`Settings::check`] refuses.
+    pub fn with(&self, fields: Map<String, Value>) -> Result<Self, Refused> {
+        let mut all = match serde_json::to_value(self) {
+            Ok(Value::Object(all)) => all,
+            _ => return Err(Refused::invalid("the settings could not be read back")),
+        };
+        all.extend(fields);
+        let settings: Self = serde_json::from_value(Value::Object(all)).map_err(Refused::invalid)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Refuses values that no sandbox can mean.
+    ///
+    /// # Errors
+    /// One sentence naming the first wrong field.
+    pub fn check(&self) -> Result<(), Refused> {
+        for (name, seconds) in [
+            ("token_life_seconds", self.token_life_seconds),
+            ("token_renewal_seconds", self.token_renewal_seconds),
+            ("token_grace_seconds", self.token_grace_seconds),
+            ("right_life_seconds", self.right_life_seconds),
+            ("young_prepay_seconds", self.young_prepay_seconds),
+            ("clock_ahead_seconds", self.clock_ahead_seconds),
+        ] {
+            if seconds > LONGEST_SECONDS {
+                return Err(Refused::invalid(format!("{name} is over ten years")));
+            }
+        }
+        for (name, wait) in [("latency_ms", self.latency_ms), ("jitter_ms", self.jitter_ms)] {
+            if wait > LONGEST_WAIT_MS {
+                return Err(Refused::invalid(format!("{name} is over ten minutes")));
+            }
+        }
+        for (name, at_least_one) in [
+            ("token_life_seconds", self.token_life_seconds),
+            ("right_life_seconds", self.right_life_seconds),
+            ("prepay_uses", u64::from(self.prepay_uses)),
+        ] {
+            if at_least_one == 0 {
+                return Err(Refused::invalid(format!("{name} must be at least 1")));
+            }
+        }
+        if self.answer < -1 {
+            return Err(Refused::invalid("answer must be an errcode of WeChat, or 0 for none"));
+        }
+        if self.templates.iter().any(String::is_empty) {
+            return Err(Refused::invalid("templates must not hold an empty id"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn knows_template(&self, id: &str) -> bool {
+        if self.templates.is_empty() {
+            !id.is_empty()
+        } else {
+            self.templates.iter().any(|known| known == id)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(fields: Value) -> Result<Settings, Refused> {
+        Settings::default().with(fields.as_object().cloned().unwrap())
+    }
+
+    #[test]
+    fn only_the_given_fields_change() {
+        let changed = change(serde_json::json!({"latency_ms": 5, "templates": ["t1"]})).unwrap();
+        assert_eq!(
+            changed,
+            Settings {
+                latency_ms: 5,
+                templates: vec!["t1".into()],
+                ..Settings::default()
+            }
+        );
+    }
+
+    #[test]
+    fn wrong_settings_are_refused() {
+        for wrong in [
+            serde_json::json!({"latncy_ms": 5}),
+            serde_json::json!({"latency_ms": "5"}),
+            serde_json::json!({"latency_ms": -5}),
+            serde_json::json!({"latency_ms": null}),
+            serde_json::json!({"jitter_ms": 600_001}),
+            serde_json::json!({"token_life_seconds": 0}),
+            serde_json::json!({"right_life_seconds": 0}),
+            serde_json::json!({"clock_ahead_seconds": 1_700_000_000_000_u64}),
+            serde_json::json!({"prepay_uses": 0}),
+            serde_json::json!({"answer": -2}),
+            serde_json::json!({"templates": ["ok", ""]}),
+            serde_json::json!({"keep_deliveries": 0.5}),
+        ] {
+            assert!(change(wrong.clone()).is_err(), "{wrong} was taken");
+        }
+    }
+
+    #[test]
+    fn without_a_list_every_template_exists_but_the_empty_one() {
+        let any = Settings::default();
+        assert!(any.knows_template("whatever") && !any.knows_template(""));
+        let listed = Settings {
+            templates: vec!["t1".into()],
+            ..Settings::default()
+        };
+        assert!(listed.knows_template("t1") && !listed.knows_template("whatever"));
+    }
+}

@@ -1,0 +1,190 @@
+//! A sandbox on a port of its own, and an HTTP client so small that it sees every way an answer can fail.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sandbox::{Books, Sandbox, Settings, Submission};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub const APP: &str = "wx0123456789abcdef";
+pub const SECRET: &str = "very-secret";
+pub const USER: &str = "openid-1";
+pub const SEND: &str = "/cgi-bin/message/wxopen/template/send";
+pub const STABLE: &str = "/cgi-bin/stable_token";
+
+/// What came back over the wire, whole or not.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+    /// The body is as long as its head promised.
+    pub whole: bool,
+}
+
+impl Reply {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+pub struct WeChat {
+    pub sandbox: Sandbox,
+    pub address: SocketAddr,
+    unique: AtomicU64,
+}
+
+/// A sandbox with one app, serving.
+pub async fn wechat(settings: Settings) -> WeChat {
+    let sandbox = Sandbox::new(settings);
+    sandbox.add_app(APP, SECRET).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
+    WeChat {
+        sandbox,
+        address,
+        unique: AtomicU64::new(0),
+    }
+}
+
+impl WeChat {
+    /// One request on one connection. `Ok(None)` is a connection closed without a byte of answer.
+    pub async fn call(&self, method: &str, path: &str, body: &str) -> std::io::Result<Option<Reply>> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: wechat\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let head = head.to_lowercase();
+        let promised = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .unwrap();
+        Ok(Some(Reply {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            whole: promised.parse() == Ok(body.len()),
+            body: body.to_owned(),
+            head,
+        }))
+    }
+
+    /// A request that is answered whole.
+    pub async fn ask(&self, method: &str, path: &str, body: &str) -> Reply {
+        let reply = self.call(method, path, body).await.unwrap().unwrap();
+        assert!(reply.whole, "{reply:?}");
+        reply
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        self.ask("POST", path, &body.to_string()).await.json()
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.ask("GET", path, "").await.json()
+    }
+
+    pub async fn plain_token(&self) -> String {
+        let path = format!("/cgi-bin/token?grant_type=client_credential&appid={APP}&secret={SECRET}");
+        text(&self.get(&path).await["access_token"])
+    }
+
+    pub async fn stable_token(&self, force: bool) -> String {
+        text(&self.post(STABLE, stable_request(force)).await["access_token"])
+    }
+
+    pub fn form(&self, openid: &str) -> String {
+        self.submit(Submission::form(openid))
+    }
+
+    pub fn submit(&self, submission: Submission) -> String {
+        self.sandbox.submit(APP, vec![submission]).unwrap().remove(0)
+    }
+
+    /// The errcode of one send.
+    pub async fn send(&self, token: &str, body: Value) -> i32 {
+        code(&self.post(&format!("{SEND}?access_token={token}"), body).await)
+    }
+
+    /// A body that no other call has, so that it is no repeat.
+    pub fn message(&self, form_id: &str) -> Value {
+        let number = self.unique.fetch_add(1, Ordering::Relaxed).to_string();
+        json!({
+            "touser": USER, "template_id": "template", "form_id": form_id, "page": "pages/index?from=test",
+            "data": {"keyword1": {"value": number}, "keyword2": {"value": "text", "color": "#173177"}},
+            "emphasis_keyword": "keyword1.DATA",
+        })
+    }
+
+    /// The books of the app, which add up at any moment.
+    pub fn books(&self) -> Books {
+        let books = self.sandbox.books(Some(APP)).unwrap();
+        assert_eq!(
+            books.calls,
+            books.unprocessed + books.answers.values().sum::<u64>(),
+            "{books:?}"
+        );
+        assert_eq!(
+            books.token_fetches,
+            books.token_unprocessed + books.token_answers.values().sum::<u64>()
+        );
+        assert_eq!(books.delivered, books.answers.get(&0).copied().unwrap_or_default());
+        assert_eq!(books.delivered, books.uses.spent);
+        assert_eq!(books.delivered, books.messages + books.delivered_twice);
+        assert_eq!(books.uses.issued, books.uses.spent + books.uses.left);
+        assert_eq!(books.ids.issued, books.ids.spent + books.ids.left);
+        books
+    }
+}
+
+pub fn stable_request(force: bool) -> Value {
+    json!({"grant_type": "client_credential", "appid": APP, "secret": SECRET, "force_refresh": force})
+}
+
+pub fn text(value: &Value) -> String {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is no text"))
+        .to_owned()
+}
+
+/// The errcode of an answer; an error's text has to end in a request id.
+pub fn code(answer: &Value) -> i32 {
+    let code = answer["errcode"]
+        .as_i64()
+        .unwrap_or_else(|| panic!("{answer} has no errcode"));
+    let message = text(&answer["errmsg"]);
+    match message.rsplit_once(" rid: ") {
+        Some((_, rid)) => {
+            let parts: Vec<&str> = rid.split('-').collect();
+            assert!(
+                parts.len() == 3 && parts.iter().all(|part| part.len() == 8),
+                "{message}"
+            );
+        }
+        None => assert_eq!((code, message.as_str()), (0, "ok")),
+    }
+    code.try_into().unwrap()
+}
+
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+}
+
+pub fn settings(fields: Value) -> Settings {
+    Settings::default().with(fields.as_object().cloned().unwrap()).unwrap()
+}
