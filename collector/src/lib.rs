@@ -1,1 +1,54 @@
-//! placeholder
+//! The collector: takes in the rights to send that users hand out, and keeps them in Redis.
+//!
+//! - [`settings`]: what it is told at start;
+//! - [`service`]: the gRPC edge, where the generated types stop;
+//! - [`ingest`]: gathers the credentials of all calls into few, large scripts: the hot path;
+//! - [`sweeper`]: drops what has expired and counts the stock, a little at a time.
+
+pub mod ingest;
+pub mod service;
+pub mod settings;
+pub mod sweeper;
+
+use std::future::Future;
+use std::io;
+
+use shared::serve::serve;
+use shared::store::Store;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use ingest::Ingest;
+use service::Service;
+use settings::Settings;
+
+/// Serves on `listener` until `shutdown`, then drains. Redis need not be there yet: until it is, health says NOT_SERVING.
+///
+/// Fails when the Redis URL is none, when this Redis belongs to a deployment with another number of buckets, or when
+/// the listener breaks.
+pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    let store = Store::new(&settings.common.store).map_err(io::Error::other)?;
+    let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone());
+    let mut sweeper = JoinSet::new();
+    sweeper.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period));
+
+    let (stop, stopping) = watch::channel(false);
+    let routes = Routes::new(Service::new(store.clone(), ingest, &settings, stopping).into_server());
+    let config = settings.common.serve;
+    let drain_wait = config.drain_wait;
+    let shutdown = async move {
+        shutdown.await;
+        drop(sweeper);
+        // Streams have no end of their own. They are ended once load balancers had the time to look elsewhere.
+        tokio::spawn(async move {
+            tokio::time::sleep(drain_wait).await;
+            stop.send_replace(true);
+        });
+    };
+    let served = serve(listener, service::NAME, routes, store, &config, shutdown).await;
+    // What callers left behind that no longer wait for an answer.
+    gatherer.finish(settings.common.store.redis.timeout).await;
+    served
+}

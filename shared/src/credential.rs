@@ -272,7 +272,10 @@ mod tests {
         for (text, refusal) in [
             ("", Refusal::EmptyId),
             ("the formId is a mock one", Refusal::MockFormId),
-            ("the formId is no longer available in develop or trial version of this mini program", Refusal::DevelopVersion),
+            (
+                "the formId is no longer available in develop or trial version of this mini program",
+                Refusal::DevelopVersion,
+            ),
             ("requestFormId:fail timeout", Refusal::RequestFailed),
             (too_long.as_str(), Refusal::IdTooLong),
             ("with space", Refusal::BadCharacters),

@@ -44,7 +44,14 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (reporter, health) = tonic_health::server::health_reporter();
     show(&reporter, service, ServingStatus::NotServing).await;
-    let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    // Both services are in the descriptors; only the one that is served here is listed.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(service)
+            .with_service_name("grpc.health.v1.Health")
+    };
     let routes = routes
         .add_service(health)
         .add_service(reflection().build_v1().map_err(io::Error::other)?)

@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -65,6 +66,13 @@ impl Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
+/// Tells the operator what is wrong with the settings; the exit code is that of a wrong use.
+#[allow(clippy::print_stderr, reason = "logging is not set up before the settings are read")]
+pub fn refuse(error: &SettingsError) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(2)
+}
+
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CommonArgs {
@@ -120,7 +128,7 @@ impl CommonArgs {
         let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
         let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
         let buckets = problems.within("--buckets", &self.buckets, 1..=16384);
-        let cap = problems.within("--records-per-user", &self.records_per_user, 1..=1000);
+        let cap = problems.within("--records-per-user", &self.records_per_user, 1..=10000);
         let max_message_bytes = problems.within("--max-message-bytes", &self.max_message_bytes, 1024..=256 << 20);
         let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
         let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);

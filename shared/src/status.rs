@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use tracing::{error, warn};
 
 use crate::store;
@@ -12,48 +12,60 @@ use crate::store;
 /// The domain of every reason.
 pub const DOMAIN: &str = "formid";
 
-/// An error on its way to a caller.
+/// An error on its way to a caller. Boxed, since it is the rare half of nearly every result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct Failure(Box<Facts>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Facts {
     code: Code,
     reason: &'static str,
     message: String,
     metadata: Vec<(&'static str, String)>,
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
+    quota: Option<(String, String)>,
 }
 
 impl Failure {
     /// A failure with its stable reason, in capitals, and a sentence.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, reason, message, metadata: Vec::new(), fields: Vec::new(), retry_after: None }
+        let (metadata, fields) = (Vec::new(), Vec::new());
+        Self(Box::new(Facts { code, reason, message, metadata, fields, retry_after: None, quota: None }))
     }
 
     /// Adds a fact for programs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
-        self.metadata.push((key, value.to_string()));
+        self.0.metadata.push((key, value.to_string()));
         self
     }
 
     /// Names a bad field and what is wrong with it.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
-        self.fields.push((name.into(), problem.into()));
+        self.0.fields.push((name.into(), problem.into()));
         self
     }
 
     /// Tells when trying again makes sense.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        self.retry_after = Some(delay);
+        self.0.retry_after = Some(delay);
+        self
+    }
+
+    /// Names a quota that is used up: whose, and how.
+    #[must_use]
+    pub fn quota(mut self, subject: impl Into<String>, description: impl Into<String>) -> Self {
+        self.0.quota = Some((subject.into(), description.into()));
         self
     }
 
     /// The stable reason.
     pub fn reason(&self) -> &'static str {
-        self.reason
+        self.0.reason
     }
 
     /// The app is none of those the service is set up for.
@@ -75,14 +87,21 @@ impl Failure {
 }
 
 impl From<Failure> for Status {
-    fn from(failure: Failure) -> Self {
+    fn from(Failure(failure): Failure) -> Self {
         let mut details = ErrorDetails::new();
         let metadata = failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Vec<_>>();
-        details.set_error_info(failure.reason, DOMAIN, metadata.into_iter().collect::<std::collections::HashMap<_, _>>());
+        details.set_error_info(
+            failure.reason,
+            DOMAIN,
+            metadata.into_iter().collect::<std::collections::HashMap<_, _>>(),
+        );
         if !failure.fields.is_empty() {
             let violations: Vec<_> =
                 failure.fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
             details.set_bad_request(violations);
+        }
+        if let Some((subject, description)) = failure.quota {
+            details.set_quota_failure(vec![QuotaViolation::new(subject, description)]);
         }
         if failure.retry_after.is_some() {
             details.set_retry_info(failure.retry_after);

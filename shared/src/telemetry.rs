@@ -1,5 +1,7 @@
 //! Logs: one line an event on standard error, for people or as JSON. No openid, credential, token or secret, at any level.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// What is logged, and how it looks.
@@ -15,7 +17,10 @@ pub struct LogConfig {
 pub fn init(config: &LogConfig) {
     // Settings have refused a bad filter before this; "info" is what is left if one slips through.
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if config.json { lines.json().init() } else { lines.with_target(false).init() }
 }
 

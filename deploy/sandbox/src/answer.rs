@@ -35,10 +35,7 @@ pub(crate) mod code {
 /// Texts as WeChat words them, for whoever reads the answer. A caller that matches on them is wrong: they change.
 const TEXTS: &[(i32, &str)] = &[
     (-1, "system error"),
-    (
-        code::TOKEN_UNKNOWN,
-        "invalid credential, access_token is invalid or not latest",
-    ),
+    (code::TOKEN_UNKNOWN, "invalid credential, access_token is invalid or not latest"),
     (code::WRONG_GRANT_TYPE, "invalid grant_type"),
     (code::OPENID_UNKNOWN, "invalid openid"),
     (code::APP_UNKNOWN, "invalid appid"),
@@ -63,10 +60,7 @@ const TEXTS: &[(i32, &str)] = &[
     (code::POST_REQUIRED, "require POST method"),
     (43101, "user refuse to accept the msg"),
     (code::QUOTA_REACHED, "reach max api daily quota limit"),
-    (
-        code::TOO_FAST,
-        "api minute-quota reach limit, must slower, retry next minute",
-    ),
+    (code::TOO_FAST, "api minute-quota reach limit, must slower, retry next minute"),
     (45103, "this api has been retired"),
     (45168, "hit sensitive words"),
     (code::BODY_WRONG, "data format error"),
@@ -87,25 +81,16 @@ pub(crate) struct No {
 
 impl No {
     pub(crate) fn code(code: i32) -> Self {
-        Self {
-            code,
-            detail: String::new(),
-        }
+        Self { code, detail: String::new() }
     }
 
     /// 47003, naming the argument: `data.keyword1.value`.
     pub(crate) fn argument(path: impl Into<String>) -> Self {
-        Self {
-            code: code::ARGUMENT_WRONG,
-            detail: path.into(),
-        }
+        Self { code: code::ARGUMENT_WRONG, detail: path.into() }
     }
 
     fn message(&self) -> String {
-        let text = TEXTS
-            .iter()
-            .find(|(code, _)| *code == self.code)
-            .map_or("refused", |(_, text)| text);
+        let text = TEXTS.iter().find(|(code, _)| *code == self.code).map_or("refused", |(_, text)| text);
         let gap = if self.detail.is_empty() { "" } else { " " };
         // WeChat's own request ids begin with the time, too.
         let random: u64 = rand::random();
@@ -129,10 +114,7 @@ pub(crate) fn refusal(no: &No) -> Response {
         errcode: i32,
         errmsg: String,
     }
-    json(&Body {
-        errcode: no.code,
-        errmsg: no.message(),
-    })
+    json(&Body { errcode: no.code, errmsg: no.message() })
 }
 
 /// HTTP 200 with JSON, which is how WeChat says everything.
@@ -147,11 +129,7 @@ pub(crate) fn json(value: &impl Serialize) -> Response {
 }
 
 fn bytes(body: impl Into<axum::body::Body>) -> Response {
-    (
-        [(header::CONTENT_TYPE, "application/json; encoding=utf-8")],
-        body.into(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, "application/json; encoding=utf-8")], body.into()).into_response()
 }
 
 #[cfg(test)]
@@ -165,12 +143,7 @@ mod tests {
         assert_eq!(text, "argument invalid! data.keyword1.value");
         let parts: Vec<&str> = rid.split('-').collect();
         assert_eq!(parts.len(), 3);
-        assert!(
-            parts
-                .iter()
-                .all(|part| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit())),
-            "{rid}"
-        );
+        assert!(parts.iter().all(|part| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit())), "{rid}");
     }
 
     #[test]

@@ -30,16 +30,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl App {
     pub(crate) fn new(id: &str, secret: &str) -> Self {
-        let ledger = Ledger {
-            rights: Rights::default(),
-            book: Book::new(Some(id.to_owned())),
-            pace: Pace::default(),
-        };
-        Self {
-            id: id.to_owned(),
-            secret: Mutex::new(secret.to_owned()),
-            ledger: Mutex::new(ledger),
-        }
+        let ledger = Ledger { rights: Rights::default(), book: Book::new(Some(id.to_owned())), pace: Pace::default() };
+        Self { id: id.to_owned(), secret: Mutex::new(secret.to_owned()), ledger: Mutex::new(ledger) }
     }
 
     pub(crate) fn has_secret(&self, secret: &str) -> bool {
@@ -56,11 +48,7 @@ impl App {
 
     pub(crate) fn sums(&self) -> Books {
         let ledger = self.ledger();
-        Books {
-            ids: ledger.rights.ids,
-            uses: ledger.rights.uses,
-            ..ledger.book.sums()
-        }
+        Books { ids: ledger.rights.ids, uses: ledger.rights.uses, ..ledger.book.sums() }
     }
 
     /// A send with a good token, decided and booked. The checks run in WeChat's order.
@@ -92,11 +80,7 @@ impl App {
             }
             ledger.pace.step(now_ms, settings)?;
             let draft = draft?;
-            if !draft
-                .touser
-                .as_deref()
-                .is_some_and(|openid| ledger.rights.knows(openid))
-            {
+            if !draft.touser.as_deref().is_some_and(|openid| ledger.rights.knows(openid)) {
                 return Err(No::code(code::OPENID_UNKNOWN));
             }
             draft
@@ -106,12 +90,8 @@ impl App {
         let fingerprint = prints.of(&message);
 
         let mut ledger = self.ledger();
-        let kind = ledger
-            .rights
-            .spend(&message.form_id, &message.openid, now_ms, settings)?;
-        ledger
-            .book
-            .deliver(&self.id, message, fingerprint, kind, now_ms, settings);
+        let kind = ledger.rights.spend(&message.form_id, &message.openid, now_ms, settings)?;
+        ledger.book.deliver(&self.id, message, fingerprint, kind, now_ms, settings);
         Ok(())
     }
 }
@@ -162,10 +142,7 @@ mod tests {
 
     #[test]
     fn a_quota_lasts_until_midnight_in_china() {
-        let settings = Settings {
-            daily_quota: 2,
-            ..Settings::default()
-        };
+        let settings = Settings { daily_quota: 2, ..Settings::default() };
         let mut pace = Pace::default();
         let codes: Vec<i32> = (0..3).map(|_| code_of(pace.step(SIXTEEN_UTC - 1, &settings))).collect();
         assert_eq!(codes, [code::OK, code::OK, code::QUOTA_REACHED]);
@@ -174,18 +151,9 @@ mod tests {
 
     #[test]
     fn a_rate_counts_within_one_second_and_what_it_refuses_costs_no_quota() {
-        let settings = Settings {
-            per_second: 1,
-            daily_quota: 2,
-            ..Settings::default()
-        };
+        let settings = Settings { per_second: 1, daily_quota: 2, ..Settings::default() };
         let mut pace = Pace::default();
-        let codes: Vec<i32> = [0, 1, 999, 1000, 2000]
-            .map(|ms| code_of(pace.step(SIXTEEN_UTC + ms, &settings)))
-            .into();
-        assert_eq!(
-            codes,
-            [code::OK, code::TOO_FAST, code::TOO_FAST, code::OK, code::QUOTA_REACHED]
-        );
+        let codes: Vec<i32> = [0, 1, 999, 1000, 2000].map(|ms| code_of(pace.step(SIXTEEN_UTC + ms, &settings))).into();
+        assert_eq!(codes, [code::OK, code::TOO_FAST, code::TOO_FAST, code::OK, code::QUOTA_REACHED]);
     }
 }

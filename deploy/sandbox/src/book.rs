@@ -120,16 +120,8 @@ pub(crate) struct Book {
 
 impl Book {
     pub(crate) fn new(app_id: Option<String>) -> Self {
-        let sums = Books {
-            app_id,
-            messages_exact: true,
-            ..Books::default()
-        };
-        Self {
-            sums,
-            seen: HashSet::new(),
-            kept: VecDeque::new(),
-        }
+        let sums = Books { app_id, messages_exact: true, ..Books::default() };
+        Self { sums, seen: HashSet::new(), kept: VecDeque::new() }
     }
 
     pub(crate) fn deliver(
@@ -210,14 +202,7 @@ impl Book {
         let first = self.kept.front().map_or(0, |delivery| delivery.number);
         let skip = usize::try_from(reading.after.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
         let wanted = |delivery: &&Delivery| reading.openid.as_ref().is_none_or(|openid| *openid == delivery.openid);
-        Ok(self
-            .kept
-            .iter()
-            .skip(skip)
-            .filter(wanted)
-            .take(limit)
-            .cloned()
-            .collect())
+        Ok(self.kept.iter().skip(skip).filter(wanted).take(limit).cloned().collect())
     }
 }
 
@@ -238,75 +223,28 @@ mod tests {
     }
 
     fn numbers(book: &Book, reading: &Reading) -> Vec<u64> {
-        book.read(reading)
-            .unwrap()
-            .iter()
-            .map(|delivery| delivery.number)
-            .collect()
+        book.read(reading).unwrap().iter().map(|delivery| delivery.number).collect()
     }
 
     #[test]
     fn the_oldest_deliveries_go_first_and_the_counts_stay() {
-        let settings = Settings {
-            keep_deliveries: 3,
-            ..Settings::default()
-        };
+        let settings = Settings { keep_deliveries: 3, ..Settings::default() };
         let mut book = Book::new(None);
         for n in 0..10 {
             deliver(&mut book, if n % 2 == 0 { "even" } else { "odd" }, n, &settings);
         }
         assert_eq!(numbers(&book, &Reading::default()), [8, 9, 10]);
-        assert_eq!(
-            numbers(
-                &book,
-                &Reading {
-                    after: 8,
-                    ..Reading::default()
-                }
-            ),
-            [9, 10]
-        );
-        assert_eq!(
-            numbers(
-                &book,
-                &Reading {
-                    after: 8,
-                    limit: Some(1),
-                    ..Reading::default()
-                }
-            ),
-            [9]
-        );
-        assert_eq!(
-            numbers(
-                &book,
-                &Reading {
-                    after: 10,
-                    ..Reading::default()
-                }
-            ),
-            [0; 0]
-        );
-        assert_eq!(
-            numbers(
-                &book,
-                &Reading {
-                    openid: Some("odd".into()),
-                    ..Reading::default()
-                }
-            ),
-            [8, 10]
-        );
+        assert_eq!(numbers(&book, &Reading { after: 8, ..Reading::default() }), [9, 10]);
+        assert_eq!(numbers(&book, &Reading { after: 8, limit: Some(1), ..Reading::default() }), [9]);
+        assert_eq!(numbers(&book, &Reading { after: 10, ..Reading::default() }), [0; 0]);
+        assert_eq!(numbers(&book, &Reading { openid: Some("odd".into()), ..Reading::default() }), [8, 10]);
         let sums = book.sums();
         assert_eq!((sums.delivered, sums.messages, sums.delivered_twice), (10, 10, 0));
     }
 
     #[test]
     fn repeats_are_counted_exactly_until_the_memory_for_them_is_full() {
-        let settings = Settings {
-            keep_messages: 2,
-            ..Settings::default()
-        };
+        let settings = Settings { keep_messages: 2, ..Settings::default() };
         let mut book = Book::new(None);
         for fingerprint in [1, 2, 1, 1] {
             deliver(&mut book, "u", fingerprint, &settings);

@@ -59,9 +59,7 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
 }
 
 fn asked<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refused> {
-    query
-        .map(|Query(query)| query)
-        .map_err(|rejection| Refused::invalid(rejection.body_text()))
+    query.map(|Query(query)| query).map_err(|rejection| Refused::invalid(rejection.body_text()))
 }
 
 fn done() -> Outcome {
@@ -118,12 +116,7 @@ struct DeliveriesQuery {
 }
 
 async fn deliveries(State(sandbox): State<Sandbox>, query: Result<Query<DeliveriesQuery>, QueryRejection>) -> Outcome {
-    let DeliveriesQuery {
-        app_id,
-        openid,
-        after,
-        limit,
-    } = asked(query)?;
+    let DeliveriesQuery { app_id, openid, after, limit } = asked(query)?;
     let deliveries = sandbox.deliveries(&app_id, &Reading { openid, after, limit })?;
     Ok(answer::json(&json!({ "deliveries": deliveries })))
 }

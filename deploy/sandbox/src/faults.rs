@@ -60,11 +60,7 @@ impl Faults {
         let mut rules = lock(&self.rules);
         for rule in new {
             let seed = rule.seed.unwrap_or(settings.seed.wrapping_add(rules.len() as u64));
-            rules.push(Active {
-                rule,
-                fired: 0,
-                dice: StdRng::seed_from_u64(seed),
-            });
+            rules.push(Active { rule, fired: 0, dice: StdRng::seed_from_u64(seed) });
         }
         self.any.store(!rules.is_empty(), Ordering::Release);
         Ok(())
@@ -85,10 +81,7 @@ impl Faults {
             return None;
         }
         let mut rules = lock(&self.rules);
-        let rule = &rules
-            .iter_mut()
-            .find_map(|active| active.fires(call).then_some(active))?
-            .rule;
+        let rule = &rules.iter_mut().find_map(|active| active.fires(call).then_some(active))?.rule;
         Some(Fault {
             name: rule.name.clone().unwrap_or_else(|| rule.kind.name().to_owned()),
             kind: rule.kind,
@@ -104,12 +97,8 @@ mod tests {
     use super::*;
     use crate::rules::Match;
 
-    const SEND: Facts<'static> = Facts {
-        endpoint: Endpoint::Send,
-        app_id: Some("app"),
-        openid: Some("u"),
-        template_id: Some("t"),
-    };
+    const SEND: Facts<'static> =
+        Facts { endpoint: Endpoint::Send, app_id: Some("app"), openid: Some("u"), template_id: Some("t") };
 
     fn with(rules: Vec<Rule>) -> Faults {
         let faults = Faults::default();
@@ -118,18 +107,12 @@ mod tests {
     }
 
     fn matching(matching: Match) -> Faults {
-        with(vec![Rule {
-            matching,
-            ..Rule::new(FaultKind::CutAfter)
-        }])
+        with(vec![Rule { matching, ..Rule::new(FaultKind::CutAfter) }])
     }
 
     #[test]
     fn a_rule_fires_as_often_as_it_says() {
-        let faults = with(vec![Rule {
-            times: Some(2),
-            ..Rule::new(FaultKind::CutBefore)
-        }]);
+        let faults = with(vec![Rule { times: Some(2), ..Rule::new(FaultKind::CutBefore) }]);
         let fired: Vec<bool> = (0..4).map(|_| faults.pick(&SEND).is_some()).collect();
         assert_eq!(fired, [true, true, false, false]);
     }
@@ -137,11 +120,7 @@ mod tests {
     #[test]
     fn the_same_seed_draws_the_same_calls() {
         let draws = |seed| {
-            let rule = Rule {
-                probability: Some(0.25),
-                seed: Some(seed),
-                ..Rule::new(FaultKind::CutBefore)
-            };
+            let rule = Rule { probability: Some(0.25), seed: Some(seed), ..Rule::new(FaultKind::CutBefore) };
             let faults = with(vec![rule]);
             (0..1000).map(|_| faults.pick(&SEND).is_some()).collect::<Vec<bool>>()
         };
@@ -154,51 +133,22 @@ mod tests {
     #[test]
     fn a_rule_matches_only_what_it_names() {
         let some = |text: &str| Some(text.to_owned());
-        assert!(
-            matching(Match {
-                openid: some("u"),
-                ..Match::default()
-            })
-            .pick(&SEND)
-            .is_some()
-        );
+        assert!(matching(Match { openid: some("u"), ..Match::default() }).pick(&SEND).is_some());
         for other in [
-            Match {
-                app_id: some("other"),
-                ..Match::default()
-            },
-            Match {
-                openid: some("other"),
-                ..Match::default()
-            },
-            Match {
-                app_id: some("app"),
-                template_id: some("other"),
-                ..Match::default()
-            },
+            Match { app_id: some("other"), ..Match::default() },
+            Match { openid: some("other"), ..Match::default() },
+            Match { app_id: some("app"), template_id: some("other"), ..Match::default() },
         ] {
             assert!(matching(other).pick(&SEND).is_none());
         }
-        let token = Facts {
-            endpoint: Endpoint::Token,
-            openid: None,
-            template_id: None,
-            ..SEND
-        };
+        let token = Facts { endpoint: Endpoint::Token, openid: None, template_id: None, ..SEND };
         assert!(matching(Match::default()).pick(&token).is_none());
     }
 
     #[test]
     fn the_first_rule_that_fires_decides() {
-        let never = Rule {
-            probability: Some(0.0),
-            ..Rule::new(FaultKind::CutBefore)
-        };
-        let faults = with(vec![
-            never,
-            Rule::new(FaultKind::CutAfter),
-            Rule::new(FaultKind::CutMid),
-        ]);
+        let never = Rule { probability: Some(0.0), ..Rule::new(FaultKind::CutBefore) };
+        let faults = with(vec![never, Rule::new(FaultKind::CutAfter), Rule::new(FaultKind::CutMid)]);
         assert_eq!(faults.pick(&SEND).unwrap().kind, FaultKind::CutAfter);
         faults.clear();
         assert!(faults.pick(&SEND).is_none());
@@ -207,51 +157,24 @@ mod tests {
     #[test]
     fn rules_that_make_no_sense_are_refused_and_none_is_kept() {
         let cut = || Rule::new(FaultKind::CutAfter);
-        let answer = |errcode| Rule {
-            errcode,
-            ..Rule::new(FaultKind::Answer)
-        };
+        let answer = |errcode| Rule { errcode, ..Rule::new(FaultKind::Answer) };
         for wrong in [
-            Rule {
-                probability: Some(1.5),
-                ..cut()
-            },
-            Rule {
-                probability: Some(f64::NAN),
-                ..cut()
-            },
-            Rule {
-                name: Some(String::new()),
-                ..cut()
-            },
-            Rule {
-                errcode: Some(45009),
-                ..cut()
-            },
-            Rule {
-                hang_ms: Some(5),
-                ..cut()
-            },
-            Rule {
-                location: Some("http://elsewhere".into()),
-                ..cut()
-            },
+            Rule { probability: Some(1.5), ..cut() },
+            Rule { probability: Some(f64::NAN), ..cut() },
+            Rule { name: Some(String::new()), ..cut() },
+            Rule { errcode: Some(45009), ..cut() },
+            Rule { hang_ms: Some(5), ..cut() },
+            Rule { location: Some("http://elsewhere".into()), ..cut() },
             Rule {
                 endpoint: Endpoint::Token,
-                matching: Match {
-                    openid: Some("u".into()),
-                    ..Match::default()
-                },
+                matching: Match { openid: Some("u".into()), ..Match::default() },
                 ..cut()
             },
             answer(None),
             answer(Some(0)),
             Rule::new(FaultKind::HangAfter),
             Rule::new(FaultKind::Redirect),
-            Rule {
-                location: Some("two\nlines".into()),
-                ..Rule::new(FaultKind::Redirect)
-            },
+            Rule { location: Some("two\nlines".into()), ..Rule::new(FaultKind::Redirect) },
         ] {
             let faults = Faults::default();
             let refused = faults.add(vec![cut(), wrong.clone()], &Settings::default());

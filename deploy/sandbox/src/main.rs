@@ -22,12 +22,7 @@ struct Args {
     apps: Vec<(String, String)>,
 
     /// A template id that exists. Repeatable; in the environment, separated by commas. Without any, all do.
-    #[arg(
-        long = "template",
-        env = "SANDBOX_TEMPLATES",
-        value_name = "ID",
-        value_delimiter = ','
-    )]
+    #[arg(long = "template", env = "SANDBOX_TEMPLATES", value_name = "ID", value_delimiter = ',')]
     templates: Vec<String>,
 
     /// What to log to stderr: error, warn, info, debug, or filters such as sandbox=debug.
@@ -45,17 +40,11 @@ fn app(text: &str) -> Result<(String, String), String> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(args.log)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(args.log).with_writer(std::io::stderr).init();
 
     // A variable that is set to nothing lists one empty id.
     let templates = args.templates.into_iter().filter(|id| !id.is_empty()).collect();
-    let sandbox = Sandbox::new(Settings {
-        templates,
-        ..Settings::default()
-    });
+    let sandbox = Sandbox::new(Settings { templates, ..Settings::default() });
     for (app_id, secret) in &args.apps {
         sandbox.add_app(app_id, secret)?;
     }

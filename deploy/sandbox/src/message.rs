@@ -155,16 +155,9 @@ mod tests {
             r#"{"touser":"u"} and more"#,
             "{\"touser\":\"\u{0}\"",
         ] {
-            assert_eq!(
-                Draft::parse(body.as_bytes()).unwrap_err(),
-                No::code(code::BODY_WRONG),
-                "{body}"
-            );
+            assert_eq!(Draft::parse(body.as_bytes()).unwrap_err(), No::code(code::BODY_WRONG), "{body}");
         }
-        assert_eq!(
-            Draft::parse(b"{\"touser\":\"\xff\"}").unwrap_err(),
-            No::code(code::BODY_WRONG)
-        );
+        assert_eq!(Draft::parse(b"{\"touser\":\"\xff\"}").unwrap_err(), No::code(code::BODY_WRONG));
     }
 
     #[test]
@@ -202,16 +195,7 @@ mod tests {
         for right in ["pages/index", "/pages/index?a=1&b=https://x", "index", &long] {
             assert!(is_page(right), "{right}");
         }
-        for wrong in [
-            "https://example.com",
-            "//host",
-            "?a=1",
-            "#x",
-            " pages",
-            "pages/a b",
-            "\n",
-            &format!("{long}p"),
-        ] {
+        for wrong in ["https://example.com", "//host", "?a=1", "#x", " pages", "pages/a b", "\n", &format!("{long}p")] {
             assert!(!is_page(wrong), "{wrong}");
         }
     }

@@ -41,21 +41,12 @@ pub struct Submission {
 impl Submission {
     /// A form submitted now.
     pub fn form(openid: impl Into<String>) -> Self {
-        Self {
-            openid: openid.into(),
-            kind: Kind::Form,
-            id: None,
-            uses: None,
-            submitted_at: None,
-        }
+        Self { openid: openid.into(), kind: Kind::Form, id: None, uses: None, submitted_at: None }
     }
 
     /// A payment made now.
     pub fn prepay(openid: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Prepay,
-            ..Self::form(openid)
-        }
+        Self { kind: Kind::Prepay, ..Self::form(openid) }
     }
 }
 
@@ -115,14 +106,10 @@ impl Rights {
     ) -> Result<Vec<String>, Refused> {
         let mut given = HashSet::new();
         for (index, submission) in submissions.iter().enumerate() {
-            self.check(submission, now_ms, &mut given)
-                .map_err(|why| Refused::at("submissions", index, why))?;
+            self.check(submission, now_ms, &mut given).map_err(|why| Refused::at("submissions", index, why))?;
         }
         self.by_id.reserve(submissions.len());
-        Ok(submissions
-            .into_iter()
-            .map(|submission| self.issue(submission, now_ms, settings))
-            .collect())
+        Ok(submissions.into_iter().map(|submission| self.issue(submission, now_ms, settings)).collect())
     }
 
     fn check<'a>(&self, new: &'a Submission, now_ms: u64, given: &mut HashSet<&'a str>) -> Result<(), &'static str> {
@@ -156,23 +143,10 @@ impl Rights {
             Kind::Form => ("", 1),
             Kind::Prepay => ("wx", settings.prepay_uses),
         };
-        let id = new
-            .id
-            .unwrap_or_else(|| format!("{prefix}{:032x}", rand::random::<u128>()));
+        let id = new.id.unwrap_or_else(|| format!("{prefix}{:032x}", rand::random::<u128>()));
         let uses_left = new.uses.unwrap_or(uses);
-        let submitted_ms = new
-            .submitted_at
-            .map_or(now_ms, |seconds| seconds.saturating_mul(SECOND));
-        self.by_id.insert(
-            id.clone(),
-            Right {
-                openid,
-                kind: new.kind,
-                submitted_ms,
-                uses_left,
-                blocked: false,
-            },
-        );
+        let submitted_ms = new.submitted_at.map_or(now_ms, |seconds| seconds.saturating_mul(SECOND));
+        self.by_id.insert(id.clone(), Right { openid, kind: new.kind, submitted_ms, uses_left, blocked: false });
         self.ids.issue(1);
         self.uses.issue(u64::from(uses_left));
         id
@@ -240,54 +214,26 @@ mod tests {
     #[test]
     fn an_id_lives_for_seven_days_to_the_millisecond() {
         let settings = Settings::default();
-        let (mut rights, id) = issued(Submission {
-            uses: Some(2),
-            ..Submission::form("u")
-        });
+        let (mut rights, id) = issued(Submission { uses: Some(2), ..Submission::form("u") });
         assert_eq!(code_of(rights.spend(&id, "u", NOW + 7 * DAY - 1, &settings)), code::OK);
-        assert_eq!(
-            code_of(rights.spend(&id, "u", NOW + 7 * DAY, &settings)),
-            code::FORM_ID_WRONG
-        );
+        assert_eq!(code_of(rights.spend(&id, "u", NOW + 7 * DAY, &settings)), code::FORM_ID_WRONG);
     }
 
     #[test]
     fn a_payment_is_good_for_three_messages_and_the_counts_add_up() {
         let settings = Settings::default();
         let (mut rights, id) = issued(Submission::prepay("u"));
-        let codes: Vec<i32> = (0..4)
-            .map(|_| code_of(rights.spend(&id, "u", NOW, &settings)))
-            .collect();
+        let codes: Vec<i32> = (0..4).map(|_| code_of(rights.spend(&id, "u", NOW, &settings))).collect();
         assert_eq!(codes, [code::OK, code::OK, code::OK, code::FORM_ID_USED]);
-        assert_eq!(
-            rights.uses,
-            Counts {
-                issued: 3,
-                spent: 3,
-                left: 0
-            }
-        );
-        assert_eq!(
-            rights.ids,
-            Counts {
-                issued: 1,
-                spent: 1,
-                left: 0
-            }
-        );
+        assert_eq!(rights.uses, Counts { issued: 3, spent: 3, left: 0 });
+        assert_eq!(rights.ids, Counts { issued: 1, spent: 1, left: 0 });
     }
 
     #[test]
     fn a_young_payment_is_unknown_for_a_while_but_a_young_form_is_not() {
-        let settings = Settings {
-            young_prepay_seconds: 10,
-            ..Settings::default()
-        };
+        let settings = Settings { young_prepay_seconds: 10, ..Settings::default() };
         let (mut rights, id) = issued(Submission::prepay("u"));
-        assert_eq!(
-            code_of(rights.spend(&id, "u", NOW + 9_999, &settings)),
-            code::FORM_ID_WRONG
-        );
+        assert_eq!(code_of(rights.spend(&id, "u", NOW + 9_999, &settings)), code::FORM_ID_WRONG);
         assert_eq!(code_of(rights.spend(&id, "u", NOW + 10_000, &settings)), code::OK);
         let (mut rights, id) = issued(Submission::form("u"));
         assert_eq!(code_of(rights.spend(&id, "u", NOW, &settings)), code::OK);
@@ -296,36 +242,22 @@ mod tests {
     #[test]
     fn another_users_id_is_no_id() {
         let (mut rights, id) = issued(Submission::form("u"));
-        assert_eq!(
-            code_of(rights.spend(&id, "v", NOW, &Settings::default())),
-            code::FORM_ID_WRONG
-        );
+        assert_eq!(code_of(rights.spend(&id, "v", NOW, &Settings::default())), code::FORM_ID_WRONG);
         assert_eq!(code_of(rights.spend(&id, "u", NOW, &Settings::default())), code::OK);
     }
 
     #[test]
     fn one_wrong_submission_refuses_them_all() {
         let mut rights = Rights::default();
-        let with_id = |id: &str| Submission {
-            id: Some(id.into()),
-            ..Submission::form("u")
-        };
+        let with_id = |id: &str| Submission { id: Some(id.into()), ..Submission::form("u") };
         for wrong in [
             Submission::form(""),
             with_id(""),
             with_id("first"),
-            Submission {
-                uses: Some(0),
-                ..Submission::form("u")
-            },
-            Submission {
-                submitted_at: Some(NOW),
-                ..Submission::form("u")
-            },
+            Submission { uses: Some(0), ..Submission::form("u") },
+            Submission { submitted_at: Some(NOW), ..Submission::form("u") },
         ] {
-            let refused = rights
-                .submit(vec![with_id("first"), wrong], NOW, &Settings::default())
-                .unwrap_err();
+            let refused = rights.submit(vec![with_id("first"), wrong], NOW, &Settings::default()).unwrap_err();
             assert!(refused.to_string().contains("submissions[1]"), "{refused}");
             assert_eq!((rights.ids.issued, rights.knows("u")), (0, false));
         }

@@ -60,9 +60,7 @@ struct Inner {
 
 impl fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sandbox")
-            .field("settings", &self.settings())
-            .finish_non_exhaustive()
+        f.debug_struct("Sandbox").field("settings", &self.settings()).finish_non_exhaustive()
     }
 }
 
@@ -107,9 +105,7 @@ impl Sandbox {
     /// No such app, or a submission that makes no sense, by its index.
     pub fn submit(&self, app_id: &str, submissions: Vec<Submission>) -> Result<Vec<String>, Refused> {
         let (app, settings) = (self.known(app_id)?, self.current());
-        app.ledger()
-            .rights
-            .submit(submissions, clock::now_ms(&settings), &settings)
+        app.ledger().rights.submit(submissions, clock::now_ms(&settings), &settings)
     }
 
     /// From now on, this id answers 41031 to its owner.
@@ -118,11 +114,7 @@ impl Sandbox {
     /// No such app or id.
     pub fn block(&self, app_id: &str, id: &str) -> Result<(), Refused> {
         let blocked = self.known(app_id)?.ledger().rights.block(id);
-        if blocked {
-            Ok(())
-        } else {
-            Err(Refused::Unknown("no such id was ever submitted to this app".into()))
-        }
+        if blocked { Ok(()) } else { Err(Refused::Unknown("no such id was ever submitted to this app".into())) }
     }
 
     /// What was delivered, oldest first.
@@ -208,12 +200,7 @@ impl Sandbox {
     }
 
     pub(crate) fn app(&self, app_id: &str) -> Option<Arc<App>> {
-        self.0
-            .apps
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(app_id)
-            .cloned()
+        self.0.apps.read().unwrap_or_else(PoisonError::into_inner).get(app_id).cloned()
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {
@@ -237,17 +224,10 @@ impl Sandbox {
     }
 
     fn known(&self, app_id: &str) -> Result<Arc<App>, Refused> {
-        self.app(app_id)
-            .ok_or_else(|| Refused::Unknown("no such app: add it with POST /sandbox/apps".into()))
+        self.app(app_id).ok_or_else(|| Refused::Unknown("no such app: add it with POST /sandbox/apps".into()))
     }
 
     fn all(&self) -> Vec<Arc<App>> {
-        self.0
-            .apps
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.0.apps.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

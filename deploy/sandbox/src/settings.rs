@@ -128,11 +128,7 @@ impl Settings {
     }
 
     pub(crate) fn knows_template(&self, id: &str) -> bool {
-        if self.templates.is_empty() {
-            !id.is_empty()
-        } else {
-            self.templates.iter().any(|known| known == id)
-        }
+        if self.templates.is_empty() { !id.is_empty() } else { self.templates.iter().any(|known| known == id) }
     }
 }
 
@@ -147,14 +143,7 @@ mod tests {
     #[test]
     fn only_the_given_fields_change() {
         let changed = change(serde_json::json!({"latency_ms": 5, "templates": ["t1"]})).unwrap();
-        assert_eq!(
-            changed,
-            Settings {
-                latency_ms: 5,
-                templates: vec!["t1".into()],
-                ..Settings::default()
-            }
-        );
+        assert_eq!(changed, Settings { latency_ms: 5, templates: vec!["t1".into()], ..Settings::default() });
     }
 
     #[test]
@@ -181,10 +170,7 @@ mod tests {
     fn without_a_list_every_template_exists_but_the_empty_one() {
         let any = Settings::default();
         assert!(any.knows_template("whatever") && !any.knows_template(""));
-        let listed = Settings {
-            templates: vec!["t1".into()],
-            ..Settings::default()
-        };
+        let listed = Settings { templates: vec!["t1".into()], ..Settings::default() };
         assert!(listed.knows_template("t1") && !listed.knows_template("whatever"));
     }
 }

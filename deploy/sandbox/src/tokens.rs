@@ -50,9 +50,7 @@ pub(crate) struct Tokens(RwLock<State>);
 impl Tokens {
     /// The app behind a token that is good at this moment.
     pub(crate) fn app(&self, token: Option<&str>, now_ms: u64) -> Result<Arc<App>, No> {
-        let token = token
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| No::code(code::TOKEN_MISSING))?;
+        let token = token.filter(|token| !token.is_empty()).ok_or_else(|| No::code(code::TOKEN_MISSING))?;
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match state.issued.get(token) {
             Some(issued) if issued.killed => Err(No::code(code::TOKEN_UNKNOWN)),
@@ -85,10 +83,7 @@ impl Tokens {
             if force {
                 issued.killed = true;
             } else if left_ms > settings.token_renewal_seconds.saturating_mul(SECOND) {
-                return Token {
-                    text,
-                    expires_in: left_ms / SECOND,
-                };
+                return Token { text, expires_in: left_ms / SECOND };
             }
         }
         let token = state.issue(app, now_ms, settings);
@@ -100,23 +95,12 @@ impl Tokens {
 impl State {
     fn issue(&mut self, app: &Arc<App>, now_ms: u64, settings: &Settings) -> Token {
         if self.issued.len() >= REMEMBERED {
-            self.issued
-                .retain(|_, issued| !issued.killed && issued.ends_ms > now_ms);
+            self.issued.retain(|_, issued| !issued.killed && issued.ends_ms > now_ms);
         }
         let text = random_text();
         let ends_ms = now_ms.saturating_add(settings.token_life_seconds.saturating_mul(SECOND));
-        self.issued.insert(
-            Arc::clone(&text),
-            Issued {
-                app: Arc::clone(app),
-                ends_ms,
-                killed: false,
-            },
-        );
-        Token {
-            text,
-            expires_in: settings.token_life_seconds,
-        }
+        self.issued.insert(Arc::clone(&text), Issued { app: Arc::clone(app), ends_ms, killed: false });
+        Token { text, expires_in: settings.token_life_seconds }
     }
 
     fn latest_of(&mut self, app: &App) -> &mut Latest {
@@ -126,10 +110,7 @@ impl State {
 
 fn random_text() -> Arc<str> {
     let mut rng = rand::rng();
-    (0..LENGTH)
-        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
-        .collect::<String>()
-        .into()
+    (0..LENGTH).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -139,17 +120,11 @@ mod tests {
     const NOW: u64 = 1_767_283_200 * SECOND;
 
     fn code_of(tokens: &Tokens, token: &Token, seconds_on: u64) -> i32 {
-        tokens
-            .app(Some(&token.text), NOW + seconds_on * SECOND)
-            .map_or_else(|no| no.code, |_| code::OK)
+        tokens.app(Some(&token.text), NOW + seconds_on * SECOND).map_or_else(|no| no.code, |_| code::OK)
     }
 
     fn made() -> (Tokens, Arc<App>, Settings) {
-        (
-            Tokens::default(),
-            Arc::new(App::new("app", "secret")),
-            Settings::default(),
-        )
+        (Tokens::default(), Arc::new(App::new("app", "secret")), Settings::default())
     }
 
     #[test]

@@ -29,18 +29,9 @@ type MaybeWire = Option<Extension<ConnectInfo<Wire>>>;
 
 pub(crate) fn routes() -> Router<Sandbox> {
     Router::new()
-        .route(
-            "/cgi-bin/token",
-            get(plain_token).fallback(|| refuse(code::GET_REQUIRED)),
-        )
-        .route(
-            "/cgi-bin/stable_token",
-            post(stable_token).fallback(|| refuse(code::POST_REQUIRED)),
-        )
-        .route(
-            "/cgi-bin/message/wxopen/template/send",
-            post(send).fallback(|| refuse(code::POST_REQUIRED)),
-        )
+        .route("/cgi-bin/token", get(plain_token).fallback(|| refuse(code::GET_REQUIRED)))
+        .route("/cgi-bin/stable_token", post(stable_token).fallback(|| refuse(code::POST_REQUIRED)))
+        .route("/cgi-bin/message/wxopen/template/send", post(send).fallback(|| refuse(code::POST_REQUIRED)))
         .fallback(nowhere)
 }
 
@@ -113,11 +104,7 @@ fn break_off(wire: MaybeWire, how: impl FnOnce(&Wire), answer: Response) -> Resp
 }
 
 async fn wait(settings: &Settings) {
-    let jitter = if settings.jitter_ms == 0 {
-        0
-    } else {
-        rand::rng().random_range(0..=settings.jitter_ms)
-    };
+    let jitter = if settings.jitter_ms == 0 { 0 } else { rand::rng().random_range(0..=settings.jitter_ms) };
     let ms = settings.latency_ms.saturating_add(jitter);
     if ms > 0 {
         tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -147,20 +134,8 @@ async fn send(
     let now_ms = clock::now_ms(&settings);
     let token = query.map(|Query(query)| query.access_token).unwrap_or_default();
     let app = sandbox.tokens().app(token.as_deref(), now_ms);
-    let draft = body
-        .map_err(|_| No::code(code::BODY_WRONG))
-        .and_then(|body| Draft::parse(&body));
-    run(
-        &sandbox,
-        wire,
-        Send {
-            app,
-            draft,
-            now_ms,
-            settings,
-        },
-    )
-    .await
+    let draft = body.map_err(|_| No::code(code::BODY_WRONG)).and_then(|body| Draft::parse(&body));
+    run(&sandbox, wire, Send { app, draft, now_ms, settings }).await
 }
 
 impl Call for Send {
@@ -251,19 +226,9 @@ async fn stable_token(
     let request = body.ok().filter(|body| body.trim_ascii_start().starts_with(b"{"));
     let request = request.and_then(|body| serde_json::from_slice::<StableRequest>(&body).ok());
     let (credentials, force) = match request {
-        Some(StableRequest {
-            grant_type,
-            appid,
-            secret,
-            force_refresh,
-        }) => (
-            Ok(Credentials {
-                grant_type,
-                appid,
-                secret,
-            }),
-            force_refresh,
-        ),
+        Some(StableRequest { grant_type, appid, secret, force_refresh }) => {
+            (Ok(Credentials { grant_type, appid, secret }), force_refresh)
+        }
         None => (Err(No::code(code::BODY_WRONG)), false),
     };
     fetch(&sandbox, wire, credentials, Issue::Stable { force }).await
@@ -273,22 +238,8 @@ async fn fetch(sandbox: &Sandbox, wire: MaybeWire, credentials: Result<Credentia
     let settings = sandbox.current();
     wait(&settings).await;
     let now_ms = clock::now_ms(&settings);
-    let app = credentials
-        .as_ref()
-        .ok()
-        .and_then(|credentials| sandbox.app(&credentials.appid));
-    run(
-        sandbox,
-        wire,
-        Fetch {
-            credentials,
-            issue,
-            app,
-            now_ms,
-            settings,
-        },
-    )
-    .await
+    let app = credentials.as_ref().ok().and_then(|credentials| sandbox.app(&credentials.appid));
+    run(sandbox, wire, Fetch { credentials, issue, app, now_ms, settings }).await
 }
 
 impl Fetch {
@@ -316,17 +267,8 @@ impl Fetch {
 
 impl Call for Fetch {
     fn facts(&self) -> Facts<'_> {
-        let app_id = self
-            .credentials
-            .as_ref()
-            .ok()
-            .map(|credentials| credentials.appid.as_str());
-        Facts {
-            endpoint: Endpoint::Token,
-            app_id,
-            openid: None,
-            template_id: None,
-        }
+        let app_id = self.credentials.as_ref().ok().map(|credentials| credentials.appid.as_str());
+        Facts { endpoint: Endpoint::Token, app_id, openid: None, template_id: None }
     }
 
     fn app(&self) -> Option<&App> {
@@ -343,10 +285,7 @@ impl Call for Fetch {
         let code = outcome.as_ref().map_or_else(|no| no.code, |_| code::OK);
         sandbox.note(self.app(), |book| book.token_answered(code));
         match outcome {
-            Ok(token) => answer::json(&Body {
-                access_token: &token.text,
-                expires_in: token.expires_in,
-            }),
+            Ok(token) => answer::json(&Body { access_token: &token.text, expires_in: token.expires_in }),
             Err(no) => answer::refusal(&no),
         }
     }

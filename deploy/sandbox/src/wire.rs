@@ -62,13 +62,7 @@ impl Listener for WireListener {
                     if let Err(error) = tcp.set_nodelay(true) {
                         tracing::debug!(%error, "a connection keeps its delay");
                     }
-                    return (
-                        WireStream {
-                            tcp,
-                            wire: Wire::default(),
-                        },
-                        address,
-                    );
+                    return (WireStream { tcp, wire: Wire::default() }, address);
                 }
                 Err(error) => {
                     // Most often: out of file descriptors. Others must close before trying again can help.

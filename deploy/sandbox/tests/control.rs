@@ -15,17 +15,9 @@ async fn a_hundred_thousand_users_can_submit_at_once() {
     let submissions: Vec<Value> = (0..100_000)
         .map(|n| json!({"openid": format!("openid-{n}"), "kind": "form", "id": format!("form-{n}")}))
         .collect();
-    let answer = wechat
-        .post(
-            "/sandbox/submissions",
-            json!({"app_id": APP, "submissions": submissions}),
-        )
-        .await;
+    let answer = wechat.post("/sandbox/submissions", json!({"app_id": APP, "submissions": submissions})).await;
     let ids = answer["ids"].as_array().unwrap();
-    assert_eq!(
-        (ids.len(), &ids[0], &ids[99_999]),
-        (100_000, &json!("form-0"), &json!("form-99999"))
-    );
+    assert_eq!((ids.len(), &ids[0], &ids[99_999]), (100_000, &json!("form-0"), &json!("form-99999")));
     assert_eq!(wechat.books().ids.left, 100_000);
 }
 
@@ -39,11 +31,7 @@ async fn deliveries_are_read_in_order_and_in_parts() {
     }
     let read = async |query: &str| {
         let answer = wechat.get(&format!("/sandbox/deliveries?app_id={APP}{query}")).await;
-        let numbers = answer["deliveries"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|one| one["number"].as_u64().unwrap());
+        let numbers = answer["deliveries"].as_array().unwrap().iter().map(|one| one["number"].as_u64().unwrap());
         numbers.collect::<Vec<u64>>()
     };
     assert_eq!(read("").await, [1, 2, 3]);
@@ -55,18 +43,8 @@ async fn deliveries_are_read_in_order_and_in_parts() {
     let first = &wechat.get(&format!("/sandbox/deliveries?app_id={APP}&limit=1")).await["deliveries"][0];
     let mut fields: Vec<&String> = first.as_object().unwrap().keys().collect();
     fields.sort();
-    let expected = [
-        "app_id",
-        "at",
-        "data",
-        "emphasis_keyword",
-        "form_id",
-        "kind",
-        "number",
-        "openid",
-        "page",
-        "template_id",
-    ];
+    let expected =
+        ["app_id", "at", "data", "emphasis_keyword", "form_id", "kind", "number", "openid", "page", "template_id"];
     assert_eq!(fields, expected);
 }
 
@@ -83,10 +61,7 @@ async fn the_books_of_all_apps_are_the_sum() {
     assert_eq!(one, wechat.books());
     assert_eq!((one.calls, one.app_id.as_deref()), (1, Some(APP)));
     let all: Books = serde_json::from_value(wechat.get("/sandbox/books").await).unwrap();
-    assert_eq!(
-        (all.calls, all.app_id, all.ids.issued, all.messages_exact),
-        (2, None, 1, true)
-    );
+    assert_eq!((all.calls, all.app_id, all.ids.issued, all.messages_exact), (2, None, 1, true));
     let other: Books = serde_json::from_value(wechat.get("/sandbox/books?app_id=wx-other").await).unwrap();
     assert_eq!(other.calls, 0);
 }
@@ -95,14 +70,8 @@ async fn the_books_of_all_apps_are_the_sum() {
 async fn settings_change_field_by_field() {
     let wechat = wechat(Settings::default()).await;
     wechat.ask("PUT", "/sandbox/settings", r#"{"latency_ms": 1}"#).await;
-    let changed = wechat
-        .ask("PUT", "/sandbox/settings", r#"{"templates": ["t"]}"#)
-        .await
-        .json();
-    assert_eq!(
-        (&changed["latency_ms"], &changed["templates"]),
-        (&json!(1), &json!(["t"]))
-    );
+    let changed = wechat.ask("PUT", "/sandbox/settings", r#"{"templates": ["t"]}"#).await.json();
+    assert_eq!((&changed["latency_ms"], &changed["templates"]), (&json!(1), &json!(["t"])));
     assert_eq!(wechat.get("/sandbox/settings").await, changed);
     assert_eq!(serde_json::to_value(wechat.sandbox.settings()).unwrap(), changed);
 }
@@ -114,18 +83,10 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
     for (method, path, body) in [
         ("POST", "/sandbox/apps", r#"{"app_id": "a"}"#),
         ("POST", "/sandbox/apps", r#"{"app_id": "a", "secret": ""}"#),
-        (
-            "POST",
-            "/sandbox/apps",
-            r#"{"app_id": "a", "secret": "s", "name": "n"}"#,
-        ),
+        ("POST", "/sandbox/apps", r#"{"app_id": "a", "secret": "s", "name": "n"}"#),
         ("POST", "/sandbox/submissions", "nonsense"),
         ("POST", "/sandbox/submissions", r#"{"app_id": "wx0123456789abcdef"}"#),
-        (
-            "POST",
-            "/sandbox/submissions",
-            r#"{"app_id": "wx0123456789abcdef", "submissions": [{"openid": "u"}]}"#,
-        ),
+        ("POST", "/sandbox/submissions", r#"{"app_id": "wx0123456789abcdef", "submissions": [{"openid": "u"}]}"#),
         (
             "POST",
             "/sandbox/submissions",
@@ -143,16 +104,8 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
         ("POST", "/sandbox/faults", r#"{"kind": "cut_after"}"#),
         ("POST", "/sandbox/faults", r#"[{"kind": "explode"}]"#),
         ("POST", "/sandbox/faults", r#"[{"kind": "cut_after", "chance": 1}]"#),
-        (
-            "POST",
-            "/sandbox/faults",
-            r#"[{"kind": "cut_after", "match": {"user": "u"}}]"#,
-        ),
-        (
-            "POST",
-            "/sandbox/faults",
-            r#"[{"kind": "cut_after", "probability": 2}]"#,
-        ),
+        ("POST", "/sandbox/faults", r#"[{"kind": "cut_after", "match": {"user": "u"}}]"#),
+        ("POST", "/sandbox/faults", r#"[{"kind": "cut_after", "probability": 2}]"#),
         ("GET", "/sandbox/deliveries", ""),
         ("GET", "/sandbox/deliveries?app_id=wx0123456789abcdef&limit=0", ""),
         ("GET", "/sandbox/deliveries?app_id=wx0123456789abcdef&user=u", ""),
@@ -170,25 +123,13 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
 async fn unknown_apps_and_ids_are_404() {
     let wechat = wechat(Settings::default()).await;
     for (method, path, body) in [
-        (
-            "POST",
-            "/sandbox/submissions",
-            r#"{"app_id": "nobody", "submissions": []}"#,
-        ),
+        ("POST", "/sandbox/submissions", r#"{"app_id": "nobody", "submissions": []}"#),
         ("POST", "/sandbox/block", r#"{"app_id": "nobody", "id": "i"}"#),
-        (
-            "POST",
-            "/sandbox/block",
-            r#"{"app_id": "wx0123456789abcdef", "id": "i"}"#,
-        ),
+        ("POST", "/sandbox/block", r#"{"app_id": "wx0123456789abcdef", "id": "i"}"#),
         ("GET", "/sandbox/deliveries?app_id=nobody", ""),
         ("GET", "/sandbox/books?app_id=nobody", ""),
     ] {
-        assert_eq!(
-            wechat.ask(method, path, body).await.status,
-            404,
-            "{method} {path} {body}"
-        );
+        assert_eq!(wechat.ask(method, path, body).await.status, 404, "{method} {path} {body}");
     }
 }
 
@@ -200,15 +141,9 @@ async fn serving_ends_when_it_is_told_to_even_with_a_call_hanging() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(sandbox::serve(listener, sandbox, async { _ = stopped.await }));
     let mut hanging = tokio::net::TcpStream::connect(address).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut hanging, b"GET /cgi-bin/token HTTP/1.1\r\nhost: w\r\n\r\n")
-        .await
-        .unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut hanging, b"GET /cgi-bin/token HTTP/1.1\r\nhost: w\r\n\r\n").await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     stop.send(()).unwrap();
-    tokio::time::timeout(Duration::from_secs(5), serving)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(5), serving).await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }

@@ -18,9 +18,7 @@ async fn one_send(rule: Rule) -> (std::io::Result<Option<Reply>>, u64) {
     let kind = rule.kind;
     wechat.sandbox.add_faults(vec![rule]).unwrap();
     let body = wechat.message(&form_id).to_string();
-    let reply = wechat
-        .call("POST", &format!("{SEND}?access_token={token}"), &body)
-        .await;
+    let reply = wechat.call("POST", &format!("{SEND}?access_token={token}"), &body).await;
 
     let books = wechat.books();
     assert_eq!((books.calls, books.faults[kind.name()]), (1, 1));
@@ -38,11 +36,7 @@ async fn answered(rule: Rule) -> (Reply, u64) {
 
 #[tokio::test]
 async fn a_forced_answer_spends_nothing() {
-    let (reply, delivered) = answered(Rule {
-        errcode: Some(40037),
-        ..Rule::new(FaultKind::Answer)
-    })
-    .await;
+    let (reply, delivered) = answered(Rule { errcode: Some(40037), ..Rule::new(FaultKind::Answer) }).await;
     assert_eq!((reply.status, code(&reply.json()), delivered), (200, 40037, 0));
 }
 
@@ -59,10 +53,7 @@ async fn html_comes_before_or_after_the_delivery() {
     for (kind, deliveries) in [(FaultKind::NotJsonBefore, 0), (FaultKind::NotJsonAfter, 1)] {
         let (reply, delivered) = answered(Rule::new(kind)).await;
         assert_eq!((reply.status, delivered), (200, deliveries), "{kind:?}");
-        assert!(
-            reply.body.starts_with("<html>") && reply.head.contains("text/html"),
-            "{reply:?}"
-        );
+        assert!(reply.body.starts_with("<html>") && reply.head.contains("text/html"), "{reply:?}");
     }
 }
 
@@ -85,10 +76,7 @@ async fn a_connection_that_was_kept_alive_is_cut_as_well() {
         stream.write_all(request).await.unwrap();
         assert!(stream.read(&mut answer).await.unwrap() > 0);
     }
-    let cut = Rule {
-        endpoint: Endpoint::Token,
-        ..Rule::new(FaultKind::CutAfter)
-    };
+    let cut = Rule { endpoint: Endpoint::Token, ..Rule::new(FaultKind::CutAfter) };
     wechat.sandbox.add_faults(vec![cut]).unwrap();
     stream.write_all(request).await.unwrap();
     assert_eq!(stream.read(&mut answer).await.unwrap(), 0);
@@ -110,10 +98,7 @@ async fn a_connection_can_be_reset() {
 
 #[tokio::test]
 async fn hanging_ends_in_a_cut_or_in_a_late_answer() {
-    let hang = |kind| Rule {
-        hang_ms: Some(150),
-        ..Rule::new(kind)
-    };
+    let hang = |kind| Rule { hang_ms: Some(150), ..Rule::new(kind) };
     let started = Instant::now();
     let (reply, delivered) = one_send(hang(FaultKind::HangBefore)).await;
     assert!(matches!(reply, Ok(None)), "{reply:?}");
@@ -127,13 +112,7 @@ async fn hanging_ends_in_a_cut_or_in_a_late_answer() {
 async fn a_caller_that_hangs_up_on_a_late_answer_has_sent_all_the_same() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
-    wechat
-        .sandbox
-        .add_faults(vec![Rule {
-            hang_ms: Some(60_000),
-            ..Rule::new(FaultKind::HangAfter)
-        }])
-        .unwrap();
+    wechat.sandbox.add_faults(vec![Rule { hang_ms: Some(60_000), ..Rule::new(FaultKind::HangAfter) }]).unwrap();
     let wechat = std::sync::Arc::new(wechat);
     let caller = tokio::spawn({
         let (wechat, body) = (wechat.clone(), wechat.message(&form_id));
@@ -151,11 +130,7 @@ async fn a_caller_that_hangs_up_on_a_late_answer_has_sent_all_the_same() {
 #[tokio::test]
 async fn a_redirect_points_where_it_is_told() {
     let location = "http://127.0.0.1:9/elsewhere";
-    let (reply, delivered) = answered(Rule {
-        location: Some(location.into()),
-        ..Rule::new(FaultKind::Redirect)
-    })
-    .await;
+    let (reply, delivered) = answered(Rule { location: Some(location.into()), ..Rule::new(FaultKind::Redirect) }).await;
     assert_eq!((reply.status, delivered), (302, 0));
     assert!(reply.head.contains(&format!("location: {location}")), "{}", reply.head);
 }
@@ -178,27 +153,15 @@ async fn rules_come_and_go_by_http_and_hit_what_they_match() {
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 0);
     assert_eq!(wechat.books().faults, [("frozen".to_owned(), 1)].into());
 
-    assert_eq!(
-        wechat.ask("DELETE", "/sandbox/faults", "").await.json(),
-        json!({"faults": []})
-    );
+    assert_eq!(wechat.ask("DELETE", "/sandbox/faults", "").await.json(), json!({"faults": []}));
 }
 
 #[tokio::test]
 async fn a_fault_that_names_an_app_leaves_the_others_alone() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
-    let matching = Match {
-        app_id: Some("wx-other".into()),
-        ..Match::default()
-    };
-    wechat
-        .sandbox
-        .add_faults(vec![Rule {
-            matching,
-            ..Rule::new(FaultKind::CutBefore)
-        }])
-        .unwrap();
+    let matching = Match { app_id: Some("wx-other".into()), ..Match::default() };
+    wechat.sandbox.add_faults(vec![Rule { matching, ..Rule::new(FaultKind::CutBefore) }]).unwrap();
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 0);
 }
 
@@ -206,15 +169,8 @@ async fn a_fault_that_names_an_app_leaves_the_others_alone() {
 async fn a_share_of_calls_can_fail_and_the_books_still_add_up() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
-    let some = |kind, seed| Rule {
-        probability: Some(0.2),
-        seed: Some(seed),
-        ..Rule::new(kind)
-    };
-    wechat
-        .sandbox
-        .add_faults(vec![some(FaultKind::CutBefore, 1), some(FaultKind::CutAfter, 2)])
-        .unwrap();
+    let some = |kind, seed| Rule { probability: Some(0.2), seed: Some(seed), ..Rule::new(kind) };
+    wechat.sandbox.add_faults(vec![some(FaultKind::CutBefore, 1), some(FaultKind::CutAfter, 2)]).unwrap();
     let path = format!("{SEND}?access_token={token}");
     let mut unanswered = 0;
     for _ in 0..200 {

@@ -22,14 +22,8 @@ async fn a_message_with_a_form_id_reaches_its_user_once() {
     let delivered = wechat.sandbox.deliveries(APP, &Reading::default()).unwrap();
     assert_eq!(delivered.len(), 1);
     let only = &delivered[0];
-    assert_eq!(
-        (only.number, only.kind, only.form_id.as_str()),
-        (1, Kind::Form, form_id.as_str())
-    );
-    assert_eq!(
-        (only.openid.as_str(), only.page.as_deref()),
-        (USER, Some("pages/index?from=test"))
-    );
+    assert_eq!((only.number, only.kind, only.form_id.as_str()), (1, Kind::Form, form_id.as_str()));
+    assert_eq!((only.openid.as_str(), only.page.as_deref()), (USER, Some("pages/index?from=test")));
     assert_eq!(only.data["keyword2"].color.as_deref(), Some("#173177"));
     assert_eq!(only.emphasis_keyword.as_deref(), Some("keyword1.DATA"));
     assert!(unix_seconds() - only.at < 10);
@@ -39,16 +33,9 @@ async fn a_message_with_a_form_id_reaches_its_user_once() {
 async fn a_payment_is_good_for_three_messages_or_as_many_as_it_says() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
-    for (submission, uses) in [
-        (Submission::prepay(USER), 3),
-        (
-            Submission {
-                uses: Some(1),
-                ..Submission::prepay(USER)
-            },
-            1,
-        ),
-    ] {
+    for (submission, uses) in
+        [(Submission::prepay(USER), 3), (Submission { uses: Some(1), ..Submission::prepay(USER) }, 1)]
+    {
         let id = wechat.submit(submission);
         for _ in 0..uses {
             assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
@@ -66,9 +53,7 @@ async fn each_wrong_part_of_a_send_has_its_code_and_costs_nothing() {
     wechat.form("openid-2");
     let changed = |change: Value| {
         let mut body = wechat.message(&form_id);
-        body.as_object_mut()
-            .unwrap()
-            .extend(change.as_object().cloned().unwrap());
+        body.as_object_mut().unwrap().extend(change.as_object().cloned().unwrap());
         body
     };
     for (change, expected) in [
@@ -94,13 +79,8 @@ async fn each_wrong_part_of_a_send_has_its_code_and_costs_nothing() {
     for body in ["", "{", "[]", "\"text\""] {
         assert_eq!(code(&wechat.ask("POST", &path, body).await.json()), 47001, "{body}");
     }
-    let answer = wechat
-        .post(&path, changed(json!({"data": {"keyword1": {"value": 7}}})))
-        .await;
-    assert!(
-        text(&answer["errmsg"]).starts_with("argument invalid! data.keyword1.value rid: "),
-        "{answer}"
-    );
+    let answer = wechat.post(&path, changed(json!({"data": {"keyword1": {"value": 7}}}))).await;
+    assert!(text(&answer["errmsg"]).starts_with("argument invalid! data.keyword1.value rid: "), "{answer}");
 
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 0);
     let books = wechat.books();
@@ -117,31 +97,18 @@ async fn what_a_message_may_leave_out_may_be_left_out() {
         json!({"page": "", "emphasis_keyword": ""}),
     ] {
         let mut body = json!({"touser": USER, "template_id": "t", "form_id": wechat.form(USER)});
-        body.as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().cloned().unwrap());
+        body.as_object_mut().unwrap().extend(extra.as_object().cloned().unwrap());
         assert_eq!(wechat.send(&token, body).await, 0, "{extra}");
     }
     let books = wechat.books();
-    assert_eq!(
-        (books.messages, books.delivered_twice),
-        (1, 2),
-        "to the user, they read the same"
-    );
+    assert_eq!((books.messages, books.delivered_twice), (1, 2), "to the user, they read the same");
 }
 
 #[tokio::test]
 async fn the_token_is_judged_before_all_else() {
     let wechat = wechat(Settings::default()).await;
-    for (query, expected) in [
-        ("", 41001),
-        ("?access_token=", 41001),
-        ("?access_token=never-issued", 40001),
-    ] {
-        assert_eq!(
-            code(&wechat.ask("POST", &format!("{SEND}{query}"), "nonsense").await.json()),
-            expected
-        );
+    for (query, expected) in [("", 41001), ("?access_token=", 41001), ("?access_token=never-issued", 40001)] {
+        assert_eq!(code(&wechat.ask("POST", &format!("{SEND}{query}"), "nonsense").await.json()), expected);
     }
     assert_eq!(wechat.books().calls, 0, "these calls are of no app");
     let all = wechat.sandbox.books(None).unwrap();
@@ -166,20 +133,14 @@ async fn an_id_ends_after_seven_days() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let aged = |seconds: u64| {
-        wechat.submit(Submission {
-            submitted_at: Some(unix_seconds() - seconds),
-            ..Submission::form(USER)
-        })
+        wechat.submit(Submission { submitted_at: Some(unix_seconds() - seconds), ..Submission::form(USER) })
     };
     let (old, fresh) = (aged(7 * DAY), aged(7 * DAY - 60));
     assert_eq!(wechat.send(&token, wechat.message(&old)).await, 41028);
     assert_eq!(wechat.send(&token, wechat.message(&fresh)).await, 0);
 
     let submitted_now = wechat.form(USER);
-    wechat
-        .sandbox
-        .set_settings(settings(json!({"clock_ahead_seconds": 7 * DAY})))
-        .unwrap();
+    wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": 7 * DAY}))).unwrap();
     let token = wechat.stable_token(false).await;
     assert_eq!(wechat.send(&token, wechat.message(&submitted_now)).await, 41028);
 }
@@ -188,12 +149,7 @@ async fn an_id_ends_after_seven_days() {
 async fn a_blocked_id_answers_so_until_the_end() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
-    assert_eq!(
-        wechat
-            .post("/sandbox/block", json!({"app_id": APP, "id": form_id}))
-            .await,
-        json!({})
-    );
+    assert_eq!(wechat.post("/sandbox/block", json!({"app_id": APP, "id": form_id})).await, json!({}));
     for _ in 0..2 {
         assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 41031);
     }
@@ -203,15 +159,9 @@ async fn a_blocked_id_answers_so_until_the_end() {
 #[tokio::test]
 async fn a_young_payment_answers_41028_and_works_later() {
     let wechat = wechat(settings(json!({"young_prepay_seconds": 10}))).await;
-    let (token, id) = (
-        wechat.stable_token(false).await,
-        wechat.submit(Submission::prepay(USER)),
-    );
+    let (token, id) = (wechat.stable_token(false).await, wechat.submit(Submission::prepay(USER)));
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 41028);
-    wechat
-        .sandbox
-        .set_settings(settings(json!({"young_prepay_seconds": 10, "clock_ahead_seconds": 10})))
-        .unwrap();
+    wechat.sandbox.set_settings(settings(json!({"young_prepay_seconds": 10, "clock_ahead_seconds": 10}))).unwrap();
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
 }
 
@@ -242,10 +192,7 @@ async fn of_many_sends_at_once_with_one_form_id_one_is_delivered() {
 async fn a_rate_and_a_quota_hold_per_app() {
     let wechat = wechat(settings(json!({"daily_quota": 2}))).await;
     let token = wechat.stable_token(false).await;
-    let id = wechat.submit(Submission {
-        uses: Some(9),
-        ..Submission::prepay(USER)
-    });
+    let id = wechat.submit(Submission { uses: Some(9), ..Submission::prepay(USER) });
     let send = async || wechat.send(&token, wechat.message(&id)).await;
     assert_eq!([send().await, send().await, send().await], [0, 0, 45009]);
 
@@ -255,10 +202,7 @@ async fn a_rate_and_a_quota_hold_per_app() {
 
     wechat.sandbox.set_settings(settings(json!({"per_second": 1}))).unwrap();
     let codes: HashSet<i32> = [send().await, send().await, send().await].into();
-    assert!(
-        codes.contains(&45011) && codes.is_subset(&[0, 45011].into()),
-        "{codes:?}"
-    );
+    assert!(codes.contains(&45011) && codes.is_subset(&[0, 45011].into()), "{codes:?}");
     wechat.books();
 }
 

@@ -16,10 +16,7 @@ async fn a_plain_fetch_makes_a_new_token_and_leaves_the_earlier_one_a_grace() {
     for token in [&first, &second] {
         assert_eq!(wechat.send(token, wechat.message(&wechat.form(USER))).await, 0);
     }
-    wechat
-        .sandbox
-        .set_settings(settings(json!({"clock_ahead_seconds": 300})))
-        .unwrap();
+    wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": 300}))).unwrap();
     assert_eq!(wechat.send(&first, wechat.message("any")).await, 42001);
     assert_eq!(wechat.send(&second, wechat.message(&wechat.form(USER))).await, 0);
 }
@@ -28,10 +25,7 @@ async fn a_plain_fetch_makes_a_new_token_and_leaves_the_earlier_one_a_grace() {
 async fn a_token_ends_with_its_life() {
     let wechat = wechat(settings(json!({"token_life_seconds": 60}))).await;
     let (plain, stable) = (wechat.plain_token().await, wechat.stable_token(false).await);
-    wechat
-        .sandbox
-        .set_settings(settings(json!({"clock_ahead_seconds": 60})))
-        .unwrap();
+    wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": 60}))).unwrap();
     for token in [plain, stable] {
         assert_eq!(wechat.send(&token, wechat.message("any")).await, 42001);
     }
@@ -43,10 +37,7 @@ async fn a_stable_token_stays_until_it_is_forced_away() {
     let first = wechat.stable_token(false).await;
     assert_eq!(wechat.stable_token(false).await, first);
     let answer = wechat.post(STABLE, stable_request(false)).await;
-    assert!(
-        (7190..=7200).contains(&answer["expires_in"].as_u64().unwrap()),
-        "{answer}"
-    );
+    assert!((7190..=7200).contains(&answer["expires_in"].as_u64().unwrap()), "{answer}");
 
     let forced = wechat.stable_token(true).await;
     assert_ne!(forced, first);
@@ -71,46 +62,22 @@ async fn wrong_credentials_have_their_codes() {
         wrong[field] = value.into();
         assert_eq!(code(&wechat.post(STABLE, wrong.clone()).await), expected, "{wrong}");
         let part = |name: &str| text(&wrong[name]);
-        let query = format!(
-            "grant_type={}&appid={}&secret={}",
-            part("grant_type"),
-            part("appid"),
-            part("secret")
-        );
-        assert_eq!(
-            code(&wechat.get(&format!("/cgi-bin/token?{query}")).await),
-            expected,
-            "{query}"
-        );
+        let query = format!("grant_type={}&appid={}&secret={}", part("grant_type"), part("appid"), part("secret"));
+        assert_eq!(code(&wechat.get(&format!("/cgi-bin/token?{query}")).await), expected, "{query}");
     }
     assert_eq!(code(&wechat.get("/cgi-bin/token").await), 40002);
-    for body in [
-        "",
-        "[]",
-        r#"{"appid": 7}"#,
-        r#"{"force_refresh": "yes"}"#,
-        r#"{"force": true}"#,
-    ] {
+    for body in ["", "[]", r#"{"appid": 7}"#, r#"{"force_refresh": "yes"}"#, r#"{"force": true}"#] {
         assert_eq!(code(&wechat.ask("POST", STABLE, body).await.json()), 47001, "{body}");
     }
     let books = wechat.books();
-    assert_eq!(
-        (books.token_fetches, books.token_answers[&40125]),
-        (8, 2),
-        "what names the app is the app's"
-    );
+    assert_eq!((books.token_fetches, books.token_answers[&40125]), (8, 2), "what names the app is the app's");
     assert_eq!(wechat.sandbox.books(None).unwrap().token_answers[&47001], 5);
 }
 
 #[tokio::test]
 async fn the_secret_of_an_app_can_change() {
     let wechat = wechat(Settings::default()).await;
-    assert_eq!(
-        wechat
-            .post("/sandbox/apps", json!({"app_id": APP, "secret": "changed"}))
-            .await,
-        json!({})
-    );
+    assert_eq!(wechat.post("/sandbox/apps", json!({"app_id": APP, "secret": "changed"})).await, json!({}));
     assert_eq!(code(&wechat.post(STABLE, stable_request(false)).await), 40125);
 }
 
@@ -120,49 +87,25 @@ async fn final_answers_can_be_forced_on_token_fetches_alone() {
     let form_id = wechat.form(USER);
     let token = wechat.stable_token(false).await;
     for errcode in [40164, 89503, -1] {
-        let forced = Rule {
-            errcode: Some(errcode),
-            endpoint: Endpoint::Token,
-            times: Some(1),
-            ..Rule::new(FaultKind::Answer)
-        };
+        let forced =
+            Rule { errcode: Some(errcode), endpoint: Endpoint::Token, times: Some(1), ..Rule::new(FaultKind::Answer) };
         wechat.sandbox.add_faults(vec![forced]).unwrap();
         assert_eq!(code(&wechat.post(STABLE, stable_request(false)).await), errcode);
     }
     assert_eq!(wechat.stable_token(false).await, token);
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 0);
     let books = wechat.books();
-    assert_eq!(
-        (
-            books.faults["answer"],
-            books.token_answers[&89503],
-            books.token_answers[&0]
-        ),
-        (3, 1, 2)
-    );
+    assert_eq!((books.faults["answer"], books.token_answers[&89503], books.token_answers[&0]), (3, 1, 2));
 }
 
 #[tokio::test]
 async fn a_fetch_can_be_cut_before_and_after_a_token_was_made() {
     let wechat = wechat(Settings::default()).await;
     for kind in [FaultKind::CutBefore, FaultKind::CutAfter] {
-        wechat
-            .sandbox
-            .add_faults(vec![Rule {
-                endpoint: Endpoint::Token,
-                times: Some(1),
-                ..Rule::new(kind)
-            }])
-            .unwrap();
-        let reply = wechat
-            .call("POST", STABLE, &stable_request(true).to_string())
-            .await
-            .unwrap();
+        wechat.sandbox.add_faults(vec![Rule { endpoint: Endpoint::Token, times: Some(1), ..Rule::new(kind) }]).unwrap();
+        let reply = wechat.call("POST", STABLE, &stable_request(true).to_string()).await.unwrap();
         assert!(reply.is_none(), "{reply:?}");
     }
     let books = wechat.books();
-    assert_eq!(
-        (books.token_fetches, books.token_unprocessed, books.token_answers[&0]),
-        (2, 1, 1)
-    );
+    assert_eq!((books.token_fetches, books.token_unprocessed, books.token_answers[&0]), (2, 1, 1));
 }

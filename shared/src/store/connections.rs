@@ -4,8 +4,8 @@
 //! round trips of a send. The connections here are multiplexed, so a few of them are taken from the pool once and used
 //! by every task at once; one that breaks goes back to the pool, which replaces it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
@@ -28,13 +28,20 @@ pub struct RedisConfig {
 
 pub(super) struct Connections {
     pool: Pool,
-    lanes: Box<[Mutex<Option<Lane>>]>,
+    lanes: Box<[Lane]>,
     next: AtomicUsize,
     timeout: Duration,
 }
 
-/// A connection on loan from the pool; its clones share it. The number tells a lane from its replacement.
+/// A place for one connection. Filling it is one task's work; the others wait for that instead of asking the pool too.
+#[derive(Default)]
 struct Lane {
+    shared: Mutex<Option<Shared>>,
+    filling: tokio::sync::Mutex<()>,
+}
+
+/// A connection on loan from the pool; its clones share it. The number tells it from its replacement.
+struct Shared {
     loan: Connection,
     number: usize,
 }
@@ -55,7 +62,7 @@ impl Connections {
             .recycle_timeout(Some(config.timeout))
             .build()
             .map_err(|_| Error::Unavailable("no runtime for the connection pool".into()))?;
-        let lanes = (0..lanes).map(|_| Mutex::new(None)).collect();
+        let lanes = (0..lanes).map(|_| Lane::default()).collect();
         Ok(Self { pool, lanes, next: AtomicUsize::new(0), timeout: config.timeout })
     }
 
@@ -68,10 +75,10 @@ impl Connections {
         if let Err(error) = &result
             && (error.is_unrecoverable_error() || error.is_timeout())
         {
-            let mut lane = lock(lane);
-            if lane.as_ref().is_some_and(|lane| lane.number == number) {
+            let mut shared = lane.shared();
+            if shared.as_ref().is_some_and(|shared| shared.number == number) {
                 // Taken out of the pool for good: the pool would lend it again before it notices.
-                drop(lane.take().map(|lane| Connection::take(lane.loan)));
+                drop(shared.take().map(|shared| Connection::take(shared.loan)));
             }
         }
         Ok(result?)
@@ -99,29 +106,36 @@ impl Connections {
         self.run(redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await
     }
 
-    async fn connection(
-        &self,
-        lane: &Mutex<Option<Lane>>,
-        number: usize,
-    ) -> Result<(MultiplexedConnection, usize), Error> {
-        if let Some(lane) = &*lock(lane) {
-            return Ok(((*lane.loan).clone(), lane.number));
+    async fn connection(&self, lane: &Lane, number: usize) -> Result<(MultiplexedConnection, usize), Error> {
+        if let Some(there) = lane.connection() {
+            return Ok(there);
         }
-        let loan = tokio::time::timeout(self.timeout, self.pool.get())
-            .await
-            .map_err(|_| Error::Unavailable("no connection in time".into()))?
-            .map_err(|error| Error::Unavailable(error.to_string()))?;
-        let connection = (*loan).clone();
-        let mut lane = lock(lane);
-        // Another task may have filled the lane meanwhile; then this loan simply goes back when it is dropped.
-        let number = lane.get_or_insert(Lane { loan, number }).number;
-        Ok((connection, number))
+        let fill = async {
+            let _filling = lane.filling.lock().await;
+            if let Some(there) = lane.connection() {
+                return Ok(there);
+            }
+            let loan = self.pool.get().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+            let connection = (*loan).clone();
+            *lane.shared() = Some(Shared { loan, number });
+            Ok((connection, number))
+        };
+        match tokio::time::timeout(self.timeout, fill).await {
+            Ok(filled) => filled,
+            Err(_) => Err(Error::Unavailable("no connection in time".into())),
+        }
     }
 }
 
-fn lock(lane: &Mutex<Option<Lane>>) -> std::sync::MutexGuard<'_, Option<Lane>> {
-    // A lane is a whole value at any moment, so a panic elsewhere cannot have left it half changed.
-    lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+impl Lane {
+    fn connection(&self) -> Option<(MultiplexedConnection, usize)> {
+        self.shared().as_ref().map(|shared| ((*shared.loan).clone(), shared.number))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Option<Shared>> {
+        // What it guards is a whole value at any moment, so a panic elsewhere cannot have left it half changed.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl From<RedisError> for Error {

@@ -13,6 +13,11 @@ use crate::credential::{AppId, Credential, Kind, OpenId};
 /// keep Redis free for others (well under a millisecond).
 pub const MAX_COLLECT: usize = 128;
 
+/// The source of the collect script, for benchmarks that drive it without the rest.
+pub fn collect_script() -> &'static str {
+    scripts::COLLECT.source
+}
+
 /// A credential ready to be stored.
 #[derive(Debug, Clone)]
 pub struct Packed {
@@ -22,6 +27,11 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// The bytes that are stored.
+    pub fn record(&self) -> &[u8] {
+        &self.record
+    }
+
     /// Packs a credential of a user.
     pub fn new(openid: OpenId, credential: &Credential) -> Self {
         let mut record = Vec::new();
@@ -58,8 +68,7 @@ impl Store {
         debug_assert!(credentials.len() <= MAX_COLLECT);
         let keys = BucketKeys::new(app, bucket);
         let (users, ledger) = (keys.users(), keys.ledger());
-        self.inner
-            .connections
+        self.redis()?
             .invoke(&scripts::COLLECT, |command| {
                 command.arg(2).arg(&users).arg(&ledger).arg(self.inner.cap);
                 for credential in credentials {
@@ -73,8 +82,7 @@ impl Store {
     /// and was not swept yet.
     pub async fn records(&self, app: &AppId, openid: &OpenId) -> Result<Vec<Record>, Error> {
         let users = self.keys(app, openid).users();
-        let field: Option<Vec<u8>> =
-            self.inner.connections.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
+        let field: Option<Vec<u8>> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
         Ok(record::unpack(field.as_deref().unwrap_or_default()).collect::<Result<_, _>>()?)
     }
 
@@ -99,8 +107,7 @@ impl Store {
     /// Deletes all that is stored of a user; answers how many messages it permitted.
     pub async fn erase(&self, app: &AppId, openid: &OpenId) -> Result<u32, Error> {
         let keys = self.keys(app, openid);
-        self.inner
-            .connections
+        self.redis()?
             .invoke(&scripts::ERASE, |command| {
                 command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
                 command.arg(openid.as_str());

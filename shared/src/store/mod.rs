@@ -22,13 +22,15 @@ pub mod stock;
 pub mod tokens;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use deadpool_redis::redis::{self, RedisError};
 use tracing::warn;
 
 use crate::credential::{AppId, OpenId};
-pub use connections::RedisConfig;
 use connections::Connections;
+pub use connections::RedisConfig;
 use keys::{Bucket, BucketKeys};
 
 /// What can go wrong in the store.
@@ -44,7 +46,9 @@ pub enum Error {
     #[error("stored data that this release cannot read: {0}")]
     Corrupt(String),
     /// This Redis was first used with another number of buckets.
-    #[error("this Redis holds {found} buckets an app, the setting says {wanted}: every user would be looked for in the wrong place")]
+    #[error(
+        "this Redis holds {found} buckets an app, the setting says {wanted}: every user would be looked for in the wrong place"
+    )]
     BucketCount {
         /// What Redis holds.
         found: u16,
@@ -78,6 +82,8 @@ pub struct Store {
 
 struct Inner {
     connections: Connections,
+    /// This Redis was found usable: users are in the buckets where they are looked for.
+    prepared: AtomicBool,
     buckets: u16,
     cap: u16,
 }
@@ -86,7 +92,8 @@ impl Store {
     /// Prepares a store without talking to Redis; see [`Store::prepare`]. Fails on a URL that is none.
     pub fn new(config: &StoreConfig) -> Result<Self, Error> {
         let connections = Connections::new(&config.redis)?;
-        Ok(Self { inner: Arc::new(Inner { connections, buckets: config.buckets.max(1), cap: config.cap }) })
+        let (buckets, prepared) = (config.buckets.max(1), AtomicBool::new(false));
+        Ok(Self { inner: Arc::new(Inner { connections, prepared, buckets, cap: config.cap }) })
     }
 
     /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which
@@ -103,6 +110,7 @@ impl Store {
             connections.load(script).await?;
         }
         self.warn_of_forgetful_settings().await;
+        self.inner.prepared.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -123,9 +131,23 @@ impl Store {
 
     /// One of Redis' own settings; nothing where CONFIG is forbidden, as some hosted services do.
     async fn setting(&self, name: &str) -> Option<String> {
-        let reply: Vec<String> =
-            self.inner.connections.run(redis::cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
+        let reply: Vec<String> = self.inner.connections.run(redis::cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
         reply.into_iter().nth(1)
+    }
+
+    /// The connections, once this Redis was found usable.
+    fn redis(&self) -> Result<&Connections, Error> {
+        if self.inner.prepared.load(Ordering::Acquire) {
+            return Ok(&self.inner.connections);
+        }
+        Err(Error::Unavailable("it was not reached so far".into()))
+    }
+
+    /// Sets a key that must not be there, for `ttl`; false when it is.
+    async fn set_once(&self, key: &str, value: &str, ttl: Duration) -> Result<bool, Error> {
+        let mut command = redis::cmd("SET");
+        command.arg(key).arg(value).arg("NX").arg("PX").arg((ttl.as_millis() as u64).max(1));
+        self.redis()?.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
     }
 
     fn bucket(&self, openid: &OpenId) -> Bucket {

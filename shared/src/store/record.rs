@@ -38,10 +38,11 @@ pub enum Corrupt {
 /// Packs one credential into `out`.
 pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     let id = credential.id.as_str();
-    out.reserve(OVERHEAD + id.len());
+    let hex = is_lowercase_hex(id);
+    out.reserve_exact(OVERHEAD + if hex { id.len() / 2 } else { id.len() });
     out.extend_from_slice(&credential.expiry.to_be_bytes());
     out.push(((credential.kind as u8) << KIND_SHIFT) | credential.uses.min(MAX_USES));
-    if is_lowercase_hex(id) {
+    if hex {
         out.extend(id.as_bytes().chunks_exact(2).map(|pair| (nibble(pair[0]) << 4) | nibble(pair[1])));
         out.push((id.len() / 2 - 1) as u8 | HEX);
     } else {

@@ -116,15 +116,14 @@ impl Store {
         let text = serde_json::to_string(&kept).map_err(|error| Error::Corrupt(error.to_string()))?;
         let mut command = redis::cmd("SET");
         command.arg(keys.stock()).arg(text).arg("EX").arg(KEPT.as_secs());
-        self.inner.connections.run::<()>(&command).await?;
+        self.redis()?.run::<()>(&command).await?;
         Ok(stock)
     }
 
     async fn sweep_page(&self, users: &str, ledger: &str, cursor: &str) -> Result<(String, Stock), Error> {
         let (next, reachable, counts): (String, u64, Vec<i64>) = {
             let reply: Vec<Value> = self
-                .inner
-                .connections
+                .redis()?
                 .invoke(&scripts::SWEEP, |command| {
                     command.arg(2).arg(users).arg(ledger).arg(cursor).arg(PAGE).arg(DAY).arg(DAY_OFFSET);
                 })
@@ -147,16 +146,13 @@ impl Store {
 
     /// Takes the turn to sweep a bucket; false when it was swept less than `interval` ago.
     pub async fn claim_sweep(&self, app: &AppId, bucket: Bucket, interval: Duration) -> Result<bool, Error> {
-        let mut command = redis::cmd("SET");
-        let interval = interval.as_millis().max(1) as u64;
-        command.arg(BucketKeys::new(app, bucket).swept()).arg(1).arg("NX").arg("PX").arg(interval);
-        self.inner.connections.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
+        self.set_once(&BucketKeys::new(app, bucket).swept(), "1", interval).await
     }
 
     /// How many users an app has, reachable or not.
     pub async fn users(&self, app: &AppId) -> Result<u64, Error> {
         self.over_buckets(async |bucket| {
-            self.inner.connections.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).users())).await
+            self.redis()?.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).users())).await
         })
         .try_fold(0, async |sum, users: u64| Ok(sum + users))
         .await
@@ -166,7 +162,11 @@ impl Store {
     pub async fn stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
         let on_the_spot = self.users(app).await? <= few;
         self.over_buckets(async |bucket| {
-            if on_the_spot { self.sweep(app, bucket, now, Duration::ZERO).await } else { self.kept_stock(app, bucket, now).await }
+            if on_the_spot {
+                self.sweep(app, bucket, now, Duration::ZERO).await
+            } else {
+                self.kept_stock(app, bucket, now).await
+            }
         })
         .try_fold(Stock { counted_at: now, ..Stock::default() }, async |mut sum, bucket| {
             sum.add(&bucket);
@@ -178,7 +178,7 @@ impl Store {
 
     async fn kept_stock(&self, app: &AppId, bucket: Bucket, now: i64) -> Result<Stock, Error> {
         let text: Option<String> =
-            self.inner.connections.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
+            self.redis()?.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
         // Never counted so far: the first sweep of a new collector has not come here yet.
         let Some(text) = text else { return self.sweep(app, bucket, now, Duration::ZERO).await };
         let kept: Kept = serde_json::from_str(&text).map_err(|error| Error::Corrupt(error.to_string()))?;
@@ -193,8 +193,7 @@ impl Store {
     pub async fn ledger(&self, app: &AppId) -> Result<Ledger, Error> {
         self.over_buckets(async |bucket| {
             let keys = BucketKeys::new(app, bucket);
-            let counters: BTreeMap<String, u64> =
-                self.inner.connections.run(redis::cmd("HGETALL").arg(keys.ledger())).await?;
+            let counters: BTreeMap<String, u64> = self.redis()?.run(redis::cmd("HGETALL").arg(keys.ledger())).await?;
             let of = |name: &str| counters.get(name).copied().unwrap_or(0);
             Ok(Ledger {
                 collected: of("collected"),

@@ -30,14 +30,14 @@ impl SharedToken {
 impl Store {
     /// The shared token, if there is one.
     pub async fn token(&self, app: &AppId) -> Result<Option<SharedToken>, Error> {
-        let text: Option<String> = self.inner.connections.run(redis::cmd("GET").arg(keys::token(app))).await?;
+        let text: Option<String> = self.redis()?.run(redis::cmd("GET").arg(keys::token(app))).await?;
         Ok(text.as_deref().and_then(SharedToken::decode))
     }
 
     /// Shares a token for as long as it lives.
     pub async fn put_token(&self, app: &AppId, token: &SharedToken, life: Duration) -> Result<(), Error> {
         let life = (life.as_millis() as u64).max(1);
-        self.inner.connections.run(redis::cmd("SET").arg(keys::token(app)).arg(token.encode()).arg("PX").arg(life)).await
+        self.redis()?.run(redis::cmd("SET").arg(keys::token(app)).arg(token.encode()).arg("PX").arg(life)).await
     }
 
     /// Drops the shared token if it is still this one: another replica's fresh token stays.
@@ -47,9 +47,12 @@ impl Store {
 
     /// Takes the right to fetch a token, for at most `ttl`; `owner` is random. False when another has it.
     pub async fn lock_token(&self, app: &AppId, owner: &str, ttl: Duration) -> Result<bool, Error> {
-        let mut command = redis::cmd("SET");
-        command.arg(keys::token_lock(app)).arg(owner).arg("NX").arg("PX").arg(ttl.as_millis() as u64);
-        self.inner.connections.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
+        self.set_once(&keys::token_lock(app), owner, ttl).await
+    }
+
+    /// Takes the one permission among all replicas to force a new token, which is given again after `pause`.
+    pub async fn permit_forced_token(&self, app: &AppId, pause: Duration) -> Result<bool, Error> {
+        self.set_once(&keys::token_forced(app), "1", pause).await
     }
 
     /// Gives it back.
@@ -58,8 +61,10 @@ impl Store {
     }
 
     async fn drop_if(&self, key: &str, value: &str) -> Result<bool, Error> {
-        self.inner.connections.invoke(&scripts::DROP_IF, |command| {
-            command.arg(1).arg(key).arg(value);
-        }).await
+        self.redis()?
+            .invoke(&scripts::DROP_IF, |command| {
+                command.arg(1).arg(key).arg(value);
+            })
+            .await
     }
 }

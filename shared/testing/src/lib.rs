@@ -5,9 +5,11 @@
 
 mod process;
 mod redis;
+mod tools;
 
 pub use process::{Process, free_port};
 pub use redis::{Redis, store_config};
+pub use tools::{buf_curl, complained, grpcurl, printed};
 
 use std::time::{Duration, Instant};
 

@@ -42,7 +42,7 @@ impl Process {
     }
 
     /// Waits for the end; its exit code, or nothing when it did not end in time or was killed.
-    pub fn wait(&mut self, bound: Duration) -> Option<i32> {
+    pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -51,7 +51,7 @@ impl Process {
             if start.elapsed() > bound {
                 return None;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

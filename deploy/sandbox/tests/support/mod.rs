@@ -44,11 +44,7 @@ pub async fn wechat(settings: Settings) -> WeChat {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
-    WeChat {
-        sandbox,
-        address,
-        unique: AtomicU64::new(0),
-    }
+    WeChat { sandbox, address, unique: AtomicU64::new(0) }
 }
 
 impl WeChat {
@@ -68,10 +64,7 @@ impl WeChat {
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let head = head.to_lowercase();
-        let promised = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length: "))
-            .unwrap();
+        let promised = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
         Ok(Some(Reply {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             whole: promised.parse() == Ok(body.len()),
@@ -130,15 +123,8 @@ impl WeChat {
     /// The books of the app, which add up at any moment.
     pub fn books(&self) -> Books {
         let books = self.sandbox.books(Some(APP)).unwrap();
-        assert_eq!(
-            books.calls,
-            books.unprocessed + books.answers.values().sum::<u64>(),
-            "{books:?}"
-        );
-        assert_eq!(
-            books.token_fetches,
-            books.token_unprocessed + books.token_answers.values().sum::<u64>()
-        );
+        assert_eq!(books.calls, books.unprocessed + books.answers.values().sum::<u64>(), "{books:?}");
+        assert_eq!(books.token_fetches, books.token_unprocessed + books.token_answers.values().sum::<u64>());
         assert_eq!(books.delivered, books.answers.get(&0).copied().unwrap_or_default());
         assert_eq!(books.delivered, books.uses.spent);
         assert_eq!(books.delivered, books.messages + books.delivered_twice);
@@ -153,25 +139,17 @@ pub fn stable_request(force: bool) -> Value {
 }
 
 pub fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .unwrap_or_else(|| panic!("{value} is no text"))
-        .to_owned()
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
 }
 
 /// The errcode of an answer; an error's text has to end in a request id.
 pub fn code(answer: &Value) -> i32 {
-    let code = answer["errcode"]
-        .as_i64()
-        .unwrap_or_else(|| panic!("{answer} has no errcode"));
+    let code = answer["errcode"].as_i64().unwrap_or_else(|| panic!("{answer} has no errcode"));
     let message = text(&answer["errmsg"]);
     match message.rsplit_once(" rid: ") {
         Some((_, rid)) => {
             let parts: Vec<&str> = rid.split('-').collect();
-            assert!(
-                parts.len() == 3 && parts.iter().all(|part| part.len() == 8),
-                "{message}"
-            );
+            assert!(parts.len() == 3 && parts.iter().all(|part| part.len() == 8), "{message}");
         }
         None => assert_eq!((code, message.as_str()), (0, "ok")),
     }
@@ -179,10 +157,7 @@ pub fn code(answer: &Value) -> i32 {
 }
 
 pub fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
 pub fn settings(fields: Value) -> Settings {

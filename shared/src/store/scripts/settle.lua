@@ -15,6 +15,7 @@
 --       e.g. EVALSHA sha 4 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:deadlines formid:{wx1:7}:ledger <id> 120 consume ''
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
 assert((#KEYS == 4 or #KEYS == 5) and (#ARGV == 4 or #ARGV == 6 or #ARGV == 10), 'settle: wrong number of arguments')
+assert(KEYS[5] or ARGV[3] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
 
 local id, cap, verdict, outcome = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local fingerprint, keep, next_id = ARGV[5], ARGV[6], ARGV[7]

@@ -1,7 +1,7 @@
 -- Leases: what is in flight. Put after records.lua, before every script that touches one.
 --
 -- A lease holds one use of one credential for one message. The record it came from stays in the user's field with that
--- use taken off, so a credential in flight is still known as a duplicate. A lease has two clocks: its deadline, until
+-- use taken off, so a form id in flight is still known as a duplicate. A lease has two clocks: its deadline, until
 -- which its owner has it alone, and its score in the sorted set, when the reaper next looks at it.
 --
 -- Packed: deadline in ms (8 bytes), state (1: 1 once the reaper pinned it, plus 2 once it was taken over, which means
@@ -78,7 +78,9 @@ local function give_back(field, lease, mark, cap, ledger)
   if start then
     local old = byte(field, start + 4)
     if mark and old % 64 < 32 then old = old + 32 end
-    return sub(field, 1, start + 3) .. char(old + 1) .. sub(field, start + 5)
+    -- Full: the cap dropped it while this use was leased, and it was collected anew.
+    if old % 32 == 31 then tally(ledger, 'dropped', 1) else old = old + 1 end
+    return sub(field, 1, start + 3) .. char(old) .. sub(field, start + 5)
   end
   field = insert(field, struct.pack('>I4B', lease.expiry, flags + 1) .. lease.tail)
   local dropped

@@ -1,0 +1,240 @@
+//! What waits for Redis, by bucket, and which call it belongs to. Knows no time and talks to nobody.
+
+use std::collections::VecDeque;
+
+use shared::status::Failure;
+use shared::store::credentials::{MAX_COLLECT, Packed};
+use shared::store::keys::Bucket;
+use shared::store::{Error, Store};
+use slab::Slab;
+
+use super::{Batch, Call};
+
+/// Whose credential it is that stands at the same place in a group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
+    call: usize,
+    place: u32,
+}
+
+/// What goes to Redis in one script.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) credentials: Vec<Packed>,
+    pub(super) tickets: Vec<Ticket>,
+}
+
+/// What Redis answered for a group: the places of those that were stored already.
+pub(super) struct Answer {
+    pub(super) lane: usize,
+    pub(super) tickets: Vec<Ticket>,
+    pub(super) outcome: Result<Vec<usize>, Error>,
+}
+
+/// One bucket of one app.
+#[derive(Debug, Default)]
+struct Lane {
+    /// All but the last are full.
+    waiting: VecDeque<Group>,
+    in_flight: bool,
+}
+
+/// Everything the gatherer holds; the scripts in flight stand beside it.
+pub(super) struct Lanes {
+    store: Store,
+    buckets: usize,
+    /// By app, then by bucket.
+    lanes: Vec<Lane>,
+    /// The lanes that may send, each once, the longest waiting first.
+    ready: VecDeque<usize>,
+    calls: Slab<Call>,
+    /// The last answer of Redis, when it was a failure: callers get the same until it recovers, the log gets one line.
+    failure: Option<Failure>,
+}
+
+impl Lanes {
+    pub(super) fn new(store: Store, apps: usize) -> Self {
+        let buckets = store.buckets().len();
+        let lanes = (0..apps * buckets).map(|_| Lane::default()).collect();
+        Self { store, buckets, lanes, ready: VecDeque::new(), calls: Slab::new(), failure: None }
+    }
+
+    /// The app's place in the list of apps, and the bucket.
+    pub(super) fn place(&self, lane: usize) -> (usize, Bucket) {
+        (lane / self.buckets, Bucket((lane % self.buckets) as u16))
+    }
+
+    /// Spreads a batch over its lanes.
+    pub(super) fn take_in(&mut self, batch: Batch) {
+        let call = self.calls.insert(batch.call);
+        for (place, credential) in (0..).zip(batch.credentials) {
+            let bucket = self.store.bucket_of(&credential.openid);
+            let number = batch.app * self.buckets + usize::from(bucket.0);
+            let lane = &mut self.lanes[number];
+            if lane.waiting.is_empty() && !lane.in_flight {
+                self.ready.push_back(number);
+            }
+            if lane.waiting.back().is_none_or(|group| group.credentials.len() == MAX_COLLECT) {
+                lane.waiting.push_back(Group::default());
+            }
+            if let Some(group) = lane.waiting.back_mut() {
+                group.credentials.push(credential);
+                group.tickets.push(Ticket { call, place });
+            }
+        }
+    }
+
+    /// The next group to send, if any may be sent.
+    pub(super) fn next_group(&mut self) -> Option<(usize, Group)> {
+        let number = self.ready.pop_front()?;
+        let lane = &mut self.lanes[number];
+        let group = lane.waiting.pop_front()?;
+        lane.in_flight = true;
+        Some((number, group))
+    }
+
+    /// Notes what Redis answered for a group, and answers the calls that waited for nothing else.
+    pub(super) fn settle(&mut self, Answer { lane: number, tickets, outcome }: Answer) {
+        let lane = &mut self.lanes[number];
+        lane.in_flight = false;
+        if !lane.waiting.is_empty() {
+            self.ready.push_back(number);
+        }
+        match outcome {
+            Ok(duplicates) => {
+                self.failure = None;
+                for Ticket { call, place } in duplicates.iter().filter_map(|at| tickets.get(*at)) {
+                    self.calls[*call].duplicates.push(*place);
+                }
+                self.release(&tickets);
+            }
+            Err(error) => {
+                let away = is_away(&error);
+                let failure = self.failure.get_or_insert_with(|| error.into()).clone();
+                self.fail(&tickets, &failure);
+                if away {
+                    self.fail_all_that_wait(&failure);
+                }
+            }
+        }
+    }
+
+    /// Answers each call whose last credential this was.
+    fn release(&mut self, tickets: &[Ticket]) {
+        for ticket in tickets {
+            let call = &mut self.calls[ticket.call];
+            call.left -= 1;
+            if call.left == 0 {
+                let call = self.calls.remove(ticket.call);
+                if let Some(answer) = call.answer {
+                    let _ = answer.send(Ok(call.duplicates));
+                }
+            }
+        }
+    }
+
+    /// Answers each of these calls with the failure, at once.
+    fn fail(&mut self, tickets: &[Ticket], failure: &Failure) {
+        for ticket in tickets {
+            if let Some(answer) = self.calls[ticket.call].answer.take() {
+                let _ = answer.send(Err(failure.clone()));
+            }
+        }
+        self.release(tickets);
+    }
+
+    /// Fails what waits in lanes that have nothing in flight; the others learn it from their own script.
+    fn fail_all_that_wait(&mut self, failure: &Failure) {
+        for number in std::mem::take(&mut self.ready) {
+            for group in std::mem::take(&mut self.lanes[number].waiting) {
+                self.fail(&group.tickets, failure);
+            }
+        }
+    }
+}
+
+/// Whether the next script would meet the same: there is no connection, or no answer within the time it may take.
+fn is_away(error: &Error) -> bool {
+    match error {
+        Error::Unavailable(_) => true,
+        Error::Redis(cause) => cause.is_timeout() || cause.is_connection_refusal(),
+        Error::Corrupt(_) | Error::BucketCount { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use shared::credential::{Credential, CredentialId, Kind, OpenId};
+    use tokio::sync::{Semaphore, oneshot};
+
+    use super::super::Duplicates;
+    use super::*;
+
+    type Answered = oneshot::Receiver<Result<Duplicates, Failure>>;
+
+    fn lanes() -> Lanes {
+        let url = "redis://127.0.0.1:1".to_owned();
+        Lanes::new(Store::new(&testing::store_config(url)).unwrap(), 1)
+    }
+
+    /// A call with so many form ids of one user.
+    fn call(room: &Arc<Semaphore>, openid: &str, count: u32) -> (Batch, Answered) {
+        let form = |n| {
+            let id = CredentialId::parse(format!("f{n}")).unwrap();
+            Packed::new(OpenId::parse(openid).unwrap(), &Credential { kind: Kind::FormId, id, uses: 1, expiry: 1 })
+        };
+        let (answer, answered) = oneshot::channel();
+        let room = Arc::clone(room).try_acquire_many_owned(count).unwrap();
+        let call = Call { left: count as usize, duplicates: Vec::new(), answer: Some(answer), _room: room };
+        (Batch { app: 0, credentials: (0..count).map(form).collect(), call }, answered)
+    }
+
+    #[test]
+    fn a_lane_sends_one_full_script_after_the_other() {
+        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (batch, mut answered) = call(&room, "oUser", 300);
+        lanes.take_in(batch);
+        for size in [MAX_COLLECT, MAX_COLLECT, 300 - 2 * MAX_COLLECT] {
+            assert!(answered.try_recv().is_err());
+            let (lane, Group { credentials, tickets }) = lanes.next_group().unwrap();
+            assert_eq!(credentials.len(), size);
+            assert!(lanes.next_group().is_none());
+            lanes.settle(Answer { lane, tickets, outcome: Ok(vec![0]) });
+        }
+        assert_eq!(answered.try_recv().unwrap(), Ok(vec![0, 128, 256]));
+        assert_eq!(room.available_permits(), 300);
+    }
+
+    #[test]
+    fn calls_of_one_bucket_share_a_script_and_each_learns_of_its_own_duplicates() {
+        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (first, mut first_answered) = call(&room, "oUser", 2);
+        let (second, mut second_answered) = call(&room, "oUser", 3);
+        lanes.take_in(first);
+        lanes.take_in(second);
+        let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
+        lanes.settle(Answer { lane, tickets, outcome: Ok(vec![1, 2, 4]) });
+        assert_eq!(first_answered.try_recv().unwrap(), Ok(vec![1]));
+        assert_eq!(second_answered.try_recv().unwrap(), Ok(vec![0, 2]));
+    }
+
+    #[test]
+    fn when_redis_is_away_everything_that_waits_fails_at_once() {
+        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let calls: Vec<_> = ["oA", "oB", "oC", "oD", "oE", "oF"].map(|openid| call(&room, openid, 40)).into();
+        let mut answers = Vec::new();
+        for (batch, answered) in calls {
+            lanes.take_in(batch);
+            answers.push(answered);
+        }
+        let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
+        lanes.settle(Answer { lane, tickets, outcome: Err(Error::Unavailable("no connection".into())) });
+        assert!(lanes.next_group().is_none());
+        for mut answered in answers {
+            assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), "REDIS_UNAVAILABLE");
+        }
+        assert_eq!(room.available_permits(), 300);
+    }
+}

@@ -1,0 +1,33 @@
+//! `collector`: the service as a program.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use collector::settings::{Flags, Settings};
+use shared::{serve, telemetry};
+use tokio::net::TcpListener;
+use tracing::{error, info};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let settings = match Settings::read(&Flags::parse()) {
+        Ok(settings) => settings,
+        Err(problems) => return shared::settings::refuse(&problems),
+    };
+    telemetry::init(&settings.common.log);
+    match serve_until_told(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(%error, "cannot go on");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_until_told(settings: Settings) -> io::Result<()> {
+    let shutdown = serve::signals()?;
+    let listener = TcpListener::bind(settings.common.listen).await?;
+    info!(listen = %listener.local_addr()?, apps = settings.apps.len(), "collector");
+    collector::run(listener, settings, shutdown).await
+}

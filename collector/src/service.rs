@@ -1,0 +1,167 @@
+//! The RPCs: each converts its request, calls one function of the domain, and converts the answer back.
+
+mod convert;
+mod flow;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::stream::BoxStream;
+use shared::credential::{AppId, OpenId};
+use shared::fields::Fields;
+use shared::proto::collector_service_server::{CollectorService, CollectorServiceServer, SERVICE_NAME};
+use shared::proto::{
+    CollectRequest, CollectResponse, CollectStreamRequest, CollectStreamResponse, Credential, EraseUserRequest,
+    EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
+};
+use shared::status::Failure;
+use shared::store::Store;
+use shared::store::credentials::Packed;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::ingest::Ingest;
+use crate::settings::Settings;
+use convert::{Reader, Sorted};
+
+/// The full name of the service, which health is reported under.
+pub const NAME: &str = SERVICE_NAME;
+
+/// The most credentials of one call or one batch of a stream.
+pub const MAX_CREDENTIALS: usize = 1000;
+
+/// Seconds since 1970.
+pub fn unix_time() -> i64 {
+    // A clock before 1970 is none that credentials could be judged by: all would be in the future.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// The collector's RPCs.
+pub struct Service {
+    inner: Arc<Inner>,
+    stopping: watch::Receiver<bool>,
+    max_message_bytes: usize,
+}
+
+struct Inner {
+    store: Store,
+    ingest: Ingest,
+    /// Each app with its place in the list of apps.
+    apps: HashMap<AppId, usize>,
+    reader: Reader,
+    lease_margin: u32,
+    small_app_users: u64,
+}
+
+impl Service {
+    /// Streams end when `stopping` becomes true; `ingest` must have been started for the apps of these settings.
+    pub fn new(store: Store, ingest: Ingest, settings: &Settings, stopping: watch::Receiver<bool>) -> Self {
+        let inner = Inner {
+            store,
+            ingest,
+            apps: settings.apps.iter().cloned().zip(0..).collect(),
+            reader: Reader { prepay_uses: settings.prepay_uses, lease_margin: settings.lease_margin },
+            lease_margin: settings.lease_margin,
+            small_app_users: settings.small_app_users,
+        };
+        Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
+    }
+
+    /// The service as tonic serves it.
+    pub fn into_server(self) -> CollectorServiceServer<Self> {
+        let bound = self.max_message_bytes;
+        CollectorServiceServer::new(self).max_decoding_message_size(bound)
+    }
+}
+
+impl Inner {
+    /// The app of a request and its place, or a failure that names every bad field.
+    fn app(&self, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
+        let app = fields.take("app_id", AppId::parse(text));
+        let known = app.and_then(|app| {
+            let known = self.apps.get_key_value(&app);
+            if known.is_none() && !fields.are_good() {
+                fields.refuse("app_id", "is not an app this service is set up for");
+            }
+            known
+        });
+        fields.finish()?;
+        known.map(|(app, place)| (app, *place)).ok_or_else(Failure::unknown_app)
+    }
+
+    /// The app and the user of a request.
+    fn user(&self, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
+        let mut fields = Fields::default();
+        let openid = fields.take("openid", OpenId::parse(openid));
+        let (app, _) = self.app(app, fields)?;
+        // Without an openid there was a bad field.
+        Ok((app, openid.ok_or_else(Failure::internal)?))
+    }
+
+    /// Checks a call of credentials as a whole, then sorts the good ones from the refused.
+    fn sort(&self, app: String, credentials: Vec<Credential>) -> Result<(usize, Sorted), Failure> {
+        let mut fields = Fields::default();
+        match credentials.len() {
+            0 => fields.refuse("credentials", "must not be empty"),
+            1..=MAX_CREDENTIALS => {}
+            count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, and are {count}")),
+        }
+        let (_, app) = self.app(app, fields)?;
+        Ok((app, self.reader.sort(credentials, unix_time())))
+    }
+
+    async fn store(&self, app: usize, credentials: Vec<Packed>) -> Result<Vec<u32>, Failure> {
+        self.ingest.collect(app, credentials).await
+    }
+}
+
+#[tonic::async_trait]
+impl CollectorService for Service {
+    async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
+        let CollectRequest { app_id, credentials } = request.into_inner();
+        let (app, Sorted { good, refused }) = self.inner.sort(app_id, credentials)?;
+        let count = good.len();
+        let duplicates = self.inner.store(app, good).await?;
+        Ok(Response::new(convert::results(count, &duplicates, refused)))
+    }
+
+    type CollectStreamStream = BoxStream<'static, Result<CollectStreamResponse, Status>>;
+
+    async fn collect_stream(
+        &self,
+        request: Request<Streaming<CollectStreamRequest>>,
+    ) -> Result<Response<Self::CollectStreamStream>, Status> {
+        let acknowledgements =
+            flow::acknowledgements(Arc::clone(&self.inner), request.into_inner(), self.stopping.clone());
+        Ok(Response::new(Box::pin(acknowledgements)))
+    }
+
+    async fn get_inventory(
+        &self,
+        request: Request<GetInventoryRequest>,
+    ) -> Result<Response<GetInventoryResponse>, Status> {
+        let GetInventoryRequest { app_id, openid } = request.into_inner();
+        let (app, openid) = self.inner.user(app_id, openid)?;
+        // What the dispatcher would no longer lease is not available.
+        let usable_at = unix_time() + i64::from(self.inner.lease_margin);
+        let inventory = self.inner.store.inventory(app, &openid, usable_at).await.map_err(Failure::from)?;
+        Ok(Response::new(convert::inventory(inventory)))
+    }
+
+    async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
+        let (app, _) = self.inner.app(request.into_inner().app_id, Fields::default())?;
+        let store = &self.inner.store;
+        let stock = store.stock(app, unix_time(), self.inner.small_app_users).await.map_err(Failure::from)?;
+        // After the count, which moves what it finds expired to its place in the ledger.
+        let ledger = store.ledger(app).await.map_err(Failure::from)?;
+        Ok(Response::new(convert::stock(&stock, &ledger)?))
+    }
+
+    async fn erase_user(&self, request: Request<EraseUserRequest>) -> Result<Response<EraseUserResponse>, Status> {
+        let EraseUserRequest { app_id, openid } = request.into_inner();
+        let (app, openid) = self.inner.user(app_id, openid)?;
+        let messages = self.inner.store.erase(app, &openid).await.map_err(Failure::from)?;
+        Ok(Response::new(EraseUserResponse { messages }))
+    }
+}

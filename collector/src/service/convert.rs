@@ -1,0 +1,231 @@
+//! Between the generated types and the domain.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp as Instant;
+use jiff::tz::Offset;
+use prost_types::Timestamp;
+use shared::credential::{self, CredentialId, Kind, OpenId, Refusal};
+use shared::proto::credential::Right;
+use shared::proto::{
+    CollectResponse, CollectResult, CollectStatus, CollectStreamResponse, Credential, CredentialKind, DayStock,
+    GetInventoryResponse, GetStockResponse, KindInventory, Ledger, Refusal as WireRefusal, RefusalReason,
+};
+use shared::status::Failure;
+use shared::store::credentials::{Available, Packed};
+use shared::store::stock::{self, DAY, Stock};
+
+/// The seconds that a google.protobuf.Timestamp may have: the years 1 to 9999.
+const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// Reads credentials as the settings say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reader {
+    /// How many messages a prepay id permits.
+    pub(super) prepay_uses: u8,
+    /// What must be left of a credential's life, in seconds.
+    pub(super) lease_margin: u32,
+}
+
+/// The credentials of one call.
+#[derive(Debug, Default)]
+pub(super) struct Sorted {
+    /// To be stored, in the order of the call.
+    pub(super) good: Vec<Packed>,
+    /// The places of the others in the call, in order, and what is wrong with them.
+    pub(super) refused: Vec<(u32, Refusal)>,
+}
+
+impl Reader {
+    /// Sorts the credentials of one call at `now`, in seconds since 1970.
+    pub(super) fn sort(self, credentials: Vec<Credential>, now: i64) -> Sorted {
+        let mut sorted = Sorted { good: Vec::with_capacity(credentials.len()), refused: Vec::new() };
+        for (place, credential) in (0..).zip(credentials) {
+            match self.read(credential, now) {
+                Ok(packed) => sorted.good.push(packed),
+                Err(refusal) => sorted.refused.push((place, refusal)),
+            }
+        }
+        sorted
+    }
+
+    fn read(self, wire: Credential, now: i64) -> Result<Packed, Refusal> {
+        let openid = OpenId::parse(wire.openid).map_err(Refusal::BadOpenId)?;
+        let (kind, uses, id) = match wire.right {
+            Some(Right::FormId(id)) => (Kind::FormId, 1, id),
+            Some(Right::PrepayId(id)) => (Kind::PrepayId, self.prepay_uses, id),
+            None => return Err(Refusal::EmptyId),
+        };
+        let id = CredentialId::parse(id)?;
+        let obtained = wire.obtained_at.map_or(Ok(now), seconds)?;
+        let expiry = credential::expiry(obtained, now, self.lease_margin)?;
+        Ok(Packed::new(openid, &credential::Credential { kind, id, uses, expiry }))
+    }
+}
+
+fn seconds(time: Timestamp) -> Result<i64, Refusal> {
+    let valid = TIMESTAMP_SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
+    if valid { Ok(time.seconds) } else { Err(Refusal::BadTime) }
+}
+
+fn reason(refusal: Refusal) -> RefusalReason {
+    match refusal {
+        Refusal::BadOpenId(_) => RefusalReason::BadOpenid,
+        Refusal::EmptyId => RefusalReason::EmptyId,
+        Refusal::IdTooLong => RefusalReason::IdTooLong,
+        Refusal::BadCharacters => RefusalReason::BadCharacters,
+        Refusal::MockFormId => RefusalReason::MockFormId,
+        Refusal::DevelopVersion => RefusalReason::DevelopVersion,
+        Refusal::RequestFailed => RefusalReason::RequestFailed,
+        Refusal::BadTime => RefusalReason::BadTime,
+        Refusal::InTheFuture => RefusalReason::InTheFuture,
+        Refusal::TooOld => RefusalReason::TooOld,
+    }
+}
+
+/// A result for each credential of a call, in its order: `good` of them went to the store, which knew the `duplicates`
+/// among those, and the refused stand at their places between them.
+pub(super) fn results(good: usize, duplicates: &[u32], refused: Vec<(u32, Refusal)>) -> CollectResponse {
+    let plain = |status: CollectStatus| CollectResult { status: status.into(), ..CollectResult::default() };
+    let mut results = vec![plain(CollectStatus::Stored); good];
+    for place in duplicates {
+        results[*place as usize] = plain(CollectStatus::Duplicate);
+    }
+    if !refused.is_empty() {
+        let mut stored = results.into_iter();
+        let mut all = Vec::with_capacity(good + refused.len());
+        for (place, refusal) in refused {
+            all.extend(stored.by_ref().take(place as usize - all.len()));
+            all.push(CollectResult {
+                status: CollectStatus::Refused.into(),
+                reason: reason(refusal).into(),
+                message: refusal.to_string(),
+            });
+        }
+        all.extend(stored);
+        results = all;
+    }
+    CollectResponse { results }
+}
+
+/// The acknowledgement of a batch.
+pub(super) fn acknowledgement(
+    sequence: u64,
+    good: usize,
+    duplicates: &[u32],
+    refused: Vec<(u32, Refusal)>,
+) -> CollectStreamResponse {
+    let refusals = refused
+        .into_iter()
+        .map(|(index, refusal)| WireRefusal { index, reason: reason(refusal).into(), message: refusal.to_string() })
+        .collect();
+    let (stored, duplicates) = ((good - duplicates.len()) as u32, duplicates.len() as u32);
+    CollectStreamResponse { sequence, stored, duplicates, refusals }
+}
+
+fn kind(kind: Kind) -> i32 {
+    match kind {
+        Kind::FormId => CredentialKind::FormId.into(),
+        Kind::PrepayId => CredentialKind::PrepayId.into(),
+    }
+}
+
+fn timestamp(seconds: i64) -> Option<Timestamp> {
+    Some(Timestamp { seconds, nanos: 0 })
+}
+
+/// One user's inventory.
+pub(super) fn inventory(inventory: BTreeMap<Kind, Available>) -> GetInventoryResponse {
+    let messages = inventory.values().map(|available| available.messages).sum();
+    let kinds = inventory.into_iter().map(|(of, available)| KindInventory {
+        kind: kind(of),
+        credentials: available.credentials,
+        messages: available.messages,
+        soonest_expiry: timestamp(available.soonest_expiry.into()),
+        latest_expiry: timestamp(available.latest_expiry.into()),
+    });
+    GetInventoryResponse { kinds: kinds.collect(), messages }
+}
+
+/// An app's stock. Fails on a day that is none, which only a broken record could bring about.
+pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockResponse, Failure> {
+    let days = stock.days.iter().map(|(&(day, of), count)| {
+        let (credentials, messages) = (count.credentials, count.messages);
+        Ok(DayStock { day: calendar_day(day)?, kind: kind(of), credentials, messages })
+    });
+    Ok(GetStockResponse {
+        reachable_users: stock.reachable,
+        days: days.collect::<Result<_, Failure>>()?,
+        counted_at: timestamp(stock.counted_at),
+        ledger: Some(Ledger {
+            collected: ledger.collected,
+            available: ledger.available(),
+            leased: ledger.leased,
+            consumed: ledger.consumed,
+            discarded: ledger.discarded,
+            expired: ledger.expired,
+            dropped: ledger.dropped,
+            erased: ledger.erased,
+        }),
+    })
+}
+
+/// YYYY-MM-DD of a day counted from 1970-01-01.
+fn calendar_day(day: i64) -> Result<String, Failure> {
+    let midnight = day.checked_mul(DAY).and_then(|seconds| Instant::from_second(seconds).ok());
+    midnight.map(|midnight| Offset::UTC.to_datetime(midnight).date().to_string()).ok_or_else(Failure::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn results_stand_in_the_order_of_the_call() {
+        let refused = vec![(0, Refusal::EmptyId), (2, Refusal::TooOld), (5, Refusal::BadTime)];
+        let CollectResponse { results } = results(3, &[1], refused);
+        let statuses: Vec<_> = results.iter().map(CollectResult::status).collect();
+        use CollectStatus::{Duplicate, Refused, Stored};
+        assert_eq!(statuses, [Refused, Stored, Refused, Duplicate, Stored, Refused]);
+        assert_eq!(results[2].reason(), RefusalReason::TooOld);
+        assert!(results.iter().all(|result| result.message.is_empty() == (result.status() != Refused)));
+    }
+
+    #[test]
+    fn every_refusal_has_a_reason_of_its_own() {
+        use shared::credential::Malformed;
+        let refusals = [
+            Refusal::BadOpenId(Malformed::Empty),
+            Refusal::EmptyId,
+            Refusal::IdTooLong,
+            Refusal::BadCharacters,
+            Refusal::MockFormId,
+            Refusal::DevelopVersion,
+            Refusal::RequestFailed,
+            Refusal::BadTime,
+            Refusal::InTheFuture,
+            Refusal::TooOld,
+        ];
+        let reasons: BTreeSet<i32> = refusals.into_iter().map(|refusal| reason(refusal).into()).collect();
+        assert_eq!(reasons, (1..=10).collect());
+    }
+
+    #[test]
+    fn a_time_outside_what_timestamps_allow_is_no_time() {
+        let time = |seconds, nanos| super::seconds(Timestamp { seconds, nanos });
+        assert_eq!(time(1_800_000_000, 999_999_999), Ok(1_800_000_000));
+        for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (i64::MAX, 0), (i64::MIN, 0)] {
+            assert_eq!(time(seconds, nanos), Err(Refusal::BadTime));
+        }
+    }
+
+    #[test]
+    fn days_are_written_as_a_calendar_has_them() {
+        for (day, text) in [(0, "1970-01-01"), (20_512, "2026-02-28"), (19_782, "2024-02-29"), (24_855, "2038-01-19")] {
+            assert_eq!(calendar_day(day), Ok(text.to_owned()));
+        }
+        assert!(calendar_day(i64::MAX).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! What the collector is told at start. It takes no secret of any app: it never talks to WeChat.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::credential::{AppId, LIFETIME};
+use shared::settings::{Common, CommonArgs, Problems, SettingsError};
+use shared::store::Store;
+use shared::store::record::MAX_USES;
+
+/// The shortest sweep period: below it the sweep would be a load of its own.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
+
+/// Takes in the form ids and prepay ids that the users of WeChat mini programs hand out, and keeps them in Redis.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(version)]
+pub struct Flags {
+    /// Where to listen: host:port
+    #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001")]
+    pub listen: String,
+    /// The app ids this service takes in credentials for, separated by commas
+    #[arg(long, env = "FORMID_APPS", default_value = "")]
+    pub apps: String,
+    /// How many messages a prepay id permits
+    #[arg(long, env = "FORMID_PREPAY_USES", default_value = "3")]
+    pub prepay_uses: String,
+    /// A credential that would live no longer than this is refused as too old, and not counted as available (duration)
+    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
+    pub lease_margin: String,
+    /// Within which time every user is looked at for what has expired (duration)
+    #[arg(long, env = "FORMID_SWEEP_PERIOD", default_value = "1h")]
+    pub sweep_period: String,
+    /// Up to how many users GetStock counts on the spot; beyond, it answers from the last sweep
+    #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000")]
+    pub small_app_users: String,
+    /// What both services have.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// The settings, checked.
+#[derive(Clone)]
+pub struct Settings {
+    /// What both services have.
+    pub common: Common,
+    /// The apps this service is set up for: at least one, each once.
+    pub apps: Arc<[AppId]>,
+    /// How many messages a prepay id permits, 1 to 31.
+    pub prepay_uses: u8,
+    /// What must be left of a credential's life, in seconds, for it to be of use.
+    pub lease_margin: u32,
+    /// Within which time every bucket of every app is swept.
+    pub sweep_period: Duration,
+    /// Up to how many users an app is counted on the spot.
+    pub small_app_users: u64,
+}
+
+impl Settings {
+    /// Reads the flags; fails with everything that is wrong with them.
+    pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
+        let mut problems = Problems::default();
+        let common = flags.common.read(&flags.listen, &mut problems);
+        if let Some(error) = common.as_ref().and_then(|common| Store::new(&common.store).err()) {
+            // Without the URL itself: it may hold a password.
+            problems.add(format!("--redis-url: {error}"));
+        }
+        let apps = read_apps(&flags.apps, &mut problems);
+        let prepay_uses = problems.within("--prepay-uses", &flags.prepay_uses, 1..=u64::from(MAX_USES));
+        let lease_margin = problems.duration("--lease-margin", &flags.lease_margin);
+        if lease_margin.is_some_and(|margin| margin >= LIFETIME) {
+            problems.add("--lease-margin must be shorter than the 7 days a credential lives: all would be refused");
+        }
+        let sweep_period = problems.duration("--sweep-period", &flags.sweep_period);
+        if sweep_period.is_some_and(|period| period < SHORTEST_PERIOD) {
+            problems.add(format!("--sweep-period must be at least {SHORTEST_PERIOD:?}"));
+        }
+        let small_app_users = problems.within("--small-app-users", &flags.small_app_users, 0..=100_000_000);
+        problems.finish()?;
+        let settings = || {
+            Some(Self {
+                common: common?,
+                apps,
+                prepay_uses: u8::try_from(prepay_uses?).ok()?,
+                lease_margin: u32::try_from(lease_margin?.as_secs()).ok()?,
+                sweep_period: sweep_period?,
+                small_app_users: small_app_users?,
+            })
+        };
+        // A value is missing only where a problem was noted.
+        settings().ok_or_else(|| SettingsError(Vec::new()))
+    }
+}
+
+/// The apps of a list; notes each that is none or stands there twice, and a list without any.
+fn read_apps(list: &str, problems: &mut Problems) -> Arc<[AppId]> {
+    let mut apps = Vec::new();
+    for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        match AppId::parse(text) {
+            Ok(app) if apps.contains(&app) => problems.add(format!("--apps has {text:?} more than once")),
+            Ok(app) => apps.push(app),
+            Err(error) => problems.add(format!("--apps has {text:?}: an app id {error}")),
+        }
+    }
+    if list.split(',').all(|text| text.trim().is_empty()) {
+        problems.add("--apps must name at least one app id");
+    }
+    apps.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn read(flags: &[&str]) -> Result<Settings, SettingsError> {
+        Settings::read(&Flags::parse_from(std::iter::once(&"collector").chain(flags)))
+    }
+
+    fn problems(flags: &[&str]) -> Vec<String> {
+        let Err(SettingsError(problems)) = read(flags) else { panic!("accepted") };
+        problems
+    }
+
+    #[test]
+    fn only_the_apps_must_be_given() {
+        let settings = read(&["--apps", "wx1, wx2"]).unwrap();
+        assert_eq!(settings.apps.iter().map(AppId::as_str).collect::<Vec<_>>(), ["wx1", "wx2"]);
+        assert_eq!((settings.prepay_uses, settings.lease_margin, settings.small_app_users), (3, 60, 20_000));
+        assert_eq!(settings.sweep_period, Duration::from_secs(3600));
+        assert_eq!(settings.common.listen.to_string(), "127.0.0.1:7001");
+        assert_eq!(problems(&[]).len(), 1);
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_at_once() {
+        let problems = problems(&[
+            "--apps",
+            "wx1,wx:2,wx1",
+            "--listen",
+            "nowhere",
+            "--prepay-uses",
+            "32",
+            "--lease-margin",
+            "8days",
+            "--sweep-period",
+            "1ms",
+            "--small-app-users",
+            "many",
+            "--redis-timeout",
+            "2",
+        ]);
+        let flags = ["--apps", "--listen", "--prepay-uses", "--lease-margin", "--sweep-period", "--small-app-users"];
+        for flag in flags.iter().chain(&["--redis-timeout"]) {
+            assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
+        }
+        assert_eq!(problems.iter().filter(|problem| problem.starts_with("--apps")).count(), 2, "{problems:?}");
+    }
+
+    #[test]
+    fn a_redis_url_that_is_none_is_reported_without_its_password() {
+        let problems = problems(&["--apps", "wx1", "--redis-url", "http://:hunter2@redis"]);
+        assert!(problems.len() == 1 && problems[0].starts_with("--redis-url"), "{problems:?}");
+        assert!(!problems[0].contains("hunter2"));
+    }
+}

@@ -1,0 +1,10 @@
+//! The collector as a whole: its RPCs over real connections, against a real redis-server.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
+
+mod bad_input;
+mod collecting;
+mod outages;
+mod process;
+mod stock;
+mod streams;
+mod support;

@@ -1,0 +1,130 @@
+//! Redis away, and back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use shared::proto::{CollectStatus, EraseUserRequest, GetInventoryRequest, GetStockRequest};
+use testing::{Redis, eventually};
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+fn assert_redis_unavailable(status: &Status) {
+    assert_eq!((status.code(), reason(status).as_str()), (Code::Unavailable, "REDIS_UNAVAILABLE"), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_started_before_its_redis_waits_for_it() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let collector = Collector::start(&redis, &[]).await;
+    let mut client = collector.client().await;
+    assert!(!collector.is_serving().await);
+    let (app_id, openid) = (APP.to_owned(), "oUser".to_owned());
+    let inventory = GetInventoryRequest { app_id: app_id.clone(), openid: openid.clone() };
+    for status in [
+        collect(&mut client, vec![form("oUser", "f")]).await.unwrap_err(),
+        client.get_inventory(inventory).await.unwrap_err(),
+        client.get_stock(GetStockRequest { app_id: app_id.clone() }).await.unwrap_err(),
+        client.erase_user(EraseUserRequest { app_id, openid }).await.unwrap_err(),
+    ] {
+        assert_redis_unavailable(&status);
+    }
+    redis.resume();
+    eventually("it serves", SOON, async || collector.is_serving().await).await;
+    assert_eq!(collect(&mut client, vec![form("oUser", "f")]).await.unwrap(), [CollectStatus::Stored]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_killed_and_comes_back_misses_nothing_that_was_acknowledged() {
+    let mut redis = Redis::durable();
+    let (collector, _client) = collector(&redis, &["--redis-timeout", "1s"]).await;
+    let (done, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let stored_since = Arc::new(AtomicUsize::new(0));
+    let mut tasks = Vec::new();
+    for task in 0..8 {
+        let mut client = collector.client().await;
+        let (done, failed, stored_since) = (Arc::clone(&done), Arc::clone(&failed), Arc::clone(&stored_since));
+        tasks.push(tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for call in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let ids: Vec<_> = (0..20).map(|n| (format!("o{task}x{call}x{}", n % 7), format!("f{n}"))).collect();
+                match collect(&mut client, ids.iter().map(|(openid, id)| form(openid, id)).collect()).await {
+                    Ok(_) => {
+                        acknowledged.extend(ids);
+                        stored_since.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(status) => {
+                        assert_redis_unavailable(&status);
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+            acknowledged
+        }));
+    }
+    eventually("some are stored", SOON, async || stored_since.load(Ordering::Relaxed) > 100).await;
+    redis.kill();
+    eventually("calls fail", SOON, async || failed.load(Ordering::Relaxed) > 8).await;
+    redis.resume();
+    stored_since.store(0, Ordering::Relaxed);
+    eventually("it recovers by itself", SOON, async || stored_since.load(Ordering::Relaxed) > 100).await;
+    done.store(true, Ordering::Relaxed);
+
+    let store = redis.store().await;
+    for task in tasks {
+        for (openid, id) in task.await.unwrap() {
+            assert!(stored(&store, &openid).await.contains(&id), "an acknowledged credential is missing");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_fails_all_that_waits_about_when_the_first_times_out() {
+    let redis = Redis::start();
+    let flags = ["--redis-timeout", "300ms", "--records-per-user", "10000"];
+    let (collector, mut client) = collector(&redis, &flags).await;
+    redis_cli(&redis, &["CLIENT", "PAUSE", "60000", "ALL"]);
+    let start = std::time::Instant::now();
+    // More than the scripts in flight can carry: one user's credentials go one script after the other.
+    let mut calls = tokio::task::JoinSet::new();
+    for call in 0..40 {
+        let mut client = collector.client().await;
+        calls.spawn(async move {
+            let ids = (0..100).map(|n| form("oUser", &format!("{call}x{n}")));
+            collect(&mut client, ids.collect()).await.unwrap_err()
+        });
+    }
+    while let Some(status) = calls.join_next().await {
+        assert_redis_unavailable(&status.unwrap());
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_redis_unavailable(&collect(&mut client, vec![form("oUser", "f")]).await.unwrap_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_is_replaced() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    collect(&mut client, vec![form("oUser", "f0")]).await.unwrap();
+    redis_cli(&redis, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    eventually("it stores again", SOON, async || collect(&mut client, vec![form("oUser", "f1")]).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_forgot_the_scripts_gets_them_again() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    redis_cli(&redis, &["SCRIPT", "FLUSH"]);
+    assert_eq!(collect(&mut client, vec![form("oUser", "f")]).await.unwrap(), [CollectStatus::Stored]);
+}
+
+fn redis_cli(redis: &Redis, command: &[&str]) {
+    let output = std::process::Command::new("redis-cli").args(["-u", &redis.url()]).args(command).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

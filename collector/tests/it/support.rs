@@ -1,0 +1,150 @@
+//! A collector in this process, and what the tests say to it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser as _;
+use collector::settings::{Flags, Settings};
+use prost_types::Timestamp;
+use shared::credential::{AppId, OpenId};
+use shared::proto::collector_service_client::CollectorServiceClient;
+use shared::proto::credential::Right;
+use shared::proto::{CollectRequest, CollectResponse, CollectStatus, CollectStreamRequest, Credential};
+use shared::store::Store;
+use shared::store::record::Record;
+use testing::Redis;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
+
+/// The app that the tests' collectors know.
+pub const APP: &str = "wx0123456789abcdef";
+
+/// Longer than anything here should take.
+pub const SOON: Duration = Duration::from_secs(15);
+
+pub type Client = CollectorServiceClient<Channel>;
+
+/// A collector served by this process.
+pub struct Collector {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl Collector {
+    /// Starts one with 4 buckets, as [`Redis::store`] has, and further flags.
+    pub async fn start(redis: &Redis, flags: &[&str]) -> Self {
+        let url = redis.url();
+        let usual = ["collector", "--apps", APP, "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
+        let settings = Settings::read(&Flags::parse_from(usual.iter().chain(flags))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { stopped.await.unwrap_or(()) };
+        Self { address, stop, served: tokio::spawn(collector::run(listener, settings, shutdown)) }
+    }
+
+    pub async fn client(&self) -> Client {
+        CollectorServiceClient::new(connect(self.address).await)
+    }
+
+    /// Asks it to stop; the answer comes when it has.
+    pub fn stop(self) -> JoinHandle<std::io::Result<()>> {
+        self.stop.send(()).unwrap();
+        self.served
+    }
+
+    /// Whether health says SERVING.
+    pub async fn is_serving(&self) -> bool {
+        is_serving(self.address).await
+    }
+}
+
+/// A collector that is ready, and a client of it.
+pub async fn collector(redis: &Redis, flags: &[&str]) -> (Collector, Client) {
+    let collector = Collector::start(redis, flags).await;
+    testing::eventually("it serves", SOON, async || collector.is_serving().await).await;
+    let client = collector.client().await;
+    (collector, client)
+}
+
+pub async fn connect(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+/// Whether health says SERVING, for the whole and for the service alike.
+pub async fn is_serving(address: SocketAddr) -> bool {
+    let Ok(channel) = Channel::from_shared(format!("http://{address}")).unwrap().connect().await else {
+        return false;
+    };
+    let mut health = HealthClient::new(channel);
+    for service in ["", "formid.v1.CollectorService"] {
+        match health.check(HealthCheckRequest { service: service.into() }).await {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+pub fn app() -> AppId {
+    AppId::parse(APP).unwrap()
+}
+
+pub fn form(openid: &str, id: &str) -> Credential {
+    Credential { openid: openid.into(), right: Some(Right::FormId(id.into())), obtained_at: None }
+}
+
+pub fn prepay(openid: &str, id: &str) -> Credential {
+    Credential { openid: openid.into(), right: Some(Right::PrepayId(id.into())), obtained_at: None }
+}
+
+/// The credential, obtained some seconds ago.
+pub fn aged(credential: Credential, seconds: i64) -> Credential {
+    let obtained_at = Some(Timestamp { seconds: testing::now() - seconds, nanos: 0 });
+    Credential { obtained_at, ..credential }
+}
+
+pub fn request(credentials: Vec<Credential>) -> CollectRequest {
+    CollectRequest { app_id: APP.into(), credentials }
+}
+
+pub fn batch(sequence: u64, credentials: Vec<Credential>) -> CollectStreamRequest {
+    CollectStreamRequest { sequence, app_id: APP.into(), credentials }
+}
+
+/// Collects, and answers what became of each credential.
+pub async fn collect(client: &mut Client, credentials: Vec<Credential>) -> Result<Vec<CollectStatus>, Status> {
+    let CollectResponse { results } = client.collect(request(credentials)).await?.into_inner();
+    Ok(results.iter().map(|result| result.status()).collect())
+}
+
+/// What the store holds of a user, by id.
+pub async fn stored(store: &Store, openid: &str) -> Vec<String> {
+    let records = store.records(&app(), &OpenId::parse(openid).unwrap()).await.unwrap();
+    records.into_iter().map(|Record { credential, .. }| credential.id.as_str().to_owned()).collect()
+}
+
+/// The reason of an error.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "formid");
+    info.reason.clone()
+}
+
+/// The names of the bad fields that an error lists, sorted.
+pub fn bad_fields(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let mut fields: Vec<_> =
+        details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.clone()).collect();
+    fields.sort();
+    fields
+}

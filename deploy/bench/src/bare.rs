@@ -1,0 +1,70 @@
+//! The ceiling of a send: a tonic handler that makes the HTTP call and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispatcher::apps::Apps;
+use dispatcher::wechat::client::{Client, Reply};
+use dispatcher::wechat::message::{Message, Value};
+use shared::credential::{AppId, CredentialId, OpenId};
+use shared::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
+use shared::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
+use shared::settings::Problems;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::setup::{APP, SECRET};
+
+struct Bare {
+    client: Client,
+    token: String,
+}
+
+#[tonic::async_trait]
+impl DispatcherService for Bare {
+    /// Sends with the form id that the benchmark put into `request_id`.
+    async fn send_template(
+        &self,
+        request: Request<SendTemplateRequest>,
+    ) -> Result<Response<SendTemplateResponse>, Status> {
+        let request = request.into_inner();
+        let malformed = |_| Status::invalid_argument("malformed");
+        let openid = OpenId::parse(request.openid).map_err(malformed)?;
+        let form_id = CredentialId::parse(request.request_id).map_err(|_| Status::invalid_argument("malformed"))?;
+        let data = request.data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color }));
+        let message = Message {
+            template_id: request.template_id,
+            page: request.page,
+            data: data.collect::<BTreeMap<_, _>>(),
+            emphasis_keyword: request.emphasis_keyword,
+        };
+        match self.client.send(&self.token, message.body(&openid, &form_id)).await {
+            Reply::Answered { errcode: 0, rid, .. } => Ok(Response::new(SendTemplateResponse {
+                outcome: Outcome::Delivered.into(),
+                rid,
+                ..Default::default()
+            })),
+            other => Err(Status::unknown(format!("{other:?}"))),
+        }
+    }
+}
+
+/// Serves until killed.
+pub async fn serve(listen: SocketAddr, base_url: &str) {
+    let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
+    let mut problems = Problems::default();
+    let apps = Apps::parse(&apps, &mut problems).expect("the apps file is right");
+    let app = Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap());
+    let client = Client::new(app).unwrap();
+    let token = client.fetch_token(false).await.expect("a token").token;
+    let service = DispatcherServiceServer::new(Bare { client, token });
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(service)
+        .serve(listen)
+        .await
+        .unwrap();
+}

@@ -1,0 +1,192 @@
+//! SendTemplate at 64 in flight, against a bare handler that makes only the same HTTP call.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use shared::credential::AppId;
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use shared::proto::{Outcome, SendTemplateRequest, TemplateValue};
+use shared::store::credentials::MAX_COLLECT;
+use shared::store::{RedisConfig, Store, StoreConfig};
+use testing::{Redis, free_port};
+use tonic::transport::Channel;
+
+use crate::setup::{APP, SECRET, channels, form_id, openid, packed, program, start};
+use crate::table::{Bar, Table};
+
+/// How many sends each measurement makes, after a tenth as many to warm up.
+const SENDS: usize = 30_000;
+/// How many are in flight.
+const IN_FLIGHT: usize = 64;
+/// Over how many connections.
+const CONNECTIONS: usize = 4;
+
+/// What a measurement gives.
+struct Figures {
+    rate: f64,
+    p99: Duration,
+}
+
+/// Measures both in turns.
+pub async fn measure(rounds: usize, table: &mut Table) {
+    let (mut rates, mut tails) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let bare = bare().await;
+        let formid = formid().await;
+        rates.push((formid.rate, bare.rate));
+        tails.push((formid.p99.as_micros() as f64, bare.p99.as_micros() as f64));
+    }
+    table.pairs("SendTemplate / bare handler with the same HTTP call", "/s", &rates, Bar::AtLeast(0.6));
+    table.pairs("SendTemplate p99 / bare handler's p99", "us", &tails, Bar::AtMost(2.0));
+}
+
+/// Form ids of users, known to the sandbox.
+async fn submit(base_url: &str, count: usize) -> Vec<String> {
+    let ids: Vec<String> = (0..count).map(|_| form_id()).collect();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (start, part) in ids.chunks(10_000).enumerate() {
+        let submissions: Vec<_> = part
+            .iter()
+            .enumerate()
+            .map(|(index, id)| serde_json::json!({"openid": openid(start * 10_000 + index), "kind": "form", "id": id}))
+            .collect();
+        let body = serde_json::json!({"app_id": APP, "submissions": submissions}).to_string();
+        let request =
+            http.post(format!("{base_url}/sandbox/submissions")).header("content-type", "application/json").body(body);
+        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes submissions");
+    }
+    ids
+}
+
+async fn sandbox() -> (testing::Process, String) {
+    let port = free_port();
+    let mut command = program("sandbox");
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--app", &format!("{APP}={SECRET}")]);
+    let process = start(command);
+    let base_url = format!("http://127.0.0.1:{port}");
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    testing::eventually("the sandbox listens", Duration::from_secs(20), async || {
+        http.get(format!("{base_url}/sandbox/books")).send().await.is_ok()
+    })
+    .await;
+    (process, base_url)
+}
+
+async fn bare() -> Figures {
+    let (_sandbox, base_url) = sandbox().await;
+    let ids = submit(&base_url, SENDS + SENDS / 10).await;
+    let port = free_port();
+    let mut command = program("bench");
+    command.args(["bare", &format!("127.0.0.1:{port}"), &base_url]);
+    let _bare = start(command);
+    drive(channels(port, CONNECTIONS).await, &ids).await
+}
+
+async fn formid() -> Figures {
+    let (_sandbox, base_url) = sandbox().await;
+    let redis = Redis::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
+    let ids = submit(&base_url, SENDS + SENDS / 10).await;
+    store(&redis, &ids).await;
+    let mut apps = tempfile();
+    writeln!(apps.1, "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"").unwrap();
+    let port = free_port();
+    let mut command = program("dispatcher");
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--apps-file"]).arg(&apps.0);
+    let _dispatcher = start(command);
+    let figures = drive(channels(port, CONNECTIONS).await, &ids).await;
+    std::fs::remove_file(&apps.0).unwrap();
+    figures
+}
+
+fn tempfile() -> (std::path::PathBuf, std::fs::File) {
+    let path = std::env::temp_dir().join(format!("formid-bench-{:016x}.toml", rand::random::<u64>()));
+    (path.clone(), std::fs::File::create(path).unwrap())
+}
+
+/// What the collector would have stored.
+async fn store(redis: &Redis, ids: &[String]) {
+    let config = RedisConfig { url: redis.url(), connections: 2, timeout: Duration::from_secs(10) };
+    let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
+    store.prepare().await.unwrap();
+    let app = AppId::parse(APP).unwrap();
+    let mut buckets = HashMap::<_, Vec<_>>::new();
+    for (user, id) in ids.iter().enumerate() {
+        let credential = packed(user, id);
+        buckets.entry(store.bucket_of(&credential.openid)).or_default().push(credential);
+    }
+    for (bucket, credentials) in buckets {
+        for part in credentials.chunks(MAX_COLLECT) {
+            store.collect(&app, bucket, part).await.unwrap();
+        }
+    }
+}
+
+/// Sends one message with each form id, 64 in flight.
+async fn drive(channels: Vec<Channel>, ids: &[String]) -> Figures {
+    let warm_up = SENDS / 10;
+    let orders: Arc<Vec<_>> = Arc::new(ids.iter().enumerate().map(|(user, id)| order(user, id)).collect());
+    run(&channels, &orders, 0..warm_up).await;
+    let begun = Instant::now();
+    let mut latencies = run(&channels, &orders, warm_up..orders.len()).await;
+    let rate = latencies.len() as f64 / begun.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    Figures { rate, p99: latencies[latencies.len() * 99 / 100] }
+}
+
+async fn run(
+    channels: &[Channel],
+    orders: &Arc<Vec<SendTemplateRequest>>,
+    range: std::ops::Range<usize>,
+) -> Vec<Duration> {
+    let next = Arc::new(AtomicUsize::new(range.start));
+    let mut callers = Vec::new();
+    for caller in 0..IN_FLIGHT {
+        let mut client = DispatcherServiceClient::new(channels[caller % channels.len()].clone());
+        let (orders, next, end) = (Arc::clone(orders), Arc::clone(&next), range.end);
+        callers.push(tokio::spawn(async move {
+            let mut latencies = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= end {
+                    return latencies;
+                }
+                let begun = Instant::now();
+                let mut answer = client.send_template(orders[number].clone()).await;
+                // Only in the warm-up: the service waits for Redis for a moment after its start.
+                while answer.as_ref().is_err_and(|status| status.code() == tonic::Code::Unavailable)
+                    && number < SENDS / 10
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    answer = client.send_template(orders[number].clone()).await;
+                }
+                assert_eq!(answer.unwrap().into_inner().outcome(), Outcome::Delivered);
+                latencies.push(begun.elapsed());
+            }
+        }));
+    }
+    let mut latencies = Vec::new();
+    for caller in callers {
+        latencies.extend(caller.await.unwrap());
+    }
+    latencies
+}
+
+fn order(user: usize, form_id: &str) -> SendTemplateRequest {
+    let value = |text: String| TemplateValue { value: text, color: String::new() };
+    SendTemplateRequest {
+        app_id: APP.into(),
+        openid: openid(user),
+        template_id: "template-of-the-benchmark".into(),
+        data: HashMap::from([
+            ("keyword1".into(), value(format!("order {user}"))),
+            ("keyword2".into(), value("2026-11-22 12:00".into())),
+        ]),
+        page: "pages/order?id=1".into(),
+        // For formid a request id like any other; for the bare handler the form id itself.
+        request_id: form_id.into(),
+        ..Default::default()
+    }
+}

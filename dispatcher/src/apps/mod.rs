@@ -1,0 +1,254 @@
+//! The apps file: the mini programs that this service may send for, their secrets, and where WeChat is for each.
+//!
+//! ```toml
+//! [apps.wx0123456789abcdef]
+//! secret_file = "/run/secrets/wx0123456789abcdef"  # or secret = "..."; the file's content is trimmed
+//! base_url = "https://api.weixin.qq.com"           # what follows are the defaults
+//! connect_timeout = "2s"
+//! timeout = "5s"                                   # of a whole call
+//! token = "stable_token"                           # or "token", for what speaks only the older endpoint
+//! ```
+//!
+//! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
+//! quotes a value that may be a secret. It is read once, at start-up.
+
+mod table;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+use shared::credential::AppId;
+use shared::settings::Problems;
+use toml::{Table, Value};
+
+use table::{app, quoted};
+
+/// An app's secret, which buys access tokens. `Debug` hides it, and there is no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<str>);
+
+impl Secret {
+    /// Trims, and refuses what can be no secret: nothing, or something else than visible ASCII.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.into()))
+    }
+
+    /// The secret itself, for the one call that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(..)")
+    }
+}
+
+/// Which of WeChat's two endpoints gives the app its access tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenEndpoint {
+    /// `stable_token`: calling again gives the same token, so nobody's token dies.
+    Stable,
+    /// `token`: calling again ends the earlier token within minutes, whoever uses it.
+    Plain,
+}
+
+/// One mini program.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Its app id.
+    pub id: AppId,
+    /// Its secret.
+    pub secret: Secret,
+    /// What the paths of the API are appended to: http or https, with a host, without user info, query and fragment.
+    pub base_url: Url,
+    /// How long opening a connection may take, TLS included.
+    pub connect_timeout: Duration,
+    /// How long a whole call may take; not less than `connect_timeout`.
+    pub timeout: Duration,
+    /// Where its access tokens come from.
+    pub token_endpoint: TokenEndpoint,
+}
+
+/// All apps of the file; at least one.
+#[derive(Debug, Clone)]
+pub struct Apps(BTreeMap<AppId, Arc<App>>);
+
+impl Apps {
+    /// Reads the apps file. Nothing when there is a problem with it, and then `problems` names every one.
+    pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, problems),
+            Err(error) => {
+                problems.add(format!("the apps file {} cannot be read: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    /// Like [`Apps::read`], from the text of the file. Relative paths in it start from the working directory.
+    pub fn parse(text: &str, problems: &mut Problems) -> Option<Self> {
+        let file: Table = match toml::from_str(text) {
+            Ok(file) => file,
+            Err(error) => {
+                // The error as a whole quotes the line, and the line may hold a secret.
+                let start = error.span().map_or(0, |span| span.start).min(text.len());
+                let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+                problems.add(format!("the apps file, line {line}: {}", error.message()));
+                return None;
+            }
+        };
+        let mut sound = true;
+        for key in file.keys().filter(|key| *key != "apps") {
+            problems.add(format!("the apps file has {}: only [apps.APP_ID] tables are known", quoted(key)));
+            sound = false;
+        }
+        let Some(Value::Table(tables)) = file.get("apps") else {
+            problems.add("the apps file names no app: it needs an [apps.APP_ID] table for each");
+            return None;
+        };
+        if tables.is_empty() {
+            problems.add("the apps file names no app: it needs an [apps.APP_ID] table for each");
+        }
+        let mut apps = BTreeMap::new();
+        for (id, value) in tables {
+            if let Some(app) = app(id, value, problems) {
+                apps.insert(app.id.clone(), Arc::new(app));
+            }
+        }
+        (sound && !apps.is_empty() && apps.len() == tables.len()).then_some(Self(apps))
+    }
+
+    /// An app, if this service may send for it.
+    pub fn get(&self, id: &AppId) -> Option<&Arc<App>> {
+        self.0.get(id)
+    }
+
+    /// All apps, by app id.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<App>> {
+        self.0.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::settings::SettingsError;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Apps, Vec<String>> {
+        let mut problems = Problems::default();
+        let apps = Apps::parse(text, &mut problems);
+        match problems.finish() {
+            Ok(()) => Ok(apps.expect("neither apps nor problems")),
+            Err(SettingsError(problems)) => {
+                assert!(apps.is_none(), "apps in spite of {problems:?}");
+                Err(problems)
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_is_all_that_an_app_needs() {
+        let apps = parse("[apps.wx1]\nsecret = 's3'").unwrap();
+        let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
+        assert_eq!((app.base_url.as_str(), app.secret.reveal()), ("https://api.weixin.qq.com/", "s3"));
+        assert_eq!((app.connect_timeout, app.timeout), (Duration::from_secs(2), Duration::from_secs(5)));
+        assert_eq!(app.token_endpoint, TokenEndpoint::Stable);
+        assert!(apps.get(&AppId::parse("wx2").unwrap()).is_none());
+    }
+
+    #[test]
+    fn everything_can_be_set_and_the_file_of_the_secret_is_trimmed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, file) = (folder.path().join("secret"), folder.path().join("apps.toml"));
+        std::fs::write(&secret, "s3cret\n").unwrap();
+        let text = format!(
+            "[apps.wx1]\nsecret_file = {secret:?}\nbase_url = 'http://localhost:1/wechat/'\n\
+             connect_timeout = '10ms'\ntimeout = '10ms'\ntoken = 'token'\n[apps.wx0]\nsecret = 'x'"
+        );
+        std::fs::write(&file, text).unwrap();
+        let apps = Apps::read(&file, &mut Problems::default()).unwrap();
+        assert_eq!(apps.iter().map(|app| app.id.as_str()).collect::<Vec<_>>(), ["wx0", "wx1"]);
+        let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
+        assert_eq!((app.secret.reveal(), app.token_endpoint), ("s3cret", TokenEndpoint::Plain));
+        assert_eq!(app.base_url.as_str(), "http://localhost:1/wechat/");
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_at_once() {
+        let problems = parse(
+            "other = 1\n[apps.wx1]\nsecret = 'a'\nsecret_file = 'b'\ncolour = 'x'\nbase_url = 'ftp://x'\ntoken = 'best'\n\
+             [apps.wx2]\nsecret = 7\ntimeout = '1s'\n[apps.'w x']\nsecret = ''\nconnect_timeout = '0s'\ntimeout = '5'\n\
+             [apps.wx4]\nsecret_file = '/does/not/exist'\nbase_url = 'http://u:p@h'\n[apps.wx5]\nbase_url = 'http://h?a=b'",
+        )
+        .unwrap_err();
+        for expected in [
+            "the key other",
+            "[apps.wx1]: has both secret and secret_file",
+            "[apps.wx1]: the key colour",
+            "[apps.wx1] base_url: must begin",
+            "[apps.wx1] token:",
+            "[apps.wx2] secret: must be a string",
+            "[apps.wx2] timeout: must not be less",
+            "[apps.w x]: the app id must",
+            "[apps.w x] secret:",
+            "[apps.w x] connect_timeout: must be more than zero",
+            "[apps.w x] timeout is \"5\"",
+            "[apps.wx4] secret_file: \"/does/not/exist\" cannot be read",
+            "[apps.wx4] base_url: must not have a user",
+            "[apps.wx5]: has no secret",
+            "[apps.wx5] base_url: must end before",
+        ] {
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected} in {problems:#?}");
+        }
+        assert_eq!(problems.len(), 15, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_file_without_an_app_is_a_problem() {
+        for text in ["", "[apps]", "apps = 1"] {
+            assert_eq!(parse(text).unwrap_err().len(), 1, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_problem_and_no_debug_output_quotes_a_secret() {
+        const CANARY: &str = "c4nary0123456789c4nary0123456789";
+        for text in [
+            "[apps.wx1]\nsecret = CANARY",
+            "[apps.wx1]\nsecret = 'CANARY",
+            "[apps.wx1]\nsecret = \"CANARY\\q\"",
+            "[apps.wx1]\nsecret = 'CANARY' CANARY",
+            "[apps.wx1]\nsecret = 'CANARY'\nsecret = 'CANARY'",
+            "[apps.wx1]\nCANARY",
+            "[apps.wx1]\nCANARY = 'secret'",
+            "CANARY = 'secret'",
+            "[apps.wx1]\nCANARY = 'a'\nCANARY = 'b'",
+            "[apps.wx1]\nsecrte = 'CANARY'",
+            "[apps.wx1]\nsecret = ['CANARY']",
+            "[apps.wx1]\nsecret = 'é CANARY'",
+            "[apps]\nwx1 = 'CANARY'",
+            "[apps.wx1]\nsecret = 'CANARY'\nbase_url = 'http://user:CANARY@host'",
+            "[apps.wx1]\nsecret = 'CANARY'\nbase_url = 'http://host:CANARY'",
+            "[apps.wx1]\nsecret = 'CANARY'\ntoken = 'CANARY'",
+        ] {
+            let problems = parse(&text.replace("CANARY", CANARY)).unwrap_err();
+            assert!(!format!("{problems:?}").contains(CANARY), "{text:?}: {problems:?}");
+        }
+        let apps = parse(&format!("[apps.wx1]\nsecret = '{CANARY}'")).unwrap();
+        assert!(!format!("{apps:?}").contains(CANARY));
+    }
+
+    #[test]
+    fn a_mistake_in_the_syntax_is_told_with_its_line() {
+        let problems = parse("[apps.wx1]\n# é\nsecret = what\n").unwrap_err();
+        assert!(problems[0].starts_with("the apps file, line 3: "), "{problems:?}");
+    }
+}

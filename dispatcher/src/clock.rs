@@ -1,0 +1,49 @@
+//! The time of day, which a test can set: quotas end at midnight, and nobody waits for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds of a day.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// Midnight of UTC+8, where WeChat's day begins, in milliseconds after midnight of UTC.
+const MIDNIGHT_MS: u64 = 16 * 3600 * 1000;
+
+/// Tells the time; clones tell the same.
+#[derive(Debug, Clone, Default)]
+pub struct Clock {
+    ahead_ms: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        system.saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    /// Lets the clock run ahead of the system's from now on.
+    pub fn set_ahead(&self, ahead: Duration) {
+        self.ahead_ms.store(ahead.as_millis() as i64, Ordering::Relaxed);
+    }
+
+    /// When WeChat's next day begins, in milliseconds since 1970.
+    pub fn next_day_ms(&self) -> u64 {
+        let now = self.now_ms();
+        now + DAY_MS - (now + DAY_MS - MIDNIGHT_MS) % DAY_MS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_day_begins_at_sixteen_oclock_utc() {
+        let clock = Clock::default();
+        let next = clock.next_day_ms();
+        assert_eq!(next % DAY_MS, MIDNIGHT_MS);
+        assert!(next > clock.now_ms() && next <= clock.now_ms() + DAY_MS);
+    }
+}

@@ -1,0 +1,98 @@
+//! What of an app may be used now: stops that WeChat imposed, shared by all replicas, and the pace of the moment.
+//!
+//! A stop is over after some time, and then one message tries again: the codes that stop an app spend nothing, so the
+//! worst that can come of it is the same code. Every replica reads the stops once a second, and its own at once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use shared::credential::{AppId, Kind};
+use shared::store::gates::{Source, Stop};
+use shared::store::leases::Kinds;
+use shared::store::{self, Store};
+use tracing::{error, info};
+
+use crate::clock::Clock;
+
+/// How often each replica reads the stops of an app.
+pub const REFRESH: Duration = Duration::from_secs(1);
+
+/// The gates of one app.
+#[derive(Debug)]
+pub struct Gates {
+    app: AppId,
+    clock: Clock,
+    stops: RwLock<HashMap<Source, Stop>>,
+    not_before_ms: AtomicU64,
+}
+
+impl Gates {
+    /// All open.
+    pub fn new(app: AppId, clock: Clock) -> Self {
+        Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0) }
+    }
+
+    /// The kinds of credential that may be used now, or the stop that leaves none.
+    pub fn open(&self) -> Result<Kinds, Stop> {
+        let stops = self.stops.read().unwrap_or_else(PoisonError::into_inner);
+        if stops.is_empty() {
+            return Ok(Kind::ALL.into_iter().collect());
+        }
+        let now = self.clock.now_ms();
+        let stopped = |source| stops.get(&source).filter(|stop| stop.until_ms > now);
+        if let Some(stop) = stopped(Source::App) {
+            return Err(stop.clone());
+        }
+        let open: Kinds = Kind::ALL.into_iter().filter(|kind| stopped(Source::Kind(*kind)).is_none()).collect();
+        match Kind::ALL.into_iter().find_map(|kind| stopped(Source::Kind(kind))) {
+            Some(stop) if open.is_empty() => Err(stop.clone()),
+            _ => Ok(open),
+        }
+    }
+
+    /// Stops sources of the app, here at once and elsewhere within [`REFRESH`].
+    pub async fn stop(&self, store: &Store, sources: &[Source], stop: Stop) {
+        error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?sources, until_ms = stop.until_ms, "WeChat stopped the app");
+        for source in sources {
+            self.stops.write().unwrap_or_else(PoisonError::into_inner).insert(*source, stop.clone());
+            if let Err(error) = store.stop(&self.app, *source, &stop).await {
+                error!(app = %self.app, %error, "other replicas do not learn of the stop");
+            }
+        }
+    }
+
+    /// Reads what other replicas have stopped.
+    pub async fn refresh(&self, store: &Store) -> Result<(), store::Error> {
+        let shared = store.stops(&self.app).await?;
+        let now = self.clock.now_ms();
+        let mut stops = self.stops.write().unwrap_or_else(PoisonError::into_inner);
+        for (source, stop) in shared {
+            if stop.until_ms > now && stops.get(&source).is_none_or(|known| known.until_ms < stop.until_ms) {
+                stops.insert(source, stop);
+            }
+        }
+        let before = stops.len();
+        stops.retain(|_, stop| stop.until_ms > now);
+        if stops.len() < before {
+            info!(app = %self.app, "a stop is over: sending is tried again");
+        }
+        Ok(())
+    }
+
+    /// Lets no send of this replica leave for a while: WeChat said that the app sends too fast.
+    pub fn slow_down(&self, pause: Duration) {
+        self.not_before_ms.fetch_max(self.clock.now_ms() + pause.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long the next send has to wait.
+    pub fn wait(&self) -> Duration {
+        let not_before = self.not_before_ms.load(Ordering::Relaxed);
+        if not_before == 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_millis(not_before.saturating_sub(self.clock.now_ms()))
+        }
+    }
+}

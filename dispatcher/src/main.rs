@@ -1,0 +1,31 @@
+//! The dispatcher as a program.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use dispatcher::settings::Args;
+use shared::{serve, telemetry};
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let settings = match Args::parse().read() {
+        Ok(settings) => settings,
+        Err(error) => return shared::settings::refuse(&error),
+    };
+    telemetry::init(&settings.common.log);
+    match start(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the dispatcher ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(settings: dispatcher::settings::Settings) -> std::io::Result<()> {
+    let shutdown = serve::signals()?;
+    let listener = TcpListener::bind(settings.common.listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    dispatcher::run(listener, settings, shutdown).await
+}

@@ -1,0 +1,229 @@
+//! How a send ends: what a caller is told, and what is kept under its request id.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shared::credential::Kind;
+use shared::status::Failure;
+use shared::store;
+use tonic::Code;
+
+use crate::wechat::answer::{Meaning, row_of};
+use crate::wechat::token::TokenError;
+
+/// WeChat's verdict on a message, as far as there was one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The errcode of the last answer, if there was one.
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    pub errcode: Option<i32>,
+    /// The request id WeChat gave.
+    #[serde(rename = "r", default, skip_serializing_if = "String::is_empty")]
+    pub rid: String,
+}
+
+/// How a message ended for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// WeChat accepted it, once.
+    #[serde(rename = "d")]
+    Delivered,
+    /// Nobody can tell: it was delivered once or not at all.
+    #[serde(rename = "u")]
+    Unknown,
+    /// WeChat refused the message or its user.
+    #[serde(rename = "r")]
+    Refused,
+}
+
+/// What is kept under a request id: enough to answer every later call with it, and nothing of the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How it ended.
+    #[serde(rename = "o")]
+    pub end: End,
+    /// By which answer.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// How many calls to WeChat it took.
+    #[serde(rename = "a")]
+    pub attempts: u32,
+    /// What was spent, or tried.
+    #[serde(rename = "k")]
+    pub kind: StoredKind,
+}
+
+/// A [`Kind`] as it is written into an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredKind {
+    /// A form id.
+    #[serde(rename = "f")]
+    FormId,
+    /// A prepay id.
+    #[serde(rename = "p")]
+    PrepayId,
+}
+
+impl From<Kind> for StoredKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::FormId => Self::FormId,
+            Kind::PrepayId => Self::PrepayId,
+        }
+    }
+}
+
+impl From<StoredKind> for Kind {
+    fn from(kind: StoredKind) -> Self {
+        match kind {
+            StoredKind::FormId => Self::FormId,
+            StoredKind::PrepayId => Self::PrepayId,
+        }
+    }
+}
+
+impl Outcome {
+    /// As it is kept in Redis.
+    pub fn encode(&self) -> Vec<u8> {
+        // A struct of numbers and strings always has a JSON form.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// As it was kept.
+    pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
+        serde_json::from_slice(bytes).map_err(|error| store::Error::Corrupt(error.to_string()))
+    }
+}
+
+/// Why a message was not sent, or what stands in the way of an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing is in stock for the user.
+    #[error("nothing is in stock for this user")]
+    NoCredential,
+    /// WeChat refused each credential that was tried.
+    #[error("WeChat refused each of the {tried} credentials that were tried; they are discarded")]
+    CredentialsDead {
+        /// How many.
+        tried: u32,
+        /// The last answer.
+        verdict: Verdict,
+    },
+    /// WeChat refused the message or its user.
+    #[error("WeChat refused: {}", sentence(.0))]
+    Refused(Verdict),
+    /// WeChat refuses the app, or a source of credentials, for now.
+    #[error("WeChat refuses this app for now: {}", sentence(.verdict))]
+    Stopped {
+        /// The answer that says so.
+        verdict: Verdict,
+        /// For how long it is left alone.
+        lasts: Duration,
+    },
+    /// The request id belongs to another message.
+    #[error("request_id was used for another message to this user")]
+    RequestReused,
+    /// The request is being sent by another replica.
+    #[error("this request_id is being sent elsewhere")]
+    UnderWay(Duration),
+    /// WeChat did not answer, and the message can be repeated to find out.
+    #[error("WeChat did not answer: repeat with the same request_id to find out; it will not be delivered twice")]
+    InDoubt(Verdict),
+    /// WeChat is busy; nothing was spent.
+    #[error("{}; nothing was spent", sentence(.0))]
+    Busy(Verdict),
+    /// The request did not leave; nothing was spent.
+    #[error("WeChat cannot be reached; nothing was spent")]
+    Unreachable,
+    /// There is no access token.
+    #[error("no access token: {0}")]
+    Token(TokenError),
+    /// Redis failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn sentence(verdict: &Verdict) -> String {
+    verdict
+        .errcode
+        .map_or_else(|| "WeChat did not answer".into(), |errcode| format!("{} ({errcode})", row_of(errcode).sentence))
+}
+
+/// The one table that turns the end of a send into what a caller sees.
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        let message = error.to_string();
+        let precondition = |reason| Self::new(Code::FailedPrecondition, reason, message.clone());
+        let unavailable = |reason| Self::new(Code::Unavailable, reason, message.clone());
+        match error {
+            SendError::NoCredential => precondition("NO_CREDENTIAL"),
+            SendError::CredentialsDead { verdict, .. } => noting(precondition("CREDENTIALS_DEAD"), &verdict),
+            SendError::Refused(verdict) => {
+                let reason = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+                    Some(Meaning::UserWrong | Meaning::RefusedByUser) => "USER_REFUSED",
+                    _ => "MESSAGE_REFUSED",
+                };
+                noting(precondition(reason), &verdict)
+            }
+            SendError::Stopped { verdict, lasts } => {
+                let failure = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+                    Some(Meaning::QuotaReached) => Self::new(Code::ResourceExhausted, "QUOTA_REACHED", message)
+                        .quota("WeChat's daily quota of the app", "used up until midnight of UTC+8"),
+                    _ => precondition("APP_STOPPED"),
+                };
+                noting(failure, &verdict).retry_after(lasts)
+            }
+            SendError::RequestReused => {
+                Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message.clone()).field("request_id", message)
+            }
+            SendError::UnderWay(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
+            SendError::InDoubt(verdict) => {
+                noting(unavailable("IN_DOUBT"), &verdict).retry_after(Duration::from_secs(1))
+            }
+            SendError::Busy(verdict) => {
+                noting(unavailable("WECHAT_BUSY"), &verdict).retry_after(Duration::from_secs(1))
+            }
+            SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
+            SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
+                let verdict = Verdict { errcode: Some(errcode), rid };
+                let message = message.replace("no access token: ", "WeChat refuses an access token: ");
+                noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
+            }
+            SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
+            SendError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn noting(failure: Failure, verdict: &Verdict) -> Failure {
+    let failure = match verdict.errcode {
+        Some(errcode) => failure.with("errcode", errcode),
+        None => failure,
+    };
+    if verdict.rid.is_empty() { failure } else { failure.with("rid", &verdict.rid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_reads_back_as_it_was_kept() {
+        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into() };
+        for end in [End::Delivered, End::Unknown, End::Refused] {
+            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: StoredKind::FormId };
+            assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
+        }
+        let silent =
+            Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: StoredKind::PrepayId };
+        assert_eq!(Outcome::decode(&silent.encode()).unwrap(), silent);
+    }
+
+    #[test]
+    fn a_caller_can_tell_a_refused_user_from_a_refused_message() {
+        let reason = |errcode| {
+            Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), rid: String::new() })).reason()
+        };
+        assert_eq!((reason(40003), reason(40037)), ("USER_REFUSED", "MESSAGE_REFUSED"));
+    }
+}

@@ -1,0 +1,124 @@
+//! The dispatcher's flags.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use shared::settings::{Common, CommonArgs, Problems, SettingsError};
+use shared::store::leases::LeaseTerms;
+
+use crate::apps::Apps;
+use crate::clock::Clock;
+use crate::send::Limits;
+
+/// Sends template messages to users of WeChat mini programs, over gRPC
+#[derive(Debug, Clone, Parser)]
+#[command(name = "dispatcher", version)]
+pub struct Args {
+    /// Where to listen
+    #[arg(long, env = "FORMID_DISPATCHER_LISTEN", default_value = "127.0.0.1:7002")]
+    pub listen: String,
+    /// The file that names the apps and their secrets (TOML)
+    #[arg(long, env = "FORMID_APPS_FILE")]
+    pub apps_file: PathBuf,
+    /// How long a message has its credential alone (duration); must cover a call to WeChat
+    #[arg(long, env = "FORMID_LEASE", default_value = "30s")]
+    pub lease: String,
+    /// A credential that expires sooner than this is not used (duration); must cover a lease
+    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
+    pub lease_margin: String,
+    /// How long a request id is remembered (duration)
+    #[arg(long, env = "FORMID_KEEP_REQUESTS", default_value = "24h")]
+    pub keep_requests: String,
+    /// How often leases left behind are looked for (duration)
+    #[arg(long, env = "FORMID_REAP_INTERVAL", default_value = "5s")]
+    pub reap_interval: String,
+    /// The most calls to WeChat with one credential
+    #[arg(long, env = "FORMID_ATTEMPTS", default_value = "5")]
+    pub attempts: String,
+    /// The most credentials tried for one message
+    #[arg(long, env = "FORMID_CREDENTIALS_PER_MESSAGE", default_value = "5")]
+    pub credentials_per_message: String,
+    /// The pause before a second attempt (duration); it doubles from there
+    #[arg(long, env = "FORMID_BACKOFF", default_value = "100ms")]
+    pub backoff: String,
+    /// How long an app that WeChat stopped is left alone, where WeChat does not say (duration)
+    #[arg(long, env = "FORMID_STOP", default_value = "10m")]
+    pub stop: String,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// What the dispatcher knows from its settings.
+#[derive(Clone)]
+pub struct Settings {
+    /// What both services have.
+    pub common: Common,
+    /// The apps it sends for.
+    pub apps: Apps,
+    /// What bounds a send.
+    pub limits: Limits,
+    /// How often the reaper goes round.
+    pub reap_interval: Duration,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+impl Args {
+    /// Reads all flags and the apps file; everything that is wrong or contradicts is reported at once.
+    pub fn read(&self) -> Result<Settings, SettingsError> {
+        let mut problems = Problems::default();
+        let settings = self.settings(&mut problems);
+        problems.finish()?;
+        settings.ok_or_else(|| SettingsError(vec!["the settings are not complete".into()]))
+    }
+
+    fn settings(&self, problems: &mut Problems) -> Option<Settings> {
+        let common = self.common.read(&self.listen, problems);
+        let apps = Apps::read(&self.apps_file, problems);
+        let duration = problems.duration("--lease", &self.lease);
+        let margin = problems.duration("--lease-margin", &self.lease_margin);
+        let keep = problems.duration("--keep-requests", &self.keep_requests);
+        let reap_interval = problems.duration("--reap-interval", &self.reap_interval);
+        let attempts = problems.within("--attempts", &self.attempts, 1..=100);
+        let credentials = problems.within("--credentials-per-message", &self.credentials_per_message, 1..=100);
+        let backoff = problems.duration("--backoff", &self.backoff);
+        let stop = problems.duration("--stop", &self.stop);
+
+        let terms = LeaseTerms { duration: duration?, margin: margin?, keep: keep? };
+        contradictions(&terms, apps.as_ref(), reap_interval?, problems);
+        let limits = Limits {
+            terms,
+            attempts: attempts? as u32,
+            credentials: credentials? as u32,
+            backoff: backoff?,
+            stop: stop?,
+        };
+        Some(Settings { common: common?, apps: apps?, limits, reap_interval: reap_interval?, clock: Clock::default() })
+    }
+}
+
+fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Duration, problems: &mut Problems) {
+    for app in apps.into_iter().flat_map(Apps::iter) {
+        if terms.duration <= app.timeout {
+            problems.add(format!(
+                "--lease is {:?}, but a call of app {} may take {:?}: the message would be sent again while it is under way",
+                terms.duration, app.id, app.timeout
+            ));
+        }
+    }
+    if terms.margin < terms.duration {
+        problems.add(format!(
+            "--lease-margin is {:?}, but must be at least --lease ({:?}): a credential must not expire while it is leased",
+            terms.margin, terms.duration
+        ));
+    }
+    if terms.keep < terms.duration.max(Duration::from_secs(1)) {
+        problems
+            .add(format!("--keep-requests is {:?}, but must be at least --lease ({:?})", terms.keep, terms.duration));
+    }
+    if reap_interval.is_zero() {
+        problems.add("--reap-interval must not be 0");
+    }
+}

@@ -1,0 +1,123 @@
+//! What WeChat's codes mean: one table, and the only place that knows. Texts of errors change, so only codes are matched.
+
+use shared::credential::Kind;
+
+/// What an errcode condemns, and with it what a correct sender does. Listed from the smallest scope to the largest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// Accepted: one use is spent.
+    Delivered,
+    /// Busy for the moment: back off and try the same credential again.
+    Busy,
+    /// Another call for the same user is under way: try again with jitter, one send at a time for a user.
+    OneAtATime,
+    /// The app sends too fast: slow it down, same credential.
+    RateReached,
+    /// The access token is wrong, not the latest, or expired: drop it if it is still the stored one, fetch, try again.
+    TokenInvalid,
+    /// The access token is missing from the call, which is our own mistake; same remedy, and an error in the log.
+    TokenMissing,
+    /// The credential is wrong, expired, or another user's: discard it and take the next. A young prepay id may just not
+    /// be known yet.
+    CredentialWrong,
+    /// The credential was used up: after an unanswered attempt with the same form id this means delivered.
+    CredentialUsed,
+    /// The credential is blocked: discard it and take the next.
+    CredentialBlocked,
+    /// The user refuses messages of this template; what was granted for it is void.
+    RefusedByUser,
+    /// The user is none of this app's: the message fails, the credential is not spent.
+    UserWrong,
+    /// Something in the message is wrong: it fails, the credential is not spent.
+    MessageWrong,
+    /// One source of credentials is barred for the app.
+    SourceBarred(Kind),
+    /// The app's daily quota is used up until midnight of UTC+8.
+    QuotaReached,
+    /// The app is blocked for some time.
+    AppBlocked,
+    /// The app may not send: no permission, banned, or unknown.
+    AppForbidden,
+    /// WeChat no longer serves form ids for this app.
+    Retired,
+    /// A code that is not in the table: the message fails, the credential is not spent.
+    Unknown,
+}
+
+/// One row: the code, what it means, and the sentence an operator or a caller reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// WeChat's errcode.
+    pub errcode: i32,
+    /// What to make of it.
+    pub meaning: Meaning,
+    /// A sentence for people, in our words.
+    pub sentence: &'static str,
+}
+
+const fn row(errcode: i32, meaning: Meaning, sentence: &'static str) -> Row {
+    Row { errcode, meaning, sentence }
+}
+
+/// Every code that is known, in order.
+pub const TABLE: &[Row] = &[
+    row(-1, Meaning::Busy, "WeChat is busy"),
+    row(0, Meaning::Delivered, "delivered"),
+    row(40001, Meaning::TokenInvalid, "the access token is invalid or not the latest"),
+    row(40003, Meaning::UserWrong, "the openid is no user of this app"),
+    row(40013, Meaning::AppForbidden, "the app id is wrong"),
+    row(40014, Meaning::TokenInvalid, "the access token is invalid"),
+    row(40037, Meaning::MessageWrong, "the template id is wrong"),
+    row(41001, Meaning::TokenMissing, "the access token is missing"),
+    row(41028, Meaning::CredentialWrong, "the form id is wrong, expired, or another user's"),
+    row(41029, Meaning::CredentialUsed, "the form id is used up"),
+    row(41030, Meaning::MessageWrong, "the page is wrong"),
+    row(41031, Meaning::CredentialBlocked, "the form id is blocked"),
+    row(41032, Meaning::SourceBarred(Kind::FormId), "the app's form ids are barred as a punishment"),
+    row(41034, Meaning::SourceBarred(Kind::FormId), "the app's form ids are barred as a punishment"),
+    row(41035, Meaning::SourceBarred(Kind::PrepayId), "the app's prepay ids are barred as a punishment"),
+    row(42001, Meaning::TokenInvalid, "the access token is expired"),
+    row(43101, Meaning::RefusedByUser, "the user refuses these messages, or has no grant left"),
+    row(43104, Meaning::AppForbidden, "the app has no permission to send"),
+    row(43107, Meaning::AppForbidden, "the app's ability to send subscription messages is banned"),
+    row(43108, Meaning::OneAtATime, "another call for this user is under way"),
+    row(43116, Meaning::AppForbidden, "the template is banned"),
+    row(45009, Meaning::QuotaReached, "the app's daily quota is used up"),
+    row(45011, Meaning::RateReached, "the app sends too fast"),
+    row(45102, Meaning::AppBlocked, "the app is blocked for some time"),
+    row(45103, Meaning::Retired, "WeChat no longer serves form ids for this app; use subscription messages"),
+    row(45168, Meaning::MessageWrong, "the message has sensitive words"),
+    row(45501, Meaning::AppBlocked, "the app is blocked for some time"),
+    row(47001, Meaning::MessageWrong, "the body of the message is not valid"),
+    row(47003, Meaning::MessageWrong, "a value of the message's data is not valid"),
+    row(48001, Meaning::AppForbidden, "the app has no permission for this API"),
+    row(48004, Meaning::AppForbidden, "the API is forbidden for this app"),
+    row(50002, Meaning::AppForbidden, "the app is limited"),
+];
+
+/// The row of a code; one that is not in the table is [`Meaning::Unknown`].
+pub fn row_of(errcode: i32) -> Row {
+    match TABLE.binary_search_by_key(&errcode, |row| row.errcode) {
+        Ok(found) => TABLE[found],
+        Err(_) => row(errcode, Meaning::Unknown, "WeChat refused with a code that is not known here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_order_and_every_row_is_found() {
+        assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
+        for row in TABLE {
+            let found = row_of(row.errcode);
+            assert_eq!((found.errcode, found.meaning), (row.errcode, row.meaning));
+        }
+    }
+
+    #[test]
+    fn a_code_that_is_not_known_condemns_only_the_message() {
+        assert_eq!(row_of(99999).meaning, Meaning::Unknown);
+    }
+}

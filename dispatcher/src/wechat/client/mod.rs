@@ -1,0 +1,270 @@
+//! One HTTP call to WeChat: what came back, or how sure it is that nothing was sent.
+//!
+//! This is the only module that holds a URL with a token or a secret in it. reqwest's errors print the URL they failed
+//! on, so none of them leaves this file: they are turned into a [`Cause`], which has no room for text from outside.
+//!
+//! Nothing here tries again. A message that was sent twice is a mistake that only the caller can rule out, so reqwest's
+//! own retries are off, and so are redirects, which would carry the token to another host. The proxies of the
+//! environment are not used either: one set for something else must not get to see tokens and messages, and an app
+//! that needs a gateway names it as its base URL.
+
+mod reply;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, Request, Response, Url};
+use serde::Deserialize;
+
+use super::token::refusals::{self, Weight};
+use crate::apps::{App, TokenEndpoint};
+use reply::words;
+pub use reply::{Cause, ClientError, FetchError, FetchedToken, Reply};
+
+/// The longest answer that is read. WeChat's have less than a kilobyte.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// How long an idle connection is kept: less than servers keep theirs, since a message written onto a connection that
+/// the server closes at that moment is a message in doubt.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// How many idle connections are kept: about a second's worth of sends at a usual latency.
+const MAX_IDLE: usize = 1024;
+
+/// The longest life of a token that is believed. WeChat's is two hours.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// The connections of one app to WeChat; clones share them.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    http: reqwest::Client,
+    app: Arc<App>,
+    send: Url,
+    token: Url,
+}
+
+impl Client {
+    /// Opens no connection yet. For https the machine's CA certificates are needed, for http nothing is.
+    pub fn new(app: Arc<App>) -> Result<Self, ClientError> {
+        let builder = reqwest::Client::builder()
+            .connect_timeout(app.connect_timeout)
+            .timeout(app.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .no_proxy()
+            .http1_only()
+            .tcp_nodelay(true)
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE);
+        let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(chain(&error.without_url())))?;
+        let send = endpoint(&app.base_url, &["cgi-bin", "message", "wxopen", "template", "send"])?;
+        let token = match app.token_endpoint {
+            TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
+            TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
+        };
+        Ok(Self { inner: Arc::new(Inner { http, app, send, token }) })
+    }
+
+    /// The app whose connections these are.
+    pub fn app(&self) -> &Arc<App> {
+        &self.inner.app
+    }
+
+    /// `template/send`, once. The body is [`super::message::Message::body`].
+    pub async fn send(&self, token: &str, body: Vec<u8>) -> Reply {
+        let mut url = self.inner.send.clone();
+        url.query_pairs_mut().append_pair("access_token", token);
+        match self.call(post(url, body)).await {
+            Ok(answer) => match parse::<SendAnswer>(&answer) {
+                Ok(answer) => {
+                    let (errmsg, rid) = words(answer.errmsg);
+                    Reply::Answered { errcode: answer.errcode, errmsg, rid }
+                }
+                Err(cause) => Reply::Unanswered(cause),
+            },
+            Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Reply::NotSent(cause),
+            Err(cause) => Reply::Unanswered(cause),
+        }
+    }
+
+    /// A token, from the endpoint that the app is set to. `force_refresh` ends the present one at once; only
+    /// `stable_token` knows it, and WeChat permits it 20 times a day, 30 seconds apart.
+    pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, FetchError> {
+        let answer = self.call(self.token_request(force_refresh)).await?;
+        let answer: TokenAnswer = parse(&answer)?;
+        match answer {
+            TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => Err(refused(errcode, errmsg)),
+            TokenAnswer { access_token: Some(token), expires_in: Some(seconds @ 1..), .. } if plausible(&token) => {
+                Ok(FetchedToken { token, life: Duration::from_secs(seconds).min(MAX_LIFE) })
+            }
+            _ => Err(Cause::NotJson.into()),
+        }
+    }
+
+    fn token_request(&self, force_refresh: bool) -> Request {
+        let Inner { app, token, .. } = &*self.inner;
+        let mut url = token.clone();
+        let (id, secret) = (app.id.as_str(), app.secret.reveal());
+        match app.token_endpoint {
+            TokenEndpoint::Stable => {
+                let body = serde_json::json!({
+                    "grant_type": "client_credential", "appid": id, "secret": secret, "force_refresh": force_refresh,
+                });
+                post(url, body.to_string().into_bytes())
+            }
+            TokenEndpoint::Plain => {
+                let mut query = url.query_pairs_mut();
+                query
+                    .append_pair("grant_type", "client_credential")
+                    .append_pair("appid", id)
+                    .append_pair("secret", secret);
+                drop(query);
+                Request::new(Method::GET, url)
+            }
+        }
+    }
+
+    /// The body of a success. Both connect causes, and only they, mean that nothing was sent.
+    async fn call(&self, request: Request) -> Result<Vec<u8>, Cause> {
+        let response = self.inner.http.execute(request).await.map_err(|error| cause_of(&error))?;
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(Cause::Redirected(status.as_u16()));
+        }
+        if !status.is_success() {
+            return Err(Cause::HttpStatus(status.as_u16()));
+        }
+        // From here the request has left, whatever the error says of itself.
+        body(response)
+            .await
+            .map_err(|error| if error.is_timeout() { Cause::Timeout } else { Cause::BrokenOff })?
+            .ok_or(Cause::TooLarge)
+    }
+}
+
+/// The body, or nothing when it is longer than any answer.
+async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
+    let length = response.content_length().unwrap_or(0);
+    if length > MAX_ANSWER as u64 {
+        return Ok(None);
+    }
+    let mut body = Vec::with_capacity(length as usize);
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+fn cause_of(error: &reqwest::Error) -> Cause {
+    // is_connect: there was no connection yet, be it for want of a route, of an address or of a TLS handshake.
+    match (error.is_connect(), error.is_timeout()) {
+        (true, true) => Cause::ConnectTimeout,
+        (true, false) => Cause::Connect,
+        (false, true) => Cause::Timeout,
+        (false, false) => Cause::BrokenOff,
+    }
+}
+
+fn post(url: Url, body: Vec<u8>) -> Request {
+    let mut request = Request::new(Method::POST, url);
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *request.body_mut() = Some(body.into());
+    request
+}
+
+fn endpoint(base: &Url, path: &[&str]) -> Result<Url, ClientError> {
+    let mut url = base.clone();
+    url.path_segments_mut().map_err(|()| ClientError::BaseUrl)?.pop_if_empty().extend(path);
+    Ok(url)
+}
+
+/// https is verified against the machine's CA certificates. http gets a configuration that trusts nobody: reqwest
+/// wants one in any case, and its own would fail on a machine without certificates.
+fn tls(builder: reqwest::ClientBuilder, app: &App) -> Result<reqwest::ClientBuilder, ClientError> {
+    let ring = rustls::crypto::ring::default_provider();
+    if app.base_url.scheme() == "https" {
+        // Fails when there is a default already, and then that one is used.
+        let _ = ring.install_default();
+        return Ok(builder.https_only(true));
+    }
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(ring))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ClientError::Tls(error.to_string()))?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    Ok(builder.tls_backend_preconfigured(config))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[derive(Deserialize)]
+struct SendAnswer {
+    errcode: i32,
+    /// Only for people: whatever it is, the code counts.
+    #[serde(default)]
+    errmsg: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    errcode: Option<i32>,
+    #[serde(default)]
+    errmsg: serde_json::Value,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// An object: serde would take an array of the right length for a struct too.
+fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
+    let object = answer.trim_ascii_start().starts_with(b"{");
+    let parsed = object.then(|| serde_json::from_slice(answer).ok());
+    parsed.flatten().ok_or(Cause::NotJson)
+}
+
+fn plausible(token: &str) -> bool {
+    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn refused(errcode: i32, errmsg: serde_json::Value) -> FetchError {
+    let row = refusals::row_of(errcode);
+    match row.weight {
+        Weight::Transient | Weight::Unknown => {
+            FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) }
+        }
+        Weight::Final => FetchError::Final { errcode, rid: words(errmsg).1, sentence: row.sentence },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paths_are_appended_to_any_base() {
+        for (base, expected) in [
+            ("https://api.weixin.qq.com", "https://api.weixin.qq.com/cgi-bin/token"),
+            ("http://localhost:1/", "http://localhost:1/cgi-bin/token"),
+            ("http://gateway/wechat", "http://gateway/wechat/cgi-bin/token"),
+            ("http://gateway/wechat/", "http://gateway/wechat/cgi-bin/token"),
+        ] {
+            assert_eq!(endpoint(&Url::parse(base).unwrap(), &["cgi-bin", "token"]).unwrap().as_str(), expected);
+        }
+    }
+}

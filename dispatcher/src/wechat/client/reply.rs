@@ -1,0 +1,165 @@
+//! What a call may come to. Nothing in here quotes what WeChat, or a gateway in its place, wrote, except for
+//! [`Reply::Answered`].
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::wechat::token::refusals;
+
+/// The longest rid; WeChat's have about 26 characters.
+const MAX_RID: usize = 64;
+
+/// Why an HTTP client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The base URL takes no path; the apps file accepts no such URL.
+    #[error("the base URL of the app cannot be extended with a path")]
+    BaseUrl,
+    /// TLS cannot be set up: most often the machine has no CA certificates.
+    #[error("TLS cannot be set up; are CA certificates installed? ({0})")]
+    Tls(String),
+}
+
+/// What became of one call.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// WeChat answered.
+    Answered {
+        /// 0 is success; the rest is in [`crate::wechat::answer`].
+        errcode: i32,
+        /// WeChat's words without the rid. They may quote the message or the token, so they belong into no log; `Debug`
+        /// leaves them out.
+        errmsg: String,
+        /// What WeChat's support asks for; empty when there is none.
+        rid: String,
+    },
+    /// Certainly not a byte of the request left: there was no connection to write it to.
+    NotSent(Cause),
+    /// The request may have arrived, and may have taken effect.
+    Unanswered(Cause),
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered { errcode, rid, .. } => {
+                out.debug_struct("Answered").field("errcode", errcode).field("rid", rid).finish_non_exhaustive()
+            }
+            Self::NotSent(cause) => out.debug_tuple("NotSent").field(cause).finish(),
+            Self::Unanswered(cause) => out.debug_tuple("Unanswered").field(cause).finish(),
+        }
+    }
+}
+
+/// Why there is no answer, or none to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// No connection: refused, unknown host, unreachable, or no TLS.
+    #[error("no connection to WeChat")]
+    Connect,
+    /// No connection in time.
+    #[error("no connection to WeChat in time")]
+    ConnectTimeout,
+    /// No answer in time.
+    #[error("no answer from WeChat in time")]
+    Timeout,
+    /// The connection ended before the answer did.
+    #[error("the connection to WeChat broke off")]
+    BrokenOff,
+    /// An HTTP status that is no success.
+    #[error("WeChat answered with the HTTP status {0}")]
+    HttpStatus(u16),
+    /// A redirect, which is never followed.
+    #[error("WeChat answered with a redirect (HTTP status {0}), which is not followed")]
+    Redirected(u16),
+    /// A body that is no JSON object with what must be in it: an integer errcode, or a token.
+    #[error("WeChat's answer is not the JSON that was expected")]
+    NotJson,
+    /// A body longer than any answer of WeChat's.
+    #[error("WeChat's answer is too long to be one")]
+    TooLarge,
+    /// An answer of the token endpoint that may be another one later.
+    #[error("WeChat gives no access token for now (errcode {code}: {})", refusals::row_of(*.0).sentence, code = .0)]
+    Refused(i32),
+}
+
+/// A token as WeChat gives it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FetchedToken {
+    /// The token. A secret.
+    pub token: String,
+    /// How long it lives, by WeChat's word.
+    pub life: Duration,
+}
+
+impl fmt::Debug for FetchedToken {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("FetchedToken").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// May pass: worth another try later.
+    #[error("{cause}")]
+    Transient {
+        /// WeChat's code, if it answered with one.
+        errcode: Option<i32>,
+        /// What happened.
+        cause: Cause,
+    },
+    /// Will not pass until somebody changes something.
+    #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
+    Final {
+        /// WeChat's code.
+        errcode: i32,
+        /// What WeChat's support asks for.
+        rid: String,
+        /// What the operator is to do.
+        sentence: &'static str,
+    },
+}
+
+impl From<Cause> for FetchError {
+    fn from(cause: Cause) -> Self {
+        Self::Transient { errcode: None, cause }
+    }
+}
+
+/// Splits an errmsg into WeChat's words and the rid, which stands at the end as `rid: 5f...-...`.
+pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
+    let serde_json::Value::String(mut errmsg) = errmsg else {
+        return Default::default();
+    };
+    let Some((words, rid)) = errmsg.split_once("rid: ") else {
+        return (errmsg, String::new());
+    };
+    let rid = rid.split_whitespace().next().unwrap_or_default();
+    // It goes into logs and errors, so it is taken only in the shape of a rid.
+    let sound =
+        rid.len() <= MAX_RID && rid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    let (end, rid) = (words.trim_end_matches([' ', ',']).len(), if sound { rid.to_owned() } else { String::new() });
+    errmsg.truncate(end);
+    (errmsg, rid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rid_is_told_from_the_words() {
+        for (errmsg, expected, rid) in [
+            ("ok", "ok", ""),
+            ("invalid openid rid: 5f9a8b1d-1d6f1e9a-2c5d6f7b", "invalid openid", "5f9a8b1d-1d6f1e9a-2c5d6f7b"),
+            ("invalid, rid: 5f9a tail", "invalid", "5f9a"),
+            ("rid: x", "", "x"),
+            ("odd rid: {\"a\"}", "odd", ""),
+        ] {
+            assert_eq!(words(errmsg.into()), (expected.into(), rid.into()), "{errmsg}");
+        }
+        let long = format!("odd rid: {}", "x".repeat(MAX_RID + 1));
+        assert_eq!(words(long.into()).1, "");
+    }
+}

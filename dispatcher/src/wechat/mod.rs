@@ -1,0 +1,8 @@
+//! WeChat, as a sender meets it.
+//!
+//! - [`answer`]: what its codes mean; [`message`]: what is sent; [`client`]: the one HTTP call; [`token`]: the access token.
+
+pub mod answer;
+pub mod client;
+pub mod message;
+pub mod token;

@@ -1,0 +1,175 @@
+//! The way to a token when there is none in memory, or when the one in memory is to be renewed. Only the holder of
+//! [`Work`] walks it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use shared::store;
+use shared::store::tokens::SharedToken;
+use tracing::{debug, warn};
+
+use super::pace::Work;
+use super::{Inner, Token, TokenError, Trouble, now_ms};
+use crate::apps::TokenEndpoint;
+use crate::wechat::client::FetchedToken;
+
+/// How long another replica may take to share a token.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pause between two looks at what the other replica does, in milliseconds; spread, so that replicas do not march in step.
+const LOOK_AGAIN: std::ops::Range<u64> = 20..100;
+
+/// How much of a token's life is not used, at most: it may still be on its way to WeChat when it ends.
+const SAFETY: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// Redis first, then the lock and WeChat. With `old` given, only a token that outlives it will do.
+    pub(super) async fn obtain(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
+        let result = match self.shared_or_fetched(work, old).await {
+            Ok(token) => Ok(token),
+            Err(Missing::Token(error)) => Err(error),
+            Err(Missing::Redis(error)) => self.without_redis(work, &error).await,
+        };
+        work.note(&self.app, result.as_ref().map(drop));
+        result
+    }
+
+    /// The error of an attempt not long ago, while it stands; or a token that another replica has got meanwhile.
+    pub(super) async fn standing(
+        &self,
+        work: &mut Work,
+        old: Option<&Token>,
+    ) -> Option<Result<Arc<Token>, TokenError>> {
+        let (error, _) = work.standing()?;
+        if work.may_look()
+            && let Ok(Some(shared)) = self.store.token(&self.app).await
+            && self.will_do(&shared, old)
+        {
+            work.note(&self.app, Ok(()));
+            return Some(Ok(self.install(Token::new(shared))));
+        }
+        Some(Err(error))
+    }
+
+    async fn shared_or_fetched(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+        let start = Instant::now();
+        let owner = format!("{:032x}", rand::random::<u128>());
+        // A fetch may be two calls. A lock that outlasts its owner delays the others, one that ends too soon costs a call.
+        let ttl = self.client.app().timeout * 2 + Duration::from_secs(2);
+        loop {
+            if let Some(shared) = self.store.token(&self.app).await?
+                && self.will_do(&shared, old)
+            {
+                return Ok(self.install(Token::new(shared)));
+            }
+            if self.store.lock_token(&self.app, &owner, ttl).await? {
+                break;
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(TokenError::Transient(Trouble::Locked).into());
+            }
+            let pause = rand::rng().random_range(LOOK_AGAIN);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        let result = self.under_lock(work, old).await;
+        if let Err(error) = self.store.unlock_token(&self.app, &owner).await {
+            debug!(app = %self.app, %error, "the lock of the access token ends by itself");
+        }
+        result
+    }
+
+    async fn under_lock(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+        // The owner before may have finished between our look and our lock.
+        if let Some(shared) = self.store.token(&self.app).await? {
+            if self.will_do(&shared, old) {
+                return Ok(self.install(Token::new(shared)));
+            }
+            if self.is_dead(&shared.token) {
+                self.store.drop_token(&self.app, &shared).await?;
+            }
+        }
+        let (shared, life) = self.fetch(work).await?;
+        if let Err(error) = self.store.put_token(&self.app, &shared, life).await {
+            warn!(app = %self.app, %error, "an access token is not shared: the other replicas fetch their own");
+        }
+        Ok(self.install(Token::new(shared)))
+    }
+
+    async fn without_redis(&self, work: &mut Work, error: &store::Error) -> Result<Arc<Token>, TokenError> {
+        match self.client.app().token_endpoint {
+            TokenEndpoint::Plain => Err(TokenError::Transient(Trouble::Store)),
+            TokenEndpoint::Stable => {
+                warn!(app = %self.app, %error, "Redis does not answer: fetching an access token without sharing it");
+                let (shared, _) = self.fetch(work).await?;
+                Ok(self.install(Token::new(shared)))
+            }
+        }
+    }
+
+    /// Calls WeChat: once, or a second time by force when it gives a token again that it no longer takes.
+    async fn fetch(&self, work: &mut Work) -> Result<(SharedToken, Duration), TokenError> {
+        let bereft = self.bereft.load(Ordering::Relaxed);
+        if bereft && !work.deaths.permit(Instant::now()) {
+            return Err(TokenError::Transient(Trouble::Dying));
+        }
+        let mut sent = now_ms();
+        let mut fetched = self.client.fetch_token(false).await?;
+        if self.is_dead(&fetched.token) {
+            let forcible = self.client.app().token_endpoint == TokenEndpoint::Stable;
+            if !forcible || !self.may_force(work).await {
+                return Err(TokenError::Transient(Trouble::SameAgain));
+            }
+            warn!(app = %self.app, "WeChat gives an access token again that it no longer takes: forcing a new one");
+            sent = now_ms();
+            fetched = self.client.fetch_token(true).await?;
+            if self.is_dead(&fetched.token) {
+                return Err(TokenError::Transient(Trouble::SameAgain));
+            }
+        }
+        if bereft {
+            work.deaths.count();
+        }
+        let FetchedToken { token, life } = fetched;
+        let life = life - SAFETY.min(life / 10);
+        Ok((SharedToken { token, ends_ms: sent + life.as_millis() as u64 }, life))
+    }
+
+    /// Whether a refresh may be forced now, after what this replica and, as far as Redis tells, the others did. If so, it
+    /// counts as done.
+    async fn may_force(&self, work: &mut Work) -> bool {
+        let now = Instant::now();
+        let Some(pause) = work.forced.permit(now) else {
+            return false;
+        };
+        if matches!(self.store.permit_forced_token(&self.app, pause).await, Ok(false)) {
+            return false;
+        }
+        work.forced.count(now, pause);
+        true
+    }
+
+    fn will_do(&self, shared: &SharedToken, old: Option<&Token>) -> bool {
+        let outlives = old.is_none_or(|old| shared.token != old.value() && shared.ends_ms > old.shared.ends_ms);
+        outlives && !self.is_dead(&shared.token)
+    }
+}
+
+/// Why the usual way leads nowhere.
+enum Missing {
+    Token(TokenError),
+    Redis(store::Error),
+}
+
+impl From<TokenError> for Missing {
+    fn from(error: TokenError) -> Self {
+        Self::Token(error)
+    }
+}
+
+impl From<store::Error> for Missing {
+    fn from(error: store::Error) -> Self {
+        Self::Redis(error)
+    }
+}

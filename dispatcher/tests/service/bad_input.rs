@@ -1,0 +1,176 @@
+//! Bad input gets a clear error that names the field, and loses nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::rig::{Rig, fields, message, reason};
+use clap::Parser as _;
+use dispatcher::settings::Args;
+use shared::proto::{Outcome, TemplateValue};
+use testing::{Redis, eventually};
+use tonic::Code;
+
+#[tokio::test]
+async fn every_bad_field_is_named_at_once() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    let mut request = message("", "x");
+    request.app_id = "no such app!".into();
+    request.template_id = String::new();
+    request.page = "p".repeat(1025);
+    request.request_id = "with space".into();
+    request.emphasis_keyword = "keyword9.DATA".into();
+    request.data.insert("keyword2".into(), TemplateValue { value: "bell\u{7}".into(), color: "c".repeat(33) });
+    let status = dispatcher.send(request).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
+    let named = fields(&status);
+    let expected = [
+        "app_id",
+        "openid",
+        "template_id",
+        "page",
+        "request_id",
+        "data.keyword2.value",
+        "data.keyword2.color",
+        "emphasis_keyword",
+    ];
+    assert_eq!(named, expected);
+}
+
+#[tokio::test]
+async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 1).await;
+    let long = "x".repeat(5000);
+    for bad in ["", "\u{1}", " ", long.as_str()] {
+        for field in ["app_id", "openid", "template_id"] {
+            let mut request = message("oUser", "x");
+            match field {
+                "app_id" => request.app_id = bad.into(),
+                "openid" => request.openid = bad.into(),
+                _ => request.template_id = bad.into(),
+            }
+            let status = dispatcher.send(request).await.unwrap_err();
+            assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.to_owned()]), "{bad:?}");
+        }
+    }
+    for bad in ["\u{1}", long.as_str()] {
+        for field in ["page", "request_id", "data.keyword1.value", "data.keyword1.color"] {
+            let mut request = message("oUser", "x");
+            match field {
+                "page" => request.page = bad.into(),
+                "request_id" => request.request_id = bad.into(),
+                "data.keyword1.value" => request.data.get_mut("keyword1").unwrap().value = bad.into(),
+                _ => request.data.get_mut("keyword1").unwrap().color = bad.into(),
+            }
+            let status = dispatcher.send(request).await.unwrap_err();
+            assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.to_owned()]));
+        }
+    }
+    assert_eq!(rig.left("oUser").await, 1);
+}
+
+#[tokio::test]
+async fn data_has_a_bound_and_its_keys_are_words() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    let value = || TemplateValue { value: "x".into(), color: String::new() };
+    let mut many = message("oUser", "x");
+    many.data = (0..65).map(|number| (format!("keyword{number}"), value())).collect();
+    let mut odd = message("oUser", "x");
+    odd.data = HashMap::from([(String::new(), value())]);
+    for request in [many, odd] {
+        assert_eq!(fields(&dispatcher.send(request).await.unwrap_err()), ["data"]);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_app_is_told() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    let mut request = message("oUser", "x");
+    request.app_id = "wxfeedfeedfeedfeed".into();
+    let status = dispatcher.send(request).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "UNKNOWN_APP"));
+    assert_eq!(fields(&status), ["app_id"]);
+}
+
+#[tokio::test]
+async fn redis_may_be_down_at_the_start_and_go_away_midway() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    rig.submit("oUser", 3).await;
+    rig.redis.kill();
+    let dispatcher = rig.dispatcher().await;
+    let unavailable = |status: tonic::Status| (status.code(), reason(&status));
+    let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
+    expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
+    for text in ["1", "2"] {
+        rig.redis.resume();
+        eventually("it recovers by itself", Duration::from_secs(10), async || {
+            dispatcher.send(message("oUser", text)).await.is_ok_and(|answer| answer.outcome() == Outcome::Delivered)
+        })
+        .await;
+        rig.redis.kill();
+        expected(unavailable(dispatcher.send(message("oUser", "meanwhile")).await.unwrap_err()));
+    }
+    rig.redis.resume();
+    eventually("the store is back", Duration::from_secs(10), async || rig.store.ping().await.is_ok()).await;
+    assert_eq!((rig.delivered(), rig.left("oUser").await), (2, 1));
+}
+
+#[tokio::test]
+async fn health_follows_redis() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let dispatcher = rig.dispatcher().await;
+    let channel = crate::rig::connect(dispatcher.address.port()).await;
+    let serving = async |wanted: bool| {
+        eventually("health follows", Duration::from_secs(10), async || {
+            let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+            let request = tonic_health::pb::HealthCheckRequest { service: "formid.v1.DispatcherService".into() };
+            let answer = client.check(request).await.unwrap().into_inner();
+            (answer.status() == tonic_health::pb::health_check_response::ServingStatus::Serving) == wanted
+        })
+        .await;
+    };
+    serving(true).await;
+    rig.redis.kill();
+    serving(false).await;
+    rig.redis.resume();
+    serving(true).await;
+}
+
+#[test]
+fn all_that_is_wrong_with_the_settings_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("apps.toml");
+    std::fs::write(&path, "[apps.wx1]\nsecret = \"very-secret\"\ncolour = \"red\"\n").unwrap();
+    let flags =
+        ["dispatcher", "--apps-file", path.to_str().unwrap(), "--lease", "soon", "--attempts", "0", "--listen", "here"];
+    let told = Args::parse_from(flags).read().err().unwrap().to_string();
+    for part in ["colour", "--lease", "--attempts", "--listen"] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert!(!told.contains("very-secret"));
+}
+
+#[test]
+fn settings_that_contradict_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("apps.toml");
+    std::fs::write(&path, "[apps.wx1]\nsecret = \"s\"\ntimeout = \"40s\"\n").unwrap();
+    let path = path.to_str().unwrap();
+    let told = Args::parse_from(["dispatcher", "--apps-file", path]).read().err().unwrap().to_string();
+    assert!(told.contains("--lease is 30s") && told.contains("wx1"), "{told}");
+    let told =
+        Args::parse_from(["dispatcher", "--apps-file", path, "--lease", "90s"]).read().err().unwrap().to_string();
+    assert!(told.contains("--lease-margin"), "{told}");
+}
+
+#[test]
+fn the_help_names_every_flag_with_its_twin_and_default() {
+    let help = <Args as clap::CommandFactory>::command().render_long_help().to_string();
+    for part in ["--lease", "FORMID_LEASE", "[default: 30s]", "FORMID_APPS_FILE", "FORMID_REDIS_URL", "(duration)"] {
+        assert!(help.contains(part), "{part}");
+    }
+}

@@ -1,0 +1,199 @@
+//! A dispatcher that is killed at random moments, with callers that repeat their requests until they are answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::rig::{APP, Rig, any_port, connect, reason, request};
+use sandbox::{FaultKind, Rule};
+use shared::proto::Outcome;
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use testing::eventually;
+use tonic::Code;
+use tonic::transport::Channel;
+
+/// How many messages, to how many users, by how many callers.
+const MESSAGES: usize = 1500;
+const USERS: usize = 100;
+const CALLERS: usize = 24;
+/// How often the dispatcher is killed.
+const KILLS: usize = 6;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_dispatcher_loses_nothing_and_repeats_nothing() {
+    survive(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_answers_and_kills_together_change_nothing_either() {
+    let kinds = [
+        FaultKind::Http500After,
+        FaultKind::Http500Before,
+        FaultKind::CutAfter,
+        FaultKind::CutBefore,
+        FaultKind::NotJsonAfter,
+        FaultKind::HangAfter,
+    ];
+    survive(&kinds).await;
+}
+
+async fn survive(faults: &[FaultKind]) {
+    let rig = Arc::new(Rig::new().await);
+    let rules = faults.iter().enumerate().map(|(seed, kind)| Rule {
+        probability: Some(0.02),
+        seed: Some(seed as u64),
+        hang_ms: (*kind == FaultKind::HangAfter).then_some(700),
+        ..Rule::new(*kind)
+    });
+    rig.sandbox.add_faults(rules.collect()).unwrap();
+    let slow = sandbox::Settings { latency_ms: 5, jitter_ms: 10, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    // A few more form ids than messages: none may be spent for nothing.
+    for user in 0..USERS {
+        rig.submit(&format!("oUser{user}"), MESSAGES / USERS + 2).await;
+    }
+
+    let port = any_port();
+    let done = Arc::new(AtomicBool::new(false));
+    let mut process = rig.process(port);
+    let channel = connect(port).await;
+    let killer = tokio::spawn({
+        let (rig, done) = (Arc::clone(&rig), Arc::clone(&done));
+        async move {
+            let mut kills = 0;
+            while kills < KILLS && !done.load(Ordering::Relaxed) {
+                // The very thing under test: a kill at a moment nobody chose.
+                tokio::time::sleep(Duration::from_millis(rand::random_range(100..500))).await;
+                process.kill();
+                kills += 1;
+                process = rig.process(port);
+            }
+            (kills, process)
+        }
+    });
+    let next = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..CALLERS).map(|_| tokio::spawn(call(channel.clone(), Arc::clone(&next)))).collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    let (kills, _process) = killer.await.unwrap();
+    assert!(kills >= 3, "the load was over after {kills} kills");
+
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!(
+        (books.delivered, books.messages, books.delivered_twice),
+        (MESSAGES as u64, MESSAGES as u64, 0),
+        "{books:?}"
+    );
+    eventually("no lease is left", Duration::from_secs(20), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+    })
+    .await;
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!((ledger.collected, ledger.consumed), ((MESSAGES + 2 * USERS) as u64, MESSAGES as u64), "{ledger:?}");
+    assert_eq!((ledger.discarded, ledger.expired, ledger.dropped), (0, 0, 0), "{ledger:?}");
+    rig.assert_settled(0).await;
+}
+
+/// Takes messages in turn and repeats each until it is answered.
+async fn call(channel: Channel, next: Arc<AtomicUsize>) {
+    let mut client = DispatcherServiceClient::new(channel);
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= MESSAGES {
+            return;
+        }
+        let begun = Instant::now();
+        loop {
+            let mut order = tonic::Request::new(request(
+                &format!("oUser{}", number % USERS),
+                &format!("{number}"),
+                &format!("r{number}"),
+            ));
+            order.set_timeout(Duration::from_secs(5));
+            match client.send_template(order).await {
+                Ok(answer) => {
+                    assert_eq!(answer.into_inner().outcome(), Outcome::Delivered);
+                    break;
+                }
+                Err(status) => {
+                    let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled)
+                        // A connection that broke under a kill, as tonic reports it.
+                        || (status.code() == Code::Unknown && status.details().is_empty());
+                    assert!(again, "{status:?}");
+                    assert!(
+                        begun.elapsed() < Duration::from_secs(60),
+                        "message {number} is never answered: {status:?}"
+                    );
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_under_way() {
+    let rig = Rig::new().await;
+    rig.submit("oUser", 1).await;
+    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    let port = any_port();
+    let mut process = rig.process(port);
+    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
+    eventually("the send is under way", Duration::from_secs(10), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+    })
+    .await;
+    process.signal("TERM");
+    assert_eq!(sending.await.unwrap().unwrap().into_inner().outcome(), Outcome::Delivered);
+    assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
+    let rig = Rig::new().await;
+    rig.submit("oUser", 1).await;
+    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    let port = any_port();
+    let mut process = rig.process(port);
+    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
+    eventually("the send is under way", Duration::from_secs(10), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+    })
+    .await;
+    sending.abort();
+    process.signal("TERM");
+    assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
+    assert_eq!(rig.delivered(), 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_lease_left_behind_without_a_request_id_returns_to_stock() {
+    let rig = Rig::new().await;
+    rig.submit("oUser", 1).await;
+    let hang = Rule { times: Some(1), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangBefore) };
+    rig.sandbox.add_faults(vec![hang]).unwrap();
+    let port = any_port();
+    let mut process = rig.process(port);
+    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let sending = tokio::spawn(async move { client.send_template(crate::rig::message("oUser", "lost")).await });
+    eventually("the send is under way", Duration::from_secs(10), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+    })
+    .await;
+    process.kill();
+    assert!(sending.await.unwrap().is_err());
+    let dispatcher = rig.dispatcher().await;
+    eventually("the reaper puts it back", Duration::from_secs(10), async || rig.left("oUser").await == 1).await;
+    let answer = dispatcher.send(crate::rig::message("oUser", "next")).await.unwrap();
+    assert_eq!(answer.outcome(), Outcome::Delivered);
+    rig.assert_settled(0).await;
+    assert!(reason(&dispatcher.send(crate::rig::message("oUser", "more")).await.unwrap_err()) == "NO_CREDENTIAL");
+}

@@ -1,0 +1,225 @@
+//! Answers that do not come: a message goes out once all the same.
+
+use std::time::Duration;
+
+use crate::rig::{APP, Rig, message, reason, request};
+use sandbox::FaultKind;
+use shared::credential::OpenId;
+use shared::proto::Outcome;
+use shared::store::leases::{Kinds, LeaseId, LeaseTerms, Leased, Request};
+use testing::{eventually, now};
+use tonic::Code;
+
+const LOSSES: [FaultKind; 8] = [
+    FaultKind::Http500Before,
+    FaultKind::Http500After,
+    FaultKind::CutBefore,
+    FaultKind::CutAfter,
+    FaultKind::CutMid,
+    FaultKind::ResetAfter,
+    FaultKind::NotJsonBefore,
+    FaultKind::NotJsonAfter,
+];
+
+#[tokio::test]
+async fn a_lost_answer_is_found_out_with_the_same_form_id() {
+    for kind in LOSSES {
+        let rig = Rig::new().await;
+        let dispatcher = rig.dispatcher().await;
+        rig.submit("oUser", 3).await;
+        rig.fault(kind, 2);
+        let answer = dispatcher.send(message("oUser", "once")).await.unwrap();
+        assert_eq!((answer.outcome(), answer.messages_left), (Outcome::Delivered, 2), "{kind:?}");
+        assert_eq!(rig.delivered(), 1, "{kind:?}");
+        rig.assert_settled(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_is_found_out_with_the_same_form_id() {
+    for kind in [FaultKind::HangBefore, FaultKind::HangAfter] {
+        let rig = Rig::new().await;
+        let dispatcher = rig.dispatcher_with(&["--lease", "5s"]).await;
+        rig.submit("oUser", 1).await;
+        let rule = sandbox::Rule { times: Some(1), hang_ms: Some(800), ..sandbox::Rule::new(kind) };
+        rig.sandbox.add_faults(vec![rule]).unwrap();
+        let answer = dispatcher.send(message("oUser", "once")).await.unwrap();
+        assert_eq!((answer.outcome(), answer.attempts), (Outcome::Delivered, 2), "{kind:?}");
+        assert_eq!(rig.delivered(), 1);
+        rig.assert_settled(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_in_doubt_keeps_its_form_id_until_it_is_repeated() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher_with(&["--attempts", "2"]).await;
+    rig.submit("oUser", 2).await;
+    rig.fault(FaultKind::CutAfter, 2);
+    let status = dispatcher.send(request("oUser", "once", "r1")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "IN_DOUBT"));
+    rig.assert_settled(1).await;
+    let other = dispatcher.send(message("oUser", "another")).await.unwrap();
+    assert_eq!((other.outcome(), other.messages_left), (Outcome::Delivered, 0), "the other form id");
+    let again = dispatcher.send(request("oUser", "once", "r1")).await.unwrap();
+    assert_eq!((again.outcome(), again.errcode), (Outcome::Delivered, Some(41029)), "it had been delivered");
+    assert_eq!(rig.delivered(), 2);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn without_a_request_id_the_form_id_returns_marked_and_proves_nothing_later() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
+    rig.submit("oUser", 1).await;
+    rig.fault(FaultKind::CutAfter, 1);
+    let answer = dispatcher.send(message("oUser", "gone")).await.unwrap();
+    assert_eq!((answer.outcome(), answer.messages_left), (Outcome::Unknown, 1));
+    let status = dispatcher.send(message("oUser", "next")).await.unwrap_err();
+    assert_eq!(reason(&status), "CREDENTIALS_DEAD", "41029 is not taken for a delivery of this message");
+    assert_eq!(rig.delivered(), 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_prepay_id_is_spent_when_nobody_can_tell() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.pay("oPayer", now() - 60).await;
+    rig.fault(FaultKind::CutBefore, 1);
+    let answer = dispatcher.send(request("oPayer", "once", "r1")).await.unwrap();
+    assert_eq!((answer.outcome(), answer.attempts, answer.messages_left), (Outcome::Unknown, 1, 2));
+    let again = dispatcher.send(request("oPayer", "once", "r1")).await.unwrap();
+    assert_eq!((again.outcome(), again.repeated), (Outcome::Unknown, true));
+    assert_eq!(rig.delivered(), 0);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_caller_may_prefer_a_second_message_over_none() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.pay("oPayer", now() - 60).await;
+    rig.fault(FaultKind::CutBefore, 1);
+    let mut bold = request("oPayer", "at least once", "r1");
+    bold.retry_unknown = true;
+    let answer = dispatcher.send(bold).await.unwrap();
+    assert_eq!((answer.outcome(), answer.attempts), (Outcome::Delivered, 2));
+    assert_eq!(rig.delivered(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_connection_spends_nothing() {
+    let mut rig = Rig::new().await;
+    rig.submit("oUser", 1).await;
+    let dispatcher = rig.dispatcher().await;
+    assert!(dispatcher.send(message("oNobody", "warms the token")).await.is_err());
+    rig.base_url = format!("http://127.0.0.1:{}", crate::rig::any_port());
+    let unreachable = rig.dispatcher().await;
+    let status = unreachable.send(request("oUser", "x", "r1")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "WECHAT_UNREACHABLE"));
+    assert_eq!(rig.left("oUser").await, 1);
+    assert_eq!(dispatcher.send(request("oUser", "x", "r1")).await.unwrap().outcome(), Outcome::Delivered);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 40).await;
+    let slow = sandbox::Settings { latency_ms: 60, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    for number in 0..20 {
+        let mut hasty = tonic::Request::new(request("oUser", &format!("message {number}"), &format!("r{number}")));
+        hasty.set_timeout(Duration::from_millis(10));
+        let status = dispatcher.client.clone().send_template(hasty).await.unwrap_err();
+        // The client's own timer may fire before the server's answer arrives.
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    }
+    for number in 0..20 {
+        let answer =
+            dispatcher.send(request("oUser", &format!("message {number}"), &format!("r{number}"))).await.unwrap();
+        assert_eq!(answer.outcome(), Outcome::Delivered);
+    }
+    assert_eq!(rig.delivered(), 20);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn repeated_requests_join_the_send_that_is_under_way() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 5).await;
+    let slow = sandbox::Settings { latency_ms: 100, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    let calls = (0..8).map(|_| dispatcher.send(request("oUser", "once", "r1")));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.unwrap().outcome(), Outcome::Delivered);
+    }
+    let mut other = request("oUser", "another text", "r1");
+    assert_eq!(reason(&dispatcher.send(other.clone()).await.unwrap_err()), "REQUEST_ID_REUSED");
+    other.openid = "oOther".into();
+    assert_eq!(reason(&dispatcher.send(other).await.unwrap_err()), "NO_CREDENTIAL", "a request id belongs to its user");
+    assert_eq!(rig.delivered(), 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn another_replica_says_that_the_request_is_under_way() {
+    let rig = Rig::new().await;
+    let (first, second) = (rig.dispatcher().await, rig.dispatcher().await);
+    rig.submit("oUser", 2).await;
+    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    let sending = tokio::spawn(async move { first.send(request("oUser", "once", "r1")).await });
+    eventually("the first has its lease", Duration::from_secs(5), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+    })
+    .await;
+    let status = second.send(request("oUser", "once", "r1")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, "REQUEST_UNDER_WAY"));
+    assert_eq!(sending.await.unwrap().unwrap().outcome(), Outcome::Delivered);
+    let repeated = second.send(request("oUser", "once", "r1")).await.unwrap();
+    assert_eq!((repeated.outcome(), repeated.repeated), (Outcome::Delivered, true));
+    assert_eq!(rig.delivered(), 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again() {
+    let rig = Rig::new().await;
+    let week = 7 * 24 * 3600;
+    let mut submission = sandbox::Submission::form("oUser");
+    submission.submitted_at = Some((now() - week + 62) as u64);
+    let id = rig.sandbox.submit(APP, vec![submission]).unwrap().remove(0);
+    rig.collect("oUser", &id, shared::credential::Kind::FormId, 1, now() - week + 62).await;
+    // A replica leased it for this request and died; by the time of the repetition it lives no longer than a lease.
+    let message = request("oUser", "once", "r1");
+    let parsed = dispatcher::wechat::message::Message {
+        template_id: message.template_id.clone(),
+        page: String::new(),
+        data: [(
+            "keyword1".to_owned(),
+            dispatcher::wechat::message::Value { value: "once".into(), color: String::new() },
+        )]
+        .into(),
+        emphasis_keyword: String::new(),
+    };
+    let terms = LeaseTerms {
+        duration: Duration::from_millis(1),
+        margin: Duration::from_secs(1),
+        keep: Duration::from_secs(3600),
+    };
+    let request_of =
+        Request { id: shared::credential::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
+    let openid = OpenId::parse("oUser").unwrap();
+    let kinds: Kinds = shared::credential::Kind::ALL.into_iter().collect();
+    let leased =
+        rig.store.lease(&rig.app(), &openid, LeaseId::random(), &terms, kinds, Some(&request_of)).await.unwrap();
+    assert!(matches!(leased, Leased::Lease(_)));
+    let dispatcher = rig.dispatcher_with(&["--lease", "70s", "--lease-margin", "70s"]).await;
+    let answer = dispatcher.send(message).await.unwrap();
+    assert_eq!((answer.outcome(), answer.attempts), (Outcome::Unknown, 0));
+    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, 0);
+}

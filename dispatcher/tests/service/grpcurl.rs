@@ -1,0 +1,72 @@
+//! Manual sends with grpcurl and buf curl, with no proto file, as people use them.
+
+use serde_json::{Value, json};
+use testing::{buf_curl, complained, grpcurl, now, printed};
+
+use crate::rig::{APP, Rig};
+
+const SEND: &str = "formid.v1.DispatcherService/SendTemplate";
+
+#[tokio::test]
+async fn a_person_lists_describes_and_sends() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 1).await;
+    let address = dispatcher.address.to_string();
+    let list = printed(grpcurl(&[&address, "list"]).await);
+    assert!(list.contains("formid.v1.DispatcherService") && list.contains("grpc.health.v1.Health"), "{list}");
+    let described = printed(grpcurl(&[&address, "describe", "formid.v1.DispatcherService"]).await);
+    assert!(described.contains("rpc SendTemplate"), "{described}");
+    let message = printed(grpcurl(&[&address, "describe", "formid.v1.SendTemplateRequest"]).await);
+    assert!(message.contains("template_id"), "{message}");
+
+    // `data` is pasted as it stands in WeChat's documents.
+    let body = json!({
+        "app_id": APP, "openid": "oUser", "template_id": "order-ready", "page": "index?foo=bar",
+        "data": {"keyword1": {"value": "339208499"}, "keyword2": {"value": "2015年01月05日 12:30", "color": "#173177"}},
+        "emphasis_keyword": "keyword1.DATA",
+    });
+    let sent: Value =
+        serde_json::from_str(&printed(grpcurl(&["-d", &body.to_string(), &address, SEND]).await)).unwrap();
+    assert_eq!((&sent["outcome"], &sent["attempts"]), (&json!("OUTCOME_DELIVERED"), &json!(1)));
+    let deliveries = rig.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
+    assert_eq!(deliveries[0].data["keyword2"].value, "2015年01月05日 12:30");
+    assert_eq!(deliveries[0].emphasis_keyword.as_deref(), Some("keyword1.DATA"));
+}
+
+#[tokio::test]
+async fn buf_curl_sends_too() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 1).await;
+    let body = json!({"app_id": APP, "openid": "oUser", "template_id": "t", "data": {"keyword1": {"value": "x"}}});
+    let url = format!("http://{}/{SEND}", dispatcher.address);
+    let sent = printed(buf_curl(&["--data", &body.to_string(), &url]).await);
+    assert!(sent.contains("OUTCOME_DELIVERED"), "{sent}");
+}
+
+#[tokio::test]
+async fn a_person_can_read_why_a_send_failed() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.collect("oUser", "made-up", shared::credential::Kind::FormId, 1, now()).await;
+    let address = dispatcher.address.to_string();
+    let send = async |body: Value| {
+        let output = grpcurl(&["-d", &body.to_string(), &address, SEND]).await;
+        assert!(!output.status.success());
+        complained(&output)
+    };
+    let empty = send(json!({"app_id": APP, "openid": "oUser", "page": "p".repeat(2000)})).await;
+    for part in ["InvalidArgument", "template_id must not be empty", "page must not be longer than 1024 bytes"] {
+        assert!(empty.contains(part), "{part} in {empty}");
+    }
+    let nothing = send(json!({"app_id": APP, "openid": "oNobody", "template_id": "t"})).await;
+    assert!(
+        nothing.contains("FailedPrecondition") && nothing.contains("nothing is in stock for this user"),
+        "{nothing}"
+    );
+    let refused = send(json!({"app_id": APP, "openid": "oUser", "template_id": "t"})).await;
+    assert!(refused.contains("WeChat refused") && refused.contains("40003"), "{refused}");
+    let stranger = send(json!({"app_id": "wxfeedfeedfeedfeed", "openid": "oUser", "template_id": "t"})).await;
+    assert!(stranger.contains("NotFound") && stranger.contains("app_id"), "{stranger}");
+}

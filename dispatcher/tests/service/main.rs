@@ -1,0 +1,9 @@
+//! The dispatcher as a whole: on a real Redis, with the sandbox in WeChat's place.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
+
+mod bad_input;
+mod crash;
+mod doubt;
+mod grpcurl;
+mod rig;
+mod sends;

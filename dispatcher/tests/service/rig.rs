@@ -1,0 +1,253 @@
+//! What the tests of the dispatcher stand on: a Redis, a sandbox in place of WeChat, and a dispatcher, all real.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use clap::Parser as _;
+use dispatcher::settings::{Args, Settings};
+use sandbox::{FaultKind, Rule, Sandbox, Submission};
+use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use shared::proto::{SendTemplateRequest, SendTemplateResponse, TemplateValue};
+use shared::store::Store;
+use shared::store::credentials::Packed;
+use testing::{Process, Redis, eventually, free_port, now};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt as _;
+
+pub const APP: &str = "wx0123456789abcdef";
+pub const SECRET: &str = "the-secret-of-the-app";
+
+/// A Redis and a sandbox, and the settings for dispatchers on them.
+pub struct Rig {
+    pub redis: Redis,
+    pub store: Store,
+    pub sandbox: Sandbox,
+    pub base_url: String,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    pub async fn new() -> Self {
+        Self::on(Redis::start()).await
+    }
+
+    pub async fn on(redis: Redis) -> Self {
+        let sandbox = Sandbox::new(sandbox::Settings::default());
+        sandbox.add_app(APP, SECRET).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
+        let store = redis.store().await;
+        Self { redis, store, sandbox, base_url, folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn app(&self) -> AppId {
+        AppId::parse(APP).unwrap()
+    }
+
+    /// Writes the apps file, with a call's timeout.
+    fn apps_file(&self, timeout: &str) -> PathBuf {
+        let path = self.folder.path().join("apps.toml");
+        let text = format!(
+            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n",
+            self.base_url
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Flags of a dispatcher that is quick to give up and to recover.
+    fn flags(&self, extra: &[&str]) -> Vec<String> {
+        let apps_file = self.apps_file("500ms");
+        let mut flags = ["--listen", "127.0.0.1:0", "--buckets", "4", "--backoff", "5ms", "--drain-wait", "0s"]
+            .map(String::from)
+            .to_vec();
+        flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file.display().to_string()]);
+        // A later flag replaces an earlier one of the same name.
+        for pair in [["--lease", "2s"], ["--lease-margin", "60s"], ["--reap-interval", "100ms"], ["--log", "warn"]] {
+            if !extra.contains(&pair[0]) {
+                flags.extend(pair.map(String::from));
+            }
+        }
+        flags.extend(extra.iter().map(ToString::to_string));
+        flags
+    }
+
+    pub fn settings(&self, extra: &[&str]) -> Settings {
+        Args::parse_from(std::iter::once("dispatcher".to_owned()).chain(self.flags(extra))).read().unwrap()
+    }
+
+    /// A dispatcher in this process.
+    pub async fn dispatcher(&self) -> Running {
+        self.dispatcher_with(&[]).await
+    }
+
+    pub async fn dispatcher_with(&self, extra: &[&str]) -> Running {
+        Running::start(self.settings(extra)).await
+    }
+
+    /// A dispatcher as a process of its own.
+    pub fn process(&self, port: u16) -> Process {
+        // A client must find it again on the same port after a crash.
+        let listen = format!("127.0.0.1:{port}");
+        let mut flags: Vec<String> = self.flags(&[]);
+        flags[1] = listen;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
+        command.args(flags);
+        Process::start(&mut command)
+    }
+
+    /// Users submit forms: the sandbox knows the ids and the store has them. Answers the ids.
+    pub async fn submit(&self, openid: &str, count: usize) -> Vec<String> {
+        self.obtain((0..count).map(|_| Submission::form(openid)).collect(), Kind::FormId, 1, now()).await
+    }
+
+    /// A user pays at `at` (seconds since 1970).
+    pub async fn pay(&self, openid: &str, at: i64) -> String {
+        let mut submission = Submission::prepay(openid);
+        submission.submitted_at = Some(at as u64);
+        self.obtain(vec![submission], Kind::PrepayId, 3, at).await.remove(0)
+    }
+
+    async fn obtain(&self, submissions: Vec<Submission>, kind: Kind, uses: u8, at: i64) -> Vec<String> {
+        let openids: Vec<_> = submissions.iter().map(|submission| submission.openid.clone()).collect();
+        let ids = self.sandbox.submit(APP, submissions).unwrap();
+        for (openid, id) in openids.iter().zip(&ids) {
+            self.collect(openid, id, kind, uses, at).await;
+        }
+        ids
+    }
+
+    /// Stores a credential, known to the sandbox or not.
+    pub async fn collect(&self, openid: &str, id: &str, kind: Kind, uses: u8, at: i64) {
+        let expiry = (at as u64 + LIFETIME.as_secs()) as u32;
+        let openid = OpenId::parse(openid).unwrap();
+        let bucket = self.store.bucket_of(&openid);
+        let credential = Credential { kind, id: CredentialId::parse(id).unwrap(), uses, expiry };
+        let duplicates = self.store.collect(&self.app(), bucket, &[Packed::new(openid, &credential)]).await.unwrap();
+        assert!(duplicates.is_empty());
+    }
+
+    /// Form ids in stock that the sandbox has never heard of.
+    pub async fn collect_dead(&self, openid: &str, count: usize) {
+        for _ in 0..count {
+            self.collect(openid, &format!("{:032x}", rand::random::<u128>()), Kind::FormId, 1, now() - 60).await;
+        }
+    }
+
+    /// The next calls of `kind` misbehave.
+    pub fn fault(&self, kind: FaultKind, times: u64) {
+        self.sandbox.add_faults(vec![Rule { times: Some(times), ..Rule::new(kind) }]).unwrap();
+    }
+
+    /// The next call is answered with a code.
+    pub fn answer(&self, errcode: i32, times: u64) {
+        let rule = Rule { times: Some(times), errcode: Some(errcode), ..Rule::new(FaultKind::Answer) };
+        self.sandbox.add_faults(vec![rule]).unwrap();
+    }
+
+    /// What is available for a user.
+    pub async fn left(&self, openid: &str) -> u32 {
+        let openid = OpenId::parse(openid).unwrap();
+        let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
+        inventory.values().map(|available| available.messages).sum()
+    }
+
+    /// What must hold once nothing is under way: no lease left but those in doubt, and everything accounted for.
+    pub async fn assert_settled(&self, in_doubt: u64) {
+        let ledger = self.store.ledger(&self.app()).await.unwrap();
+        assert_eq!(ledger.leased, in_doubt, "{ledger:?}");
+        let stock = self.store.stock(&self.app(), now(), u64::MAX).await.unwrap();
+        let available: u64 = stock.days.values().map(|count| count.messages).sum();
+        assert_eq!(ledger.available(), available, "{ledger:?}");
+        let books = self.sandbox.books(Some(APP)).unwrap();
+        assert_eq!(books.delivered_twice, 0, "{books:?}");
+    }
+
+    pub fn delivered(&self) -> u64 {
+        self.sandbox.books(Some(APP)).unwrap().delivered
+    }
+}
+
+/// A dispatcher in this process, stopped when dropped.
+pub struct Running {
+    pub client: DispatcherServiceClient<Channel>,
+    pub address: std::net::SocketAddr,
+    /// Dropped with this, which begins the drain.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Running {
+    pub async fn start(settings: Settings) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(async move {
+            dispatcher::run(listener, settings, async {
+                let _ = stopped.await;
+            })
+            .await
+        });
+        let client = DispatcherServiceClient::new(connect(address.port()).await);
+        Self { client, address, _stop: stop }
+    }
+
+    pub async fn send(&self, request: SendTemplateRequest) -> Result<SendTemplateResponse, Status> {
+        self.client.clone().send_template(request).await.map(tonic::Response::into_inner)
+    }
+}
+
+/// A connection to a service that may still be starting.
+pub async fn connect(port: u16) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
+    eventually("the dispatcher listens", Duration::from_secs(20), async || endpoint.connect().await.is_ok()).await;
+    endpoint.connect_lazy()
+}
+
+pub fn any_port() -> u16 {
+    free_port()
+}
+
+/// A message to a user; its text tells messages apart.
+pub fn message(openid: &str, text: &str) -> SendTemplateRequest {
+    SendTemplateRequest {
+        app_id: APP.into(),
+        openid: openid.into(),
+        template_id: "template-1".into(),
+        data: HashMap::from([("keyword1".into(), TemplateValue { value: text.into(), color: String::new() })]),
+        ..Default::default()
+    }
+}
+
+/// The same as a request that may be repeated.
+pub fn request(openid: &str, text: &str, request_id: &str) -> SendTemplateRequest {
+    SendTemplateRequest { request_id: request_id.into(), ..message(openid, text) }
+}
+
+/// The stable reason of an error.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "formid");
+    info.reason.clone()
+}
+
+/// A fact of an error.
+pub fn fact(status: &Status, key: &str) -> Option<String> {
+    status.get_error_details().error_info().and_then(|info| info.metadata.get(key).cloned())
+}
+
+/// The fields an error names.
+pub fn fields(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    details
+        .bad_request()
+        .map(|bad| bad.field_violations.iter().map(|field| field.field.clone()).collect())
+        .unwrap_or_default()
+}

@@ -1,0 +1,137 @@
+//! What the tests stand on.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use dispatcher::apps::{App, Secret, TokenEndpoint};
+use dispatcher::wechat::client::Client;
+use dispatcher::wechat::token::Tokens;
+use serde_json::{Value, json};
+use shared::credential::AppId;
+use shared::store::Store;
+use testing::{Redis, store_config};
+use tokio::net::TcpListener;
+
+/// A WeChat with one app and nothing but its token endpoints.
+pub struct WeChat {
+    /// How long a token lives, and in which last part of that `stable_token` hands out a new one; seconds.
+    pub life: f64,
+    pub window: f64,
+    pub pause: Duration,
+    /// Answered instead of a token.
+    pub refusal: Option<Value>,
+    pub issued: u32,
+    pub since: Instant,
+    pub calls: u32,
+    pub forced: u32,
+}
+
+pub type Shared = Arc<Mutex<WeChat>>;
+
+impl WeChat {
+    fn token(&mut self, force: bool, stable: bool) -> Value {
+        self.calls += 1;
+        self.forced += u32::from(force);
+        if let Some(refusal) = &self.refusal {
+            return refusal.clone();
+        }
+        let left = self.life - self.since.elapsed().as_secs_f64();
+        if !stable || force || self.issued == 0 || left < self.window {
+            self.issued += 1;
+            self.since = Instant::now();
+        }
+        let left = (self.life - self.since.elapsed().as_secs_f64()).round();
+        json!({"access_token": format!("CANARY-{}", self.issued), "expires_in": left as u64})
+    }
+}
+
+async fn answer(wechat: Shared, force: bool, stable: bool) -> Json<Value> {
+    let pause = wechat.lock().unwrap().pause;
+    tokio::time::sleep(pause).await;
+    let answer = wechat.lock().unwrap().token(force, stable);
+    Json(answer)
+}
+
+/// Replicas, their Redis, and their WeChat.
+pub struct Rig {
+    pub redis: Redis,
+    wechat: Shared,
+    url: String,
+    endpoint: TokenEndpoint,
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        let wechat = WeChat {
+            life: 7200.0,
+            window: 300.0,
+            pause: Duration::ZERO,
+            refusal: None,
+            issued: 0,
+            since: Instant::now(),
+            calls: 0,
+            forced: 0,
+        };
+        let wechat = Arc::new(Mutex::new(wechat));
+        let stable = |State(wechat): State<Shared>, Json(body): Json<Value>| async move {
+            answer(wechat, body["force_refresh"].as_bool().unwrap(), true).await
+        };
+        let plain = |State(wechat): State<Shared>| answer(wechat, false, false);
+        let routes = Router::new().route("/cgi-bin/stable_token", post(stable)).route("/cgi-bin/token", get(plain));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let routes = routes.with_state(Arc::clone(&wechat));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Self { redis: Redis::start(), wechat, url, endpoint: TokenEndpoint::Stable }
+    }
+
+    pub async fn plain() -> Self {
+        Self { endpoint: TokenEndpoint::Plain, ..Self::start().await }
+    }
+
+    pub fn store(&self) -> Store {
+        let mut config = store_config(self.redis.url());
+        config.redis.timeout = Duration::from_millis(500);
+        Store::new(&config).unwrap()
+    }
+
+    /// A replica with connections of its own.
+    pub fn replica(&self) -> Tokens {
+        self.replica_at(&self.url)
+    }
+
+    pub fn replica_at(&self, url: &str) -> Tokens {
+        let app = App {
+            id: id(),
+            secret: Secret::parse("CANARY-secret").unwrap(),
+            base_url: url.parse().unwrap(),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            token_endpoint: self.endpoint,
+        };
+        Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store())
+    }
+
+    pub fn set(&self, change: impl FnOnce(&mut WeChat)) {
+        change(&mut self.wechat.lock().unwrap());
+    }
+
+    pub fn calls(&self) -> u32 {
+        self.wechat.lock().unwrap().calls
+    }
+
+    pub fn forced(&self) -> u32 {
+        self.wechat.lock().unwrap().forced
+    }
+
+    pub async fn shared(&self) -> Option<String> {
+        self.store().token(&id()).await.unwrap().map(|shared| shared.token)
+    }
+}
+
+pub fn id() -> AppId {
+    AppId::parse("wx1").unwrap()
+}

@@ -1,0 +1,266 @@
+//! The HTTP client against servers that behave, and against those that do not.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod server;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dispatcher::apps::{App, Secret, TokenEndpoint};
+use dispatcher::wechat::client::{Cause, Client, ClientError, FetchError, Reply};
+use dispatcher::wechat::token::refusals;
+use reqwest::Url;
+use server::{Habit, Server, http, ok};
+use shared::credential::AppId;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+const SECRET: &str = "CANARY-secret";
+const TOKEN: &str = "CANARY-token";
+
+fn app(base_url: &str) -> App {
+    App {
+        id: AppId::parse("wx1").unwrap(),
+        secret: Secret::parse(SECRET).unwrap(),
+        base_url: Url::parse(base_url).unwrap(),
+        connect_timeout: Duration::from_millis(500),
+        timeout: Duration::from_secs(10),
+        token_endpoint: TokenEndpoint::Stable,
+    }
+}
+
+fn client(base_url: &str) -> Client {
+    Client::new(Arc::new(app(base_url))).unwrap()
+}
+
+async fn send(url: &str) -> Reply {
+    client(url).send(TOKEN, b"{}".to_vec()).await
+}
+
+#[tokio::test]
+async fn a_send_is_one_post_of_json_on_a_connection_that_is_kept() {
+    let server = Server::start(ok(r#"{"errcode":0,"errmsg":"ok"}"#)).await;
+    let client = client(&format!("{}/gateway/", server.url));
+    for _ in 0..3 {
+        let reply = client.send("t+o&k", br#"{"touser":"o1"}"#.to_vec()).await;
+        assert_eq!(reply, Reply::Answered { errcode: 0, errmsg: "ok".into(), rid: String::new() });
+    }
+    let requests = server.requests();
+    assert_eq!((requests.len(), server.connections.load(Ordering::Relaxed)), (3, 1));
+    let path = "POST /gateway/cgi-bin/message/wxopen/template/send?access_token=t%2Bo%26k HTTP/1.1\r\n";
+    assert!(requests[0].starts_with(path), "{}", requests[0]);
+    assert!(requests[0].contains("content-type: application/json\r\n"));
+    assert!(requests[0].ends_with("\r\n\r\n{\"touser\":\"o1\"}"));
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_answer_with_its_rid() {
+    for (body, errcode, errmsg, rid) in [
+        (r#"{"errcode":41028,"errmsg":"invalid form id rid: 5f-1a"}"#, 41028, "invalid form id", "5f-1a"),
+        (r#"{"errcode":-1,"errmsg":"system error"}"#, -1, "system error", ""),
+        (r#"{"errcode":0}"#, 0, "", ""),
+        (r#" {"errmsg":null,"errcode":0,"msgid":12345678901234567890}"#, 0, "", ""),
+    ] {
+        let server = Server::start(ok(body)).await;
+        let expected = Reply::Answered { errcode, errmsg: errmsg.into(), rid: rid.into() };
+        assert_eq!(send(&server.url).await, expected, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_leaves_the_message_in_doubt() {
+    let long = format!(r#"{{"errcode":0,"errmsg":"{}"}}"#, "x".repeat(64 * 1024));
+    let chunked =
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n", long.len());
+    for (habit, cause) in [
+        (ok("<html>"), Cause::NotJson),
+        (ok(""), Cause::NotJson),
+        (ok("[0]"), Cause::NotJson),
+        (ok(r#"{"errmsg":"ok"}"#), Cause::NotJson),
+        (ok(r#"{"errcode":"0"}"#), Cause::NotJson),
+        (ok(r#"{"errcode":0.5}"#), Cause::NotJson),
+        (ok(r#"{"errcode":0"#), Cause::NotJson),
+        (ok(&long), Cause::TooLarge),
+        (Habit::Answer(chunked), Cause::TooLarge),
+        (Habit::Answer(http("502 Bad Gateway", r#"{"errcode":0}"#)), Cause::HttpStatus(502)),
+        (Habit::Answer(http("500 Oops", "")), Cause::HttpStatus(500)),
+        (Habit::Answer(http("404 Not Found", r#"{"errcode":0}"#)), Cause::HttpStatus(404)),
+        (Habit::Cut(String::new()), Cause::BrokenOff),
+        (Habit::Cut("HTTP/1.1 200 OK\r\ncontent-".into()), Cause::BrokenOff),
+        (Habit::Cut("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"errcode\":0}".into()), Cause::BrokenOff),
+        (Habit::Answer("this is not HTTP\r\n\r\n".into()), Cause::BrokenOff),
+    ] {
+        let server = Server::start(habit).await;
+        assert_eq!(send(&server.url).await, Reply::Unanswered(cause));
+        assert_eq!(server.requests().len(), 1, "{cause}: sent again");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_in_time_leaves_the_message_in_doubt() {
+    for habit in [Habit::Hang, Habit::Answer("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"err".into())] {
+        let server = Server::start(habit).await;
+        let app = App { timeout: Duration::from_millis(600), ..app(&server.url) };
+        let client = Client::new(Arc::new(app)).unwrap();
+        assert_eq!(client.send(TOKEN, b"{}".to_vec()).await, Reply::Unanswered(Cause::Timeout));
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_was_sent() {
+    let free = testing::free_port();
+    assert_eq!(send(&format!("http://127.0.0.1:{free}")).await, Reply::NotSent(Cause::Connect));
+    let unknown = send("http://no-such-host.invalid").await;
+    assert!(matches!(unknown, Reply::NotSent(Cause::Connect | Cause::ConnectTimeout)), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_open_in_time_has_sent_nothing() {
+    // A listener that accepts nobody: once its queue is full, further connections hang.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queue.push(stream);
+    }
+    assert_eq!(send(&format!("http://{address}")).await, Reply::NotSent(Cause::ConnectTimeout));
+}
+
+#[tokio::test]
+async fn without_tls_nothing_was_sent() {
+    // One waits for a request that it can read, one hangs up at once.
+    let waits = Server::start(ok(r#"{"errcode":0}"#)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hangs_up = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    assert_eq!(send(&waits.url.replace("http:", "https:")).await, Reply::NotSent(Cause::ConnectTimeout));
+    assert_eq!(send(&hangs_up).await, Reply::NotSent(Cause::Connect));
+    assert!(waits.requests().is_empty());
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let target = Server::start(ok(r#"{"errcode":0,"access_token":"t","expires_in":7200}"#)).await;
+    for status in [301, 302, 303, 307, 308] {
+        let answer = format!("HTTP/1.1 {status} Moved\r\nlocation: {}/\r\ncontent-length: 0\r\n\r\n", target.url);
+        let server = Server::start(Habit::Answer(answer)).await;
+        assert_eq!(send(&server.url).await, Reply::Unanswered(Cause::Redirected(status)));
+        let fetched = client(&server.url).fetch_token(false).await;
+        let cause = Cause::Redirected(status);
+        assert_eq!(fetched.unwrap_err(), FetchError::Transient { errcode: None, cause });
+    }
+    assert!(target.requests().is_empty());
+}
+
+#[tokio::test]
+async fn each_token_endpoint_is_asked_in_its_own_way() {
+    let server = Server::start(ok(r#"{"access_token":"t1","expires_in":7200}"#)).await;
+    let stable = client(&server.url);
+    let plain = Client::new(Arc::new(App { token_endpoint: TokenEndpoint::Plain, ..app(&server.url) })).unwrap();
+    for fetched in [stable.fetch_token(false).await, stable.fetch_token(true).await, plain.fetch_token(false).await] {
+        let fetched = fetched.unwrap();
+        assert_eq!((fetched.token.as_str(), fetched.life), ("t1", Duration::from_secs(7200)));
+    }
+    let requests = server.requests();
+    for (request, force) in [(&requests[0], false), (&requests[1], true)] {
+        assert!(request.starts_with("POST /cgi-bin/stable_token HTTP/1.1\r\n"), "{request}");
+        let body: serde_json::Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let expected = serde_json::json!({
+            "grant_type": "client_credential", "appid": "wx1", "secret": SECRET, "force_refresh": force,
+        });
+        assert_eq!(body, expected);
+    }
+    let line = format!("GET /cgi-bin/token?grant_type=client_credential&appid=wx1&secret={SECRET} HTTP/1.1\r\n");
+    assert!(requests[2].starts_with(&line), "{}", requests[2]);
+}
+
+#[tokio::test]
+async fn every_refusal_of_a_token_is_weighed_by_the_table() {
+    let codes = refusals::TABLE.iter().map(|row| row.errcode).chain([12345]);
+    for errcode in codes {
+        let server = Server::start(ok(&format!(r#"{{"errcode":{errcode},"errmsg":"no rid: 5f-1"}}"#))).await;
+        let error = client(&server.url).fetch_token(false).await.unwrap_err();
+        let row = refusals::row_of(errcode);
+        let expected = match row.weight {
+            refusals::Weight::Final => FetchError::Final { errcode, rid: "5f-1".into(), sentence: row.sentence },
+            _ => FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) },
+        };
+        assert_eq!(error, expected);
+        assert!(error.to_string().contains(&errcode.to_string()), "{error}");
+        let finals = [40001, 40002, 40013, 40125, 40164, 61004, 40243, 50004, 89503];
+        assert_eq!(finals.contains(&errcode), matches!(error, FetchError::Final { .. }), "{errcode}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_token_is_tried_again_later() {
+    for body in [
+        "{}",
+        "oops",
+        r#"{"errcode":0}"#,
+        r#"{"access_token":"","expires_in":7200}"#,
+        r#"{"access_token":"a b","expires_in":7200}"#,
+        r#"{"access_token":"t","expires_in":0}"#,
+        r#"{"access_token":"t","expires_in":-1}"#,
+        r#"{"access_token":"t"}"#,
+    ] {
+        let server = Server::start(ok(body)).await;
+        let error = client(&server.url).fetch_token(false).await.unwrap_err();
+        assert_eq!(error, FetchError::Transient { errcode: None, cause: Cause::NotJson }, "{body}");
+    }
+    let free = testing::free_port();
+    let error = client(&format!("http://127.0.0.1:{free}")).fetch_token(false).await.unwrap_err();
+    assert_eq!(error, FetchError::Transient { errcode: None, cause: Cause::Connect });
+}
+
+#[tokio::test]
+async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
+    let echo = format!(r#"{{"errcode":40001,"errmsg":"{TOKEN} {SECRET} rid: {TOKEN}?{SECRET}"}}"#);
+    let token = format!(r#"{{"access_token":"{TOKEN}","expires_in":7200}}"#);
+    let habits = [ok(&echo), ok(&token), ok("x"), Habit::Cut(String::new()), Habit::Answer(http("500 Oops", &echo))];
+    let mut printed = String::new();
+    let mut urls = vec![format!("http://127.0.0.1:{}", testing::free_port()), "http://no-such-host.invalid".into()];
+    for habit in habits {
+        urls.push(Server::start(habit).await.url);
+    }
+    for url in urls {
+        for token_endpoint in [TokenEndpoint::Stable, TokenEndpoint::Plain] {
+            let app = Arc::new(App { token_endpoint, ..app(&url) });
+            let client = Client::new(Arc::clone(&app)).unwrap();
+            printed += &format!("{app:?} {:?}", client.send(TOKEN, b"{}".to_vec()).await);
+            match client.fetch_token(false).await {
+                Ok(token) => printed += &format!("{token:?}"),
+                Err(error) => printed += &format!("{error:?} {error}"),
+            }
+        }
+    }
+    assert!(printed.contains("Unanswered") && printed.contains("NotSent") && printed.contains("FetchedToken"));
+    assert!(!printed.contains("CANARY"), "{printed}");
+}
+
+/// Runs [`in_a_bare_environment`] in a process of its own, since the environment of this one is shared.
+#[test]
+fn http_needs_no_certificates_and_the_proxies_of_the_environment_are_not_used() {
+    let proxy = format!("http://127.0.0.1:{}", testing::free_port());
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "in_a_bare_environment", "--ignored"])
+        .env("SSL_CERT_FILE", "/does/not/exist")
+        .env_remove("SSL_CERT_DIR")
+        .envs(["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].map(|name| (name, &proxy)))
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+#[ignore = "run by the test above, with an environment made for it"]
+async fn in_a_bare_environment() {
+    let server = Server::start(ok(r#"{"errcode":0}"#)).await;
+    assert!(matches!(send(&server.url).await, Reply::Answered { errcode: 0, .. }));
+    let error = Client::new(Arc::new(app("https://127.0.0.1"))).err().unwrap();
+    assert!(matches!(error, ClientError::Tls(_)), "{error}");
+}

@@ -1,0 +1,40 @@
+-- Lets time pass by moving every time that is stored into the past, since nobody can move Redis' clock.
+--
+-- ARGV  1 seconds
+local seconds = tonumber(ARGV[1])
+
+local function earlier(bytes) return struct.pack('>I4', struct.unpack('>I4', bytes) - seconds) end
+
+local function aged_field(field)
+  local stop, parts = #field, {}
+  while stop > 0 do
+    local start = stop - string.byte(field, stop) % 128 - 6
+    table.insert(parts, 1, earlier(field:sub(start, start + 3)) .. field:sub(start + 4, stop))
+    stop = start - 1
+  end
+  return table.concat(parts)
+end
+
+local function aged_lease(lease)
+  local deadline = struct.unpack('>d', lease) - seconds * 1000
+  return struct.pack('>d', deadline) .. lease:sub(9, 10) .. earlier(lease:sub(11, 14)) .. lease:sub(15)
+end
+
+local function change(key, aged)
+  local entries = redis.call('HGETALL', key)
+  for i = 1, #entries, 2 do redis.call('HSET', key, entries[i], aged(entries[i + 1])) end
+end
+
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local left = redis.call('PTTL', key)
+  if left >= 0 then
+    -- A time to live that is not positive deletes the key.
+    redis.call('PEXPIRE', key, left - seconds * 1000)
+  elseif key:match(':users$') then
+    change(key, aged_field)
+  elseif key:match(':leases$') then
+    change(key, aged_lease)
+  elseif key:match(':deadlines$') then
+    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -seconds * 1000, id) end
+  end
+end

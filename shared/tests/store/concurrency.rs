@@ -1,0 +1,143 @@
+//! Many tasks at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand::seq::IndexedRandom as _;
+use shared::credential::Credential;
+use shared::store::leases::{LeaseId, LeaseTerms, Leased, Settled, Verdict};
+use tokio::task::JoinSet;
+
+use crate::world::{BRIEF, TERMS, World, form_id, prepay_id, request, user};
+
+fn form_ids(from: u32, count: u32) -> Vec<Credential> {
+    (from..from + count).map(|number| form_id(&format!("f{number}"), 9)).collect()
+}
+
+/// Eight tasks bring 500 form ids each for one user; how many are stored and how many the cap dropped.
+async fn eight_times_500(cap: u16) -> (u64, u64) {
+    let (world, anna) = (Arc::new(World::with_cap(cap).await), user("oAnna"));
+    let mut tasks = JoinSet::new();
+    for task in 0..8 {
+        let (world, anna) = (world.clone(), anna.clone());
+        tasks.spawn(async move {
+            for part in form_ids(task * 500, 500).chunks(50) {
+                assert!(world.collect(&anna, part).await.is_empty());
+            }
+        });
+    }
+    tasks.join_all().await;
+    world.assert_sound().await;
+    let (stored, ledger) = (world.stored(&anna).await.len() as u64, world.store.ledger(&world.app).await.unwrap());
+    assert_eq!(ledger.collected, 4000);
+    (stored, ledger.dropped)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn form_ids_collected_at_once_are_all_stored_or_dropped_by_the_cap() {
+    assert_eq!(eight_times_500(5000).await, (4000, 0));
+    assert_eq!(eight_times_500(120).await, (120, 3880));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_400_form_ids_each_is_leased_once_and_the_401st_says_none() {
+    let (world, anna) = (Arc::new(World::with_cap(5000).await), user("oAnna"));
+    for part in form_ids(0, 400).chunks(100) {
+        world.collect(&anna, part).await;
+    }
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let (world, anna) = (world.clone(), anna.clone());
+        tasks.spawn(async move {
+            let mut mine = Vec::new();
+            while let Leased::Lease(lease) = world.ask(&anna, LeaseId::random(), &TERMS, None).await {
+                mine.push(lease.credential);
+            }
+            mine
+        });
+    }
+    let all = tasks.join_all().await.concat();
+    assert_eq!(all.len(), 400);
+    assert_eq!(all.iter().collect::<HashSet<_>>().len(), 400);
+    assert_eq!(world.leases().await, 400);
+    world.assert_sound().await;
+}
+
+/// One task among many: anything the store can do, on users and requests that it shares with the others.
+async fn anything(world: &World, steps: u32) {
+    let users = ["oA", "oB", "oC"].map(user);
+    let verdicts = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
+    let mut mine = Vec::new();
+    for _ in 0..steps {
+        let openid = users.choose(&mut rand::rng()).unwrap();
+        let (what, number): (u8, u8) = (rand::rng().random_range(0..12), rand::rng().random_range(0..20));
+        match what {
+            0..3 => {
+                let hours = i64::from(number % 3) - 1;
+                let credentials = [form_id(&format!("f{number}"), hours), prepay_id(&format!("p{number}"), 3, 1)];
+                world.collect(openid, &credentials).await;
+            }
+            3..7 => {
+                let terms = LeaseTerms { keep: Duration::from_secs(1), ..if what == 3 { BRIEF } else { TERMS } };
+                let message = (number < 10).then(|| request(&format!("r{number}"), 1));
+                if let Leased::Lease(lease) = world.ask(openid, LeaseId::random(), &terms, message.as_ref()).await {
+                    mine.push((openid.clone(), lease.id, message));
+                }
+            }
+            7..10 => {
+                let Some((openid, id, message)) = mine.pop() else {
+                    continue;
+                };
+                let verdict = verdicts[usize::from(number) % if message.is_some() { 5 } else { 4 }];
+                let next = LeaseId::random();
+                if number.is_multiple_of(2) {
+                    let settled = world.settle_next(&openid, id, verdict, message.as_ref(), next).await;
+                    if let Settled::Next(_) = settled {
+                        mine.push((openid, next, message));
+                    }
+                } else if let Some(message) = message {
+                    world.settle_request(&openid, id, verdict, Some(b"ok"), &message).await;
+                } else {
+                    world.settle(&openid, id, verdict).await;
+                }
+            }
+            10 => drop(world.reap(&TERMS).await),
+            _ if number == 0 => drop(world.store.erase(&world.app, openid).await.unwrap()),
+            _ => {
+                let bucket = world.store.bucket_of(openid);
+                world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_16_tasks_do_at_once_nothing_is_lost_or_counted_twice_at_any_moment() {
+    let world = Arc::new(World::with_cap(12).await);
+    let done = Arc::new(AtomicBool::new(false));
+    let watcher = {
+        let (world, done) = (world.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut looks = 0;
+            while !done.load(Ordering::Relaxed) {
+                world.assert_sound().await;
+                looks += 1;
+            }
+            looks
+        })
+    };
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let world = world.clone();
+        tasks.spawn(async move { anything(&world, 200).await });
+    }
+    tasks.join_all().await;
+    done.store(true, Ordering::Relaxed);
+    assert!(watcher.await.unwrap() > 0);
+    world.assert_sound().await;
+    let ledger = world.store.ledger(&world.app).await.unwrap();
+    assert!(ledger.collected > 200 && ledger.consumed > 0 && ledger.discarded > 0, "{ledger:?}");
+}

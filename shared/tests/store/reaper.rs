@@ -1,0 +1,149 @@
+//! Leases whose owner did not come back.
+
+use std::time::Duration;
+
+use shared::store::leases::{LeaseId, LeaseTerms, Leased, Reaped, Settled, Verdict};
+
+use crate::world::{BRIEF, TERMS, World, form_id, leased, prepay_id, request, user};
+
+const NOTHING: Reaped = Reaped { pinned: 0, suspect: 0, spent: 0, expired: 0 };
+
+#[tokio::test]
+async fn a_lease_that_is_not_late_is_left_alone() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 9)]).await;
+    world.lease(&anna).await;
+    let before = world.everything().await;
+    assert_eq!(world.reap(&TERMS).await, NOTHING);
+    assert_eq!(world.everything().await, before);
+    world.advance(1).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, ..NOTHING });
+}
+
+#[tokio::test]
+async fn without_a_request_a_form_id_comes_back_as_suspect_and_a_prepay_use_is_spent() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 1), prepay_id("p1", 2, 2), prepay_id("p2", 1, 3)]).await;
+    for _ in 0..4 {
+        leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    }
+    assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, spent: 3, ..NOTHING });
+    assert_eq!(world.stored(&anna).await, [("f1".to_owned(), 1, true)]);
+    assert!(world.lease(&anna).await.suspect);
+    assert_eq!(world.store.ledger(&world.app).await.unwrap().consumed, 3);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_expired_in_flight_is_counted_as_expired() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 1)]).await;
+    world.lease(&anna).await;
+    world.advance(2).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { expired: 1, ..NOTHING });
+    assert_eq!(world.stored(&anna).await, []);
+    assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 1);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn with_a_request_a_credential_is_pinned_until_the_request_is_forgotten() {
+    let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
+    let terms = LeaseTerms { keep: Duration::from_secs(2), ..BRIEF };
+    world.collect(&anna, &[form_id("f1", 9)]).await;
+    leased(world.ask(&anna, LeaseId::random(), &terms, Some(&message)).await);
+    assert_eq!(world.reap(&terms).await, Reaped { pinned: 1, ..NOTHING });
+    assert_eq!(world.reap(&terms).await, NOTHING);
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "it is no one else's");
+    let mut reaped = NOTHING;
+    testing::eventually("the pin comes off", Duration::from_secs(10), async || {
+        world.assert_sound().await;
+        reaped = world.reap(&terms).await;
+        reaped != NOTHING
+    })
+    .await;
+    assert_eq!(reaped, Reaped { suspect: 1, ..NOTHING });
+    let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    assert_eq!((lease.suspect, lease.taken_over), (true, false), "the request was forgotten, the doubt was not");
+}
+
+#[tokio::test]
+async fn a_pinned_prepay_use_is_spent_when_its_request_is_forgotten() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[prepay_id("p1", 3, 99)]).await;
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&request("r1", 1))).await);
+    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 1, ..NOTHING });
+    world.advance(3).await;
+    assert_eq!(world.reap(&TERMS).await, NOTHING);
+    world.advance(1).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..NOTHING });
+    assert_eq!(world.stored(&anna).await, [("p1".to_owned(), 2, false)]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_pinned_message_can_be_taken_over_and_is_pinned_anew_if_that_fails_too() {
+    let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
+    world.collect(&anna, &[form_id("f1", 99)]).await;
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
+    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 1, ..NOTHING });
+    world.advance(3).await;
+    assert!(leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await).taken_over);
+    world.advance(1).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 1, ..NOTHING });
+    world.advance(2).await;
+    let over = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    assert_eq!((over.credential.as_str(), over.taken_over), ("f1", true));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_was_held_comes_back_when_its_request_is_forgotten() {
+    let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
+    world.collect(&anna, &[form_id("f1", 99)]).await;
+    let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    world.settle_request(&anna, lease.id, Verdict::Hold, None, &message).await;
+    world.advance(3).await;
+    assert_eq!(world.reap(&TERMS).await, NOTHING);
+    world.advance(1).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, ..NOTHING });
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_late_but_not_replaced_may_still_settle() {
+    let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
+    world.collect(&anna, &[form_id("f1", 9)]).await;
+    let lease = leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
+    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 1, ..NOTHING });
+    let settled = world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
+    assert_eq!(settled, Settled::Done { messages_left: 0 });
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(b"ok".to_vec()));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn two_reapers_at_once_put_everything_back_once() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let credentials: Vec<_> = (0..100).map(|number| form_id(&format!("f{number}"), 9)).collect();
+    world.collect(&anna, &credentials).await;
+    for _ in 0..100 {
+        leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    }
+    let bucket = world.store.bucket_of(&anna);
+    let reaper = async || {
+        let mut sum = 0;
+        loop {
+            let reaped = world.store.reap(&world.app, bucket, &TERMS, 7).await.unwrap();
+            assert!(reaped.suspect <= 7, "no more than asked for");
+            if reaped == NOTHING {
+                return sum;
+            }
+            sum += reaped.suspect;
+        }
+    };
+    let (one, other) = tokio::join!(reaper(), reaper());
+    assert_eq!(one + other, 100);
+    assert!(world.stored(&anna).await.iter().all(|(_, uses, suspect)| (*uses, *suspect) == (1, true)));
+    world.assert_sound().await;
+}

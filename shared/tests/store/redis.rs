@@ -1,0 +1,127 @@
+//! What Redis may do to the store (forget its scripts, start again, be a cluster), and what the store may do to Redis.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use deadpool_redis::redis;
+use futures_util::StreamExt as _;
+use shared::store::leases::{LeaseId, Leased, Verdict};
+use shared::store::{Error, Store, StoreConfig};
+use testing::{Redis, eventually, store_config};
+
+use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
+
+/// Everything that runs a script, once.
+async fn a_whole_life(world: &World) {
+    let (anna, bob, message) = (user("oAnna"), user("oBob"), request("r1", 1));
+    world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), prepay_id("p1", 3, 3), form_id("old", -1)]).await;
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
+    world.reap(&TERMS).await;
+    let over = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    let lease = next(world.settle_next(&anna, over.id, Verdict::Discard, Some(&message), LeaseId::random()).await);
+    world.settle_request(&anna, lease.id, Verdict::Hold, None, &message).await;
+    world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
+    assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(_)));
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    world.reap(&TERMS).await;
+    for bucket in world.store.buckets() {
+        world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
+    }
+    assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 2);
+    assert_eq!(world.ask(&bob, LeaseId::random(), &TERMS, None).await, Leased::None);
+    assert!(!world.store.unlock_token(&world.app, "nobody").await.unwrap());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn scripts_that_redis_forgot_are_loaded_again() {
+    let world = World::new().await;
+    a_whole_life(&world).await;
+    world.raw::<()>(&redis::cmd("FLUSHALL")).await;
+    world.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
+    a_whole_life(&world).await;
+}
+
+#[tokio::test]
+async fn a_store_survives_the_restart_of_redis_with_all_that_was_stored() {
+    let mut world = World::on(Redis::durable(), 120).await;
+    let (anna, message) = (user("oAnna"), request("r1", 1));
+    world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
+    let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    let before = world.everything().await;
+    world.redis.kill();
+    assert!(world.store.ping().await.is_err());
+    assert!(world.store.records(&world.app, &anna).await.is_err());
+    world.redis.resume();
+    let mut tries = 0;
+    eventually("the store finds Redis again", Duration::from_secs(5), async || {
+        tries += 1;
+        world.store.ping().await.is_ok()
+    })
+    .await;
+    assert!(tries <= 4, "a broken connection is found out once: {tries} tries");
+    world.reconnect().await;
+    assert_eq!(world.everything().await, before);
+    let settled = world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
+    assert_eq!(settled, shared::store::leases::Settled::Done { messages_left: 1 });
+    world.lease(&anna).await;
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn another_number_of_buckets_is_refused() {
+    let world = World::new().await;
+    let with = |buckets| Store::new(&StoreConfig { buckets, ..store_config(world.redis.url()) }).unwrap();
+    let refused = with(8).prepare().await;
+    assert!(matches!(refused, Err(Error::BucketCount { found: 4, wanted: 8 })), "{refused:?}");
+    with(4).prepare().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_keys_of_every_script_lie_in_one_slot_of_a_cluster() {
+    let redis = Redis::start_with(&["--save", "", "--appendonly", "no", "--cluster-enabled", "yes"]);
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).exec_async(&mut raw).await.unwrap();
+    eventually("the cluster is up", Duration::from_secs(10), async || {
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut raw.clone()).await.unwrap();
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    a_whole_life(&World::on(redis, 120).await).await;
+}
+
+#[tokio::test]
+async fn scripts_touch_no_key_that_they_were_not_given() {
+    let world = World::new().await;
+    let client = redis::Client::open(world.redis.url()).unwrap();
+    let monitor = client.get_async_monitor().await.unwrap();
+    a_whole_life(&world).await;
+    world.raw::<()>(redis::cmd("ECHO").arg("the end")).await;
+    let mut lines = monitor.into_on_message::<String>();
+    let (mut given, mut scripts, mut touched) = (HashSet::new(), HashSet::new(), 0);
+    loop {
+        // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" "sha" "2" "key" "key" "argument"
+        // 1700000000.000000 [0 lua] "HGET" "key" "field"
+        let line = lines.next().await.unwrap();
+        let (head, command) = line.split_once("] \"").unwrap();
+        let words: Vec<_> = command.trim_end_matches('"').split("\" \"").map(str::to_owned).collect();
+        match words[0].as_str() {
+            "EVALSHA" => {
+                let count: usize = words[2].parse().unwrap();
+                given = words[3..3 + count].iter().cloned().collect();
+                scripts.insert(words[1].clone());
+            }
+            "ECHO" => break,
+            "TIME" => {}
+            _ if head.ends_with("lua") => {
+                assert!(given.contains(&words[1]), "{} {}", words[0], words[1]);
+                touched += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(scripts.len(), 7, "not every script ran");
+    assert!(touched > 50);
+}

@@ -1,0 +1,243 @@
+//! What the tests stand on: a Redis of their own, a store on it, and a look at everything that is stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{self, Cmd, FromRedisValue};
+use shared::credential::{AppId, Credential, CredentialId, Kind, OpenId, RequestId};
+use shared::store::credentials::{MAX_COLLECT, Packed};
+use shared::store::keys::BucketKeys;
+use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
+use shared::store::{Store, StoreConfig, record};
+use testing::{Redis, store_config};
+
+pub const HOUR: i64 = 3600;
+
+/// Leases of half an hour. No time here is a whole number of hours, and time only passes by whole hours
+/// ([`World::advance`]), so no test hangs on what the clock shows exactly.
+pub const TERMS: LeaseTerms = LeaseTerms {
+    duration: Duration::from_secs(30 * 60),
+    margin: Duration::from_secs(10 * 60),
+    keep: Duration::from_secs(3 * 3600 + 30 * 60),
+};
+
+/// A lease that is past its deadline at once, or as good as.
+pub const BRIEF: LeaseTerms = LeaseTerms { duration: Duration::ZERO, ..TERMS };
+
+pub struct World {
+    pub redis: Redis,
+    pub store: Store,
+    pub app: AppId,
+    raw: MultiplexedConnection,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with_cap(120).await
+    }
+
+    pub async fn with_cap(cap: u16) -> Self {
+        Self::on(Redis::start(), cap).await
+    }
+
+    pub async fn on(redis: Redis, cap: u16) -> Self {
+        let store = store(&redis, cap);
+        store.prepare().await.unwrap();
+        let raw = connect(&redis).await;
+        Self { redis, store, app: AppId::parse("wx1").unwrap(), raw }
+    }
+
+    /// After Redis was started again. The store has to cope by itself.
+    pub async fn reconnect(&mut self) {
+        self.raw = connect(&self.redis).await;
+    }
+
+    pub async fn raw<T: FromRedisValue>(&self, command: &Cmd) -> T {
+        command.query_async(&mut self.raw.clone()).await.unwrap()
+    }
+
+    pub async fn collect(&self, user: &OpenId, credentials: &[Credential]) -> Vec<usize> {
+        assert!(credentials.len() <= MAX_COLLECT);
+        let packed: Vec<_> = credentials.iter().map(|credential| Packed::new(user.clone(), credential)).collect();
+        self.store.collect(&self.app, self.store.bucket_of(user), &packed).await.unwrap()
+    }
+
+    pub async fn ask(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, request: Option<&Request>) -> Leased {
+        self.store.lease(&self.app, user, id, terms, any_kind(), request).await.unwrap()
+    }
+
+    /// Leases for a message without a request id; there must be a credential.
+    pub async fn lease(&self, user: &OpenId) -> Lease {
+        leased(self.ask(user, LeaseId::random(), &TERMS, None).await)
+    }
+
+    pub async fn settle(&self, user: &OpenId, id: LeaseId, verdict: Verdict) -> Settled {
+        self.store.settle(&self.app, user, id, &TERMS, verdict, None, None, None).await.unwrap()
+    }
+
+    /// Settles for a message with a request id.
+    pub async fn settle_request(
+        &self,
+        user: &OpenId,
+        id: LeaseId,
+        verdict: Verdict,
+        outcome: Option<&[u8]>,
+        request: &Request,
+    ) -> Settled {
+        self.store.settle(&self.app, user, id, &TERMS, verdict, outcome, Some(request), None).await.unwrap()
+    }
+
+    /// Settles, and asks for the next lease in the same step.
+    pub async fn settle_next(
+        &self,
+        user: &OpenId,
+        id: LeaseId,
+        verdict: Verdict,
+        request: Option<&Request>,
+        next: LeaseId,
+    ) -> Settled {
+        let next = Some((next, any_kind()));
+        self.store.settle(&self.app, user, id, &TERMS, verdict, Some(b"none left"), request, next).await.unwrap()
+    }
+
+    /// Reaps every bucket.
+    pub async fn reap(&self, terms: &LeaseTerms) -> Reaped {
+        let mut sum = Reaped::default();
+        for bucket in self.store.buckets() {
+            let reaped = self.store.reap(&self.app, bucket, terms, 1000).await.unwrap();
+            sum.pinned += reaped.pinned;
+            sum.suspect += reaped.suspect;
+            sum.spent += reaped.spent;
+            sum.expired += reaped.expired;
+        }
+        sum
+    }
+
+    /// What is stored of a user: id, uses left, whether it is suspect; the soonest to expire first.
+    pub async fn stored(&self, user: &OpenId) -> Vec<(String, u8, bool)> {
+        let records = self.store.records(&self.app, user).await.unwrap();
+        records.iter().map(|record| (id_of(&record.credential), record.credential.uses, record.suspect)).collect()
+    }
+
+    pub async fn leases(&self) -> u64 {
+        self.store.ledger(&self.app).await.unwrap().leased
+    }
+
+    /// Lets time pass.
+    pub async fn advance(&self, hours: i64) {
+        self.raw(redis::cmd("EVAL").arg(include_str!("advance.lua")).arg(0).arg(hours * HOUR)).await
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        self.raw(redis::cmd("KEYS").arg("*")).await
+    }
+
+    /// Everything in Redis, byte by byte.
+    pub async fn everything(&self) -> BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut all = BTreeMap::new();
+        for key in self.keys().await {
+            let read = match self.raw::<String>(redis::cmd("TYPE").arg(&key)).await.as_str() {
+                "hash" => self.raw(redis::cmd("HGETALL").arg(&key)).await,
+                "zset" => self.raw(redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).arg("WITHSCORES")).await,
+                _ => BTreeMap::from([(Vec::new(), self.raw(redis::cmd("GET").arg(&key)).await)]),
+            };
+            all.insert(key, read);
+        }
+        all
+    }
+
+    /// Checks what holds at any moment, also while others are at work: nothing is lost or counted twice, records stand
+    /// in order, every lease has its place in the reaper's list, and every key has a bound.
+    pub async fn assert_sound(&self) {
+        for bucket in self.store.buckets() {
+            let keys = BucketKeys::new(&self.app, bucket);
+            let mut pipe = redis::pipe();
+            pipe.atomic().cmd("HVALS").arg(keys.users()).cmd("HGETALL").arg(keys.ledger());
+            pipe.cmd("HKEYS").arg(keys.leases()).cmd("ZRANGE").arg(keys.deadlines()).arg(0).arg(-1);
+            type Read = (Vec<Vec<u8>>, BTreeMap<String, u64>, BTreeSet<Vec<u8>>, BTreeSet<Vec<u8>>);
+            let (users, ledger, leases, deadlines): Read = pipe.query_async(&mut self.raw.clone()).await.unwrap();
+            let mut available = 0;
+            for field in users {
+                assert!(!field.is_empty(), "a user without records stays");
+                let records: Vec<_> = record::unpack(&field).map(|record| record.unwrap().credential).collect();
+                assert!(records.is_sorted_by_key(|credential| credential.expiry), "not in order of expiry");
+                available += records.iter().map(|credential| u64::from(credential.uses)).sum::<u64>();
+            }
+            let gone: u64 = ledger.iter().filter(|(name, _)| *name != "collected").map(|(_, uses)| uses).sum();
+            let collected = ledger.get("collected").copied().unwrap_or(0);
+            assert_eq!(collected, available + leases.len() as u64 + gone, "available {available}, ledger {ledger:?}");
+            assert_eq!(leases, deadlines, "a lease that the reaper does not know, or the other way round");
+        }
+        // The number of buckets, to begin with: a pipeline must not be empty.
+        let keys = [self.keys().await, vec![shared::store::keys::BUCKETS.to_owned()]].concat();
+        let mut pipe = redis::pipe();
+        for key in &keys {
+            pipe.cmd("PTTL").arg(key);
+        }
+        let left: Vec<i64> = pipe.query_async(&mut self.raw.clone()).await.unwrap();
+        for (key, left) in keys.iter().zip(left) {
+            // -1: no expiry; -2: gone since.
+            let bounded = ["users", "leases", "deadlines", "ledger", "buckets"].iter().any(|name| key.ends_with(name));
+            assert!(left != -1 || bounded, "{key} stays for ever");
+        }
+    }
+}
+
+pub fn store(redis: &Redis, cap: u16) -> Store {
+    Store::new(&StoreConfig { cap, ..store_config(redis.url()) }).unwrap()
+}
+
+async fn connect(redis: &Redis) -> MultiplexedConnection {
+    let client = redis::Client::open(redis.url()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+pub fn any_kind() -> Kinds {
+    Kind::ALL.into_iter().collect()
+}
+
+pub fn user(name: &str) -> OpenId {
+    OpenId::parse(name).unwrap()
+}
+
+/// A form id that expires in so many hours and a half.
+pub fn form_id(id: &str, hours: i64) -> Credential {
+    Credential { kind: Kind::FormId, ..prepay_id(id, 1, hours) }
+}
+
+/// A prepay id that expires in so many hours and a half.
+pub fn prepay_id(id: &str, uses: u8, hours: i64) -> Credential {
+    let expiry = (testing::now() + hours * HOUR + HOUR / 2) as u32;
+    Credential { kind: Kind::PrepayId, id: CredentialId::parse(id).unwrap(), uses, expiry }
+}
+
+pub fn id_of(credential: &Credential) -> String {
+    credential.id.as_str().to_owned()
+}
+
+/// A request whose message is told by one byte.
+pub fn request(id: &str, message: u8) -> Request {
+    Request { id: RequestId::parse(id).unwrap(), fingerprint: [message; 16] }
+}
+
+pub fn leased(reply: Leased) -> Lease {
+    match reply {
+        Leased::Lease(lease) => lease,
+        other => panic!("no lease but {other:?}"),
+    }
+}
+
+pub fn next(reply: Settled) -> Lease {
+    match reply {
+        Settled::Next(lease) => lease,
+        other => panic!("no next lease but {other:?}"),
+    }
+}
+
+/// A lease without what no model can foresee: the time.
+pub fn timeless(mut lease: Lease) -> Lease {
+    assert!((lease.now - testing::now()).abs() < 60, "a lease tells Redis' time");
+    lease.now = 0;
+    lease
+}
