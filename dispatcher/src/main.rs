@@ -7,6 +7,10 @@ use dispatcher::settings::Args;
 use shared::{serve, telemetry};
 use tokio::net::TcpListener;
 
+/// A send is many small allocations on several threads, where the C library's allocator has them wait for one another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let settings = match Args::parse().read() {

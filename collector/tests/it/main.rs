@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod collecting;
+mod grpcurl;
 mod outages;
 mod process;
 mod stock;

@@ -51,6 +51,8 @@ enum What {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
+    // reqwest asks for one even where every address is plain http.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut table = Table::default();
     match args.what {
         Some(What::Bare { listen, base_url }) => return bare::serve(listen, &base_url).await,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use deadpool_redis::redis;
 
 use super::keys::{Bucket, BucketKeys};
+use super::leases::KEEP_REQUESTS;
 use super::record::{self, Record};
 use super::{Error, Store, scripts};
 use crate::credential::{AppId, Credential, Kind, OpenId};
@@ -109,8 +110,8 @@ impl Store {
         let keys = self.keys(app, openid);
         self.redis()?
             .invoke(&scripts::ERASE, |command| {
-                command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
-                command.arg(openid.as_str());
+                command.arg(3).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
+                command.arg(openid.as_str()).arg(KEEP_REQUESTS.as_secs());
             })
             .await
     }

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | `formid:buckets` | one number |
 //! | `..:users` | a field a user, at most the cap of records each, swept within the hour |
-//! | `..:leases`, `..:deadlines` | what is in flight or in doubt; the reaper ends each |
-//! | `..:ledger` | seven counters |
+//! | `..:leases` | what is in flight or in doubt; the reaper ends each |
+//! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |
 //! | `..:stock`, `..:swept` | expire |
 //! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
@@ -54,14 +54,9 @@ impl BucketKeys {
         self.key("users")
     }
 
-    /// Hash: lease id to packed lease.
+    /// Hash: name of a lease to packed lease.
     pub fn leases(&self) -> String {
         self.key("leases")
-    }
-
-    /// Sorted set: lease id by the time (ms) at which the reaper looks at it.
-    pub fn deadlines(&self) -> String {
-        self.key("deadlines")
     }
 
     /// Hash: how many uses were collected, consumed, discarded, expired, dropped, erased.
@@ -69,11 +64,9 @@ impl BucketKeys {
         self.key("ledger")
     }
 
-    /// String: what has become of a request.
+    /// String: the outcome of a request.
     pub fn request(&self, openid: &OpenId, request: &RequestId) -> String {
-        // The openid's bucket only narrows it down: two users of a bucket may use the same request id. Hashed, since
-        // key names show up in tools for operators.
-        self.key(&format!("request:{:016x}:{}", fnv1a(openid.as_str()), request.as_str()))
+        self.key(&format!("request:{}", request_name(openid, request)))
     }
 
     /// String: what the last sweep counted.
@@ -85,6 +78,12 @@ impl BucketKeys {
     pub fn swept(&self) -> String {
         self.key("swept")
     }
+}
+
+/// What a request is called within a bucket: two users may use the same request id. The openid is hashed, since names of
+/// keys show up in tools for operators and outlive the user's data.
+pub fn request_name(openid: &OpenId, request: &RequestId) -> String {
+    format!("{:016x}:{}", fnv1a(openid.as_str()), request.as_str())
 }
 
 /// FNV-1a, 64 bits: the same on every machine and in every release, which key names need.
@@ -138,14 +137,7 @@ mod tests {
         let mut slots = HashSet::new();
         for bucket in 0..512 {
             let keys = BucketKeys::new(&app, Bucket(bucket));
-            let names = [
-                keys.leases(),
-                keys.deadlines(),
-                keys.ledger(),
-                keys.request(&user, &request),
-                keys.stock(),
-                keys.swept(),
-            ];
+            let names = [keys.leases(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
             assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
             slots.insert(slot(&keys.users()));
         }

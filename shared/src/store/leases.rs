@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{self, Cmd, FromRedisValue, Value};
+use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
 
-use super::keys::{Bucket, BucketKeys};
+use super::keys::{Bucket, BucketKeys, request_name};
 use super::record::{self, Record};
 use super::{Error, Store, scripts};
 use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
 
-/// Names a lease; chosen at random by who asks for it, so that asking twice is harmless.
+/// How long a request id is remembered unless set otherwise.
+pub const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
+
+/// Names a lease and its owner; chosen at random by who asks for it, so that asking twice is harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub [u8; 16]);
 
@@ -176,10 +179,10 @@ impl Store {
             .redis()?
             .invoke(&scripts::LEASE, |command| {
                 lease_keys(command, &keys, openid, request);
-                command.arg(openid.as_str()).arg(&id.0);
+                command.arg(openid.as_str()).arg(lease_name(openid, id, request)).arg(&id.0);
                 lease_terms(command, terms, kinds);
                 if let Some(request) = request {
-                    command.arg(request.id.as_str()).arg(&request.fingerprint).arg(terms.keep.as_secs());
+                    command.arg(request.id.as_str()).arg(&request.fingerprint);
                 }
             })
             .await?;
@@ -214,15 +217,10 @@ impl Store {
             .redis()?
             .invoke(&scripts::SETTLE, |command| {
                 lease_keys(command, &keys, openid, request);
-                command.arg(&id.0).arg(self.inner.cap).arg(verdict.name()).arg(outcome.unwrap_or_default());
-                if let Some(request) = request {
-                    command.arg(&request.fingerprint).arg(terms.keep.as_secs());
-                }
+                command.arg(lease_name(openid, id, request)).arg(&id.0).arg(self.inner.cap).arg(verdict.name());
+                command.arg(outcome.unwrap_or_default()).arg(terms.keep.as_secs());
                 if let Some((next, kinds)) = next {
-                    if request.is_none() {
-                        command.arg("").arg("");
-                    }
-                    command.arg(&next.0);
+                    command.arg(lease_name(openid, next, request)).arg(&next.0);
                     lease_terms(command, terms, kinds);
                 }
             })
@@ -237,31 +235,42 @@ impl Store {
         }
     }
 
-    /// Looks after leases of one bucket that are past their deadline, at most `limit` of them.
-    pub async fn reap(&self, app: &AppId, bucket: Bucket, terms: &LeaseTerms, limit: u32) -> Result<Reaped, Error> {
+    /// Looks after leases of one bucket that are past their deadline, about `page` of them a call of the script.
+    pub async fn reap(&self, app: &AppId, bucket: Bucket, terms: &LeaseTerms, page: u32) -> Result<Reaped, Error> {
         let keys = BucketKeys::new(app, bucket);
-        let (pinned, suspect, spent, expired) = self
-            .redis()?
-            .invoke(&scripts::REAP, |command| {
-                command.arg(4).arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
-                command.arg(limit).arg(terms.keep.as_secs()).arg(self.inner.cap);
-            })
-            .await?;
-        Ok(Reaped { pinned, suspect, spent, expired })
-    }
-
-    /// How many leases a bucket has, in flight or in doubt.
-    pub async fn leases_in(&self, app: &AppId, bucket: Bucket) -> Result<u64, Error> {
-        self.redis()?.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).leases())).await
+        let mut reaped = Reaped::default();
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, pinned, suspect, spent, expired): (String, u32, u32, u32, u32) = self
+                .redis()?
+                .invoke(&scripts::REAP, |command| {
+                    command.arg(3).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
+                    command.arg(&cursor).arg(page).arg(terms.keep.as_secs()).arg(self.inner.cap);
+                })
+                .await?;
+            reaped.pinned += pinned;
+            reaped.suspect += suspect;
+            reaped.spent += spent;
+            reaped.expired += expired;
+            if next == "0" {
+                return Ok(reaped);
+            }
+            cursor = next;
+        }
     }
 }
 
 fn lease_keys(command: &mut Cmd, keys: &BucketKeys, openid: &OpenId, request: Option<&Request>) {
-    command.arg(if request.is_some() { 5 } else { 4 });
-    command.arg(keys.users()).arg(keys.leases()).arg(keys.deadlines()).arg(keys.ledger());
+    command.arg(if request.is_some() { 4 } else { 3 });
+    command.arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
     if let Some(request) = request {
         command.arg(keys.request(openid, &request.id));
     }
+}
+
+/// What a lease is called among those of its bucket.
+fn lease_name(openid: &OpenId, id: LeaseId, request: Option<&Request>) -> Vec<u8> {
+    request.map_or_else(|| id.0.to_vec(), |request| request_name(openid, &request.id).into_bytes())
 }
 
 fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, kinds: Kinds) {

@@ -16,8 +16,9 @@ local function aged_field(field)
 end
 
 local function aged_lease(lease)
-  local deadline = struct.unpack('>d', lease) - seconds * 1000
-  return struct.pack('>d', deadline) .. lease:sub(9, 10) .. earlier(lease:sub(11, 14)) .. lease:sub(15)
+  local deadline, turn = struct.unpack('>dd', lease)
+  local times = struct.pack('>dd', deadline - seconds * 1000, turn - seconds * 1000)
+  return times .. lease:sub(17, 18) .. earlier(lease:sub(19, 22)) .. lease:sub(23)
 end
 
 local function change(key, aged)
@@ -34,7 +35,5 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
     change(key, aged_field)
   elseif key:match(':leases$') then
     change(key, aged_lease)
-  elseif key:match(':deadlines$') then
-    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -seconds * 1000, id) end
   end
 end

@@ -26,7 +26,7 @@ for i = 1, count do
       expired = expired + uses
     end
     local tail = sub(record, 6)
-    if find(field, tail, 1, true) and locate(field, tail) then
+    if locate(field, tail) then
       duplicates[#duplicates + 1] = i - 1
     else
       collected = collected + byte(record, 5) % 32

@@ -1,23 +1,32 @@
--- Deletes what is stored of one user: stock and leases. Records of requests hold nothing of the user and stay.
+-- Deletes what is stored of one user: stock and leases. Outcomes of requests hold nothing of the user and stay; so does,
+-- emptied, the lease of a request that was under way, so that repeating it does not send the message a second time.
 --
--- KEYS  1 users  2 leases  3 deadlines  4 ledger
--- ARGV  1 openid
+-- KEYS  1 users  2 leases  3 ledger
+-- ARGV  1 openid  2 seconds a request is kept
 -- Reply  how many messages the user could have been sent
-assert(#KEYS == 4 and #ARGV == 1, 'erase: wrong number of arguments')
+assert(#KEYS == 3 and #ARGV == 2, 'erase: wrong number of arguments')
 
-local openid = ARGV[1]
-local field, expired = drop_expired(redis.call('HGET', KEYS[1], openid) or '')
+local users, leases, ledger, openid = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local field, expired = drop_expired(redis.call('HGET', users, openid) or '')
 local uses = uses_left(field)
-redis.call('HDEL', KEYS[1], openid)
+redis.call('HDEL', users, openid)
 
 -- What is in flight in one bucket is few, so they are simply gone through.
-local leases = redis.call('HGETALL', KEYS[2])
-for i = 1, #leases, 2 do
-  if unpack_lease(leases[i + 1]).openid == openid then
-    remove_lease(KEYS[2], KEYS[3], leases[i])
+local all = redis.call('HGETALL', leases)
+for i = 1, #all, 2 do
+  local name, lease = all[i], unpack_lease(all[i + 1])
+  if lease.openid == openid then
     uses = uses + 1
+    if lease.request == '' then
+      redis.call('HDEL', leases, name)
+    else
+      lease.openid, lease.request, lease.tail, lease.state = '', '', '', 4
+      lease.turn = now_ms + tonumber(ARGV[2]) * 1000
+      redis.call('HSET', leases, name, pack_lease(lease))
+      redis.call('HINCRBY', ledger, 'lost', 1)
+    end
   end
 end
-tally(KEYS[4], 'expired', expired)
-tally(KEYS[4], 'erased', uses)
+tally(ledger, 'expired', expired)
+tally(ledger, 'erased', uses)
 return uses

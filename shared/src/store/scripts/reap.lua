@@ -4,37 +4,39 @@
 -- same credential can tell whether it had been delivered. When that time is up, or when there was no request id, the
 -- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent.
 --
--- KEYS  1 users  2 leases  3 deadlines  4 ledger
--- ARGV  1 the most leases to look at  2 seconds a request is kept  3 cap on records a user
--- Reply  how many were: pinned, put back as suspect, spent, expired
-assert(#KEYS == 4 and #ARGV == 3, 'reap: wrong number of arguments')
+-- KEYS  1 users  2 leases  3 ledger
+-- ARGV  1 cursor ('0' to begin)  2 about how many leases to look at  3 seconds a request is kept  4 cap on records a user
+-- Reply  the next cursor ('0' at the end), how many were: pinned, put back as suspect, spent, expired
+assert(#KEYS == 3 and #ARGV == 4, 'reap: wrong number of arguments')
 
-local keep_ms, cap = tonumber(ARGV[2]) * 1000, tonumber(ARGV[3])
+local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]
+local keep_ms, cap = tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
 local pinned, suspect, spent, expired = 0, 0, 0, 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now_ms, 'LIMIT', 0, ARGV[1])) do
-  local packed = redis.call('HGET', KEYS[2], id)
-  if not packed then
-    redis.call('ZREM', KEYS[3], id)
-  else
-    local lease = unpack_lease(packed)
-    if lease.request ~= '' and lease.state % 2 == 0 then
-      lease.state = lease.state + 1
-      put_lease(KEYS[2], KEYS[3], id, lease, now_ms + keep_ms)
+local page = redis.call('HSCAN', leases, ARGV[1], 'COUNT', ARGV[2])
+for i = 1, #page[2], 2 do
+  local name, lease = page[2][i], unpack_lease(page[2][i + 1])
+  if lease.turn <= now_ms then
+    if lease.state >= 4 then
+      redis.call('HDEL', leases, name)
+      redis.call('HINCRBY', ledger, 'lost', -1)
+    elseif lease.request ~= '' and lease.state % 2 == 0 then
+      lease.state, lease.turn = lease.state + 1, now_ms + keep_ms
+      redis.call('HSET', leases, name, pack_lease(lease))
       pinned = pinned + 1
     else
-      local field, gone = drop_expired(redis.call('HGET', KEYS[1], lease.openid) or '')
-      tally(KEYS[4], 'expired', gone)
+      local field, gone = drop_expired(redis.call('HGET', users, lease.openid) or '')
+      tally(ledger, 'expired', gone)
       if lease.flags >= 64 then
         field = remove_record(field, lease, true)
-        tally(KEYS[4], 'consumed', 1)
+        tally(ledger, 'consumed', 1)
         spent = spent + 1
       else
         if lease.expiry <= now then expired = expired + 1 else suspect = suspect + 1 end
-        field = give_back(field, lease, true, cap, KEYS[4])
+        field = give_back(field, lease, true, cap, ledger)
       end
-      save(KEYS[1], lease.openid, field)
-      remove_lease(KEYS[2], KEYS[3], id)
+      save(users, lease.openid, field)
+      redis.call('HDEL', leases, name)
     end
   end
 end
-return { pinned, suspect, spent, expired }
+return { page[1], pinned, suspect, spent, expired }

@@ -1,0 +1,50 @@
+-- How records are found, put in and pushed out. Put after records.lua, before the scripts that change what a user has.
+
+-- Where the record named by `tail` starts and stops; nothing if there is none.
+local function locate(field, tail)
+  if not string.find(field, tail, 1, true) then return nil end
+  local stop = #field
+  while stop > 0 do
+    local start = start_of(field, stop)
+    if sub(field, start + 5, stop) == tail then return start, stop end
+    stop = start - 1
+  end
+  return nil
+end
+
+-- The field with the record in its place by expiry; among equals it goes behind those that came earlier.
+local function insert(field, record)
+  local expiry = expiry_at(record, 1)
+  if field == '' or expiry_at(field, 1) <= expiry then return record .. field end
+  local stop = #field
+  while stop > 0 do
+    local start = start_of(field, stop)
+    if expiry_at(field, start) > expiry then break end
+    stop = start - 1
+  end
+  return sub(field, 1, stop) .. record .. sub(field, stop + 1)
+end
+
+-- The field brought back to at most `cap` records, and how many uses that cost. The soonest to expire goes first; one
+-- whose last use is leased stays, so that a message in doubt keeps its credential.
+local function enforce_cap(field, cap)
+  if #field <= cap * 7 then return field, 0 end
+  local count, stop = 0, #field
+  while stop > 0 do
+    count = count + 1
+    stop = start_of(field, stop) - 1
+  end
+  local dropped = 0
+  stop = #field
+  while count > cap and stop > 0 do
+    local start = start_of(field, stop)
+    local uses = byte(field, start + 4) % 32
+    if uses > 0 then
+      field = sub(field, 1, start - 1) .. sub(field, stop + 1)
+      dropped = dropped + uses
+      count = count - 1
+    end
+    stop = start - 1
+  end
+  return field, dropped
+end
