@@ -15,7 +15,7 @@ const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
 pub struct Flags {
-    /// Where to listen: host:port
+    /// Where to listen (IP address:port)
     #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001")]
     pub listen: String,
     /// The app ids this service takes in credentials for, separated by commas

@@ -26,6 +26,7 @@ pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration) -> Infall
     let buckets: Vec<(&AppId, Bucket)> =
         apps.iter().flat_map(|app| store.buckets().map(move |bucket| (app, bucket))).collect();
     let step = period / u32::try_from(buckets.len()).unwrap_or(u32::MAX).max(1);
+    store.prepared().await;
     let mut failing = false;
     loop {
         let start = Instant::now();

@@ -1,20 +1,23 @@
-//! Where sends of this replica are under way: each in a task of its own, so that a caller that hangs up, a deadline or a
-//! drain never cuts one between lease and settle. A repeated request id joins the send that is under way here.
+//! Where sends of this replica are under way. A caller that hangs up, a deadline or a drain never cuts one between lease
+//! and settle, and a repeated request id joins the send that is under way here.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
-use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use shared::credential::{AppId, OpenId, RequestId};
 use shared::status::Failure;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::outcome::SendError;
 use crate::send::{Order, Sender, Sent};
 
 type Answer = Result<Sent, Failure>;
-type Joined = Shared<BoxFuture<'static, Answer>>;
 type Key = (AppId, OpenId, RequestId);
 
 /// The sends that are under way.
@@ -26,7 +29,7 @@ pub struct Desk {
 
 struct UnderWay {
     fingerprint: [u8; 16],
-    answer: Joined,
+    answer: watch::Receiver<Option<Answer>>,
 }
 
 impl Desk {
@@ -35,41 +38,85 @@ impl Desk {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
         }
-        let Some(request) = order.request.clone() else { return self.start(sender, order, None).await };
-        let key = (app, order.openid.clone(), request.id);
-        let answer = {
-            let mut requests = lock(&self.requests);
-            match requests.entry(key.clone()) {
-                Entry::Occupied(under_way) if under_way.get().fingerprint != request.fingerprint => {
-                    return Err(SendError::RequestReused.into());
-                }
-                Entry::Occupied(under_way) => under_way.get().answer.clone(),
-                Entry::Vacant(free) => {
-                    let answer = self.start(sender, order, Some(key));
-                    free.insert(UnderWay { fingerprint: request.fingerprint, answer: answer.clone() });
-                    answer
-                }
+        let Some(request) = &order.request else {
+            return self.through(async move { sender.send(&order).await.map_err(Failure::from) }).await;
+        };
+        let fingerprint = request.fingerprint;
+        let key = (app, order.openid.clone(), request.id.clone());
+        let (tell, answer) = watch::channel(None);
+        let joined = match lock(&self.requests).entry(key.clone()) {
+            Entry::Occupied(under_way) if under_way.get().fingerprint != fingerprint => {
+                return Err(SendError::RequestReused.into());
+            }
+            Entry::Occupied(under_way) => Some(under_way.get().answer.clone()),
+            Entry::Vacant(free) => {
+                free.insert(UnderWay { fingerprint, answer });
+                None
             }
         };
-        answer.await
+        if let Some(mut answer) = joined {
+            let ended = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+            return ended.unwrap_or_else(|| Err(Failure::internal()));
+        }
+        let listed = Listed { requests: Arc::clone(&self.requests), key };
+        self.through(async move {
+            let answer = sender.send(&order).await.map_err(Failure::from);
+            drop(listed);
+            // Nobody may have joined.
+            let _ = tell.send(Some(answer.clone()));
+            answer
+        })
+        .await
     }
 
-    fn start(&self, sender: Arc<Sender>, order: Order, key: Option<Key>) -> Joined {
-        let requests = Arc::clone(&self.requests);
-        let task = self.tasks.spawn(async move {
-            let answer = sender.send(&order).await.map_err(Failure::from);
-            if let Some(key) = key {
-                lock(&requests).remove(&key);
-            }
-            answer
-        });
-        task.map(|ended| ended.unwrap_or_else(|_| Err(Failure::internal()))).boxed().shared()
+    fn through(&self, send: impl Future<Output = Answer> + Send + 'static) -> Through {
+        Through { send: Some(Box::pin(send)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
     }
 
     /// Takes in no more, and waits for what is under way.
     pub async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// A request's place in the list, which it leaves whatever becomes of it.
+struct Listed {
+    requests: Arc<Mutex<HashMap<Key, UnderWay>>>,
+    key: Key,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.requests).remove(&self.key);
+    }
+}
+
+/// A send that goes on when its caller is gone: polled in the caller's task, and, dropped before its end, in one of its
+/// own. Most callers wait, and are spared the cost of a second task.
+struct Through {
+    send: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
+    tasks: TaskTracker,
+    _counted: TaskTrackerToken,
+}
+
+impl Future for Through {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let Some(send) = &mut self.send else { return Poll::Ready(Err(Failure::internal())) };
+        let answer = std::task::ready!(send.as_mut().poll(context));
+        self.send = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for Through {
+    fn drop(&mut self) {
+        // At the very end of the process there is no runtime any more, and nothing to be done.
+        if let (Some(send), Ok(runtime)) = (self.send.take(), tokio::runtime::Handle::try_current()) {
+            self.tasks.spawn_on(send, &runtime);
+        }
     }
 }
 

@@ -49,14 +49,14 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
         let client = Client::new(Arc::clone(app)).map_err(io::Error::other)?;
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
         let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone()));
-        background.spawn(tokens.clone().renew_forever());
+        background.spawn(once_prepared(store.clone(), tokens.clone().renew_forever()));
         background.spawn(reaper::reap_forever(
             store.clone(),
             app.id.clone(),
             settings.limits.terms,
             settings.reap_interval,
         ));
-        background.spawn(follow_stops(Arc::clone(&gates), store.clone()));
+        background.spawn(once_prepared(store.clone(), follow_stops(Arc::clone(&gates), store.clone())));
         let sender = Sender::new(
             Arc::clone(app),
             store.clone(),
@@ -77,6 +77,12 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
         warn!("sends were still under way at the end of the drain; a repeated request id finds out");
     }
     Ok(())
+}
+
+/// Work that makes no sense before Redis is known to be usable.
+async fn once_prepared(store: Store, work: impl Future<Output = ()>) {
+    store.prepared().await;
+    work.await;
 }
 
 async fn follow_stops(gates: Arc<Gates>, store: Store) {

@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
 async fn start(settings: dispatcher::settings::Settings) -> std::io::Result<()> {
     let shutdown = serve::signals()?;
     let listener = TcpListener::bind(settings.common.listen).await?;
-    tracing::info!(address = %listener.local_addr()?, "listening");
+    let apps = settings.apps.iter().count();
+    tracing::info!(listen = %listener.local_addr()?, apps, "dispatcher");
     dispatcher::run(listener, settings, shutdown).await
 }

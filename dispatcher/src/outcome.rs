@@ -102,7 +102,7 @@ pub enum SendError {
     #[error("nothing is in stock for this user")]
     NoCredential,
     /// WeChat refused each credential that was tried.
-    #[error("WeChat refused each of the {tried} credentials that were tried; they are discarded")]
+    #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
     CredentialsDead {
         /// How many.
         tried: u32,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use shared::credential::{Kind, LIFETIME, OpenId};
 use shared::store::gates::{Source, Stop};
-use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Request, Settled, Verdict as Fate};
+use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Settled, Verdict as Fate};
 use shared::store::{self, Store};
 use tracing::{error, info, warn};
 
@@ -104,9 +104,10 @@ impl Sender {
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
     pub async fn send(&self, order: &Order) -> Result<Sent, SendError> {
-        let kinds = self.open_kinds()?;
-        // Without a token there is no use in taking a credential out of stock.
-        self.tokens.get().await.map_err(SendError::Token)?;
+        let kinds = match self.ready().await {
+            Ok(kinds) => kinds,
+            Err(obstacle) => return self.recall(order, obstacle).await,
+        };
         let asked = Instant::now();
         let mut lease = match self.lease(order, kinds).await? {
             Leased::Lease(lease) => lease,
@@ -127,11 +128,25 @@ impl Sender {
         }
     }
 
-    fn open_kinds(&self) -> Result<Kinds, SendError> {
-        self.gates.open().map_err(|stop| SendError::Stopped {
+    /// What may be used now. Where nothing may, or there is no token, it is no use to take a credential out of stock.
+    async fn ready(&self) -> Result<Kinds, SendError> {
+        let kinds = self.gates.open().map_err(|stop| SendError::Stopped {
             verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
-        })
+        })?;
+        self.tokens.get().await.map_err(SendError::Token)?;
+        Ok(kinds)
+    }
+
+    /// The answer while nothing can be sent: what is known of the request, or what is in the way.
+    async fn recall(&self, order: &Order, obstacle: SendError) -> Result<Sent, SendError> {
+        let Some(request) = &order.request else { return Err(obstacle) };
+        match self.store.recorded(&self.app.id, &order.openid, request).await? {
+            Recorded::Nothing => Err(obstacle),
+            Recorded::Finished(outcome) => self.repeat(order, &outcome).await,
+            Recorded::UnderWay => Err(SendError::InDoubt(Verdict::default())),
+            Recorded::Reused => Err(SendError::RequestReused),
+        }
     }
 
     async fn lease(&self, order: &Order, kinds: Kinds) -> Result<Leased, store::Error> {

@@ -15,7 +15,7 @@ use crate::send::Limits;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dispatcher", version)]
 pub struct Args {
-    /// Where to listen
+    /// Where to listen (IP address:port)
     #[arg(long, env = "FORMID_DISPATCHER_LISTEN", default_value = "127.0.0.1:7002")]
     pub listen: String,
     /// The file that names the apps and their secrets (TOML)

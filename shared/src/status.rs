@@ -113,6 +113,11 @@ impl From<Failure> for Status {
 impl From<store::Error> for Failure {
     fn from(cause: store::Error) -> Self {
         match &cause {
+            // A script that fails is a mistake of ours, which waiting does not mend.
+            store::Error::Redis(error) if error.code() == Some("ERR") => {
+                error!(error = %cause, "Redis refuses a command");
+                Self::internal()
+            }
             store::Error::Redis(_) | store::Error::Unavailable(_) => {
                 warn!(error = %cause, "Redis failed");
                 Self::new(Code::Unavailable, "REDIS_UNAVAILABLE", "Redis does not answer; try again")

@@ -94,5 +94,7 @@ async fn no_user_and_no_credential_reaches_the_log() {
 /// A store with as many buckets as the program has by itself.
 async fn large_store(redis: &Redis) -> shared::store::Store {
     let config = shared::store::StoreConfig { buckets: 512, ..testing::store_config(redis.url()) };
-    shared::store::Store::new(&config).unwrap()
+    let store = shared::store::Store::new(&config).unwrap();
+    store.prepare().await.unwrap();
+    store
 }

@@ -7,6 +7,8 @@ pub enum Bar {
     AtLeast(f64),
     /// Must not be higher.
     AtMost(f64),
+    /// Just told.
+    None,
 }
 
 impl Bar {
@@ -14,6 +16,7 @@ impl Bar {
         match self {
             Self::AtLeast(bar) => value >= bar,
             Self::AtMost(bar) => value <= bar,
+            Self::None => true,
         }
     }
 }
@@ -70,6 +73,7 @@ impl Table {
             let bar = match row.bar {
                 Bar::AtLeast(bar) => format!(">= {bar}"),
                 Bar::AtMost(bar) => format!("<= {bar}"),
+                Bar::None => String::new(),
             };
             let verdict = if row.bar.met(row.value) { "ok" } else { "MISSED" };
             println!(

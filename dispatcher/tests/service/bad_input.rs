@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::rig::{Rig, fields, message, reason};
+use crate::rig::{Rig, Running, fields, message, reason};
 use clap::Parser as _;
 use dispatcher::settings::Args;
 use shared::proto::{Outcome, TemplateValue};
@@ -101,7 +101,7 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
     let mut rig = Rig::on(Redis::durable()).await;
     rig.submit("oUser", 3).await;
     rig.redis.kill();
-    let dispatcher = rig.dispatcher().await;
+    let dispatcher = Running::start(rig.settings(&[])).await;
     let unavailable = |status: tonic::Status| (status.code(), reason(&status));
     let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
     expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
@@ -124,15 +124,7 @@ async fn health_follows_redis() {
     let mut rig = Rig::on(Redis::durable()).await;
     let dispatcher = rig.dispatcher().await;
     let channel = crate::rig::connect(dispatcher.address.port()).await;
-    let serving = async |wanted: bool| {
-        eventually("health follows", Duration::from_secs(10), async || {
-            let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
-            let request = tonic_health::pb::HealthCheckRequest { service: "formid.v1.DispatcherService".into() };
-            let answer = client.check(request).await.unwrap().into_inner();
-            (answer.status() == tonic_health::pb::health_check_response::ServingStatus::Serving) == wanted
-        })
-        .await;
-    };
+    let serving = async |wanted| crate::rig::serving(channel.clone(), wanted).await;
     serving(true).await;
     rig.redis.kill();
     serving(false).await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::rig::{APP, Rig, any_port, connect, reason, request};
+use crate::rig::{APP, Rig, any_port, connect, reason, request, serving};
 use sandbox::{FaultKind, Rule};
 use shared::proto::Outcome;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
@@ -141,7 +141,9 @@ async fn a_drain_finishes_what_is_under_way() {
     rig.sandbox.set_settings(slow).unwrap();
     let port = any_port();
     let mut process = rig.process(port);
-    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let channel = connect(port).await;
+    serving(channel.clone(), true).await;
+    let mut client = DispatcherServiceClient::new(channel);
     let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
     eventually("the send is under way", Duration::from_secs(10), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 1
@@ -161,7 +163,9 @@ async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
     rig.sandbox.set_settings(slow).unwrap();
     let port = any_port();
     let mut process = rig.process(port);
-    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let channel = connect(port).await;
+    serving(channel.clone(), true).await;
+    let mut client = DispatcherServiceClient::new(channel);
     let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
     eventually("the send is under way", Duration::from_secs(10), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 1
@@ -182,7 +186,9 @@ async fn a_lease_left_behind_without_a_request_id_returns_to_stock() {
     rig.sandbox.add_faults(vec![hang]).unwrap();
     let port = any_port();
     let mut process = rig.process(port);
-    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let channel = connect(port).await;
+    serving(channel.clone(), true).await;
+    let mut client = DispatcherServiceClient::new(channel);
     let sending = tokio::spawn(async move { client.send_template(crate::rig::message("oUser", "lost")).await });
     eventually("the send is under way", Duration::from_secs(10), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 1

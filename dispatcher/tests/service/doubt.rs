@@ -166,6 +166,25 @@ async fn repeated_requests_join_the_send_that_is_under_way() {
 }
 
 #[tokio::test]
+async fn what_is_known_of_a_request_is_told_even_while_the_app_is_stopped() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
+    rig.submit("oUser", 3).await;
+    assert_eq!(dispatcher.send(request("oUser", "first", "r1")).await.unwrap().outcome(), Outcome::Delivered);
+    rig.fault(FaultKind::CutAfter, 1);
+    assert_eq!(reason(&dispatcher.send(request("oUser", "second", "r2")).await.unwrap_err()), "IN_DOUBT");
+    rig.answer(48001, 1);
+    assert_eq!(reason(&dispatcher.send(request("oUser", "third", "r3")).await.unwrap_err()), "APP_STOPPED");
+
+    let first = dispatcher.send(request("oUser", "first", "r1")).await.unwrap();
+    assert_eq!((first.outcome(), first.repeated), (Outcome::Delivered, true));
+    assert_eq!(reason(&dispatcher.send(request("oUser", "other", "r1")).await.unwrap_err()), "REQUEST_ID_REUSED");
+    assert_eq!(reason(&dispatcher.send(request("oUser", "second", "r2")).await.unwrap_err()), "IN_DOUBT");
+    assert_eq!(reason(&dispatcher.send(request("oUser", "third", "r3")).await.unwrap_err()), "APP_STOPPED");
+    assert_eq!(rig.delivered(), 2);
+}
+
+#[tokio::test]
 async fn another_replica_says_that_the_request_is_under_way() {
     let rig = Rig::new().await;
     let (first, second) = (rig.dispatcher().await, rig.dispatcher().await);

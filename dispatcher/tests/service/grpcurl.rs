@@ -65,6 +65,7 @@ async fn a_person_can_read_why_a_send_failed() {
         nothing.contains("FailedPrecondition") && nothing.contains("nothing is in stock for this user"),
         "{nothing}"
     );
+    assert!(nothing.contains(r#""reason":"NO_CREDENTIAL""#), "{nothing}");
     let refused = send(json!({"app_id": APP, "openid": "oUser", "template_id": "t"})).await;
     assert!(refused.contains("WeChat refused") && refused.contains("40003"), "{refused}");
     let stranger = send(json!({"app_id": "wxfeedfeedfeedfeed", "openid": "oUser", "template_id": "t"})).await;

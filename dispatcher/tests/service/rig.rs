@@ -18,6 +18,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 pub const APP: &str = "wx0123456789abcdef";
@@ -89,7 +92,9 @@ impl Rig {
     }
 
     pub async fn dispatcher_with(&self, extra: &[&str]) -> Running {
-        Running::start(self.settings(extra)).await
+        let running = Running::start(self.settings(extra)).await;
+        serving(connect(running.address.port()).await, true).await;
+        running
     }
 
     /// A dispatcher as a process of its own.
@@ -208,6 +213,16 @@ pub async fn connect(port: u16) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
     eventually("the dispatcher listens", Duration::from_secs(20), async || endpoint.connect().await.is_ok()).await;
     endpoint.connect_lazy()
+}
+
+/// Waits until a service shows, or no longer shows, that it serves.
+pub async fn serving(channel: Channel, wanted: bool) {
+    eventually("health follows", Duration::from_secs(20), async || {
+        let request = HealthCheckRequest { service: "formid.v1.DispatcherService".into() };
+        let answer = HealthClient::new(channel.clone()).check(request).await;
+        answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving) == wanted
+    })
+    .await;
 }
 
 pub fn any_port() -> u16 {

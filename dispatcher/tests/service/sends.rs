@@ -204,6 +204,7 @@ async fn the_daily_quota_pauses_the_app_until_midnight() {
     let settings = rig.settings(&[]);
     let clock = settings.clock.clone();
     let dispatcher = crate::rig::Running::start(settings).await;
+    crate::rig::serving(crate::rig::connect(dispatcher.address.port()).await, true).await;
     rig.submit("oUser", 1).await;
     rig.answer(45009, 1);
     for _ in 0..2 {

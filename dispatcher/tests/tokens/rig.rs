@@ -92,18 +92,21 @@ impl Rig {
         Self { endpoint: TokenEndpoint::Plain, ..Self::start().await }
     }
 
-    pub fn store(&self) -> Store {
+    /// Prepared, if Redis is up.
+    pub async fn store(&self) -> Store {
         let mut config = store_config(self.redis.url());
         config.redis.timeout = Duration::from_millis(500);
-        Store::new(&config).unwrap()
+        let store = Store::new(&config).unwrap();
+        let _ = store.prepare().await;
+        store
     }
 
     /// A replica with connections of its own.
-    pub fn replica(&self) -> Tokens {
-        self.replica_at(&self.url)
+    pub async fn replica(&self) -> Tokens {
+        self.replica_at(&self.url).await
     }
 
-    pub fn replica_at(&self, url: &str) -> Tokens {
+    pub async fn replica_at(&self, url: &str) -> Tokens {
         let app = App {
             id: id(),
             secret: Secret::parse("CANARY-secret").unwrap(),
@@ -112,7 +115,7 @@ impl Rig {
             timeout: Duration::from_secs(5),
             token_endpoint: self.endpoint,
         };
-        Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store())
+        Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store().await)
     }
 
     pub fn set(&self, change: impl FnOnce(&mut WeChat)) {
@@ -128,7 +131,7 @@ impl Rig {
     }
 
     pub async fn shared(&self) -> Option<String> {
-        self.store().token(&id()).await.unwrap().map(|shared| shared.token)
+        self.store().await.token(&id()).await.unwrap().map(|shared| shared.token)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
+use deadpool_redis::redis::{self, Cmd, FromRedisValue, Value};
 
 use super::keys::{Bucket, BucketKeys, request_name};
 use super::record::{self, Record};
@@ -11,6 +11,12 @@ use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
 
 /// How long a request id is remembered unless set otherwise.
 pub const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
+
+/// The bit of a lease's state that says so; see head/leases.lua.
+const TAKEN_OVER: u8 = 2;
+
+/// Where a packed lease has the fingerprint of its message; see head/leases.lua.
+const FINGERPRINT: std::ops::Range<usize> = 38..54;
 
 /// Names a lease and its owner; chosen at random by who asks for it, so that asking twice is harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,6 +113,19 @@ pub enum Leased {
     Lost,
 }
 
+/// What is known of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// Nothing: it never came to a lease, or that is long ago.
+    Nothing,
+    /// Its recorded outcome.
+    Finished(Vec<u8>),
+    /// It has a lease: it is being sent, or in doubt.
+    UnderWay,
+    /// The request id belongs to another message.
+    Reused,
+}
+
 /// What is to be done with a leased credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -179,11 +198,9 @@ impl Store {
             .redis()?
             .invoke(&scripts::LEASE, |command| {
                 lease_keys(command, &keys, openid, request);
-                command.arg(openid.as_str()).arg(lease_name(openid, id, request)).arg(&id.0);
+                command.arg(openid.as_str());
+                lease_names(command, openid, id, request);
                 lease_terms(command, terms, kinds);
-                if let Some(request) = request {
-                    command.arg(request.id.as_str()).arg(&request.fingerprint);
-                }
             })
             .await?;
         let mut reply = Reply::new(reply);
@@ -196,6 +213,25 @@ impl Store {
             "lost" => Ok(Leased::Lost),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// What is known of a request, without doing anything about it.
+    pub async fn recorded(&self, app: &AppId, openid: &OpenId, request: &Request) -> Result<Recorded, Error> {
+        let keys = self.keys(app, openid);
+        let redis = self.redis()?;
+        let outcome: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(keys.request(openid, &request.id))).await?;
+        if let Some(outcome) = outcome {
+            let (fingerprint, outcome) = outcome.split_at_checked(16).ok_or_else(|| unexpected("half an outcome"))?;
+            let mine = fingerprint == request.fingerprint;
+            return Ok(if mine { Recorded::Finished(outcome.to_vec()) } else { Recorded::Reused });
+        }
+        let name = request_name(openid, &request.id);
+        let lease: Option<Vec<u8>> = redis.run(redis::cmd("HGET").arg(keys.leases()).arg(name)).await?;
+        Ok(match lease {
+            None => Recorded::Nothing,
+            Some(lease) if lease.get(FINGERPRINT) == Some(&request.fingerprint[..]) => Recorded::UnderWay,
+            Some(_) => Recorded::Reused,
+        })
     }
 
     /// Ends a lease. `outcome` is kept under the request id; without one the request is forgotten and may be tried again.
@@ -217,10 +253,12 @@ impl Store {
             .redis()?
             .invoke(&scripts::SETTLE, |command| {
                 lease_keys(command, &keys, openid, request);
-                command.arg(lease_name(openid, id, request)).arg(&id.0).arg(self.inner.cap).arg(verdict.name());
+                command.arg(openid.as_str());
+                lease_names(command, openid, id, request);
+                command.arg(self.inner.cap).arg(verdict.name());
                 command.arg(outcome.unwrap_or_default()).arg(terms.keep.as_secs());
                 if let Some((next, kinds)) = next {
-                    command.arg(lease_name(openid, next, request)).arg(&next.0);
+                    lease_names(command, openid, next, request);
                     lease_terms(command, terms, kinds);
                 }
             })
@@ -268,9 +306,22 @@ fn lease_keys(command: &mut Cmd, keys: &BucketKeys, openid: &OpenId, request: Op
     }
 }
 
-/// What a lease is called among those of its bucket.
-fn lease_name(openid: &OpenId, id: LeaseId, request: Option<&Request>) -> Vec<u8> {
-    request.map_or_else(|| id.0.to_vec(), |request| request_name(openid, &request.id).into_bytes())
+/// What a lease is called among those of its bucket, and "who" as head/leases.lua describes it.
+fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<&Request>) {
+    match request {
+        Some(request) => command.arg(request_name(openid, &request.id)),
+        None => command.arg(&id.0),
+    };
+    let request_id = request.map_or("", |request| request.id.as_str());
+    let mut who = Vec::with_capacity(34 + openid.as_str().len() + request_id.len());
+    who.extend_from_slice(&id.0);
+    who.extend_from_slice(&request.map_or([0; 16], |request| request.fingerprint));
+    for text in [openid.as_str(), request_id] {
+        // Both are at most 128 bytes.
+        who.push(text.len() as u8);
+        who.extend_from_slice(text.as_bytes());
+    }
+    command.arg(who);
 }
 
 fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, kinds: Kinds) {
@@ -295,17 +346,23 @@ impl Reply {
     }
 
     fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
-        let (flags, expiry, tail): (u8, u32, Vec<u8>) = (self.next()?, self.next()?, self.next()?);
-        let Record { credential, suspect } = record::read(flags, expiry, &tail)?;
+        let packed: Vec<u8> = self.next()?;
+        let cut = || unexpected("a lease that is cut off");
+        let (left, rest) = packed.split_first_chunk().ok_or_else(cut)?;
+        let (now, rest) = rest.split_first_chunk().ok_or_else(cut)?;
+        let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;
+        let (expiry, tail) = rest.split_first_chunk().ok_or_else(cut)?;
+        let expiry = u32::from_be_bytes(*expiry);
+        let Record { credential, suspect } = record::read(*flags, expiry, tail)?;
         Ok(Lease {
             id,
             credential: credential.id,
             kind: credential.kind,
             expiry,
+            now: i64::from(u32::from_be_bytes(*now)),
             suspect,
-            taken_over: self.next()?,
-            messages_left: self.next()?,
-            now: self.next()?,
+            taken_over: state & TAKEN_OVER != 0,
+            messages_left: u32::from_be_bytes(*left),
         })
     }
 }

@@ -22,10 +22,10 @@ pub mod stock;
 pub mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_redis::redis::{self, RedisError};
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::credential::{AppId, OpenId};
@@ -83,7 +83,7 @@ pub struct Store {
 struct Inner {
     connections: Connections,
     /// This Redis was found usable: users are in the buckets where they are looked for.
-    prepared: AtomicBool,
+    prepared: watch::Sender<bool>,
     buckets: u16,
     cap: u16,
 }
@@ -92,7 +92,7 @@ impl Store {
     /// Prepares a store without talking to Redis; see [`Store::prepare`]. Fails on a URL that is none.
     pub fn new(config: &StoreConfig) -> Result<Self, Error> {
         let connections = Connections::new(&config.redis)?;
-        let (buckets, prepared) = (config.buckets.max(1), AtomicBool::new(false));
+        let (buckets, prepared) = (config.buckets.max(1), watch::Sender::new(false));
         Ok(Self { inner: Arc::new(Inner { connections, prepared, buckets, cap: config.cap }) })
     }
 
@@ -110,8 +110,14 @@ impl Store {
             connections.load(script).await?;
         }
         self.warn_of_forgetful_settings().await;
-        self.inner.prepared.store(true, Ordering::Release);
+        self.inner.prepared.send_replace(true);
         Ok(())
+    }
+
+    /// Ends once [`Store::prepare`] has succeeded: until then nothing else does.
+    pub async fn prepared(&self) {
+        // The sender lives as long as this store does, so there is nothing to go wrong.
+        let _ = self.inner.prepared.subscribe().wait_for(|prepared| *prepared).await;
     }
 
     /// Whether Redis answers.
@@ -137,7 +143,7 @@ impl Store {
 
     /// The connections, once this Redis was found usable.
     fn redis(&self) -> Result<&Connections, Error> {
-        if self.inner.prepared.load(Ordering::Acquire) {
+        if *self.inner.prepared.borrow() {
             return Ok(&self.inner.connections);
         }
         Err(Error::Unavailable("it was not reached so far".into()))

@@ -1,9 +1,12 @@
 //! The store in plain Rust, as simple as can be: what every reply and every record must be.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use shared::credential::{Credential, CredentialId, Kind};
-use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
+use shared::store::leases::{
+    KEEP_REQUESTS, Lease, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, Settled, Verdict,
+};
 use shared::store::record::MAX_USES;
 use shared::store::stock::{Count, DAY, DAY_OFFSET, Ledger};
 
@@ -17,27 +20,39 @@ pub struct Held {
     pub suspect: bool,
 }
 
-/// A user and its request id.
-type Name = (usize, String);
+/// What a lease is called: by its user and request id if there is one, by its first owner otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    Request(usize, String),
+    Lease([u8; 16]),
+}
+
+impl Name {
+    fn of(user: usize, id: LeaseId, request: Option<&Request>) -> Self {
+        match request {
+            Some(request) => Self::Request(user, request.id.as_str().to_owned()),
+            None => Self::Lease(id.0),
+        }
+    }
+}
 
 struct InFlight {
+    owner: LeaseId,
     user: usize,
-    request: Option<Name>,
+    fingerprint: Option<[u8; 16]>,
     held: Held,
     deadline: i64,
-    looked_at: i64,
+    /// When the reaper looks at it.
+    turn: i64,
     pinned: bool,
     taken_over: bool,
+    /// Its user is gone; all it tells is that the request was under way.
+    erased: bool,
 }
 
-enum Progress {
-    UnderWay(LeaseId),
-    Finished(Vec<u8>),
-}
-
-struct Remembered {
+struct Finished {
     fingerprint: [u8; 16],
-    progress: Progress,
+    outcome: Vec<u8>,
     until: i64,
 }
 
@@ -48,8 +63,8 @@ pub struct Model {
     began: i64,
     pub now: i64,
     users: Vec<Vec<Held>>,
-    leases: BTreeMap<[u8; 16], InFlight>,
-    requests: BTreeMap<Name, Remembered>,
+    leases: BTreeMap<Name, InFlight>,
+    requests: BTreeMap<Name, Finished>,
     ledger: Ledger,
 }
 
@@ -71,7 +86,7 @@ impl Model {
     }
 
     pub fn ledger(&self) -> Ledger {
-        Ledger { leased: self.leases.len() as u64, ..self.ledger }
+        Ledger { leased: self.leases.values().filter(|lease| !lease.erased).count() as u64, ..self.ledger }
     }
 
     /// The records of a user, without those that neither can be used nor count.
@@ -107,36 +122,42 @@ impl Model {
         kinds: &[Kind],
         request: Option<&Request>,
     ) -> Leased {
-        if self.leases.contains_key(&id.0) {
-            return Leased::Lease(self.reply(id));
+        let (name, fingerprint) = (Name::of(user, id, request), request.map(|request| request.fingerprint));
+        if let Some(done) = self.requests.get(&name) {
+            let mine = fingerprint == Some(done.fingerprint);
+            return if mine { Leased::Finished(done.outcome.clone()) } else { Leased::Reused };
         }
-        let name = request.map(|request| (user, request.id.as_str().to_owned()));
-        if let (Some(name), Some(request)) = (&name, request)
-            && let Some(known) = self.requests.get(name)
-        {
-            if known.fingerprint != request.fingerprint {
+        if let Some(lease) = self.leases.get_mut(&name) {
+            if lease.fingerprint != fingerprint {
                 return Leased::Reused;
             }
-            let holder = match &known.progress {
-                Progress::Finished(outcome) => return Leased::Finished(outcome.clone()),
-                Progress::UnderWay(holder) => *holder,
-            };
-            let Some(held) = self.leases.get(&holder.0) else {
+            if lease.erased {
                 return Leased::Lost;
-            };
-            if held.deadline > self.now {
-                return Leased::UnderWay(std::time::Duration::from_secs((held.deadline - self.now) as u64));
             }
-            let mut lease = self.leases.remove(&holder.0).unwrap();
-            lease.deadline = self.now + terms.duration.as_secs() as i64;
-            (lease.looked_at, lease.pinned, lease.taken_over) = (lease.deadline, false, true);
-            self.leases.insert(id.0, lease);
-            self.remember(name.clone(), request.fingerprint, Progress::UnderWay(id), terms);
-            return Leased::Lease(self.reply(id));
+            if lease.owner != id {
+                if lease.deadline > self.now {
+                    return Leased::UnderWay(Duration::from_secs((lease.deadline - self.now) as u64));
+                }
+                lease.owner = id;
+                lease.deadline = self.now + terms.duration.as_secs() as i64;
+                (lease.turn, lease.pinned, lease.taken_over) = (lease.deadline, false, true);
+            }
+            return Leased::Lease(self.reply(&name));
         }
         self.drop_expired(user);
-        let fingerprint = request.map(|request| request.fingerprint);
-        if self.take(user, id, terms, kinds, name, fingerprint) { Leased::Lease(self.reply(id)) } else { Leased::None }
+        if self.take(user, id, terms, kinds, request) { Leased::Lease(self.reply(&name)) } else { Leased::None }
+    }
+
+    pub fn recorded(&self, user: usize, request: &Request) -> Recorded {
+        // Any id will do: the name is the request's.
+        let name = Name::of(user, LeaseId([0; 16]), Some(request));
+        match (self.requests.get(&name), self.leases.get(&name)) {
+            (Some(done), _) if done.fingerprint != request.fingerprint => Recorded::Reused,
+            (Some(done), _) => Recorded::Finished(done.outcome.clone()),
+            (None, Some(lease)) if lease.fingerprint != Some(request.fingerprint) => Recorded::Reused,
+            (None, Some(_)) => Recorded::UnderWay,
+            (None, None) => Recorded::Nothing,
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -150,29 +171,31 @@ impl Model {
         request: Option<&Request>,
         next: Option<(LeaseId, &[Kind])>,
     ) -> Settled {
-        let name = request.map(|request| (user, request.id.as_str().to_owned()));
-        let known = name.as_ref().and_then(|name| self.requests.get(name));
-        let holds = known.is_some_and(|known| matches!(known.progress, Progress::UnderWay(holder) if holder == id));
-        let closes = name.zip(request.map(|request| request.fingerprint)).filter(|_| holds);
-        if !self.leases.contains_key(&id.0) {
-            if let Some((next, _)) = next
-                && self.leases.contains_key(&next.0)
-            {
-                return Settled::Next(self.reply(next));
+        let name = Name::of(user, id, request);
+        let Some(lease) = self.leases.get_mut(&name).filter(|lease| lease.owner == id) else {
+            if let Some((next, _)) = next {
+                let following = Name::of(user, next, request);
+                if self.leases.get(&following).is_some_and(|lease| lease.owner == next && !lease.erased) {
+                    return Settled::Next(self.reply(&following));
+                }
             }
-            if verdict != Verdict::Hold {
-                self.close(closes, outcome, terms);
+            return Settled::Stale;
+        };
+        if lease.erased {
+            if !outcome.is_empty() {
+                self.leases.remove(&name);
+                self.finish(name, outcome, request, terms);
             }
             return Settled::Stale;
         }
-        self.drop_expired(user);
         if verdict == Verdict::Hold {
-            let until = self.now + terms.keep.as_secs() as i64;
-            let lease = self.leases.get_mut(&id.0).unwrap();
-            (lease.deadline, lease.looked_at, lease.pinned) = (self.now, until, true);
+            let turn = self.now + terms.keep.as_secs() as i64;
+            (lease.deadline, lease.turn, lease.pinned) = (self.now, turn, true);
+            self.drop_expired(user);
             return Settled::Done { messages_left: self.left(user) };
         }
-        let lease = self.leases.remove(&id.0).unwrap();
+        let lease = self.leases.remove(&name).unwrap();
+        self.drop_expired(user);
         match verdict {
             Verdict::Consume => self.spend(&lease),
             Verdict::Discard => {
@@ -182,29 +205,30 @@ impl Model {
             }
             Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(&lease, verdict == Verdict::Suspect),
         }
-        let Some((next, kinds)) = next else {
-            self.close(closes, outcome, terms);
-            return Settled::Done { messages_left: self.left(user) };
-        };
-        if self.take(user, next, terms, kinds, lease.request, request.map(|request| request.fingerprint)) {
-            return Settled::Next(self.reply(next));
+        if let Some((next, kinds)) = next
+            && self.take(user, next, terms, kinds, request)
+        {
+            return Settled::Next(self.reply(&Name::of(user, next, request)));
         }
-        self.close(closes, outcome, terms);
-        Settled::NoNext
+        self.finish(name, outcome, request, terms);
+        if next.is_some() { Settled::NoNext } else { Settled::Done { messages_left: self.left(user) } }
     }
 
     pub fn reap(&mut self, terms: &LeaseTerms) -> Reaped {
         let mut reaped = Reaped::default();
         let late: Vec<_> =
-            self.leases.iter().filter(|(_, lease)| lease.looked_at <= self.now).map(|(id, _)| *id).collect();
-        for id in late {
-            let lease = self.leases.get_mut(&id).unwrap();
-            if lease.request.is_some() && !lease.pinned {
-                (lease.pinned, lease.looked_at) = (true, self.now + terms.keep.as_secs() as i64);
+            self.leases.iter().filter(|(_, lease)| lease.turn <= self.now).map(|(name, _)| name.clone()).collect();
+        for name in late {
+            let lease = self.leases.get_mut(&name).unwrap();
+            if lease.fingerprint.is_some() && !lease.pinned && !lease.erased {
+                (lease.pinned, lease.turn) = (true, self.now + terms.keep.as_secs() as i64);
                 reaped.pinned += 1;
                 continue;
             }
-            let lease = self.leases.remove(&id).unwrap();
+            let lease = self.leases.remove(&name).unwrap();
+            if lease.erased {
+                continue;
+            }
             self.drop_expired(lease.user);
             if lease.held.kind == Kind::PrepayId {
                 self.spend(&lease);
@@ -221,9 +245,12 @@ impl Model {
     pub fn erase(&mut self, user: usize) -> u32 {
         self.drop_expired(user);
         let in_stock: u32 = self.users[user].drain(..).map(|held| u32::from(held.uses)).sum();
-        let before = self.leases.len();
-        self.leases.retain(|_, lease| lease.user != user);
-        let erased = in_stock + (before - self.leases.len()) as u32;
+        let theirs = |lease: &InFlight| lease.user == user && !lease.erased;
+        let erased = in_stock + self.leases.values().filter(|lease| theirs(lease)).count() as u32;
+        self.leases.retain(|_, lease| !theirs(lease) || lease.fingerprint.is_some());
+        for lease in self.leases.values_mut().filter(|lease| theirs(lease)) {
+            (lease.erased, lease.turn) = (true, self.now + KEEP_REQUESTS.as_secs() as i64);
+        }
         self.ledger.erased += u64::from(erased);
         erased
     }
@@ -269,8 +296,7 @@ impl Model {
         id: LeaseId,
         terms: &LeaseTerms,
         kinds: &[Kind],
-        request: Option<Name>,
-        fingerprint: Option<[u8; 16]>,
+        request: Option<&Request>,
     ) -> bool {
         let earliest = self.now + terms.margin.as_secs() as i64;
         let usable = |held: &&mut Held| held.uses > 0 && kinds.contains(&held.kind) && held.expiry > earliest;
@@ -280,11 +306,18 @@ impl Model {
         held.uses -= 1;
         let held = held.clone();
         let deadline = self.now + terms.duration.as_secs() as i64;
-        if let Some((name, fingerprint)) = request.clone().zip(fingerprint) {
-            self.remember(name, fingerprint, Progress::UnderWay(id), terms);
-        }
-        let lease = InFlight { user, request, held, deadline, looked_at: deadline, pinned: false, taken_over: false };
-        self.leases.insert(id.0, lease);
+        let lease = InFlight {
+            owner: id,
+            user,
+            fingerprint: request.map(|request| request.fingerprint),
+            held,
+            deadline,
+            turn: deadline,
+            pinned: false,
+            taken_over: false,
+            erased: false,
+        };
+        self.leases.insert(Name::of(user, id, request), lease);
         true
     }
 
@@ -305,24 +338,18 @@ impl Model {
         }
     }
 
-    fn remember(&mut self, name: Name, fingerprint: [u8; 16], progress: Progress, terms: &LeaseTerms) {
-        let until = self.now + terms.keep.as_secs() as i64;
-        self.requests.insert(name, Remembered { fingerprint, progress, until });
-    }
-
-    fn close(&mut self, request: Option<(Name, [u8; 16])>, outcome: &[u8], terms: &LeaseTerms) {
-        let Some((name, fingerprint)) = request else { return };
-        if outcome.is_empty() {
-            self.requests.remove(&name);
-        } else {
-            self.remember(name, fingerprint, Progress::Finished(outcome.to_vec()), terms);
+    fn finish(&mut self, name: Name, outcome: &[u8], request: Option<&Request>, terms: &LeaseTerms) {
+        if let Some(request) = request.filter(|_| !outcome.is_empty()) {
+            let until = self.now + terms.keep.as_secs() as i64;
+            let finished = Finished { fingerprint: request.fingerprint, outcome: outcome.to_vec(), until };
+            self.requests.insert(name, finished);
         }
     }
 
-    fn reply(&self, id: LeaseId) -> Lease {
-        let lease = &self.leases[&id.0];
+    fn reply(&self, name: &Name) -> Lease {
+        let lease = &self.leases[name];
         Lease {
-            id,
+            id: lease.owner,
             credential: CredentialId::parse(lease.held.id.as_str()).unwrap(),
             kind: lease.held.kind,
             expiry: self.in_redis(lease.held.expiry),

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use deadpool_redis::redis;
 use futures_util::StreamExt as _;
+use shared::store::credentials::Packed;
+use shared::store::gates::{Source, Stop};
 use shared::store::leases::{LeaseId, Leased, Verdict};
+use shared::store::tokens::SharedToken;
 use shared::store::{Error, Store, StoreConfig};
 use testing::{Redis, eventually, store_config};
 
-use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
+use crate::world::{BRIEF, TERMS, World, any_kind, form_id, leased, next, prepay_id, request, user};
 
 /// Everything that runs a script, once.
 async fn a_whole_life(world: &World) {
@@ -75,6 +78,58 @@ async fn another_number_of_buckets_is_refused() {
     let refused = with(8).prepare().await;
     assert!(matches!(refused, Err(Error::BucketCount { found: 4, wanted: 8 })), "{refused:?}");
     with(4).prepare().await.unwrap();
+}
+
+#[tokio::test]
+async fn until_redis_was_found_usable_every_command_but_a_ping_says_unavailable_and_writes_nothing() {
+    let world = World::new().await;
+    let (app, anna, message, id) = (&world.app, user("oAnna"), request("r1", 1), LeaseId::random());
+    world.collect(&anna, &[form_id("f1", 1)]).await;
+    let before = world.everything().await;
+    let store = Store::new(&StoreConfig { buckets: 8, ..store_config(world.redis.url()) }).unwrap();
+    // With other buckets than this Redis has, it never is.
+    for prepare in [false, true] {
+        assert!(!prepare || store.prepare().await.is_err());
+        store.ping().await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(20), store.prepared()).await.is_err());
+        let credentials = [Packed::new(anna.clone(), &form_id("f2", 1))];
+        let (bucket, some, day) = (store.bucket_of(&anna), Some(&message), Duration::from_secs(86400));
+        let (token, kinds) = (SharedToken { token: "t".into(), ends_ms: 0 }, any_kind());
+        let stop = Stop { errcode: 45009, rid: String::new(), until_ms: 0 };
+        macro_rules! assert_unavailable {
+            ($($call:expr),+ $(,)?) => {
+                $(assert!(matches!($call.await, Err(Error::Unavailable(_))), stringify!($call));)+
+            };
+        }
+        assert_unavailable!(
+            store.collect(app, bucket, &credentials),
+            store.records(app, &anna),
+            store.inventory(app, &anna, 0),
+            store.erase(app, &anna),
+            store.lease(app, &anna, id, &TERMS, kinds, some),
+            store.recorded(app, &anna, &message),
+            store.settle(app, &anna, id, &TERMS, Verdict::Consume, Some(b"ok"), some, None),
+            store.reap(app, bucket, &TERMS, 10),
+            store.sweep(app, bucket, 0, Duration::ZERO),
+            store.claim_sweep(app, bucket, day),
+            store.users(app),
+            store.stock(app, 0, 10),
+            store.ledger(app),
+            store.token(app),
+            store.put_token(app, &token, day),
+            store.drop_token(app, &token),
+            store.lock_token(app, "me", day),
+            store.permit_forced_token(app, day),
+            store.unlock_token(app, "me"),
+            store.stops(app),
+            store.stop(app, Source::App, &stop),
+        );
+        assert_eq!(world.everything().await, before);
+    }
+    let store = Store::new(&store_config(world.redis.url())).unwrap();
+    store.prepare().await.unwrap();
+    store.prepared().await;
+    assert_eq!(store.records(app, &anna).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

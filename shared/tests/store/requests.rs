@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use deadpool_redis::redis;
-use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request, Settled, Verdict};
+use shared::store::leases::{LeaseId, LeaseTerms, Leased, Recorded, Request, Settled, Verdict};
 
-use crate::world::{BRIEF, HOUR, TERMS, World, form_id, leased, next, prepay_id, request, user};
+use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
 #[tokio::test]
 async fn a_finished_request_is_answered_from_its_record_to_everybody() {
@@ -38,9 +38,7 @@ async fn a_request_id_with_another_message_is_refused_while_under_way_and_after(
 async fn one_request_id_of_two_users_of_a_bucket_is_two_requests() {
     let world = World::new().await;
     let anna = user("oAnna");
-    let bucket = |name: &str| world.store.bucket_of(&user(name));
-    let bob = (0..).map(|number| format!("oBob{number}")).find(|name| bucket(name) == bucket("oAnna")).unwrap();
-    let bob = user(&bob);
+    let bob = world.neighbour(&anna);
     world.collect(&anna, &[form_id("f1", 1)]).await;
     world.collect(&bob, &[form_id("f2", 1)]).await;
     leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&request("r1", 1))).await);
@@ -163,13 +161,52 @@ async fn a_request_is_remembered_for_as_long_as_it_is_kept_and_no_longer() {
     world.advance(1).await;
     world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &closed).await;
     assert!((full - 60_000..=full).contains(&keep(&closed).await), "counted from its end");
-    assert!((0..=full - HOUR * 1000).contains(&keep(&open).await), "counted from its beginning");
-    leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&open)).await);
-    assert!((full - 60_000..=full).contains(&keep(&open).await), "counted from the takeover");
+    assert_eq!(keep(&open).await, -2, "under way, its lease is all there is of it");
+    assert!(leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&open)).await).taken_over);
     world.advance(4).await;
-    assert_eq!((keep(&open).await, keep(&closed).await), (-2, -2));
+    assert_eq!(keep(&closed).await, -2);
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&closed)).await);
     assert!(!lease.taken_over, "a new message");
+}
+
+#[tokio::test]
+async fn what_is_recorded_of_a_request_is_told_without_doing_anything_about_it() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let bob = world.neighbour(&anna);
+    let (message, other, id) = (request("r1", 1), request("r1", 2), LeaseId::random());
+    // Of the message itself, of another one under its name, and of one of the same name for somebody else.
+    let recorded = async || {
+        let before = world.everything().await;
+        let of = async |user, request| world.store.recorded(&world.app, user, request).await.unwrap();
+        let told = [of(&anna, &message).await, of(&anna, &other).await, of(&bob, &message).await];
+        assert_eq!(world.everything().await, before);
+        told
+    };
+    let nothing = || [Recorded::Nothing, Recorded::Nothing, Recorded::Nothing];
+    let under_way = || [Recorded::UnderWay, Recorded::Reused, Recorded::Nothing];
+    assert_eq!(recorded().await, nothing());
+    assert_eq!(world.ask(&anna, id, &TERMS, Some(&message)).await, Leased::None);
+    assert_eq!(recorded().await, nothing(), "it never came to a lease");
+    world.collect(&anna, &[form_id("f1", 99), form_id("f2", 99)]).await;
+    leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
+    assert_eq!(recorded().await, under_way());
+    world.advance(1).await;
+    assert_eq!(recorded().await, under_way(), "past its deadline");
+    assert_eq!(world.reap(&TERMS).await.pinned, 1);
+    assert_eq!(recorded().await, under_way(), "pinned");
+    let following = LeaseId::random();
+    next(world.settle_next(&anna, id, Verdict::Discard, Some(&message), following).await);
+    assert_eq!(recorded().await, under_way(), "with the next credential");
+    world.settle_request(&anna, following, Verdict::Hold, None, &message).await;
+    assert_eq!(recorded().await, under_way(), "in doubt");
+    world.settle_request(&anna, following, Verdict::Return, None, &message).await;
+    assert_eq!(recorded().await, nothing(), "it ended without an outcome");
+    leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
+    world.settle_request(&anna, id, Verdict::Consume, Some(b"\0\xff"), &message).await;
+    assert_eq!(recorded().await, [Recorded::Finished(b"\0\xff".to_vec()), Recorded::Reused, Recorded::Nothing]);
+    world.advance(4).await;
+    assert_eq!(recorded().await, nothing(), "that is long ago");
+    world.assert_sound().await;
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ enum Op {
     LeaseAgain(prop::sample::Index),
     /// A lease that was asked for before, whatever has become of it; verdict, outcome, kinds of the next one.
     Settle(prop::sample::Index, usize, usize, Option<usize>),
+    /// User, request id and message.
+    Recorded(usize, (u8, u8)),
     Erase(usize),
     Reap,
     Sweep,
@@ -56,18 +58,21 @@ fn op() -> impl Strategy<Value = Op> {
     let user = || prop_oneof![3 => Just(0_usize), 1 => 1..USERS.len()];
     let uses = prop_oneof![1..4_u8, Just(31)];
     let credential = (user(), 0..IDS.len(), uses, -1..8_i64);
-    let request = prop::option::of((0..3_u8, prop_oneof![8 => Just(0_u8), 1 => Just(1)]));
+    let request = || (0..3_u8, prop_oneof![8 => Just(0_u8), 1 => Just(1)]);
     let kinds = || prop_oneof![3 => Just(0_usize), 1 => 1..KINDS.len()];
     prop_oneof![
         6 => vec(credential, 1..8).prop_map(Op::Collect),
-        8 => (user(), kinds(), request, any::<bool>()).prop_map(|(user, kinds, request, long)| Op::Lease(user, kinds, request, long)),
+        8 => (user(), kinds(), prop::option::of(request()), any::<bool>())
+            .prop_map(|(user, kinds, request, long)| Op::Lease(user, kinds, request, long)),
         2 => any::<prop::sample::Index>().prop_map(Op::LeaseAgain),
         9 => (any::<prop::sample::Index>(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(kinds()))
             .prop_map(|(lease, verdict, outcome, next)| Op::Settle(lease, verdict, outcome, next)),
+        3 => (user(), request()).prop_map(|(user, request)| Op::Recorded(user, request)),
         1 => user().prop_map(Op::Erase),
         3 => Just(Op::Reap),
         1 => Just(Op::Sweep),
-        3 => (1..4_i64).prop_map(Op::Hours),
+        // A day: what is left of a request whose user was erased goes.
+        5 => prop_oneof![9 => 1..4_i64, 1 => Just(24)].prop_map(Op::Hours),
     ]
 }
 
@@ -138,6 +143,11 @@ impl Run<'_> {
                 for _ in 0..times {
                     self.settle(&asked, verdict, OUTCOMES[*outcome], next.as_ref()).await;
                 }
+            }
+            Op::Recorded(user, (name, message)) => {
+                let request = request(&format!("r{name}"), *message);
+                let recorded = self.store.recorded(&self.world.app, &self.users[*user], &request).await.unwrap();
+                assert_eq!(recorded, self.model.recorded(*user, &request));
             }
             Op::Erase(user) => {
                 for _ in 0..times {
@@ -244,6 +254,9 @@ fn the_store_does_what_the_model_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());
     let stores = CAPS.map(|cap| store(&world.redis, cap));
+    for store in &stores {
+        runtime.block_on(store.prepare()).unwrap();
+    }
     let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(cap in 0..CAPS.len(), ops in vec((op(), prop::bool::weighted(0.2)), 1..60))| {
         runtime.block_on(async {

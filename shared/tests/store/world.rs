@@ -114,6 +114,12 @@ impl World {
         sum
     }
 
+    /// Another user of the same bucket.
+    pub fn neighbour(&self, of: &OpenId) -> OpenId {
+        let bucket = |user: &OpenId| self.store.bucket_of(user);
+        (0..).map(|number| user(&format!("oBob{number}"))).find(|bob| bucket(bob) == bucket(of)).unwrap()
+    }
+
     /// What is stored of a user: id, uses left, whether it is suspect; the soonest to expire first.
     pub async fn stored(&self, user: &OpenId) -> Vec<(String, u8, bool)> {
         let records = self.store.records(&self.app, user).await.unwrap();

@@ -14,15 +14,15 @@ redis.call('HDEL', users, openid)
 -- What is in flight in one bucket is few, so they are simply gone through.
 local all = redis.call('HGETALL', leases)
 for i = 1, #all, 2 do
-  local name, lease = all[i], unpack_lease(all[i + 1])
-  if lease.openid == openid then
+  local name, held = all[i], all[i + 1]
+  local user, request = struct.unpack('Bc0Bc0', held, 55)
+  if user == openid then
     uses = uses + 1
-    if lease.request == '' then
+    if request == '' then
       redis.call('HDEL', leases, name)
     else
-      lease.openid, lease.request, lease.tail, lease.state = '', '', '', 4
-      lease.turn = now_ms + tonumber(ARGV[2]) * 1000
-      redis.call('HSET', leases, name, pack_lease(lease))
+      local head = lease_head(now_ms, now_ms + tonumber(ARGV[2]) * 1000, 4, 0, '\0\0\0\0')
+      redis.call('HSET', leases, name, head .. sub(held, 23, 54) .. '\0\0')
       redis.call('HINCRBY', ledger, 'lost', 1)
     end
   end

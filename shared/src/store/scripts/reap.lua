@@ -14,27 +14,29 @@ local keep_ms, cap = tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
 local pinned, suspect, spent, expired = 0, 0, 0, 0
 local page = redis.call('HSCAN', leases, ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #page[2], 2 do
-  local name, lease = page[2][i], unpack_lease(page[2][i + 1])
-  if lease.turn <= now_ms then
-    if lease.state >= 4 then
+  local name, held = page[2][i], page[2][i + 1]
+  local deadline, turn, state, flags = struct.unpack('>ddBB', held)
+  if turn <= now_ms then
+    local openid, request, rest = struct.unpack('Bc0Bc0', held, 55)
+    local expiry, tail = sub(held, 19, 22), sub(held, rest)
+    if state >= 4 then
       redis.call('HDEL', leases, name)
       redis.call('HINCRBY', ledger, 'lost', -1)
-    elseif lease.request ~= '' and lease.state % 2 == 0 then
-      lease.state, lease.turn = lease.state + 1, now_ms + keep_ms
-      redis.call('HSET', leases, name, pack_lease(lease))
+    elseif request ~= '' and state % 2 == 0 then
+      redis.call('HSET', leases, name, lease_head(deadline, now_ms + keep_ms, state + 1, flags, expiry) .. sub(held, 23))
       pinned = pinned + 1
     else
-      local field, gone = drop_expired(redis.call('HGET', users, lease.openid) or '')
+      local field, gone = drop_expired(redis.call('HGET', users, openid) or '')
       tally(ledger, 'expired', gone)
-      if lease.flags >= 64 then
-        field = remove_record(field, lease, true)
+      if flags >= 64 then
+        field = remove_record(field, tail, true)
         tally(ledger, 'consumed', 1)
         spent = spent + 1
       else
-        if lease.expiry <= now then expired = expired + 1 else suspect = suspect + 1 end
-        field = give_back(field, lease, true, cap, ledger)
+        if expiry_at(expiry, 1) <= now then expired = expired + 1 else suspect = suspect + 1 end
+        field = give_back(field, flags, expiry, tail, true, cap, ledger)
       end
-      save(users, lease.openid, field)
+      save(users, openid, field)
       redis.call('HDEL', leases, name)
     end
   end
