@@ -91,6 +91,18 @@ async fn no_user_and_no_credential_reaches_the_log() {
     assert!(!log.contains("CANARY"), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_may_forget_is_warned_of() {
+    let redis = Redis::start_with(&["--save", "", "--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]);
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let (process, _) = start(&redis, program().stderr(File::create(&log).unwrap())).await;
+    drop(process);
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("maxmemory-policy") && log.contains("allkeys-lru"), "{log}");
+    assert!(log.contains("append-only"), "{log}");
+}
+
 /// A store with as many buckets as the program has by itself.
 async fn large_store(redis: &Redis) -> shared::store::Store {
     let config = shared::store::StoreConfig { buckets: 512, ..testing::store_config(redis.url()) };

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::rig::{APP, Rig, any_port, connect, reason, request, serving};
 use sandbox::{FaultKind, Rule};
-use shared::proto::Outcome;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use testing::eventually;
-use tonic::Code;
+use shared::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
+use testing::{Process, eventually};
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// How many messages, to how many users, by how many callers.
 const MESSAGES: usize = 1500;
@@ -133,24 +134,33 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>) {
     }
 }
 
+/// A dispatcher of its own, and a send that has its lease there.
+async fn under_way(
+    rig: &Rig,
+    order: SendTemplateRequest,
+) -> (Process, JoinHandle<Result<SendTemplateResponse, Status>>) {
+    let port = any_port();
+    let process = rig.process(port);
+    let channel = connect(port).await;
+    serving(channel.clone(), true).await;
+    let mut client = DispatcherServiceClient::new(channel);
+    let sending = tokio::spawn(async move { client.send_template(order).await.map(tonic::Response::into_inner) });
+    eventually("the send is under way", Duration::from_secs(10), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+    })
+    .await;
+    (process, sending)
+}
+
 #[tokio::test]
 async fn a_drain_finishes_what_is_under_way() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
     let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
-    let port = any_port();
-    let mut process = rig.process(port);
-    let channel = connect(port).await;
-    serving(channel.clone(), true).await;
-    let mut client = DispatcherServiceClient::new(channel);
-    let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
-    eventually("the send is under way", Duration::from_secs(10), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
-    })
-    .await;
+    let (mut process, sending) = under_way(&rig, request("oUser", "last", "r1")).await;
     process.signal("TERM");
-    assert_eq!(sending.await.unwrap().unwrap().into_inner().outcome(), Outcome::Delivered);
+    assert_eq!(sending.await.unwrap().unwrap().outcome(), Outcome::Delivered);
     assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
     rig.assert_settled(0).await;
 }
@@ -161,16 +171,7 @@ async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
     rig.submit("oUser", 1).await;
     let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
-    let port = any_port();
-    let mut process = rig.process(port);
-    let channel = connect(port).await;
-    serving(channel.clone(), true).await;
-    let mut client = DispatcherServiceClient::new(channel);
-    let sending = tokio::spawn(async move { client.send_template(request("oUser", "last", "r1")).await });
-    eventually("the send is under way", Duration::from_secs(10), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
-    })
-    .await;
+    let (mut process, sending) = under_way(&rig, request("oUser", "last", "r1")).await;
     sending.abort();
     process.signal("TERM");
     assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
@@ -184,16 +185,7 @@ async fn a_lease_left_behind_without_a_request_id_returns_to_stock() {
     rig.submit("oUser", 1).await;
     let hang = Rule { times: Some(1), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangBefore) };
     rig.sandbox.add_faults(vec![hang]).unwrap();
-    let port = any_port();
-    let mut process = rig.process(port);
-    let channel = connect(port).await;
-    serving(channel.clone(), true).await;
-    let mut client = DispatcherServiceClient::new(channel);
-    let sending = tokio::spawn(async move { client.send_template(crate::rig::message("oUser", "lost")).await });
-    eventually("the send is under way", Duration::from_secs(10), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
-    })
-    .await;
+    let (mut process, sending) = under_way(&rig, crate::rig::message("oUser", "lost")).await;
     process.kill();
     assert!(sending.await.unwrap().is_err());
     let dispatcher = rig.dispatcher().await;

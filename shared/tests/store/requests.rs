@@ -72,11 +72,14 @@ async fn a_takeover_keeps_the_credential_and_says_so_also_when_it_is_repeated() 
         assert_eq!((over.id, over.credential), (second, lease.credential));
         let before = world.everything().await;
         assert!(leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over, "its first reply was lost");
+        assert_eq!(world.reap(&TERMS).await, Default::default(), "its time begins anew");
         assert!(matches!(world.ask(&anna, first, &TERMS, Some(&message)).await, Leased::UnderWay(_)));
         let late = world.settle_request(&anna, first, Verdict::Consume, Some(b"late"), &message).await;
         assert_eq!(late, Settled::Stale, "the old owner comes too late");
         assert_eq!(world.everything().await, before);
         assert_eq!(world.leases().await, 1);
+        world.settle_request(&anna, second, Verdict::Hold, None, &message).await;
+        assert!(leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over, "in doubt as before");
         world.assert_sound().await;
     }
 }
@@ -90,6 +93,7 @@ async fn the_next_lease_of_a_message_that_was_taken_over_starts_afresh() {
     let following = LeaseId::random();
     let lease = next(world.settle_next(&anna, over.id, Verdict::Discard, Some(&message), following).await);
     assert_eq!((lease.credential.as_str(), lease.taken_over), ("f2", false), "nothing was sent with this one");
+    assert!(!leased(world.ask(&anna, following, &TERMS, Some(&message)).await).taken_over, "its first reply was lost");
     assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::UnderWay(_)));
     let none = world.settle_next(&anna, following, Verdict::Discard, Some(&message), LeaseId::random()).await;
     assert_eq!(none, Settled::NoNext);

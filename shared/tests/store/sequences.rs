@@ -35,6 +35,9 @@ const KINDS: [&[Kind]; 3] = [&Kind::ALL, &[Kind::FormId], &[Kind::PrepayId]];
 const VERDICTS: [Verdict; 5] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
 
+/// One of those asked for so far; none: the last.
+type Which = Option<prop::sample::Index>;
+
 #[derive(Debug, Clone)]
 enum Op {
     /// User, id, uses of a prepay id, hours until it expires.
@@ -42,9 +45,9 @@ enum Op {
     /// User, kinds, request id and message, whether the lease is a long one.
     Lease(usize, usize, Option<(u8, u8)>, bool),
     /// A lease that was asked for before, asked for again under the same id.
-    LeaseAgain(prop::sample::Index),
+    LeaseAgain(Which),
     /// A lease that was asked for before, whatever has become of it; verdict, outcome, kinds of the next one.
-    Settle(prop::sample::Index, usize, usize, Option<usize>),
+    Settle(Which, usize, usize, Option<usize>),
     /// User, request id and message.
     Recorded(usize, (u8, u8)),
     Erase(usize),
@@ -60,12 +63,13 @@ fn op() -> impl Strategy<Value = Op> {
     let credential = (user(), 0..IDS.len(), uses, -1..8_i64);
     let request = || (0..3_u8, prop_oneof![8 => Just(0_u8), 1 => Just(1)]);
     let kinds = || prop_oneof![3 => Just(0_usize), 1 => 1..KINDS.len()];
+    let which = || prop::option::of(any::<prop::sample::Index>());
     prop_oneof![
         6 => vec(credential, 1..8).prop_map(Op::Collect),
         8 => (user(), kinds(), prop::option::of(request()), any::<bool>())
             .prop_map(|(user, kinds, request, long)| Op::Lease(user, kinds, request, long)),
-        2 => any::<prop::sample::Index>().prop_map(Op::LeaseAgain),
-        9 => (any::<prop::sample::Index>(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(kinds()))
+        2 => which().prop_map(Op::LeaseAgain),
+        9 => (which(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(kinds()))
             .prop_map(|(lease, verdict, outcome, next)| Op::Settle(lease, verdict, outcome, next)),
         3 => (user(), request()).prop_map(|(user, request)| Op::Recorded(user, request)),
         1 => user().prop_map(Op::Erase),
@@ -101,8 +105,9 @@ impl Run<'_> {
         LeaseId([self.ids; 16])
     }
 
-    fn asked(&self, which: prop::sample::Index) -> Option<Asked> {
-        (!self.asked.is_empty()).then(|| which.get(&self.asked).clone())
+    fn asked(&self, which: Which) -> Option<Asked> {
+        let last = self.asked.last()?;
+        Some(which.map_or(last, |which| which.get(&self.asked)).clone())
     }
 
     async fn step(&mut self, op: &Op, again: bool) {

@@ -1,0 +1,174 @@
+//! The calls to WeChat with one credential, until there is something to conclude.
+
+use std::time::Duration;
+
+use shared::credential::{Kind, LIFETIME};
+use shared::store::gates::{Source, Stop};
+use shared::store::leases::{Lease, Verdict as Fate};
+use tracing::{error, info, warn};
+
+use super::{Conclusion, Order, Sender, Tally};
+use crate::outcome::{End, SendError, Verdict};
+use crate::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
+use crate::wechat::answer::{Meaning, row_of};
+use crate::wechat::client::Reply;
+
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// How often a fresh access token is tried for one message.
+const NEW_TOKENS: u32 = 2;
+
+impl Sender {
+    /// Calls WeChat with one credential until there is something to conclude.
+    pub(super) async fn try_credential(&self, order: &Order, lease: &Lease, tally: &mut Tally) -> Conclusion {
+        let mut situation = Situation {
+            kind: lease.kind,
+            in_doubt: lease.taken_over,
+            suspect: lease.suspect,
+            age: age(lease),
+            retry_unknown: order.retry_unknown,
+        };
+        if lease.taken_over && (lease.kind == Kind::PrepayId && !order.retry_unknown) {
+            return Conclusion::End(End::Unknown, Fate::Consume);
+        }
+        if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
+            // WeChat answers 41028 for an expired form id, used or not: it may no longer tell anything.
+            return Conclusion::End(End::Unknown, Fate::Return);
+        }
+        let body = order.message.body(&order.openid, &lease.credential);
+        let (mut attempts, mut new_tokens) = (0, 0);
+        loop {
+            pause_for(self.gates.wait()).await;
+            let token = match self.tokens.get().await {
+                Ok(token) => token,
+                Err(error) => return stuck(situation, SendError::Token(error)),
+            };
+            tally.attempts += 1;
+            attempts += 1;
+            let reply = self.client.send(token.value(), body.clone()).await;
+            let attempt = self.note(&reply, tally);
+            let step = situation.step(attempt);
+            situation = situation.after(attempt);
+            situation.age = age(lease) + tally.leased_at.elapsed();
+            let pause = match step {
+                Step::Delivered => return Conclusion::End(End::Delivered, Fate::Consume),
+                Step::Unknown => return Conclusion::End(End::Unknown, Fate::Consume),
+                Step::UnknownAndDead => return Conclusion::End(End::Unknown, Fate::Discard),
+                Step::NextCredential => return Conclusion::NextCredential,
+                Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
+                Step::Refused => return Conclusion::End(End::Refused, Fate::Return),
+                Step::Stopped => return self.stopped(situation, &tally.last).await,
+                Step::Again(Pause::NewToken) => {
+                    new_tokens += 1;
+                    if new_tokens > NEW_TOKENS {
+                        return stuck(situation, SendError::Busy(tally.last.clone()));
+                    }
+                    self.tokens.failed(&token).await;
+                    // Not the message's fault: it does not use up a try.
+                    attempts -= 1;
+                    Duration::ZERO
+                }
+                Step::Again(Pause::Young) => {
+                    attempts -= 1;
+                    YOUNG.saturating_sub(situation.age).min(LONGEST_PAUSE).max(self.limits.backoff)
+                }
+                Step::Again(Pause::SlowDown) => {
+                    let pause = self.backoff(attempts);
+                    self.gates.slow_down(pause);
+                    pause
+                }
+                Step::Again(Pause::Backoff) => self.backoff(attempts),
+            };
+            let no_time = tally.leased_at.elapsed() + pause + self.app.timeout >= self.limits.terms.duration;
+            if attempts >= self.limits.attempts || no_time {
+                let why = if attempt == Attempt::NotSent {
+                    SendError::Unreachable
+                } else {
+                    SendError::Busy(tally.last.clone())
+                };
+                return stuck(situation, why);
+            }
+            pause_for(pause).await;
+        }
+    }
+
+    /// Notes what came back, for the log and for the caller.
+    fn note(&self, reply: &Reply, tally: &mut Tally) -> Attempt {
+        match reply {
+            Reply::Answered { errcode, rid, .. } => {
+                let meaning = row_of(*errcode).meaning;
+                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone() };
+                match meaning {
+                    Meaning::Delivered => {}
+                    Meaning::TokenMissing => {
+                        error!(app = %self.app.id, errcode, rid, "a call left without its access token")
+                    }
+                    Meaning::Unknown => warn!(app = %self.app.id, errcode, rid, "a code that is not known here"),
+                    Meaning::CredentialBlocked => warn!(app = %self.app.id, errcode, rid, "a blocked form id"),
+                    _ => info!(app = %self.app.id, errcode, rid, "WeChat refused"),
+                }
+                Attempt::Answered(meaning)
+            }
+            Reply::NotSent(cause) => {
+                warn!(app = %self.app.id, %cause, "WeChat cannot be reached");
+                Attempt::NotSent
+            }
+            Reply::Unanswered(cause) => {
+                warn!(app = %self.app.id, %cause, "WeChat did not answer");
+                Attempt::Unanswered
+            }
+        }
+    }
+
+    /// WeChat stops the app, or a source of it: everybody is told, and the message waits or goes on with another source.
+    async fn stopped(&self, situation: Situation, verdict: &Verdict) -> Conclusion {
+        let errcode = verdict.errcode.unwrap_or_default();
+        let meaning = row_of(errcode).meaning;
+        let now = self.clock.now_ms();
+        let until_ms = match meaning {
+            Meaning::QuotaReached => self.clock.next_day_ms(),
+            _ => now + self.limits.stop.as_millis() as u64,
+        };
+        let sources: &[Source] = match meaning {
+            Meaning::SourceBarred(kind) => &[Source::Kind(kind)],
+            Meaning::Retired => &[Source::Kind(Kind::FormId), Source::Kind(Kind::PrepayId)],
+            _ => &[Source::App],
+        };
+        self.gates.stop(&self.store, sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
+        let error = SendError::Stopped { verdict: verdict.clone(), lasts: Duration::from_millis(until_ms - now) };
+        match (situation.in_doubt, meaning) {
+            (false, Meaning::SourceBarred(_)) => Conclusion::SourceStopped(error),
+            _ => stuck(situation, error),
+        }
+    }
+
+    fn backoff(&self, attempts: u32) -> Duration {
+        let longest = self.limits.backoff.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE);
+        // Half fixed, half at random, so that those who failed together do not come back together.
+        longest.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+/// The conclusion when nothing more can be done with the credential now.
+fn stuck(situation: Situation, why: SendError) -> Conclusion {
+    match situation.exhausted() {
+        Exhausted::NotDelivered => Conclusion::NotSpent(why),
+        Exhausted::InDoubt => Conclusion::InDoubt,
+        Exhausted::Unknown => Conclusion::End(End::Unknown, Fate::Consume),
+    }
+}
+
+/// A timer for no time would still wait for the timer's next tick.
+async fn pause_for(pause: Duration) {
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How long ago the user handed the credential out.
+fn age(lease: &Lease) -> Duration {
+    Duration::from_secs(
+        lease.now.saturating_add(LIFETIME.as_secs() as i64).saturating_sub(i64::from(lease.expiry)).max(0) as u64,
+    )
+}

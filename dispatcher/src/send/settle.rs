@@ -1,0 +1,109 @@
+//! What Redis is told of a message once its attempts are over.
+
+use std::time::{Duration, Instant};
+
+use shared::store::leases::{Kinds, Lease, LeaseId, Settled, Verdict as Fate};
+use tracing::{error, warn};
+
+use super::{Conclusion, Next, Order, Sender, Sent, Tally};
+use crate::outcome::{End, Outcome, SendError};
+
+/// How long to wait before Redis is told again what became of a message.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
+
+impl Sender {
+    /// Tells Redis what became of the credential and of the request, and gets the next credential where one is needed.
+    pub(super) async fn settle(
+        &self,
+        order: &Order,
+        lease: Lease,
+        conclusion: Conclusion,
+        tally: &mut Tally,
+    ) -> Result<Next, SendError> {
+        let outcome =
+            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: lease.kind.into() };
+        let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
+        let (fate, end, failure, go_on) = match conclusion {
+            Conclusion::End(End::Refused, fate) => {
+                (fate, Some(outcome(End::Refused)), Some(SendError::Refused(tally.last.clone())), false)
+            }
+            Conclusion::End(end, fate) => (fate, Some(outcome(end)), None, false),
+            Conclusion::NextCredential => {
+                (Fate::Discard, None, Some(dead()), tally.credentials < self.limits.credentials)
+            }
+            Conclusion::InDoubt if order.request.is_some() => {
+                (Fate::Hold, None, Some(SendError::InDoubt(tally.last.clone())), false)
+            }
+            // The message is gone with this call, so its form id may serve another; marked, because it may be used up.
+            Conclusion::InDoubt => (Fate::Suspect, Some(outcome(End::Unknown)), None, false),
+            Conclusion::NotSpent(error) => (Fate::Return, None, Some(error), false),
+            Conclusion::SourceStopped(error) => (Fate::Return, None, Some(error), true),
+        };
+        let next = match self.gates.open() {
+            Ok(kinds) if go_on => Some((LeaseId::random(), kinds)),
+            _ => None,
+        };
+        let delivered = end.as_ref().is_some_and(|outcome| outcome.end == End::Delivered);
+        let asked = Instant::now();
+        let settled = self.settle_patiently(order, &lease, fate, end.as_ref(), next, tally).await;
+        let messages_left = match settled {
+            Some(Settled::Next(lease)) => {
+                tally.credentials += 1;
+                tally.leased_at = asked;
+                return Ok(Next::Credential(lease));
+            }
+            Some(Settled::Done { messages_left }) => messages_left,
+            // Too slow: another replica has the message by now, and will know how it ends.
+            Some(Settled::Stale) if order.request.is_some() && !delivered => {
+                return Ok(Next::Failed(SendError::UnderWay(SETTLE_PAUSE)));
+            }
+            Some(Settled::NoNext | Settled::Stale) => 0,
+            // What WeChat said holds all the same; the reaper and a repeated request find the rest.
+            None => lease.messages_left,
+        };
+        Ok(match (end, failure) {
+            (_, Some(error)) => Next::Failed(error),
+            (Some(outcome), None) => Next::Done(Sent { outcome, messages_left, repeated: false }),
+            (None, None) => Next::Failed(SendError::NoCredential),
+        })
+    }
+
+    /// Settles, again and again while Redis is away, until the lease would be over anyway.
+    async fn settle_patiently(
+        &self,
+        order: &Order,
+        lease: &Lease,
+        fate: Fate,
+        end: Option<&Outcome>,
+        next: Option<(LeaseId, Kinds)>,
+        tally: &Tally,
+    ) -> Option<Settled> {
+        let outcome = end.map(Outcome::encode);
+        loop {
+            let settled = self
+                .store
+                .settle(
+                    &self.app.id,
+                    &order.openid,
+                    lease.id,
+                    &self.limits.terms,
+                    fate,
+                    outcome.as_deref(),
+                    order.request.as_ref(),
+                    next,
+                )
+                .await;
+            match settled {
+                Ok(settled) => return Some(settled),
+                Err(error) if tally.leased_at.elapsed() < self.limits.terms.duration => {
+                    warn!(app = %self.app.id, %error, "a message is not settled yet");
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                Err(error) => {
+                    error!(app = %self.app.id, %error, "a message is left to the reaper");
+                    return None;
+                }
+            }
+        }
+    }
+}
