@@ -272,7 +272,7 @@ impl Model {
     }
 
     fn left(&self, user: usize) -> u32 {
-        self.users[user].iter().map(|held| u32::from(held.uses)).sum()
+        self.users[user].iter().filter(|held| held.expiry > self.now).map(|held| u32::from(held.uses)).sum()
     }
 
     fn drop_expired(&mut self, user: usize) {

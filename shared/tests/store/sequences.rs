@@ -72,11 +72,11 @@ fn op() -> impl Strategy<Value = Op> {
         9 => (which(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(kinds()))
             .prop_map(|(lease, verdict, outcome, next)| Op::Settle(lease, verdict, outcome, next)),
         3 => (user(), request()).prop_map(|(user, request)| Op::Recorded(user, request)),
-        1 => user().prop_map(Op::Erase),
+        2 => user().prop_map(Op::Erase),
         3 => Just(Op::Reap),
         1 => Just(Op::Sweep),
         // A day: what is left of a request whose user was erased goes.
-        5 => prop_oneof![9 => 1..4_i64, 1 => Just(24)].prop_map(Op::Hours),
+        5 => prop_oneof![6 => 1..4_i64, 1 => Just(24)].prop_map(Op::Hours),
     ]
 }
 

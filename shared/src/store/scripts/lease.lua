@@ -22,8 +22,7 @@ if outcome then
   return { 'finished', sub(outcome, 17) }
 end
 
-local before = redis.call('HGET', users, ARGV[1]) or ''
-local field, expired = drop_expired(before)
+local field, expired = drop_expired(redis.call('HGET', users, ARGV[1]) or '')
 local rest, flags, expiry, tail = take(field, tonumber(ARGV[6]), tonumber(ARGV[5]))
 local fresh = flags and
   redis.call('HSETNX', leases, name, lease_head(deadline, deadline, 0, flags, expiry) .. who .. tail) == 1
@@ -41,7 +40,7 @@ if held then
     local head = lease_head(deadline, deadline, state, byte(held, 18), sub(held, 19, 22))
     redis.call('HSET', leases, name, head .. who .. sub(held, 23 + #who))
   end
-  return lease_reply(state, byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who), uses_left(before))
+  return lease_reply(state, byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who), uses_left(field))
 end
 if fresh or expired > 0 then save(users, ARGV[1], rest) end
 tally(KEYS[3], 'expired', expired)

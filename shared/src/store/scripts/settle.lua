@@ -28,7 +28,7 @@ if not held or sub(held, 23, 38) ~= sub(who, 1, 16) then
   local following = next_who and redis.call('HGET', leases, next_name)
   if following and byte(following, 17) < 4 and sub(following, 23, 38) == sub(next_who, 1, 16) then
     return lease_reply(byte(following, 17), byte(following, 18), sub(following, 19, 22), sub(following, 23 + #next_who),
-      uses_left(redis.call('HGET', users, openid) or ''))
+      uses_left((drop_expired(redis.call('HGET', users, openid) or ''))))
   end
   return { 'stale', 0 }
 end
