@@ -79,8 +79,8 @@ pub struct CommonArgs {
     /// Where Redis is: redis://[user:password@]host[:port][/db], or unix://path
     #[arg(long, env = "FORMID_REDIS_URL", default_value = "redis://127.0.0.1:6379", hide_env_values = true)]
     pub redis_url: String,
-    /// How many connections to Redis are shared by all calls
-    #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "2")]
+    /// How many connections to Redis are shared by all calls; one is the fastest while Redis is near
+    #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1")]
     pub redis_connections: String,
     /// How long Redis may take to answer (duration)
     #[arg(long, env = "FORMID_REDIS_TIMEOUT", default_value = "2s")]

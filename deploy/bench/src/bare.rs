@@ -15,7 +15,11 @@ use shared::settings::Problems;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::setup::{APP, SECRET};
+/// The app all measurements use.
+pub const APP: &str = "wx0123456789abcdef";
+
+/// Its secret at the sandbox.
+pub const SECRET: &str = "sandbox-secret";
 
 struct Bare {
     client: Client,

@@ -26,7 +26,7 @@ struct Args {
     #[command(subcommand)]
     what: Option<What>,
     /// How often each pair is measured
-    #[arg(long, default_value_t = 3, global = true)]
+    #[arg(long, default_value_t = 5, global = true)]
     rounds: usize,
 }
 

@@ -41,20 +41,25 @@ enum Requests {
     FormId,
 }
 
-/// Measures all three in turns.
+/// Measures all of them in turns.
 pub async fn measure(rounds: usize, table: &mut Table) {
-    let (mut rates, mut tails, mut repeatable) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rates, mut tails, mut repeatable, mut even) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let bare = bare().await;
+        let mut plain = program("bench");
+        plain.arg("bare");
+        let bare = bare(plain).await;
+        let same_allocator = self::bare(program("bare-same-allocator")).await;
         let formid = dispatcher(Requests::None).await;
         let requests = dispatcher(Requests::Own).await;
         rates.push((formid.rate, bare.rate));
         tails.push((formid.p99.as_micros() as f64, bare.p99.as_micros() as f64));
         repeatable.push((requests.rate, bare.rate));
+        even.push((formid.rate, same_allocator.rate));
     }
     table.pairs("SendTemplate / bare handler with the same HTTP call", "/s", &rates, Bar::AtLeast(0.6));
     table.pairs("SendTemplate p99 / bare handler's p99", "us", &tails, Bar::AtMost(2.0));
     table.pairs("SendTemplate with request ids / bare handler", "/s", &repeatable, Bar::None);
+    table.pairs("SendTemplate / bare handler with mimalloc too", "/s", &even, Bar::None);
 }
 
 /// Form ids of users, known to the sandbox.
@@ -89,12 +94,12 @@ async fn sandbox() -> (testing::Process, String) {
     (process, base_url)
 }
 
-async fn bare() -> Figures {
+/// A bare handler, however it is built.
+async fn bare(mut command: std::process::Command) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
     let ids = submit(&base_url, SENDS + SENDS / 10).await;
     let port = free_port();
-    let mut command = program("bench");
-    command.args(["bare", &format!("127.0.0.1:{port}"), &base_url]);
+    command.args([&format!("127.0.0.1:{port}"), &base_url]);
     let _bare = start(command);
     drive(channels(port, CONNECTIONS).await, &ids, Requests::FormId).await
 }

@@ -9,11 +9,7 @@ use shared::store::credentials::Packed;
 use testing::{Process, eventually};
 use tonic::transport::{Channel, Endpoint};
 
-/// The app all measurements use.
-pub const APP: &str = "wx0123456789abcdef";
-
-/// Its secret at the sandbox.
-pub const SECRET: &str = "sandbox-secret";
+pub use crate::bare::{APP, SECRET};
 
 /// A program of this workspace, built beside the benchmark itself.
 pub fn program(name: &str) -> Command {
