@@ -48,9 +48,9 @@ pub struct Outcome {
     /// How many calls to WeChat it took.
     #[serde(rename = "a")]
     pub attempts: u32,
-    /// What was spent, or tried.
-    #[serde(rename = "k")]
-    pub kind: StoredKind,
+    /// What was spent, or tried; none where that is no longer known.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<StoredKind>,
 }
 
 /// A [`Kind`] as it is written into an outcome.
@@ -211,11 +211,10 @@ mod tests {
     fn an_outcome_reads_back_as_it_was_kept() {
         let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into() };
         for end in [End::Delivered, End::Unknown, End::Refused] {
-            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: StoredKind::FormId };
+            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(StoredKind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
         }
-        let silent =
-            Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: StoredKind::PrepayId };
+        let silent = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: None };
         assert_eq!(Outcome::decode(&silent.encode()).unwrap(), silent);
     }
 

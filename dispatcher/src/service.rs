@@ -139,9 +139,10 @@ fn respond(sent: Sent) -> SendTemplateResponse {
         // A refusal is an error to its caller and does not come here; "unknown" claims the least.
         End::Unknown | End::Refused => proto::Outcome::Unknown,
     };
-    let kind = match sent.outcome.kind.into() {
-        Kind::FormId => proto::CredentialKind::FormId,
-        Kind::PrepayId => proto::CredentialKind::PrepayId,
+    let kind = match sent.outcome.kind.map(Kind::from) {
+        Some(Kind::FormId) => proto::CredentialKind::FormId,
+        Some(Kind::PrepayId) => proto::CredentialKind::PrepayId,
+        None => proto::CredentialKind::Unspecified,
     };
     SendTemplateResponse {
         outcome: outcome.into(),

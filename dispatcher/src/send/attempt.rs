@@ -5,7 +5,7 @@ use std::time::Duration;
 use shared::credential::{Kind, LIFETIME};
 use shared::store::gates::{Source, Stop};
 use shared::store::leases::{Lease, Verdict as Fate};
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{Conclusion, Order, Sender, Tally};
 use crate::outcome::{End, SendError, Verdict};
@@ -106,7 +106,7 @@ impl Sender {
                     }
                     Meaning::Unknown => warn!(app = %self.app.id, errcode, rid, "a code that is not known here"),
                     Meaning::CredentialBlocked => warn!(app = %self.app.id, errcode, rid, "a blocked form id"),
-                    _ => info!(app = %self.app.id, errcode, rid, "WeChat refused"),
+                    _ => debug!(app = %self.app.id, errcode, rid, "WeChat refused"),
                 }
                 Attempt::Answered(meaning)
             }

@@ -6,7 +6,7 @@ mod settle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::credential::{Kind, OpenId};
+use shared::credential::OpenId;
 use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
 use shared::store::{self, Store};
 
@@ -179,6 +179,6 @@ enum Next {
 
 /// A request that was under way when its user was erased: its credential is gone, and with it what it could tell.
 fn lost() -> Sent {
-    let outcome = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 0, kind: Kind::FormId.into() };
+    let outcome = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 0, kind: None };
     Sent { outcome, messages_left: 0, repeated: true }
 }

@@ -21,7 +21,7 @@ impl Sender {
         tally: &mut Tally,
     ) -> Result<Next, SendError> {
         let outcome =
-            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: lease.kind.into() };
+            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind.into()) };
         let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
         let (fate, end, failure, go_on) = match conclusion {
             Conclusion::End(End::Refused, fate) => {

@@ -2,7 +2,7 @@
 //!
 //! A pool that lends a connection to one task at a time checks it with a PING each time it is lent, which doubles the
 //! round trips of a send. The connections here are multiplexed, so a few of them are taken from the pool once and used
-//! by every task at once; one that breaks goes back to the pool, which replaces it.
+//! by every task at once; one that breaks is given up, and the pool opens another.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
