@@ -20,6 +20,9 @@ pub struct Verdict {
     /// The request id WeChat gave.
     #[serde(rename = "r", default, skip_serializing_if = "String::is_empty")]
     pub rid: String,
+    /// The key of the message's data that WeChat complains of.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// How a message ended for good.
@@ -136,7 +139,7 @@ pub enum SendError {
     #[error("WeChat cannot be reached; nothing was spent")]
     Unreachable,
     /// There is no access token.
-    #[error("no access token: {0}")]
+    #[error(transparent)]
     Token(TokenError),
     /// Redis failed.
     #[error(transparent)]
@@ -144,9 +147,9 @@ pub enum SendError {
 }
 
 fn sentence(verdict: &Verdict) -> String {
-    verdict
-        .errcode
-        .map_or_else(|| "WeChat did not answer".into(), |errcode| format!("{} ({errcode})", row_of(errcode).sentence))
+    let Some(errcode) = verdict.errcode else { return "WeChat did not answer".into() };
+    let place = verdict.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
+    format!("{} ({errcode}{place})", row_of(errcode).sentence)
 }
 
 /// The one table that turns the end of a send into what a caller sees.
@@ -185,8 +188,7 @@ impl From<SendError> for Failure {
             }
             SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
             SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                let verdict = Verdict { errcode: Some(errcode), rid };
-                let message = message.replace("no access token: ", "WeChat refuses an access token: ");
+                let verdict = Verdict { errcode: Some(errcode), rid, key: None };
                 noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
             }
             SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
@@ -200,6 +202,10 @@ fn noting(failure: Failure, verdict: &Verdict) -> Failure {
         Some(errcode) => failure.with("errcode", errcode),
         None => failure,
     };
+    let failure = match &verdict.key {
+        Some(key) => failure.with("field", format_args!("data.{key}.value")),
+        None => failure,
+    };
     if verdict.rid.is_empty() { failure } else { failure.with("rid", &verdict.rid) }
 }
 
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn an_outcome_reads_back_as_it_was_kept() {
-        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into() };
+        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()) };
         for end in [End::Delivered, End::Unknown, End::Refused] {
             let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(StoredKind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
@@ -219,9 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_wechat_refuses_is_named() {
+        let verdict = Verdict { errcode: Some(47003), rid: String::new(), key: Some("thing3".into()) };
+        let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
+        assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
+    }
+
+    #[test]
     fn a_caller_can_tell_a_refused_user_from_a_refused_message() {
         let reason = |errcode| {
-            Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), rid: String::new() })).reason()
+            Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), ..Verdict::default() })).reason()
         };
         assert_eq!((reason(40003), reason(40037)), ("USER_REFUSED", "MESSAGE_REFUSED"));
     }

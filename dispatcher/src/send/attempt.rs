@@ -10,8 +10,9 @@ use tracing::{debug, error, warn};
 use super::{Conclusion, Order, Sender, Tally};
 use crate::outcome::{End, SendError, Verdict};
 use crate::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
-use crate::wechat::answer::{Meaning, row_of};
+use crate::wechat::answer::{Meaning, blamed_key, row_of};
 use crate::wechat::client::Reply;
+use crate::wechat::message::Message;
 
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
@@ -47,7 +48,7 @@ impl Sender {
             tally.attempts += 1;
             attempts += 1;
             let reply = self.client.send(token.value(), body.clone()).await;
-            let attempt = self.note(&reply, tally);
+            let attempt = self.note(&reply, &order.message, tally);
             let step = situation.step(attempt);
             situation = situation.after(attempt);
             situation.age = age(lease) + tally.leased_at.elapsed();
@@ -94,11 +95,13 @@ impl Sender {
     }
 
     /// Notes what came back, for the log and for the caller.
-    fn note(&self, reply: &Reply, tally: &mut Tally) -> Attempt {
+    fn note(&self, reply: &Reply, message: &Message, tally: &mut Tally) -> Attempt {
         match reply {
-            Reply::Answered { errcode, rid, .. } => {
+            Reply::Answered { errcode, errmsg, rid } => {
                 let meaning = row_of(*errcode).meaning;
-                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone() };
+                // A text from outside goes no further, unless it is one of the message's own keys.
+                let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
+                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key };
                 match meaning {
                     Meaning::Delivered => {}
                     Meaning::TokenMissing => {

@@ -121,7 +121,7 @@ impl Sender {
     /// What may be used now. Where nothing may, or there is no token, it is no use to take a credential out of stock.
     async fn ready(&self) -> Result<Kinds, SendError> {
         let kinds = self.gates.open().map_err(|stop| SendError::Stopped {
-            verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid },
+            verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, key: None },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
         })?;
         self.tokens.get().await.map_err(SendError::Token)?;

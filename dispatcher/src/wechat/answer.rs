@@ -103,9 +103,25 @@ pub fn row_of(errcode: i32) -> Row {
     }
 }
 
+/// The key of the data that a 47003 complains of: `argument invalid! data.thing3.value ...` names `thing3`. Only a hint
+/// for people, so a text that changed gives nothing.
+pub fn blamed_key(errmsg: &str) -> Option<&str> {
+    let (_, rest) = errmsg.split_once("data.")?;
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+    Some(&rest[..end]).filter(|key| !key.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_that_wechat_complains_of_is_found() {
+        assert_eq!(blamed_key("argument invalid! data.thing3.value invalid"), Some("thing3"));
+        assert_eq!(blamed_key("argument invalid! data.keyword1"), Some("keyword1"));
+        assert_eq!(blamed_key("argument invalid! data..value"), None);
+        assert_eq!(blamed_key("data format error"), None);
+    }
 
     #[test]
     fn the_table_is_in_order_and_every_row_is_found() {
