@@ -1,12 +1,9 @@
 //! Bytes of Redis memory for a form id, with everything that is stored for it.
 
 use deadpool_redis::redis::{self, Client};
-use shared::credential::AppId;
-use shared::store::credentials::MAX_COLLECT;
-use shared::store::{RedisConfig, Store, StoreConfig};
 use testing::Redis;
 
-use crate::setup::{APP, form_id, packed};
+use crate::setup::{fill, form_id, packed};
 use crate::table::{Bar, Table};
 
 /// How many users are stored.
@@ -22,23 +19,10 @@ pub async fn measure(table: &mut Table) {
 
 async fn bytes_for_each(each: usize) -> f64 {
     let redis = Redis::start();
-    let config = RedisConfig { url: redis.url(), connections: 2, timeout: std::time::Duration::from_secs(10) };
-    let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
-    store.prepare().await.unwrap();
+    // Prepared before the first look: what the scripts themselves take is not a form id's.
+    fill(&redis, std::iter::empty()).await;
     let before = used(&redis).await;
-    let app = AppId::parse(APP).unwrap();
-    let mut buckets = vec![Vec::new(); 512];
-    for user in 0..USERS {
-        for _ in 0..each {
-            let credential = packed(user, &form_id());
-            buckets[usize::from(store.bucket_of(&credential.openid).0)].push(credential);
-        }
-    }
-    for bucket in store.buckets() {
-        for credentials in buckets[usize::from(bucket.0)].chunks(MAX_COLLECT) {
-            store.collect(&app, bucket, credentials).await.unwrap();
-        }
-    }
+    fill(&redis, (0..USERS * each).map(|number| packed(number / each, &form_id()))).await;
     (used(&redis).await - before) / (USERS * each) as f64
 }
 

@@ -6,15 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::credential::AppId;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{Outcome, SendTemplateRequest, TemplateValue};
-use shared::store::credentials::MAX_COLLECT;
-use shared::store::{RedisConfig, Store, StoreConfig};
 use testing::{Redis, free_port};
 use tonic::transport::Channel;
 
-use crate::setup::{APP, SECRET, channels, form_id, openid, packed, program, start};
+use crate::setup::{APP, SECRET, channels, fill, form_id, openid, packed, program, start};
 use crate::table::{Bar, Table};
 
 /// How many sends each measurement makes, after a tenth as many to warm up.
@@ -108,39 +105,17 @@ async fn dispatcher(requests: Requests) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
     let redis = Redis::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
     let ids = submit(&base_url, SENDS + SENDS / 10).await;
-    store(&redis, &ids).await;
-    let mut apps = tempfile();
-    writeln!(apps.1, "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"").unwrap();
+    // What the collector would have stored.
+    fill(&redis, ids.iter().enumerate().map(|(user, id)| packed(user, id))).await;
+    let mut apps = tempfile::NamedTempFile::new().unwrap();
+    writeln!(apps, "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"").unwrap();
     let port = free_port();
     let mut command = program("dispatcher");
-    command.args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--apps-file"]).arg(&apps.0);
+    command
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--apps-file"])
+        .arg(apps.path());
     let _dispatcher = start(command);
-    let figures = drive(channels(port, CONNECTIONS).await, &ids, requests).await;
-    std::fs::remove_file(&apps.0).unwrap();
-    figures
-}
-
-fn tempfile() -> (std::path::PathBuf, std::fs::File) {
-    let path = std::env::temp_dir().join(format!("formid-bench-{:016x}.toml", rand::random::<u64>()));
-    (path.clone(), std::fs::File::create(path).unwrap())
-}
-
-/// What the collector would have stored.
-async fn store(redis: &Redis, ids: &[String]) {
-    let config = RedisConfig { url: redis.url(), connections: 2, timeout: Duration::from_secs(10) };
-    let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
-    store.prepare().await.unwrap();
-    let app = AppId::parse(APP).unwrap();
-    let mut buckets = HashMap::<_, Vec<_>>::new();
-    for (user, id) in ids.iter().enumerate() {
-        let credential = packed(user, id);
-        buckets.entry(store.bucket_of(&credential.openid)).or_default().push(credential);
-    }
-    for (bucket, credentials) in buckets {
-        for part in credentials.chunks(MAX_COLLECT) {
-            store.collect(&app, bucket, part).await.unwrap();
-        }
-    }
+    drive(channels(port, CONNECTIONS).await, &ids, requests).await
 }
 
 /// Sends one message with each form id, 64 in flight.

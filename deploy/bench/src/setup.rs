@@ -1,12 +1,14 @@
 //! The programs a measurement needs, and the users and form ids it works on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use shared::credential::{Credential, CredentialId, Kind, LIFETIME, OpenId};
-use shared::store::credentials::Packed;
-use testing::{Process, eventually};
+use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
+use shared::store::credentials::{MAX_COLLECT, Packed};
+use shared::store::{RedisConfig, Store, StoreConfig};
+use testing::{Process, Redis, eventually};
 use tonic::transport::{Channel, Endpoint};
 
 pub use crate::bare::{APP, SECRET};
@@ -35,6 +37,23 @@ pub fn packed(user: usize, form_id: &str) -> Packed {
     let expiry = (testing::now() as u64 + LIFETIME.as_secs()) as u32;
     let id = CredentialId::parse(form_id).unwrap();
     Packed::new(OpenId::parse(openid(user)).unwrap(), &Credential { kind: Kind::FormId, id, uses: 1, expiry })
+}
+
+/// Stores credentials as the collector does, with its usual settings.
+pub async fn fill(redis: &Redis, credentials: impl Iterator<Item = Packed>) {
+    let config = RedisConfig { url: redis.url(), connections: 2, timeout: Duration::from_secs(10) };
+    let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
+    store.prepare().await.unwrap();
+    let app = AppId::parse(APP).unwrap();
+    let mut buckets = BTreeMap::<_, Vec<_>>::new();
+    for credential in credentials {
+        buckets.entry(store.bucket_of(&credential.openid)).or_default().push(credential);
+    }
+    for (bucket, credentials) in buckets {
+        for part in credentials.chunks(MAX_COLLECT) {
+            store.collect(&app, bucket, part).await.unwrap();
+        }
+    }
 }
 
 /// Connections to a service that has just been started.
