@@ -79,15 +79,7 @@ impl Inner {
     /// The app of a request and its place, or a failure that names every bad field.
     fn app(&self, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
         let app = fields.take("app_id", AppId::parse(text));
-        let known = app.and_then(|app| {
-            let known = self.apps.get_key_value(&app);
-            if known.is_none() && !fields.are_good() {
-                fields.refuse("app_id", "is not an app this service is set up for");
-            }
-            known
-        });
-        fields.finish()?;
-        known.map(|(app, place)| (app, *place)).ok_or_else(Failure::unknown_app)
+        fields.finish_for(app, |app| self.apps.get_key_value(app).map(|(app, place)| (app, *place)))
     }
 
     /// The app and the user of a request.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use shared::credential::{AppId, LIFETIME};
 use shared::settings::{Common, CommonArgs, Problems, SettingsError};
-use shared::store::Store;
 use shared::store::record::MAX_USES;
 
 /// The shortest sweep period: below it the sweep would be a load of its own.
@@ -60,10 +59,6 @@ impl Settings {
     pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
         let mut problems = Problems::default();
         let common = flags.common.read(&flags.listen, &mut problems);
-        if let Some(error) = common.as_ref().and_then(|common| Store::new(&common.store).err()) {
-            // Without the URL itself: it may hold a password.
-            problems.add(format!("--redis-url: {error}"));
-        }
         let apps = read_apps(&flags.apps, &mut problems);
         let prepay_uses = problems.within("--prepay-uses", &flags.prepay_uses, 1..=u64::from(MAX_USES));
         let lease_margin = problems.duration("--lease-margin", &flags.lease_margin);

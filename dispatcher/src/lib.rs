@@ -1,6 +1,6 @@
 //! The dispatcher: spends the rights to send that the collector keeps.
 //!
-//! A call comes in at [`service`], gets a task of its own at the [`desk`], and is carried out by [`send`]: lease a
+//! A call comes in at [`service`], is kept from being cut short at the [`desk`], and is carried out by [`send`]: lease a
 //! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
 //! ([`wechat::answer`]). [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
 //! which looks after leases left behind, and the [`gates`], which know what WeChat stopped.

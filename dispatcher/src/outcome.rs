@@ -53,36 +53,7 @@ pub struct Outcome {
     pub attempts: u32,
     /// What was spent, or tried; none where that is no longer known.
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<StoredKind>,
-}
-
-/// A [`Kind`] as it is written into an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StoredKind {
-    /// A form id.
-    #[serde(rename = "f")]
-    FormId,
-    /// A prepay id.
-    #[serde(rename = "p")]
-    PrepayId,
-}
-
-impl From<Kind> for StoredKind {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::FormId => Self::FormId,
-            Kind::PrepayId => Self::PrepayId,
-        }
-    }
-}
-
-impl From<StoredKind> for Kind {
-    fn from(kind: StoredKind) -> Self {
-        match kind {
-            StoredKind::FormId => Self::FormId,
-            StoredKind::PrepayId => Self::PrepayId,
-        }
-    }
+    pub kind: Option<Kind>,
 }
 
 impl Outcome {
@@ -217,7 +188,7 @@ mod tests {
     fn an_outcome_reads_back_as_it_was_kept() {
         let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()) };
         for end in [End::Delivered, End::Unknown, End::Refused] {
-            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(StoredKind::FormId) };
+            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(Kind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
         }
         let silent = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: None };

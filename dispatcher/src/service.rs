@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::credential::{AppId, Kind, MAX_ID, Malformed, OpenId, RequestId};
+use shared::credential::{AppId, MAX_ID, OpenId, RequestId, visible};
 use shared::fields::Fields;
 use shared::proto::dispatcher_service_server::DispatcherService;
 use shared::proto::{self, SendTemplateRequest, SendTemplateResponse};
@@ -59,9 +59,7 @@ fn parse(request: SendTemplateRequest, known: impl Fn(&AppId) -> bool) -> Result
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let openid = fields.take("openid", OpenId::parse(request.openid));
     // A template id looks like any other of WeChat's ids.
-    if let Err(problem) = visible(&request.template_id) {
-        fields.refuse("template_id", problem);
-    }
+    fields.take("template_id", visible(&request.template_id, MAX_ID));
     fields.text("page", &request.page, MAX_PAGE);
     let request_id = match request.request_id.as_str() {
         "" => None,
@@ -69,17 +67,9 @@ fn parse(request: SendTemplateRequest, known: impl Fn(&AppId) -> bool) -> Result
     };
     check_data(&mut fields, &request.data);
     check_emphasis(&mut fields, &request.emphasis_keyword, &request.data);
-    if !fields.are_good()
-        && let Some(app) = &app
-        && !known(app)
-    {
-        fields.refuse("app_id", "is not an app this service is set up for");
-    }
-    fields.finish()?;
-    let (Some(app), Some(openid)) = (app, openid) else { return Err(Failure::internal()) };
-    if !known(&app) {
-        return Err(Failure::unknown_app());
-    }
+    let app = fields.finish_for(app, |app| known(app).then(|| app.clone()))?;
+    // Without an openid there was a bad field.
+    let openid = openid.ok_or_else(Failure::internal)?;
     let data = request.data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color }));
     let message = Message {
         template_id: request.template_id,
@@ -90,15 +80,6 @@ fn parse(request: SendTemplateRequest, known: impl Fn(&AppId) -> bool) -> Result
     let request_of = |id| Request { id, fingerprint: message.fingerprint() };
     let request_of = request_id.map(request_of);
     Ok((app, Order { openid, message, request: request_of, retry_unknown: request.retry_unknown }))
-}
-
-fn visible(template_id: &str) -> Result<(), Malformed> {
-    match template_id {
-        "" => Err(Malformed::Empty),
-        text if text.len() > MAX_ID => Err(Malformed::TooLong(MAX_ID)),
-        text if !text.bytes().all(|byte| byte.is_ascii_graphic()) => Err(Malformed::BadCharacters),
-        _ => Ok(()),
-    }
 }
 
 fn check_data(fields: &mut Fields, data: &HashMap<String, proto::TemplateValue>) {
@@ -139,11 +120,7 @@ fn respond(sent: Sent) -> SendTemplateResponse {
         // A refusal is an error to its caller and does not come here; "unknown" claims the least.
         End::Unknown | End::Refused => proto::Outcome::Unknown,
     };
-    let kind = match sent.outcome.kind.map(Kind::from) {
-        Some(Kind::FormId) => proto::CredentialKind::FormId,
-        Some(Kind::PrepayId) => proto::CredentialKind::PrepayId,
-        None => proto::CredentialKind::Unspecified,
-    };
+    let kind = sent.outcome.kind.map_or(proto::CredentialKind::Unspecified, Into::into);
     SendTemplateResponse {
         outcome: outcome.into(),
         errcode: sent.outcome.verdict.errcode,

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How long WeChat honours a form id or a prepay id, from the submit or the payment.
 pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -41,7 +43,8 @@ pub enum Malformed {
     NotAnAppId,
 }
 
-fn visible(text: &str, bound: usize) -> Result<(), Malformed> {
+/// Whether a text is what every id of WeChat's is: visible ASCII, from one byte to a bound.
+pub fn visible(text: &str, bound: usize) -> Result<(), Malformed> {
     match text {
         "" => Err(Malformed::Empty),
         _ if text.len() > bound => Err(Malformed::TooLong(bound)),
@@ -132,13 +135,15 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// Where a right to send comes from. The numbers are part of the stored format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Where a right to send comes from. The numbers and letters are part of the stored format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
     /// A submitted form: one message. Used twice, WeChat answers 41029, which is what makes a resend safe.
+    #[serde(rename = "f")]
     FormId = 0,
     /// A payment: several messages, so a resend can not be told from a second message.
+    #[serde(rename = "p")]
     PrepayId = 1,
 }
 

@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use tonic::Code;
 
-use crate::status::Failure;
+use crate::credential::AppId;
+use crate::status::{Failure, UNKNOWN_APP};
 
 /// Collects what is wrong with the fields of one request.
 #[derive(Debug, Default)]
@@ -33,11 +34,6 @@ impl Fields {
         }
     }
 
-    /// Whether nothing was wrong so far.
-    pub fn are_good(&self) -> bool {
-        self.problems.is_empty()
-    }
-
     /// The failure that names every bad field, if there is one.
     pub fn finish(self) -> Result<(), Failure> {
         if self.problems.is_empty() {
@@ -47,5 +43,16 @@ impl Fields {
             self.problems.iter().map(|(field, problem)| format!("{field} {problem}")).collect::<Vec<_>>().join("; ");
         let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", sentence);
         Err(self.problems.into_iter().fold(failure, |failure, (field, problem)| failure.field(field, problem)))
+    }
+
+    /// Like [`Fields::finish`], for a request of an app: what `known` tells of it, or the failure that names an app the
+    /// service is not set up for beside every other bad field.
+    pub fn finish_for<T>(mut self, app: Option<AppId>, known: impl FnOnce(&AppId) -> Option<T>) -> Result<T, Failure> {
+        let found = app.as_ref().and_then(known);
+        if app.is_some() && found.is_none() && !self.problems.is_empty() {
+            self.refuse("app_id", UNKNOWN_APP);
+        }
+        self.finish()?;
+        found.ok_or_else(Failure::unknown_app)
     }
 }

@@ -2,7 +2,18 @@
 
 #![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
 
+use crate::credential::Kind;
+
 tonic::include_proto!("formid.v1");
+
+impl From<Kind> for CredentialKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::FormId => Self::FormId,
+            Kind::PrepayId => Self::PrepayId,
+        }
+    }
+}
 
 /// The compiled protos, for the reflection services.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -125,6 +125,10 @@ impl CommonArgs {
     /// Reads the common flags; `listen` is the text of the service's own `--listen`.
     pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
         let listen = problems.read("--listen", listen);
+        if let Err(error) = RedisConfig::check_url(&self.redis_url) {
+            // Without the URL itself: it may hold a password.
+            problems.add(format!("--redis-url: {error}"));
+        }
         let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
         let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
         let buckets = problems.within("--buckets", &self.buckets, 1..=16384);

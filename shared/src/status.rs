@@ -1,6 +1,7 @@
 //! How errors look to a caller: a gRPC status with exactly one `google.rpc.ErrorInfo`, whose reason is made for programs,
 //! and a sentence for people. Causes are for the log; a caller sees neither them nor any secret, credential or openid.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -11,6 +12,9 @@ use crate::store;
 
 /// The domain of every reason.
 pub const DOMAIN: &str = "formid";
+
+/// What is wrong with an app_id that is well-formed, and none of those the service is set up for.
+pub(crate) const UNKNOWN_APP: &str = "is not an app this service is set up for";
 
 /// An error on its way to a caller. Boxed, since it is the rare half of nearly every result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +74,7 @@ impl Failure {
 
     /// The app is none of those the service is set up for.
     pub fn unknown_app() -> Self {
-        let problem = "is not an app this service is set up for";
-        Self::new(Code::NotFound, "UNKNOWN_APP", format!("app_id {problem}")).field("app_id", problem)
+        Self::new(Code::NotFound, "UNKNOWN_APP", format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)
     }
 
     /// The service is stopping; another replica will do.
@@ -89,12 +92,9 @@ impl Failure {
 impl From<Failure> for Status {
     fn from(Failure(failure): Failure) -> Self {
         let mut details = ErrorDetails::new();
-        let metadata = failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Vec<_>>();
-        details.set_error_info(
-            failure.reason,
-            DOMAIN,
-            metadata.into_iter().collect::<std::collections::HashMap<_, _>>(),
-        );
+        let metadata: HashMap<_, _> =
+            failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        details.set_error_info(failure.reason, DOMAIN, metadata);
         if !failure.fields.is_empty() {
             let violations: Vec<_> =
                 failure.fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();

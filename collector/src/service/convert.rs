@@ -123,13 +123,6 @@ pub(super) fn acknowledgement(
     CollectStreamResponse { sequence, stored, duplicates, refusals }
 }
 
-fn kind(kind: Kind) -> i32 {
-    match kind {
-        Kind::FormId => CredentialKind::FormId.into(),
-        Kind::PrepayId => CredentialKind::PrepayId.into(),
-    }
-}
-
 fn timestamp(seconds: i64) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanos: 0 })
 }
@@ -138,7 +131,7 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
 pub(super) fn inventory(inventory: BTreeMap<Kind, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
     let kinds = inventory.into_iter().map(|(of, available)| KindInventory {
-        kind: kind(of),
+        kind: CredentialKind::from(of).into(),
         credentials: available.credentials,
         messages: available.messages,
         soonest_expiry: timestamp(available.soonest_expiry.into()),
@@ -151,7 +144,7 @@ pub(super) fn inventory(inventory: BTreeMap<Kind, Available>) -> GetInventoryRes
 pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockResponse, Failure> {
     let days = stock.days.iter().map(|(&(day, of), count)| {
         let (credentials, messages) = (count.credentials, count.messages);
-        Ok(DayStock { day: calendar_day(day)?, kind: kind(of), credentials, messages })
+        Ok(DayStock { day: calendar_day(day)?, kind: CredentialKind::from(of).into(), credentials, messages })
     });
     Ok(GetStockResponse {
         reachable_users: stock.reachable,

@@ -21,29 +21,31 @@ impl Sender {
         tally: &mut Tally,
     ) -> Result<Next, SendError> {
         let outcome =
-            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind.into()) };
+            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind) };
         let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
-        let (fate, end, failure, go_on) = match conclusion {
+        // What becomes of the credential, what the request id answers from now on, what this call answers unless there
+        // is a next credential, and whether one is wanted.
+        let (fate, end, answer, go_on) = match conclusion {
             Conclusion::End(End::Refused, fate) => {
-                (fate, Some(outcome(End::Refused)), Some(SendError::Refused(tally.last.clone())), false)
+                (fate, Some(outcome(End::Refused)), Err(SendError::Refused(tally.last.clone())), false)
             }
-            Conclusion::End(end, fate) => (fate, Some(outcome(end)), None, false),
+            Conclusion::End(end, fate) => (fate, Some(outcome(end)), Ok(outcome(end)), false),
             Conclusion::NextCredential => {
-                (Fate::Discard, None, Some(dead()), tally.credentials < self.limits.credentials)
+                (Fate::Discard, None, Err(dead()), tally.credentials < self.limits.credentials)
             }
             Conclusion::InDoubt if order.request.is_some() => {
-                (Fate::Hold, None, Some(SendError::InDoubt(tally.last.clone())), false)
+                (Fate::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
             }
             // The message is gone with this call, so its form id may serve another; marked, because it may be used up.
-            Conclusion::InDoubt => (Fate::Suspect, Some(outcome(End::Unknown)), None, false),
-            Conclusion::NotSpent(error) => (Fate::Return, None, Some(error), false),
-            Conclusion::SourceStopped(error) => (Fate::Return, None, Some(error), true),
+            Conclusion::InDoubt => (Fate::Suspect, None, Ok(outcome(End::Unknown)), false),
+            Conclusion::NotSpent(error) => (Fate::Return, None, Err(error), false),
+            Conclusion::SourceStopped(error) => (Fate::Return, None, Err(error), true),
         };
         let next = match self.gates.open() {
             Ok(kinds) if go_on => Some((LeaseId::random(), kinds)),
             _ => None,
         };
-        let delivered = end.as_ref().is_some_and(|outcome| outcome.end == End::Delivered);
+        let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);
         let asked = Instant::now();
         let settled = self.settle_patiently(order, &lease, fate, end.as_ref(), next, tally).await;
         let messages_left = match settled {
@@ -61,10 +63,9 @@ impl Sender {
             // What WeChat said holds all the same; the reaper and a repeated request find the rest.
             None => lease.messages_left,
         };
-        Ok(match (end, failure) {
-            (_, Some(error)) => Next::Failed(error),
-            (Some(outcome), None) => Next::Done(Sent { outcome, messages_left, repeated: false }),
-            (None, None) => Next::Failed(SendError::NoCredential),
+        Ok(match answer {
+            Ok(outcome) => Next::Done(Sent { outcome, messages_left, repeated: false }),
+            Err(error) => Next::Failed(error),
         })
     }
 

@@ -26,6 +26,13 @@ pub struct RedisConfig {
     pub timeout: Duration,
 }
 
+impl RedisConfig {
+    /// Whether a URL can be read; nothing is connected. The error does not quote it.
+    pub fn check_url(url: &str) -> Result<(), Error> {
+        Ok(redis::Client::open(url).map(drop)?)
+    }
+}
+
 pub(super) struct Connections {
     pool: Pool,
     lanes: Box<[Lane]>,

@@ -55,11 +55,6 @@ pub struct Available {
 }
 
 impl Store {
-    /// The bucket a user lives in: what [`Store::collect`] wants its credentials grouped by.
-    pub fn bucket_of(&self, openid: &OpenId) -> Bucket {
-        self.bucket(openid)
-    }
-
     /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]; answers the places of those that were stored
     /// already. Repeating it changes nothing.
     pub async fn collect(&self, app: &AppId, bucket: Bucket, credentials: &[Packed]) -> Result<Vec<usize>, Error> {

@@ -156,12 +156,13 @@ impl Store {
         self.redis()?.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
     }
 
-    fn bucket(&self, openid: &OpenId) -> Bucket {
+    /// The bucket a user lives in: what [`Store::collect`] wants its credentials grouped by.
+    pub fn bucket_of(&self, openid: &OpenId) -> Bucket {
         Bucket::of(openid, self.inner.buckets)
     }
 
     fn keys(&self, app: &AppId, openid: &OpenId) -> BucketKeys {
-        BucketKeys::new(app, self.bucket(openid))
+        BucketKeys::new(app, self.bucket_of(openid))
     }
 
     /// How many buckets each app has.
