@@ -12,6 +12,7 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use rand::RngExt;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{self, No, code};
@@ -112,8 +113,20 @@ async fn wait(settings: &Settings) {
 }
 
 #[derive(Default, Deserialize)]
-struct SendQuery {
+struct TokenQuery {
     access_token: Option<String>,
+}
+
+/// The app whose token came with a call.
+fn app_of(sandbox: &Sandbox, query: Result<Query<TokenQuery>, QueryRejection>, now_ms: u64) -> Result<Arc<App>, No> {
+    let token = query.map(|Query(query)| query.access_token).unwrap_or_default();
+    sandbox.tokens().app(token.as_deref(), now_ms)
+}
+
+/// A body that has to be an object: an array of the right values would read as one, too.
+fn object<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, No> {
+    let body = body.ok().filter(|body| body.trim_ascii_start().starts_with(b"{"));
+    body.and_then(|body| serde_json::from_slice(&body).ok()).ok_or_else(|| No::code(code::BODY_WRONG))
 }
 
 struct Send {
@@ -126,14 +139,13 @@ struct Send {
 async fn send(
     State(sandbox): State<Sandbox>,
     wire: MaybeWire,
-    query: Result<Query<SendQuery>, QueryRejection>,
+    query: Result<Query<TokenQuery>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let settings = sandbox.current();
     wait(&settings).await;
     let now_ms = clock::now_ms(&settings);
-    let token = query.map(|Query(query)| query.access_token).unwrap_or_default();
-    let app = sandbox.tokens().app(token.as_deref(), now_ms);
+    let app = app_of(&sandbox, query, now_ms);
     let draft = body.map_err(|_| No::code(code::BODY_WRONG)).and_then(|body| Draft::parse(&body));
     run(&sandbox, wire, Send { app, draft, now_ms, settings }).await
 }
@@ -223,13 +235,11 @@ async fn stable_token(
     wire: MaybeWire,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let request = body.ok().filter(|body| body.trim_ascii_start().starts_with(b"{"));
-    let request = request.and_then(|body| serde_json::from_slice::<StableRequest>(&body).ok());
-    let (credentials, force) = match request {
-        Some(StableRequest { grant_type, appid, secret, force_refresh }) => {
+    let (credentials, force) = match object(body) {
+        Ok(StableRequest { grant_type, appid, secret, force_refresh }) => {
             (Ok(Credentials { grant_type, appid, secret }), force_refresh)
         }
-        None => (Err(No::code(code::BODY_WRONG)), false),
+        Err(no) => (Err(no), false),
     };
     fetch(&sandbox, wire, credentials, Issue::Stable { force }).await
 }
