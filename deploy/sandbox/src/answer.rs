@@ -30,6 +30,8 @@ pub(crate) mod code {
     pub(crate) const TOO_FAST: i32 = 45011;
     pub(crate) const BODY_WRONG: i32 = 47001;
     pub(crate) const ARGUMENT_WRONG: i32 = 47003;
+    pub(crate) const NOT_PERMITTED: i32 = 48001;
+    pub(crate) const CGI_PATH_UNKNOWN: i32 = 76021;
 }
 
 /// Texts as WeChat words them, for whoever reads the answer. A caller that matches on them is wrong: they change.
@@ -65,10 +67,12 @@ const TEXTS: &[(i32, &str)] = &[
     (45168, "hit sensitive words"),
     (code::BODY_WRONG, "data format error"),
     (code::ARGUMENT_WRONG, "argument invalid!"),
-    (48001, "api unauthorized"),
+    (code::NOT_PERMITTED, "api unauthorized"),
     (50002, "user limited"),
     (50004, "api forbidden for this account"),
     (61004, "access clientip is not registered"),
+    (code::CGI_PATH_UNKNOWN, "cgi_path not found, please check"),
+    (76022, "could not use this cgi_path, no permission"),
     (89503, "this call needs the administrator's confirmation"),
 ];
 

@@ -125,6 +125,11 @@ impl Pace {
         Ok(())
     }
 
+    /// Calls so far on the day of this moment, as [`Settings::daily_quota`] counts them.
+    pub(crate) fn used(&self, now_ms: u64) -> u64 {
+        if quota_day(now_ms) == self.day { self.in_day } else { 0 }
+    }
+
     pub(crate) fn reset_day(&mut self) {
         self.in_day = 0;
     }
@@ -146,7 +151,9 @@ mod tests {
         let mut pace = Pace::default();
         let codes: Vec<i32> = (0..3).map(|_| code_of(pace.step(SIXTEEN_UTC - 1, &settings))).collect();
         assert_eq!(codes, [code::OK, code::OK, code::QUOTA_REACHED]);
+        assert_eq!((pace.used(SIXTEEN_UTC - 1), pace.used(SIXTEEN_UTC)), (2, 0));
         assert_eq!(code_of(pace.step(SIXTEEN_UTC, &settings)), code::OK);
+        assert_eq!(pace.used(SIXTEEN_UTC), 1);
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub struct Books {
     /// False once there were more messages than [`Settings::keep_messages`]: `delivered_twice` may then be too low
     /// (and `messages` too high).
     pub messages_exact: bool,
-    /// Faults that happened, by the name of their rule, at either endpoint.
+    /// Faults that happened, by the name of their rule, at any endpoint.
     pub faults: BTreeMap<String, u64>,
     /// Calls at the two token endpoints, whatever came of them.
     pub token_fetches: u64,
@@ -82,6 +82,8 @@ pub struct Books {
     pub token_unprocessed: u64,
     /// As `answers`, for token fetches.
     pub token_answers: BTreeMap<i32, u64>,
+    /// Calls that asked how much of the quota is used, whatever came of them. They are no sends.
+    pub quota_queries: u64,
     /// Form ids and prepay ids. Spent is one that has no use left.
     pub ids: Counts,
     /// The messages these ids are good for.
@@ -106,6 +108,7 @@ impl Books {
         self.token_fetches += other.token_fetches;
         self.token_unprocessed += other.token_unprocessed;
         sum(&mut self.token_answers, other.token_answers);
+        self.quota_queries += other.quota_queries;
         self.ids.add(other.ids);
         self.uses.add(other.uses);
     }
@@ -180,6 +183,10 @@ impl Book {
     pub(crate) fn token_unprocessed(&mut self) {
         self.sums.token_fetches += 1;
         self.sums.token_unprocessed += 1;
+    }
+
+    pub(crate) fn quota_query(&mut self) {
+        self.sums.quota_queries += 1;
     }
 
     pub(crate) fn fault(&mut self, name: &str) {

@@ -158,6 +158,7 @@ mod tests {
     fn rules_that_make_no_sense_are_refused_and_none_is_kept() {
         let cut = || Rule::new(FaultKind::CutAfter);
         let answer = |errcode| Rule { errcode, ..Rule::new(FaultKind::Answer) };
+        let of_user = || Match { openid: Some("u".into()), ..Match::default() };
         for wrong in [
             Rule { probability: Some(1.5), ..cut() },
             Rule { probability: Some(f64::NAN), ..cut() },
@@ -165,11 +166,8 @@ mod tests {
             Rule { errcode: Some(45009), ..cut() },
             Rule { hang_ms: Some(5), ..cut() },
             Rule { location: Some("http://elsewhere".into()), ..cut() },
-            Rule {
-                endpoint: Endpoint::Token,
-                matching: Match { openid: Some("u".into()), ..Match::default() },
-                ..cut()
-            },
+            Rule { endpoint: Endpoint::Token, matching: of_user(), ..cut() },
+            Rule { endpoint: Endpoint::Quota, matching: of_user(), ..cut() },
             answer(None),
             answer(Some(0)),
             Rule::new(FaultKind::HangAfter),

@@ -84,6 +84,8 @@ pub enum Endpoint {
     Send,
     /// `token` and `stable_token`.
     Token,
+    /// `openapi/quota/get`.
+    Quota,
 }
 
 /// Which calls a rule is about. What is absent matches all; what is present matches no call that does not say.
@@ -160,8 +162,8 @@ impl Rule {
         if self.name.as_deref() == Some("") {
             return Err("name is empty");
         }
-        if self.endpoint == Endpoint::Token && (self.matching.openid.is_some() || self.matching.template_id.is_some()) {
-            return Err("a token fetch has no openid and no template_id to match");
+        if self.endpoint != Endpoint::Send && (self.matching.openid.is_some() || self.matching.template_id.is_some()) {
+            return Err("only a send has an openid and a template_id to match");
         }
         match self.errcode {
             Some(0) => return Err("errcode 0 would claim a message that nobody received"),

@@ -29,6 +29,8 @@ pub struct Settings {
     pub per_second: u64,
     /// Sends an app may make a day, the rest answer 45009 until 00:00 UTC+8. 0 is no limit.
     pub daily_quota: u64,
+    /// Whether `openapi/quota/get` is served. If not, it answers 48001 to every good token, as a gateway that lacks it.
+    pub quota_get: bool,
     /// An errcode that every send with a valid token answers, such as 45103 for a retired API. 0 is off.
     pub answer: i32,
     /// The template ids that exist. Empty: every non-empty id does.
@@ -57,6 +59,7 @@ impl Default for Settings {
             prepay_uses: 3,
             per_second: 0,
             daily_quota: 0,
+            quota_get: true,
             answer: 0,
             templates: Vec::new(),
             keep_deliveries: 100_000,
@@ -159,6 +162,7 @@ mod tests {
             serde_json::json!({"clock_ahead_seconds": 1_700_000_000_000_u64}),
             serde_json::json!({"prepay_uses": 0}),
             serde_json::json!({"answer": -2}),
+            serde_json::json!({"quota_get": 1}),
             serde_json::json!({"templates": ["ok", ""]}),
             serde_json::json!({"keep_deliveries": 0.5}),
         ] {

@@ -1,5 +1,7 @@
 //! WeChat's endpoints. A `subscribe/send` would be one more route and one more [`Call`], with rights of its own.
 
+mod quota;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +28,17 @@ use crate::{Sandbox, Settings, clock};
 
 const GRANT_TYPE: &str = "client_credential";
 
+/// Also the name by which `openapi/quota/get` is asked about it.
+const TEMPLATE_SEND: &str = "/cgi-bin/message/wxopen/template/send";
+
 type MaybeWire = Option<Extension<ConnectInfo<Wire>>>;
 
 pub(crate) fn routes() -> Router<Sandbox> {
     Router::new()
         .route("/cgi-bin/token", get(plain_token).fallback(|| refuse(code::GET_REQUIRED)))
         .route("/cgi-bin/stable_token", post(stable_token).fallback(|| refuse(code::POST_REQUIRED)))
-        .route("/cgi-bin/message/wxopen/template/send", post(send).fallback(|| refuse(code::POST_REQUIRED)))
+        .route("/cgi-bin/openapi/quota/get", post(quota::quota).fallback(|| refuse(code::POST_REQUIRED)))
+        .route(TEMPLATE_SEND, post(send).fallback(|| refuse(code::POST_REQUIRED)))
         .fallback(nowhere)
 }
 

@@ -1,0 +1,135 @@
+//! `openapi/quota/get`: how much of the day's sends an app has used. To ask is no send, and uses none of them.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+
+use super::{Call, MaybeWire, TEMPLATE_SEND, TokenQuery, app_of, object, run, wait};
+use crate::answer::{self, No, code};
+use crate::app::App;
+use crate::faults::Facts;
+use crate::rules::Endpoint;
+use crate::{Sandbox, Settings, clock};
+
+/// Sends a day that WeChat publishes as an app's limit: what is told where [`Settings::daily_quota`] sets none. Only
+/// that setting ever refuses a send.
+const PUBLISHED_LIMIT: u64 = 1_000_000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    #[serde(default)]
+    cgi_path: String,
+}
+
+struct Inquiry {
+    app: Result<Arc<App>, No>,
+    question: Result<Question, No>,
+    now_ms: u64,
+    settings: Arc<Settings>,
+}
+
+pub(super) async fn quota(
+    State(sandbox): State<Sandbox>,
+    wire: MaybeWire,
+    query: Result<Query<TokenQuery>, QueryRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let settings = sandbox.current();
+    wait(&settings).await;
+    let now_ms = clock::now_ms(&settings);
+    let app = app_of(&sandbox, query, now_ms);
+    run(&sandbox, wire, Inquiry { app, question: object(body), now_ms, settings }).await
+}
+
+#[derive(Serialize)]
+struct Known {
+    errcode: i32,
+    errmsg: &'static str,
+    quota: Quota,
+    /// Absent where no rate is set: any number would be one that nothing holds a sender to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limit: Option<RateLimit>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Quota {
+    daily_limit: u64,
+    used: u64,
+    remain: u64,
+}
+
+#[derive(Serialize)]
+struct RateLimit {
+    call_count: u64,
+    refresh_second: u64,
+}
+
+impl Quota {
+    fn new(used: u64, settings: &Settings) -> Self {
+        let daily_limit = if settings.daily_quota == 0 { PUBLISHED_LIMIT } else { settings.daily_quota };
+        Self { daily_limit, used, remain: daily_limit.saturating_sub(used) }
+    }
+}
+
+impl Inquiry {
+    fn decide(self) -> Result<Known, No> {
+        let app = self.app?;
+        if !self.settings.quota_get {
+            return Err(No::code(code::NOT_PERMITTED));
+        }
+        if self.question?.cgi_path != TEMPLATE_SEND {
+            return Err(No::code(code::CGI_PATH_UNKNOWN));
+        }
+        let quota = Quota::new(app.ledger().pace.used(self.now_ms), &self.settings);
+        let per_second = Some(self.settings.per_second).filter(|per_second| *per_second > 0);
+        let rate_limit = per_second.map(|call_count| RateLimit { call_count, refresh_second: 1 });
+        Ok(Known { errcode: code::OK, errmsg: "ok", quota, rate_limit })
+    }
+}
+
+impl Call for Inquiry {
+    fn facts(&self) -> Facts<'_> {
+        let app_id = self.app().map(|app| app.id.as_str());
+        Facts { endpoint: Endpoint::Quota, app_id, openid: None, template_id: None }
+    }
+
+    fn app(&self) -> Option<&App> {
+        self.app.as_deref().ok()
+    }
+
+    fn process(self, sandbox: &Sandbox) -> Response {
+        sandbox.note(self.app(), |book| book.quota_query());
+        match self.decide() {
+            Ok(known) => answer::json(&known),
+            Err(no) => answer::refusal(&no),
+        }
+    }
+
+    fn skip(&self, sandbox: &Sandbox, _answered: Option<i32>) {
+        sandbox.note(self.app(), |book| book.quota_query());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_remains_is_of_the_set_limit_or_of_the_published_one_and_never_below_nothing() {
+        let unlimited = Settings::default();
+        let limited = Settings { daily_quota: 10, ..Settings::default() };
+        for (used, settings, daily_limit, remain) in [
+            (0, &unlimited, 1_000_000, 1_000_000),
+            (1_000_001, &unlimited, 1_000_000, 0),
+            (4, &limited, 10, 6),
+            (10, &limited, 10, 0),
+        ] {
+            assert_eq!(Quota::new(used, settings), Quota { daily_limit, used, remain });
+        }
+    }
+}

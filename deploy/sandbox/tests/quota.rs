@@ -1,0 +1,170 @@
+//! `openapi/quota/get`: what it tells of the day's sends, and whom it refuses.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
+
+mod support;
+
+use sandbox::{Endpoint, FaultKind, Match, Rule, Settings, Submission};
+use serde_json::{Value, json};
+use support::*;
+
+const QUOTA: &str = "/cgi-bin/openapi/quota/get";
+const DAY: u64 = 24 * 3600;
+
+/// The answer to one question about `template/send`.
+async fn ask(wechat: &WeChat, token: &str) -> Value {
+    wechat.post(&format!("{QUOTA}?access_token={token}"), json!({"cgi_path": SEND})).await
+}
+
+/// The daily limit, the calls used and those that remain.
+async fn quota(wechat: &WeChat, token: &str) -> [u64; 3] {
+    let answer = ask(wechat, token).await;
+    assert_eq!(code(&answer), 0, "{answer}");
+    ["daily_limit", "used", "remain"].map(|field| answer["quota"][field].as_u64().unwrap())
+}
+
+/// The seconds that the clock is to run ahead for it to be noon in China, so that no midnight comes between.
+fn to_noon() -> u64 {
+    let since_midnight = (unix_seconds() + 8 * 3600) % DAY;
+    (DAY + DAY / 2 - since_midnight) % DAY
+}
+
+#[tokio::test]
+async fn it_counts_what_uses_the_quota_up_and_not_the_questions() {
+    let wechat = wechat(settings(json!({"daily_quota": 3, "clock_ahead_seconds": to_noon()}))).await;
+    let token = wechat.stable_token(false).await;
+    let id = wechat.submit(Submission { uses: Some(9), ..Submission::prepay(USER) });
+    for _ in 0..5 {
+        assert_eq!(quota(&wechat, &token).await, [3, 0, 3]);
+    }
+    assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
+    assert_eq!(wechat.send(&token, wechat.message("unknown")).await, 41028);
+    assert_eq!(quota(&wechat, &token).await, [3, 2, 1], "a send that WeChat judged has used the quota");
+    assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
+    assert_eq!(wechat.send(&token, wechat.message(&id)).await, 45009);
+    assert_eq!(quota(&wechat, &token).await, [3, 3, 0], "one that was refused for want of it has not");
+
+    let books = wechat.books();
+    assert_eq!((books.calls, books.quota_queries), (4, 7));
+}
+
+#[tokio::test]
+async fn what_was_used_is_forgotten_at_midnight_in_china_and_when_the_quota_is_put_again() {
+    let noon = to_noon();
+    let set = json!({"daily_quota": 5, "clock_ahead_seconds": noon, "token_life_seconds": 3 * DAY});
+    let wechat = wechat(settings(set)).await;
+    let token = wechat.stable_token(false).await;
+    let send = async || wechat.send(&token, wechat.message(&wechat.form(USER))).await;
+    let change = async |fields: Value| {
+        assert_eq!(wechat.ask("PUT", "/sandbox/settings", &fields.to_string()).await.status, 200);
+    };
+    assert_eq!(send().await, 0);
+    change(json!({"clock_ahead_seconds": noon + DAY / 2 - 3600})).await;
+    assert_eq!(quota(&wechat, &token).await, [5, 1, 4], "eleven in the evening");
+    change(json!({"clock_ahead_seconds": noon + DAY / 2 + 3600})).await;
+    assert_eq!(quota(&wechat, &token).await, [5, 0, 5], "one in the morning");
+
+    assert_eq!(send().await, 0);
+    assert_eq!(quota(&wechat, &token).await, [5, 1, 4]);
+    change(json!({"daily_quota": 8})).await;
+    assert_eq!(quota(&wechat, &token).await, [8, 0, 8]);
+}
+
+#[tokio::test]
+async fn without_a_quota_the_limit_is_the_published_one() {
+    let wechat = wechat(settings(json!({"clock_ahead_seconds": to_noon()}))).await;
+    let token = wechat.stable_token(false).await;
+    assert_eq!(wechat.send(&token, wechat.message(&wechat.form(USER))).await, 0);
+    let expected = json!({"errcode": 0, "errmsg": "ok", "quota":
+        {"daily_limit": 1_000_000, "used": 1, "remain": 999_999}});
+    assert_eq!(ask(&wechat, &token).await, expected);
+
+    wechat.ask("PUT", "/sandbox/settings", r#"{"per_second": 50}"#).await;
+    assert_eq!(ask(&wechat, &token).await["rate_limit"], json!({"call_count": 50, "refresh_second": 1}));
+}
+
+#[tokio::test]
+async fn each_app_has_a_quota_of_its_own() {
+    let wechat = wechat(settings(json!({"daily_quota": 5, "clock_ahead_seconds": to_noon()}))).await;
+    wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
+    let request = json!({"grant_type": "client_credential", "appid": "wx-other", "secret": "other-secret"});
+    let other = text(&wechat.post(STABLE, request).await["access_token"]);
+    let token = wechat.stable_token(false).await;
+    assert_eq!(wechat.send(&token, wechat.message(&wechat.form(USER))).await, 0);
+    assert_eq!(quota(&wechat, &token).await, [5, 1, 4]);
+    assert_eq!(quota(&wechat, &other).await, [5, 0, 5]);
+}
+
+#[tokio::test]
+async fn each_wrong_part_of_a_question_has_its_code() {
+    let wechat = wechat(Settings::default()).await;
+    let token = wechat.stable_token(false).await;
+    let right = json!({"cgi_path": SEND}).to_string();
+    for (query, expected) in [("", 41001), ("?access_token=", 41001), ("?access_token=never-issued", 40001)] {
+        for body in [right.as_str(), "nonsense"] {
+            assert_eq!(code(&wechat.ask("POST", &format!("{QUOTA}{query}"), body).await.json()), expected);
+        }
+    }
+    let path = format!("{QUOTA}?access_token={token}");
+    for (body, expected) in [
+        ("", 47001),
+        ("[\"/cgi-bin/message/wxopen/template/send\"]", 47001),
+        (r#"{"cgi_path": 7}"#, 47001),
+        (r#"{"cgi_path": "/cgi-bin/message/wxopen/template/send", "more": 7}"#, 47001),
+        ("{}", 76021),
+        (r#"{"cgi_path": ""}"#, 76021),
+        (r#"{"cgi_path": "cgi-bin/message/wxopen/template/send"}"#, 76021),
+        (r#"{"cgi_path": "/cgi-bin/message/subscribe/send"}"#, 76021),
+    ] {
+        assert_eq!(code(&wechat.ask("POST", &path, body).await.json()), expected, "{body}");
+    }
+    assert_eq!(code(&wechat.get(&path).await), 43002);
+    assert_eq!((wechat.books().quota_queries, wechat.sandbox.books(None).unwrap().quota_queries), (8, 14));
+
+    wechat.stable_token(true).await;
+    assert_eq!(code(&ask(&wechat, &token).await), 40001);
+    let token = wechat.stable_token(false).await;
+    wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": 7200}))).unwrap();
+    assert_eq!(code(&ask(&wechat, &token).await), 42001);
+}
+
+#[tokio::test]
+async fn where_it_is_not_served_every_good_token_is_told_so_and_sends_go_on() {
+    let wechat = wechat(settings(json!({"quota_get": false}))).await;
+    let token = wechat.stable_token(false).await;
+    assert_eq!(code(&ask(&wechat, &token).await), 48001);
+    assert_eq!(code(&ask(&wechat, "never-issued").await), 40001);
+    assert_eq!(wechat.send(&token, wechat.message(&wechat.form(USER))).await, 0);
+}
+
+#[tokio::test]
+async fn an_answer_forced_on_sends_is_none_to_this_question() {
+    let wechat = wechat(settings(json!({"answer": 45103}))).await;
+    let token = wechat.stable_token(false).await;
+    assert_eq!(quota(&wechat, &token).await, [1_000_000, 0, 1_000_000]);
+}
+
+#[tokio::test]
+async fn faults_hit_it_where_they_name_it_and_nowhere_else() {
+    let wechat = wechat(Settings::default()).await;
+    let token = wechat.stable_token(false).await;
+    let matching = Match { app_id: Some(APP.into()), ..Match::default() };
+    let once = |kind| Rule { endpoint: Endpoint::Quota, times: Some(1), ..Rule::new(kind) };
+    let forced = Rule { errcode: Some(76022), matching, ..once(FaultKind::Answer) };
+    wechat.sandbox.add_faults(vec![forced, once(FaultKind::CutAfter), once(FaultKind::CutBefore)]).unwrap();
+    assert_eq!(wechat.send(&token, wechat.message(&wechat.form(USER))).await, 0);
+
+    let answer = ask(&wechat, &token).await;
+    assert_eq!(code(&answer), 76022);
+    assert!(text(&answer["errmsg"]).starts_with("could not use this cgi_path"), "{answer}");
+    let (path, body) = (format!("{QUOTA}?access_token={token}"), json!({"cgi_path": SEND}).to_string());
+    for _ in 0..2 {
+        assert!(wechat.call("POST", &path, &body).await.unwrap().is_none());
+    }
+    assert_eq!(code(&ask(&wechat, &token).await), 0);
+    let books = wechat.books();
+    assert_eq!((books.calls, books.quota_queries, books.faults["answer"]), (1, 4, 1));
+
+    let rules = json!([{"kind": "http_500_before", "endpoint": "quota"}]);
+    assert_eq!(wechat.post("/sandbox/faults", rules).await["faults"].as_array().unwrap().len(), 4);
+    assert_eq!(wechat.call("POST", &path, &body).await.unwrap().unwrap().status, 500);
+}
