@@ -1,6 +1,7 @@
 //! The HTTP client against servers that behave, and against those that do not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod quota;
 mod server;
 
 use std::process::Command;
@@ -232,6 +233,10 @@ async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
             let app = Arc::new(App { token_endpoint, ..app(&url) });
             let client = Client::new(Arc::clone(&app)).unwrap();
             printed += &format!("{app:?} {:?}", client.send(TOKEN, b"{}".to_vec()).await);
+            match client.quota(TOKEN).await {
+                Ok(quota) => printed += &format!("{quota:?}"),
+                Err(error) => printed += &format!("{error:?} {error}"),
+            }
             match client.fetch_token(false).await {
                 Ok(token) => printed += &format!("{token:?}"),
                 Err(error) => printed += &format!("{error:?} {error}"),
@@ -239,6 +244,7 @@ async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
         }
     }
     assert!(printed.contains("Unanswered") && printed.contains("NotSent") && printed.contains("FetchedToken"));
+    assert!(printed.contains("Refused { errcode: 40001"));
     assert!(!printed.contains("CANARY"), "{printed}");
 }
 

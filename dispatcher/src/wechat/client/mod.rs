@@ -20,7 +20,10 @@ use serde::Deserialize;
 use super::token::refusals::{self, Weight};
 use crate::apps::{App, TokenEndpoint};
 use reply::words;
-pub use reply::{Cause, ClientError, FetchError, FetchedToken, Reply};
+pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
+
+/// The path of `template/send`, which is also the name that its quota goes by.
+const SEND: &[&str] = &["cgi-bin", "message", "wxopen", "template", "send"];
 
 /// The longest answer that is read. WeChat's have less than a kilobyte.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -45,6 +48,7 @@ struct Inner {
     http: reqwest::Client,
     app: Arc<App>,
     send: Url,
+    quota: Url,
     token: Url,
 }
 
@@ -63,12 +67,13 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE);
         let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(chain(&error.without_url())))?;
-        let send = endpoint(&app.base_url, &["cgi-bin", "message", "wxopen", "template", "send"])?;
+        let send = endpoint(&app.base_url, SEND)?;
+        let quota = endpoint(&app.base_url, &["cgi-bin", "openapi", "quota", "get"])?;
         let token = match app.token_endpoint {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
             TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
         };
-        Ok(Self { inner: Arc::new(Inner { http, app, send, token }) })
+        Ok(Self { inner: Arc::new(Inner { http, app, send, quota, token }) })
     }
 
     /// The app whose connections these are.
@@ -78,9 +83,7 @@ impl Client {
 
     /// `template/send`, once. The body is [`super::message::Message::body`].
     pub async fn send(&self, token: &str, body: Vec<u8>) -> Reply {
-        let mut url = self.inner.send.clone();
-        url.query_pairs_mut().append_pair("access_token", token);
-        match self.call(post(url, body)).await {
+        match self.call(post(with_token(&self.inner.send, token), body)).await {
             Ok(answer) => match parse::<SendAnswer>(&answer) {
                 Ok(answer) => {
                     let (errmsg, rid) = words(answer.errmsg);
@@ -90,6 +93,21 @@ impl Client {
             },
             Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Reply::NotSent(cause),
             Err(cause) => Reply::Unanswered(cause),
+        }
+    }
+
+    /// How much of the day's `template/send` the app has used, by WeChat's count. A gateway may not serve this, so a
+    /// caller does without where it is refused. It is no send, but a call all the same, which WeChat limits too: not one
+    /// to make before each message.
+    pub async fn quota(&self, token: &str) -> Result<Quota, QuotaError> {
+        // By WeChat's own path, even where a gateway has it below another.
+        let body = serde_json::json!({ "cgi_path": format!("/{}", SEND.join("/")) });
+        let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
+        let answer = self.call(request).await?;
+        let answer: QuotaAnswer = parse(&answer)?;
+        match answer.errcode {
+            0 => Ok(Quota::read(&answer.quota).ok_or(Cause::NotJson)?),
+            errcode => Err(QuotaError::Refused { errcode, rid: words(answer.errmsg).1 }),
         }
     }
 
@@ -181,6 +199,12 @@ fn post(url: Url, body: Vec<u8>) -> Request {
     request
 }
 
+fn with_token(endpoint: &Url, token: &str) -> Url {
+    let mut url = endpoint.clone();
+    url.query_pairs_mut().append_pair("access_token", token);
+    url
+}
+
 fn endpoint(base: &Url, path: &[&str]) -> Result<Url, ClientError> {
     let mut url = base.clone();
     url.path_segments_mut().map_err(|()| ClientError::BaseUrl)?.pop_if_empty().extend(path);
@@ -220,6 +244,16 @@ struct SendAnswer {
     /// Only for people: whatever it is, the code counts.
     #[serde(default)]
     errmsg: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct QuotaAnswer {
+    errcode: i32,
+    #[serde(default)]
+    errmsg: serde_json::Value,
+    /// Only read in a success: beside another code, the code counts.
+    #[serde(default)]
+    quota: serde_json::Value,
 }
 
 #[derive(Deserialize)]

@@ -72,7 +72,7 @@ pub enum Cause {
     /// A redirect, which is never followed.
     #[error("WeChat answered with a redirect (HTTP status {0}), which is not followed")]
     Redirected(u16),
-    /// A body that is no JSON object with what must be in it: an integer errcode, or a token.
+    /// A body that is no JSON object with what must be in it: an integer errcode, a token, or a quota.
     #[error("WeChat's answer is not the JSON that was expected")]
     NotJson,
     /// A body longer than any answer of WeChat's.
@@ -127,6 +127,44 @@ impl From<Cause> for FetchError {
     }
 }
 
+/// How much of a day's quota an app has used: calls, from 00:00 UTC+8 on. WeChat's figures, which may lag behind and are
+/// not made to add up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Calls that the app may make a day.
+    pub daily_limit: u64,
+    /// Calls that it made today.
+    pub used: u64,
+    /// Calls that it may still make today.
+    pub remain: u64,
+}
+
+impl Quota {
+    /// Whole numbers as JSON has them, all three: a text of digits is none of WeChat's.
+    pub(super) fn read(quota: &serde_json::Value) -> Option<Self> {
+        let number = |name| quota.get(name)?.as_u64();
+        Some(Self { daily_limit: number("daily_limit")?, used: number("used")?, remain: number("remain")? })
+    }
+}
+
+/// Why the quota is not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// WeChat answered with a code. The token's codes mean here what they mean for a send, see
+    /// [`crate::wechat::answer`], and so do those of a busy WeChat. 48001 (not permitted), 76021 (a path that is not
+    /// known) and 76022 (not for this kind of account) say that the quota is not told here at all.
+    #[error("WeChat does not tell the quota (errcode {errcode})")]
+    Refused {
+        /// WeChat's code, never 0.
+        errcode: i32,
+        /// What WeChat's support asks for; empty when there is none.
+        rid: String,
+    },
+    /// There is no answer to use. A gateway that does not know the path most often answers with an HTTP status.
+    #[error(transparent)]
+    Unanswered(#[from] Cause),
+}
+
 /// Splits an errmsg into WeChat's words and the rid, which stands at the end as `rid: 5f...-...`.
 pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
     let serde_json::Value::String(mut errmsg) = errmsg else {
@@ -147,6 +185,29 @@ pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quota_is_three_whole_numbers() {
+        let read = |text: &str| Quota::read(&serde_json::from_str(text).unwrap());
+        let quota = Quota { daily_limit: 1_000_000, used: 7, remain: 999_993 };
+        assert_eq!(read(r#"{"daily_limit":1000000,"used":7,"remain":999993,"more":"x"}"#), Some(quota));
+        let uneven = Quota { daily_limit: 5, used: 9, remain: 0 };
+        assert_eq!(read(r#"{"daily_limit":5,"used":9,"remain":0}"#), Some(uneven));
+        for wrong in [
+            "null",
+            "7",
+            "[5,4,1]",
+            "{}",
+            r#"{"daily_limit":5,"used":4}"#,
+            r#"{"daily_limit":5,"used":4,"remain":null}"#,
+            r#"{"daily_limit":5,"used":4,"remain":"1"}"#,
+            r#"{"daily_limit":5,"used":4,"remain":-1}"#,
+            r#"{"daily_limit":5,"used":4,"remain":1.0}"#,
+            r#"{"daily_limit":18446744073709551616,"used":4,"remain":1}"#,
+        ] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn the_rid_is_told_from_the_words() {
