@@ -1,16 +1,23 @@
-//! The packed format of a user's field. `scripts/head/records.lua` is its twin and describes it byte by byte; a property
-//! test in `shared/tests` holds the two against each other.
+//! The packed format of a user's field. `scripts/head/records.lua` and, for the touch, `touch.lua` are its twins and
+//! describe it byte by byte; property tests in `shared/tests` hold them against each other.
+
+use std::time::Duration;
 
 use crate::credential::{Credential, CredentialId, Kind};
 
 /// The most uses one record can hold: five bits.
 pub const MAX_USES: u8 = 31;
 
+/// How long it is known when a user was last sent a message.
+pub const KEEP_TOUCH: Duration = Duration::from_secs(7 * 24 * 3600);
+
 const SUSPECT: u8 = 1 << 5;
 const KIND_SHIFT: u8 = 6;
 const HEX: u8 = 1 << 7;
 /// Expiry, flags, and the length byte.
 const OVERHEAD: usize = 6;
+/// The flags and the tail of a touch: of kind 3, without uses, and with an id that no credential has.
+const TOUCH: (u8, &[u8]) = (3 << KIND_SHIFT, &[0, 0]);
 
 /// A record as it is read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +58,40 @@ pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads the records of a field, the soonest to expire first.
-pub fn unpack(mut field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
+/// Reads the credentials of a field, the soonest to expire first.
+pub fn unpack(field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
+    parts(field).filter(|part| !part.is_ok_and(|part| part.is_touch())).map(|part| {
+        let Part { flags, expiry, tail } = part?;
+        read(flags, expiry, tail)
+    })
+}
+
+/// When the user of a field was last sent a message, in seconds since 1970; nothing if that is not known any more.
+pub fn touched(field: &[u8]) -> Result<Option<u32>, Corrupt> {
+    for part in parts(field) {
+        let part = part?;
+        if part.is_touch() {
+            return Ok(Some(part.expiry.saturating_sub(KEEP_TOUCH.as_secs() as u32)));
+        }
+    }
+    Ok(None)
+}
+
+/// A record as it lies in a field: a credential, or the touch.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    flags: u8,
+    expiry: u32,
+    tail: &'a [u8],
+}
+
+impl Part<'_> {
+    fn is_touch(self) -> bool {
+        (self.flags, self.tail) == TOUCH
+    }
+}
+
+fn parts(mut field: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Corrupt>> {
     std::iter::from_fn(move || {
         let length = *field.last()?;
         let size = usize::from(length & !HEX) + 1 + OVERHEAD;
@@ -63,7 +102,7 @@ pub fn unpack(mut field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>>
         let (rest, record) = field.split_at(start);
         field = rest;
         let expiry = u32::from_be_bytes([record[0], record[1], record[2], record[3]]);
-        Some(read(record[4], expiry, &record[5..]))
+        Some(Ok(Part { flags: record[4], expiry, tail: &record[5..] }))
     })
 }
 
@@ -119,6 +158,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_touch_is_no_credential_and_nothing_else_is_a_touch() {
+        let mut field = Vec::new();
+        pack(&credential(Kind::FormId, "1519876543210", 1, 2_000_000_000), &mut field);
+        assert_eq!(touched(&field), Ok(None));
+        field.extend([&1_800_604_800_u32.to_be_bytes()[..], &[192, 0, 0]].concat());
+        pack(&credential(Kind::PrepayId, "00", 3, 1_700_000_000), &mut field);
+        assert_eq!(touched(&field), Ok(Some(1_800_000_000)));
+        assert_eq!(unpack(&field).map(|record| record.unwrap().credential.uses).collect::<Vec<_>>(), [3, 1]);
+        for (flags, tail) in [(193, [0, 0]), (192, [1, 0]), (128, [0, 0])] {
+            let other = [&[0; 4][..], &[flags], &tail].concat();
+            assert_eq!(touched(&other), Ok(None));
+            let records: Vec<_> = unpack(&other).collect();
+            assert_eq!(records, [Err(Corrupt::UnknownKind(flags >> KIND_SHIFT))]);
+        }
+    }
+
     proptest! {
         #[test]
         fn every_credential_reads_back_as_it_was_packed(
@@ -142,6 +198,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(field: Vec<u8>) {
             let _ = unpack(&field).count();
+            let _ = touched(&field);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What Rust packs, the scripts read the same, and hand back the same.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use shared::credential::{Credential, CredentialId, Kind};
 use shared::store::leases::{LeaseId, Leased, Verdict};
-use shared::store::record::{self, Record};
+use shared::store::record::{self, KEEP_TOUCH, Record};
 use shared::store::stock::Count;
 
-use crate::world::{TERMS, World, form_id, leased, user};
+use crate::world::{TERMS, World, expiries, form_id, leased, user};
 
 fn tail(credential: &Credential) -> Vec<u8> {
     let mut packed = Vec::new();
@@ -97,6 +98,51 @@ fn what_rust_packs_the_scripts_read_the_same() {
             wanted.retain(|credential| !spent.contains(&credential.id));
             assert_eq!(records().await, as_records(&wanted));
             world.assert_sound().await;
+        });
+    });
+}
+
+#[test]
+fn the_scripts_touch_a_user_and_rust_reads_when() {
+    const HEADS: &str = concat!(
+        include_str!("../../src/store/scripts/head/records.lua"),
+        include_str!("../../src/store/scripts/head/stock.lua"),
+        include_str!("../../src/store/scripts/head/touch.lua"),
+        "return { now, keep_touch, touched_at(ARGV[1]) or -1, touch(ARGV[1]) }",
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(World::new());
+    let run = async |field: &[u8]| -> (u32, u64, i64, Vec<u8>) {
+        world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field)).await
+    };
+    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    // Ids in whose bytes the mark of a touch hides, and a touch older than now or none.
+    let decoys = vec(("([0-9a-f]{2}){0,3}", "([0-9a-f]{2}){0,3}", 1..1000_i64), 0..3);
+    proptest!(config, |(mut credentials in credentials(), decoys in decoys, ago in prop::option::of(1..604_800_u32))| {
+        for (before, after, hours) in decoys {
+            credentials.push(form_id(&format!("{before}c00000{after}"), hours));
+        }
+        let now = testing::now() as u32;
+        let touch = ago.map(|ago| (now - ago + KEEP_TOUCH.as_secs() as u32, None));
+        let mut records: Vec<_> = credentials.iter().map(|one| (one.expiry, Some(one))).chain(touch).collect();
+        records.sort_by_key(|(expiry, _)| Reverse(*expiry));
+        let mut field = Vec::new();
+        for (expiry, credential) in records {
+            match credential {
+                Some(credential) => record::pack(credential, &mut field),
+                None => field.extend([&expiry.to_be_bytes()[..], &[192, 0, 0]].concat()),
+            }
+        }
+        runtime.block_on(async {
+            let (at, keep, before, touched) = run(&field).await;
+            assert_eq!((keep, before), (KEEP_TOUCH.as_secs(), ago.map_or(-1, |ago| i64::from(now - ago))));
+            assert_eq!(record::touched(&field), Ok(ago.map(|ago| now - ago)));
+            assert_eq!(record::touched(&touched), Ok(Some(at)));
+            assert_eq!(touched.len(), field.len() + if ago.is_some() { 0 } else { 7 });
+            assert!(expiries(&touched).is_sorted());
+            assert!(record::unpack(&touched).eq(record::unpack(&field)), "the credentials stay as they were");
+            let (_, _, again, _) = run(&touched).await;
+            assert_eq!(again, i64::from(at));
         });
     });
 }

@@ -166,7 +166,9 @@ impl World {
             for field in users {
                 assert!(!field.is_empty(), "a user without records stays");
                 let records: Vec<_> = record::unpack(&field).map(|record| record.unwrap().credential).collect();
-                assert!(records.is_sorted_by_key(|credential| credential.expiry), "not in order of expiry");
+                let (expiries, touches) = (expiries(&field), usize::from(record::touched(&field).unwrap().is_some()));
+                assert!(expiries.is_sorted(), "not in order of expiry");
+                assert_eq!(expiries.len(), records.len() + touches, "touched more than once");
                 available += records.iter().map(|credential| u64::from(credential.uses)).sum::<u64>();
             }
             let (collected, lost) = (ledger.remove("collected").unwrap_or(0), ledger.remove("lost").unwrap_or(0));
@@ -218,6 +220,17 @@ pub fn prepay_id(id: &str, uses: u8, hours: i64) -> Credential {
 
 pub fn id_of(credential: &Credential) -> String {
     credential.id.as_str().to_owned()
+}
+
+/// When the records of a field expire, the touch among them, from back to front.
+pub fn expiries(mut field: &[u8]) -> Vec<u32> {
+    let mut expiries = Vec::new();
+    while let Some(length) = field.last() {
+        let (rest, record) = field.split_at(field.len() - usize::from(length % 128) - 7);
+        expiries.push(u32::from_be_bytes(*record.first_chunk().unwrap()));
+        field = rest;
+    }
+    expiries
 }
 
 /// A request whose message is told by one byte.

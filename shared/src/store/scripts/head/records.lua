@@ -6,7 +6,8 @@
 -- the one to spend next at the back, both without a walk. A record is read backward from its last byte:
 --
 --   expiry  4 bytes  seconds since 1970, big-endian
---   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased)
+--   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased); kind 3 is no
+--                    credential but the touch, which see in touch.lua
 --   id      1 to 128 bytes
 --   length  1 byte   bytes of the id - 1, plus 128 where the id is lowercase hex stored as bytes
 --

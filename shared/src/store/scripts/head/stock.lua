@@ -25,14 +25,15 @@ local function insert(field, record)
   return sub(field, 1, stop) .. record .. sub(field, stop + 1)
 end
 
--- The field brought back to at most `cap` records, and how many uses that cost. The soonest to expire goes first; one
--- whose last use is leased stays, so that a message in doubt keeps its credential.
+-- The field brought back to at most `cap` records beside the touch, and how many uses that cost. The soonest to expire
+-- goes first; one whose last use is leased stays, so that a message in doubt keeps its credential.
 local function enforce_cap(field, cap)
   if #field <= cap * 7 then return field, 0 end
   local count, stop = 0, #field
   while stop > 0 do
-    count = count + 1
-    stop = start_of(field, stop) - 1
+    local start = start_of(field, stop)
+    if byte(field, start + 4) < 192 then count = count + 1 end
+    stop = start - 1
   end
   local dropped = 0
   stop = #field
