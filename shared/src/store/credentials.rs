@@ -74,12 +74,23 @@ impl Store {
             .await
     }
 
-    /// What is stored of a user, the soonest to expire first, including what is leased (no uses left) or has expired
-    /// and was not swept yet.
+    /// The credentials stored of a user, the soonest to expire first, including what is leased (no uses left) or has
+    /// expired and was not swept yet.
     pub async fn records(&self, app: &AppId, openid: &OpenId) -> Result<Vec<Record>, Error> {
+        Ok(record::unpack(&self.field(app, openid).await?).collect::<Result<_, _>>()?)
+    }
+
+    /// When a user was last sent a message that arrived or may have, in seconds since 1970. It is known for
+    /// [`record::KEEP_TOUCH`], and on until the user is looked at or swept.
+    pub async fn touched(&self, app: &AppId, openid: &OpenId) -> Result<Option<u32>, Error> {
+        Ok(record::touched(&self.field(app, openid).await?)?)
+    }
+
+    /// All that is stored of a user at rest, packed.
+    async fn field(&self, app: &AppId, openid: &OpenId) -> Result<Vec<u8>, Error> {
         let users = self.keys(app, openid).users();
-        let field: Option<Vec<u8>> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
-        Ok(record::unpack(field.as_deref().unwrap_or_default()).collect::<Result<_, _>>()?)
+        let field: Option<_> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
+        Ok(field.unwrap_or_default())
     }
 
     /// What is available for a user at `now` (seconds since 1970), by kind.

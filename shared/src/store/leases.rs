@@ -129,7 +129,7 @@ pub enum Recorded {
 /// What is to be done with a leased credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The use is spent.
+    /// The use is spent, on a message that was delivered or may have been: the user is touched.
     Consume,
     /// It was not spent: back into stock.
     Return,
@@ -176,7 +176,7 @@ pub struct Reaped {
     pub pinned: u32,
     /// Form ids put back into stock, marked.
     pub suspect: u32,
-    /// Uses of other kinds, counted as spent.
+    /// Uses of other kinds, counted as spent, and their users as touched.
     pub spent: u32,
     /// Expired meanwhile.
     pub expired: u32,

@@ -35,9 +35,10 @@ scripts! {
     /// Leases a credential for a message.
     LEASE = "head/records.lua", "head/leases.lua", "head/take.lua", "lease.lua";
     /// Ends a lease.
-    SETTLE = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/take.lua", "head/release.lua", "settle.lua";
+    SETTLE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
+        "head/release.lua", "settle.lua";
     /// Ends leases whose owner did not come back.
-    REAP = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/release.lua", "reap.lua";
+    REAP = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/release.lua", "reap.lua";
     /// Deletes a user.
     ERASE = "head/records.lua", "head/leases.lua", "erase.lua";
     /// Counts a bucket and drops what has expired.

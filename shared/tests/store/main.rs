@@ -1,7 +1,7 @@
 //! The store on a real Redis: what it promises about credentials, leases and requests, whoever calls it and however often.
 //!
 //! - [`sequences`]: random sequences of calls, held against [`model`], a store in plain Rust;
-//! - [`leases`], [`requests`], [`reaper`], [`erased`]: the promises one by one;
+//! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the promises one by one;
 //! - [`format`]: what Rust packs is what the scripts read;
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
 //! - [`redis`]: what Redis may do to the store, and what the store may do to Redis;
@@ -20,4 +20,5 @@ mod redis;
 mod requests;
 mod sequences;
 mod stock;
+mod touch;
 mod world;

@@ -7,7 +7,7 @@ use shared::credential::{Credential, CredentialId, Kind};
 use shared::store::leases::{
     KEEP_REQUESTS, Lease, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, Settled, Verdict,
 };
-use shared::store::record::MAX_USES;
+use shared::store::record::{KEEP_TOUCH, MAX_USES};
 use shared::store::stock::{Count, DAY, DAY_OFFSET, Ledger};
 
 /// A stored credential. Times are in seconds by the model's own clock.
@@ -63,6 +63,8 @@ pub struct Model {
     began: i64,
     pub now: i64,
     users: Vec<Vec<Held>>,
+    /// When each user was last sent a message.
+    touched: Vec<Option<i64>>,
     leases: BTreeMap<Name, InFlight>,
     requests: BTreeMap<Name, Finished>,
     ledger: Ledger,
@@ -70,8 +72,8 @@ pub struct Model {
 
 impl Model {
     pub fn new(cap: u16, users: usize, now: i64) -> Self {
-        let users = vec![Vec::new(); users];
-        Self { cap: cap.into(), began: now, now, users, ..Self::default() }
+        let (users, touched) = (vec![Vec::new(); users], vec![None; users]);
+        Self { cap: cap.into(), began: now, now, users, touched, ..Self::default() }
     }
 
     /// Time passes. Redis' clock does not: there, everything stored moves into the past instead.
@@ -98,6 +100,17 @@ impl Model {
             (Credential { kind, id, uses, expiry }, held.suspect)
         };
         self.users[user].iter().filter(counts).map(record).collect()
+    }
+
+    /// When a user was last sent a message, if that is not too long ago to be known.
+    pub fn touched(&self, user: usize) -> Option<i64> {
+        self.touched[user].filter(|at| at + KEEP_TOUCH.as_secs() as i64 > self.now)
+    }
+
+    /// How many users something is stored of, once what has expired was dropped.
+    pub fn users(&self) -> u64 {
+        let stored = |user: &usize| !self.users[*user].is_empty() || self.touched(*user).is_some();
+        (0..self.users.len()).filter(stored).count() as u64
     }
 
     pub fn collect(&mut self, credentials: &[(usize, Held)]) -> Vec<usize> {
@@ -244,6 +257,7 @@ impl Model {
 
     pub fn erase(&mut self, user: usize) -> u32 {
         self.drop_expired(user);
+        self.touched[user] = None;
         let in_stock: u32 = self.users[user].drain(..).map(|held| u32::from(held.uses)).sum();
         let theirs = |lease: &InFlight| lease.user == user && !lease.erased;
         let erased = in_stock + self.leases.values().filter(|lease| theirs(lease)).count() as u32;
@@ -324,6 +338,7 @@ impl Model {
     fn spend(&mut self, lease: &InFlight) {
         self.users[lease.user].retain(|held| held.id != lease.held.id || held.uses > 0);
         self.ledger.consumed += 1;
+        self.touched[lease.user] = Some(self.now);
     }
 
     fn give_back(&mut self, lease: &InFlight, suspect: bool) {

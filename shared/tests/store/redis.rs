@@ -104,6 +104,7 @@ async fn until_redis_was_found_usable_every_command_but_a_ping_says_unavailable_
         assert_unavailable!(
             store.collect(app, bucket, &credentials),
             store.records(app, &anna),
+            store.touched(app, &anna),
             store.inventory(app, &anna, 0),
             store.erase(app, &anna),
             store.lease(app, &anna, id, &TERMS, kinds, some),

@@ -1,4 +1,5 @@
-//! Random sequences of calls against the model: every reply, and after every step every record and the whole ledger.
+//! Random sequences of calls against the model: every reply, and after every step every record, every touch, and the
+//! whole ledger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use shared::credential::{Credential, CredentialId, Kind, OpenId};
 use shared::store::Store;
 use shared::store::credentials::Packed;
 use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request, Settled, Verdict};
+use shared::store::record::KEEP_TOUCH;
 
 use crate::model::{Held, Model};
 use crate::world::{HOUR, TERMS, World, request, store, timeless, user};
@@ -75,8 +77,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => user().prop_map(Op::Erase),
         3 => Just(Op::Reap),
         1 => Just(Op::Sweep),
-        // A day: what is left of a request whose user was erased goes.
-        5 => prop_oneof![6 => 1..4_i64, 1 => Just(24)].prop_map(Op::Hours),
+        // A day: what is left of a request whose user was erased goes. A week: the time of the last message is forgotten.
+        5 => prop_oneof![12 => 1..4_i64, 2 => Just(24), 1 => 167..169_i64].prop_map(Op::Hours),
     ]
 }
 
@@ -235,6 +237,7 @@ impl Run<'_> {
             }
         }
         assert_eq!((reachable, days), self.model.sweep());
+        assert_eq!(self.store.users(&self.world.app).await.unwrap(), self.model.users());
     }
 
     async fn compare(&self) {
@@ -247,6 +250,12 @@ impl Run<'_> {
                 .filter(|record| record.credential.uses > 0 || i64::from(record.credential.expiry) > now);
             let records: Vec<_> = records.map(|record| (record.credential, record.suspect)).collect();
             assert_eq!(records, self.model.records(number), "records of {}", USERS[number]);
+            let touched = self.store.touched(&self.world.app, openid).await.unwrap();
+            let real = touched.filter(|at| now < i64::from(*at) + KEEP_TOUCH.as_secs() as i64);
+            match (real, self.model.touched(number).map(|at| self.model.in_redis(at))) {
+                (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
+                (real, wanted) => assert_eq!(real, wanted, "the touch of {}", USERS[number]),
+            }
         }
         assert_eq!(self.store.ledger(&self.world.app).await.unwrap(), self.model.ledger());
         self.world.assert_sound().await;

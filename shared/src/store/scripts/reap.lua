@@ -2,7 +2,8 @@
 --
 -- A lease with a request id is pinned to it for as long as the request may be repeated: only the same message with the
 -- same credential can tell whether it had been delivered. When that time is up, or when there was no request id, the
--- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent.
+-- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent, and its user as
+-- touched.
 --
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 cursor ('0' to begin)  2 about how many leases to look at  3 seconds a request is kept  4 cap on records a user
@@ -29,7 +30,7 @@ for i = 1, #page[2], 2 do
       local field, gone = drop_expired(redis.call('HGET', users, openid) or '')
       tally(ledger, 'expired', gone)
       if flags >= 64 then
-        field = remove_record(field, tail, true)
+        field = touch((remove_record(field, tail, true)))
         tally(ledger, 'consumed', 1)
         spent = spent + 1
       else

@@ -4,7 +4,7 @@
 -- KEYS  as lease.lua
 -- ARGV  1 openid  2 name of the lease  3 who (see leases.lua)  4 cap on records a user
 --       5 what to do with the credential:
---           consume  the use is spent
+--           consume  the use is spent, and the user touched: the message was delivered, or may have been
 --           return   it was not spent: back into stock
 --           suspect  back into stock, but its message is gone and may have used it
 --           discard  WeChat calls the credential dead: it goes, with all its uses
@@ -60,7 +60,7 @@ if verdict == 'hold' then
 end
 
 if verdict == 'consume' then
-  field = remove_record(field, tail, true)
+  field = touch((remove_record(field, tail, true)))
   tally(ledger, 'consumed', 1)
 elseif verdict == 'discard' then
   local uses

@@ -1,0 +1,210 @@
+//! When a user was last sent a message: known for a week, and in nobody's way.
+
+use std::collections::BTreeMap;
+
+use deadpool_redis::redis;
+use shared::credential::OpenId;
+use shared::store::keys::BucketKeys;
+use shared::store::leases::{LeaseId, Leased, Reaped, Settled, Verdict};
+use shared::store::stock::{Ledger, Stock};
+
+use crate::world::{BRIEF, HOUR, TERMS, World, form_id, leased, next, prepay_id, request, user};
+
+/// How many hours ago the user was last sent a message; no more than a minute goes by unnoticed.
+async fn touched(world: &World, user: &OpenId) -> Option<i64> {
+    let at = world.store.touched(&world.app, user).await.unwrap()?;
+    let ago = testing::now() - i64::from(at);
+    assert!((0..60).contains(&(ago % HOUR)), "{ago} s ago");
+    Some(ago / HOUR)
+}
+
+/// Collects a form id that expires before any other, and consumes it.
+async fn send(world: &World, user: &OpenId) {
+    world.collect(user, &[form_id("sent", 0)]).await;
+    let lease = world.lease(user).await;
+    assert_eq!(lease.credential.as_str(), "sent");
+    world.settle(user, lease.id, Verdict::Consume).await;
+}
+
+async fn bytes(world: &World, user: &OpenId) -> usize {
+    let users = BucketKeys::new(&world.app, world.store.bucket_of(user)).users();
+    world.raw(redis::cmd("HSTRLEN").arg(users).arg(user.as_str())).await
+}
+
+#[tokio::test]
+async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
+    let anna = user("oAnna");
+    for credential in [form_id("c1", 9), prepay_id("c1", 2, 9)] {
+        for verdict in [Verdict::Hold, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Consume] {
+            let (world, message) = (World::new().await, request("r1", 1));
+            world.collect(&anna, &[credential.clone(), form_id("f2", 9)]).await;
+            let bob = world.neighbour(&anna);
+            world.collect(&bob, &[form_id("f3", 9)]).await;
+            let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+            assert_eq!(touched(&world, &anna).await, None, "not by a lease");
+            world.settle_request(&anna, lease.id, verdict, None, &message).await;
+            let wanted = (verdict == Verdict::Consume).then_some(0);
+            assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (wanted, None), "{verdict:?}");
+            world.assert_sound().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_known_too_when_the_next_credential_is_leased_in_the_same_step() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9), form_id("f3", 9)]).await;
+    let lease = world.lease(&anna).await;
+    let lease = next(world.settle_next(&anna, lease.id, Verdict::Discard, None, LeaseId::random()).await);
+    assert_eq!(touched(&world, &anna).await, None);
+    next(world.settle_next(&anna, lease.id, Verdict::Consume, None, LeaseId::random()).await);
+    assert_eq!(touched(&world, &anna).await, Some(0));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn the_reaper_touches_whose_prepay_use_it_counts_as_spent_and_not_whose_form_id_it_puts_back() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let bob = world.neighbour(&anna);
+    world.collect(&anna, &[prepay_id("p1", 1, 9)]).await;
+    world.collect(&bob, &[form_id("f1", 9)]).await;
+    for owner in [&anna, &bob] {
+        leased(world.ask(owner, LeaseId::random(), &BRIEF, None).await);
+    }
+    assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, spent: 1, ..Reaped::default() });
+    assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (Some(0), None));
+    assert_eq!(bytes(&world, &anna).await, 7, "the touch is all that is left");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_newer_touch_takes_the_place_of_the_older() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    for hours in [0, 5, 30] {
+        world.advance(hours).await;
+        assert_eq!(touched(&world, &anna).await, (hours > 0).then_some(hours));
+        send(&world, &anna).await;
+        assert_eq!((touched(&world, &anna).await, bytes(&world, &anna).await), (Some(0), 7));
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stale_settle_does_not_touch_anew() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 9)]).await;
+    let lease = world.lease(&anna).await;
+    world.settle(&anna, lease.id, Verdict::Consume).await;
+    world.advance(2).await;
+    assert_eq!(world.settle(&anna, lease.id, Verdict::Consume).await, Settled::Stale);
+    assert_eq!(touched(&world, &anna).await, Some(2));
+}
+
+#[tokio::test]
+async fn a_user_with_nothing_but_a_touch_is_not_reachable_and_counts_nowhere() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    send(&world, &anna).await;
+    let now = testing::now();
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
+    assert_eq!(world.store.records(&world.app, &anna).await.unwrap(), []);
+    assert_eq!(world.store.inventory(&world.app, &anna, now).await.unwrap(), BTreeMap::new());
+    let nothing = Stock { counted_at: now, ..Stock::default() };
+    assert_eq!(world.store.stock(&world.app, now, 100).await.unwrap(), nothing);
+    assert_eq!(world.store.stock(&world.app, now, 0).await.unwrap(), nothing, "from the last sweep");
+    let ledger = world.store.ledger(&world.app).await.unwrap();
+    assert_eq!(ledger, Ledger { collected: 1, consumed: 1, ..Ledger::default() });
+    assert_eq!(world.store.users(&world.app).await.unwrap(), 1, "but it is stored");
+    assert_eq!(touched(&world, &anna).await, Some(0));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn after_a_week_a_touch_goes_with_the_sweep_and_counts_as_nothing() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let bob = world.neighbour(&anna);
+    for owner in [&anna, &bob] {
+        send(&world, owner).await;
+    }
+    world.collect(&bob, &[form_id("f1", 200)]).await;
+    let sweep = async || world.store.stock(&world.app, testing::now(), 100).await.unwrap().reachable;
+    world.advance(7 * 24 - 1).await;
+    assert_eq!(sweep().await, 1);
+    for owner in [&anna, &bob] {
+        assert_eq!(touched(&world, owner).await, Some(7 * 24 - 1));
+    }
+    world.advance(1).await;
+    assert_eq!((sweep().await, world.store.users(&world.app).await.unwrap()), (1, 1));
+    for owner in [&anna, &bob] {
+        assert_eq!(touched(&world, owner).await, None);
+    }
+    assert_eq!(world.stored(&bob).await, [("f1".to_owned(), 1, false)]);
+    let ledger = world.store.ledger(&world.app).await.unwrap();
+    assert_eq!((ledger.expired, ledger.available()), (0, 1));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_touch_has_no_part_in_the_cap_wherever_it_stands() {
+    // Longer than any touch, so that it stands at the back; or shorter.
+    for hours in [200, 10] {
+        let (world, anna) = (World::with_cap(3).await, user("oAnna"));
+        send(&world, &anna).await;
+        let credentials = [1, 2, 3, 4].map(|number| form_id(&format!("f{number}"), hours + number));
+        world.collect(&anna, &credentials[..3]).await;
+        let ids = async || world.stored(&anna).await.into_iter().map(|(id, ..)| id).collect::<Vec<_>>();
+        assert_eq!(ids().await, ["f1", "f2", "f3"], "as many credentials as the cap says");
+        assert_eq!(touched(&world, &anna).await, Some(0));
+        world.collect(&anna, &credentials[3..]).await;
+        assert_eq!(ids().await, ["f2", "f3", "f4"]);
+        assert_eq!(touched(&world, &anna).await, Some(0), "it is not what goes first");
+        assert_eq!(world.store.ledger(&world.app).await.unwrap().dropped, 1);
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_reads_like_a_touch_is_not_taken_for_one() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    // Stored as a zero byte, and as the flags, id and length of a touch.
+    let ids = ["00", "c00000", "0000"];
+    world.collect(&anna, &ids.map(|id| form_id(id, 200))).await;
+    send(&world, &anna).await;
+    assert_eq!(world.collect(&anna, &ids.map(|id| form_id(id, 200))).await, [0, 1, 2]);
+    for _ in ids {
+        let lease = world.lease(&anna).await;
+        world.settle(&anna, lease.id, Verdict::Consume).await;
+        world.assert_sound().await;
+    }
+    assert_eq!((touched(&world, &anna).await, bytes(&world, &anna).await), (Some(0), 7));
+}
+
+#[tokio::test]
+async fn erasing_a_user_takes_the_touch_along_and_no_message_under_way_brings_one_back() {
+    let anna = user("oAnna");
+    for (with_request, outcome) in [(false, None), (true, None), (true, Some(b"ok".as_slice()))] {
+        let (world, message) = (World::new().await, with_request.then(|| request("r1", 1)));
+        let (app, message) = (&world.app, message.as_ref());
+        send(&world, &anna).await;
+        world.collect(&anna, &[prepay_id("p1", 2, 9)]).await;
+        let lease = leased(world.ask(&anna, LeaseId::random(), &BRIEF, message).await);
+        assert_eq!(world.store.erase(app, &anna).await.unwrap(), 2);
+        let absent = async || touched(&world, &anna).await.is_none() && world.store.users(app).await.unwrap() == 0;
+        assert!(absent().await, "erased");
+        let settled = world.store.settle(app, &anna, lease.id, &TERMS, Verdict::Consume, outcome, message, None).await;
+        assert_eq!(settled.unwrap(), Settled::Stale);
+        assert!(absent().await, "settled");
+        world.advance(25).await;
+        assert_eq!(world.reap(&TERMS).await, Reaped::default());
+        assert!(absent().await, "reaped");
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn erasing_a_user_with_nothing_but_a_touch_erases_no_message() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    send(&world, &anna).await;
+    assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 0);
+    assert_eq!((touched(&world, &anna).await, world.store.users(&world.app).await.unwrap()), (None, 0));
+    world.assert_sound().await;
+}
