@@ -135,7 +135,7 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// Where a right to send comes from. The numbers and letters are part of the stored format.
+/// Where a right to send comes from. The numbers and letters are part of the stored format, where 3 is taken too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {

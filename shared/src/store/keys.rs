@@ -6,7 +6,7 @@
 //! | key | bound |
 //! |---|---|
 //! | `formid:buckets` | one number |
-//! | `..:users` | a field a user, at most the cap of records each, swept within the hour |
+//! | `..:users` | a field a user, at most the cap of records each and one for the last message, swept within the hour |
 //! | `..:leases` | what is in flight or in doubt; the reaper ends each |
 //! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |

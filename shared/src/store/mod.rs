@@ -1,8 +1,9 @@
 //! Everything that is kept in Redis.
 //!
-//! A hash per app and bucket holds everything of its users: field = openid, value = the user's credentials, packed. It is
-//! stock and roster at once. Beside it stand the leases (what is in flight), the ledger (where everything went), and a
-//! record for each request id. All changes are made by Lua scripts, each in one step on the keys of one bucket.
+//! A hash per app and bucket holds everything of its users: field = openid, value = the user's credentials and the time
+//! of the last message, packed. It is stock and roster at once. Beside it stand the leases (what is in flight), the
+//! ledger (where everything went), and a record for each request id. All changes are made by Lua scripts, each in one
+//! step on the keys of one bucket.
 //!
 //! - [`keys`]: the names of all keys; [`record`]: the packed format; `scripts`: the Lua files;
 //! - [`credentials`]: collect, look up, erase; [`leases`]: lease, settle, reap; [`stock`]: sweep and count;
@@ -70,7 +71,7 @@ pub struct StoreConfig {
     pub redis: RedisConfig,
     /// How many parts each app's users are spread over; fixed for the life of a Redis.
     pub buckets: u16,
-    /// The most records kept for one user.
+    /// The most credentials kept for one user.
     pub cap: u16,
 }
 
