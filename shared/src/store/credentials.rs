@@ -114,11 +114,15 @@ impl Store {
     /// Deletes all that is stored of a user; answers how many messages it permitted.
     pub async fn erase(&self, app: &AppId, openid: &OpenId) -> Result<u32, Error> {
         let keys = self.keys(app, openid);
-        self.redis()?
+        let uses = self
+            .redis()?
             .invoke(&scripts::ERASE, |command| {
                 command.arg(3).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
                 command.arg(openid.as_str()).arg(KEEP_REQUESTS.as_secs());
             })
-            .await
+            .await?;
+        // After the stock: a broadcast that comes to the bucket now does not find the user there.
+        self.forget_in_broadcasts(app, openid).await?;
+        Ok(uses)
     }
 }

@@ -11,8 +11,16 @@
 //! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |
 //! | `..:stock`, `..:swept` | expire |
+//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached; expire |
+//! | `..:broadcasts` | broadcasts with a part in the bucket; trimmed when one is added, and expires |
 //! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
+//! | `formid:{app}:broadcast:ID`, `..:broadcast:ID:*`, `..:broadcasts:request:ID` | expire |
+//! | `formid:{app}:broadcasts` | expires after the last was stored; trimmed when they are listed |
+//! | `formid:{app}:broadcasts:due` | broadcasts that wait for their time; one that is gone by then goes when it is moved |
+//! | `formid:{app}:broadcasts:running` | broadcasts whose tasks are handed out; one that is gone goes when it is looked for |
+//! | `formid:{app}:pace`, `..:quota:DAY`, `..:quota:asked` | expire |
 
+use super::broadcast::BroadcastId;
 use crate::credential::{AppId, OpenId, RequestId};
 
 /// Holds the number of buckets this Redis was first used with: a user's bucket must never change.
@@ -69,6 +77,16 @@ impl BucketKeys {
         self.key(&format!("request:{}", request_name(openid, request)))
     }
 
+    /// Sorted set: the broadcasts with a part in this bucket, by when that part expires.
+    pub fn broadcasts(&self) -> String {
+        self.key("broadcasts")
+    }
+
+    /// The keys of a broadcast's part in this bucket.
+    pub fn broadcast(&self, broadcast: &BroadcastId) -> PartKeys {
+        PartKeys { tag: self.key(&format!("broadcast:{broadcast}:")) }
+    }
+
     /// String: what the last sweep counted.
     pub fn stock(&self) -> String {
         self.key("stock")
@@ -77,6 +95,121 @@ impl BucketKeys {
     /// String: present while the bucket was swept not long ago.
     pub fn swept(&self) -> String {
         self.key("swept")
+    }
+}
+
+/// The keys of one broadcast in one bucket of its app.
+#[derive(Debug, Clone)]
+pub struct PartKeys {
+    tag: String,
+}
+
+impl PartKeys {
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.tag)
+    }
+
+    /// Set: users whose turn has not come.
+    pub fn todo(&self) -> String {
+        self.key("todo")
+    }
+
+    /// Set: users whose message is being sent or in doubt.
+    pub fn flight(&self) -> String {
+        self.key("flight")
+    }
+
+    /// Hash: how many are in the audience and how they ended; how far the snapshot is, and whether the sending began.
+    pub fn tally(&self) -> String {
+        self.key("tally")
+    }
+
+    /// Hash: openid to the data of that user's own.
+    pub fn data(&self) -> String {
+        self.key("data")
+    }
+
+    /// Sorted set, by member: users who were not reached, and why.
+    pub fn undelivered(&self) -> String {
+        self.key("undelivered")
+    }
+
+    /// Set: users who are left out.
+    pub fn excluded(&self) -> String {
+        self.key("excluded")
+    }
+}
+
+/// The keys of the broadcasts of one app that lie in one slot.
+#[derive(Debug, Clone)]
+pub struct BroadcastKeys {
+    tag: String,
+}
+
+impl BroadcastKeys {
+    /// The keys for the broadcasts of `app`.
+    pub fn new(app: &AppId) -> Self {
+        Self { tag: format!("formid:{{{app}}}:") }
+    }
+
+    /// Hash: what a broadcast is and where it stands.
+    pub fn record(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}", self.tag)
+    }
+
+    /// Set: the buckets that the broadcast is not through with.
+    pub fn open(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}:open", self.tag)
+    }
+
+    /// Set: the buckets that hold a part of the list of a broadcast to a list.
+    pub fn parts(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}:parts", self.tag)
+    }
+
+    /// Hash: the broadcast's own token bucket.
+    pub fn own_pace(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}:pace", self.tag)
+    }
+
+    /// String: which broadcast a request made.
+    pub fn request(&self, request: &RequestId) -> String {
+        format!("{}broadcasts:request:{}", self.tag, request.as_str())
+    }
+
+    /// Sorted set, by member: all broadcasts.
+    pub fn index(&self) -> String {
+        format!("{}broadcasts", self.tag)
+    }
+
+    /// Sorted set: broadcasts that start or go on by themselves, by when.
+    pub fn due(&self) -> String {
+        format!("{}broadcasts:due", self.tag)
+    }
+
+    /// Set: broadcasts with tasks that are handed out.
+    pub fn running(&self) -> String {
+        format!("{}broadcasts:running", self.tag)
+    }
+
+    /// Stream: what there is to do for a broadcast, an entry for each bucket.
+    pub fn tasks(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}:tasks", self.tag)
+    }
+
+    /// Hash: the token buckets of the app.
+    pub fn pace(&self) -> String {
+        format!("{}pace", self.tag)
+    }
+
+    /// Hash: what was sent on a day (days since 1970 in UTC+8), and how much may be.
+    pub fn quota(&self, day: u64) -> String {
+        format!("{}quota:{day}", self.tag)
+    }
+
+    /// String: present while WeChat was asked for the quota not long ago.
+    pub fn quota_asked(&self) -> String {
+        format!("{}quota:asked", self.tag)
     }
 }
 
@@ -135,14 +268,34 @@ mod tests {
         let user = OpenId::parse("oUser{1}").unwrap();
         let request = RequestId::parse("{other}").unwrap();
         let mut slots = HashSet::new();
+        let broadcast = BroadcastId::parse("0192a3b4c5d-01234567").unwrap();
         for bucket in 0..512 {
             let keys = BucketKeys::new(&app, Bucket(bucket));
-            let names = [keys.leases(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
+            let mut names =
+                vec![keys.leases(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
+            let part = keys.broadcast(&broadcast);
+            names.extend([part.todo(), part.flight(), part.tally(), part.data(), part.undelivered(), part.excluded()]);
+            names.push(keys.broadcasts());
             assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
             slots.insert(slot(&keys.users()));
         }
         assert!(slots.len() > 480, "{} slots", slots.len());
         assert_eq!(slot("123456789"), 0x31C3, "the check value of CRC16/XMODEM");
+        let keys = BroadcastKeys::new(&app);
+        let names = [
+            keys.open(&broadcast),
+            keys.parts(&broadcast),
+            keys.own_pace(&broadcast),
+            keys.request(&request),
+            keys.index(),
+            keys.due(),
+            keys.running(),
+            keys.tasks(&broadcast),
+            keys.pace(),
+            keys.quota(20000),
+            keys.quota_asked(),
+        ];
+        assert!(names.iter().all(|name| slot(name) == slot(&keys.record(&broadcast))));
     }
 
     #[test]

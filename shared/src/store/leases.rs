@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{self, Cmd, FromRedisValue, Value};
+use deadpool_redis::redis::{self, Cmd, Value};
 
 use super::keys::{Bucket, BucketKeys, request_name};
-use super::record::{self, Record};
-use super::{Error, Store, scripts};
+use super::{Error, Reply, Store, scripts, unexpected};
 use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
 
 /// How long a request id is remembered unless set otherwise.
 pub const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
-
-/// The bit of a lease's state that says so; see head/leases.lua.
-const TAKEN_OVER: u8 = 2;
 
 /// Where a packed lease has the fingerprint of its message; see head/leases.lua.
 const FINGERPRINT: std::ops::Range<usize> = 38..54;
@@ -61,6 +57,17 @@ impl Kinds {
     #[must_use]
     pub fn with(self, kind: Kind) -> Self {
         Self(self.0 | 1 << kind as u8)
+    }
+
+    /// A bit each, as the scripts have them.
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Those that are also among `others`.
+    #[must_use]
+    pub fn among(self, others: Self) -> Self {
+        Self(self.0 & others.0)
     }
 
     /// Whether there are none.
@@ -142,7 +149,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Consume => "consume",
             Self::Return => "return",
@@ -325,44 +332,5 @@ fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<
 }
 
 fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, kinds: Kinds) {
-    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs()).arg(kinds.0);
-}
-
-fn unexpected(reply: &str) -> Error {
-    Error::Corrupt(format!("a script answered {reply:?}"))
-}
-
-/// The reply of a script, read from left to right.
-struct Reply(std::vec::IntoIter<Value>);
-
-impl Reply {
-    fn new(values: Vec<Value>) -> Self {
-        Self(values.into_iter())
-    }
-
-    fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
-        let value = self.0.next().ok_or_else(|| unexpected("too little"))?;
-        T::from_redis_value(value).map_err(|error| Error::Corrupt(error.to_string()))
-    }
-
-    fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
-        let packed: Vec<u8> = self.next()?;
-        let cut = || unexpected("a lease that is cut off");
-        let (left, rest) = packed.split_first_chunk().ok_or_else(cut)?;
-        let (now, rest) = rest.split_first_chunk().ok_or_else(cut)?;
-        let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;
-        let (expiry, tail) = rest.split_first_chunk().ok_or_else(cut)?;
-        let expiry = u32::from_be_bytes(*expiry);
-        let Record { credential, suspect } = record::read(*flags, expiry, tail)?;
-        Ok(Lease {
-            id,
-            credential: credential.id,
-            kind: credential.kind,
-            expiry,
-            now: i64::from(u32::from_be_bytes(*now)),
-            suspect,
-            taken_over: state & TAKEN_OVER != 0,
-            messages_left: u32::from_be_bytes(*left),
-        })
-    }
+    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs()).arg(kinds.bits());
 }

@@ -7,17 +7,20 @@
 //!
 //! - [`keys`]: the names of all keys; [`record`]: the packed format; `scripts`: the Lua files;
 //! - [`credentials`]: collect, look up, erase; [`leases`]: lease, settle, reap; [`stock`]: sweep and count;
+//! - [`broadcast`]: what is sent to many, and how far it is;
 //! - [`tokens`]: the shared access token; [`gates`]: what WeChat refuses of an app for now;
-//! - `connections`: how commands travel.
+//! - `connections`: how commands travel; `reply`: how answers of scripts are read.
 //!
 //! Scripts take the time from Redis, so the clocks of the replicas do not matter.
 
+pub mod broadcast;
 mod connections;
 pub mod credentials;
 pub mod gates;
 pub mod keys;
 pub mod leases;
 pub mod record;
+mod reply;
 mod scripts;
 pub mod stock;
 pub mod tokens;
@@ -33,6 +36,7 @@ use crate::credential::{AppId, OpenId};
 use connections::Connections;
 pub use connections::RedisConfig;
 use keys::{Bucket, BucketKeys};
+use reply::{Reply, unexpected};
 
 /// What can go wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +99,14 @@ impl Store {
         let connections = Connections::new(&config.redis)?;
         let (buckets, prepared) = (config.buckets.max(1), watch::Sender::new(false));
         Ok(Self { inner: Arc::new(Inner { connections, prepared, buckets, cap: config.cap }) })
+    }
+
+    /// The same store by connections of its own, for work that should not stand in line with other work. It is usable once
+    /// the first one is.
+    pub fn beside(&self, config: &StoreConfig) -> Result<Self, Error> {
+        let connections = Connections::new(&config.redis)?;
+        let Inner { prepared, buckets, cap, .. } = &*self.inner;
+        Ok(Self { inner: Arc::new(Inner { connections, prepared: prepared.clone(), buckets: *buckets, cap: *cap }) })
     }
 
     /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which

@@ -43,6 +43,39 @@ scripts! {
     ERASE = "head/records.lua", "head/leases.lua", "erase.lua";
     /// Counts a bucket and drops what has expired.
     SWEEP = "head/records.lua", "sweep.lua";
+    /// Stores a broadcast.
+    BROADCAST_CREATE = "broadcast/create.lua";
+    /// Moves a broadcast to another state.
+    BROADCAST_MOVE = "broadcast/move.lua";
+    /// Lets a task of a broadcast go.
+    BROADCAST_FINISH = "broadcast/finish.lua";
+    /// Counts messages refused in a row.
+    BROADCAST_STREAK = "broadcast/streak.lua";
+    /// Permits messages of a broadcast.
+    BROADCAST_PERMIT = "broadcast/permit.lua";
+    /// Counts messages that had no permit.
+    BROADCAST_COUNT = "broadcast/count.lua";
+    /// Notes a part of the list of a broadcast.
+    BROADCAST_PART = "broadcast/part.lua";
+    /// Adds users to the list of a broadcast.
+    BROADCAST_RECIPIENTS = "broadcast/recipients.lua";
+    /// Puts users of a bucket into the audience.
+    BROADCAST_SNAPSHOT = "head/records.lua", "head/reach.lua", "head/table.lua", "broadcast/snapshot.lua";
+    /// Tells whom a broadcast would reach.
+    BROADCAST_PREVIEW = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/reach.lua",
+        "broadcast/preview.lua";
+    /// Takes users out of the audience, with a lease each.
+    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
+        "head/broadcast.lua", "head/table.lua", "broadcast/page.lua";
+    /// Takes over messages in flight.
+    BROADCAST_TAKEOVER = "head/records.lua", "head/leases.lua", "head/broadcast.lua", "broadcast/takeover.lua";
+    /// Settles messages.
+    BROADCAST_SETTLE = "head/records.lua", "head/totals.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
+        "head/release.lua", "head/broadcast.lua", "broadcast/settle.lua";
+    /// Closes a bucket.
+    BROADCAST_CLOSE = "broadcast/close.lua";
+    /// Removes a user from a broadcast.
+    BROADCAST_FORGET = "broadcast/forget.lua";
     /// Compare and delete.
     DROP_IF = "drop_if.lua";
 }

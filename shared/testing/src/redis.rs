@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use crate::process::{Process, free_port};
 
+/// How long a redis-server may take to start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A running redis-server.
 #[derive(Debug)]
 pub struct Redis {
@@ -34,7 +37,12 @@ impl Redis {
         let settings = settings.iter().map(ToString::to_string).collect();
         let folder = tempfile::tempdir().unwrap();
         let mut redis = Self { folder, port: free_port(), settings, process: None };
-        redis.resume();
+        let start = Instant::now();
+        // Another test may take the port first.
+        while !redis.try_to_start() {
+            assert!(start.elapsed() < PATIENCE, "redis-server does not start");
+            redis.port = free_port();
+        }
         redis
     }
 
@@ -45,16 +53,31 @@ impl Redis {
 
     /// Starts it again on the same port and folder; waits until it answers.
     pub fn resume(&mut self) {
+        let start = Instant::now();
+        // The system gives the port to connections too, for a moment.
+        while !self.try_to_start() {
+            assert!(start.elapsed() < PATIENCE, "redis-server does not start again");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// False when it ended at once, as it does when somebody else has the port.
+    fn try_to_start(&mut self) -> bool {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--dir"]).arg(self.folder.path());
         command.args(["--logfile", "redis.log"]).args(&self.settings);
-        self.process = Some(Process::start(&mut command));
+        let mut process = Process::start(&mut command);
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
         let start = Instant::now();
-        while !answers(address) {
-            assert!(start.elapsed() < Duration::from_secs(10), "redis-server does not answer");
+        while !answers(address, process.id()) {
+            if process.ended() {
+                return false;
+            }
+            assert!(start.elapsed() < PATIENCE, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.process = Some(process);
+        true
     }
 
     /// Where it is.
@@ -75,11 +98,15 @@ pub fn store_config(url: String) -> StoreConfig {
     StoreConfig { redis: RedisConfig { url, connections: 2, timeout: Duration::from_secs(2) }, buckets: 4, cap: 120 }
 }
 
-/// Whether Redis answers PONG: one that is still loading its file does not.
-fn answers(address: SocketAddr) -> bool {
+/// Whether this very Redis answers PONG: one that is still loading its file does not, and another test's is none of ours.
+fn answers(address: SocketAddr, process: u32) -> bool {
     use std::io::{Read as _, Write as _};
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
-    let mut answer = [0; 5];
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
-    stream.write_all(b"PING\r\n").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
+    let mut answer = String::new();
+    let asked = stream.write_all(b"PING\r\nINFO server\r\nQUIT\r\n").is_ok();
+    asked
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.starts_with("+PONG")
+        && answer.lines().any(|line| line == format!("process_id:{process}"))
 }

@@ -1,15 +1,26 @@
 //! The store on a real Redis: what it promises about credentials, leases and requests, whoever calls it and however often.
 //!
-//! - [`sequences`]: random sequences of calls, held against [`model`], a store in plain Rust;
+//! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, held against [`model`], a store in plain Rust;
 //! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the promises one by one;
+//! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: how a broadcast goes on; [`broadcast_audience`],
+//!   [`broadcast_pages`]: to whom, and how each message ends; [`broadcast_ends`], [`broadcast_keys`]: what stays;
 //! - [`format`]: what Rust packs is what the scripts read;
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
 //! - [`redis`]: what Redis may do to the store, and what the store may do to Redis;
-//! - [`world`]: what the tests stand on.
+//! - [`world`], [`broadcast`]: what the tests stand on.
 
 // A test that cannot go on should fail loudly.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod broadcast;
+mod broadcast_audience;
+mod broadcast_ends;
+mod broadcast_keys;
+mod broadcast_moves;
+mod broadcast_pages;
+mod broadcast_permits;
+mod broadcast_sequences;
+mod broadcast_tasks;
 mod concurrency;
 mod erased;
 mod format;

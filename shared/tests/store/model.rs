@@ -1,5 +1,7 @@
 //! The store in plain Rust, as simple as can be: what every reply and every record must be.
 
+mod broadcasts;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use shared::store::leases::{
 };
 use shared::store::record::{KEEP_TOUCH, MAX_USES};
 use shared::store::stock::{Count, DAY, DAY_OFFSET, Ledger};
+
+pub use broadcasts::{Broadcast, Message, Step};
 
 /// A stored credential. Times are in seconds by the model's own clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +24,13 @@ pub struct Held {
     pub suspect: bool,
 }
 
-/// What a lease is called: by its user and request id if there is one, by its first owner otherwise.
+/// What a lease is called: by its user and request id or broadcast if there is one, by its first owner otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Name {
     Request(usize, String),
     Lease([u8; 16]),
+    /// User and number of the broadcast.
+    Broadcast(usize, usize),
 }
 
 impl Name {
@@ -158,7 +164,8 @@ impl Model {
             return Leased::Lease(self.reply(&name));
         }
         self.drop_expired(user);
-        if self.take(user, id, terms, kinds, request) { Leased::Lease(self.reply(&name)) } else { Leased::None }
+        let taken = self.take(user, name.clone(), id, terms, kinds, fingerprint);
+        if taken { Leased::Lease(self.reply(&name)) } else { Leased::None }
     }
 
     pub fn recorded(&self, user: usize, request: &Request) -> Recorded {
@@ -209,19 +216,12 @@ impl Model {
         }
         let lease = self.leases.remove(&name).unwrap();
         self.drop_expired(user);
-        match verdict {
-            Verdict::Consume => self.spend(&lease),
-            Verdict::Discard => {
-                let dead = self.users[user].iter().position(|held| held.id == lease.held.id);
-                let uses = dead.map_or(0, |place| self.users[user].remove(place).uses);
-                self.ledger.discarded += 1 + u64::from(uses);
+        self.apply(&lease, verdict);
+        if let Some((next, kinds)) = next {
+            let following = Name::of(user, next, request);
+            if self.take(user, following.clone(), next, terms, kinds, lease.fingerprint) {
+                return Settled::Next(self.reply(&following));
             }
-            Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(&lease, verdict == Verdict::Suspect),
-        }
-        if let Some((next, kinds)) = next
-            && self.take(user, next, terms, kinds, request)
-        {
-            return Settled::Next(self.reply(&Name::of(user, next, request)));
         }
         self.finish(name, outcome, request, terms);
         if next.is_some() { Settled::NoNext } else { Settled::Done { messages_left: self.left(user) } }
@@ -261,7 +261,8 @@ impl Model {
         let in_stock: u32 = self.users[user].drain(..).map(|held| u32::from(held.uses)).sum();
         let theirs = |lease: &InFlight| lease.user == user && !lease.erased;
         let erased = in_stock + self.leases.values().filter(|lease| theirs(lease)).count() as u32;
-        self.leases.retain(|_, lease| !theirs(lease) || lease.fingerprint.is_some());
+        let stays = |name: &Name| matches!(name, Name::Request(..));
+        self.leases.retain(|name, lease| !theirs(lease) || stays(name));
         for lease in self.leases.values_mut().filter(|lease| theirs(lease)) {
             (lease.erased, lease.turn) = (true, self.now + KEEP_REQUESTS.as_secs() as i64);
         }
@@ -304,26 +305,32 @@ impl Model {
         }
     }
 
+    /// Where the credential stands that would be leased.
+    fn usable(&self, user: usize, terms: &LeaseTerms, kinds: &[Kind]) -> Option<usize> {
+        let earliest = self.now + terms.margin.as_secs() as i64;
+        let usable = |held: &Held| held.uses > 0 && kinds.contains(&held.kind) && held.expiry > earliest;
+        self.users[user].iter().position(usable)
+    }
+
     fn take(
         &mut self,
         user: usize,
+        name: Name,
         id: LeaseId,
         terms: &LeaseTerms,
         kinds: &[Kind],
-        request: Option<&Request>,
+        fingerprint: Option<[u8; 16]>,
     ) -> bool {
-        let earliest = self.now + terms.margin.as_secs() as i64;
-        let usable = |held: &&mut Held| held.uses > 0 && kinds.contains(&held.kind) && held.expiry > earliest;
-        let Some(held) = self.users[user].iter_mut().find(usable) else {
+        let Some(place) = self.usable(user, terms, kinds) else {
             return false;
         };
-        held.uses -= 1;
-        let held = held.clone();
+        self.users[user][place].uses -= 1;
+        let held = self.users[user][place].clone();
         let deadline = self.now + terms.duration.as_secs() as i64;
         let lease = InFlight {
             owner: id,
             user,
-            fingerprint: request.map(|request| request.fingerprint),
+            fingerprint,
             held,
             deadline,
             turn: deadline,
@@ -331,8 +338,21 @@ impl Model {
             taken_over: false,
             erased: false,
         };
-        self.leases.insert(Name::of(user, id, request), lease);
+        self.leases.insert(name, lease);
         true
+    }
+
+    fn apply(&mut self, lease: &InFlight, verdict: Verdict) {
+        let user = lease.user;
+        match verdict {
+            Verdict::Consume => self.spend(lease),
+            Verdict::Discard => {
+                let dead = self.users[user].iter().position(|held| held.id == lease.held.id);
+                let uses = dead.map_or(0, |place| self.users[user].remove(place).uses);
+                self.ledger.discarded += 1 + u64::from(uses);
+            }
+            Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(lease, verdict == Verdict::Suspect),
+        }
     }
 
     fn spend(&mut self, lease: &InFlight) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deadpool_redis::redis;
+use futures_util::future::{try_join, try_join_all};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use shared::credential::{Credential, CredentialId, Kind, OpenId};
@@ -239,27 +240,29 @@ impl Run<'_> {
         assert_eq!((reachable, days), self.model.sweep());
         assert_eq!(self.store.users(&self.world.app).await.unwrap(), self.model.users());
     }
+}
 
-    async fn compare(&self) {
-        let now = testing::now();
-        for (number, openid) in self.users.iter().enumerate() {
-            let records = self.store.records(&self.world.app, openid).await.unwrap();
-            // One whose only use was leased when it expired counts for nothing, and goes whenever the user is touched.
-            let records = records
-                .into_iter()
-                .filter(|record| record.credential.uses > 0 || i64::from(record.credential.expiry) > now);
-            let records: Vec<_> = records.map(|record| (record.credential, record.suspect)).collect();
-            assert_eq!(records, self.model.records(number), "records of {}", USERS[number]);
-            let touched = self.store.touched(&self.world.app, openid).await.unwrap();
-            let real = touched.filter(|at| now < i64::from(*at) + KEEP_TOUCH.as_secs() as i64);
-            match (real, self.model.touched(number).map(|at| self.model.in_redis(at))) {
-                (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
-                (real, wanted) => assert_eq!(real, wanted, "the touch of {}", USERS[number]),
-            }
+/// Holds all that is stored of the users, and the ledger, against the model.
+pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Model) {
+    let now = testing::now();
+    let each =
+        users.iter().map(|openid| try_join(store.records(&world.app, openid), store.touched(&world.app, openid)));
+    for (number, (records, touched)) in try_join_all(each).await.unwrap().into_iter().enumerate() {
+        let openid = &users[number];
+        // One whose only use was leased when it expired counts for nothing, and goes whenever the user is touched.
+        let records = records
+            .into_iter()
+            .filter(|record| record.credential.uses > 0 || i64::from(record.credential.expiry) > now);
+        let records: Vec<_> = records.map(|record| (record.credential, record.suspect)).collect();
+        assert_eq!(records, model.records(number), "records of {}", openid.as_str());
+        let real = touched.filter(|at| now < i64::from(*at) + KEEP_TOUCH.as_secs() as i64);
+        match (real, model.touched(number).map(|at| model.in_redis(at))) {
+            (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
+            (real, wanted) => assert_eq!(real, wanted, "the touch of {}", openid.as_str()),
         }
-        assert_eq!(self.store.ledger(&self.world.app).await.unwrap(), self.model.ledger());
-        self.world.assert_sound().await;
     }
+    assert_eq!(store.ledger(&world.app).await.unwrap(), model.ledger());
+    world.assert_sound().await;
 }
 
 #[test]
@@ -285,7 +288,7 @@ fn the_store_does_what_the_model_does() {
             };
             for (op, again) in &ops {
                 run.step(op, *again).await;
-                run.compare().await;
+                compare(&world, run.store, &run.users, &run.model).await;
             }
         });
     });

@@ -7,7 +7,7 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, Cmd, FromRedisValue};
 use shared::credential::{AppId, Credential, CredentialId, Kind, OpenId, RequestId};
 use shared::store::credentials::{MAX_COLLECT, Packed};
-use shared::store::keys::BucketKeys;
+use shared::store::keys::{Bucket, BucketKeys};
 use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
 use shared::store::{Store, StoreConfig, record};
 use testing::{Redis, store_config};
@@ -55,6 +55,11 @@ impl World {
 
     pub async fn raw<T: FromRedisValue>(&self, command: &Cmd) -> T {
         command.query_async(&mut self.raw.clone()).await.unwrap()
+    }
+
+    /// The replies to a whole pipeline.
+    pub async fn all<T: FromRedisValue>(&self, pipe: &redis::Pipeline) -> T {
+        pipe.query_async(&mut self.raw.clone()).await.unwrap()
     }
 
     pub async fn collect(&self, user: &OpenId, credentials: &[Credential]) -> Vec<usize> {
@@ -120,6 +125,20 @@ impl World {
         (0..).map(|number| user(&format!("oBob{number}"))).find(|bob| bucket(bob) == bucket(of)).unwrap()
     }
 
+    /// So many users of a bucket, with two form ids each.
+    pub async fn crowd(&self, bucket: Bucket, count: usize) -> Vec<OpenId> {
+        let here = |user: &OpenId| self.store.bucket_of(user) == bucket;
+        let users: Vec<_> = (0..).map(|number| user(&format!("oU{number}"))).filter(here).take(count).collect();
+        let both = |user: &OpenId| {
+            ["a", "b"].map(|id| Packed::new(user.clone(), &form_id(&format!("{id}{}", user.as_str()), 9)))
+        };
+        let packed: Vec<_> = users.iter().flat_map(both).collect();
+        for page in packed.chunks(MAX_COLLECT) {
+            self.store.collect(&self.app, bucket, page).await.unwrap();
+        }
+        users
+    }
+
     /// What is stored of a user: id, uses left, whether it is suspect; the soonest to expire first.
     pub async fn stored(&self, user: &OpenId) -> Vec<(String, u8, bool)> {
         let records = self.store.records(&self.app, user).await.unwrap();
@@ -145,6 +164,12 @@ impl World {
         for key in self.keys().await {
             let read = match self.raw::<String>(redis::cmd("TYPE").arg(&key)).await.as_str() {
                 "hash" => self.raw(redis::cmd("HGETALL").arg(&key)).await,
+                "zset" => self.raw(redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).arg("WITHSCORES")).await,
+                "set" => {
+                    let members: Vec<Vec<u8>> = self.raw(redis::cmd("SMEMBERS").arg(&key)).await;
+                    members.into_iter().map(|member| (member, Vec::new())).collect()
+                }
+                "stream" => BTreeMap::from([(Vec::new(), self.raw(redis::cmd("DUMP").arg(&key)).await)]),
                 _ => BTreeMap::from([(Vec::new(), self.raw(redis::cmd("GET").arg(&key)).await)]),
             };
             all.insert(key, read);
@@ -161,7 +186,7 @@ impl World {
             pipe.atomic().cmd("HVALS").arg(keys.users()).cmd("HGETALL").arg(keys.ledger());
             pipe.cmd("HLEN").arg(keys.leases());
             type Read = (Vec<Vec<u8>>, BTreeMap<String, u64>, u64);
-            let (users, mut ledger, leases): Read = pipe.query_async(&mut self.raw.clone()).await.unwrap();
+            let (users, mut ledger, leases): Read = self.all(&pipe).await;
             let mut available = 0;
             for field in users {
                 assert!(!field.is_empty(), "a user without records stays");
@@ -181,10 +206,11 @@ impl World {
         for key in &keys {
             pipe.cmd("PTTL").arg(key);
         }
-        let left: Vec<i64> = pipe.query_async(&mut self.raw.clone()).await.unwrap();
+        let left: Vec<i64> = self.all(&pipe).await;
         for (key, left) in keys.iter().zip(left) {
             // -1: no expiry; -2: gone since.
-            let bounded = ["users", "leases", "ledger", "buckets"].iter().any(|name| key.ends_with(name));
+            let bounded = ["users", "leases", "ledger", "buckets", ":broadcasts:due", ":broadcasts:running"];
+            let bounded = bounded.iter().any(|name| key.ends_with(name));
             assert!(left != -1 || bounded, "{key} stays for ever");
         }
     }

@@ -18,7 +18,8 @@ for i = 1, #all, 2 do
   local user, request = struct.unpack('Bc0Bc0', held, 55)
   if user == openid then
     uses = uses + 1
-    if request == '' then
+    -- A message of a broadcast (its request begins with a space) is kept from repetition by its user being forgotten there.
+    if request == '' or byte(request) == 32 then
       redis.call('HDEL', leases, name)
     else
       local head = lease_head(now_ms, now_ms + tonumber(ARGV[2]) * 1000, 4, 0, '\0\0\0\0')

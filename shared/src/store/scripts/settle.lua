@@ -59,18 +59,7 @@ if verdict == 'hold' then
   return { 'settled', uses_left(field) }
 end
 
-if verdict == 'consume' then
-  field = touch((remove_record(field, tail, true)))
-  tally(ledger, 'consumed', 1)
-elseif verdict == 'discard' then
-  local uses
-  field, uses = remove_record(field, tail, false)
-  tally(ledger, 'discarded', 1 + uses)
-elseif verdict == 'return' or verdict == 'suspect' then
-  field = give_back(field, flags, expiry, tail, verdict == 'suspect', cap, ledger)
-else
-  error('settle: unknown verdict')
-end
+field = apply(verdict, field, flags, expiry, tail, cap, ledger)
 if next_who then
   local next_flags, next_expiry, next_tail
   field, next_flags, next_expiry, next_tail = take(field, tonumber(ARGV[12]), tonumber(ARGV[11]))

@@ -21,8 +21,17 @@ local function lease_head(deadline, turn, state, flags, expiry)
   return struct.pack('>ddBB', deadline, turn, state, flags) .. expiry
 end
 
--- What the caller of lease.lua or settle.lua gets for a lease: uses left in the user's field, the time now (4 bytes
--- each), state, flags, expiry, tail.
-local function lease_reply(state, flags, expiry, tail, left)
-  return { 'leased', struct.pack('>I4I4BB', left, now, state, flags) .. expiry .. tail }
+-- The tail of the record that a packed lease came from.
+local function tail_of(held)
+  local openid = byte(held, 55)
+  return sub(held, 57 + openid + byte(held, 56 + openid))
+end
+
+-- A lease as it is handed out: uses left in the user's field, the time now (4 bytes each), state, flags, expiry, tail.
+local function lease_packed(state, flags, expiry, tail, left)
+  return struct.pack('>I4I4BB', left, now, state, flags) .. expiry .. tail
+end
+
+local function lease_reply(...)
+  return { 'leased', lease_packed(...) }
 end

@@ -31,3 +31,18 @@ local function remove_record(field, tail, only_if_spent)
   if only_if_spent and uses > 0 then return field, 0 end
   return sub(field, 1, start - 1) .. sub(field, stop + 1), uses
 end
+
+-- The field after a verdict on a leased use (see settle.lua for what each means; "hold" releases nothing).
+local function apply(verdict, field, flags, expiry, tail, cap, ledger)
+  if verdict == 'consume' then
+    tally(ledger, 'consumed', 1)
+    return touch((remove_record(field, tail, true)))
+  elseif verdict == 'discard' then
+    local rest, uses = remove_record(field, tail, false)
+    tally(ledger, 'discarded', 1 + uses)
+    return rest
+  elseif verdict == 'return' or verdict == 'suspect' then
+    return give_back(field, flags, expiry, tail, verdict == 'suspect', cap, ledger)
+  end
+  error('unknown verdict')
+end

@@ -1,0 +1,118 @@
+//! How fast, and how many: the pace of an app and of a broadcast, the canary, and the daily quota, shared by all replicas.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::{self, Value};
+
+use super::BroadcastId;
+use super::records::State;
+use crate::credential::AppId;
+use crate::store::keys::BroadcastKeys;
+use crate::store::{Error, Reply, Store, scripts, unexpected};
+
+/// How long the numbers of a day are kept.
+const KEEP_DAY: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// What bounds the sending of an app.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Messages a second of the app, over all replicas; 0 for any number.
+    pub app_rate: u32,
+    /// Those of them that broadcasts may use.
+    pub broadcast_rate: u32,
+    /// Messages a day of the app, where WeChat did not tell.
+    pub daily_quota: u64,
+    /// The part of them that broadcasts may use, in thousandths.
+    pub broadcast_share: u32,
+}
+
+/// What is permitted to be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permit {
+    /// How many messages.
+    pub messages: usize,
+    /// Why no more, where fewer than wanted are permitted.
+    pub why: Option<Held>,
+}
+
+/// What holds a broadcast back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// The pace: ask again after this time.
+    Pace(Duration),
+    /// The canary's number is reached.
+    Canary,
+    /// The part of the day's quota that broadcasts may use is used up.
+    Quota,
+    /// It is not running; nothing when it is gone.
+    State(Option<State>),
+}
+
+impl Store {
+    /// Permits up to `wanted` messages of a broadcast. `unused` are those permitted before that were not sent. `day` is
+    /// WeChat's day, in days since 1970, and `rate` the broadcast's own messages a second (0 for any number).
+    #[allow(clippy::too_many_arguments)]
+    pub async fn permit(
+        &self,
+        app: &AppId,
+        id: &BroadcastId,
+        wanted: usize,
+        unused: usize,
+        rate: u32,
+        bounds: &Bounds,
+        day: u64,
+    ) -> Result<Permit, Error> {
+        let keys = BroadcastKeys::new(app);
+        let reply: Vec<Value> = self
+            .redis()?
+            .invoke(&scripts::BROADCAST_PERMIT, |command| {
+                command.arg(4).arg(keys.record(id)).arg(keys.pace()).arg(keys.own_pace(id)).arg(keys.quota(day));
+                command.arg(wanted).arg(unused).arg(bounds.app_rate).arg(bounds.broadcast_rate).arg(rate);
+                command.arg(bounds.daily_quota).arg(bounds.broadcast_share);
+            })
+            .await?;
+        let mut reply = Reply::new(reply);
+        let messages = reply.next()?;
+        let why = match reply.next::<String>()?.as_str() {
+            "" => None,
+            "pace" => Some(Held::Pace(Duration::from_millis(reply.next()?))),
+            "canary" => Some(Held::Canary),
+            "quota" => Some(Held::Quota),
+            "state" => {
+                let state: String = reply.next()?;
+                let state = if state.is_empty() { None } else { Some(State::parse(&state)?) };
+                Some(Held::State(state))
+            }
+            other => return Err(unexpected(other)),
+        };
+        Ok(Permit { messages, why })
+    }
+
+    /// Counts messages that were sent without a permit: single ones go first, and broadcasts make room for them.
+    pub async fn count_messages(&self, app: &AppId, day: u64, messages: u64) -> Result<(), Error> {
+        let keys = BroadcastKeys::new(app);
+        self.redis()?
+            .invoke::<u64>(&scripts::BROADCAST_COUNT, |command| {
+                command.arg(2).arg(keys.pace()).arg(keys.quota(day)).arg(messages).arg(KEEP_DAY.as_secs());
+            })
+            .await
+            .map(drop)
+    }
+
+    /// Sets the numbers of a day to what WeChat told. The limit is that of the next day too, until WeChat tells another.
+    pub async fn set_quota(&self, app: &AppId, day: u64, limit: u64, used: u64) -> Result<(), Error> {
+        let (key, next) = (BroadcastKeys::new(app).quota(day), BroadcastKeys::new(app).quota(day + 1));
+        let redis = self.redis()?;
+        redis.run::<u32>(redis::cmd("HSET").arg(&key).arg("limit").arg(limit).arg("used").arg(used)).await?;
+        redis.run::<u32>(redis::cmd("HSET").arg(&next).arg("limit").arg(limit)).await?;
+        for key in [key, next] {
+            redis.run::<u32>(redis::cmd("EXPIRE").arg(&key).arg(KEEP_DAY.as_secs())).await?;
+        }
+        Ok(())
+    }
+
+    /// The right, among all replicas, to ask WeChat for the quota; given again after `pause`.
+    pub async fn may_ask_quota(&self, app: &AppId, pause: Duration) -> Result<bool, Error> {
+        self.set_once(&BroadcastKeys::new(app).quota_asked(), "1", pause).await
+    }
+}

@@ -1,0 +1,125 @@
+//! Who does what: a Redis Stream for each broadcast, with a consumer group. Every replica is a consumer; one task is one
+//! bucket. What a dead replica had taken is claimed by the others when it has been silent for long enough.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::streams::{StreamAutoClaimReply, StreamId, StreamPendingCountReply, StreamReadReply};
+use deadpool_redis::redis::{self, FromRedisValue as _};
+
+use super::records::State;
+use super::{BroadcastId, KEEP_ENDED};
+use crate::credential::AppId;
+use crate::store::keys::{BroadcastKeys, Bucket};
+use crate::store::{Error, Store, scripts};
+
+/// The consumer group of all replicas.
+pub(super) const GROUP: &str = "dispatchers";
+
+/// One bucket of one broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// The id of the entry in the stream.
+    pub entry: String,
+    /// Which broadcast.
+    pub broadcast: BroadcastId,
+    /// Which bucket.
+    pub bucket: Bucket,
+}
+
+/// How a replica lets a task go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// The bucket is finished.
+    Done,
+    /// The broadcast does not run now: whoever resumes it hands the task out again.
+    Stopped,
+    /// Another replica shall go on.
+    Passed,
+}
+
+impl Store {
+    /// Takes up to `count` tasks of a broadcast: those that nobody has, and then those of replicas that were silent for
+    /// `silence`.
+    pub async fn take_tasks(
+        &self,
+        app: &AppId,
+        id: &BroadcastId,
+        consumer: &str,
+        silence: Duration,
+        count: usize,
+    ) -> Result<Vec<Task>, Error> {
+        let key = BroadcastKeys::new(app).tasks(id);
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(count).arg("STREAMS").arg(&key).arg(">");
+        let reply: Option<StreamReadReply> = there(self.redis()?.run(&command).await)?.unwrap_or_default();
+        let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
+        let mut tasks: Vec<_> = entries.filter_map(|entry| read(id, entry)).collect();
+        let mut from = "0-0".to_owned();
+        // One call looks at a few only, and those may all be of replicas that are alive.
+        while tasks.len() < count {
+            let mut command = redis::cmd("XAUTOCLAIM");
+            command.arg(&key).arg(GROUP).arg(consumer).arg(silence.as_millis() as u64).arg(&from);
+            command.arg("COUNT").arg(count - tasks.len());
+            let Some(reply) = there(self.redis()?.run::<StreamAutoClaimReply>(&command).await)? else { break };
+            tasks.extend(reply.claimed.into_iter().filter_map(|entry| read(id, entry)));
+            from = reply.next_stream_id;
+            if from == "0-0" {
+                break;
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Shows that the consumer is alive and still at its task. False when the task is not its own any more.
+    pub async fn keep_task(&self, app: &AppId, consumer: &str, task: &Task) -> Result<bool, Error> {
+        let key = BroadcastKeys::new(app).tasks(&task.broadcast);
+        let mut command = redis::cmd("XPENDING");
+        command.arg(&key).arg(GROUP).arg(&task.entry).arg(&task.entry).arg(1).arg(consumer);
+        let mine: Option<StreamPendingCountReply> = there(self.redis()?.run(&command).await)?;
+        if mine.is_none_or(|mine| mine.ids.is_empty()) {
+            return Ok(false);
+        }
+        let mut command = redis::cmd("XCLAIM");
+        command.arg(&key).arg(GROUP).arg(consumer).arg(0).arg(&task.entry).arg("JUSTID");
+        let kept: Option<Vec<String>> = there(self.redis()?.run(&command).await)?;
+        Ok(kept.is_some_and(|kept| !kept.is_empty()))
+    }
+
+    /// Lets a task go; answers the state of the broadcast, if it is still there. A broadcast whose last bucket is finished
+    /// is done.
+    pub async fn leave_task(&self, app: &AppId, task: &Task, left: Left) -> Result<Option<State>, Error> {
+        let keys = BroadcastKeys::new(app);
+        let id = &task.broadcast;
+        let left = match left {
+            Left::Done => "done",
+            Left::Stopped => "leave",
+            Left::Passed => "pass",
+        };
+        let (state, over): (String, bool) = self
+            .redis()?
+            .invoke(&scripts::BROADCAST_FINISH, |command| {
+                command.arg(5).arg(keys.record(id)).arg(keys.open(id)).arg(keys.tasks(id)).arg(keys.running());
+                command.arg(keys.due()).arg(GROUP).arg(&task.entry).arg(id.as_str()).arg(task.bucket.0);
+                command.arg(KEEP_ENDED.as_secs()).arg(left);
+            })
+            .await?;
+        if over {
+            self.keep_parts(app, id, KEEP_ENDED).await?;
+        }
+        if state.is_empty() { Ok(None) } else { State::parse(&state).map(Some) }
+    }
+}
+
+/// What a stream answers; nothing where there is no stream (any more).
+fn there<T>(reply: Result<T, Error>) -> Result<Option<T>, Error> {
+    match reply {
+        Err(Error::Redis(error)) if error.code() == Some("NOGROUP") => Ok(None),
+        reply => reply.map(Some),
+    }
+}
+
+fn read(id: &BroadcastId, entry: StreamId) -> Option<Task> {
+    let bucket = entry.map.into_values().next()?;
+    let bucket = Bucket(u16::from_redis_value(bucket).ok()?);
+    Some(Task { entry: entry.id, broadcast: id.clone(), bucket })
+}

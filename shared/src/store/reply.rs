@@ -1,0 +1,57 @@
+//! Reading what the scripts answer.
+
+use deadpool_redis::redis::{FromRedisValue, Value};
+
+use super::Error;
+use super::leases::{Lease, LeaseId};
+use super::record::{self, Record};
+
+/// The bit of a lease's state that says so; see head/leases.lua.
+const TAKEN_OVER: u8 = 2;
+
+/// A reply that no script of this release gives.
+pub(super) fn unexpected(reply: &str) -> Error {
+    Error::Corrupt(format!("a script answered {reply:?}"))
+}
+
+/// The reply of a script, read from left to right.
+pub(super) struct Reply(std::vec::IntoIter<Value>);
+
+impl Reply {
+    pub(super) fn new(values: Vec<Value>) -> Self {
+        Self(values.into_iter())
+    }
+
+    /// Whether all was read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    /// The next value.
+    pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
+        let value = self.0.next().ok_or_else(|| unexpected("too little"))?;
+        T::from_redis_value(value).map_err(|error| Error::Corrupt(error.to_string()))
+    }
+
+    /// The next value, which is a lease as head/leases.lua hands it out.
+    pub(super) fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
+        let packed: Vec<u8> = self.next()?;
+        let cut = || unexpected("a lease that is cut off");
+        let (left, rest) = packed.split_first_chunk().ok_or_else(cut)?;
+        let (now, rest) = rest.split_first_chunk().ok_or_else(cut)?;
+        let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;
+        let (expiry, tail) = rest.split_first_chunk().ok_or_else(cut)?;
+        let expiry = u32::from_be_bytes(*expiry);
+        let Record { credential, suspect } = record::read(*flags, expiry, tail)?;
+        Ok(Lease {
+            id,
+            credential: credential.id,
+            kind: credential.kind,
+            expiry,
+            now: i64::from(u32::from_be_bytes(*now)),
+            suspect,
+            taken_over: state & TAKEN_OVER != 0,
+            messages_left: u32::from_be_bytes(*left),
+        })
+    }
+}

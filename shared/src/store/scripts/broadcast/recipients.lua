@@ -1,0 +1,28 @@
+-- Adds users of one bucket to the list of a broadcast, and to those left out of it. Repeating it changes nothing, also when
+-- it comes so late that users were taken out of the list: they would be taken again.
+--
+-- KEYS  1 todo  2 tally  3 data  4 excluded
+-- ARGV  1 seconds the keys are kept  2 how many are excluded, then these, then for each recipient: openid, data or ''
+-- Reply  how many came into the audience (-1: too late, nobody did), how many are excluded
+assert(#KEYS == 4 and #ARGV >= 2, 'recipients: wrong number of arguments')
+
+local todo, excluded, keep = KEYS[1], KEYS[4], ARGV[1]
+if redis.call('HEXISTS', KEYS[2], 'begun') == 1 then return { -1, 0 } end
+local last, change = 2 + tonumber(ARGV[2]), 0
+for i = 3, last do
+  redis.call('SADD', excluded, ARGV[i])
+  change = change - redis.call('SREM', todo, ARGV[i])
+end
+local added, left_out = 0, 0
+for i = last + 1, #ARGV, 2 do
+  local openid, own = ARGV[i], ARGV[i + 1]
+  if redis.call('SISMEMBER', excluded, openid) == 1 then
+    left_out = left_out + 1
+  else
+    added = added + redis.call('SADD', todo, openid)
+    if own ~= '' then redis.call('HSET', KEYS[3], openid, own) end
+  end
+end
+redis.call('HINCRBY', KEYS[2], 'audience', added + change)
+for i = 1, 4 do redis.call('EXPIRE', KEYS[i], keep) end
+return { added, left_out }

@@ -1,0 +1,100 @@
+-- Settles messages of one bucket of a broadcast: each credential by what became of it, each user by how the message ended,
+-- in one step. Fenced twice: by the owner of the lease, and by the user being in flight. Repeating it changes nothing, also
+-- within one call.
+--
+-- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered
+-- ARGV  1 broadcast  2 cap on records a user  3 lease in ms  4 margin before expiry in s  5 allowed kinds
+--       6 seconds the broadcast's keys are kept, and a message in doubt has its credential
+--       then for each message: openid, owner of the lease, verdict on the credential (see settle.lua), and what is next:
+--           end    it ended, as the ending says
+--           again  nothing was sent: back to todo, if the owner had the lease to the end
+--           hold   in doubt: it stays in flight, for whoever asks again with the same credential, whatever the verdict
+--           next   the next credential, under the next owner; without one it ends, as the ending says
+--       the next owner or '', the ending or ''
+-- Reply  for each message that has its next lease: openid, lease (see lease_reply)
+assert(#KEYS == 8 and #ARGV >= 12 and #ARGV % 6 == 0, 'broadcast settle: wrong number of arguments')
+
+local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
+local id, cap, deadline = ARGV[1], tonumber(ARGV[2]), now_ms + tonumber(ARGV[3])
+local margin, kinds, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local openids, names, places, seen = {}, {}, {}, {}
+for i = 7, #ARGV, 6 do
+  -- Before anything is written: an error halfway would leave half of it.
+  assert(ARGV[i + 2] ~= 'hold' or ARGV[i + 3] == 'hold', 'broadcast settle: a credential is held for its message alone')
+  if not seen[ARGV[i]] then
+    local n = #openids + 1
+    openids[n], names[n], places[n], seen[ARGV[i]] = ARGV[i], message_name(id, ARGV[i]), i, true
+  end
+end
+local all_held = redis.call('HMGET', leases, unpack(names))
+local fields = redis.call('HMGET', users, unpack(openids))
+local flying = redis.call('SMISMEMBER', flight, unpack(openids))
+
+local reply, endings, landed, again, freed, changed, kept, emptied = {}, {}, {}, {}, {}, {}, {}, {}
+for n, openid in ipairs(openids) do
+  local at = places[n]
+  local owner, verdict, what, next_owner, ending = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local held = all_held[n]
+  local holder = held and sub(held, 23, 38)
+  if holder and holder == next_owner then
+    -- A repeat whose first reply was lost: the next lease is there already.
+    reply[#reply + 1] = openid
+    reply[#reply + 1] = lease_packed(byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held), 0)
+  elseif not holder or holder == owner then
+    local field, expired = drop_expired(fields[n] or '')
+    tally(ledger, 'expired', expired)
+    -- Without a lease it was let go for this message long ago, or its user was erased: nothing can follow then, for others
+    -- may have sent it meanwhile.
+    local landing = what == 'end' or what == 'again' or not holder
+    if holder then
+      local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held)
+      if what == 'hold' then
+        local head = lease_head(now_ms, now_ms + keep * 1000, state - state % 2 + 1, flags, expiry)
+        changed[#changed + 1] = names[n]
+        changed[#changed + 1] = head .. sub(held, 23)
+      else
+        field = apply(verdict, field, flags, expiry, tail, cap, ledger)
+        local next_flags, next_expiry, next_tail
+        if what == 'next' then field, next_flags, next_expiry, next_tail = take(field, kinds, margin) end
+        if next_flags then
+          changed[#changed + 1] = names[n]
+          changed[#changed + 1] = lease_head(deadline, deadline, 0, next_flags, next_expiry)
+            .. message_who(next_owner, id, openid) .. next_tail
+          reply[#reply + 1] = openid
+          reply[#reply + 1] = lease_packed(0, next_flags, next_expiry, next_tail, 0)
+        else
+          freed[#freed + 1] = names[n]
+          landing = true
+        end
+      end
+    end
+    if landing and flying[n] == 1 then
+      landed[#landed + 1] = openid
+      if what == 'again' and holder then
+        again[#again + 1] = openid
+      else
+        endings[#endings + 1] = openid
+        endings[#endings + 1] = ending ~= '' and ending or 'UNKNOWN'
+      end
+    end
+    if field == '' then
+      emptied[#emptied + 1] = openid
+    elseif field ~= fields[n] then
+      kept[#kept + 1] = openid
+      kept[#kept + 1] = field
+    end
+  end
+end
+if #kept > 0 then redis.call('HSET', users, unpack(kept)) end
+if #emptied > 0 then redis.call('HDEL', users, unpack(emptied)) end
+if #changed > 0 then redis.call('HSET', leases, unpack(changed)) end
+if #freed > 0 then redis.call('HDEL', leases, unpack(freed)) end
+if #landed > 0 then redis.call('SREM', flight, unpack(landed)) end
+if #again > 0 then
+  redis.call('SADD', KEYS[4], unpack(again))
+  redis.call('EXPIRE', KEYS[4], keep)
+end
+count_endings(KEYS[6], KEYS[8], keep, endings)
+tally_up(ledger)
+return reply

@@ -1,0 +1,14 @@
+-- Put after records.lua where many uses are counted in one call: they go into the ledger in one command a name, by
+-- `tally_up` at the end.
+
+local totals = {}
+
+local function tally(_, name, uses)
+  totals[name] = (totals[name] or 0) + uses
+end
+
+local function tally_up(ledger)
+  for name, uses in pairs(totals) do
+    if uses > 0 then redis.call('HINCRBY', ledger, name, uses) end
+  end
+end

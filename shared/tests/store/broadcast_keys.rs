@@ -1,0 +1,95 @@
+//! What stays of broadcasts in Redis, and for how long.
+
+use deadpool_redis::redis;
+use shared::store::broadcast::pages::Next;
+use shared::store::broadcast::records::{Draft, Move};
+use shared::store::broadcast::{KEEP_ENDED, KEEP_OPEN};
+use shared::store::leases::{LeaseId, Verdict};
+
+use crate::broadcast::{Broadcast, NOW_MS, draft, end, two_whole_broadcasts};
+use crate::world::{TERMS, World, form_id, user};
+
+/// The keys there are, by how long they are kept at most; the last are those without an expiry.
+async fn keys(world: &World) -> (Vec<String>, Vec<String>) {
+    let (mut expire, mut stay) = (Vec::new(), Vec::new());
+    for key in world.everything().await.into_keys() {
+        let left: i64 = world.raw(redis::cmd("TTL").arg(&key)).await;
+        assert!(left <= (KEEP_OPEN + KEEP_ENDED).as_secs() as i64, "{key} {left}");
+        if left < 0 { stay.push(key) } else { expire.push(key) }
+    }
+    (expire, stay)
+}
+
+async fn days(world: &World, days: i64) {
+    world.advance(days * 24 + 1).await;
+}
+
+#[tokio::test]
+async fn nothing_stays_of_broadcasts_that_ended() {
+    let world = World::new().await;
+    two_whole_broadcasts(&world).await;
+    let (expire, stay) = keys(&world).await;
+    assert!(expire.iter().any(|key| key.ends_with(":tally")));
+    assert!(!stay.iter().any(|key| key.contains("broadcast")), "{stay:?}");
+    // Whom they reached is told for a week, and no longer.
+    days(&world, 6).await;
+    assert!(keys(&world).await.0.iter().any(|key| key.ends_with(":undelivered")));
+    days(&world, 1).await;
+    let (expire, _) = keys(&world).await;
+    let left: Vec<_> = expire.iter().map(|key| key.rsplit(':').next().unwrap()).collect();
+    assert!(left.iter().all(|name| ["broadcasts", "parts", "r1"].contains(name)), "{left:?}");
+    days(&world, 30).await;
+    assert_eq!(keys(&world).await.0, [""; 0]);
+}
+
+#[tokio::test]
+async fn nothing_stays_of_a_broadcast_that_nobody_started_or_goes_on_with() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    for (everyone, moves) in [
+        (true, vec![]),
+        (false, vec![]),
+        // Scheduled, and nobody comes when it is due.
+        (true, vec![Move::Start { everyone: true }]),
+        (true, vec![Move::Start { everyone: true }, Move::Cancel]),
+    ] {
+        world.collect(&anna, &[form_id("f1", 9)]).await;
+        let draft = Draft { not_before_ms: Some(NOW_MS + 1), ..draft(everyone) };
+        let broadcast = Broadcast::of(&world, &draft).await;
+        broadcast.add(if everyone { &[] } else { std::slice::from_ref(&anna) }, &[user("oBob")]).await;
+        for to in moves {
+            broadcast.go(&to).await;
+        }
+        world.assert_sound().await;
+        days(&world, 37).await;
+        let (expire, stay) = keys(&world).await;
+        assert_eq!(expire, [""; 0]);
+        let mut known = world.store.due_broadcasts(&world.app, NOW_MS + 1).await.unwrap();
+        known.extend(world.store.running_broadcasts(&world.app).await.unwrap());
+        for id in known {
+            world.store.move_broadcast(&world.app, &id, &Move::Start { everyone }, NOW_MS + 1).await.unwrap();
+        }
+        assert!(!keys(&world).await.1.iter().any(|key| key.contains("broadcast")), "{stay:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_comes_late_makes_no_key_that_stays() {
+    let anna = user("oAnna");
+    for late in [None, Some(end("FAILED 1")), Some(Next::Again), Some(Next::Hold), Some(end("delivered"))] {
+        let world = World::new().await;
+        world.collect(&anna, &[form_id("f1", 2000), form_id("f2", 2000)]).await;
+        let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
+        let owner = LeaseId::random();
+        broadcast.take_all(owner, &TERMS).await;
+        // As if it lasted longer than anything does.
+        world.raw::<()>(redis::cmd("DEL").arg(broadcast.part(world.store.bucket_of(&anna)).tally())).await;
+        match late {
+            Some(Next::Hold) => drop(broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await),
+            Some(next) => drop(broadcast.settle(&anna, owner, Verdict::Suspect, next).await),
+            None => drop(world.store.erase(&world.app, &anna).await.unwrap()),
+        }
+        world.assert_sound().await;
+        days(&world, 37).await;
+        assert_eq!(keys(&world).await.0, [""; 0]);
+    }
+}

@@ -1,0 +1,218 @@
+//! Who does what: every task is with one consumer, and with another when that one is silent.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use deadpool_redis::redis;
+use shared::store::broadcast::records::{Move, Moved, Pause, State};
+use shared::store::broadcast::tasks::{Left, Task};
+use shared::store::keys::{BroadcastKeys, Bucket};
+use tokio::task::JoinSet;
+
+use crate::broadcast::Broadcast;
+use crate::world::{World, user};
+
+const SILENCE: Duration = Duration::from_millis(150);
+
+/// Nobody is silent for so long in a test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+async fn take(broadcast: &Broadcast<'_>, consumer: &str, count: usize) -> Vec<Task> {
+    take_over(broadcast, consumer, NEVER, count).await
+}
+
+/// Also what others were silent about for so long.
+async fn take_over(broadcast: &Broadcast<'_>, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
+    let World { store, app, .. } = broadcast.world;
+    store.take_tasks(app, &broadcast.id, consumer, silence, count).await.unwrap()
+}
+
+async fn leave(world: &World, task: &Task, left: Left) -> Option<State> {
+    world.store.leave_task(&world.app, task, left).await.unwrap()
+}
+
+async fn keep(world: &World, consumer: &str, task: &Task) -> bool {
+    world.store.keep_task(&world.app, consumer, task).await.unwrap()
+}
+
+async fn running(world: &World) -> Broadcast<'_> {
+    let broadcast = Broadcast::new(world, true).await;
+    broadcast.start().await;
+    broadcast
+}
+
+/// How many tasks there are, and how many of them somebody has.
+async fn tasks(broadcast: &Broadcast<'_>) -> (u64, u64) {
+    let world = broadcast.world;
+    let key = BroadcastKeys::new(&world.app).tasks(&broadcast.id);
+    if !world.raw::<bool>(redis::cmd("EXISTS").arg(&key)).await {
+        return (0, 0);
+    }
+    let pending: (u64, redis::Value, redis::Value, redis::Value) =
+        world.raw(redis::cmd("XPENDING").arg(&key).arg("dispatchers")).await;
+    (world.raw(redis::cmd("XLEN").arg(&key)).await, pending.0)
+}
+
+fn buckets(tasks: &[Task]) -> Vec<u16> {
+    let mut buckets: Vec<_> = tasks.iter().map(|task| task.bucket.0).collect();
+    buckets.sort_unstable();
+    buckets
+}
+
+#[tokio::test]
+async fn each_bucket_of_everyone_is_a_task_and_of_a_list_each_that_has_a_part() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let all = take(&broadcast, "a", 100).await;
+    assert_eq!(buckets(&all), [0, 1, 2, 3]);
+    assert!(all.iter().all(|task| task.broadcast == broadcast.id));
+    let (anna, out) = (user("oAnna"), user("oBob"));
+    let Bucket(bucket) = world.store.bucket_of(&anna);
+    assert_ne!(world.store.bucket_of(&out).0, bucket);
+    let list = Broadcast::new(&world, false).await;
+    list.add(&[anna], &[out]).await;
+    list.start().await;
+    assert_eq!(buckets(&take(&list, "a", 100).await), [bucket]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_task_is_handed_to_one_of_many_consumers_that_ask_at_once() {
+    let world = World::new().await;
+    let mut broadcasts = Vec::new();
+    for _ in 0..25 {
+        broadcasts.push(running(&world).await.id);
+    }
+    let mut consumers = JoinSet::new();
+    for number in 0..8 {
+        let (store, app, broadcasts) = (world.store.clone(), world.app.clone(), broadcasts.clone());
+        consumers.spawn(async move {
+            let mut mine = Vec::new();
+            for _ in 0..4 {
+                for id in &broadcasts {
+                    mine.extend(store.take_tasks(&app, id, &format!("c{number}"), NEVER, 1).await.unwrap());
+                }
+            }
+            mine
+        });
+    }
+    let all = consumers.join_all().await.concat();
+    let tasks_of: HashSet<_> = all.iter().map(|task| (task.broadcast.clone(), task.bucket)).collect();
+    assert_eq!((all.len(), tasks_of.len()), (100, 100));
+}
+
+#[tokio::test]
+async fn the_last_bucket_that_is_finished_makes_a_broadcast_done_running_or_paused_but_not_cancelled() {
+    for state in [State::Running, State::Paused, State::Cancelled] {
+        let world = World::new().await;
+        let broadcast = running(&world).await;
+        let mine = take(&broadcast, "a", 100).await;
+        match state {
+            State::Paused => drop(broadcast.go(&Move::Pause(Pause::default())).await),
+            State::Cancelled => drop(broadcast.go(&Move::Cancel).await),
+            _ => {}
+        }
+        for task in &mine[..3] {
+            for _ in 0..2 {
+                assert_eq!(leave(&world, task, Left::Done).await, Some(state), "also when it is said twice");
+            }
+        }
+        let last = if state == State::Cancelled { state } else { State::Done };
+        assert_eq!(leave(&world, &mine[3], Left::Done).await, Some(last));
+        let record = broadcast.record().await;
+        assert_eq!((record.state, record.ended_ms.is_some(), record.pause), (last, true, None));
+        assert_eq!(tasks(&broadcast).await, (0, 0));
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_is_passed_on_is_there_for_others_and_one_of_a_broadcast_that_stopped_is_not() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let mine = take(&broadcast, "a", 100).await;
+    for task in &mine[..2] {
+        for _ in 0..2 {
+            assert_eq!(leave(&world, task, Left::Passed).await, Some(State::Running));
+        }
+    }
+    assert_eq!(tasks(&broadcast).await, (4, 2));
+    let passed = take(&broadcast, "b", 100).await;
+    assert_eq!(buckets(&passed), buckets(&mine[..2]));
+    broadcast.go(&Move::Pause(Pause::default())).await;
+    for task in mine[2..].iter().chain(&passed) {
+        assert_eq!(leave(&world, task, Left::Stopped).await, Some(State::Paused));
+    }
+    assert_eq!((tasks(&broadcast).await, take(&broadcast, "b", 100).await), ((0, 0), vec![]));
+    // Whose broadcast is gone altogether is let go without a word.
+    broadcast.go(&Move::Resume { due: false }).await;
+    let keys = BroadcastKeys::new(&world.app);
+    world.raw::<()>(redis::cmd("DEL").arg(keys.record(&broadcast.id))).await;
+    for task in take(&broadcast, "b", 100).await {
+        assert_eq!(leave(&world, &task, Left::Passed).await, None);
+    }
+    assert_eq!(tasks(&broadcast).await, (0, 0));
+}
+
+#[tokio::test]
+async fn resuming_hands_out_the_buckets_that_are_not_finished() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let mine = take(&broadcast, "a", 100).await;
+    for task in &mine[..3] {
+        leave(&world, task, if task == &mine[0] { Left::Stopped } else { Left::Done }).await;
+    }
+    broadcast.go(&Move::Pause(Pause::default())).await;
+    leave(&world, &mine[3], Left::Stopped).await;
+    assert_eq!(broadcast.go(&Move::Resume { due: false }).await, Moved::To(State::Running));
+    let open = take(&broadcast, "b", 100).await;
+    assert_eq!(buckets(&open), buckets(&[mine[0].clone(), mine[3].clone()]));
+    assert_eq!(leave(&world, &open[0], Left::Done).await, Some(State::Running));
+    assert_eq!(leave(&world, &open[1], Left::Done).await, Some(State::Done));
+}
+
+#[tokio::test]
+async fn a_task_is_taken_over_after_a_silence_and_not_from_who_keeps_it() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let mine = take(&broadcast, "a", 100).await;
+    assert_eq!(take_over(&broadcast, "b", SILENCE, 100).await, []);
+    tokio::time::sleep(SILENCE).await;
+    assert!(keep(&world, "a", &mine[1]).await);
+    let over = take_over(&broadcast, "b", SILENCE, 2).await;
+    assert_eq!(over, [mine[0].clone(), mine[2].clone()]);
+    assert_eq!(take_over(&broadcast, "c", SILENCE, 2).await, [mine[3].clone()], "not what was just taken over");
+    for (consumer, task, kept) in [
+        ("a", &mine[0], false),
+        ("b", &mine[0], true),
+        ("c", &mine[0], false),
+        ("a", &mine[1], true),
+        ("b", &mine[3], false),
+        ("c", &mine[3], true),
+    ] {
+        assert_eq!(keep(&world, consumer, task).await, kept, "{consumer} {task:?}");
+    }
+    // What was let go is nobody's.
+    leave(&world, &mine[1], Left::Done).await;
+    assert!(!keep(&world, "a", &mine[1]).await);
+    assert_eq!(tasks(&broadcast).await, (3, 3));
+}
+
+#[tokio::test]
+async fn a_silent_consumers_task_is_found_behind_any_number_that_are_alive() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let (alive, silent) = (take(&broadcast, "a", 3).await, take(&broadcast, "b", 100).await);
+    assert_eq!((alive.len(), silent.len()), (3, 1));
+    tokio::time::sleep(SILENCE).await;
+    for task in &alive {
+        assert!(keep(&world, "a", task).await);
+    }
+    assert_eq!(take_over(&broadcast, "c", SILENCE, 1).await, silent);
+}
+
+#[tokio::test]
+async fn where_there_is_no_broadcast_there_is_nothing_to_take() {
+    let world = World::new().await;
+    let pending = Broadcast::new(&world, true).await;
+    assert_eq!(take_over(&pending, "a", Duration::ZERO, 1).await, []);
+}
