@@ -28,6 +28,11 @@ impl Clock {
         self.ahead_ms.store(ahead.as_millis() as i64, Ordering::Relaxed);
     }
 
+    /// WeChat's day, in days since 1970.
+    pub fn day(&self) -> u64 {
+        (self.now_ms() + DAY_MS - MIDNIGHT_MS) / DAY_MS
+    }
+
     /// When WeChat's next day begins, in milliseconds since 1970.
     pub fn next_day_ms(&self) -> u64 {
         let now = self.now_ms();
@@ -45,5 +50,8 @@ mod tests {
         let next = clock.next_day_ms();
         assert_eq!(next % DAY_MS, MIDNIGHT_MS);
         assert!(next > clock.now_ms() && next <= clock.now_ms() + DAY_MS);
+        let day = clock.day();
+        clock.set_ahead(Duration::from_millis(next - clock.now_ms() + 1000));
+        assert_eq!(clock.day(), day + 1);
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! A call comes in at [`service`], is kept from being cut short at the [`desk`], and is carried out by [`send`]: lease a
 //! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
-//! ([`wechat::answer`]). [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
+//! ([`wechat::answer`]). What is sent to many goes its own way, in [`broadcast`]. [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
 //! which looks after leases left behind, and the [`gates`], which know what WeChat stopped.
 
 pub mod apps;
+pub mod broadcast;
 pub mod clock;
 pub mod desk;
 pub mod gates;
@@ -26,14 +27,18 @@ use shared::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_
 use shared::serve::serve;
 use shared::store::Store;
 use tokio::net::TcpListener;
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::warn;
 
+use crate::broadcast::office::Office;
+use crate::broadcast::{Ground, crew};
 use crate::desk::Desk;
 use crate::gates::Gates;
 use crate::send::Sender;
-use crate::service::Service;
+use crate::service::{AppService, Service};
 use crate::settings::Settings;
 use crate::wechat::client::Client;
 use crate::wechat::token::Tokens;
@@ -41,10 +46,15 @@ use crate::wechat::token::Tokens;
 /// Runs the dispatcher on a listener until `shutdown`, then drains.
 pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let store = Store::new(&settings.common.store).map_err(io::Error::other)?;
+    // Broadcasts have threads and connections of their own, so that no single message stands in line behind a crowd.
+    let hall = Hall::new()?;
+    let apart = store.beside(&settings.common.store).map_err(io::Error::other)?;
     let desk = Desk::default();
     // Ended with this function, whichever way it ends.
     let mut background = JoinSet::new();
-    let mut senders = HashMap::new();
+    let mut apps = HashMap::new();
+    let mut crews = JoinSet::new();
+    let drain = CancellationToken::new();
     for app in settings.apps.iter() {
         let client = Client::new(Arc::clone(app)).map_err(io::Error::other)?;
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
@@ -57,26 +67,82 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
             settings.reap_interval,
         ));
         background.spawn(once_prepared(store.clone(), follow_stops(Arc::clone(&gates), store.clone())));
-        let sender = Sender::new(
-            Arc::clone(app),
-            store.clone(),
-            client,
-            tokens,
-            gates,
-            settings.clock.clone(),
-            settings.limits.clone(),
-        );
-        senders.insert(app.id.clone(), Arc::new(sender));
+        let sender = |store: &Store, client: &Client| {
+            Arc::new(Sender::new(
+                Arc::clone(app),
+                store.clone(),
+                client.clone(),
+                tokens.clone(),
+                Arc::clone(&gates),
+                settings.clock.clone(),
+                settings.limits.clone(),
+            ))
+        };
+        let ground = |store: Store, client: Client, sender: &Arc<Sender>| {
+            Arc::new(Ground {
+                app: Arc::clone(app),
+                store,
+                sender: Arc::clone(sender),
+                client,
+                tokens: tokens.clone(),
+                clock: settings.clock.clone(),
+                terms: settings.limits.terms,
+                credentials: settings.limits.credentials,
+                limits: settings.broadcasts.clone(),
+            })
+        };
+        let (singles, many) = (sender(&store, &client), Client::new(Arc::clone(app)).map_err(io::Error::other)?);
+        let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
+        crews.spawn_on(once_prepared(apart.clone(), crew::work(many, drain.clone())), &hall.handle);
+        let reporter = Arc::clone(&singles);
+        background.spawn(async move { reporter.report_forever().await });
+        let office = Arc::new(Office::new(ground(store.clone(), client, &singles)));
+        apps.insert(app.id.clone(), AppService { sender: singles, office });
     }
     let limit = settings.common.serve.max_message_bytes;
-    let service = DispatcherServiceServer::new(Service::new(senders, desk.clone())).max_decoding_message_size(limit);
-    let routes = Routes::new(service);
-    serve(listener, SERVICE_NAME, routes, store, &settings.common.serve, shutdown).await?;
+    let service = Service::new(apps, desk.clone(), drain.clone());
+    let routes = Routes::new(DispatcherServiceServer::new(service).max_decoding_message_size(limit));
+    // Broadcasts and those who watch them hear of the end first: they have something to pass on.
+    let shutdown = async {
+        shutdown.await;
+        drain.cancel();
+    };
+    let served = serve(listener, SERVICE_NAME, routes, store, &settings.common.serve, shutdown).await;
+    drain.cancel();
+    served?;
+    if tokio::time::timeout(settings.common.serve.drain_timeout, async { while crews.join_next().await.is_some() {} })
+        .await
+        .is_err()
+    {
+        warn!("broadcasts were still under way at the end of the drain; others take them over");
+    }
     // Callers that hung up left their sends behind; those end well too.
     if tokio::time::timeout(settings.common.serve.drain_timeout, desk.close()).await.is_err() {
         warn!("sends were still under way at the end of the drain; a repeated request id finds out");
     }
     Ok(())
+}
+
+/// Where broadcasts run.
+struct Hall {
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl Hall {
+    fn new() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_multi_thread().thread_name("broadcast").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for Hall {
+    fn drop(&mut self) {
+        // To wait for its threads is not permitted on a thread of another runtime.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Work that makes no sense before Redis is known to be usable.

@@ -8,6 +8,7 @@ use shared::settings::{Common, CommonArgs, Problems, SettingsError};
 use shared::store::leases::LeaseTerms;
 
 use crate::apps::Apps;
+use crate::broadcast::BroadcastLimits;
 use crate::clock::Clock;
 use crate::send::Limits;
 
@@ -45,6 +46,15 @@ pub struct Args {
     /// How long an app that WeChat stopped is left alone, where WeChat does not say (duration)
     #[arg(long, env = "FORMID_STOP", default_value = "10m")]
     pub stop: String,
+    /// The most messages of one broadcast in flight at once, on this replica
+    #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128")]
+    pub broadcast_in_flight: String,
+    /// How many buckets of users of one broadcast are worked on at once, on this replica
+    #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4")]
+    pub broadcast_tasks: String,
+    /// The part of the last 1000 messages that may fail before a broadcast pauses, in percent
+    #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50")]
+    pub broadcast_failures: String,
     #[allow(missing_docs)]
     #[command(flatten)]
     pub common: CommonArgs,
@@ -59,6 +69,8 @@ pub struct Settings {
     pub apps: Apps,
     /// What bounds a send.
     pub limits: Limits,
+    /// What bounds broadcasts.
+    pub broadcasts: BroadcastLimits,
     /// How often the reaper goes round.
     pub reap_interval: Duration,
     /// The time of day.
@@ -85,6 +97,9 @@ impl Args {
         let credentials = problems.within("--credentials-per-message", &self.credentials_per_message, 1..=100);
         let backoff = problems.duration("--backoff", &self.backoff);
         let stop = problems.duration("--stop", &self.stop);
+        let in_flight = problems.within("--broadcast-in-flight", &self.broadcast_in_flight, 1..=10_000);
+        let tasks = problems.within("--broadcast-tasks", &self.broadcast_tasks, 1..=64);
+        let failures = problems.within("--broadcast-failures", &self.broadcast_failures, 1..=100);
 
         let terms = LeaseTerms { duration: duration?, margin: margin?, keep: keep? };
         contradictions(&terms, apps.as_ref(), reap_interval?, problems);
@@ -95,7 +110,13 @@ impl Args {
             backoff: backoff?,
             stop: stop?,
         };
-        Some(Settings { common: common?, apps: apps?, limits, reap_interval: reap_interval?, clock: Clock::default() })
+        let broadcasts = BroadcastLimits {
+            in_flight: in_flight? as usize,
+            tasks: tasks? as usize,
+            failure_ratio: failures? as f64 / 100.0,
+        };
+        let (common, apps, reap_interval) = (common?, apps?, reap_interval?);
+        Some(Settings { common, apps, limits, broadcasts, reap_interval, clock: Clock::default() })
     }
 }
 

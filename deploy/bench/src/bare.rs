@@ -10,7 +10,7 @@ use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Message, Value};
 use shared::credential::{AppId, CredentialId, OpenId};
 use shared::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
-use shared::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
+use shared::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
 use shared::settings::Problems;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -26,14 +26,9 @@ struct Bare {
     token: String,
 }
 
-#[tonic::async_trait]
-impl DispatcherService for Bare {
+impl Bare {
     /// Sends with the form id that the benchmark put into `request_id`.
-    async fn send_template(
-        &self,
-        request: Request<SendTemplateRequest>,
-    ) -> Result<Response<SendTemplateResponse>, Status> {
-        let request = request.into_inner();
+    async fn send(&self, request: SendTemplateRequest) -> Result<SendTemplateResponse, Status> {
         let malformed = |_| Status::invalid_argument("malformed");
         let openid = OpenId::parse(request.openid).map_err(malformed)?;
         let form_id = CredentialId::parse(request.request_id).map_err(|_| Status::invalid_argument("malformed"))?;
@@ -45,14 +40,55 @@ impl DispatcherService for Bare {
             emphasis_keyword: request.emphasis_keyword,
         };
         match self.client.send(&self.token, message.body(&openid, &form_id)).await {
-            Reply::Answered { errcode: 0, rid, .. } => Ok(Response::new(SendTemplateResponse {
-                outcome: Outcome::Delivered.into(),
-                rid,
-                ..Default::default()
-            })),
+            Reply::Answered { errcode: 0, rid, .. } => {
+                Ok(SendTemplateResponse { outcome: Outcome::Delivered.into(), rid, ..Default::default() })
+            }
             other => Err(Status::unknown(format!("{other:?}"))),
         }
     }
+}
+
+/// The service as it is generated, with one call that is served.
+macro_rules! serve_only_send_template {
+    ($($call:ident($request:ident) -> $response:ident;)+) => {
+        #[tonic::async_trait]
+        impl DispatcherService for Bare {
+            type WatchBroadcastStream = tokio_stream::Empty<Result<proto::WatchBroadcastResponse, Status>>;
+
+            async fn send_template(
+                &self,
+                request: Request<SendTemplateRequest>,
+            ) -> Result<Response<SendTemplateResponse>, Status> {
+                self.send(request.into_inner()).await.map(Response::new)
+            }
+
+            async fn watch_broadcast(
+                &self,
+                _: Request<proto::WatchBroadcastRequest>,
+            ) -> Result<Response<Self::WatchBroadcastStream>, Status> {
+                Err(Status::unimplemented("not measured"))
+            }
+
+            $(async fn $call(
+                &self,
+                _: Request<proto::$request>,
+            ) -> Result<Response<proto::$response>, Status> {
+                Err(Status::unimplemented("not measured"))
+            })+
+        }
+    };
+}
+
+serve_only_send_template! {
+    broadcast(BroadcastRequest) -> BroadcastResponse;
+    add_recipients(AddRecipientsRequest) -> AddRecipientsResponse;
+    start_broadcast(StartBroadcastRequest) -> StartBroadcastResponse;
+    get_broadcast(GetBroadcastRequest) -> GetBroadcastResponse;
+    list_broadcasts(ListBroadcastsRequest) -> ListBroadcastsResponse;
+    pause_broadcast(PauseBroadcastRequest) -> PauseBroadcastResponse;
+    resume_broadcast(ResumeBroadcastRequest) -> ResumeBroadcastResponse;
+    cancel_broadcast(CancelBroadcastRequest) -> CancelBroadcastResponse;
+    list_undelivered(ListUndeliveredRequest) -> ListUndeliveredResponse;
 }
 
 /// Serves until killed.

@@ -7,6 +7,10 @@
 //! connect_timeout = "2s"
 //! timeout = "5s"                                   # of a whole call
 //! token = "stable_token"                           # or "token", for what speaks only the older endpoint
+//! daily_quota = 1000000                            # messages a day, where WeChat does not tell
+//! messages_per_second = 0                          # of all replicas together; 0 is as fast as it goes
+//! reserved_for_sends = 0.2                         # the part of both that broadcasts do not touch
+//! broadcast_credentials = ["form_id", "prepay_id"] # what broadcasts may spend
 //! ```
 //!
 //! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
@@ -23,6 +27,8 @@ use std::time::Duration;
 use reqwest::Url;
 use shared::credential::AppId;
 use shared::settings::Problems;
+use shared::store::broadcast::permits::Bounds;
+use shared::store::leases::Kinds;
 use toml::{Table, Value};
 
 use table::{app, quoted};
@@ -74,6 +80,10 @@ pub struct App {
     pub timeout: Duration,
     /// Where its access tokens come from.
     pub token_endpoint: TokenEndpoint,
+    /// What its broadcasts may use up, and how fast.
+    pub bounds: Bounds,
+    /// The kinds of credential its broadcasts may spend; at least one.
+    pub broadcast_kinds: Kinds,
 }
 
 /// All apps of the file; at least one.
@@ -138,6 +148,7 @@ impl Apps {
 
 #[cfg(test)]
 mod tests {
+    use shared::credential::Kind;
     use shared::settings::SettingsError;
 
     use super::*;
@@ -161,6 +172,8 @@ mod tests {
         assert_eq!((app.base_url.as_str(), app.secret.reveal()), ("https://api.weixin.qq.com/", "s3"));
         assert_eq!((app.connect_timeout, app.timeout), (Duration::from_secs(2), Duration::from_secs(5)));
         assert_eq!(app.token_endpoint, TokenEndpoint::Stable);
+        assert_eq!((app.bounds.daily_quota, app.bounds.app_rate, app.bounds.broadcast_share), (1_000_000, 0, 800));
+        assert_eq!(app.broadcast_kinds, Kind::ALL.into_iter().collect());
         assert!(apps.get(&AppId::parse("wx2").unwrap()).is_none());
     }
 
@@ -171,7 +184,8 @@ mod tests {
         std::fs::write(&secret, "s3cret\n").unwrap();
         let text = format!(
             "[apps.wx1]\nsecret_file = {secret:?}\nbase_url = 'http://localhost:1/wechat/'\n\
-             connect_timeout = '10ms'\ntimeout = '10ms'\ntoken = 'token'\n[apps.wx0]\nsecret = 'x'"
+             connect_timeout = '10ms'\ntimeout = '10ms'\ntoken = 'token'\ndaily_quota = 5000\nmessages_per_second = 50\n\
+             reserved_for_sends = 0.5\nbroadcast_credentials = ['prepay_id']\n[apps.wx0]\nsecret = 'x'"
         );
         std::fs::write(&file, text).unwrap();
         let apps = Apps::read(&file, &mut Problems::default()).unwrap();
@@ -179,6 +193,8 @@ mod tests {
         let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
         assert_eq!((app.secret.reveal(), app.token_endpoint), ("s3cret", TokenEndpoint::Plain));
         assert_eq!(app.base_url.as_str(), "http://localhost:1/wechat/");
+        let expected = Bounds { app_rate: 50, broadcast_rate: 25, daily_quota: 5000, broadcast_share: 500 };
+        assert_eq!((app.bounds, app.broadcast_kinds), (expected, Kinds::NONE.with(Kind::PrepayId)));
     }
 
     #[test]
@@ -186,7 +202,9 @@ mod tests {
         let problems = parse(
             "other = 1\n[apps.wx1]\nsecret = 'a'\nsecret_file = 'b'\ncolour = 'x'\nbase_url = 'ftp://x'\ntoken = 'best'\n\
              [apps.wx2]\nsecret = 7\ntimeout = '1s'\n[apps.'w x']\nsecret = ''\nconnect_timeout = '0s'\ntimeout = '5'\n\
-             [apps.wx4]\nsecret_file = '/does/not/exist'\nbase_url = 'http://u:p@h'\n[apps.wx5]\nbase_url = 'http://h?a=b'",
+             [apps.wx4]\nsecret_file = '/does/not/exist'\nbase_url = 'http://u:p@h'\n[apps.wx5]\nbase_url = 'http://h?a=b'\n\
+             [apps.wx6]\nsecret = 'a'\ndaily_quota = -1\nmessages_per_second = 'x'\nreserved_for_sends = 1.5\n\
+             broadcast_credentials = []\n[apps.wx7]\nsecret = 'a'\nbroadcast_credentials = ['grant']",
         )
         .unwrap_err();
         for expected in [
@@ -205,10 +223,15 @@ mod tests {
             "[apps.wx4] base_url: must not have a user",
             "[apps.wx5]: has no secret",
             "[apps.wx5] base_url: must end before",
+            "[apps.wx6] daily_quota: must be",
+            "[apps.wx6] messages_per_second: must be",
+            "[apps.wx6] reserved_for_sends: must be",
+            "[apps.wx6] broadcast_credentials: must be",
+            "[apps.wx7] broadcast_credentials: must be",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected} in {problems:#?}");
         }
-        assert_eq!(problems.len(), 15, "{problems:#?}");
+        assert_eq!(problems.len(), 20, "{problems:#?}");
     }
 
     #[test]

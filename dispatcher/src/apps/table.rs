@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use reqwest::Url;
-use shared::credential::AppId;
+use shared::credential::{AppId, Kind};
 use shared::settings::Problems;
+use shared::store::broadcast::permits::Bounds;
+use shared::store::leases::Kinds;
 use toml::{Table, Value};
 
 use super::{App, Secret, TokenEndpoint};
@@ -12,7 +14,21 @@ use super::{App, Secret, TokenEndpoint};
 const BASE_URL: &str = "https://api.weixin.qq.com";
 const CONNECT_TIMEOUT: &str = "2s";
 const TIMEOUT: &str = "5s";
-const KEYS: [&str; 6] = ["secret", "secret_file", "base_url", "connect_timeout", "timeout", "token"];
+/// WeChat's published limit of template/send.
+const DAILY_QUOTA: i64 = 1_000_000;
+const RESERVED_FOR_SENDS: f64 = 0.2;
+const KEYS: [&str; 10] = [
+    "secret",
+    "secret_file",
+    "base_url",
+    "connect_timeout",
+    "timeout",
+    "token",
+    "daily_quota",
+    "messages_per_second",
+    "reserved_for_sends",
+    "broadcast_credentials",
+];
 
 /// Reads one table. Goes on after a problem, to find them all.
 pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<App> {
@@ -39,6 +55,8 @@ pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<Ap
         Ok(Some(_)) => reader.wrong("token", "must be \"stable_token\" or \"token\""),
         Err(Reported) => None,
     };
+    let bounds = reader.bounds();
+    let broadcast_kinds = reader.broadcast_kinds();
     if timeout.zip(connect_timeout).is_some_and(|(whole, connect)| whole < connect) {
         reader.wrong::<()>("timeout", "must not be less than connect_timeout: it is the time of the whole call");
     }
@@ -50,6 +68,8 @@ pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<Ap
         connect_timeout: connect_timeout?,
         timeout: timeout?,
         token_endpoint: token_endpoint?,
+        bounds: bounds?,
+        broadcast_kinds: broadcast_kinds?,
     };
     sound.then_some(app)
 }
@@ -115,6 +135,49 @@ impl<'a> Reader<'a> {
             self.wrong("base_url", "must end before any '?' or '#': the paths of the API are appended to it")
         } else {
             Some(url)
+        }
+    }
+
+    fn number(&mut self, key: &str, default: i64, most: i64) -> Option<i64> {
+        match self.table.get(key) {
+            None => Some(default),
+            Some(Value::Integer(number)) if (0..=most).contains(number) => Some(*number),
+            Some(_) => self.wrong(key, &format!("must be a whole number from 0 to {most}")),
+        }
+    }
+
+    fn bounds(&mut self) -> Option<Bounds> {
+        let daily_quota = self.number("daily_quota", DAILY_QUOTA, i64::MAX);
+        let rate = self.number("messages_per_second", 0, 1_000_000);
+        let reserved = match self.table.get("reserved_for_sends") {
+            None => Some(RESERVED_FOR_SENDS),
+            Some(Value::Float(part)) if (0.0..1.0).contains(part) => Some(*part),
+            Some(Value::Integer(0)) => Some(0.0),
+            Some(_) => self.wrong("reserved_for_sends", "must be a part of all, from 0 to less than 1, such as 0.2"),
+        };
+        let (rate, broadcast_share) = (rate? as u32, ((1.0 - reserved?) * 1000.0).round());
+        let broadcast_rate = if rate == 0 { 0 } else { (f64::from(rate) * broadcast_share / 1000.0).max(1.0) as u32 };
+        Some(Bounds {
+            app_rate: rate,
+            broadcast_rate,
+            daily_quota: daily_quota? as u64,
+            broadcast_share: broadcast_share as u32,
+        })
+    }
+
+    fn broadcast_kinds(&mut self) -> Option<Kinds> {
+        let Some(value) = self.table.get("broadcast_credentials") else { return Some(Kind::ALL.into_iter().collect()) };
+        let names = value.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+        let kinds: Option<Vec<Kind>> = names
+            .map(|name| match name.as_str() {
+                Some("form_id") => Some(Kind::FormId),
+                Some("prepay_id") => Some(Kind::PrepayId),
+                _ => None,
+            })
+            .collect();
+        match kinds {
+            Some(kinds) if !kinds.is_empty() => Some(kinds.into_iter().collect()),
+            _ => self.wrong("broadcast_credentials", "must be a list of \"form_id\", \"prepay_id\" or both"),
         }
     }
 

@@ -22,7 +22,7 @@ const NEW_TOKENS: u32 = 2;
 
 impl Sender {
     /// Calls WeChat with one credential until there is something to conclude.
-    pub(super) async fn try_credential(&self, order: &Order, lease: &Lease, tally: &mut Tally) -> Conclusion {
+    pub(crate) async fn try_credential(&self, order: &Order, lease: &Lease, tally: &mut Tally) -> Conclusion {
         let mut situation = Situation {
             kind: lease.kind,
             in_doubt: lease.taken_over,
@@ -102,6 +102,7 @@ impl Sender {
                 // A text from outside goes no further, unless it is one of the message's own keys.
                 let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
                 tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key };
+                tally.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
                     Meaning::TokenMissing => {
@@ -114,10 +115,12 @@ impl Sender {
                 Attempt::Answered(meaning)
             }
             Reply::NotSent(cause) => {
+                tally.congested = true;
                 warn!(app = %self.app.id, %cause, "WeChat cannot be reached");
                 Attempt::NotSent
             }
             Reply::Unanswered(cause) => {
+                tally.congested = true;
                 warn!(app = %self.app.id, %cause, "WeChat did not answer");
                 Attempt::Unanswered
             }

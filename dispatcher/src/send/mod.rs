@@ -1,6 +1,7 @@
 //! One message, start to end: lease a credential, call WeChat ([`attempt`]), settle by what it answered ([`settle`]).
 
 mod attempt;
+pub mod count;
 mod settle;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use shared::credential::OpenId;
 use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
 use shared::store::{self, Store};
 
+use self::count::Sends;
 use crate::apps::App;
 use crate::clock::Clock;
 use crate::gates::Gates;
@@ -39,7 +41,7 @@ pub struct Order {
     /// To whom.
     pub openid: OpenId,
     /// What.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// Under which request, if the call may be repeated.
     pub request: Option<Request>,
     /// The caller prefers a second message over none where nobody can tell.
@@ -66,14 +68,21 @@ pub struct Sender {
     gates: Arc<Gates>,
     clock: Clock,
     limits: Limits,
+    sends: Sends,
 }
 
 /// How the attempts with one credential ended.
-enum Conclusion {
+#[derive(Debug)]
+pub(crate) enum Conclusion {
+    /// The message ended so, and so did the credential.
     End(End, Fate),
+    /// The credential is dead, and the message was not delivered.
     NextCredential,
+    /// Nobody knows yet, and only the same credential can tell.
     InDoubt,
+    /// Nothing was spent, for this reason.
     NotSpent(SendError),
+    /// Nothing was spent; another source of credentials may do.
     SourceStopped(SendError),
 }
 
@@ -88,7 +97,12 @@ impl Sender {
         clock: Clock,
         limits: Limits,
     ) -> Self {
-        Self { app, store, client, tokens, gates, clock, limits }
+        Self { app, store, client, tokens, gates, clock, limits, sends: Sends::default() }
+    }
+
+    /// Reports what was sent to the other replicas, for ever.
+    pub async fn report_forever(&self) {
+        self.sends.report_forever(&self.store, &self.app.id, &self.clock).await;
     }
 
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
@@ -107,11 +121,14 @@ impl Sender {
             Leased::Reused => return Err(SendError::RequestReused),
             Leased::Lost => return Ok(lost()),
         };
-        let mut tally = Tally { attempts: 0, credentials: 1, last: Verdict::default(), leased_at: asked };
+        let mut tally = Tally::new(asked);
         loop {
             let conclusion = self.try_credential(order, &lease, &mut tally).await;
             match self.settle(order, lease, conclusion, &mut tally).await? {
-                Next::Done(sent) => return Ok(sent),
+                Next::Done(sent) => {
+                    self.sends.note();
+                    return Ok(sent);
+                }
                 Next::Failed(error) => return Err(error),
                 Next::Credential(next) => lease = next,
             }
@@ -119,7 +136,7 @@ impl Sender {
     }
 
     /// What may be used now. Where nothing may, or there is no token, it is no use to take a credential out of stock.
-    async fn ready(&self) -> Result<Kinds, SendError> {
+    pub(crate) async fn ready(&self) -> Result<Kinds, SendError> {
         let kinds = self.gates.open().map_err(|stop| SendError::Stopped {
             verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, key: None },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
@@ -163,12 +180,25 @@ impl Sender {
 }
 
 /// What a send keeps count of.
-struct Tally {
-    attempts: u32,
-    credentials: u32,
-    last: Verdict,
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Calls to WeChat.
+    pub(crate) attempts: u32,
+    /// Credentials tried.
+    pub(crate) credentials: u32,
+    /// WeChat's last answer.
+    pub(crate) last: Verdict,
     /// Just before the lease was asked for: it is over, at the earliest, one lease later.
-    leased_at: Instant,
+    pub(crate) leased_at: Instant,
+    /// WeChat asked to go slower, or did not answer in time, or could not be reached.
+    pub(crate) congested: bool,
+}
+
+impl Tally {
+    /// Of a message with its first lease.
+    pub(crate) fn new(leased_at: Instant) -> Self {
+        Self { attempts: 0, credentials: 1, last: Verdict::default(), leased_at, congested: false }
+    }
 }
 
 enum Next {

@@ -2,32 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::credential::{CredentialId, OpenId};
 
 /// What is sent, whoever it is sent to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// The template.
     pub template_id: String,
     /// The page that opens on a tap.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub page: String,
     /// What fills the template; sorted, so that equal messages have equal bytes.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, Value>,
     /// The key whose value is shown large, as `keyword1.DATA`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub emphasis_keyword: String,
 }
 
 /// One value of a template.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
     /// The text.
     pub value: String,
     /// Its colour.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub color: String,
 }
 
@@ -49,15 +49,18 @@ impl Message {
 
     /// A digest of the message: equal messages have equal ones, on every replica and in every release.
     pub fn fingerprint(&self) -> [u8; 16] {
-        let bytes = serde_json::to_vec(self).unwrap_or_default();
-        // FNV-1a, 128 bits: it tells a mistaken request id from a repeated one; it guards no secret.
-        bytes
-            .iter()
-            .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-                (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-            })
-            .to_be_bytes()
+        fingerprint(&serde_json::to_vec(self).unwrap_or_default())
     }
+}
+
+/// A digest that tells a mistaken request id from a repeated one: FNV-1a, 128 bits. It guards no secret.
+pub fn fingerprint(bytes: &[u8]) -> [u8; 16] {
+    bytes
+        .iter()
+        .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+            (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        })
+        .to_be_bytes()
 }
 
 #[cfg(test)]

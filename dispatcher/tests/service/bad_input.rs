@@ -27,9 +27,9 @@ async fn every_bad_field_is_named_at_once() {
     let expected = [
         "app_id",
         "openid",
+        "request_id",
         "template_id",
         "page",
-        "request_id",
         "data.keyword2.value",
         "data.keyword2.color",
         "emphasis_keyword",

@@ -71,3 +71,32 @@ async fn a_person_can_read_why_a_send_failed() {
     let stranger = send(json!({"app_id": "wxfeedfeedfeedfeed", "openid": "oUser", "template_id": "t"})).await;
     assert!(stranger.contains("NotFound") && stranger.contains("app_id"), "{stranger}");
 }
+
+#[tokio::test]
+async fn a_person_broadcasts_watches_and_reads_who_was_not_reached() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oReached", 1).await;
+    rig.submit("oRefused", 1).await;
+    let mut rule = sandbox::Rule { errcode: Some(43101), ..sandbox::Rule::new(sandbox::FaultKind::Answer) };
+    rule.matching.openid = Some("oRefused".into());
+    rig.sandbox.add_faults(vec![rule]).unwrap();
+    let address = dispatcher.address.to_string();
+    let call = async |method: &str, body: Value| {
+        let method = format!("formid.v1.DispatcherService/{method}");
+        printed(grpcurl(&["-d", &body.to_string(), &address, &method]).await)
+    };
+    let body = json!({
+        "app_id": APP, "name": "spring", "template_id": "t", "data": {"keyword1": {"value": "春"}},
+        "all_reachable": {}, "min_interval": "3600s",
+    });
+    let started: Value = serde_json::from_str(&call("Broadcast", body).await).unwrap();
+    let id = started["broadcast"]["broadcastId"].as_str().unwrap();
+    let named = json!({"app_id": APP, "broadcast_id": id});
+    let watch = json!({"app_id": APP, "broadcast_id": id, "interval": "0.2s"});
+    let watched = call("WatchBroadcast", watch).await;
+    assert!(watched.contains("BROADCAST_STATE_DONE") && watched.contains(r#""refusedByUser": "1""#), "{watched}");
+    assert!(watched.contains(r#""name": "spring""#) && watched.contains(r#""delivered": "1""#), "{watched}");
+    let listed: Value = serde_json::from_str(&call("ListUndelivered", named).await).unwrap();
+    assert_eq!(listed, json!({"undelivered": [{"openid": "oRefused", "reason": "USER_REFUSED", "errcode": 43101}]}));
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod bad_input;
+mod broadcast;
 mod crash;
 mod doubt;
 mod grpcurl;

@@ -11,9 +11,9 @@ use sandbox::{FaultKind, Rule, Sandbox, Submission};
 use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{SendTemplateRequest, SendTemplateResponse, TemplateValue};
-use shared::store::Store;
 use shared::store::credentials::Packed;
-use testing::{Process, Redis, eventually, free_port, now};
+use shared::store::{Store, StoreConfig};
+use testing::{Process, Redis, eventually, free_port, now, store_config};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -32,6 +32,11 @@ pub struct Rig {
     pub store: Store,
     pub sandbox: Sandbox,
     pub base_url: String,
+    buckets: u16,
+    /// More lines for the app in the apps file.
+    pub app_settings: String,
+    /// Dispatchers wait for answers as long as the busiest machine takes.
+    patient: bool,
     folder: tempfile::TempDir,
 }
 
@@ -40,14 +45,26 @@ impl Rig {
         Self::on(Redis::start()).await
     }
 
+    /// One whose dispatchers take no answer for lost on a busy machine: for tests in which nothing gets lost.
+    pub async fn patient() -> Self {
+        Self { patient: true, ..Self::new().await }
+    }
+
     pub async fn on(redis: Redis) -> Self {
+        // Few, so that users share them.
+        Self::with_buckets(redis, 4).await
+    }
+
+    pub async fn with_buckets(redis: Redis, buckets: u16) -> Self {
         let sandbox = Sandbox::new(sandbox::Settings::default());
         sandbox.add_app(APP, SECRET).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
-        let store = redis.store().await;
-        Self { redis, store, sandbox, base_url, folder: tempfile::tempdir().unwrap() }
+        let store = Store::new(&StoreConfig { buckets, ..store_config(redis.url()) }).unwrap();
+        store.prepare().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        Self { redis, store, sandbox, base_url, buckets, app_settings: String::new(), patient: false, folder }
     }
 
     pub fn app(&self) -> AppId {
@@ -58,8 +75,8 @@ impl Rig {
     fn apps_file(&self, timeout: &str) -> PathBuf {
         let path = self.folder.path().join("apps.toml");
         let text = format!(
-            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n",
-            self.base_url
+            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n{}",
+            self.base_url, self.app_settings
         );
         std::fs::write(&path, text).unwrap();
         path
@@ -67,13 +84,19 @@ impl Rig {
 
     /// Flags of a dispatcher that is quick to give up and to recover.
     fn flags(&self, extra: &[&str]) -> Vec<String> {
-        let apps_file = self.apps_file("500ms");
-        let mut flags = ["--listen", "127.0.0.1:0", "--buckets", "4", "--backoff", "5ms", "--drain-wait", "0s"]
-            .map(String::from)
-            .to_vec();
+        let (timeout, lease) = if self.patient { ("5s", "30s") } else { ("500ms", "2s") };
+        let apps_file = self.apps_file(timeout);
+        let mut flags = ["--listen", "127.0.0.1:0", "--drain-wait", "0s"].map(String::from).to_vec();
+        flags.extend(["--buckets".into(), self.buckets.to_string()]);
         flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file.display().to_string()]);
         // A later flag replaces an earlier one of the same name.
-        for pair in [["--lease", "2s"], ["--lease-margin", "60s"], ["--reap-interval", "100ms"], ["--log", "warn"]] {
+        for pair in [
+            ["--lease", lease],
+            ["--lease-margin", "60s"],
+            ["--backoff", "5ms"],
+            ["--reap-interval", "100ms"],
+            ["--log", "warn"],
+        ] {
             if !extra.contains(&pair[0]) {
                 flags.extend(pair.map(String::from));
             }

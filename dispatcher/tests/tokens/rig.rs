@@ -12,6 +12,8 @@ use dispatcher::wechat::token::Tokens;
 use serde_json::{Value, json};
 use shared::credential::AppId;
 use shared::store::Store;
+use shared::store::broadcast::permits::Bounds;
+use shared::store::leases::Kinds;
 use testing::{Redis, store_config};
 use tokio::net::TcpListener;
 
@@ -114,6 +116,8 @@ impl Rig {
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
             token_endpoint: self.endpoint,
+            bounds: Bounds::default(),
+            broadcast_kinds: Kinds::NONE,
         };
         Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store().await)
     }

@@ -15,6 +15,8 @@ use dispatcher::wechat::token::refusals;
 use reqwest::Url;
 use server::{Habit, Server, http, ok};
 use shared::credential::AppId;
+use shared::store::broadcast::permits::Bounds;
+use shared::store::leases::Kinds;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SECRET: &str = "CANARY-secret";
@@ -28,6 +30,8 @@ fn app(base_url: &str) -> App {
         connect_timeout: Duration::from_millis(500),
         timeout: Duration::from_secs(10),
         token_endpoint: TokenEndpoint::Stable,
+        bounds: Bounds::default(),
+        broadcast_kinds: Kinds::NONE,
     }
 }
 

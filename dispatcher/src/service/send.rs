@@ -1,19 +1,16 @@
-//! The gRPC edge of the dispatcher: converts, calls one function, converts back.
+//! SendTemplate, from the request to an order and from its end to the response; and what it shares with broadcasts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use shared::credential::{AppId, MAX_ID, OpenId, RequestId, visible};
 use shared::fields::Fields;
-use shared::proto::dispatcher_service_server::DispatcherService;
 use shared::proto::{self, SendTemplateRequest, SendTemplateResponse};
 use shared::status::Failure;
 use shared::store::leases::Request;
-use tonic::{Response, Status};
 
-use crate::desk::Desk;
 use crate::outcome::End;
-use crate::send::{Order, Sender, Sent};
+use crate::send::{Order, Sent};
 use crate::wechat::message::{Message, Value};
 
 /// The longest page, in bytes: WeChat's bound.
@@ -27,64 +24,50 @@ const MAX_VALUE: usize = 4096;
 /// The longest colour, in bytes.
 const MAX_COLOR: usize = 32;
 
-/// Answers the calls of `formid.v1.DispatcherService`.
-pub struct Service {
-    senders: HashMap<AppId, Arc<Sender>>,
-    desk: Desk,
-}
-
-impl Service {
-    /// A service for the given apps.
-    pub fn new(senders: HashMap<AppId, Arc<Sender>>, desk: Desk) -> Self {
-        Self { senders, desk }
-    }
-}
-
-#[tonic::async_trait]
-impl DispatcherService for Service {
-    async fn send_template(
-        &self,
-        request: tonic::Request<SendTemplateRequest>,
-    ) -> Result<Response<SendTemplateResponse>, Status> {
-        let (app, order) = parse(request.into_inner(), |app| self.senders.contains_key(app))?;
-        let sender = self.senders.get(&app).ok_or_else(Failure::unknown_app)?;
-        let sent = self.desk.send(app, Arc::clone(sender), order).await?;
-        Ok(Response::new(respond(sent)))
-    }
-}
-
 /// Checks every field of a request at once.
-fn parse(request: SendTemplateRequest, known: impl Fn(&AppId) -> bool) -> Result<(AppId, Order), Failure> {
+pub(super) fn parse(request: SendTemplateRequest, known: impl Fn(&AppId) -> bool) -> Result<(AppId, Order), Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let openid = fields.take("openid", OpenId::parse(request.openid));
-    // A template id looks like any other of WeChat's ids.
-    fields.take("template_id", visible(&request.template_id, MAX_ID));
-    fields.text("page", &request.page, MAX_PAGE);
-    let request_id = match request.request_id.as_str() {
-        "" => None,
-        text => fields.take("request_id", RequestId::parse(text)),
-    };
-    check_data(&mut fields, &request.data);
-    check_emphasis(&mut fields, &request.emphasis_keyword, &request.data);
+    let request_id = request_id(&mut fields, &request.request_id);
+    let message = message(&mut fields, request.template_id, request.page, request.data, request.emphasis_keyword);
     let app = fields.finish_for(app, |app| known(app).then(|| app.clone()))?;
     // Without an openid there was a bad field.
     let openid = openid.ok_or_else(Failure::internal)?;
-    let data = request.data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color }));
-    let message = Message {
-        template_id: request.template_id,
-        page: request.page,
-        data: data.collect(),
-        emphasis_keyword: request.emphasis_keyword,
-    };
-    let request_of = |id| Request { id, fingerprint: message.fingerprint() };
-    let request_of = request_id.map(request_of);
-    Ok((app, Order { openid, message, request: request_of, retry_unknown: request.retry_unknown }))
+    let request_of = request_id.map(|id| Request { id, fingerprint: message.fingerprint() });
+    Ok((app, Order { openid, message: Arc::new(message), request: request_of, retry_unknown: request.retry_unknown }))
 }
 
-fn check_data(fields: &mut Fields, data: &HashMap<String, proto::TemplateValue>) {
+/// The request id, if there is one.
+pub(super) fn request_id(fields: &mut Fields, text: &str) -> Option<RequestId> {
+    if text.is_empty() { None } else { fields.take("request_id", RequestId::parse(text)) }
+}
+
+/// The message of a request.
+pub(super) fn message(
+    fields: &mut Fields,
+    template_id: String,
+    page: String,
+    data: HashMap<String, proto::TemplateValue>,
+    emphasis_keyword: String,
+) -> Message {
+    // A template id looks like any other of WeChat's ids.
+    fields.take("template_id", visible(&template_id, MAX_ID));
+    fields.text("page", &page, MAX_PAGE);
+    check_data(fields, "data", &data);
+    check_emphasis(fields, &emphasis_keyword, &data);
+    Message { template_id, page, data: values(data), emphasis_keyword }
+}
+
+/// The values of a template, in order.
+pub(super) fn values(data: HashMap<String, proto::TemplateValue>) -> BTreeMap<String, Value> {
+    data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color })).collect()
+}
+
+/// Notes what is wrong with the values of a template; `field` is what the request calls them.
+pub(super) fn check_data(fields: &mut Fields, field: &str, data: &HashMap<String, proto::TemplateValue>) {
     if data.len() > MAX_KEYS {
-        fields.refuse("data", format_args!("must not have more than {MAX_KEYS} keys"));
+        fields.refuse(field, format_args!("must not have more than {MAX_KEYS} keys"));
         return;
     }
     let mut keys: Vec<_> = data.iter().collect();
@@ -95,13 +78,13 @@ fn check_data(fields: &mut Fields, data: &HashMap<String, proto::TemplateValue>)
             || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         {
             fields.refuse(
-                "data",
+                field,
                 format_args!("has a key that is not 1 to {MAX_KEY} letters, digits and '_', such as keyword1"),
             );
             continue;
         }
-        fields.text(&format!("data.{key}.value"), &value.value, MAX_VALUE);
-        fields.text(&format!("data.{key}.color"), &value.color, MAX_COLOR);
+        fields.text(&format!("{field}.{key}.value"), &value.value, MAX_VALUE);
+        fields.text(&format!("{field}.{key}.color"), &value.color, MAX_COLOR);
     }
 }
 
@@ -114,7 +97,8 @@ fn check_emphasis(fields: &mut Fields, emphasis: &str, data: &HashMap<String, pr
     }
 }
 
-fn respond(sent: Sent) -> SendTemplateResponse {
+/// What the caller gets.
+pub(super) fn respond(sent: Sent) -> SendTemplateResponse {
     let outcome = match sent.outcome.end {
         End::Delivered => proto::Outcome::Delivered,
         // A refusal is an error to its caller and does not come here; "unknown" claims the least.

@@ -1,0 +1,157 @@
+//! From the command line to a broadcast that is started, with as many calls as its list needs.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use shared::proto::broadcast_request::Audience;
+use shared::proto::{
+    AddRecipientsRequest, AllReachable, BroadcastPreview, BroadcastRequest, BroadcastState, Recipient, Recipients,
+    StartBroadcastRequest, TemplateValue,
+};
+use tonic::{Response, Status};
+
+use crate::args::Args;
+use crate::{Client, list, words};
+
+/// How long a call is repeated before it has failed, and the pause before each repeat.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(500));
+
+/// A broadcast as it is asked for, in parts that fit into one call each.
+struct Order {
+    /// What is said of it in the first call, but for its audience.
+    head: BroadcastRequest,
+    /// Its list; none when it goes to everyone.
+    list: Option<Vec<Vec<Recipient>>>,
+    exclude: Vec<Vec<String>>,
+}
+
+/// What the broadcast would do.
+pub async fn preview(client: &mut Client, args: &Args) -> Result<BroadcastPreview, String> {
+    let order = order(args)?;
+    if !order.fits() {
+        return Err("--validate-only looks at one call: at most 10000 users in --list, and in --exclude".into());
+    }
+    let request = BroadcastRequest { validate_only: true, ..order.first() };
+    let response = client.broadcast(request).await.map_err(|status| words::status(&status))?;
+    Ok(response.into_inner().preview.unwrap_or_default())
+}
+
+/// Starts it; answers its id.
+pub async fn start(client: &mut Client, args: &Args) -> Result<String, String> {
+    let order = order(args)?;
+    let request = BroadcastRequest { hold: !order.fits(), ..order.first() };
+    let request_id = request.request_id.clone();
+    let again = |problem| format!("{problem}\nnothing is sent twice by starting again with --request-id {request_id}");
+    let response = patiently(async || client.clone().broadcast(request.clone()).await).await.map_err(again)?;
+    let info = response.into_inner().broadcast.unwrap_or_default();
+    eprintln!("broadcast {} (request id {request_id})", info.broadcast_id);
+    // Unless this found one that is past that.
+    if !order.fits()
+        && info.state() == BroadcastState::Pending
+        && !order.add_and_start(client, &info.broadcast_id).await.map_err(again)?
+    {
+        eprintln!("it was started before, with what was in its list then");
+    }
+    Ok(info.broadcast_id)
+}
+
+impl Order {
+    fn fits(&self) -> bool {
+        self.list.as_ref().is_none_or(|list| list.len() == 1) && self.exclude.len() <= 1
+    }
+
+    fn first(&self) -> BroadcastRequest {
+        let audience = match &self.list {
+            None => Audience::AllReachable(AllReachable {}),
+            Some(list) => Audience::Recipients(Recipients { list: list.first().cloned().unwrap_or_default() }),
+        };
+        let exclude = self.exclude.first().cloned().unwrap_or_default();
+        BroadcastRequest { audience: Some(audience), exclude, ..self.head.clone() }
+    }
+
+    /// False when it was started already.
+    async fn add_and_start(&self, client: &Client, id: &str) -> Result<bool, String> {
+        let add = |recipients, exclude| {
+            let (app_id, broadcast_id) = (self.head.app_id.clone(), id.to_owned());
+            AddRecipientsRequest { app_id, broadcast_id, recipients, exclude }
+        };
+        // Who is left out goes first: they are not in the audience even for a moment.
+        let mut more: Vec<_> = self.exclude.iter().skip(1).map(|part| add(Vec::new(), part.clone())).collect();
+        more.extend(self.list.iter().flatten().skip(1).map(|part| add(part.clone(), Vec::new())));
+        for request in more {
+            match patiently(async || ok_or_wrong_state(client.clone().add_recipients(request.clone()).await)).await? {
+                Some(added) => eprintln!("{} more users", added.into_inner().added),
+                None => return Ok(false),
+            }
+        }
+        let request = StartBroadcastRequest { app_id: self.head.app_id.clone(), broadcast_id: id.to_owned() };
+        let mut calls = 0;
+        let started = patiently(async || {
+            calls += 1;
+            ok_or_wrong_state(client.clone().start_broadcast(request.clone()).await)
+        });
+        // A repeat whose first answer was lost finds it started.
+        Ok(started.await?.is_some() || calls > 1)
+    }
+}
+
+fn order(args: &Args) -> Result<Order, String> {
+    let list = match &args.list {
+        None => None,
+        Some(file) => {
+            let (recipients, again) = list::recipients(file)?;
+            if again > 0 {
+                eprintln!("{}: {again} lines name a user again, and count for nothing", file.display());
+            }
+            Some(list::parts(recipients))
+        }
+    };
+    let exclude = args.exclude.as_deref().map(list::openids).transpose()?.unwrap_or_default();
+    let exclude = list::chunks(&exclude).map(<[String]>::to_vec).collect();
+    let mut data: HashMap<String, TemplateValue> = HashMap::new();
+    for (key, value) in &args.data {
+        data.insert(key.clone(), TemplateValue { value: value.clone(), color: String::new() });
+    }
+    for (key, color) in &args.color {
+        data.get_mut(key).ok_or_else(|| format!("--color {key}: there is no --data {key}"))?.color.clone_from(color);
+    }
+    let min_interval = args.min_interval.map(prost_types::Duration::try_from).transpose();
+    let head = BroadcastRequest {
+        app_id: args.app.clone(),
+        request_id: args.request_id.clone().unwrap_or_else(|| format!("example-{:016x}", rand::random::<u64>())),
+        template_id: args.template.clone().unwrap_or_default(),
+        data,
+        page: args.page.clone().unwrap_or_default(),
+        emphasis_keyword: args.emphasis.clone().unwrap_or_default(),
+        name: args.name.clone().unwrap_or_default(),
+        limit: args.limit.unwrap_or_default(),
+        not_before: args.not_before,
+        messages_per_second: args.per_second.unwrap_or_default(),
+        min_interval: min_interval.map_err(|_| "--min-interval is too long")?,
+        retry_unknown: args.retry_unknown,
+        ..BroadcastRequest::default()
+    };
+    Ok(Order { head, list, exclude })
+}
+
+/// Repeats a call for a while, where it is safe to and may help.
+async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, String> {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(status) if words::passes(&status) && begun.elapsed() < PATIENCE.0 => {
+                tokio::time::sleep(PATIENCE.1).await;
+            }
+            Err(status) => return Err(words::status(&status)),
+        }
+    }
+}
+
+/// Nothing where the broadcast is past the state that the call is for.
+fn ok_or_wrong_state<T>(answer: Result<Response<T>, Status>) -> Result<Option<Response<T>>, Status> {
+    match answer {
+        Err(status) if words::reason(&status).as_deref() == Some("WRONG_STATE") => Ok(None),
+        answer => answer.map(Some),
+    }
+}

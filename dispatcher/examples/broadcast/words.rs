@@ -1,0 +1,149 @@
+//! Broadcasts and errors in words.
+
+use std::fmt::Write as _;
+
+use shared::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, PauseReason};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// Where a broadcast stands, and why.
+pub fn standing(info: &BroadcastInfo) -> String {
+    let state = match info.state() {
+        BroadcastState::Unspecified => "in a state that this client does not know",
+        BroadcastState::Pending => match info.not_before {
+            Some(at) => return format!("waiting for {at}, or to be started"),
+            None => "waiting to be started",
+        },
+        BroadcastState::Running => "running",
+        BroadcastState::Cancelled => "cancelled",
+        BroadcastState::Done => "done",
+        BroadcastState::Paused => return paused(info),
+    };
+    state.to_owned()
+}
+
+fn paused(info: &BroadcastInfo) -> String {
+    let why = match info.pause_reason() {
+        PauseReason::Unspecified => "",
+        PauseReason::Caller => " by a caller",
+        PauseReason::Canary => ": its limit is reached; look, then --resume",
+        PauseReason::Quota => ": the day's quota for broadcasts is used up",
+        PauseReason::AppStopped => ": WeChat refuses the app",
+        PauseReason::MessageRefused => ": WeChat refused several messages in a row for what is in them",
+        PauseReason::FailureRatio => ": too many messages failed",
+        PauseReason::TokenRefused => ": WeChat gives no access token",
+    };
+    let mut text = format!("paused{why}");
+    if let Some(errcode) = info.errcode {
+        let _ = write!(text, " (errcode {errcode}");
+        let _ = if info.rid.is_empty() { write!(text, ")") } else { write!(text, ", rid {})", info.rid) };
+    }
+    if let Some(at) = info.resume_time {
+        let _ = write!(text, ", until {at}");
+    }
+    text
+}
+
+/// How far it is, on one line.
+pub fn progress(info: &BroadcastInfo, rate: Option<f64>) -> String {
+    let tally = info.tally.clone().unwrap_or_default();
+    let about = if tally.estimated { "about " } else { "" };
+    let running = info.state() == BroadcastState::Running;
+    let mut line = if running { String::new() } else { format!("{}; ", standing(info)) };
+    let _ = write!(line, "{} of {about}{} delivered", tally.delivered, tally.audience);
+    if let (true, Some(rate)) = (running, rate) {
+        let _ = write!(line, ", {rate:.0} a second");
+    }
+    for (what, count) in counts(info) {
+        let _ = write!(line, ", {count} {what}");
+    }
+    line
+}
+
+/// What became of everyone.
+pub fn tally(info: &BroadcastInfo) -> String {
+    let tally = info.tally.clone().unwrap_or_default();
+    let mut text = format!("{}: {} of {} delivered", standing(info), tally.delivered, tally.audience);
+    let left = (tally.left > 0).then(|| ("not dealt with".to_owned(), tally.left));
+    for (what, count) in counts(info).into_iter().chain(left) {
+        let _ = write!(text, "\n{count:>9} {what}");
+    }
+    text
+}
+
+/// Those who were not reached, by why.
+fn counts(info: &BroadcastInfo) -> Vec<(String, u64)> {
+    let tally = info.tally.clone().unwrap_or_default();
+    let failure = |BroadcastFailure { reason, errcode, count }: BroadcastFailure| {
+        let errcode = errcode.map(|errcode| format!(" {errcode}")).unwrap_or_default();
+        (format!("failed ({reason}{errcode})"), count)
+    };
+    let mut counts: Vec<_> = [
+        ("without a credential", tally.no_credential),
+        ("messaged not long ago", tally.recently_messaged),
+        ("refused by the user", tally.refused_by_user),
+        ("erased", tally.erased),
+        ("unknown", tally.unknown),
+    ]
+    .map(|(what, count)| (what.to_owned(), count))
+    .to_vec();
+    counts.extend(tally.failed.into_iter().map(failure));
+    counts.retain(|(_, count)| *count > 0);
+    counts
+}
+
+/// What would happen.
+pub fn preview(preview: &BroadcastPreview) -> String {
+    let mut text = format!(
+        "{} users, of whom {} would get the message; {} credentials would be spent",
+        preview.audience, preview.reachable, preview.credentials
+    );
+    for (what, count) in [
+        ("without a credential", preview.no_credential),
+        ("messaged not long ago", preview.recently_messaged),
+        ("excluded", preview.excluded),
+    ] {
+        if count > 0 {
+            let _ = write!(text, "\n{count:>9} {what}");
+        }
+    }
+    if let Some(duration) = preview.duration {
+        let _ = write!(text, "\nat the pace that is set it would take {duration}");
+    }
+    text
+}
+
+/// Whether waiting may help: the dispatcher or its Redis is away.
+pub fn passes(status: &Status) -> bool {
+    // A connection that breaks has several codes, and no reason.
+    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded);
+    status.code() == Code::Unavailable || (broken && reason(status).is_none())
+}
+
+/// The stable reason, where the service gave one.
+pub fn reason(status: &Status) -> Option<String> {
+    status.get_error_details().error_info().map(|info| info.reason.clone())
+}
+
+/// What the service says.
+pub fn sentence(status: &Status) -> String {
+    if status.message().is_empty() { format!("{:?}", status.code()) } else { status.message().to_owned() }
+}
+
+/// All that a status tells: its sentence, its reason, every bad field.
+pub fn status(status: &Status) -> String {
+    let details = status.get_error_details();
+    let mut text = sentence(status);
+    if let Some(info) = details.error_info() {
+        let _ = write!(text, "\n  reason: {}", info.reason);
+        let mut facts: Vec<_> = info.metadata.iter().collect();
+        facts.sort();
+        for (name, value) in facts {
+            let _ = write!(text, "\n  {name}: {value}");
+        }
+    }
+    for field in details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default() {
+        let _ = write!(text, "\n  {} {}", field.field, field.description);
+    }
+    text
+}

@@ -1,0 +1,362 @@
+//! One task: a bucket of users of one broadcast, from its audience to how each message ended.
+//!
+//! One loop has several things under way at once: it takes users page by page with a lease each, sends to as many as the
+//! flow lets through, and settles what ended, many in one step.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use shared::credential::OpenId;
+use shared::store::broadcast::pages::{Next, PAGE, Ready, Settlement};
+use shared::store::broadcast::records::State;
+use shared::store::broadcast::tasks::{Left, Task};
+use shared::store::leases::{Lease, LeaseId, Verdict};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::ending::{self, Sign};
+use super::fetch::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
+use super::flow::Place;
+use super::running::Running;
+use crate::send::{Order, Tally};
+
+/// So many messages are settled in one step, where as many end within [`SETTLE_WAIT`].
+const SETTLE_BATCH: usize = 48;
+
+/// The longest time that a message which ended waits for others to be settled with.
+const SETTLE_WAIT: Duration = Duration::from_millis(10);
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Why the work on a bucket ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Everyone was dealt with.
+    Finished,
+    /// The broadcast does not run any more.
+    State(State),
+    /// This replica shuts down.
+    Drain,
+    /// Another replica has the task now.
+    TakenAway,
+}
+
+struct Message {
+    ready: Ready,
+    tally: Tally,
+}
+
+struct Sent {
+    message: Message,
+    ending: ending::Ending,
+}
+
+struct Bucket {
+    running: Arc<Running>,
+    task: Task,
+    stage: Stage,
+    finished: bool,
+    /// Others left more in flight than was taken over at once.
+    more_in_flight: bool,
+    /// Larger pages where few of their users can be sent to.
+    thin: usize,
+    /// The owner of leases that a page may have made though its reply was lost.
+    lost: Option<LeaseId>,
+    /// Everyone from being fetched until being settled.
+    mine: HashSet<OpenId>,
+    ready: VecDeque<Message>,
+    sending: FuturesUnordered<Work<Sent>>,
+    ended: Vec<(Message, Settlement)>,
+    ended_since: Instant,
+    /// How often WeChat was busy for whom.
+    busy: HashMap<OpenId, u32>,
+}
+
+/// Works on a bucket until there is nothing more to do, or the broadcast stops, or `drain`.
+pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
+    let mut bucket = Bucket::new(Arc::clone(&running), task.clone());
+    let stop = bucket.run(&consumer, &drain).await;
+    running.give_back().await;
+    let (store, app) = (&running.ground.store, &running.ground.app.id);
+    let left = match stop {
+        Stop::TakenAway => return,
+        Stop::Drain => Left::Passed,
+        Stop::State(State::Cancelled) => {
+            if let Err(error) = close(&running, &task).await {
+                debug!(broadcast = %task.broadcast, %error, "a cancelled broadcast is closed later");
+                return;
+            }
+            Left::Done
+        }
+        Stop::State(_) => Left::Stopped,
+        Stop::Finished => Left::Done,
+    };
+    // What is not left now is taken over by whoever finds it silent.
+    if let Err(error) = store.leave_task(app, &task, left).await {
+        debug!(broadcast = %task.broadcast, %error, "a task is not left");
+    }
+}
+
+impl Bucket {
+    fn new(running: Arc<Running>, task: Task) -> Self {
+        let stage = if running.everyone { Stage::Snapshot } else { Stage::Pages };
+        Self {
+            running,
+            task,
+            stage,
+            finished: false,
+            more_in_flight: true,
+            thin: 1,
+            lost: None,
+            mine: HashSet::new(),
+            ready: VecDeque::new(),
+            sending: FuturesUnordered::new(),
+            ended: Vec::new(),
+            ended_since: Instant::now(),
+            busy: HashMap::new(),
+        }
+    }
+
+    async fn run(&mut self, consumer: &str, drain: &CancellationToken) -> Stop {
+        let running = Arc::clone(&self.running);
+        let mut state = running.state();
+        let mut beat = tokio::time::interval(running.ground.terms.duration / 3);
+        let mut fetching: Fuse<Work<Fetched>> = Fuse::terminated();
+        let mut settling: Fuse<Work<Settled>> = Fuse::terminated();
+        let mut taken_away = false;
+        loop {
+            let now = *state.borrow_and_update();
+            let stop = if taken_away {
+                Some(Stop::TakenAway)
+            } else if now != State::Running {
+                Some(Stop::State(now))
+            } else if drain.is_cancelled() {
+                Some(Stop::Drain)
+            } else {
+                self.finished.then_some(Stop::Finished)
+            };
+            let changed = running.flow.changed();
+            let mut closed_for = None;
+            if stop.is_some() {
+                while let Some(message) = self.ready.pop_front() {
+                    self.unsent(message);
+                }
+            } else {
+                closed_for = self.launch();
+            }
+            let idle = self.ready.is_empty() && self.sending.is_empty() && self.ended.is_empty();
+            if stop.is_none() && fetching.is_terminated() && self.wants_more(idle && settling.is_terminated()) {
+                fetching = self.fetch().fuse();
+            }
+            if settling.is_terminated() && self.settles_now() {
+                settling = self.settle().fuse();
+            }
+            match stop {
+                Some(stop) if idle && fetching.is_terminated() && settling.is_terminated() => return stop,
+                _ => {}
+            }
+            let settle_at = self.ended_since + SETTLE_WAIT;
+            tokio::select! {
+                Some(sent) = self.sending.next(), if !self.sending.is_empty() => {
+                    self.take_in(sent).await;
+                    while let Some(Some(sent)) = self.sending.next().now_or_never() {
+                        self.take_in(sent).await;
+                    }
+                }
+                fetched = &mut fetching, if !fetching.is_terminated() => self.fetched(fetched),
+                settled = &mut settling, if !settling.is_terminated() => self.settled(settled).await,
+                () = changed, if !self.ready.is_empty() => {}
+                () = tokio::time::sleep(closed_for.unwrap_or_default()), if closed_for.is_some() => {}
+                () = tokio::time::sleep_until(settle_at.into()), if !self.ended.is_empty() && settling.is_terminated() => {}
+                _ = state.changed() => {}
+                () = drain.cancelled(), if stop.is_none() => {}
+                _ = beat.tick() => {
+                    let kept = running.ground.store.keep_task(&running.ground.app.id, consumer, &self.task).await;
+                    taken_away |= kept.is_ok_and(|kept| !kept);
+                }
+            }
+        }
+    }
+
+    /// Sends what the flow lets through; answers how long it is closed, if it is.
+    fn launch(&mut self) -> Option<Duration> {
+        while let Some(message) = self.ready.pop_front() {
+            // An old lease might run out in the middle of a call.
+            if message.tally.leased_at.elapsed() > self.running.ground.terms.duration / 3 {
+                self.unsent(message);
+                continue;
+            }
+            match self.running.flow.enter() {
+                Ok(place) => {
+                    let rounds = self.busy.get(&message.ready.openid).copied().unwrap_or_default();
+                    self.sending.push(Box::pin(send(Arc::clone(&self.running), message, rounds, place)));
+                }
+                Err(closed_for) => {
+                    self.ready.push_front(message);
+                    return closed_for;
+                }
+            }
+        }
+        None
+    }
+
+    /// How many users are taken at once: what goes into flight soon.
+    fn page_size(&self) -> usize {
+        (self.running.flow.cap() * 2 * self.thin).clamp(1, self.running.largest_page())
+    }
+
+    fn wants_more(&self, idle: bool) -> bool {
+        match self.stage {
+            _ if self.finished => false,
+            _ if self.lost.is_some() => true,
+            Stage::Snapshot => true,
+            Stage::Pages => self.ready.len() * 2 <= self.page_size(),
+            Stage::Flight => idle || (self.more_in_flight && self.ready.len() * 2 <= self.page_size()),
+        }
+    }
+
+    fn fetch(&self) -> Work<Fetched> {
+        let (running, task) = (Arc::clone(&self.running), self.task.clone());
+        match self.lost {
+            Some(owner) => Box::pin(fetch_lost(running, task, owner, self.mine.clone())),
+            None => {
+                let mine = if self.stage == Stage::Flight { self.mine.clone() } else { HashSet::new() };
+                Box::pin(fetch(running, task, self.stage, self.page_size(), mine))
+            }
+        }
+    }
+
+    fn fetched(&mut self, fetched: Fetched) {
+        match fetched {
+            Fetched::Snapshot => self.stage = Stage::Pages,
+            Fetched::Page { permitted, page, asked } => {
+                self.running.unused(permitted.saturating_sub(page.ready.len()));
+                if page.taken < permitted {
+                    self.stage = Stage::Flight;
+                }
+                self.thin = if page.ready.len() * 2 < page.taken { (self.thin * 2).min(PAGE) } else { 1 };
+                self.enqueue(page.ready, asked);
+            }
+            Fetched::Flight { through, found, asked } => {
+                self.finished = through;
+                self.more_in_flight = !found.ready.is_empty();
+                if !through && found.ready.is_empty() {
+                    // Whoever else worked on it may have put somebody back.
+                    self.stage = Stage::Pages;
+                }
+                self.enqueue(found.ready, asked);
+            }
+            Fetched::Recovered { ready, asked } => {
+                self.lost = None;
+                self.enqueue(ready, asked);
+            }
+            Fetched::Lost(owner) => self.lost = Some(owner),
+            Fetched::Nothing => {}
+        }
+    }
+
+    fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant) {
+        for ready in ready {
+            self.mine.insert(ready.openid.clone());
+            self.ready.push_back(Message { ready, tally: Tally::new(leased_at) });
+        }
+    }
+
+    /// A message that will not be sent now.
+    fn unsent(&mut self, message: Message) {
+        let (verdict, next) = ending::unsent(message.ready.lease.taken_over);
+        self.end(message, verdict, next);
+    }
+
+    async fn take_in(&mut self, Sent { message, ending }: Sent) {
+        if ending.next == Next::Again && ending::wears_out(&message.tally.last) {
+            *self.busy.entry(message.ready.openid.clone()).or_default() += 1;
+        }
+        self.running.heed(ending.sign, message.tally.congested).await;
+        self.end(message, ending.verdict, ending.next);
+    }
+
+    fn end(&mut self, message: Message, verdict: Verdict, next: Next) {
+        // Nothing was sent, and it needs a permit again. What is in doubt goes on with the one it had.
+        if next == Next::Again {
+            self.running.unused(1);
+        }
+        if self.ended.is_empty() {
+            self.ended_since = Instant::now();
+        }
+        let (openid, owner) = (message.ready.openid.clone(), message.ready.lease.id);
+        self.ended.push((message, Settlement { openid, owner, verdict, next }));
+    }
+
+    fn settles_now(&self) -> bool {
+        !self.ended.is_empty()
+            && (self.ended.len() >= SETTLE_BATCH
+                || (self.sending.is_empty() && self.ready.is_empty())
+                || self.ended_since.elapsed() >= SETTLE_WAIT)
+    }
+
+    fn settle(&mut self) -> Work<Settled> {
+        let batch: Vec<_> = self.ended.drain(..self.ended.len().min(PAGE)).collect();
+        self.ended_since = Instant::now();
+        let (running, task) = (Arc::clone(&self.running), self.task.clone());
+        Box::pin(async move {
+            let (messages, settlements): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let asked = Instant::now();
+            let next = settle_patiently(&running, &task, &settlements).await;
+            Settled { messages, settlements, next, asked }
+        })
+    }
+
+    async fn settled(&mut self, settled: Settled) {
+        let mut leases: HashMap<OpenId, Lease> = settled.next.into_iter().collect();
+        for (mut message, settlement) in settled.messages.into_iter().zip(settled.settlements) {
+            let next = leases.remove(&settlement.openid);
+            match (settlement.next, next) {
+                (Next::Credential(..), Some(lease)) => {
+                    message.ready.lease = lease;
+                    message.tally.credentials += 1;
+                    message.tally.leased_at = settled.asked;
+                    self.ready.push_front(message);
+                    continue;
+                }
+                // It ended with its last credential.
+                (Next::Credential(..), None) => self.running.heed(Sign::Failed, false).await,
+                (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
+                (Next::Hold, _) => self.more_in_flight = false,
+                _ => {}
+            }
+            self.mine.remove(&settlement.openid);
+        }
+    }
+}
+
+/// What was settled, and who goes on with which credential.
+struct Settled {
+    messages: Vec<Message>,
+    settlements: Vec<Settlement>,
+    next: Vec<(OpenId, Lease)>,
+    asked: Instant,
+}
+
+async fn send(running: Arc<Running>, mut message: Message, rounds: u32, place: Place) -> Sent {
+    let ground = &running.ground;
+    let conclusion = match running.spec.message_for(&message.ready.data) {
+        Ok(text) => {
+            let (openid, retry_unknown) = (message.ready.openid.clone(), running.spec.retry_unknown);
+            let order = Order { openid, message: text, request: None, retry_unknown };
+            ground.sender.try_credential(&order, &message.ready.lease, &mut message.tally).await
+        }
+        Err(error) => {
+            warn!(broadcast = %running.id, %error, "a user's own data cannot be read");
+            crate::send::Conclusion::NotSpent(error.into())
+        }
+    };
+    drop(place);
+    let ending = ending::of(conclusion, &message.tally, rounds, ground.credentials, ground.clock.next_day_ms());
+    Sent { message, ending }
+}

@@ -1,0 +1,164 @@
+//! The part of a replica in all broadcasts of an app: starts those whose time has come, takes tasks of those that run, and
+//! works on a few buckets of each at once.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use shared::store;
+use shared::store::broadcast::BroadcastId;
+use shared::store::broadcast::records::{Move, State};
+use shared::store::broadcast::tasks::{Left, Task};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::Ground;
+use super::bucket;
+use super::quota;
+use super::running::Running;
+
+/// How often a replica with nothing to do looks for tasks.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How often a replica with broadcasts asks for the quota. All replicas together ask WeChat less often: see [`quota`].
+const QUOTA_LOOK: Duration = Duration::from_secs(60);
+
+/// The crew of one app on one replica.
+struct Crew {
+    ground: Arc<Ground>,
+    /// The name of this replica among the consumers.
+    name: Arc<str>,
+    drain: CancellationToken,
+    at_work: JoinSet<BroadcastId>,
+    running: HashMap<BroadcastId, OnReplica>,
+    quota_asked: Instant,
+}
+
+struct OnReplica {
+    running: Arc<Running>,
+    /// Buckets that are worked on.
+    buckets: usize,
+}
+
+/// Works until `drain`, and then until what is under way is settled and passed on.
+pub async fn work(ground: Arc<Ground>, drain: CancellationToken) {
+    let name = format!("{:016x}", rand::random::<u64>()).into();
+    let (at_work, running, quota_asked) = (JoinSet::new(), HashMap::new(), Instant::now());
+    let mut crew = Crew { ground, name, drain, at_work, running, quota_asked };
+    while !crew.drain.is_cancelled() {
+        if let Err(error) = crew.look_for_work().await {
+            debug!(%error, "broadcasts wait for Redis");
+        }
+        tokio::select! {
+            () = crew.drain.cancelled() => {}
+            Some(ended) = crew.at_work.join_next(), if !crew.at_work.is_empty() => crew.note_end(ended),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    while let Some(ended) = crew.at_work.join_next().await {
+        crew.note_end(ended);
+    }
+}
+
+impl Crew {
+    async fn look_for_work(&mut self) -> Result<(), store::Error> {
+        let ground = Arc::clone(&self.ground);
+        let (app, now_ms) = (&ground.app.id, ground.clock.now_ms());
+        for id in ground.store.due_broadcasts(app, now_ms).await? {
+            self.begin(&id, now_ms).await?;
+        }
+        let wanted = ground.store.running_broadcasts(app).await?;
+        if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
+            self.quota_asked = Instant::now();
+            // Nobody waits: the count goes on meanwhile.
+            let ground = Arc::clone(&ground);
+            tokio::spawn(async move { quota::ask(&ground).await });
+        }
+        self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
+        for id in wanted {
+            let busy = self.running.get(&id).map_or(0, |on_replica| on_replica.buckets);
+            let free = ground.limits.tasks.saturating_sub(busy);
+            if free == 0 {
+                continue;
+            }
+            // Whoever works on a task shows it three times in a lease.
+            let tasks = ground.store.take_tasks(app, &id, &self.name, ground.terms.duration, free).await?;
+            if tasks.is_empty() && !self.running.contains_key(&id) && ground.store.broadcast(app, &id).await?.is_none()
+            {
+                // Asking for any move takes it off the list.
+                ground.store.move_broadcast(app, &id, &Move::Cancel, now_ms).await?;
+            }
+            for task in tasks {
+                self.start(task).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A broadcast that waited for its time.
+    async fn begin(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let Some(record) = store.broadcast(app, id).await? else {
+            // Asking for any move takes it off the list.
+            return store.move_broadcast(app, id, &Move::Cancel, now_ms).await.map(drop);
+        };
+        let to = match record.state {
+            State::Pending => Move::Start { everyone: record.everyone },
+            _ => Move::Resume { due: true },
+        };
+        let moved = store.move_broadcast(app, id, &to, now_ms).await?;
+        info!(%app, broadcast = %id, ?moved, "the time of a broadcast has come");
+        Ok(())
+    }
+
+    async fn start(&mut self, task: Task) -> Result<(), store::Error> {
+        let id = task.broadcast.clone();
+        let Some(running) = self.load(&id).await? else {
+            return self.ground.store.leave_task(&self.ground.app.id, &task, Left::Stopped).await.map(drop);
+        };
+        if let Some(on_replica) = self.running.get_mut(&id) {
+            on_replica.buckets += 1;
+        }
+        let (name, drain) = (Arc::clone(&self.name), self.drain.clone());
+        self.at_work.spawn(async move {
+            // Whatever happens, its place here is free again; the task is claimed when it was silent for long enough.
+            if AssertUnwindSafe(bucket::work(running, task, name, drain)).catch_unwind().await.is_err() {
+                error!(broadcast = %id, "the work on a bucket ended badly");
+            }
+            id
+        });
+        Ok(())
+    }
+
+    /// The broadcast as it runs here; nothing if there is nothing to be done for it.
+    async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<Running>>, store::Error> {
+        if let Some(on_replica) = self.running.get(id) {
+            let running = Arc::clone(&on_replica.running);
+            // Tasks are handed out of what runs: a pause that is known here was ended.
+            if *running.state().borrow() != State::Running {
+                running.refresh().await?;
+            }
+            return Ok(Some(running));
+        }
+        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let Some(record) = store.broadcast(app, id).await? else { return Ok(None) };
+        if !matches!(record.state, State::Running | State::Cancelled) {
+            return Ok(None);
+        }
+        if record.state == State::Running {
+            quota::ask(&self.ground).await;
+        }
+        let running = Running::new(Arc::clone(&self.ground), &record)?;
+        self.running.insert(id.clone(), OnReplica { running: Arc::clone(&running), buckets: 0 });
+        Ok(Some(running))
+    }
+
+    fn note_end(&mut self, ended: Result<BroadcastId, tokio::task::JoinError>) {
+        if let Some(on_replica) = ended.ok().and_then(|id| self.running.get_mut(&id)) {
+            on_replica.buckets = on_replica.buckets.saturating_sub(1);
+        }
+    }
+}

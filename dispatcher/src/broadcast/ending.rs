@@ -1,0 +1,221 @@
+//! What becomes of a message of a broadcast once its attempts are over: data, so that every case can be tested.
+
+use shared::credential::Kind;
+use shared::store::broadcast::pages::Next;
+use shared::store::broadcast::records::Pause;
+use shared::store::broadcast::tallies::DELIVERED;
+use shared::store::leases::{LeaseId, Verdict as Fate};
+
+use crate::outcome::{End, SendError, Verdict};
+use crate::send::{Conclusion, Tally};
+use crate::wechat::answer::{Meaning, row_of};
+use crate::wechat::token::TokenError;
+
+/// How often one message is put back because WeChat is busy, before it has failed.
+pub const BUSY_ROUNDS: u32 = 3;
+
+/// The reasons of a pause, as they are stored and as callers read them.
+pub mod reason {
+    pub use shared::store::broadcast::records::CANARY;
+
+    /// PauseBroadcast.
+    pub const CALLER: &str = "CALLER";
+    /// The daily quota, or the part of it that broadcasts may use.
+    pub const QUOTA: &str = "QUOTA";
+    /// WeChat refuses the app.
+    pub const APP_STOPPED: &str = "APP_STOPPED";
+    /// WeChat refuses what is in the message.
+    pub const MESSAGE_REFUSED: &str = "MESSAGE_REFUSED";
+    /// Too many failures.
+    pub const FAILURE_RATIO: &str = "FAILURE_RATIO";
+    /// There is no access token to be had.
+    pub const TOKEN_REFUSED: &str = "TOKEN_REFUSED";
+}
+
+/// What a message tells of its broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sign {
+    /// Nothing.
+    None,
+    /// It goes well.
+    Delivered,
+    /// One more failure.
+    Failed,
+    /// One more failure, for what is in the message: see the errcode.
+    MessageRefused(Verdict),
+    /// WeChat is out of reach: wait.
+    OutOfReach,
+    /// Stop everything.
+    Stop(Pause),
+}
+
+/// What becomes of a message, its credential, and its broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The credential.
+    pub verdict: Fate,
+    /// The message.
+    pub next: Next,
+    /// The broadcast.
+    pub sign: Sign,
+}
+
+/// Decides. `rounds` says how often the message was put back before, `credentials` how many may be tried for it, and
+/// `next_day_ms` when WeChat's next day begins.
+pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials: u32, next_day_ms: u64) -> Ending {
+    let last = &tally.last;
+    let end = |reason: &str| Next::End(with_errcode(reason, last));
+    match conclusion {
+        Conclusion::End(End::Delivered, verdict) => {
+            Ending { verdict, next: Next::End(DELIVERED.into()), sign: Sign::Delivered }
+        }
+        Conclusion::End(End::Unknown, verdict) => Ending { verdict, next: end("UNKNOWN"), sign: Sign::Failed },
+        Conclusion::End(End::Refused, verdict) => {
+            let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
+                // Their own choice, and no sign of a fault.
+                Some(Meaning::RefusedByUser) => ("USER_REFUSED", Sign::None),
+                Some(Meaning::UserWrong) => ("USER_REFUSED", Sign::Failed),
+                _ => ("MESSAGE_REFUSED", Sign::MessageRefused(last.clone())),
+            };
+            Ending { verdict, next: end(reason), sign }
+        }
+        Conclusion::NextCredential => {
+            let ending = with_errcode("CREDENTIALS_DEAD", last);
+            let (next, sign) = if tally.credentials < credentials {
+                (Next::Credential(LeaseId::random(), ending), Sign::None)
+            } else {
+                (Next::End(ending), Sign::Failed)
+            };
+            Ending { verdict: Fate::Discard, next, sign }
+        }
+        Conclusion::InDoubt => Ending { verdict: Fate::Hold, next: Next::Hold, sign: Sign::OutOfReach },
+        Conclusion::NotSpent(error) | Conclusion::SourceStopped(error) => {
+            let (next, sign) = match error {
+                SendError::Stopped { verdict, .. } => (Next::Again, Sign::Stop(stopped(&verdict, next_day_ms))),
+                SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
+                    let pause =
+                        Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None };
+                    (Next::Again, Sign::Stop(pause))
+                }
+                // Not for ever to the same message.
+                SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
+                    (end("WECHAT_BUSY"), Sign::Failed)
+                }
+                _ => (Next::Again, Sign::OutOfReach),
+            };
+            Ending { verdict: Fate::Return, next, sign }
+        }
+    }
+}
+
+/// Whether WeChat answers, and says that it is too busy for this message. That the app sends too fast, or that its token
+/// is stale, is no message's fault.
+pub fn wears_out(verdict: &Verdict) -> bool {
+    verdict.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
+}
+
+/// The pause for a code that condemns the app.
+pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
+    let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
+    let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
+    let (reason, resume_ms) = (reason.to_owned(), quota.then_some(next_day_ms));
+    Pause { reason, errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms }
+}
+
+/// What becomes of a message that is not sent because its broadcast stops, or its lease grew old. One that was in flight
+/// before may have been delivered.
+pub fn unsent(in_doubt: bool) -> (Fate, Next) {
+    if in_doubt { (Fate::Hold, Next::Hold) } else { (Fate::Return, Next::Again) }
+}
+
+/// What becomes of a message in doubt when its broadcast is cancelled: nobody will ask any more. A form id may serve
+/// another message, marked; a use of anything else counts as spent.
+pub fn abandoned(kind: Kind) -> (Fate, Next) {
+    let verdict = if kind == Kind::FormId { Fate::Suspect } else { Fate::Consume };
+    (verdict, Next::End("UNKNOWN".into()))
+}
+
+fn with_errcode(reason: &str, verdict: &Verdict) -> String {
+    match verdict.errcode {
+        Some(errcode) => format!("{reason} {errcode}"),
+        None => reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn after(errcode: i32, credentials: u32) -> Tally {
+        let last = Verdict { errcode: Some(errcode), ..Verdict::default() };
+        Tally { last, credentials, ..Tally::new(Instant::now()) }
+    }
+
+    fn ended(conclusion: Conclusion, errcode: i32) -> Ending {
+        of(conclusion, &after(errcode, 1), 0, 5, 99)
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_whom_it_condemns() {
+        let refused = |errcode| {
+            let ending = ended(Conclusion::End(End::Refused, Fate::Return), errcode);
+            (ending.next, matches!(ending.sign, Sign::None), matches!(ending.sign, Sign::MessageRefused(_)))
+        };
+        assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
+        assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
+        assert_eq!(refused(40037), (Next::End("MESSAGE_REFUSED 40037".into()), false, true));
+        assert_eq!(refused(99999), (Next::End("MESSAGE_REFUSED 99999".into()), false, true));
+    }
+
+    #[test]
+    fn dead_credentials_are_followed_by_others_up_to_a_bound() {
+        assert!(matches!(ended(Conclusion::NextCredential, 41028).next, Next::Credential(..)));
+        let last = of(Conclusion::NextCredential, &after(41028, 5), 0, 5, 99);
+        assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Sign::Failed));
+    }
+
+    #[test]
+    fn the_quota_ends_by_itself_and_a_ban_does_not() {
+        let stop = |errcode| {
+            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
+            let error = SendError::Stopped { verdict, lasts: Duration::ZERO };
+            let Ending { verdict: Fate::Return, next: Next::Again, sign: Sign::Stop(pause) } =
+                ended(Conclusion::NotSpent(error), errcode)
+            else {
+                panic!("it goes on")
+            };
+            (pause.reason, pause.resume_ms)
+        };
+        assert_eq!(stop(45009), ("QUOTA".into(), Some(99)));
+        assert_eq!(stop(48001), ("APP_STOPPED".into(), None));
+    }
+
+    #[test]
+    fn what_was_not_sent_goes_back_and_only_a_busy_wechat_wears_a_message_out() {
+        for error in [SendError::Unreachable, SendError::Busy(Verdict::default())] {
+            let ending = of(Conclusion::NotSpent(error), &after(0, 1), 100, 5, 99);
+            assert_eq!((ending.verdict, ending.next, ending.sign), (Fate::Return, Next::Again, Sign::OutOfReach));
+        }
+        let busy = |errcode, rounds| {
+            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
+            of(Conclusion::NotSpent(SendError::Busy(verdict)), &after(errcode, 1), rounds, 5, 99).next
+        };
+        assert_eq!(busy(-1, 0), Next::Again);
+        assert_eq!(busy(-1, BUSY_ROUNDS), Next::End("WECHAT_BUSY -1".into()));
+        for errcode in [45011, 40001] {
+            assert_eq!(busy(errcode, BUSY_ROUNDS), Next::Again, "{errcode}");
+        }
+    }
+
+    #[test]
+    fn doubt_keeps_the_credential_with_the_message() {
+        let ending = ended(Conclusion::InDoubt, 0);
+        assert_eq!((ending.verdict, ending.next), (Fate::Hold, Next::Hold));
+        assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
+        assert_eq!(unsent(false), (Fate::Return, Next::Again));
+        assert_eq!(abandoned(Kind::FormId).0, Fate::Suspect);
+        assert_eq!(abandoned(Kind::PrepayId).0, Fate::Consume);
+    }
+}

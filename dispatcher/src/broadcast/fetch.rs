@@ -1,0 +1,197 @@
+//! What the work on a bucket gets out of Redis, and brings back: the calls beside its loop, each patient with a Redis that
+//! is away.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shared::credential::OpenId;
+use shared::store;
+use shared::store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
+use shared::store::broadcast::tasks::Task;
+use shared::store::leases::{Lease, LeaseId};
+use tracing::{debug, warn};
+
+use super::ending;
+use super::running::Running;
+
+/// How long to wait before Redis is asked again.
+const REDIS_PAUSE: Duration = Duration::from_millis(200);
+
+/// The longest wait before leases that others have are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is to be fetched next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The audience itself.
+    Snapshot,
+    /// Users out of the audience.
+    Pages,
+    /// Users whose messages others left in flight, or that are in doubt.
+    Flight,
+}
+
+/// What a fetch brought.
+pub(super) enum Fetched {
+    /// The audience is there.
+    Snapshot,
+    /// Users of the audience, of so many as were permitted.
+    Page {
+        permitted: usize,
+        page: Page,
+        asked: Instant,
+    },
+    Flight {
+        through: bool,
+        found: TakenOver,
+        asked: Instant,
+    },
+    Recovered {
+        ready: Vec<Ready>,
+        asked: Instant,
+    },
+    /// The reply is lost; there may be leases of this owner.
+    Lost(LeaseId),
+    Nothing,
+}
+
+/// What is next for a bucket; `mine` are the users who are dealt with here already.
+pub(super) async fn fetch(
+    running: Arc<Running>,
+    task: Task,
+    stage: Stage,
+    size: usize,
+    mine: HashSet<OpenId>,
+) -> Fetched {
+    match stage {
+        Stage::Snapshot => or_nothing(snapshot(&running, &task).await).await,
+        Stage::Pages => page(&running, &task, size).await,
+        Stage::Flight => or_nothing(flight(&running, &task, &mine).await).await,
+    }
+}
+
+/// Finds the leases that a page made though its reply was lost.
+pub(super) async fn fetch_lost(running: Arc<Running>, task: Task, owner: LeaseId, mine: HashSet<OpenId>) -> Fetched {
+    or_nothing(recover(&running, &task, owner, &mine).await).await
+}
+
+async fn snapshot(running: &Running, task: &Task) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    while !store.snapshot(app, &task.broadcast, task.bucket, &running.choice, terms).await? {}
+    Ok(Fetched::Snapshot)
+}
+
+async fn page(running: &Running, task: &Task, size: usize) -> Fetched {
+    let permitted = match running.permit(size).await {
+        Ok(0) => return Fetched::Nothing,
+        Ok(permitted) => permitted,
+        Err(error) => return or_nothing(Err(error)).await,
+    };
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let (owner, asked) = (LeaseId::random(), Instant::now());
+    match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, &running.choice, terms).await {
+        Ok(page) => Fetched::Page { permitted, page, asked },
+        Err(error) => {
+            debug!(broadcast = %task.broadcast, %error, "a page is lost and looked for");
+            Fetched::Lost(owner)
+        }
+    }
+}
+
+/// Nothing was sent with the leases of such a page.
+async fn recover(
+    running: &Running,
+    task: &Task,
+    owner: LeaseId,
+    mine: &HashSet<OpenId>,
+) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+    openids.retain(|openid| !mine.contains(openid));
+    let (asked, mut ready) = (Instant::now(), Vec::new());
+    for some in openids.chunks(PAGE) {
+        ready.extend(store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?.ready);
+    }
+    Ok(Fetched::Recovered { ready, asked })
+}
+
+/// Takes over what nobody goes on with, but for `mine`; waits a moment where there is nothing yet that could be.
+async fn flight(running: &Running, task: &Task, mine: &HashSet<OpenId>) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+    openids.retain(|openid| !mine.contains(openid));
+    let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
+    for some in openids.chunks(PAGE) {
+        let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+        found.wait = found.wait.into_iter().chain(page.wait).min();
+        found.ready.extend(page.ready);
+        if found.ready.len() >= PAGE / 2 {
+            break;
+        }
+    }
+    if found.ready.is_empty()
+        && let Some(wait) = found.wait
+    {
+        tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+    }
+    // Others may have put somebody back meanwhile, so only one step tells.
+    let through =
+        openids.is_empty() && mine.is_empty() && store.close_part(app, &task.broadcast, task.bucket, false).await?;
+    Ok(Fetched::Flight { through, found, asked })
+}
+
+/// Ends what is left of a cancelled broadcast in a bucket.
+pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::Error> {
+    let (store, app) = (&running.ground.store, &running.ground.app.id);
+    loop {
+        if store.close_part(app, &task.broadcast, task.bucket, true).await? {
+            return Ok(());
+        }
+        let Fetched::Flight { found, .. } = flight(running, task, &HashSet::new()).await? else { continue };
+        let settlements: Vec<_> = found
+            .ready
+            .into_iter()
+            .map(|ready| {
+                let (verdict, next) = ending::abandoned(ready.lease.kind);
+                Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next }
+            })
+            .collect();
+        if !settlements.is_empty() {
+            for some in settlements.chunks(PAGE) {
+                settle_patiently(running, task, some).await;
+            }
+        }
+    }
+}
+
+/// Settles, again and again while Redis is away: what WeChat said is known only here. If it takes too long the messages
+/// are taken over, and what they were sent with tells the others.
+pub(super) async fn settle_patiently(
+    running: &Running,
+    task: &Task,
+    settlements: &[Settlement],
+) -> Vec<(OpenId, Lease)> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    loop {
+        match store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await {
+            Ok(next) => return next,
+            Err(error) => {
+                warn!(broadcast = %task.broadcast, %error, "messages are not settled yet");
+                tokio::time::sleep(REDIS_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Without Redis there is nothing to do but to wait a moment.
+async fn or_nothing(fetched: Result<Fetched, store::Error>) -> Fetched {
+    match fetched {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            debug!(%error, "a broadcast waits for Redis");
+            tokio::time::sleep(REDIS_PAUSE).await;
+            Fetched::Nothing
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The requests of broadcasts, read: every bad field of a call is named at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost_types::{Duration as ProtoDuration, Timestamp};
+use shared::credential::{AppId, OpenId};
+use shared::fields::Fields;
+use shared::proto::broadcast_request::Audience as ProtoAudience;
+use shared::proto::{
+    self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, WatchBroadcastRequest,
+};
+use shared::status::Failure;
+use shared::store::broadcast::BroadcastId;
+use shared::store::broadcast::audience::Recipient;
+use shared::store::broadcast::tallies::Place;
+use shared::store::keys::Bucket;
+use shared::store::record::KEEP_TOUCH;
+
+use super::send;
+use crate::broadcast::office::{Audience, Office, Order};
+use crate::broadcast::spec::{Spec, encode_own};
+
+/// The most users in the list, or left out, of one call.
+const MAX_LIST: usize = 10_000;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 128;
+/// The fastest pace that can be asked for, in messages a second.
+const MAX_RATE: u32 = 1_000_000;
+/// How often a watched broadcast is looked at: unless it is said, and the bounds.
+const INTERVALS: (Duration, Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
+
+/// A broadcast as it was asked for.
+pub(super) struct Parsed {
+    pub(super) office: Arc<Office>,
+    pub(super) order: Order,
+    pub(super) duplicates: u32,
+    pub(super) validate_only: bool,
+}
+
+/// More users for a list.
+pub(super) struct MoreRecipients {
+    pub(super) office: Arc<Office>,
+    pub(super) id: BroadcastId,
+    pub(super) recipients: Vec<Recipient>,
+    pub(super) exclude: Vec<OpenId>,
+    pub(super) duplicates: u32,
+}
+
+/// Reads `Broadcast`.
+pub(super) fn parse(
+    request: BroadcastRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<Parsed, Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let request_id = send::request_id(&mut fields, &request.request_id);
+    let (template_id, page, data) = (request.template_id, request.page, request.data);
+    let message = send::message(&mut fields, template_id, page, data, request.emphasis_keyword);
+    fields.text("name", &request.name, MAX_NAME);
+    if request.messages_per_second > MAX_RATE {
+        fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
+    }
+    let mut duplicates = 0;
+    let audience = match request.audience {
+        None => {
+            fields.refuse("audience", "must be given: all_reachable, or recipients");
+            Audience::Everyone
+        }
+        Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
+        Some(ProtoAudience::Recipients(list)) => {
+            let (list, twice) = recipients(&mut fields, "recipients.list", list.list);
+            duplicates = twice;
+            Audience::List(list)
+        }
+    };
+    let exclude = openids(&mut fields, "exclude", request.exclude);
+    let not_before_ms = request.not_before.and_then(|at| not_before(&mut fields, at));
+    let min_interval = match request.min_interval {
+        None => Duration::ZERO,
+        // In whole seconds, rather more than fewer.
+        Some(interval) => {
+            let interval = span(&mut fields, "min_interval", interval, Duration::ZERO, KEEP_TOUCH);
+            Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
+        }
+    };
+    let office = fields.finish_for(app, office)?;
+    let spec = Spec {
+        name: request.name,
+        message: Arc::new(message),
+        rate: request.messages_per_second,
+        min_interval,
+        retry_unknown: request.retry_unknown,
+    };
+    let canary = (request.limit > 0).then_some(request.limit);
+    let order = Order { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
+    Ok(Parsed { office, order, duplicates, validate_only: request.validate_only })
+}
+
+/// Reads `AddRecipients`.
+pub(super) fn parse_recipients(
+    request: AddRecipientsRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<MoreRecipients, Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let (recipients, duplicates) = recipients(&mut fields, "recipients", request.recipients);
+    let exclude = openids(&mut fields, "exclude", request.exclude);
+    let office = fields.finish_for(app, office)?;
+    let id = id.ok_or_else(Failure::internal)?;
+    Ok(MoreRecipients { office, id, recipients, exclude, duplicates })
+}
+
+/// Reads `ListBroadcasts`: the place to go on from, and how many.
+pub(super) fn parse_list(
+    request: ListBroadcastsRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, Option<BroadcastId>, usize), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let size = page_size(&mut fields, request.page_size, 20, 100);
+    let before = match request.page_token.as_str() {
+        "" => None,
+        token => fields.take("page_token", BroadcastId::parse(token).ok_or(BAD_TOKEN)),
+    };
+    Ok((fields.finish_for(app, office)?, before, size))
+}
+
+/// Reads `WatchBroadcast`.
+pub(super) fn parse_watch(
+    request: WatchBroadcastRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, BroadcastId, Duration), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let (usual, least, most) = INTERVALS;
+    let interval = request.interval.map_or(usual, |interval| span(&mut fields, "interval", interval, least, most));
+    let office = fields.finish_for(app, office)?;
+    Ok((office, id.ok_or_else(Failure::internal)?, interval))
+}
+
+/// Reads `ListUndelivered`: the place to go on from, and how many.
+pub(super) fn parse_undelivered(
+    request: ListUndeliveredRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, BroadcastId, Option<Place>, usize), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let size = page_size(&mut fields, request.page_size, 100, 1000);
+    let from = match request.page_token.as_str() {
+        "" => None,
+        token => fields.take("page_token", place_of(token).ok_or(BAD_TOKEN)),
+    };
+    let office = fields.finish_for(app, office)?;
+    Ok((office, id.ok_or_else(Failure::internal)?, from, size))
+}
+
+const BAD_TOKEN: &str = "must be the next_page_token of an earlier answer";
+
+/// A place in a list, as a caller hands it back: the bucket, and the last member in hex.
+pub(super) fn token_of(place: &Place) -> String {
+    let hex: String = place.after.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}.{hex}", place.bucket.0)
+}
+
+fn place_of(token: &str) -> Option<Place> {
+    let (bucket, hex) = token.split_once('.')?;
+    let bytes: Option<Vec<u8>> = (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok().filter(|_| hex.is_ascii()))
+        .collect();
+    let after = String::from_utf8(bytes?).ok()?;
+    Some(Place { bucket: Bucket(bucket.parse().ok()?), after })
+}
+
+/// The id of a broadcast.
+pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
+    fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be the broadcast_id of an answer of Broadcast"))
+}
+
+/// The users of a list, each once, and how many entries were too many.
+fn recipients(fields: &mut Fields, field: &str, list: Vec<proto::Recipient>) -> (Vec<Recipient>, u32) {
+    let (mut found, mut seen, mut duplicates) = (Vec::new(), HashSet::new(), 0);
+    if list.len() > MAX_LIST {
+        fields.refuse(field, format_args!("must not have more than {MAX_LIST} users: add more with AddRecipients"));
+        return (found, 0);
+    }
+    for (at, recipient) in list.into_iter().enumerate() {
+        let Some(openid) = fields.take(&format!("{field}[{at}].openid"), OpenId::parse(recipient.openid)) else {
+            continue;
+        };
+        if !seen.insert(openid.clone()) {
+            duplicates += 1;
+            continue;
+        }
+        send::check_data(fields, &format!("{field}[{at}].data"), &recipient.data);
+        found.push(Recipient { openid, data: encode_own(&send::values(recipient.data)) });
+    }
+    (found, duplicates)
+}
+
+fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
+    if list.len() > MAX_LIST {
+        fields.refuse(field, format_args!("must not have more than {MAX_LIST} users"));
+        return Vec::new();
+    }
+    let parse = |(at, openid): (usize, String)| fields.take(&format!("{field}[{at}]"), OpenId::parse(openid));
+    list.into_iter().enumerate().filter_map(parse).collect()
+}
+
+fn not_before(fields: &mut Fields, at: Timestamp) -> Option<u64> {
+    let ms = at.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(at.nanos) / 1_000_000));
+    let sound = (0..1_000_000_000).contains(&at.nanos);
+    let ms = ms.filter(|_| sound).and_then(|ms| u64::try_from(ms).ok());
+    fields.take("not_before", ms.ok_or("must be a time after 1970"))
+}
+
+/// A length of time within bounds, in whole milliseconds.
+fn span(fields: &mut Fields, field: &str, given: ProtoDuration, least: Duration, most: Duration) -> Duration {
+    match Duration::try_from(given) {
+        Ok(span) if (least..=most).contains(&span) => span,
+        _ => {
+            let (least_ms, most) = (least.as_millis(), most.as_secs());
+            fields.refuse(field, format_args!("must be from {least_ms} milliseconds to {most} seconds"));
+            least
+        }
+    }
+}
+
+fn page_size(fields: &mut Fields, size: u32, usual: usize, most: usize) -> usize {
+    match size as usize {
+        0 => usual,
+        size if size <= most => size,
+        _ => {
+            fields.refuse("page_size", format_args!("must not be more than {most}"));
+            usual
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_token_reads_back_and_nothing_else_is_one() {
+        let place = Place { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
+        assert_eq!(place_of(&token_of(&place)), Some(place));
+        for bad in ["x", "1", "1.0", "1.zz", "70000.00", "1.é", "-1.00", "1.ff"] {
+            assert_eq!(place_of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_user_named_twice_is_taken_once_and_bad_ones_are_named() {
+        let list = ["oA", "oB", "oA", "o B", ""]
+            .map(|openid| proto::Recipient { openid: openid.into(), ..proto::Recipient::default() });
+        let mut fields = Fields::default();
+        let (found, duplicates) = recipients(&mut fields, "recipients", list.to_vec());
+        assert_eq!((found.len(), duplicates), (2, 1));
+        let refused = format!("{:?}", fields.finish().unwrap_err());
+        assert!(refused.contains("recipients[3].openid") && refused.contains("recipients[4].openid"), "{refused}");
+    }
+}

@@ -1,0 +1,176 @@
+//! The gRPC edge of the dispatcher: converts, calls one function, converts back. Single messages are read in [`send`],
+//! broadcasts in [`broadcast`] and written in [`info`].
+
+mod broadcast;
+mod info;
+mod send;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use shared::credential::AppId;
+use shared::fields::Fields;
+use shared::proto::dispatcher_service_server::DispatcherService;
+use shared::proto::{
+    AddRecipientsRequest, AddRecipientsResponse, BroadcastRequest, BroadcastResponse, CancelBroadcastRequest,
+    CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest, ListBroadcastsResponse,
+    ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest, PauseBroadcastResponse,
+    ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
+    StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
+};
+use shared::status::Failure;
+use shared::store::broadcast::BroadcastId;
+use shared::store::broadcast::records::{Move, Pause};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::broadcast::ending::reason;
+use crate::broadcast::office::Office;
+use crate::desk::Desk;
+use crate::send::Sender;
+
+/// What a call is answered with for one app.
+pub struct AppService {
+    /// Sends single messages.
+    pub sender: Arc<Sender>,
+    /// Takes in broadcasts.
+    pub office: Arc<Office>,
+}
+
+/// Answers the calls of `formid.v1.DispatcherService`.
+pub struct Service {
+    apps: HashMap<AppId, AppService>,
+    desk: Desk,
+    drain: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Service {
+    /// A service for the given apps; streams end with `drain`.
+    pub fn new(apps: HashMap<AppId, AppService>, desk: Desk, drain: CancellationToken) -> Self {
+        Self { apps, desk, drain }
+    }
+
+    fn office(&self, app: &AppId) -> Option<Arc<Office>> {
+        self.apps.get(app).map(|app| Arc::clone(&app.office))
+    }
+
+    /// The office and the broadcast that a call names.
+    fn broadcast_of(&self, app_id: String, broadcast_id: &str) -> Result<(Arc<Office>, BroadcastId), Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(app_id));
+        let id = broadcast::id(&mut fields, broadcast_id);
+        let office = fields.finish_for(app, |app| self.office(app))?;
+        // Without an id there was a bad field.
+        Ok((office, id.ok_or_else(Failure::internal)?))
+    }
+
+    async fn move_to(
+        &self,
+        app_id: String,
+        broadcast_id: &str,
+        to: Move,
+    ) -> Result<Option<shared::proto::BroadcastInfo>, Status> {
+        let (office, id) = self.broadcast_of(app_id, broadcast_id)?;
+        Ok(Some(info::of(&office.ground().app.id, &office.to(&id, to).await?)))
+    }
+}
+
+#[tonic::async_trait]
+impl DispatcherService for Service {
+    type WatchBroadcastStream = Pin<Box<dyn Stream<Item = Result<WatchBroadcastResponse, Status>> + Send>>;
+
+    async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
+        let (app, order) = send::parse(request.into_inner(), |app| self.apps.contains_key(app))?;
+        let service = self.apps.get(&app).ok_or_else(Failure::unknown_app)?;
+        let sent = self.desk.send(app, Arc::clone(&service.sender), order).await?;
+        Ok(Response::new(send::respond(sent)))
+    }
+
+    async fn broadcast(&self, request: Request<BroadcastRequest>) -> Answer<BroadcastResponse> {
+        let parsed = broadcast::parse(request.into_inner(), |app| self.office(app))?;
+        let broadcast::Parsed { office, order, duplicates, validate_only } = parsed;
+        if validate_only {
+            let preview = Some(info::preview(&office.preview(&order).await?));
+            return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates }));
+        }
+        let broadcast = Some(info::of(&office.ground().app.id, &office.order(&order).await?));
+        Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates }))
+    }
+
+    async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
+        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(app))?;
+        let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates } = parsed;
+        let added = office.add_recipients(&id, &recipients, &exclude).await?;
+        // Whoever neither came in nor is left out was in the list already.
+        let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);
+        let response =
+            AddRecipientsResponse { added: added.added, duplicates: duplicates + known, excluded: added.excluded };
+        Ok(Response::new(response))
+    }
+
+    async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {
+        let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let (office, id) = self.broadcast_of(app_id, &broadcast_id)?;
+        let broadcast = Some(info::of(&office.ground().app.id, &office.start(&id).await?));
+        Ok(Response::new(StartBroadcastResponse { broadcast }))
+    }
+
+    async fn get_broadcast(&self, request: Request<GetBroadcastRequest>) -> Answer<GetBroadcastResponse> {
+        let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let (office, id) = self.broadcast_of(app_id, &broadcast_id)?;
+        let broadcast = Some(info::of(&office.ground().app.id, &office.get(&id).await?));
+        Ok(Response::new(GetBroadcastResponse { broadcast }))
+    }
+
+    async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
+        let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(app))?;
+        let mut found = office.list(before.as_ref(), size + 1).await?;
+        let more = found.len() > size;
+        found.truncate(size);
+        let next_page_token = match found.last() {
+            Some(last) if more => last.record.id.to_string(),
+            _ => String::new(),
+        };
+        let app = &office.ground().app.id;
+        let broadcasts = found.iter().map(|standing| info::of(app, standing)).collect();
+        Ok(Response::new(ListBroadcastsResponse { broadcasts, next_page_token }))
+    }
+
+    async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
+        let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(app))?;
+        // A broadcast that is not there is told at once, and not in the middle of a stream.
+        office.get(&id).await?;
+        Ok(Response::new(Box::pin(info::watch(office, id, interval, self.drain.clone()))))
+    }
+
+    async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
+        let PauseBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let pause = Pause { reason: reason::CALLER.into(), ..Pause::default() };
+        let broadcast = self.move_to(app_id, &broadcast_id, Move::Pause(pause)).await?;
+        Ok(Response::new(PauseBroadcastResponse { broadcast }))
+    }
+
+    async fn resume_broadcast(&self, request: Request<ResumeBroadcastRequest>) -> Answer<ResumeBroadcastResponse> {
+        let ResumeBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let broadcast = self.move_to(app_id, &broadcast_id, Move::Resume { due: false }).await?;
+        Ok(Response::new(ResumeBroadcastResponse { broadcast }))
+    }
+
+    async fn cancel_broadcast(&self, request: Request<CancelBroadcastRequest>) -> Answer<CancelBroadcastResponse> {
+        let CancelBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let broadcast = self.move_to(app_id, &broadcast_id, Move::Cancel).await?;
+        Ok(Response::new(CancelBroadcastResponse { broadcast }))
+    }
+
+    async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
+        let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), |app| self.office(app))?;
+        let (found, next) = office.undelivered(&id, from, size).await?;
+        let undelivered = found.into_iter().map(info::undelivered).collect();
+        let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();
+        Ok(Response::new(ListUndeliveredResponse { undelivered, next_page_token }))
+    }
+}

@@ -1,0 +1,234 @@
+//! Whom a broadcast goes to, what it may spend on them, and when it begins.
+
+use std::time::Duration;
+
+use super::{assert_refused, tally, to_all, to_list};
+use crate::rig::{APP, Rig, fields, message};
+use prost_types::Timestamp;
+use serde_json::json;
+use shared::proto::{BroadcastPreview, BroadcastRequest, BroadcastState};
+use testing::{eventually, now};
+use tonic::Code;
+
+fn an_hour() -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds: 3600, nanos: 0 })
+}
+
+#[tokio::test]
+async fn users_who_got_a_message_lately_are_skipped_and_keep_their_form_ids() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    for openid in ["oSent", "oListed", "oQuiet"] {
+        rig.submit(openid, 3).await;
+    }
+    dispatcher.send(message("oSent", "single")).await.unwrap();
+    let earlier = dispatcher.broadcast(to_list(&["oListed"])).await.unwrap();
+    dispatcher.until(&earlier.broadcast_id, BroadcastState::Done).await;
+    let id = {
+        let request = BroadcastRequest { min_interval: an_hour(), template_id: "template-2".into(), ..to_all() };
+        dispatcher.broadcast(request).await.unwrap().broadcast_id
+    };
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).audience, tally(&done).delivered, tally(&done).recently_messaged), (3, 1, 2));
+    let listed = dispatcher.undelivered(&id).await;
+    assert_eq!(listed.keys().collect::<Vec<_>>(), ["oListed", "oSent"]);
+    assert!(listed.values().all(|why| *why == ("RECENTLY_MESSAGED".to_owned(), None)));
+    for openid in ["oSent", "oListed", "oQuiet"] {
+        assert_eq!(rig.left(openid).await, 2, "{openid}");
+    }
+    // Without an interval everyone gets it.
+    let request = BroadcastRequest { template_id: "template-3".into(), ..to_all() };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    assert_eq!(tally(&dispatcher.until(&id, BroadcastState::Done).await).delivered, 3);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_preview_spends_nothing_and_says_what_then_happens() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..30).await;
+    rig.submit_crowd(0..30).await;
+    for user in 0..4 {
+        dispatcher.send(message(&format!("oUser{user}"), "single")).await.unwrap();
+    }
+    let exclude: Vec<String> = ["oUser0", "oUser10", "oUser11", "oNobody3"].map(String::from).to_vec();
+    let base = BroadcastRequest { min_interval: an_hour(), exclude, messages_per_second: 20, ..to_all() };
+    let openids: Vec<String> =
+        (0..12).map(|user| format!("oUser{user}")).chain((0..5).map(|user| format!("oNobody{user}"))).collect();
+    let list = to_list(&openids.iter().map(String::as_str).collect::<Vec<_>>());
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let cases = [
+        (BroadcastRequest { audience: list.audience, ..base.clone() }, (13, 6, 4, 3, 4)),
+        (base.clone(), (27, 24, 0, 3, 3)),
+    ];
+    for (request, expected) in cases {
+        let seen = dispatcher.preview(request.clone()).await;
+        let BroadcastPreview { audience, reachable, no_credential, recently_messaged, excluded, .. } = seen;
+        assert_eq!((audience, reachable, no_credential, recently_messaged, excluded), expected, "{seen:?}");
+        assert_eq!(seen.credentials, reachable);
+        assert_eq!(
+            seen.duration.unwrap(),
+            prost_types::Duration::try_from(Duration::from_secs_f64(reachable as f64 / 20.0)).unwrap()
+        );
+        let canary = dispatcher.preview(BroadcastRequest { limit: 5, messages_per_second: 0, ..request }).await;
+        assert_eq!((canary.reachable, canary.credentials, canary.duration), (reachable, 5, None));
+    }
+    assert_eq!(rig.store.ledger(&rig.app()).await.unwrap(), ledger);
+    assert!(
+        dispatcher
+            .client
+            .clone()
+            .list_broadcasts(shared::proto::ListBroadcastsRequest { app_id: APP.into(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner()
+            .broadcasts
+            .is_empty()
+    );
+    let all = BroadcastRequest { messages_per_second: 0, ..base };
+    let expected = dispatcher.preview(all.clone()).await;
+    let id = dispatcher.broadcast(all).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    let counted = tally(&done);
+    assert_eq!(
+        (counted.audience, counted.delivered, counted.recently_messaged),
+        (expected.audience, expected.reachable, expected.recently_messaged)
+    );
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_spends_only_what_the_apps_file_permits() {
+    let mut rig = Rig::patient().await;
+    rig.app_settings = "broadcast_credentials = [\"form_id\"]\n".into();
+    let dispatcher = rig.dispatcher().await;
+    rig.pay("oBoth", now() - 600).await;
+    rig.submit("oBoth", 1).await;
+    rig.pay("oPayer", now() - 600).await;
+    rig.submit("oForm", 1).await;
+    let everyone = dispatcher.preview(to_all()).await;
+    assert_eq!((everyone.audience, everyone.reachable), (2, 2));
+    let listed = to_list(&["oBoth", "oPayer", "oForm"]);
+    assert_eq!(dispatcher.preview(listed.clone()).await.no_credential, 1);
+    for (request, no_credential) in
+        [(to_all(), 0), (BroadcastRequest { template_id: "template-2".into(), ..listed }, 3)]
+    {
+        let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+        let done = dispatcher.until(&id, BroadcastState::Done).await;
+        assert_eq!((tally(&done).no_credential, tally(&done).failed.len()), (no_credential, 0));
+    }
+    assert_eq!(rig.received().keys().collect::<Vec<_>>(), ["oBoth", "oForm"]);
+    assert_eq!((rig.left("oBoth").await, rig.left("oPayer").await), (3, 3));
+    // Single messages may use what broadcasts may not.
+    dispatcher.send(message("oPayer", "single")).await.unwrap();
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_payment_serves_a_broadcast_like_a_form() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    for user in 0..20 {
+        rig.pay(&format!("oPayer{user}"), now() - 600).await;
+    }
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).audience, tally(&done).delivered), (20, 20));
+    assert_eq!(rig.left("oPayer7").await, 2);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_starts_by_itself_when_its_time_comes() {
+    let rig = Rig::patient().await;
+    let (dispatcher, clock) = rig.dispatcher_and_clock(&[]).await;
+    rig.submit_crowd(0..40).await;
+    let at = Timestamp { seconds: now() + 3600, nanos: 0 };
+    let waiting = BroadcastRequest { not_before: Some(at), request_id: "r1".into(), ..to_all() };
+    let id = dispatcher.broadcast(waiting.clone()).await.unwrap().broadcast_id;
+    let held = BroadcastRequest { not_before: Some(at), hold: true, ..to_list(&["oUser1", "oNobody"]) };
+    let held = dispatcher.broadcast(held).await.unwrap().broadcast_id;
+    dispatcher.done("StartBroadcast", &held).await;
+    let pending = dispatcher.look(&id).await;
+    assert_eq!((pending.state(), pending.not_before, pending.start_time), (BroadcastState::Pending, Some(at), None));
+    assert_eq!((tally(&pending).estimated, tally(&pending).left), (true, 40));
+    // Others go ahead, and asking again starts nothing.
+    let other = dispatcher.broadcast(to_list(&["oNobody"])).await.unwrap().broadcast_id;
+    dispatcher.until(&other, BroadcastState::Done).await;
+    assert_eq!(dispatcher.broadcast(waiting).await.unwrap(), pending);
+    assert_eq!(rig.calls(), 0);
+
+    clock.set_ahead(Duration::from_secs(3601));
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    let listed = dispatcher.until(&held, BroadcastState::Done).await;
+    // Whichever came first to the one who is in both.
+    assert_eq!(tally(&done).delivered + tally(&listed).delivered, 40);
+    assert_eq!(rig.delivered(), 40);
+    // A time that is past is no reason to wait.
+    rig.submit("oLate", 1).await;
+    let late = BroadcastRequest { not_before: Some(at), ..to_list(&["oLate"]) };
+    let late = dispatcher.broadcast(late).await.unwrap().broadcast_id;
+    assert_eq!(tally(&dispatcher.until(&late, BroadcastState::Done).await).delivered, 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_time_when_nothing_in_stock_lives_any_more_is_refused() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit("oUser", 1).await;
+    let in_days = |days: i64| Some(Timestamp { seconds: now() + days * 24 * 3600, nanos: 0 });
+    for validate_only in [true, false] {
+        let late = BroadcastRequest { not_before: in_days(8), validate_only, ..to_all() };
+        let status = dispatcher.answer(late).await.unwrap_err();
+        assert_refused(&status, Code::FailedPrecondition, "NOTHING_LIVES_THEN");
+        assert_eq!(fields(&status), ["not_before"]);
+    }
+    let soon = BroadcastRequest { not_before: in_days(6), ..to_all() };
+    assert_eq!(dispatcher.broadcast(soon).await.unwrap().state(), BroadcastState::Pending);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn form_ids_that_come_in_meanwhile_are_kept_and_bring_nobody_a_second_message() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..600).await;
+    rig.change(json!({"latency_ms": 5}));
+    let request = BroadcastRequest { messages_per_second: 400, ..to_all() };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 50).await;
+    rig.submit_crowd(0..600).await;
+    assert_eq!(dispatcher.look(&id).await.state(), BroadcastState::Running);
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).audience, tally(&done).delivered), (600, 600));
+    let received = rig.received();
+    assert_eq!((received.len(), received.values().max()), (600, Some(&1)));
+    let stock = rig.store.stock(&rig.app(), now(), u64::MAX).await.unwrap();
+    assert_eq!(stock.reachable, 600);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn whoever_is_erased_meanwhile_is_counted_as_erased_and_gets_nothing() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..50).await;
+    let id = dispatcher.broadcast(BroadcastRequest { limit: 10, ..to_all() }).await.unwrap().broadcast_id;
+    dispatcher.until(&id, BroadcastState::Paused).await;
+    rig.no_lease_left().await;
+    let received = rig.received();
+    let waiting: Vec<String> =
+        (0..50).map(|user| format!("oUser{user}")).filter(|openid| !received.contains_key(openid)).take(5).collect();
+    for openid in &waiting {
+        rig.store.erase(&rig.app(), &shared::credential::OpenId::parse(openid.clone()).unwrap()).await.unwrap();
+    }
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    // Of a bucket that nobody had come to yet, an erased user was never in the audience.
+    let counted = tally(&done);
+    assert_eq!((counted.delivered, counted.audience - counted.erased), (45, 45));
+    assert!(rig.received().keys().all(|openid| !waiting.contains(openid)));
+    eventually("nothing of theirs is left", Duration::from_secs(5), async || rig.left(&waiting[0]).await == 0).await;
+    rig.assert_settled(0).await;
+}

@@ -1,0 +1,200 @@
+//! The example client, as people run it.
+
+use std::fmt::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use super::{tally, to_all};
+use crate::rig::{APP, Rig, Running, any_port, connect, serving};
+use sandbox::{FaultKind, Match, Reading, Rule};
+use shared::proto::BroadcastState;
+use testing::eventually;
+
+/// The client for a dispatcher. It is built with the tests, beside the folder that they are in, unless a single target is
+/// asked for.
+fn client(address: &str, arguments: &[&str]) -> Command {
+    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/broadcast");
+    assert!(program.is_file(), "{} is missing: cargo build -p dispatcher --example broadcast", program.display());
+    let mut command = Command::new(program);
+    command.args(["--address", address, "--app", APP]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end: the exit code, what it printed, and what it told beside that.
+async fn run(address: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = client(address, arguments);
+    told(tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap())
+}
+
+fn told(output: Output) -> (Option<i32>, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Files for it.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+}
+
+impl Rig {
+    fn text_of(&self, openid: &str) -> String {
+        let reading = Reading { openid: Some(openid.into()), ..Reading::default() };
+        self.sandbox.deliveries(APP, &reading).unwrap()[0].data["keyword1"].value.clone()
+    }
+}
+
+impl Running {
+    fn at(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
+    let (rig, files) = (Rig::new().await, Files::new());
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..40).await;
+    let mut list = String::from("oUser0 {\"keyword1\": \"you\"}\noUser1\t{\"keyword1\": {\"value\": \"and you\"}}\n\n");
+    (2..40).for_each(|user| writeln!(list, "oUser{user}").unwrap());
+    list.push_str("oNobody\noUser2\n");
+    let (list, exclude) = (files.write("list", &list), files.write("exclude", "oUser39\n"));
+    let arguments = ["--template", "t1", "--data", "keyword1=hello", "--list", &list, "--exclude", &exclude];
+
+    let preview = run(&dispatcher.at(), &[&arguments[..], &["--validate-only", "--per-second", "10"]].concat()).await;
+    assert_eq!(preview.0, Some(0), "{preview:?}");
+    assert_eq!(
+        preview.1,
+        "40 users, of whom 39 would get the message; 39 credentials would be spent\n        1 without a credential\n        \
+         1 excluded\nat the pace that is set it would take 3.900s\n"
+    );
+    assert_eq!(rig.delivered(), 0);
+
+    let (code, printed, beside) = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
+    assert_eq!((code, &*printed), (Some(0), "done: 39 of 40 delivered\n        1 without a credential\n"), "{beside}");
+    for part in ["1 lines name a user again", "(request id r1)"] {
+        assert!(beside.contains(part), "{part} in {beside}");
+    }
+    assert_eq!([0, 1, 2].map(|user| rig.text_of(&format!("oUser{user}"))), ["you", "and you", "hello"]);
+
+    // Who starts again with the same request finds the same broadcast.
+    let again = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
+    assert_eq!((again.0, again.1), (Some(0), printed));
+    assert_eq!((rig.delivered(), rig.left("oUser39").await), (39, 1));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_too_long_for_a_call_goes_in_several() {
+    let (rig, files) = (Rig::new().await, Files::new());
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(9_990..10_020).await;
+    let list: String = (0..10_020).rev().map(|user| format!("oUser{user}\n")).collect();
+    let exclude: String = (0..10_010).map(|user| format!("oUser{user}\n")).collect();
+    let (list, exclude) = (files.write("list", &list), files.write("exclude", &exclude));
+    let arguments = ["--template", "t1", "--list", &list, "--exclude", &exclude];
+    let (code, printed, beside) = run(&dispatcher.at(), &arguments).await;
+    assert_eq!((code, &*printed), (Some(0), "done: 10 of 10 delivered\n"), "{beside}");
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..20).await;
+    let mut canary = to_all();
+    canary.limit = 5;
+    let id = dispatcher.broadcast(canary).await.unwrap().broadcast_id;
+    dispatcher.until(&id, BroadcastState::Paused).await;
+    let watching = client(&dispatcher.at(), &["--watch", &id]).spawn().unwrap();
+    // The very thing that people do: look for a while, and leave.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let signal = format!("kill -INT {}", watching.id());
+    assert!(Command::new("sh").args(["-c", &signal]).status().unwrap().success());
+    let (code, printed, beside) = told(watching.wait_with_output().unwrap());
+    assert_eq!((code, &*printed), (Some(1), ""), "{beside}");
+    assert!(beside.contains("paused: its limit is reached; look, then --resume; 5 of 20 delivered"), "{beside}");
+    assert!(
+        beside
+            .contains(&format!("to watch the broadcast again: --address {} --app {APP} --watch {id}", dispatcher.at()))
+    );
+
+    let (code, printed, beside) = run(&dispatcher.at(), &["--resume", &id]).await;
+    assert_eq!((code, &*printed), (Some(0), "done: 20 of 20 delivered\n"), "{beside}");
+
+    rig.submit_crowd(20..40).await;
+    let mut slow = to_all();
+    slow.messages_per_second = 1;
+    let id = dispatcher.broadcast(slow).await.unwrap().broadcast_id;
+    eventually("its audience is known", Duration::from_secs(20), async || {
+        let info = dispatcher.look(&id).await;
+        tally(&info).delivered > 0 && !tally(&info).estimated
+    })
+    .await;
+    assert_eq!(run(&dispatcher.at(), &["--pause", &id]).await.1, "paused by a caller\n");
+    let (code, printed, beside) = run(&dispatcher.at(), &["--cancel", &id]).await;
+    assert!(code == Some(0) && printed.contains("not dealt with"), "{printed}{beside}");
+    let (code, printed, _) = run(&dispatcher.at(), &["--watch", &id]).await;
+    assert!(code == Some(1) && printed.starts_with("cancelled: "), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_dispatcher_is_found_when_one_goes() {
+    let rig = Rig::new().await;
+    rig.submit_crowd(0..150).await;
+    let port = any_port();
+    let mut first = rig.process(port);
+    serving(connect(port).await, true).await;
+    let address = format!("127.0.0.1:{port}");
+    let arguments = ["--template", "t1", "--per-second", "50"];
+    let watching = client(&address, &arguments).spawn().unwrap();
+    eventually("it has begun", Duration::from_secs(20), async || rig.delivered() > 10).await;
+    first.signal("TERM");
+    assert_eq!(first.wait(Duration::from_secs(20)).await, Some(0));
+    let _second = rig.process(port);
+    let (code, printed, beside) =
+        told(tokio::task::spawn_blocking(move || watching.wait_with_output()).await.unwrap().unwrap());
+    assert_eq!((code, &*printed), (Some(0), "done: 150 of 150 delivered\n"), "{beside}");
+    assert!(beside.contains("the dispatcher is gone") && beside.contains("there it is again"), "{beside}");
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_went_wrong_is_told() {
+    let (rig, files) = (Rig::new().await, Files::new());
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..10).await;
+    let (code, printed, beside) = run(&dispatcher.at(), &["--template", "", "--page", &"p".repeat(2000)]).await;
+    assert_eq!((code, &*printed), (Some(1), ""), "{beside}");
+    for part in ["reason: INVALID_FIELDS", "template_id must not be empty", "page must not be longer"] {
+        assert!(beside.contains(part), "{part} in {beside}");
+    }
+    let missing = run(&dispatcher.at(), &["--watch", "0192a3b4c5d-01234567"]).await;
+    assert!(missing.0 == Some(1) && missing.2.contains("reason: BROADCAST_NOT_FOUND"), "{missing:?}");
+    let list = files.write("list", "oUser1\noUser2 {\"keyword1\": 7}\n");
+    let bad = run(&dispatcher.at(), &["--template", "t1", "--list", &list]).await;
+    assert!(bad.0 == Some(1) && bad.2.contains("line 2: each value must be a text"), "{bad:?}");
+    assert_eq!(run(&dispatcher.at(), &["--page", "index"]).await.0, Some(2));
+
+    // What ended badly for one user stands beside what went well.
+    let matching = Match { openid: Some("oUser3".into()), ..Match::default() };
+    let rule = Rule { matching, errcode: Some(40003), ..Rule::new(FaultKind::Answer) };
+    rig.sandbox.add_faults(vec![rule]).unwrap();
+    let (code, printed, beside) = run(&dispatcher.at(), &["--template", "t1"]).await;
+    assert_eq!(
+        (code, &*printed),
+        (Some(0), "done: 9 of 10 delivered\n        1 failed (USER_REFUSED 40003)\n"),
+        "{beside}"
+    );
+}

@@ -1,0 +1,183 @@
+//! WeChat away, answers that do not come, and tokens that die, in the middle of a broadcast.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{tally, to_all};
+use crate::rig::{APP, Rig, Running, any_port, message};
+use dispatcher::wechat::client::Client;
+use sandbox::{FaultKind, Rule};
+use serde_json::json;
+use shared::proto::{BroadcastRequest, BroadcastState};
+use testing::{eventually, now};
+use tokio::net::TcpListener;
+
+/// Everyone got exactly one message, and nothing failed.
+async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: u64) {
+    let done = dispatcher.until(id, BroadcastState::Done).await;
+    let counted = tally(&done);
+    assert_eq!((counted.audience, counted.delivered, counted.unknown), (users, users, 0));
+    assert!(counted.failed.is_empty(), "{counted:?}");
+    let received = rig.received();
+    assert_eq!((received.len() as u64, received.values().max()), (users, Some(&1)));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
+    let rig = Rig::new().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    rig.submit_crowd(0..800).await;
+    rig.submit_crowd(0..800).await;
+    rig.change(json!({"latency_ms": 5}));
+    let request = BroadcastRequest { messages_per_second: 800, ..to_all() };
+    let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
+    dispatchers[0].until_delivered(&id, 100).await;
+    rig.sandbox.add_faults(vec![Rule::new(FaultKind::Http500Before)]).unwrap();
+    // What was in flight is tried a few times each; what comes then is what counts.
+    eventually("the outage is noticed", Duration::from_secs(5), async || {
+        rig.sandbox.books(Some(APP)).unwrap().unprocessed >= 10
+    })
+    .await;
+    // The length of the outage: there is nothing to wait for in it.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = rig.calls();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let tried = rig.calls() - before;
+    assert!(tried < 60, "{tried} calls in the second second of an outage");
+    rig.sandbox.clear_faults();
+    assert_everyone_once(&rig, &dispatchers[0], &id, 800).await;
+}
+
+#[tokio::test]
+async fn a_wechat_that_refuses_connections_is_waited_for_and_nothing_is_in_doubt() {
+    let mut rig = Rig::new().await;
+    rig.submit_crowd(0..60).await;
+    let warm = rig.dispatcher().await;
+    assert!(warm.send(message("oNobody", "gets a token for all")).await.is_err());
+    let port = any_port();
+    rig.base_url = format!("http://127.0.0.1:{port}");
+    let dispatcher = rig.dispatcher().await;
+    drop(warm);
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    eventually("it is running", Duration::from_secs(5), async || {
+        dispatcher.look(&id).await.state() == BroadcastState::Running
+    })
+    .await;
+    // The length of the outage, as above.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    tokio::spawn(sandbox::serve(listener, rig.sandbox.clone(), std::future::pending()));
+    assert_everyone_once(&rig, &dispatcher, &id, 60).await;
+    assert_eq!(rig.calls(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_answers_are_found_out_and_everyone_is_reached_once() {
+    for attempts in ["5", "1"] {
+        let rig = Rig::new().await;
+        let flags = ["--attempts", attempts];
+        let dispatchers = [rig.dispatcher_with(&flags).await, rig.dispatcher_with(&flags).await];
+        rig.submit_crowd(0..120).await;
+        rig.submit_crowd(0..120).await;
+        let losses = [FaultKind::Http500After, FaultKind::CutAfter, FaultKind::CutMid, FaultKind::NotJsonBefore];
+        let rules = losses.iter().zip(1..).map(|(kind, seed)| Rule {
+            probability: Some(0.03),
+            seed: Some(seed),
+            ..Rule::new(*kind)
+        });
+        rig.sandbox.add_faults(rules.collect()).unwrap();
+        let id = dispatchers[0].broadcast(to_all()).await.unwrap().broadcast_id;
+        assert_everyone_once(&rig, &dispatchers[0], &id, 120).await;
+        assert!(rig.sandbox.books(Some(APP)).unwrap().faults.len() > 2);
+    }
+}
+
+#[tokio::test]
+async fn messages_with_a_payment_that_are_not_answered_are_unknown_and_listed() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    let payers = 12;
+    for user in 0..payers {
+        rig.pay(&format!("oPayer{user}"), now() - 600).await;
+    }
+    rig.fault(FaultKind::Http500After, 2);
+    rig.fault(FaultKind::CutBefore, 2);
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).unknown, tally(&done).failed.len()), (payers - 4, 4, 0));
+    let listed = dispatcher.undelivered(&id).await;
+    assert_eq!((listed.len(), rig.delivered()), (4, payers - 2));
+    assert!(listed.values().all(|why| *why == ("UNKNOWN".to_owned(), None)), "{listed:?}");
+    for user in 0..payers {
+        assert_eq!(rig.left(&format!("oPayer{user}")).await, 2);
+    }
+    rig.assert_settled(0).await;
+    // Whoever would rather have it twice than not at all has nobody unknown.
+    rig.fault(FaultKind::CutBefore, 3);
+    let bold = BroadcastRequest { retry_unknown: true, template_id: "template-2".into(), ..to_all() };
+    let id = dispatcher.broadcast(bold).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).unknown), (payers, 0));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_cancellation() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
+    rig.submit_crowd(0..30).await;
+    let [resumed, cancelled] = ["template-1", "template-2"].map(|template_id| BroadcastRequest {
+        template_id: template_id.into(),
+        limit: 3,
+        ..to_all()
+    });
+    let id = in_doubt(&rig, &dispatcher, resumed).await;
+    rig.assert_settled(3).await;
+    dispatcher.done("ResumeBroadcast", &id).await;
+    assert_everyone_once(&rig, &dispatcher, &id, 30).await;
+    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().answers[&41029], 3, "they had been delivered");
+
+    rig.submit_crowd(0..30).await;
+    let id = in_doubt(&rig, &dispatcher, cancelled).await;
+    dispatcher.done("CancelBroadcast", &id).await;
+    rig.no_lease_left().await;
+    let ended = dispatcher.until(&id, BroadcastState::Cancelled).await;
+    assert_eq!((tally(&ended).unknown, tally(&ended).left, tally(&ended).delivered), (3, 27, 0));
+    assert_eq!(dispatcher.undelivered(&id).await.len(), 3);
+    rig.assert_settled(0).await;
+}
+
+/// A broadcast whose first three messages were delivered, and nobody knows; paused there.
+async fn in_doubt(rig: &Rig, dispatcher: &Running, request: BroadcastRequest) -> String {
+    rig.sandbox.add_faults(vec![Rule::new(FaultKind::CutAfter)]).unwrap();
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    eventually("three are in doubt, and nothing else is under way", Duration::from_secs(20), async || {
+        let info = dispatcher.look(&id).await;
+        info.state() == BroadcastState::Paused && tally(&info).in_flight == 3
+    })
+    .await;
+    rig.sandbox.clear_faults();
+    id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_dies_in_the_middle_is_fetched_once_for_all_dispatchers() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
+    rig.submit_crowd(0..900).await;
+    rig.change(json!({"latency_ms": 10}));
+    let request = BroadcastRequest { messages_per_second: 800, ..to_all() };
+    let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
+    dispatchers[0].until_delivered(&id, 200).await;
+    // Somebody else forces a new one, which ends the one in use.
+    let app = std::sync::Arc::clone(rig.settings(&[]).apps.get(&rig.app()).unwrap());
+    let before = rig.sandbox.books(Some(APP)).unwrap();
+    Client::new(app).unwrap().fetch_token(true).await.unwrap();
+    assert_everyone_once(&rig, &dispatchers[0], &id, 900).await;
+    let after = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!(after.token_fetches - before.token_fetches, 2, "by somebody else, and by one of the dispatchers");
+    let stale: BTreeMap<_, _> =
+        rig.sandbox.books(None).unwrap().answers.into_iter().filter(|(code, _)| *code != 0).collect();
+    assert_eq!(stale.keys().collect::<Vec<_>>(), [&40001]);
+}

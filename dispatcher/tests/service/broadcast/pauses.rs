@@ -1,0 +1,113 @@
+//! Pauses by a caller, and the canary.
+
+use std::time::{Duration, Instant};
+
+use super::{tally, to_all, to_list};
+use crate::rig::{Rig, Running};
+use serde_json::json;
+use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
+
+/// Everyone got exactly one message.
+async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: u64) {
+    let done = dispatcher.until(id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).audience, tally(&done).delivered), (users, users));
+    let received = rig.received();
+    assert_eq!((received.len() as u64, received.values().max()), (users, Some(&1)));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_takes_effect_soon_and_nothing_is_sent_until_it_is_over() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    let dispatcher = &dispatchers[0];
+    // A form id is left for a second message to each, which nobody must get.
+    rig.submit_crowd(0..2000).await;
+    rig.submit_crowd(0..2000).await;
+    rig.change(json!({"latency_ms": 5}));
+    let request = BroadcastRequest { messages_per_second: 1500, ..to_all() };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 200).await;
+    let start = Instant::now();
+    dispatchers[1].done("PauseBroadcast", &id).await;
+    rig.no_lease_left().await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    let paused = dispatcher.look(&id).await;
+    assert_eq!((paused.state(), paused.pause_reason()), (BroadcastState::Paused, PauseReason::Caller));
+    assert!(paused.resume_time.is_none() && paused.errcode.is_none());
+    let so_far = rig.delivered();
+    assert_eq!((tally(&paused).delivered, tally(&paused).in_flight), (so_far, 0));
+    assert!(so_far < 2000, "it was too quick to be paused");
+    // Another broadcast goes from its beginning to its end meanwhile.
+    rig.submit("oOther", 1).await;
+    let other = dispatcher.broadcast(to_list(&["oOther", "oNobody"])).await.unwrap().broadcast_id;
+    dispatcher.until(&other, BroadcastState::Done).await;
+    assert_eq!(rig.delivered(), so_far + 1);
+    dispatcher.done("ResumeBroadcast", &id).await;
+    dispatcher.until(&id, BroadcastState::Done).await;
+    let received = rig.received();
+    assert_eq!((received.len(), received.values().max()), (2001, Some(&1)));
+    assert_eq!(tally(&dispatcher.look(&id).await).delivered, 2000);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pauses_that_end_at_once_lose_nobody() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    rig.submit_crowd(0..1500).await;
+    rig.submit_crowd(0..1500).await;
+    rig.change(json!({"latency_ms": 10, "jitter_ms": 20}));
+    let request = BroadcastRequest { messages_per_second: 800, ..to_all() };
+    let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
+    for round in 1..=8 {
+        dispatchers[0].until_delivered(&id, round * 60).await;
+        dispatchers[1].done("PauseBroadcast", &id).await;
+        if round % 2 == 0 {
+            // Replicas have heard of the pause, and may not hear of its end before they are handed tasks again.
+            rig.no_lease_left().await;
+        }
+        dispatchers[0].done("ResumeBroadcast", &id).await;
+    }
+    assert_everyone_once(&rig, &dispatchers[0], &id, 1500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_sends_as_many_as_it_may_and_waits_to_be_resumed() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    let dispatcher = &dispatchers[0];
+    rig.submit_crowd(0..400).await;
+    let id = dispatcher.broadcast(BroadcastRequest { limit: 37, ..to_all() }).await.unwrap().broadcast_id;
+    let paused = dispatcher.until(&id, BroadcastState::Paused).await;
+    assert_eq!((paused.pause_reason(), paused.limit), (PauseReason::Canary, 37));
+    rig.no_lease_left().await;
+    assert_eq!((rig.delivered(), rig.calls()), (37, 37));
+    dispatcher.done("ResumeBroadcast", &id).await;
+    assert_eq!(dispatcher.look(&id).await.limit, 0);
+    assert_everyone_once(&rig, dispatcher, &id, 400).await;
+}
+
+#[tokio::test]
+async fn a_canary_counts_messages_not_users_nor_what_had_to_be_put_back() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..60).await;
+    let openids: Vec<String> = (0..120).map(|user| format!("oUser{user}")).collect();
+    let list = to_list(&openids.iter().map(String::as_str).collect::<Vec<_>>());
+    // The first messages are put back: WeChat is busy for longer than one message is tried.
+    rig.answer(-1, 12);
+    let request = BroadcastRequest { limit: 25, ..list };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 10).await;
+    // A pause in the middle uses up none of it.
+    dispatcher.done("PauseBroadcast", &id).await;
+    rig.no_lease_left().await;
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let paused = dispatcher.until(&id, BroadcastState::Paused).await;
+    assert_eq!((paused.pause_reason(), paused.limit, rig.delivered()), (PauseReason::Canary, 25, 25));
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).no_credential), (60, 60));
+    rig.assert_settled(0).await;
+}

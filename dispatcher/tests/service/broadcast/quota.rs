@@ -1,0 +1,155 @@
+//! The daily quota and the pace: what broadcasts leave to single messages, and to WeChat.
+
+use std::time::{Duration, Instant};
+
+use super::{tally, to_all};
+use crate::rig::{Rig, message};
+use dispatcher::clock::Clock;
+use serde_json::json;
+use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
+
+/// All clocks are a minute into WeChat's next day.
+fn next_day(rig: &Rig, clocks: &[&Clock]) {
+    let ahead = Duration::from_millis(clocks[0].next_day_ms() - clocks[0].now_ms()) + Duration::from_secs(60);
+    rig.change(json!({"clock_ahead_seconds": ahead.as_secs()}));
+    clocks.iter().for_each(|clock| clock.set_ahead(ahead));
+}
+
+/// Paused until WeChat's next day.
+fn assert_used_up(info: &BroadcastInfo, errcode: Option<i32>, midnight_ms: u64) {
+    assert_eq!((info.pause_reason(), info.errcode), (PauseReason::Quota, errcode), "{info:?}");
+    let resume = info.resume_time.unwrap();
+    assert_eq!(resume.seconds as u64 * 1000 + resume.nanos as u64 / 1_000_000, midnight_ms);
+    assert_eq!((resume.seconds + 8 * 3600) % (24 * 3600), 0, "00:00 UTC+8");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_wechat_says_the_quota_is_used_up_it_goes_on_by_itself_on_the_next_day() {
+    let rig = Rig::patient().await;
+    rig.change(json!({"daily_quota": 130, "quota_get": false, "latency_ms": 2}));
+    let (one, clock) = rig.dispatcher_and_clock(&[]).await;
+    let (_two, other_clock) = rig.dispatcher_and_clock(&[]).await;
+    rig.submit_crowd(0..200).await;
+    let id = one.broadcast(to_all()).await.unwrap().broadcast_id;
+    let paused = one.until(&id, BroadcastState::Paused).await;
+    assert_used_up(&paused, Some(45009), clock.next_day_ms());
+    assert!(!paused.rid.is_empty());
+    rig.no_lease_left().await;
+    assert_eq!((rig.delivered(), tally(&one.look(&id).await).left), (130, 70));
+    rig.assert_settled(0).await;
+    next_day(&rig, &[&clock, &other_clock]);
+    let done = one.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).failed.len()), (200, 0));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broadcasts_leave_single_messages_the_part_of_the_quota_that_is_reserved_for_them() {
+    let mut rig = Rig::patient().await;
+    rig.app_settings = "reserved_for_sends = 0.4\n".into();
+    rig.change(json!({"daily_quota": 100}));
+    let (one, clock) = rig.dispatcher_and_clock(&[]).await;
+    let (two, other_clock) = rig.dispatcher_and_clock(&[]).await;
+    rig.submit_crowd(0..150).await;
+    rig.submit("oSingle", 40).await;
+    let id = one.broadcast(to_all()).await.unwrap().broadcast_id;
+    let paused = one.until(&id, BroadcastState::Paused).await;
+    assert_used_up(&paused, None, clock.next_day_ms());
+    rig.no_lease_left().await;
+    assert_eq!(rig.delivered(), 60);
+    for number in 0..39 {
+        let sender = if number % 2 == 0 { &one } else { &two };
+        sender.send(message("oSingle", &format!("{number}"))).await.unwrap();
+    }
+    assert_eq!(rig.sandbox.books(None).unwrap().answers.keys().collect::<Vec<_>>(), [&0], "WeChat refused nothing");
+    // Whoever resumes it on the same day gets the same pause.
+    one.done("ResumeBroadcast", &id).await;
+    let paused = one.until(&id, BroadcastState::Paused).await;
+    assert_used_up(&paused, None, clock.next_day_ms());
+    assert_eq!(rig.delivered(), 60 + 39);
+    // The limit that WeChat told holds on the next day, too.
+    next_day(&rig, &[&clock, &other_clock]);
+    let paused = loop {
+        // The clocks are set one after the other.
+        let info = one.until(&id, BroadcastState::Paused).await;
+        if info.resume_time.unwrap().seconds as u64 * 1000 == clock.next_day_ms() {
+            break info;
+        }
+    };
+    assert_used_up(&paused, None, clock.next_day_ms());
+    rig.no_lease_left().await;
+    assert_eq!(tally(&one.look(&id).await).delivered, 120);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn where_wechat_does_not_tell_the_quota_of_the_settings_holds_and_single_messages_count() {
+    let mut rig = Rig::patient().await;
+    rig.app_settings = "reserved_for_sends = 0.5\ndaily_quota = 100\n".into();
+    rig.change(json!({"quota_get": false}));
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..80).await;
+    rig.submit("oSingle", 30).await;
+    for number in 0..10 {
+        dispatcher.send(message("oSingle", &format!("{number}"))).await.unwrap();
+    }
+    // Slow enough that the single messages are counted before it comes near the limit.
+    let id = dispatcher.broadcast(BroadcastRequest { messages_per_second: 40, ..to_all() }).await.unwrap().broadcast_id;
+    let paused = dispatcher.until(&id, BroadcastState::Paused).await;
+    assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::Quota, None));
+    rig.no_lease_left().await;
+    assert_eq!(rig.delivered(), 50);
+    dispatcher.send(message("oSingle", "single messages go on")).await.unwrap();
+    dispatcher.done("CancelBroadcast", &id).await;
+    rig.assert_settled(0).await;
+}
+
+/// How long a broadcast to so many users takes two dispatchers.
+async fn takes(rig: &Rig, users: usize, request: BroadcastRequest) -> f64 {
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    rig.submit_crowd(0..users).await;
+    let start = Instant::now();
+    let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
+    while rig.delivered() < users as u64 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let took = start.elapsed().as_secs_f64();
+    let done = dispatchers[0].until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).audience, tally(&done).delivered), (users as u64, users as u64));
+    rig.assert_settled(0).await;
+    took
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pace_that_is_asked_for_holds_over_all_dispatchers() {
+    let rig = Rig::patient().await;
+    let took = takes(&rig, 300, BroadcastRequest { messages_per_second: 100, ..to_all() }).await;
+    // A fifth of a second's worth may go at once.
+    assert!((2.3..3.5).contains(&took), "{took} s for 2.8 s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broadcasts_leave_single_messages_their_part_of_the_apps_pace() {
+    let mut rig = Rig::patient().await;
+    rig.app_settings = "messages_per_second = 200\nreserved_for_sends = 0.5\n".into();
+    let took = takes(&rig, 300, to_all()).await;
+    assert!((2.3..3.5).contains(&took), "{took} s for 2.8 s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_wechat_asks_to_go_slower_it_does_and_everyone_is_reached_once() {
+    let rig = Rig::patient().await;
+    let flags = ["--backoff", "50ms"];
+    let dispatchers = [rig.dispatcher_with(&flags).await, rig.dispatcher_with(&flags).await];
+    rig.submit_crowd(0..900).await;
+    rig.submit_crowd(0..900).await;
+    rig.change(json!({"per_second": 300, "latency_ms": 5}));
+    let id = dispatchers[0].broadcast(to_all()).await.unwrap().broadcast_id;
+    let done = dispatchers[0].until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).failed.len()), (900, 0));
+    let answers = rig.sandbox.books(Some(crate::rig::APP)).unwrap().answers;
+    assert!(answers[&45011] > 0 && answers[&45011] < 900, "{answers:?}");
+    assert_eq!(rig.received().values().max(), Some(&1));
+    rig.assert_settled(0).await;
+}

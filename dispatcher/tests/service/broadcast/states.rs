@@ -1,0 +1,128 @@
+//! The states of a broadcast: what each permits, and what is left of it at the end.
+
+use std::time::Duration;
+
+use super::{assert_wrong_state, tally, to_all, to_list};
+use crate::rig::{APP, Rig};
+use prost_types::Timestamp;
+use shared::proto::{BroadcastRequest, BroadcastState, PauseReason, WatchBroadcastRequest};
+use testing::{eventually, now};
+
+const MOVES: [&str; 5] = ["AddRecipients", "StartBroadcast", "PauseBroadcast", "ResumeBroadcast", "CancelBroadcast"];
+
+#[tokio::test]
+async fn what_a_state_does_not_permit_is_refused_with_the_state() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..50).await;
+    let start = async |request| dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    let refuses = async |id: &str, state: &str, moves: &[&str]| {
+        for name in moves {
+            assert_wrong_state(&dispatcher.call(name, APP, id).await.unwrap_err(), state);
+        }
+    };
+    let held = start(BroadcastRequest { hold: true, ..to_list(&["oUser1"]) }).await;
+    refuses(&held, "PENDING", &["PauseBroadcast", "ResumeBroadcast"]).await;
+    let later = Timestamp { seconds: now() + 3600, nanos: 0 };
+    let scheduled = start(BroadcastRequest { not_before: Some(later), ..to_list(&["oUser1"]) }).await;
+    refuses(&scheduled, "PENDING", &MOVES[..4]).await;
+
+    let slow = start(BroadcastRequest { messages_per_second: 5, ..to_all() }).await;
+    refuses(&slow, "RUNNING", &["AddRecipients", "StartBroadcast", "ResumeBroadcast"]).await;
+    dispatcher.done("PauseBroadcast", &slow).await;
+    refuses(&slow, "PAUSED", &["AddRecipients", "StartBroadcast", "PauseBroadcast"]).await;
+    for id in [&slow, &scheduled, &held] {
+        dispatcher.done("CancelBroadcast", id).await;
+        refuses(id, "CANCELLED", &MOVES).await;
+    }
+    let done = start(to_list(&["oNobody"])).await;
+    dispatcher.until(&done, BroadcastState::Done).await;
+    refuses(&done, "DONE", &MOVES).await;
+    rig.no_lease_left().await;
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_cancelled_broadcast_is_over_for_good_and_keeps_its_tally() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    rig.submit_crowd(0..1000).await;
+    rig.change(serde_json::json!({"latency_ms": 5}));
+    let dispatcher = &dispatchers[0];
+    let request = BroadcastRequest { messages_per_second: 500, ..to_all() };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 100).await;
+    dispatchers[1].done("CancelBroadcast", &id).await;
+    rig.no_lease_left().await;
+    let ended = dispatcher.until(&id, BroadcastState::Cancelled).await;
+    assert!(ended.end_time.is_some() && ended.pause_reason() == PauseReason::Unspecified);
+    let (delivered, left) = (tally(&ended).delivered, tally(&ended).left);
+    assert_eq!((delivered, tally(&ended).in_flight), (rig.delivered(), 0));
+    assert_eq!((delivered + left, left > 0), (tally(&ended).audience, true));
+    nothing_to_look_after(&rig).await;
+    // Another one reaches exactly those who are left, so nothing of theirs was lost.
+    let other = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
+    let other = dispatcher.broadcast(other).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&other, BroadcastState::Done).await;
+    assert_eq!(tally(&done).delivered, 1000 - delivered);
+    assert_eq!(dispatcher.look(&id).await, ended);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_can_be_cancelled_while_it_is_paused_or_waits() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..300).await;
+    rig.change(serde_json::json!({"latency_ms": 5}));
+    let request = BroadcastRequest { messages_per_second: 150, ..to_all() };
+    let paused = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&paused, 20).await;
+    dispatcher.done("PauseBroadcast", &paused).await;
+    // At once: some replica may have heard of the pause only.
+    dispatcher.done("CancelBroadcast", &paused).await;
+    let later = Some(Timestamp { seconds: now() + 3600, nanos: 0 });
+    let mut waiting = Vec::new();
+    for request in [
+        BroadcastRequest { hold: true, ..to_list(&[]) },
+        BroadcastRequest { hold: true, ..to_list(&["oUser1", "oUser2"]) },
+        BroadcastRequest { hold: true, ..to_all() },
+        BroadcastRequest { not_before: later, ..to_all() },
+        BroadcastRequest { not_before: later, ..to_list(&["oUser1", "oUser2"]) },
+    ] {
+        let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+        dispatcher.done("CancelBroadcast", &id).await;
+        let ended = dispatcher.until(&id, BroadcastState::Cancelled).await;
+        assert_eq!((tally(&ended).delivered, tally(&ended).left), (0, tally(&ended).audience));
+        waiting.push(tally(&ended).left);
+    }
+    assert_eq!(waiting, [0, 2, 0, 0, 2]);
+    rig.no_lease_left().await;
+    let ended = dispatcher.look(&paused).await;
+    assert_eq!(ended.state(), BroadcastState::Cancelled);
+    assert_eq!(tally(&ended).delivered, rig.delivered());
+    nothing_to_look_after(&rig).await;
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn whoever_watches_hears_of_the_cancellation() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    let held = dispatcher.broadcast(BroadcastRequest { hold: true, ..to_list(&["oA"]) }).await.unwrap();
+    let watch = WatchBroadcastRequest { app_id: APP.into(), broadcast_id: held.broadcast_id.clone(), interval: None };
+    let mut updates = dispatcher.client.clone().watch_broadcast(watch).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap().unwrap().broadcast.unwrap(), held);
+    dispatcher.done("CancelBroadcast", &held.broadcast_id).await;
+    let last = updates.message().await.unwrap().unwrap().broadcast.unwrap();
+    assert_eq!(last.state(), BroadcastState::Cancelled);
+    assert!(updates.message().await.unwrap().is_none());
+}
+
+/// No broadcast is left for replicas to go round for.
+async fn nothing_to_look_after(rig: &Rig) {
+    eventually("nothing is left to look after", Duration::from_secs(10), async || {
+        rig.store.running_broadcasts(&rig.app()).await.unwrap().is_empty()
+    })
+    .await;
+}

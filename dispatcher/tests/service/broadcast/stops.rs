@@ -1,0 +1,161 @@
+//! A broadcast that stops by itself, before it does harm.
+
+use std::time::Duration;
+
+use super::{tally, to_all};
+use crate::rig::{Rig, Running};
+use sandbox::{Endpoint, FaultKind, Rule, Submission};
+use serde_json::json;
+use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
+use testing::now;
+
+/// What is in stock is what the users had before, but for what was delivered.
+async fn assert_nothing_spent(rig: &Rig, users: u64) {
+    rig.no_lease_left().await;
+    let stock = rig.store.stock(&rig.app(), now(), u64::MAX).await.unwrap();
+    assert_eq!(stock.reachable, users - rig.delivered());
+    rig.assert_settled(0).await;
+}
+
+fn failed(info: &BroadcastInfo) -> Vec<(&str, Option<i32>, u64)> {
+    tally(info).failed.iter().map(|one| (one.reason.as_str(), one.errcode, one.count)).collect()
+}
+
+async fn paused(dispatcher: &Running, id: &str, reason: PauseReason) -> BroadcastInfo {
+    let info = dispatcher.until(id, BroadcastState::Paused).await;
+    assert_eq!(info.pause_reason(), reason, "{info:?}");
+    info
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_template_is_found_out_with_a_few_messages_over_all_dispatchers() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
+    let dispatcher = &dispatchers[0];
+    rig.submit_crowd(0..500).await;
+    rig.change(json!({"templates": ["template-2"], "latency_ms": 10}));
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let stopped = paused(dispatcher, &id, PauseReason::MessageRefused).await;
+    assert_eq!((stopped.errcode, stopped.rid.is_empty(), stopped.resume_time), (Some(40037), false, None));
+    assert_nothing_spent(&rig, 500).await;
+    let attempts = rig.calls();
+    assert!((5..=20).contains(&attempts), "{attempts} attempts");
+    let stopped = dispatcher.look(&id).await;
+    assert_eq!(failed(&stopped), [("MESSAGE_REFUSED", Some(40037), attempts)]);
+    assert!(dispatcher.undelivered(&id).await.values().all(|why| *why == ("MESSAGE_REFUSED".into(), Some(40037))));
+    // The template is there now: the others get their message, and whoever was refused stays so.
+    rig.change(json!({"templates": []}));
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, failed(&done)[0].2), (500 - attempts, attempts));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_few_refusals_among_deliveries_stop_nothing() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..200).await;
+    let rule = Rule { probability: Some(0.1), errcode: Some(40037), seed: Some(1), ..Rule::new(FaultKind::Answer) };
+    rig.sandbox.add_faults(vec![rule]).unwrap();
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    let refused = failed(&done)[0].2;
+    assert!((5..40).contains(&refused), "{done:?}");
+    assert_eq!(tally(&done).delivered, 200 - refused);
+    assert_nothing_spent(&rig, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_that_stops_the_app_pauses_it_at_once() {
+    let rig = Rig::patient().await;
+    let (dispatcher, clock) = rig.dispatcher_and_clock(&[]).await;
+    rig.submit_crowd(0..400).await;
+    rig.change(json!({"latency_ms": 5}));
+    let id =
+        dispatcher.broadcast(BroadcastRequest { messages_per_second: 400, ..to_all() }).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 50).await;
+    rig.change(json!({"answer": 48001}));
+    let stopped = paused(&dispatcher, &id, PauseReason::AppStopped).await;
+    assert_eq!((stopped.errcode, stopped.rid.is_empty(), stopped.resume_time), (Some(48001), false, None));
+    assert_nothing_spent(&rig, 400).await;
+    assert!(failed(&dispatcher.look(&id).await).is_empty());
+    // While the stop lasts, resuming it leads to the same pause, and to no call.
+    rig.change(json!({"answer": 0}));
+    let calls = rig.calls();
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let again = paused(&dispatcher, &id, PauseReason::AppStopped).await;
+    assert_eq!((again.errcode, again.rid.is_empty(), rig.calls()), (Some(48001), false, calls));
+    clock.set_ahead(Duration::from_secs(601));
+    dispatcher.done("ResumeBroadcast", &id).await;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, done.errcode, done.rid.as_str()), (400, None, ""));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_source_that_is_barred_pauses_it_before_users_count_as_out_of_reach() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    for user in 0..10 {
+        rig.pay(&format!("oPayer{user}"), now() - 600).await;
+    }
+    rig.answer(41035, 1);
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let stopped = paused(&dispatcher, &id, PauseReason::AppStopped).await;
+    assert_eq!(stopped.errcode, Some(41035));
+    rig.no_lease_left().await;
+    let stopped = dispatcher.look(&id).await;
+    assert_eq!((tally(&stopped).no_credential, tally(&stopped).left), (0, 10 - rig.delivered()));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn too_many_failures_pause_it_until_somebody_has_looked() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..50).await;
+    // Users whom WeChat knows, with form ids that it does not.
+    rig.sandbox
+        .submit(crate::rig::APP, (0..250).map(|user| Submission::form(format!("oDead{user}"))).collect())
+        .unwrap();
+    for user in 0..250 {
+        rig.collect_dead(&format!("oDead{user}"), 1).await;
+    }
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let stopped = paused(&dispatcher, &id, PauseReason::FailureRatio).await;
+    assert_eq!((stopped.errcode, stopped.resume_time), (None, None));
+    rig.no_lease_left().await;
+    let stopped = dispatcher.look(&id).await;
+    assert!(tally(&stopped).left > 0 && rig.calls() >= 100, "{stopped:?}");
+    assert_eq!(failed(&stopped), [("CREDENTIALS_DEAD", Some(41028), rig.calls() - rig.delivered())]);
+    // Whoever resumes it has looked: it counts anew.
+    let mut rounds = 0;
+    let done = loop {
+        dispatcher.done("ResumeBroadcast", &id).await;
+        rounds += 1;
+        assert!(rounds < 4);
+        let request = [BroadcastState::Paused, BroadcastState::Done];
+        let info = dispatcher.until_any(&id, &request).await;
+        if info.state() == BroadcastState::Done {
+            break info;
+        }
+        rig.no_lease_left().await;
+    };
+    assert_eq!((tally(&done).delivered, failed(&done)), (50, vec![("CREDENTIALS_DEAD", Some(41028), 250)]));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn without_a_token_to_be_had_it_waits_for_an_operator() {
+    let rig = Rig::patient().await;
+    let rule = Rule { endpoint: Endpoint::Token, errcode: Some(40164), ..Rule::new(FaultKind::Answer) };
+    rig.sandbox.add_faults(vec![rule]).unwrap();
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..10).await;
+    let id = dispatcher.broadcast(BroadcastRequest { limit: 3, ..to_all() }).await.unwrap().broadcast_id;
+    let stopped = paused(&dispatcher, &id, PauseReason::TokenRefused).await;
+    assert_eq!((stopped.errcode, stopped.rid.is_empty()), (Some(40164), false));
+    assert_nothing_spent(&rig, 10).await;
+    assert_eq!(rig.calls(), 0);
+}
