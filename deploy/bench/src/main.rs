@@ -10,6 +10,7 @@
 )]
 
 mod bare;
+mod broadcast;
 mod collect;
 mod memory;
 mod send;
@@ -36,6 +37,8 @@ enum What {
     Collect,
     /// SendTemplate against a bare handler that makes the same HTTP call
     Send,
+    /// Broadcast against bare posts, and what it costs
+    Broadcast,
     /// Bytes of Redis memory for a form id
     Memory,
     /// Serves as the bare handler (started by the benchmark itself)
@@ -58,10 +61,12 @@ async fn main() {
         Some(What::Bare { listen, base_url }) => return bare::serve(listen, &base_url).await,
         Some(What::Collect) => collect::measure(args.rounds, &mut table).await,
         Some(What::Send) => send::measure(args.rounds, &mut table).await,
+        Some(What::Broadcast) => broadcast::measure(args.rounds, &mut table).await,
         Some(What::Memory) => memory::measure(&mut table).await,
         None => {
             collect::measure(args.rounds, &mut table).await;
             send::measure(args.rounds, &mut table).await;
+            broadcast::measure(args.rounds, &mut table).await;
             memory::measure(&mut table).await;
         }
     }

@@ -1,25 +1,22 @@
 //! SendTemplate at 64 in flight, against a bare handler that makes only the same HTTP call.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{Outcome, SendTemplateRequest, TemplateValue};
-use testing::{Redis, free_port};
+use testing::free_port;
 use tonic::transport::Channel;
 
-use crate::setup::{APP, SECRET, channels, fill, form_id, openid, packed, program, start};
+use crate::setup::{self, APP, CONNECTIONS, channels, fill, openid, packed, program, redis, sandbox, start, submit};
 use crate::table::{Bar, Table};
 
 /// How many sends each measurement makes, after a tenth as many to warm up.
 const SENDS: usize = 30_000;
 /// How many are in flight.
 const IN_FLIGHT: usize = 64;
-/// Over how many connections.
-const CONNECTIONS: usize = 4;
 
 /// What a measurement gives.
 struct Figures {
@@ -59,38 +56,6 @@ pub async fn measure(rounds: usize, table: &mut Table) {
     table.pairs("SendTemplate / bare handler with mimalloc too", "/s", &even, Bar::None);
 }
 
-/// Form ids of users, known to the sandbox.
-async fn submit(base_url: &str, count: usize) -> Vec<String> {
-    let ids: Vec<String> = (0..count).map(|_| form_id()).collect();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (start, part) in ids.chunks(10_000).enumerate() {
-        let submissions: Vec<_> = part
-            .iter()
-            .enumerate()
-            .map(|(index, id)| serde_json::json!({"openid": openid(start * 10_000 + index), "kind": "form", "id": id}))
-            .collect();
-        let body = serde_json::json!({"app_id": APP, "submissions": submissions}).to_string();
-        let request =
-            http.post(format!("{base_url}/sandbox/submissions")).header("content-type", "application/json").body(body);
-        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes submissions");
-    }
-    ids
-}
-
-async fn sandbox() -> (testing::Process, String) {
-    let port = free_port();
-    let mut command = program("sandbox");
-    command.args(["--listen", &format!("127.0.0.1:{port}"), "--app", &format!("{APP}={SECRET}")]);
-    let process = start(command);
-    let base_url = format!("http://127.0.0.1:{port}");
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    testing::eventually("the sandbox listens", Duration::from_secs(20), async || {
-        http.get(format!("{base_url}/sandbox/books")).send().await.is_ok()
-    })
-    .await;
-    (process, base_url)
-}
-
 /// A bare handler, however it is built.
 async fn bare(mut command: std::process::Command) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
@@ -103,19 +68,12 @@ async fn bare(mut command: std::process::Command) -> Figures {
 
 async fn dispatcher(requests: Requests) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
-    let redis = Redis::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
+    let redis = redis();
     let ids = submit(&base_url, SENDS + SENDS / 10).await;
     // What the collector would have stored.
     fill(&redis, ids.iter().enumerate().map(|(user, id)| packed(user, id))).await;
-    let mut apps = tempfile::NamedTempFile::new().unwrap();
-    writeln!(apps, "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"").unwrap();
-    let port = free_port();
-    let mut command = program("dispatcher");
-    command
-        .args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--apps-file"])
-        .arg(apps.path());
-    let _dispatcher = start(command);
-    drive(channels(port, CONNECTIONS).await, &ids, requests).await
+    let (_dispatcher, channels, _apps) = setup::dispatcher(&redis, &base_url, &[]).await;
+    drive(channels, &ids, requests).await
 }
 
 /// Sends one message with each form id, 64 in flight.
@@ -168,6 +126,7 @@ async fn run(
     latencies
 }
 
+/// One message.
 fn order(user: usize, form_id: &str, requests: Requests) -> SendTemplateRequest {
     let value = |text: String| TemplateValue { value: text, color: String::new() };
     SendTemplateRequest {

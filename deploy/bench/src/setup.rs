@@ -1,6 +1,7 @@
 //! The programs a measurement needs, and the users and form ids it works on.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -8,10 +9,13 @@ use std::time::Duration;
 use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
 use shared::store::credentials::{MAX_COLLECT, Packed};
 use shared::store::{RedisConfig, Store, StoreConfig};
-use testing::{Process, Redis, eventually};
+use testing::{Process, Redis, eventually, free_port};
 use tonic::transport::{Channel, Endpoint};
 
 pub use crate::bare::{APP, SECRET};
+
+/// Over how many connections a service is called.
+pub const CONNECTIONS: usize = 4;
 
 /// A program of this workspace, built beside the benchmark itself.
 pub fn program(name: &str) -> Command {
@@ -70,4 +74,59 @@ pub async fn channels(port: u16, count: usize) -> Vec<Channel> {
 /// Starts a program that lives as long as what is returned.
 pub fn start(mut command: Command) -> Process {
     Process::start(&mut command)
+}
+
+/// A Redis that keeps what it is told, as one in production does.
+pub fn redis() -> Redis {
+    Redis::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
+}
+
+/// A dispatcher for the app, connections to it, and the file that it was started with.
+pub async fn dispatcher(
+    redis: &Redis,
+    base_url: &str,
+    flags: &[&str],
+) -> (Process, Vec<Channel>, tempfile::NamedTempFile) {
+    let mut apps = tempfile::NamedTempFile::new().unwrap();
+    writeln!(apps, "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"").unwrap();
+    let port = free_port();
+    let mut command = program("dispatcher");
+    command
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--apps-file"])
+        .arg(apps.path())
+        .args(flags);
+    (start(command), channels(port, CONNECTIONS).await, apps)
+}
+
+/// Form ids of users, known to the sandbox.
+pub async fn submit(base_url: &str, count: usize) -> Vec<String> {
+    let ids: Vec<String> = (0..count).map(|_| form_id()).collect();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (start, part) in ids.chunks(10_000).enumerate() {
+        let submissions: Vec<_> = part
+            .iter()
+            .enumerate()
+            .map(|(index, id)| serde_json::json!({"openid": openid(start * 10_000 + index), "kind": "form", "id": id}))
+            .collect();
+        let body = serde_json::json!({"app_id": APP, "submissions": submissions}).to_string();
+        let request =
+            http.post(format!("{base_url}/sandbox/submissions")).header("content-type", "application/json").body(body);
+        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes submissions");
+    }
+    ids
+}
+
+/// A sandbox, and where it is.
+pub async fn sandbox() -> (Process, String) {
+    let port = free_port();
+    let mut command = program("sandbox");
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--app", &format!("{APP}={SECRET}")]);
+    let process = start(command);
+    let base_url = format!("http://127.0.0.1:{port}");
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    eventually("the sandbox listens", Duration::from_secs(20), async || {
+        http.get(format!("{base_url}/sandbox/books")).send().await.is_ok()
+    })
+    .await;
+    (process, base_url)
 }
