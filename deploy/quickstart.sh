@@ -15,10 +15,11 @@ usage() {
 usage: deploy/quickstart.sh [--once] [--release]
 
 Builds the services, starts them with a Redis of their own and with the sandbox in WeChat's place, collects form ids,
-sends a template message, and shows it as it arrived. Then everything stays up to play with until Ctrl-C.
+sends a template message, shows it as it arrived, and broadcasts one to 300 more users. Then everything stays up to play
+with until Ctrl-C.
 Nothing is left behind but what was built. What is missing on the machine (Redis, a C compiler, Python) is installed.
 
-  --once     stop right after the delivery; the last line of standard output is the delivered message, as JSON
+  --once     stop right after the broadcast; the last line of standard output is the message sent first, as JSON
   --release  build with optimisations
 END
 }
@@ -42,7 +43,7 @@ need_tools
 say "building"
 # The whole workspace, as the tests build it, so that nearly everything is shared with them.
 # shellcheck disable=SC2086 # one word or none
-cargo build --workspace --bins $build
+cargo build --workspace --bins --example broadcast $build
 binaries=$(target_folder)/$profile
 
 # From here on there is something to clean up, however this ends.
@@ -94,6 +95,14 @@ rpc() {
     printf '%s\n' "$answer"
 }
 
+# show COMMAND...: runs it, and shows it first.
+show() {
+    printf '%s$%s' "$bold" "$plain"
+    printf ' %q' "${1#"$root"/}" "${@:2}"
+    printf '\n'
+    "$@"
+}
+
 say "two users of the mini program submit forms: alice two, bob one"
 ids=$(http "$sandbox" /sandbox/submissions '{"app_id": "'"$app"'", "submissions": [
   {"openid": "alice", "kind": "form"}, {"openid": "alice", "kind": "form"}, {"openid": "bob", "kind": "form"}]}') ||
@@ -122,6 +131,32 @@ message=${message#*:\[}
 message=${message%\]*}
 [[ $message == \{*order-ready*\} ]] || die "the message did not arrive"
 printf '%s\n' "$message" >&3
+
+# crowd BEFORE [AFTER ID...]: a JSON object for each of 300 users, twice, the ids in turn between BEFORE and AFTER.
+crowd() {
+    local before=$1 after=${2:-} user comma=""
+    shift $(($# < 2 ? $# : 2))
+    for user in {1..300} {1..300}; do
+        printf '%s{"openid": "user-%s", %s%s%s}' "$comma" "$user" "$before" "${1:-}" "$after"
+        comma=,
+        [ $# -eq 0 ] || shift
+    done
+}
+
+say "300 more users submit two forms each, and their form ids are collected"
+ids=$(http "$sandbox" /sandbox/submissions \
+    '{"app_id": "'"$app"'", "submissions": ['"$(crowd '"kind": "form"')"']}') ||
+    fail sandbox "takes no submissions: $ids"
+IFS=' ' read -r -a ids <<<"$(tr -cs '[:alnum:]' ' ' <<<"${ids#*:}")"
+printf '{"app_id": "%s", "credentials": [%s]}' "$app" "$(crowd '"form_id": "' '"' "${ids[@]}")" |
+    "$FORMID_GRPCURL" -plaintext -max-time 20 -d @ "$collector" formid.v1.CollectorService/Collect >"$folder/collected" ||
+    fail collector "does not collect"
+
+say "all of them get a message, 100 a second; not alice, who had one just now, and not bob, who is left out"
+echo bob >"$folder/not-to"
+show "$binaries/examples/broadcast" --address "$dispatcher" --app "$app" --template spring \
+    --data keyword1=hello --per-second 100 --min-interval 1h --exclude "$folder/not-to" ||
+    fail dispatcher "does not broadcast"
 [ -z "$once" ] || exit 0
 
 say "everything is up; some calls to try in another terminal:"
@@ -138,6 +173,7 @@ cat <<END
   grpcurl -plaintext -d '{"app_id": "$app"}' $collector formid.v1.CollectorService/GetStock
   grpcurl -plaintext -d '{$bob, "template_id": "hello", "data": {"keyword1": {"value": "hello"}}}' \\
     $dispatcher formid.v1.DispatcherService/SendTemplate
+  grpcurl -plaintext -d '{"app_id": "$app"}' $dispatcher formid.v1.DispatcherService/ListBroadcasts
 
 Send twice to bob: WeChat knows nothing of the form id that was made up.
 The sandbox keeps the books at http://127.0.0.1:$sandbox/sandbox/books?app_id=$app; logs are in $folder.
