@@ -13,7 +13,7 @@ use shared::store::broadcast::records::{Move, State};
 use shared::store::broadcast::tasks::{Left, Task};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Ground;
 use super::bucket;
@@ -67,8 +67,14 @@ impl Crew {
     async fn look_for_work(&mut self) -> Result<(), store::Error> {
         let ground = Arc::clone(&self.ground);
         let (app, now_ms) = (&ground.app.id, ground.clock.now_ms());
+        // One that cannot be read, say of a newer release, does not hold up the others.
+        let note = |id: &BroadcastId, result: Result<(), store::Error>| {
+            if let Err(error) = result {
+                warn!(%app, broadcast = %id, %error, "nothing can be done for a broadcast now");
+            }
+        };
         for id in ground.store.due_broadcasts(app, now_ms).await? {
-            self.begin(&id, now_ms).await?;
+            note(&id, self.begin(&id, now_ms).await);
         }
         let wanted = ground.store.running_broadcasts(app).await?;
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
@@ -79,21 +85,28 @@ impl Crew {
         }
         self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
         for id in wanted {
-            let busy = self.running.get(&id).map_or(0, |on_replica| on_replica.buckets);
-            let free = ground.limits.tasks.saturating_sub(busy);
-            if free == 0 {
-                continue;
-            }
-            // Whoever works on a task shows it three times in a lease.
-            let tasks = ground.store.take_tasks(app, &id, &self.name, ground.terms.duration, free).await?;
-            if tasks.is_empty() && !self.running.contains_key(&id) && ground.store.broadcast(app, &id).await?.is_none()
-            {
-                // Asking for any move takes it off the list.
-                ground.store.move_broadcast(app, &id, &Move::Cancel, now_ms).await?;
-            }
-            for task in tasks {
-                self.start(task).await?;
-            }
+            note(&id, self.take_part(&id, now_ms).await);
+        }
+        Ok(())
+    }
+
+    /// Takes as many tasks of a broadcast as there are hands free for it.
+    async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+        let ground = Arc::clone(&self.ground);
+        let app = &ground.app.id;
+        let busy = self.running.get(id).map_or(0, |on_replica| on_replica.buckets);
+        let free = ground.limits.tasks.saturating_sub(busy);
+        if free == 0 {
+            return Ok(());
+        }
+        // Whoever works on a task shows it three times in a lease.
+        let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free).await?;
+        if tasks.is_empty() && !self.running.contains_key(id) && ground.store.broadcast(app, id).await?.is_none() {
+            // Asking for any move takes it off the list.
+            ground.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
+        }
+        for task in tasks {
+            self.start(task).await?;
         }
         Ok(())
     }
