@@ -22,6 +22,9 @@ pub const KEEP_OPEN: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a broadcast is kept after its end, and who was not reached.
 pub const KEEP_ENDED: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// All replicas, as consumers of the tasks.
+const GROUP: &str = "dispatchers";
+
 /// The bytes of a [`BroadcastId`]: 11 digits of time, a dash, 8 digits of chance.
 const ID_LENGTH: usize = 20;
 

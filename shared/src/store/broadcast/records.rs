@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use deadpool_redis::redis::{self, Value};
 
-use super::tasks::GROUP;
-use super::{BroadcastId, KEEP_OPEN};
+use super::{BroadcastId, GROUP, KEEP_OPEN};
 use crate::credential::{AppId, RequestId};
 use crate::store::keys::BroadcastKeys;
 use crate::store::{Error, Reply, Store, scripts, unexpected};

@@ -7,13 +7,10 @@ use deadpool_redis::redis::streams::{StreamAutoClaimReply, StreamId, StreamPendi
 use deadpool_redis::redis::{self, FromRedisValue as _};
 
 use super::records::State;
-use super::{BroadcastId, KEEP_ENDED};
+use super::{BroadcastId, GROUP, KEEP_ENDED};
 use crate::credential::AppId;
 use crate::store::keys::{BroadcastKeys, Bucket};
 use crate::store::{Error, Store, scripts};
-
-/// The consumer group of all replicas.
-pub(super) const GROUP: &str = "dispatchers";
 
 /// One bucket of one broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
