@@ -93,9 +93,7 @@ pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials
             let (next, sign) = match error {
                 SendError::Stopped { verdict, .. } => (Next::Again, Sign::Stop(stopped(&verdict, next_day_ms))),
                 SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                    let pause =
-                        Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None };
-                    (Next::Again, Sign::Stop(pause))
+                    (Next::Again, Sign::Stop(token_refused(errcode, rid)))
                 }
                 // Not for ever to the same message.
                 SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
@@ -120,6 +118,11 @@ pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
     let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
     let (reason, resume_ms) = (reason.to_owned(), quota.then_some(next_day_ms));
     Pause { reason, errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms }
+}
+
+/// The pause where WeChat refuses to give an access token.
+pub fn token_refused(errcode: i32, rid: String) -> Pause {
+    Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None }
 }
 
 /// What becomes of a message that is not sent because its broadcast stops, or its lease grew old. One that was in flight

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::Ground;
-use super::ending::{Sign, reason, stopped};
+use super::ending::{Sign, reason, stopped, token_refused};
 use super::flow::Flow;
 use super::rules::{STREAK, Window};
 use super::spec::Spec;
@@ -218,8 +218,7 @@ impl Running {
 
     async fn wait_for_token(&self, error: SendError) {
         if let SendError::Token(crate::wechat::token::TokenError::Refused { errcode, rid, .. }) = error {
-            let pause = Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None };
-            return self.pause(pause).await;
+            return self.pause(token_refused(errcode, rid)).await;
         }
         debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");
         tokio::time::sleep(LOOK).await;

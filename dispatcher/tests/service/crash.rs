@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::rig::{APP, Rig, any_port, connect, reason, request, serving};
+use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, reason, request, serving};
 use sandbox::{FaultKind, Rule};
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
@@ -27,28 +27,12 @@ async fn a_killed_dispatcher_loses_nothing_and_repeats_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_answers_and_kills_together_change_nothing_either() {
-    let kinds = [
-        FaultKind::Http500After,
-        FaultKind::Http500Before,
-        FaultKind::CutAfter,
-        FaultKind::CutBefore,
-        FaultKind::NotJsonAfter,
-        FaultKind::HangAfter,
-    ];
-    survive(&kinds).await;
+    survive(&LOST_ANSWERS).await;
 }
 
 async fn survive(faults: &[FaultKind]) {
     let rig = Arc::new(Rig::new().await);
-    let rules = faults.iter().enumerate().map(|(seed, kind)| Rule {
-        probability: Some(0.02),
-        seed: Some(seed as u64),
-        hang_ms: (*kind == FaultKind::HangAfter).then_some(700),
-        ..Rule::new(*kind)
-    });
-    rig.sandbox.add_faults(rules.collect()).unwrap();
-    let slow = sandbox::Settings { latency_ms: 5, jitter_ms: 10, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
+    rig.weather(faults);
     // A few more form ids than messages: none may be spent for nothing.
     for user in 0..USERS {
         rig.submit(&format!("oUser{user}"), MESSAGES / USERS + 2).await;

@@ -26,6 +26,16 @@ use tonic_types::StatusExt as _;
 pub const APP: &str = "wx0123456789abcdef";
 pub const SECRET: &str = "the-secret-of-the-app";
 
+/// What may become of an answer: the call was processed or not, and nobody knows.
+pub const LOST_ANSWERS: [FaultKind; 6] = [
+    FaultKind::Http500After,
+    FaultKind::Http500Before,
+    FaultKind::CutAfter,
+    FaultKind::CutBefore,
+    FaultKind::NotJsonAfter,
+    FaultKind::HangAfter,
+];
+
 /// A Redis and a sandbox, and the settings for dispatchers on them.
 pub struct Rig {
     pub redis: Redis,
@@ -167,6 +177,19 @@ impl Rig {
         for _ in 0..count {
             self.collect(openid, &format!("{:032x}", rand::random::<u128>()), Kind::FormId, 1, now() - 60).await;
         }
+    }
+
+    /// WeChat takes its time, and goes wrong with one call in fifty in each of these ways.
+    pub fn weather(&self, faults: &[FaultKind]) {
+        let rules = faults.iter().enumerate().map(|(seed, kind)| Rule {
+            probability: Some(0.02),
+            seed: Some(seed as u64),
+            hang_ms: (*kind == FaultKind::HangAfter).then_some(700),
+            ..Rule::new(*kind)
+        });
+        self.sandbox.add_faults(rules.collect()).unwrap();
+        let slow = sandbox::Settings { latency_ms: 5, jitter_ms: 10, ..self.sandbox.settings() };
+        self.sandbox.set_settings(slow).unwrap();
     }
 
     /// The next calls of `kind` misbehave.

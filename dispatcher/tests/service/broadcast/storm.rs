@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{look, tally, to_all};
-use crate::rig::{APP, Rig, any_port, connect, serving};
-use sandbox::{FaultKind, Rule};
+use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{BroadcastInfo, BroadcastState};
 use testing::{Process, Redis, eventually};
@@ -15,16 +14,6 @@ use tonic::transport::Channel;
 
 /// Enough that there is another bucket to go on with while one waits for the leases of a dead dispatcher to run out.
 const BUCKETS: u16 = 64;
-
-/// What goes wrong with one call in fifty of each kind.
-const FAULTS: [FaultKind; 6] = [
-    FaultKind::Http500After,
-    FaultKind::Http500Before,
-    FaultKind::CutAfter,
-    FaultKind::CutBefore,
-    FaultKind::NotJsonAfter,
-    FaultKind::HangAfter,
-];
 
 /// Three dispatchers, each a process on a port of its own.
 struct Fleet {
@@ -60,18 +49,6 @@ async fn look_through(clients: &mut [DispatcherServiceClient<Channel>], id: &str
         }
     }
     None
-}
-
-async fn weather(rig: &Rig) {
-    let rules = FAULTS.iter().enumerate().map(|(seed, kind)| Rule {
-        probability: Some(0.02),
-        seed: Some(seed as u64),
-        hang_ms: (*kind == FaultKind::HangAfter).then_some(700),
-        ..Rule::new(*kind)
-    });
-    rig.sandbox.add_faults(rules.collect()).unwrap();
-    let slow = sandbox::Settings { latency_ms: 5, jitter_ms: 10, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
 }
 
 /// Waits for the end of a broadcast, doing something again and again meanwhile.
@@ -118,7 +95,7 @@ async fn killed_dispatchers_and_lost_answers_cost_nobody_a_message_and_give_nobo
     const USERS: usize = 20_000;
     let rig = Rig::with_buckets(Redis::start(), BUCKETS).await;
     rig.submit_crowd(0..USERS).await;
-    weather(&rig).await;
+    rig.weather(&LOST_ANSWERS);
     let mut fleet = Fleet::start(&rig).await;
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
     let (done, kills) = until_done(&mut fleet, &started.broadcast_id, Duration::from_secs(1), async |fleet, number| {
@@ -134,7 +111,7 @@ async fn a_redis_that_restarts_costs_nobody_a_message_and_gives_nobody_two() {
     const USERS: usize = 5000;
     let mut rig = Rig::with_buckets(Redis::durable(), BUCKETS).await;
     rig.submit_crowd(0..USERS).await;
-    weather(&rig).await;
+    rig.weather(&LOST_ANSWERS);
     let mut fleet = Fleet::start(&rig).await;
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
     for part in [0.2, 0.5] {
@@ -158,7 +135,7 @@ async fn form_ids_that_arrive_meanwhile_cause_no_second_message_and_are_kept() {
     const USERS: usize = 4000;
     let rig = Arc::new(Rig::with_buckets(Redis::start(), BUCKETS).await);
     rig.submit_crowd(0..USERS).await;
-    weather(&rig).await;
+    rig.weather(&LOST_ANSWERS);
     let mut fleet = Fleet::start(&rig).await;
     let over = Arc::new(AtomicBool::new(false));
     let collecting = tokio::spawn({
