@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use shared::credential::{AppId, Kind};
+use shared::credential::AppId;
 use shared::store::gates::{Source, Stop};
 use shared::store::leases::Kinds;
 use shared::store::{self, Store};
@@ -34,22 +34,33 @@ impl Gates {
         Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0) }
     }
 
-    /// The kinds of credential that may be used now, or the stop that leaves none.
-    pub fn open(&self) -> Result<Kinds, Stop> {
+    /// Those of `wanted` that may be used now, or the stop that leaves none.
+    pub fn open(&self, wanted: Kinds) -> Result<Kinds, Stop> {
+        let (open, stop) = self.sorted(wanted);
+        match stop {
+            Some(stop) if open.is_empty() => Err(stop),
+            _ => Ok(open),
+        }
+    }
+
+    /// Fails with the stop where any of `wanted` may not be used now.
+    pub fn all_open(&self, wanted: Kinds) -> Result<(), Stop> {
+        self.sorted(wanted).1.map_or(Ok(()), Err)
+    }
+
+    /// Those of `wanted` that may be used now, and a stop that bars one of the others.
+    fn sorted(&self, wanted: Kinds) -> (Kinds, Option<Stop>) {
         let stops = self.stops.read().unwrap_or_else(PoisonError::into_inner);
         if stops.is_empty() {
-            return Ok(Kind::ALL.into_iter().collect());
+            return (wanted, None);
         }
         let now = self.clock.now_ms();
         let stopped = |source| stops.get(&source).filter(|stop| stop.until_ms > now);
         if let Some(stop) = stopped(Source::App) {
-            return Err(stop.clone());
+            return (Kinds::NONE, Some(stop.clone()));
         }
-        let open: Kinds = Kind::ALL.into_iter().filter(|kind| stopped(Source::Kind(*kind)).is_none()).collect();
-        match Kind::ALL.into_iter().find_map(|kind| stopped(Source::Kind(kind))) {
-            Some(stop) if open.is_empty() => Err(stop.clone()),
-            _ => Ok(open),
-        }
+        let (barred, open): (Vec<_>, Vec<_>) = wanted.iter().partition(|kind| stopped(Source::Kind(*kind)).is_some());
+        (open.into_iter().collect(), barred.first().and_then(|kind| stopped(Source::Kind(*kind))).cloned())
     }
 
     /// Stops sources of the app, here at once and elsewhere within [`REFRESH`].

@@ -86,13 +86,9 @@ impl Running {
     /// Permits up to `wanted` messages; waits for the pace, and pauses the broadcast when something else holds it. None
     /// means that nothing may be sent for now.
     pub async fn permit(&self, wanted: usize) -> Result<usize, store::Error> {
-        match self.ground.sender.ready().await {
-            Ok(kinds) if self.choice.kinds.among(kinds) == self.choice.kinds => {}
-            Ok(_) => {
-                // A source is barred: whoever has only that would count as without a credential.
-                self.pause(Pause { reason: reason::APP_STOPPED.into(), ..Pause::default() }).await;
-                return Ok(0);
-            }
+        // All: whoever has only what is barred would count as without a credential.
+        match self.ground.sender.ready_with_all(self.choice.kinds).await {
+            Ok(()) => {}
             Err(SendError::Stopped { verdict, .. }) => {
                 self.pause(stopped(&verdict, self.ground.clock.next_day_ms())).await;
                 return Ok(0);

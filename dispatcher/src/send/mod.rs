@@ -7,7 +7,8 @@ mod settle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::credential::OpenId;
+use shared::credential::{Kind, OpenId};
+use shared::store::gates::Stop;
 use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
 use shared::store::{self, Store};
 
@@ -108,7 +109,7 @@ impl Sender {
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
     pub async fn send(&self, order: &Order) -> Result<Sent, SendError> {
-        let kinds = match self.ready().await {
+        let kinds = match self.ready(Kind::ALL.into_iter().collect()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
@@ -135,14 +136,25 @@ impl Sender {
         }
     }
 
-    /// What may be used now. Where nothing may, or there is no token, it is no use to take a credential out of stock.
-    pub(crate) async fn ready(&self) -> Result<Kinds, SendError> {
-        let kinds = self.gates.open().map_err(|stop| SendError::Stopped {
+    /// What of `wanted` may be used now. Where nothing may, or there is no token, it is no use to take a credential out of
+    /// stock.
+    pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
+        let open = self.gates.open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.tokens.get().await.map_err(SendError::Token)?;
+        Ok(open)
+    }
+
+    /// Fails where any of `wanted` may not be used now, or there is no token.
+    pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
+        self.gates.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.tokens.get().await.map(drop).map_err(SendError::Token)
+    }
+
+    fn stopped_by(&self, stop: Stop) -> SendError {
+        SendError::Stopped {
             verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, key: None },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
-        })?;
-        self.tokens.get().await.map_err(SendError::Token)?;
-        Ok(kinds)
+        }
     }
 
     /// The answer while nothing can be sent: what is known of the request, or what is in the way.

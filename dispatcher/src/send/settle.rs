@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use shared::credential::Kind;
 use shared::store::leases::{Kinds, Lease, LeaseId, Settled, Verdict as Fate};
 use tracing::{error, warn};
 
@@ -41,7 +42,7 @@ impl Sender {
             Conclusion::NotSpent(error) => (Fate::Return, None, Err(error), false),
             Conclusion::SourceStopped(error) => (Fate::Return, None, Err(error), true),
         };
-        let next = match self.gates.open() {
+        let next = match self.gates.open(Kind::ALL.into_iter().collect()) {
             Ok(kinds) if go_on => Some((LeaseId::random(), kinds)),
             _ => None,
         };

@@ -64,10 +64,9 @@ impl Kinds {
         self.0
     }
 
-    /// Those that are also among `others`.
-    #[must_use]
-    pub fn among(self, others: Self) -> Self {
-        Self(self.0 & others.0)
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(move |kind| self.0 & (1 << *kind as u8) != 0)
     }
 
     /// Whether there are none.
