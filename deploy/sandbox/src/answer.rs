@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::clock;
 
-/// Codes this sandbox decides by itself. Fault rules and the `answer` setting may send any other.
+/// Codes this sandbox decides by itself. Fault rules and the `answer` settings may send any other.
 pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
     pub(crate) const TOKEN_UNKNOWN: i32 = 40001;
@@ -26,6 +26,8 @@ pub(crate) mod code {
     pub(crate) const TOKEN_EXPIRED: i32 = 42001;
     pub(crate) const GET_REQUIRED: i32 = 43001;
     pub(crate) const POST_REQUIRED: i32 = 43002;
+    pub(crate) const NO_GRANT: i32 = 43101;
+    pub(crate) const USER_BUSY: i32 = 43108;
     pub(crate) const QUOTA_REACHED: i32 = 45009;
     pub(crate) const TOO_FAST: i32 = 45011;
     pub(crate) const BODY_WRONG: i32 = 47001;
@@ -60,7 +62,8 @@ const TEXTS: &[(i32, &str)] = &[
     (code::TOKEN_EXPIRED, "access_token expired"),
     (code::GET_REQUIRED, "require GET method"),
     (code::POST_REQUIRED, "require POST method"),
-    (43101, "user refuse to accept the msg"),
+    (code::NO_GRANT, "user refuse to accept the msg"),
+    (code::USER_BUSY, "concurrent request for the same openid"),
     (code::QUOTA_REACHED, "reach max api daily quota limit"),
     (code::TOO_FAST, "api minute-quota reach limit, must slower, retry next minute"),
     (45103, "this api has been retired"),
@@ -104,11 +107,11 @@ impl No {
     }
 }
 
-/// What a send answers: WeChat's ok, or its no.
-pub(crate) fn sent(outcome: &Result<(), No>) -> Response {
-    match outcome {
-        Ok(()) => bytes(&br#"{"errcode":0,"errmsg":"ok"}"#[..]),
-        Err(no) => refusal(no),
+/// What a send that was accepted answers. Only subscription messages have an id.
+pub(crate) fn sent(msgid: Option<u64>) -> Response {
+    match msgid {
+        None => bytes(&br#"{"errcode":0,"errmsg":"ok"}"#[..]),
+        Some(msgid) => bytes(format!(r#"{{"errcode":0,"errmsg":"ok","msgid":{msgid}}}"#)),
     }
 }
 

@@ -3,24 +3,69 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::answer::{No, code};
-use crate::book::Book;
-use crate::clock::{SECOND, quota_day};
-use crate::message::{Draft, Fingerprints};
-use crate::rights::Rights;
+use crate::api::Api;
+use crate::book::{Book, Sent};
+use crate::events::{Event, News};
+use crate::grants::Grants;
+use crate::kept::Kept;
+use crate::message::{Draft, Fingerprints, More};
+use crate::msgids::MsgIds;
+use crate::pace::Pace;
+use crate::rights::{Kind, Rights};
+use crate::turns::{Turn, Turns};
+use crate::users::Users;
 use crate::{Books, Settings};
 
 pub(crate) struct App {
     pub(crate) id: String,
     secret: Mutex<String>,
     ledger: Mutex<Ledger>,
+    pub(crate) turns: Turns,
+    events: Mutex<Kept<Event>>,
 }
 
-/// Rights and book share one lock, so that no reader ever sees an id spent without its delivery, or the reverse.
+/// Rights and book share one lock, so that no reader ever sees a right spent without its delivery, or the reverse.
 /// It is held for microseconds and never across an await.
 pub(crate) struct Ledger {
+    pub(crate) users: Users,
     pub(crate) rights: Rights,
+    pub(crate) grants: Grants,
     pub(crate) book: Book,
-    pub(crate) pace: Pace,
+    paces: [Pace; Api::ALL.len()],
+}
+
+impl Ledger {
+    /// How much the app has called this endpoint.
+    pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
+        &mut self.paces[api as usize]
+    }
+}
+
+/// A send as far as it was read, on its way to be decided.
+pub(crate) struct Sending {
+    pub(crate) api: Api,
+    pub(crate) draft: Result<Draft, No>,
+    pub(crate) turn: Turn,
+}
+
+/// What a send is decided by, besides the app's own ledger.
+pub(crate) struct Means<'a> {
+    pub(crate) prints: &'a Fingerprints,
+    pub(crate) msgids: &'a MsgIds,
+    pub(crate) now_ms: u64,
+    pub(crate) settings: &'a Settings,
+}
+
+/// A send that was accepted.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    Template,
+    /// With the event that is to follow, and the user it is about.
+    Subscribe {
+        msgid: u64,
+        openid: String,
+        news: News,
+    },
 }
 
 /// A poisoned lock only means that another call panicked; the sums it guards are still the best there are.
@@ -30,8 +75,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl App {
     pub(crate) fn new(id: &str, secret: &str) -> Self {
-        let ledger = Ledger { rights: Rights::default(), book: Book::new(Some(id.to_owned())), pace: Pace::default() };
-        Self { id: id.to_owned(), secret: Mutex::new(secret.to_owned()), ledger: Mutex::new(ledger) }
+        let ledger = Ledger {
+            users: Users::default(),
+            rights: Rights::default(),
+            grants: Grants::default(),
+            book: Book::new(Some(id.to_owned())),
+            paces: Default::default(),
+        };
+        Self {
+            id: id.to_owned(),
+            secret: Mutex::new(secret.to_owned()),
+            ledger: Mutex::new(ledger),
+            turns: Turns::default(),
+            events: Mutex::new(Kept::new()),
+        }
     }
 
     pub(crate) fn has_secret(&self, secret: &str) -> bool {
@@ -46,121 +103,73 @@ impl App {
         lock(&self.ledger)
     }
 
+    /// What WeChat told, or would have told with a callback set. Has a lock of its own: events are written after what
+    /// they tell of.
+    pub(crate) fn events(&self) -> MutexGuard<'_, Kept<Event>> {
+        lock(&self.events)
+    }
+
     pub(crate) fn sums(&self) -> Books {
         let ledger = self.ledger();
-        Books { ids: ledger.rights.ids, uses: ledger.rights.uses, ..ledger.book.sums() }
+        let (ids, uses, grants) = (ledger.rights.ids, ledger.rights.uses, ledger.grants.counts);
+        Books { ids, uses, grants, ..ledger.book.sums() }
     }
 
     /// A send with a good token, decided and booked. The checks run in WeChat's order.
-    pub(crate) fn send(
-        &self,
-        draft: Result<Draft, No>,
-        prints: &Fingerprints,
-        now_ms: u64,
-        settings: &Settings,
-    ) -> Result<(), No> {
-        let outcome = self.decide(draft, prints, now_ms, settings);
+    pub(crate) fn send(&self, sending: Sending, means: &Means<'_>) -> Result<Accepted, No> {
+        let api = sending.api;
+        let outcome = self.decide(sending, means);
         if let Err(no) = &outcome {
-            self.ledger().book.answered(no.code);
+            self.ledger().book.answered(api, no.code);
         }
         outcome
     }
 
-    fn decide(
-        &self,
-        draft: Result<Draft, No>,
-        prints: &Fingerprints,
-        now_ms: u64,
-        settings: &Settings,
-    ) -> Result<(), No> {
+    fn decide(&self, sending: Sending, means: &Means<'_>) -> Result<Accepted, No> {
+        let Means { prints, msgids, now_ms, settings } = *means;
+        // Held to the end: the user's next turn begins when this send is booked.
+        let Sending { api, draft, turn } = sending;
+        let limits = settings.limits(api);
         let draft = {
             let mut ledger = self.ledger();
-            if settings.answer != code::OK {
-                return Err(No::code(settings.answer));
+            if limits.answer != code::OK {
+                return Err(No::code(limits.answer));
             }
-            ledger.pace.step(now_ms, settings)?;
+            ledger.pace(api).step(now_ms, &limits)?;
             let draft = draft?;
-            if !draft.touser.as_deref().is_some_and(|openid| ledger.rights.knows(openid)) {
+            if !draft.touser.as_deref().is_some_and(|openid| ledger.users.know(openid)) {
                 return Err(No::code(code::OPENID_UNKNOWN));
             }
             draft
         };
+        if matches!(turn, Turn::Taken) {
+            return Err(No::code(code::USER_BUSY));
+        }
         // Outside the lock: this is most of the work. A user once known stays known.
         let message = draft.check(settings)?;
         let fingerprint = prints.of(&message);
 
         let mut ledger = self.ledger();
-        let kind = ledger.rights.spend(&message.form_id, &message.openid, now_ms, settings)?;
-        ledger.book.deliver(&self.id, message, fingerprint, kind, now_ms, settings);
-        Ok(())
-    }
-}
-
-/// How much an app has called in this second and on this day. Calls that are refused here count for neither.
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
-    second: u64,
-    in_second: u64,
-    day: u64,
-    in_day: u64,
-}
-
-impl Pace {
-    fn step(&mut self, now_ms: u64, settings: &Settings) -> Result<(), No> {
-        let (second, day) = (now_ms / SECOND, quota_day(now_ms));
-        if second != self.second {
-            (self.second, self.in_second) = (second, 0);
+        if let More::Template { form_id, .. } = &message.more {
+            let kind = ledger.rights.spend(form_id, &message.openid, now_ms, settings)?;
+            let sent = Sent { message, fingerprint, kind, msgid: None };
+            ledger.book.deliver(&self.id, sent, now_ms, settings);
+            return Ok(Accepted::Template);
         }
-        if day != self.day {
-            (self.day, self.in_day) = (day, 0);
+        ledger.grants.spend(&message.openid, &message.template_id)?;
+        let msgid = msgids.next();
+        let (openid, template_id) = (message.openid.clone(), message.template_id.clone());
+        let failure = settings.sent_failure(&self.id, &openid, &template_id);
+        match failure {
+            Some(_) => ledger.book.undelivered(),
+            None => {
+                let sent = Sent { message, fingerprint, kind: Kind::Grant, msgid: Some(msgid) };
+                ledger.book.deliver(&self.id, sent, now_ms, settings);
+            }
         }
-        if settings.daily_quota > 0 && self.in_day >= settings.daily_quota {
-            return Err(No::code(code::QUOTA_REACHED));
-        }
-        if settings.per_second > 0 && self.in_second >= settings.per_second {
-            return Err(No::code(code::TOO_FAST));
-        }
-        self.in_second += 1;
-        self.in_day += 1;
-        Ok(())
-    }
-
-    /// Calls so far on the day of this moment, as [`Settings::daily_quota`] counts them.
-    pub(crate) fn used(&self, now_ms: u64) -> u64 {
-        if quota_day(now_ms) == self.day { self.in_day } else { 0 }
-    }
-
-    pub(crate) fn reset_day(&mut self) {
-        self.in_day = 0;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIXTEEN_UTC: u64 = 1_767_283_200 * SECOND;
-
-    fn code_of(outcome: Result<(), No>) -> i32 {
-        outcome.map_or_else(|no| no.code, |()| code::OK)
-    }
-
-    #[test]
-    fn a_quota_lasts_until_midnight_in_china() {
-        let settings = Settings { daily_quota: 2, ..Settings::default() };
-        let mut pace = Pace::default();
-        let codes: Vec<i32> = (0..3).map(|_| code_of(pace.step(SIXTEEN_UTC - 1, &settings))).collect();
-        assert_eq!(codes, [code::OK, code::OK, code::QUOTA_REACHED]);
-        assert_eq!((pace.used(SIXTEEN_UTC - 1), pace.used(SIXTEEN_UTC)), (2, 0));
-        assert_eq!(code_of(pace.step(SIXTEEN_UTC, &settings)), code::OK);
-        assert_eq!(pace.used(SIXTEEN_UTC), 1);
-    }
-
-    #[test]
-    fn a_rate_counts_within_one_second_and_what_it_refuses_costs_no_quota() {
-        let settings = Settings { per_second: 1, daily_quota: 2, ..Settings::default() };
-        let mut pace = Pace::default();
-        let codes: Vec<i32> = [0, 1, 999, 1000, 2000].map(|ms| code_of(pace.step(SIXTEEN_UTC + ms, &settings))).into();
-        assert_eq!(codes, [code::OK, code::TOO_FAST, code::TOO_FAST, code::OK, code::QUOTA_REACHED]);
+        let (error_code, error_status) =
+            failure.map_or((code::OK, "success"), |failure| (failure.error_code, &failure.error_status));
+        let news = News::Sent { template_id, msgid, error_code, error_status: error_status.to_owned() };
+        Ok(Accepted::Subscribe { msgid, openid, news })
     }
 }

@@ -5,7 +5,11 @@
 //! | `POST apps` | `{app_id, secret}` | `{}` |
 //! | `POST submissions` | `{app_id, submissions: [Submission]}` | `{ids: [..]}`, in order |
 //! | `POST block` | `{app_id, id}` | `{}` |
+//! | `POST grants` | `{app_id, grants: [Granting]}` | `{}` |
+//! | `POST rejections` | `{app_id, rejections: [Subscription]}` | `{}` |
+//! | `POST withdrawals` | `{app_id, withdrawals: [Subscription]}` | `{}` |
 //! | `GET deliveries` | `?app_id=&openid=&after=&limit=` | `{deliveries: [Delivery]}` |
+//! | `GET events` | `?app_id=&openid=&after=&limit=` | `{events: [Event]}` |
 //! | `GET books` | `?app_id=`, or nothing for all | [`Books`](crate::Books) |
 //! | `GET settings` | | [`Settings`](crate::Settings) |
 //! | `PUT settings` | the fields to change | all settings |
@@ -25,9 +29,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Reading, Refused, Rule, Sandbox, Submission, answer};
+use crate::{Granting, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer};
 
-/// Room for several 100,000 submissions in one call.
+/// Room for several 100,000 submissions or grants in one call.
 const LARGEST_BODY: usize = 128 * 1024 * 1024;
 
 type Outcome = Result<Response, Refused>;
@@ -37,7 +41,11 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/sandbox/apps", post(add_app))
         .route("/sandbox/submissions", post(submit))
         .route("/sandbox/block", post(block))
+        .route("/sandbox/grants", post(grant))
+        .route("/sandbox/rejections", post(reject))
+        .route("/sandbox/withdrawals", post(withdraw))
         .route("/sandbox/deliveries", get(deliveries))
+        .route("/sandbox/events", get(events))
         .route("/sandbox/books", get(books))
         .route("/sandbox/settings", get(settings).put(change_settings))
         .route("/sandbox/faults", get(faults).post(add_faults).delete(clear_faults))
@@ -107,7 +115,47 @@ async fn block(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DeliveriesQuery {
+struct Grants {
+    app_id: String,
+    grants: Vec<Granting>,
+}
+
+async fn grant(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Grants { app_id, grants } = read(&body)?;
+    sandbox.grant(&app_id, grants)?;
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rejections {
+    app_id: String,
+    rejections: Vec<Subscription>,
+}
+
+async fn reject(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Rejections { app_id, rejections } = read(&body)?;
+    sandbox.reject(&app_id, rejections)?;
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Withdrawals {
+    app_id: String,
+    withdrawals: Vec<Subscription>,
+}
+
+async fn withdraw(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Withdrawals { app_id, withdrawals } = read(&body)?;
+    sandbox.withdraw(&app_id, withdrawals)?;
+    done()
+}
+
+/// A [`Reading`] of an app's lists.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
     app_id: String,
     openid: Option<String>,
     #[serde(default)]
@@ -115,10 +163,21 @@ struct DeliveriesQuery {
     limit: Option<usize>,
 }
 
-async fn deliveries(State(sandbox): State<Sandbox>, query: Result<Query<DeliveriesQuery>, QueryRejection>) -> Outcome {
-    let DeliveriesQuery { app_id, openid, after, limit } = asked(query)?;
-    let deliveries = sandbox.deliveries(&app_id, &Reading { openid, after, limit })?;
-    Ok(answer::json(&json!({ "deliveries": deliveries })))
+impl ListQuery {
+    fn split(self) -> (String, Reading) {
+        let Self { app_id, openid, after, limit } = self;
+        (app_id, Reading { openid, after, limit })
+    }
+}
+
+async fn deliveries(State(sandbox): State<Sandbox>, query: Result<Query<ListQuery>, QueryRejection>) -> Outcome {
+    let (app_id, reading) = asked(query)?.split();
+    Ok(answer::json(&json!({ "deliveries": sandbox.deliveries(&app_id, &reading)? })))
+}
+
+async fn events(State(sandbox): State<Sandbox>, query: Result<Query<ListQuery>, QueryRejection>) -> Outcome {
+    let (app_id, reading) = asked(query)?.split();
+    Ok(answer::json(&json!({ "events": sandbox.events(&app_id, &reading)? })))
 }
 
 #[derive(Deserialize)]

@@ -8,7 +8,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A strict local WeChat: tokens, template messages, faults on demand, and books of what was delivered.
+/// A strict local WeChat: tokens, template and subscription messages, events to a callback, faults on demand, and books
+/// of what was delivered.
+///
+/// All else is told to it while it runs, over HTTP below /sandbox/: what users submit, accept and reject, where events
+/// are posted (callback_url among the settings), and how to misbehave. Its README.md lists the calls.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {

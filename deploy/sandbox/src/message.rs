@@ -6,37 +6,67 @@ use std::hash::{BuildHasher, RandomState};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Settings;
 use crate::answer::{No, code};
+use crate::api::Api;
+use crate::{Settings, keywords};
 
 const LONGEST_PAGE: usize = 1024;
 
-/// One keyword of a template message.
+/// The versions of a mini program that a subscription message can open.
+const STATES: &[&str] = &["developer", "trial", "formal"];
+
+/// The languages that the text around a subscription message comes in.
+const LANGUAGES: &[&str] = &["zh_CN", "en_US", "zh_HK", "zh_TW"];
+
+/// One keyword of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Keyword {
     /// The text.
     pub value: String,
-    /// A colour, which WeChat accepts and ignores.
+    /// A colour, which `template/send` accepts and ignores, and `subscribe/send` refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<String>,
 }
 
-/// The body as it came: the right names and types, nothing more is known.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Draft {
-    #[serde(default)]
-    pub(crate) touser: Option<String>,
-    #[serde(default)]
-    pub(crate) template_id: Option<String>,
-    #[serde(default)]
+/// The body of `template/send`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TemplateBody {
+    touser: Option<String>,
+    template_id: Option<String>,
     form_id: Option<String>,
-    #[serde(default)]
     page: Option<String>,
-    #[serde(default)]
     data: Option<Value>,
-    #[serde(default)]
     emphasis_keyword: Option<String>,
+}
+
+/// The body of `subscribe/send`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SubscribeBody {
+    touser: Option<String>,
+    template_id: Option<String>,
+    page: Option<String>,
+    data: Option<Value>,
+    miniprogram_state: Option<String>,
+    lang: Option<String>,
+}
+
+/// The body as it came: the right names and types, nothing more is known.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) touser: Option<String>,
+    pub(crate) template_id: Option<String>,
+    page: Option<String>,
+    data: Option<Value>,
+    more: More,
+}
+
+/// What only one of the two endpoints takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum More {
+    Template { form_id: String, emphasis_keyword: Option<String> },
+    Subscribe { miniprogram_state: String, lang: String },
 }
 
 /// A message that lacks nothing but the right to be sent.
@@ -44,22 +74,87 @@ pub(crate) struct Draft {
 pub(crate) struct Message {
     pub(crate) openid: String,
     pub(crate) template_id: String,
-    pub(crate) form_id: String,
     pub(crate) page: Option<String>,
     pub(crate) data: BTreeMap<String, Keyword>,
-    pub(crate) emphasis_keyword: Option<String>,
+    pub(crate) more: More,
+}
+
+impl More {
+    pub(crate) fn api(&self) -> Api {
+        match self {
+            Self::Template { .. } => Api::Template,
+            Self::Subscribe { .. } => Api::Subscribe,
+        }
+    }
+
+    /// What each endpoint asks of the data beyond its form, and of its own fields.
+    fn check(&self, data: &BTreeMap<String, Keyword>) -> Result<(), No> {
+        match self {
+            Self::Template { emphasis_keyword: Some(keyword), .. } => {
+                let is_key = keyword.strip_suffix(".DATA").is_some_and(|key| data.contains_key(key));
+                if is_key { Ok(()) } else { Err(No::argument("emphasis_keyword")) }
+            }
+            Self::Template { emphasis_keyword: None, .. } => Ok(()),
+            Self::Subscribe { miniprogram_state, lang } => {
+                // No template has no keywords at all.
+                if data.is_empty() {
+                    return Err(No::argument("data is empty"));
+                }
+                for (key, keyword) in data {
+                    if keyword.color.is_some() {
+                        return Err(No::argument(format!("data.{key}.color")));
+                    }
+                    if let Some(wrong) = keywords::fault(key, &keyword.value) {
+                        return Err(No::argument(format!("data.{key}.value {wrong}")));
+                    }
+                }
+                if !STATES.contains(&miniprogram_state.as_str()) {
+                    return Err(No::argument("miniprogram_state"));
+                }
+                if !LANGUAGES.contains(&lang.as_str()) {
+                    return Err(No::argument("lang"));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl From<TemplateBody> for Draft {
+    fn from(body: TemplateBody) -> Self {
+        let TemplateBody { touser, template_id, form_id, page, data, emphasis_keyword } = body;
+        let emphasis_keyword = emphasis_keyword.filter(|keyword| !keyword.is_empty());
+        let more = More::Template { form_id: form_id.unwrap_or_default(), emphasis_keyword };
+        Self { touser, template_id, page, data, more }
+    }
+}
+
+impl From<SubscribeBody> for Draft {
+    fn from(body: SubscribeBody) -> Self {
+        let SubscribeBody { touser, template_id, page, data, miniprogram_state, lang } = body;
+        let more = More::Subscribe {
+            miniprogram_state: miniprogram_state.unwrap_or_else(|| "formal".to_owned()),
+            lang: lang.unwrap_or_else(|| "zh_CN".to_owned()),
+        };
+        Self { touser, template_id, page, data, more }
+    }
 }
 
 impl Draft {
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, No> {
+    pub(crate) fn parse(api: Api, body: &[u8]) -> Result<Self, No> {
         // An array of the right strings would read as a draft, too.
         if !body.trim_ascii_start().starts_with(b"{") {
             return Err(No::code(code::BODY_WRONG));
         }
-        serde_json::from_slice(body).map_err(|_| No::code(code::BODY_WRONG))
+        let draft = match api {
+            Api::Template => serde_json::from_slice::<TemplateBody>(body).map(Self::from),
+            Api::Subscribe => serde_json::from_slice::<SubscribeBody>(body).map(Self::from),
+        };
+        draft.map_err(|_| No::code(code::BODY_WRONG))
     }
 
-    /// The checks of template, page and data, in this order. The user's comes before, the form id's after.
+    /// The checks of template, page, data and what is the endpoint's own, in this order. The user's comes before, that
+    /// of the right to send after.
     pub(crate) fn check(self, settings: &Settings) -> Result<Message, No> {
         let template_id = self.template_id.unwrap_or_default();
         if !settings.knows_template(&template_id) {
@@ -69,21 +164,9 @@ impl Draft {
         if page.as_deref().is_some_and(|page| !is_page(page)) {
             return Err(No::code(code::PAGE_WRONG));
         }
-        let data = self.data.map_or_else(|| Ok(BTreeMap::new()), keywords)?;
-        let emphasis_keyword = self.emphasis_keyword.filter(|keyword| !keyword.is_empty());
-        if let Some(keyword) = &emphasis_keyword
-            && !keyword.strip_suffix(".DATA").is_some_and(|key| data.contains_key(key))
-        {
-            return Err(No::argument("emphasis_keyword"));
-        }
-        Ok(Message {
-            openid: self.touser.unwrap_or_default(),
-            template_id,
-            form_id: self.form_id.unwrap_or_default(),
-            page,
-            data,
-            emphasis_keyword,
-        })
+        let data = self.data.map_or_else(|| Ok(BTreeMap::new()), read_data)?;
+        self.more.check(&data)?;
+        Ok(Message { openid: self.touser.unwrap_or_default(), template_id, page, data, more: self.more })
     }
 }
 
@@ -97,7 +180,7 @@ fn is_page(page: &str) -> bool {
         && !page.contains(|c: char| c.is_control() || c == ' ')
 }
 
-fn keywords(data: Value) -> Result<BTreeMap<String, Keyword>, No> {
+fn read_data(data: Value) -> Result<BTreeMap<String, Keyword>, No> {
     let Value::Object(data) = data else {
         return Err(No::argument("data"));
     };
@@ -138,7 +221,13 @@ mod tests {
     use super::*;
 
     fn check(body: &str) -> Result<Message, No> {
-        Draft::parse(body.as_bytes())?.check(&Settings::default())
+        Draft::parse(Api::Template, body.as_bytes())?.check(&Settings::default())
+    }
+
+    /// A subscription message for the user u, with some fields more.
+    fn subscribe(fields: &str) -> Result<Message, No> {
+        let body = format!(r#"{{"touser":"u","template_id":"t",{fields}}}"#);
+        Draft::parse(Api::Subscribe, body.as_bytes())?.check(&Settings::default())
     }
 
     #[test]
@@ -155,9 +244,58 @@ mod tests {
             r#"{"touser":"u"} and more"#,
             "{\"touser\":\"\u{0}\"",
         ] {
-            assert_eq!(Draft::parse(body.as_bytes()).unwrap_err(), No::code(code::BODY_WRONG), "{body}");
+            for api in Api::ALL {
+                assert_eq!(Draft::parse(api, body.as_bytes()).unwrap_err(), No::code(code::BODY_WRONG), "{body}");
+            }
         }
-        assert_eq!(Draft::parse(b"{\"touser\":\"\xff\"}").unwrap_err(), No::code(code::BODY_WRONG));
+        let not_utf8 = b"{\"touser\":\"\xff\"}";
+        assert_eq!(Draft::parse(Api::Template, not_utf8).unwrap_err(), No::code(code::BODY_WRONG));
+    }
+
+    #[test]
+    fn each_endpoint_refuses_the_fields_of_the_other() {
+        for (api, body) in [
+            (Api::Template, r#"{"touser":"u","lang":"zh_CN"}"#),
+            (Api::Template, r#"{"touser":"u","miniprogram_state":"formal"}"#),
+            (Api::Subscribe, r#"{"touser":"u","form_id":"f"}"#),
+            (Api::Subscribe, r#"{"touser":"u","emphasis_keyword":"thing1.DATA"}"#),
+        ] {
+            assert_eq!(Draft::parse(api, body.as_bytes()).unwrap_err(), No::code(code::BODY_WRONG), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_message_is_formal_and_chinese_unless_it_says_otherwise() {
+        let more = |fields: &str| subscribe(&format!(r#""data":{{"thing1":{{"value":"x"}}}}{fields}"#)).map(|m| m.more);
+        let expected = |state: &str, lang: &str| More::Subscribe { miniprogram_state: state.into(), lang: lang.into() };
+        assert_eq!(more(""), Ok(expected("formal", "zh_CN")));
+        assert_eq!(more(r#","miniprogram_state":null,"lang":null"#), Ok(expected("formal", "zh_CN")));
+        assert_eq!(more(r#","miniprogram_state":"trial","lang":"en_US""#), Ok(expected("trial", "en_US")));
+        for wrong in ["", "release", "Formal"] {
+            let field = format!(r#","miniprogram_state":"{wrong}""#);
+            assert_eq!(more(&field), Err(No::argument("miniprogram_state")), "{wrong}");
+        }
+        for wrong in ["", "zh", "zh-CN"] {
+            assert_eq!(more(&format!(r#","lang":"{wrong}""#)), Err(No::argument("lang")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_message_names_the_first_wrong_keyword() {
+        for (data, path) in [
+            ("null", "data is empty"),
+            ("{}", "data is empty"),
+            (r#""text""#, "data"),
+            (
+                r#"{"thing1":{"value":"x"},"number2":{"value":"y"},"number3":{"value":"z"}}"#,
+                "data.number2.value invalid",
+            ),
+            (r#"{"thing1":{"value":""}}"#, "data.thing1.value is empty"),
+            (r#"{"thing1":{"value":7}}"#, "data.thing1.value"),
+            (r##"{"thing1":{"value":"x","color":"#173177"}}"##, "data.thing1.color"),
+        ] {
+            assert_eq!(subscribe(&format!(r#""data":{data}"#)).unwrap_err(), No::argument(path), "{data}");
+        }
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{No, code};
+use crate::books::Counts;
 use crate::clock::SECOND;
+use crate::users::Users;
 use crate::{Refused, Settings};
 
-/// Where a right to send came from. A grant for `subscribe/send` would be a third kind, bound to its template.
+/// Where a right to send came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -17,6 +19,8 @@ pub enum Kind {
     Form,
     /// A payment: [`Settings::prepay_uses`] messages.
     Prepay,
+    /// An accepted subscription ([`crate::Granting`]): messages of one template. It has no id, so nobody submits it.
+    Grant,
 }
 
 /// What a user did in the mini program, and the id it left behind.
@@ -58,39 +62,9 @@ struct Right {
     blocked: bool,
 }
 
-/// Plain sums. `issued = spent + left`, whether or not what is left has expired or is blocked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// All that were ever issued.
-    pub issued: u64,
-    /// Those that brought their message (of ids: all of their messages).
-    pub spent: u64,
-    /// The rest.
-    pub left: u64,
-}
-
-impl Counts {
-    fn issue(&mut self, n: u64) {
-        self.issued += n;
-        self.left += n;
-    }
-
-    fn spend(&mut self) {
-        self.spent += 1;
-        self.left -= 1;
-    }
-
-    pub(crate) fn add(&mut self, other: Self) {
-        self.issued += other.issued;
-        self.spent += other.spent;
-        self.left += other.left;
-    }
-}
-
-/// All rights of one app.
+/// All form ids and prepay ids of one app.
 #[derive(Default)]
 pub(crate) struct Rights {
-    users: HashSet<Arc<str>>,
     by_id: HashMap<String, Right>,
     pub(crate) ids: Counts,
     pub(crate) uses: Counts,
@@ -101,6 +75,7 @@ impl Rights {
     pub(crate) fn submit(
         &mut self,
         submissions: Vec<Submission>,
+        users: &mut Users,
         now_ms: u64,
         settings: &Settings,
     ) -> Result<Vec<String>, Refused> {
@@ -109,12 +84,15 @@ impl Rights {
             self.check(submission, now_ms, &mut given).map_err(|why| Refused::at("submissions", index, why))?;
         }
         self.by_id.reserve(submissions.len());
-        Ok(submissions.into_iter().map(|submission| self.issue(submission, now_ms, settings)).collect())
+        Ok(submissions.into_iter().map(|submission| self.issue(submission, users, now_ms, settings)).collect())
     }
 
     fn check<'a>(&self, new: &'a Submission, now_ms: u64, given: &mut HashSet<&'a str>) -> Result<(), &'static str> {
         if new.openid.is_empty() {
             return Err("openid is empty");
+        }
+        if new.kind == Kind::Grant {
+            return Err("a grant is no submission: users give it with POST /sandbox/grants");
         }
         if new.uses == Some(0) {
             return Err("uses must be at least 1");
@@ -130,17 +108,10 @@ impl Rights {
         }
     }
 
-    fn issue(&mut self, new: Submission, now_ms: u64, settings: &Settings) -> String {
-        let openid = match self.users.get(new.openid.as_str()) {
-            Some(known) => Arc::clone(known),
-            None => {
-                let openid: Arc<str> = new.openid.into();
-                self.users.insert(Arc::clone(&openid));
-                openid
-            }
-        };
+    fn issue(&mut self, new: Submission, users: &mut Users, now_ms: u64, settings: &Settings) -> String {
+        let openid = users.meet(&new.openid);
         let (prefix, uses) = match new.kind {
-            Kind::Form => ("", 1),
+            Kind::Form | Kind::Grant => ("", 1),
             Kind::Prepay => ("wx", settings.prepay_uses),
         };
         let id = new.id.unwrap_or_else(|| format!("{prefix}{:032x}", rand::random::<u128>()));
@@ -150,11 +121,6 @@ impl Rights {
         self.ids.issue(1);
         self.uses.issue(u64::from(uses_left));
         id
-    }
-
-    /// Whether this user ever submitted anything to the app.
-    pub(crate) fn knows(&self, openid: &str) -> bool {
-        self.users.contains(openid)
     }
 
     /// From now on, the id answers 41031. False if there is no such id.
@@ -196,7 +162,7 @@ mod tests {
 
     fn issued(submission: Submission) -> (Rights, String) {
         let mut rights = Rights::default();
-        let ids = rights.submit(vec![submission], NOW, &Settings::default()).unwrap();
+        let ids = rights.submit(vec![submission], &mut Users::default(), NOW, &Settings::default()).unwrap();
         (rights, ids[0].clone())
     }
 
@@ -256,10 +222,13 @@ mod tests {
             with_id("first"),
             Submission { uses: Some(0), ..Submission::form("u") },
             Submission { submitted_at: Some(NOW), ..Submission::form("u") },
+            Submission { kind: Kind::Grant, ..Submission::form("u") },
         ] {
-            let refused = rights.submit(vec![with_id("first"), wrong], NOW, &Settings::default()).unwrap_err();
+            let mut users = Users::default();
+            let submissions = vec![with_id("first"), wrong];
+            let refused = rights.submit(submissions, &mut users, NOW, &Settings::default()).unwrap_err();
             assert!(refused.to_string().contains("submissions[1]"), "{refused}");
-            assert_eq!((rights.ids.issued, rights.knows("u")), (0, false));
+            assert_eq!((rights.ids.issued, users.know("u")), (0, false));
         }
     }
 }

@@ -82,6 +82,8 @@ pub enum Endpoint {
     /// `template/send`.
     #[default]
     Send,
+    /// `subscribe/send`.
+    Subscribe,
     /// `token` and `stable_token`.
     Token,
     /// `openapi/quota/get`.
@@ -95,12 +97,19 @@ pub struct Match {
     /// The app of the token; at the token endpoints, the app asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
-    /// The user. Sends only.
+    /// The user. Of sends, at both endpoints, only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub openid: Option<String>,
-    /// The template. Sends only.
+    /// The template. Of sends, at both endpoints, only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
+}
+
+impl Match {
+    pub(crate) fn fits(&self, app_id: Option<&str>, openid: Option<&str>, template_id: Option<&str>) -> bool {
+        let fits = |wanted: &Option<String>, given: Option<&str>| wanted.is_none() || wanted.as_deref() == given;
+        fits(&self.app_id, app_id) && fits(&self.openid, openid) && fits(&self.template_id, template_id)
+    }
 }
 
 /// One rule. Of all rules, in the order they came, the first that fires decides about a call.
@@ -118,7 +127,7 @@ pub struct Rule {
     /// Fires this often, then never again. Absent: without end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// Sends, unless it says otherwise.
+    /// `template/send`, unless it says otherwise.
     #[serde(default)]
     pub endpoint: Endpoint,
     /// Which calls; all, unless it says otherwise.
@@ -139,7 +148,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that does this to every send, to be narrowed with `..Rule::new(kind)`.
+    /// A rule that does this to every `template/send`, to be narrowed with `..Rule::new(kind)`.
     pub fn new(kind: FaultKind) -> Self {
         Self {
             kind,
@@ -162,7 +171,8 @@ impl Rule {
         if self.name.as_deref() == Some("") {
             return Err("name is empty");
         }
-        if self.endpoint != Endpoint::Send && (self.matching.openid.is_some() || self.matching.template_id.is_some()) {
+        let sends = matches!(self.endpoint, Endpoint::Send | Endpoint::Subscribe);
+        if !sends && (self.matching.openid.is_some() || self.matching.template_id.is_some()) {
             return Err("only a send has an openid and a template_id to match");
         }
         match self.errcode {
@@ -185,10 +195,6 @@ impl Rule {
     }
 
     pub(crate) fn is_about(&self, call: &Facts<'_>) -> bool {
-        let fits = |wanted: &Option<String>, given: Option<&str>| wanted.is_none() || wanted.as_deref() == given;
-        self.endpoint == call.endpoint
-            && fits(&self.matching.app_id, call.app_id)
-            && fits(&self.matching.openid, call.openid)
-            && fits(&self.matching.template_id, call.template_id)
+        self.endpoint == call.endpoint && self.matching.fits(call.app_id, call.openid, call.template_id)
     }
 }

@@ -7,12 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use axum::Router;
 use serde_json::{Map, Value};
 
-use crate::app::{App, lock};
+use crate::api::Api;
+use crate::app::{App, Means, lock};
 use crate::book::Book;
+use crate::callback::Callback;
+use crate::events::News;
 use crate::faults::Faults;
+use crate::grants::popups;
 use crate::message::Fingerprints;
+use crate::msgids::MsgIds;
 use crate::tokens::Tokens;
-use crate::{Books, Delivery, Reading, Rule, Settings, Submission, clock, control, wechat};
+use crate::{
+    Books, Delivery, Event, Granting, Reading, Rule, Settings, Submission, Subscription, clock, control, wechat,
+};
 
 /// Why the sandbox does not do what it was asked to, in a sentence. WeChat's own refusals are something else: those are
 /// answers with an errcode.
@@ -54,6 +61,8 @@ struct Inner {
     tokens: Tokens,
     faults: Faults,
     prints: Fingerprints,
+    msgids: MsgIds,
+    callback: Callback,
     /// Calls that no app can be made out for: no token, a wrong one, an unknown app.
     nobody: Mutex<Book>,
 }
@@ -73,12 +82,14 @@ impl Sandbox {
             tokens: Tokens::default(),
             faults: Faults::default(),
             prints: Fingerprints::default(),
+            msgids: MsgIds::new(),
+            callback: Callback::new(),
             nobody: Mutex::new(Book::new(None)),
         }))
     }
 
-    /// WeChat's endpoints and the control API. Faults that cut connections need [`crate::serve`]; elsewhere they answer
-    /// HTTP 500.
+    /// WeChat's endpoints and the control API. Only [`crate::serve`] cuts connections and posts events: elsewhere faults
+    /// that cut answer HTTP 500, and events wait.
     pub fn router(&self) -> Router {
         wechat::routes().merge(control::routes()).with_state(self.clone())
     }
@@ -105,7 +116,84 @@ impl Sandbox {
     /// No such app, or a submission that makes no sense, by its index.
     pub fn submit(&self, app_id: &str, submissions: Vec<Submission>) -> Result<Vec<String>, Refused> {
         let (app, settings) = (self.known(app_id)?, self.current());
-        app.ledger().rights.submit(submissions, clock::now_ms(&settings), &settings)
+        let ledger = &mut *app.ledger();
+        ledger.rights.submit(submissions, &mut ledger.users, clock::now_ms(&settings), &settings)
+    }
+
+    /// Users accept in the mini program's pop-up: from now on, `subscribe/send` takes so many messages more. All or none
+    /// are taken. For each pop-up there is an event, which lists what its user accepted in it; a count of three takes
+    /// three pop-ups.
+    ///
+    /// # Errors
+    /// No such app, a grant that makes no sense, by its index, or more than a million accepts.
+    pub fn grant(&self, app_id: &str, grants: Vec<Granting>) -> Result<(), Refused> {
+        let app = self.known(app_id)?;
+        {
+            let ledger = &mut *app.ledger();
+            ledger.grants.accept(&grants, &mut ledger.users)?;
+        }
+        let answers = grants.iter().map(|one| (one.openid.as_str(), one.template_id.as_str(), one.count));
+        self.tell_all(&app, answers, |templates| News::Popup { templates, accepted: true });
+        Ok(())
+    }
+
+    /// Users reject in the pop-up: all they granted for these templates ends. All or none are taken. Each user's pop-up
+    /// has its event.
+    ///
+    /// # Errors
+    /// No such app, or a rejection that makes no sense, by its index.
+    pub fn reject(&self, app_id: &str, rejections: Vec<Subscription>) -> Result<(), Refused> {
+        self.end_grants(app_id, "rejections", &rejections, |templates| News::Popup { templates, accepted: false })
+    }
+
+    /// Users switch these templates off in the settings of the mini program: as [`Sandbox::reject`], with the other event.
+    ///
+    /// # Errors
+    /// No such app, or a withdrawal that makes no sense, by its index.
+    pub fn withdraw(&self, app_id: &str, withdrawals: Vec<Subscription>) -> Result<(), Refused> {
+        self.end_grants(app_id, "withdrawals", &withdrawals, |templates| News::Change { templates })
+    }
+
+    fn end_grants(
+        &self,
+        app_id: &str,
+        list: &str,
+        ended: &[Subscription],
+        news: impl Fn(Vec<String>) -> News,
+    ) -> Result<(), Refused> {
+        let app = self.known(app_id)?;
+        {
+            let ledger = &mut *app.ledger();
+            ledger.grants.void(list, ended, &mut ledger.users)?;
+        }
+        self.tell_all(&app, ended.iter().map(|one| (one.openid.as_str(), one.template_id.as_str(), 1)), news);
+        Ok(())
+    }
+
+    fn tell_all<'a>(
+        &self,
+        app: &Arc<App>,
+        answers: impl Iterator<Item = (&'a str, &'a str, u32)>,
+        news: impl Fn(Vec<String>) -> News,
+    ) {
+        for (openid, templates) in popups(answers) {
+            self.tell(app, openid, &news(templates.into_iter().map(str::to_owned).collect()));
+        }
+    }
+
+    /// Keeps an event, and queues it for the callback if there is one.
+    pub(crate) fn tell(&self, app: &Arc<App>, openid: &str, news: &News) {
+        let settings = self.current();
+        let event = {
+            let mut kept = app.events();
+            let event = Event::new(kept.next(), &app.id, openid, news, clock::now_ms(&settings), &settings);
+            kept.push(event.clone(), settings.keep_events);
+            event
+        };
+        app.ledger().book.events().made += 1;
+        if !settings.callback_url.is_empty() {
+            self.0.callback.tell(app, event, &settings);
+        }
     }
 
     /// From now on, this id answers 41031 to its owner.
@@ -123,6 +211,14 @@ impl Sandbox {
     /// No such app, or a limit of 0.
     pub fn deliveries(&self, app_id: &str, reading: &Reading) -> Result<Vec<Delivery>, Refused> {
         self.known(app_id)?.ledger().book.read(reading)
+    }
+
+    /// What WeChat tells the app's server, oldest first, whether or not there is a callback to tell.
+    ///
+    /// # Errors
+    /// No such app, or a limit of 0.
+    pub fn events(&self, app_id: &str, reading: &Reading) -> Result<Vec<Event>, Refused> {
+        self.known(app_id)?.events().read(reading)
     }
 
     /// The sums of one app, or of all apps and of the calls that named none.
@@ -143,7 +239,7 @@ impl Sandbox {
         Settings::clone(&self.current())
     }
 
-    /// Replaces all settings, and begins the daily quota anew.
+    /// Replaces all settings, and begins the daily quotas anew.
     ///
     /// # Errors
     /// What [`Settings::check`] refuses; the settings then stay as they were.
@@ -154,27 +250,35 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Replaces the given fields only, and begins the daily quota anew if it is among them.
+    /// Replaces the given fields only, and begins those daily quotas anew that are among them.
     ///
     /// # Errors
     /// An unknown field, a wrong type, or what [`Settings::check`] refuses; nothing then changes.
     pub fn change_settings(&self, fields: Map<String, Value>) -> Result<Settings, Refused> {
-        let names_quota = fields.contains_key("daily_quota");
+        let named = [("daily_quota", Api::Template), ("subscribe_daily_quota", Api::Subscribe)]
+            .into_iter()
+            .filter_map(|(field, api)| fields.contains_key(field).then_some(api))
+            .collect::<Vec<_>>();
         let changed = {
             let mut current = self.0.settings.write().unwrap_or_else(PoisonError::into_inner);
             let changed = current.with(fields)?;
             *current = Arc::new(changed.clone());
             changed
         };
-        if names_quota {
-            self.reset_quota();
-        }
+        self.reset_quotas(&named);
         Ok(changed)
     }
 
-    /// Begins the daily quota of every app anew.
+    /// Begins the daily quotas of every app anew.
     pub fn reset_quota(&self) {
-        self.all().iter().for_each(|app| app.ledger().pace.reset_day());
+        self.reset_quotas(&Api::ALL);
+    }
+
+    fn reset_quotas(&self, apis: &[Api]) {
+        for app in self.all() {
+            let mut ledger = app.ledger();
+            apis.iter().for_each(|api| ledger.pace(*api).reset_day());
+        }
     }
 
     /// Appends fault rules to those there are. All or none are taken.
@@ -211,8 +315,13 @@ impl Sandbox {
         &self.0.faults
     }
 
-    pub(crate) fn prints(&self) -> &Fingerprints {
-        &self.0.prints
+    pub(crate) fn callback(&self) -> &Callback {
+        &self.0.callback
+    }
+
+    /// What sends of this moment are decided by.
+    pub(crate) fn means<'a>(&'a self, now_ms: u64, settings: &'a Settings) -> Means<'a> {
+        Means { prints: &self.0.prints, msgids: &self.0.msgids, now_ms, settings }
     }
 
     /// Writes into the book of the app, or of nobody.

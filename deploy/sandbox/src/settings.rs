@@ -3,7 +3,30 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Refused;
+use crate::api::Api;
+use crate::callback::is_url;
+use crate::{EventFormat, Match, Refused};
+
+/// Subscription messages that were accepted, and that an event then says did not reach their user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SentFailure {
+    /// The `ErrorCode` of the event: any code but 0.
+    pub error_code: i32,
+    /// Its `ErrorStatus`, such as `user_refuse`.
+    pub error_status: String,
+    /// Which messages; all, unless it says otherwise.
+    #[serde(default, rename = "match")]
+    pub matching: Match,
+}
+
+/// What one of the endpoints that send holds a good token to.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    pub(crate) answer: i32,
+    pub(crate) per_second: u64,
+    pub(crate) daily_quota: u64,
+}
 
 /// How strict, how slow and how generous the sandbox is. Shared by all apps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,18 +48,37 @@ pub struct Settings {
     pub young_prepay_seconds: u64,
     /// Messages a prepay id is good for, where the submission does not say.
     pub prepay_uses: u32,
-    /// Sends an app may make within one second of the clock, the rest answer 45011. 0 is no limit.
+    /// Calls of `template/send` an app may make within one second of the clock, the rest answer 45011. 0 is no limit.
     pub per_second: u64,
-    /// Sends an app may make a day, the rest answer 45009 until 00:00 UTC+8. 0 is no limit.
+    /// Calls of `template/send` an app may make a day, the rest answer 45009 until 00:00 UTC+8. 0 is no limit.
     pub daily_quota: u64,
+    /// As `per_second`, for `subscribe/send`.
+    pub subscribe_per_second: u64,
+    /// As `daily_quota`, for `subscribe/send`.
+    pub subscribe_daily_quota: u64,
     /// Whether `openapi/quota/get` is served. If not, it answers 48001 to every good token, as a gateway that lacks it.
     pub quota_get: bool,
-    /// An errcode that every send with a valid token answers, such as 45103 for a retired API. 0 is off.
+    /// An errcode that every `template/send` with a valid token answers, such as 45103 for a retired API. 0 is off.
     pub answer: i32,
+    /// As `answer`, for `subscribe/send`.
+    pub subscribe_answer: i32,
     /// The template ids that exist. Empty: every non-empty id does.
     pub templates: Vec<String>,
     /// Deliveries kept in full per app. The oldest go first; counts do not depend on it.
     pub keep_deliveries: usize,
+    /// Events kept in full per app. The oldest go first; what waits for the callback does not depend on it.
+    pub keep_events: usize,
+    /// Where events are posted: an http URL, whose query gets `signature`, `timestamp` and `nonce`. Empty: nowhere.
+    pub callback_url: String,
+    /// What signs events: `signature` is the SHA-1 of this token, the timestamp and the nonce, sorted and joined, in hex.
+    /// 3 to 32 letters and digits; needed for a `callback_url`.
+    pub callback_token: String,
+    /// How the bodies of events are written.
+    pub callback_format: EventFormat,
+    /// How long after a failure an event is posted again. It is posted three times at most.
+    pub callback_retry_ms: u64,
+    /// Subscription messages that are accepted and do not arrive. The first that matches decides.
+    pub sent_failures: Vec<SentFailure>,
     /// Distinct messages remembered per app to find repeats, at about 20 to 40 bytes each. Beyond it, repeats of messages
     /// not remembered go unnoticed and the books say so (`messages_exact: false`).
     pub keep_messages: usize,
@@ -59,10 +101,19 @@ impl Default for Settings {
             prepay_uses: 3,
             per_second: 0,
             daily_quota: 0,
+            subscribe_per_second: 0,
+            subscribe_daily_quota: 10_000_000,
             quota_get: true,
             answer: 0,
+            subscribe_answer: 0,
             templates: Vec::new(),
             keep_deliveries: 100_000,
+            keep_events: 10_000,
+            callback_url: String::new(),
+            callback_token: String::new(),
+            callback_format: EventFormat::default(),
+            callback_retry_ms: 1000,
+            sent_failures: Vec::new(),
             keep_messages: 20_000_000,
             clock_ahead_seconds: 0,
             seed: 0,
@@ -107,7 +158,11 @@ impl Settings {
                 return Err(Refused::invalid(format!("{name} is over ten years")));
             }
         }
-        for (name, wait) in [("latency_ms", self.latency_ms), ("jitter_ms", self.jitter_ms)] {
+        for (name, wait) in [
+            ("latency_ms", self.latency_ms),
+            ("jitter_ms", self.jitter_ms),
+            ("callback_retry_ms", self.callback_retry_ms),
+        ] {
             if wait > LONGEST_WAIT_MS {
                 return Err(Refused::invalid(format!("{name} is over ten minutes")));
             }
@@ -121,13 +176,55 @@ impl Settings {
                 return Err(Refused::invalid(format!("{name} must be at least 1")));
             }
         }
-        if self.answer < -1 {
-            return Err(Refused::invalid("answer must be an errcode of WeChat, or 0 for none"));
+        for (name, answer) in [("answer", self.answer), ("subscribe_answer", self.subscribe_answer)] {
+            if answer < -1 {
+                return Err(Refused::invalid(format!("{name} must be an errcode of WeChat, or 0 for none")));
+            }
         }
         if self.templates.iter().any(String::is_empty) {
             return Err(Refused::invalid("templates must not hold an empty id"));
         }
+        self.check_callback()
+    }
+
+    fn check_callback(&self) -> Result<(), Refused> {
+        let token = self.callback_token.as_bytes();
+        let is_token = (3..=32).contains(&token.len()) && token.iter().all(u8::is_ascii_alphanumeric);
+        if !is_token && !token.is_empty() {
+            return Err(Refused::invalid("callback_token must be 3 to 32 letters and digits, or nothing"));
+        }
+        if !self.callback_url.is_empty() && !is_url(&self.callback_url) {
+            return Err(Refused::invalid("callback_url must be an http URL, or nothing"));
+        }
+        if !self.callback_url.is_empty() && token.is_empty() {
+            return Err(Refused::invalid("callback_url needs a callback_token: set them together"));
+        }
+        for (index, failure) in self.sent_failures.iter().enumerate() {
+            if failure.error_code == 0 {
+                return Err(Refused::at("sent_failures", index, "error_code 0 would be no failure"));
+            }
+            if failure.error_status.is_empty() || failure.error_status.contains(char::is_control) {
+                return Err(Refused::at("sent_failures", index, "error_status must be a word such as user_refuse"));
+            }
+        }
         Ok(())
+    }
+
+    pub(crate) fn limits(&self, api: Api) -> Limits {
+        match api {
+            Api::Template => Limits { answer: self.answer, per_second: self.per_second, daily_quota: self.daily_quota },
+            Api::Subscribe => Limits {
+                answer: self.subscribe_answer,
+                per_second: self.subscribe_per_second,
+                daily_quota: self.subscribe_daily_quota,
+            },
+        }
+    }
+
+    /// How this message fails after it was accepted, if it does.
+    pub(crate) fn sent_failure(&self, app_id: &str, openid: &str, template_id: &str) -> Option<&SentFailure> {
+        let fits = |failure: &&SentFailure| failure.matching.fits(Some(app_id), Some(openid), Some(template_id));
+        self.sent_failures.iter().find(fits)
     }
 
     pub(crate) fn knows_template(&self, id: &str) -> bool {
@@ -162,12 +259,34 @@ mod tests {
             serde_json::json!({"clock_ahead_seconds": 1_700_000_000_000_u64}),
             serde_json::json!({"prepay_uses": 0}),
             serde_json::json!({"answer": -2}),
+            serde_json::json!({"subscribe_answer": -2}),
             serde_json::json!({"quota_get": 1}),
+            serde_json::json!({"callback_url": "http://127.0.0.1/"}),
+            serde_json::json!({"callback_url": "https://127.0.0.1/", "callback_token": "AAAAA"}),
+            serde_json::json!({"callback_url": "127.0.0.1:80", "callback_token": "AAAAA"}),
+            serde_json::json!({"callback_token": "AA"}),
+            serde_json::json!({"callback_token": "not-a-token"}),
+            serde_json::json!({"callback_format": "yaml"}),
+            serde_json::json!({"callback_retry_ms": 600_001}),
+            serde_json::json!({"sent_failures": [{"error_code": 0, "error_status": "user_refuse"}]}),
+            serde_json::json!({"sent_failures": [{"error_code": 43101, "error_status": ""}]}),
+            serde_json::json!({"sent_failures": [{"error_code": 43101, "error_status": "x", "match": {"user": "u"}}]}),
             serde_json::json!({"templates": ["ok", ""]}),
             serde_json::json!({"keep_deliveries": 0.5}),
         ] {
             assert!(change(wrong.clone()).is_err(), "{wrong} was taken");
         }
+    }
+
+    #[test]
+    fn the_first_failure_that_matches_decides_and_the_others_messages_arrive() {
+        let settings = change(serde_json::json!({"sent_failures": [
+            {"error_code": 43101, "error_status": "user_refuse", "match": {"openid": "u", "template_id": "t"}},
+            {"error_code": 1, "error_status": "other", "match": {"openid": "u"}},
+        ]}))
+        .unwrap();
+        let code = |openid, template_id| settings.sent_failure("app", openid, template_id).map(|one| one.error_code);
+        assert_eq!([code("u", "t"), code("u", "s"), code("v", "t")], [Some(43101), Some(1), None]);
     }
 
     #[test]

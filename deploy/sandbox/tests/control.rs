@@ -98,6 +98,29 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
             r#"{"app_id": "wx0123456789abcdef", "submissions": [{"openid": "u", "kind": "form", "count": 3}]}"#,
         ),
         ("POST", "/sandbox/block", r#"{"id": "i"}"#),
+        (
+            "POST",
+            "/sandbox/submissions",
+            r#"{"app_id": "wx0123456789abcdef", "submissions": [{"openid": "u", "kind": "grant"}]}"#,
+        ),
+        ("POST", "/sandbox/grants", r#"{"app_id": "wx0123456789abcdef", "grants": [{"openid": "u"}]}"#),
+        (
+            "POST",
+            "/sandbox/grants",
+            r#"{"app_id": "wx0123456789abcdef", "grants": [{"openid": "", "template_id": "t"}]}"#,
+        ),
+        (
+            "POST",
+            "/sandbox/grants",
+            r#"{"app_id": "wx0123456789abcdef", "grants": [{"openid": "u", "template_id": "t", "count": -1}]}"#,
+        ),
+        (
+            "POST",
+            "/sandbox/rejections",
+            r#"{"app_id": "wx0123456789abcdef", "rejections": [{"openid": "u", "template_id": "t", "count": 1}]}"#,
+        ),
+        ("POST", "/sandbox/withdrawals", r#"{"app_id": "wx0123456789abcdef", "rejections": []}"#),
+        ("PUT", "/sandbox/settings", r#"{"callback_url": "http://127.0.0.1:1/"}"#),
         ("PUT", "/sandbox/settings", r#"{"latency": 5}"#),
         ("PUT", "/sandbox/settings", r#"{"latency_ms": 5, "prepay_uses": 0}"#),
         ("PUT", "/sandbox/settings", "[]"),
@@ -109,6 +132,8 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
         ("GET", "/sandbox/deliveries", ""),
         ("GET", "/sandbox/deliveries?app_id=wx0123456789abcdef&limit=0", ""),
         ("GET", "/sandbox/deliveries?app_id=wx0123456789abcdef&user=u", ""),
+        ("GET", "/sandbox/events", ""),
+        ("GET", "/sandbox/events?app_id=wx0123456789abcdef&limit=0", ""),
         ("GET", "/sandbox/books?app=wx0123456789abcdef", ""),
     ] {
         let reply = wechat.ask(method, path, body).await;
@@ -126,7 +151,11 @@ async fn unknown_apps_and_ids_are_404() {
         ("POST", "/sandbox/submissions", r#"{"app_id": "nobody", "submissions": []}"#),
         ("POST", "/sandbox/block", r#"{"app_id": "nobody", "id": "i"}"#),
         ("POST", "/sandbox/block", r#"{"app_id": "wx0123456789abcdef", "id": "i"}"#),
+        ("POST", "/sandbox/grants", r#"{"app_id": "nobody", "grants": []}"#),
+        ("POST", "/sandbox/rejections", r#"{"app_id": "nobody", "rejections": []}"#),
+        ("POST", "/sandbox/withdrawals", r#"{"app_id": "nobody", "withdrawals": []}"#),
         ("GET", "/sandbox/deliveries?app_id=nobody", ""),
+        ("GET", "/sandbox/events?app_id=nobody", ""),
         ("GET", "/sandbox/books?app_id=nobody", ""),
     ] {
         assert_eq!(wechat.ask(method, path, body).await.status, 404, "{method} {path} {body}");

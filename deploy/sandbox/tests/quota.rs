@@ -10,14 +10,22 @@ use support::*;
 const QUOTA: &str = "/cgi-bin/openapi/quota/get";
 const DAY: u64 = 24 * 3600;
 
-/// The answer to one question about `template/send`.
-async fn ask(wechat: &WeChat, token: &str) -> Value {
-    wechat.post(&format!("{QUOTA}?access_token={token}"), json!({"cgi_path": SEND})).await
+/// The answer to one question about a path.
+async fn ask_about(path: &str, wechat: &WeChat, token: &str) -> Value {
+    wechat.post(&format!("{QUOTA}?access_token={token}"), json!({"cgi_path": path})).await
 }
 
-/// The daily limit, the calls used and those that remain.
+async fn ask(wechat: &WeChat, token: &str) -> Value {
+    ask_about(SEND, wechat, token).await
+}
+
+/// The daily limit of `template/send`, the calls used and those that remain.
 async fn quota(wechat: &WeChat, token: &str) -> [u64; 3] {
-    let answer = ask(wechat, token).await;
+    quota_of(SEND, wechat, token).await
+}
+
+async fn quota_of(path: &str, wechat: &WeChat, token: &str) -> [u64; 3] {
+    let answer = ask_about(path, wechat, token).await;
     assert_eq!(code(&answer), 0, "{answer}");
     ["daily_limit", "used", "remain"].map(|field| answer["quota"][field].as_u64().unwrap())
 }
@@ -83,6 +91,36 @@ async fn without_a_quota_the_limit_is_the_published_one() {
 }
 
 #[tokio::test]
+async fn each_endpoint_that_sends_has_a_quota_of_its_own() {
+    let set = json!({"daily_quota": 1, "subscribe_daily_quota": 2, "clock_ahead_seconds": to_noon()});
+    let wechat = wechat(settings(set)).await;
+    let token = wechat.stable_token(false).await;
+    wechat.grant(USER, 9);
+    let form_id = wechat.form(USER);
+    let subscribe = async || wechat.subscribe(&token, wechat.subscription(USER)).await;
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [2, 0, 2]);
+    assert_eq!([subscribe().await, subscribe().await, subscribe().await], [0, 0, 45009]);
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [2, 2, 0]);
+    assert_eq!(quota(&wechat, &token).await, [1, 0, 1]);
+    assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 0);
+    assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 45009);
+
+    wechat.ask("PUT", "/sandbox/settings", r#"{"subscribe_daily_quota": 3, "subscribe_per_second": 7}"#).await;
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [3, 0, 3], "only the one that was put begins anew");
+    assert_eq!(quota(&wechat, &token).await, [1, 1, 0]);
+    let rate_limit = json!({"call_count": 7, "refresh_second": 1});
+    assert_eq!(ask_about(SUBSCRIBE, &wechat, &token).await["rate_limit"], rate_limit);
+    assert!(ask(&wechat, &token).await.get("rate_limit").is_none());
+}
+
+#[tokio::test]
+async fn ten_million_subscription_messages_are_a_days_unless_it_says_otherwise() {
+    let wechat = wechat(settings(json!({"clock_ahead_seconds": to_noon()}))).await;
+    let token = wechat.stable_token(false).await;
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [10_000_000, 0, 10_000_000]);
+}
+
+#[tokio::test]
 async fn each_app_has_a_quota_of_its_own() {
     let wechat = wechat(settings(json!({"daily_quota": 5, "clock_ahead_seconds": to_noon()}))).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
@@ -113,7 +151,7 @@ async fn each_wrong_part_of_a_question_has_its_code() {
         ("{}", 76021),
         (r#"{"cgi_path": ""}"#, 76021),
         (r#"{"cgi_path": "cgi-bin/message/wxopen/template/send"}"#, 76021),
-        (r#"{"cgi_path": "/cgi-bin/message/subscribe/send"}"#, 76021),
+        (r#"{"cgi_path": "/cgi-bin/message/subscribe"}"#, 76021),
     ] {
         assert_eq!(code(&wechat.ask("POST", &path, body).await.json()), expected, "{body}");
     }

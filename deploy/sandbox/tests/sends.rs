@@ -215,9 +215,26 @@ async fn a_retired_api_says_so_to_everyone() {
 }
 
 #[tokio::test]
+async fn retired_form_ids_leave_subscription_messages_alone_and_the_reverse() {
+    for (field, expected) in [("answer", [45103, 0]), ("subscribe_answer", [0, 45103])] {
+        let mut fields = serde_json::Map::new();
+        fields.insert(field.to_owned(), json!(45103));
+        let wechat = wechat(settings(fields.into())).await;
+        let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
+        wechat.grant(USER, 1);
+        let template = wechat.send(&token, wechat.message(&form_id)).await;
+        let subscribe = wechat.subscribe(&token, wechat.subscription(USER)).await;
+        assert_eq!([template, subscribe], expected, "{field}");
+        let books = wechat.books();
+        assert_eq!([books.uses.spent, books.grants.spent], expected.map(|code| u64::from(code == 0)), "{field}");
+    }
+}
+
+#[tokio::test]
 async fn wrong_methods_and_paths_are_told_so() {
     let wechat = wechat(Settings::default()).await;
     assert_eq!(code(&wechat.get(SEND).await), 43002);
+    assert_eq!(code(&wechat.get(SUBSCRIBE).await), 43002);
     assert_eq!(code(&wechat.get(STABLE).await), 43002);
     assert_eq!(code(&wechat.post("/cgi-bin/token", json!({})).await), 43001);
     assert_eq!(code(&wechat.get("/cgi-bin/elsewhere").await), 40066);

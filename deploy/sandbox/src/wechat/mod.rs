@@ -1,6 +1,7 @@
-//! WeChat's endpoints. A `subscribe/send` would be one more route and one more [`Call`], with rights of its own.
+//! WeChat's endpoints. Each is a route and a [`Call`]; both that send share one.
 
 mod quota;
+mod send;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,18 +19,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{self, No, code};
+use crate::api::Api;
 use crate::app::App;
 use crate::faults::{Facts, Fault};
-use crate::message::Draft;
 use crate::rules::{Endpoint, FaultKind};
 use crate::tokens::Token;
 use crate::wire::Wire;
 use crate::{Sandbox, Settings, clock};
 
 const GRANT_TYPE: &str = "client_credential";
-
-/// Also the name by which `openapi/quota/get` is asked about it.
-const TEMPLATE_SEND: &str = "/cgi-bin/message/wxopen/template/send";
 
 type MaybeWire = Option<Extension<ConnectInfo<Wire>>>;
 
@@ -38,7 +36,8 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/cgi-bin/token", get(plain_token).fallback(|| refuse(code::GET_REQUIRED)))
         .route("/cgi-bin/stable_token", post(stable_token).fallback(|| refuse(code::POST_REQUIRED)))
         .route("/cgi-bin/openapi/quota/get", post(quota::quota).fallback(|| refuse(code::POST_REQUIRED)))
-        .route(TEMPLATE_SEND, post(send).fallback(|| refuse(code::POST_REQUIRED)))
+        .route(Api::Template.path(), post(send::template).fallback(|| refuse(code::POST_REQUIRED)))
+        .route(Api::Subscribe.path(), post(send::subscribe).fallback(|| refuse(code::POST_REQUIRED)))
         .fallback(nowhere)
 }
 
@@ -123,71 +122,14 @@ struct TokenQuery {
     access_token: Option<String>,
 }
 
-/// The app whose token came with a call.
-fn app_of(sandbox: &Sandbox, query: Result<Query<TokenQuery>, QueryRejection>, now_ms: u64) -> Result<Arc<App>, No> {
-    let token = query.map(|Query(query)| query.access_token).unwrap_or_default();
-    sandbox.tokens().app(token.as_deref(), now_ms)
+fn token_of(query: Result<Query<TokenQuery>, QueryRejection>) -> Option<String> {
+    query.map(|Query(query)| query.access_token).unwrap_or_default()
 }
 
 /// A body that has to be an object: an array of the right values would read as one, too.
 fn object<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, No> {
     let body = body.ok().filter(|body| body.trim_ascii_start().starts_with(b"{"));
     body.and_then(|body| serde_json::from_slice(&body).ok()).ok_or_else(|| No::code(code::BODY_WRONG))
-}
-
-struct Send {
-    app: Result<Arc<App>, No>,
-    draft: Result<Draft, No>,
-    now_ms: u64,
-    settings: Arc<Settings>,
-}
-
-async fn send(
-    State(sandbox): State<Sandbox>,
-    wire: MaybeWire,
-    query: Result<Query<TokenQuery>, QueryRejection>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    let settings = sandbox.current();
-    wait(&settings).await;
-    let now_ms = clock::now_ms(&settings);
-    let app = app_of(&sandbox, query, now_ms);
-    let draft = body.map_err(|_| No::code(code::BODY_WRONG)).and_then(|body| Draft::parse(&body));
-    run(&sandbox, wire, Send { app, draft, now_ms, settings }).await
-}
-
-impl Call for Send {
-    fn facts(&self) -> Facts<'_> {
-        let draft = self.draft.as_ref().ok();
-        Facts {
-            endpoint: Endpoint::Send,
-            app_id: self.app().map(|app| app.id.as_str()),
-            openid: draft.and_then(|draft| draft.touser.as_deref()),
-            template_id: draft.and_then(|draft| draft.template_id.as_deref()),
-        }
-    }
-
-    fn app(&self) -> Option<&App> {
-        self.app.as_deref().ok()
-    }
-
-    fn process(self, sandbox: &Sandbox) -> Response {
-        let outcome = match self.app {
-            Ok(app) => app.send(self.draft, sandbox.prints(), self.now_ms, &self.settings),
-            Err(no) => {
-                sandbox.note(None, |book| book.answered(no.code));
-                Err(no)
-            }
-        };
-        answer::sent(&outcome)
-    }
-
-    fn skip(&self, sandbox: &Sandbox, answered: Option<i32>) {
-        sandbox.note(self.app(), |book| match answered {
-            Some(code) => book.answered(code),
-            None => book.unprocessed(),
-        });
-    }
 }
 
 /// What both token endpoints are told.

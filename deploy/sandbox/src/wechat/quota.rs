@@ -8,16 +8,14 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, MaybeWire, TEMPLATE_SEND, TokenQuery, app_of, object, run, wait};
+use super::{Call, MaybeWire, TokenQuery, object, run, token_of, wait};
 use crate::answer::{self, No, code};
+use crate::api::Api;
 use crate::app::App;
 use crate::faults::Facts;
 use crate::rules::Endpoint;
+use crate::settings::Limits;
 use crate::{Sandbox, Settings, clock};
-
-/// Sends a day that WeChat publishes as an app's limit: what is told where [`Settings::daily_quota`] sets none. Only
-/// that setting ever refuses a send.
-const PUBLISHED_LIMIT: u64 = 1_000_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,7 +40,7 @@ pub(super) async fn quota(
     let settings = sandbox.current();
     wait(&settings).await;
     let now_ms = clock::now_ms(&settings);
-    let app = app_of(&sandbox, query, now_ms);
+    let app = sandbox.tokens().app(token_of(query).as_deref(), now_ms);
     run(&sandbox, wire, Inquiry { app, question: object(body), now_ms, settings }).await
 }
 
@@ -70,8 +68,8 @@ struct RateLimit {
 }
 
 impl Quota {
-    fn new(used: u64, settings: &Settings) -> Self {
-        let daily_limit = if settings.daily_quota == 0 { PUBLISHED_LIMIT } else { settings.daily_quota };
+    fn new(used: u64, api: Api, limits: &Limits) -> Self {
+        let daily_limit = if limits.daily_quota == 0 { api.published_limit() } else { limits.daily_quota };
         Self { daily_limit, used, remain: daily_limit.saturating_sub(used) }
     }
 }
@@ -82,11 +80,10 @@ impl Inquiry {
         if !self.settings.quota_get {
             return Err(No::code(code::NOT_PERMITTED));
         }
-        if self.question?.cgi_path != TEMPLATE_SEND {
-            return Err(No::code(code::CGI_PATH_UNKNOWN));
-        }
-        let quota = Quota::new(app.ledger().pace.used(self.now_ms), &self.settings);
-        let per_second = Some(self.settings.per_second).filter(|per_second| *per_second > 0);
+        let api = Api::of_path(&self.question?.cgi_path).ok_or_else(|| No::code(code::CGI_PATH_UNKNOWN))?;
+        let limits = self.settings.limits(api);
+        let quota = Quota::new(app.ledger().pace(api).used(self.now_ms), api, &limits);
+        let per_second = Some(limits.per_second).filter(|per_second| *per_second > 0);
         let rate_limit = per_second.map(|call_count| RateLimit { call_count, refresh_second: 1 });
         Ok(Known { errcode: code::OK, errmsg: "ok", quota, rate_limit })
     }
@@ -121,15 +118,18 @@ mod tests {
 
     #[test]
     fn what_remains_is_of_the_set_limit_or_of_the_published_one_and_never_below_nothing() {
-        let unlimited = Settings::default();
-        let limited = Settings { daily_quota: 10, ..Settings::default() };
-        for (used, settings, daily_limit, remain) in [
-            (0, &unlimited, 1_000_000, 1_000_000),
-            (1_000_001, &unlimited, 1_000_000, 0),
-            (4, &limited, 10, 6),
-            (10, &limited, 10, 0),
+        let limited = Settings { daily_quota: 10, subscribe_daily_quota: 20, ..Settings::default() };
+        let unlimited = Settings { subscribe_daily_quota: 0, ..Settings::default() };
+        for (used, api, settings, daily_limit, remain) in [
+            (0, Api::Template, &unlimited, 1_000_000, 1_000_000),
+            (1_000_001, Api::Template, &unlimited, 1_000_000, 0),
+            (1_000_001, Api::Subscribe, &unlimited, 10_000_000, 8_999_999),
+            (0, Api::Subscribe, &Settings::default(), 10_000_000, 10_000_000),
+            (4, Api::Template, &limited, 10, 6),
+            (10, Api::Template, &limited, 10, 0),
+            (4, Api::Subscribe, &limited, 20, 16),
         ] {
-            assert_eq!(Quota::new(used, settings), Quota { daily_limit, used, remain });
+            assert_eq!(Quota::new(used, api, &settings.limits(api)), Quota { daily_limit, used, remain });
         }
     }
 }

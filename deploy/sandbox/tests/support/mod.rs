@@ -1,10 +1,11 @@
 //! A sandbox on a port of its own, and an HTTP client so small that it sees every way an answer can fail.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sandbox::{Books, Sandbox, Settings, Submission};
+use sandbox::{Books, Granting, Sandbox, Settings, Submission};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,6 +14,7 @@ pub const APP: &str = "wx0123456789abcdef";
 pub const SECRET: &str = "very-secret";
 pub const USER: &str = "openid-1";
 pub const SEND: &str = "/cgi-bin/message/wxopen/template/send";
+pub const SUBSCRIBE: &str = "/cgi-bin/message/subscribe/send";
 pub const STABLE: &str = "/cgi-bin/stable_token";
 
 /// What came back over the wire, whole or not.
@@ -120,13 +122,44 @@ impl WeChat {
         })
     }
 
+    /// A user accepts messages of the template that [`WeChat::subscription`] has.
+    pub fn grant(&self, openid: &str, count: u32) {
+        self.sandbox.grant(APP, vec![Granting { count, ..Granting::new(openid, "template") }]).unwrap();
+    }
+
+    /// The answer to one `subscribe/send`.
+    pub async fn subscribe_answer(&self, token: &str, body: Value) -> Value {
+        self.post(&format!("{SUBSCRIBE}?access_token={token}"), body).await
+    }
+
+    /// Its errcode.
+    pub async fn subscribe(&self, token: &str, body: Value) -> i32 {
+        code(&self.subscribe_answer(token, body).await)
+    }
+
+    /// A body that no other call has, so that it is no repeat.
+    pub fn subscription(&self, openid: &str) -> Value {
+        let number = self.unique.fetch_add(1, Ordering::Relaxed).to_string();
+        json!({
+            "touser": openid, "template_id": "template", "page": "pages/index?from=test",
+            "data": {"number1": {"value": number}, "thing2": {"value": "text"}},
+            "miniprogram_state": "trial", "lang": "en_US",
+        })
+    }
+
     /// The books of the app, which add up at any moment.
     pub fn books(&self) -> Books {
         let books = self.sandbox.books(Some(APP)).unwrap();
         assert_eq!(books.calls, books.unprocessed + books.answers.values().sum::<u64>(), "{books:?}");
         assert_eq!(books.token_fetches, books.token_unprocessed + books.token_answers.values().sum::<u64>());
-        assert_eq!(books.delivered, books.answers.get(&0).copied().unwrap_or_default());
-        assert_eq!(books.delivered, books.uses.spent);
+        let subscribe_answers = books.subscribe_answers.values().sum::<u64>();
+        assert_eq!(books.subscribe_calls, books.subscribe_unprocessed + subscribe_answers, "{books:?}");
+        let accepted = |answers: &BTreeMap<i32, u64>| answers.get(&0).copied().unwrap_or_default();
+        let grants = books.grants;
+        assert_eq!(accepted(&books.answers), books.delivered + books.undelivered);
+        assert_eq!(accepted(&books.answers), books.uses.spent + grants.spent + grants.long_term_spent);
+        assert_eq!(accepted(&books.subscribe_answers), grants.spent + grants.long_term_spent);
+        assert_eq!(grants.accepted, grants.spent + grants.voided + grants.left);
         assert_eq!(books.delivered, books.messages + books.delivered_twice);
         assert_eq!(books.uses.issued, books.uses.spent + books.uses.left);
         assert_eq!(books.ids.issued, books.ids.spent + books.ids.left);
@@ -146,6 +179,9 @@ pub fn text(value: &Value) -> String {
 pub fn code(answer: &Value) -> i32 {
     let code = answer["errcode"].as_i64().unwrap_or_else(|| panic!("{answer} has no errcode"));
     let message = text(&answer["errmsg"]);
+    if let Some(msgid) = answer.get("msgid") {
+        assert!(code == 0 && msgid.as_u64().is_some_and(|id| id > 1 << 53), "{answer}");
+    }
     match message.rsplit_once(" rid: ") {
         Some((_, rid)) => {
             let parts: Vec<&str> = rid.split('-').collect();
@@ -158,6 +194,17 @@ pub fn code(answer: &Value) -> i32 {
 
 pub fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Waits for something that happens by itself, and not for long.
+pub async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if happened() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{what}: not in ten seconds");
 }
 
 pub fn settings(fields: Value) -> Settings {

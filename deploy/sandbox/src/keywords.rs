@@ -1,0 +1,256 @@
+//! What the keywords of a subscription message may hold. A key's name tells its kind: `thing3` is a `thing`.
+//!
+//! Every character counts as one, however wide it is. Where WeChat's rule says digits, a decimal point counts for none.
+
+/// What a kind of keyword takes.
+enum Rule {
+    /// At most so many characters, all of which pass.
+    Characters(usize, fn(char) -> bool),
+    /// At most so many digits, with one decimal point between them at most.
+    Number(usize),
+    /// A currency sign if need be, at most so many digits with decimals, and 元 at the end if need be.
+    Amount(usize),
+    /// Chinese characters, alone or among letters, at most the first number of characters; letters alone, the second.
+    Name(usize, usize),
+    /// Letters and digits, at most so many; the first and the last may be Chinese.
+    CarNumber(usize),
+    /// A moment or two with `~` between them, each of which passes.
+    Moments(fn(&str) -> bool),
+}
+
+/// All kinds that have a rule. What is called otherwise passes as long as it is not empty.
+const RULES: &[(&str, Rule)] = &[
+    ("thing", Rule::Characters(20, |_| true)),
+    ("number", Rule::Number(32)),
+    ("letter", Rule::Characters(32, |c| c.is_ascii_alphabetic())),
+    ("symbol", Rule::Characters(5, is_symbol)),
+    ("character_string", Rule::Characters(32, |c| c.is_ascii_alphanumeric() || is_symbol(c))),
+    ("time", Rule::Moments(|text| is_time(text) || is_date_and_time(text))),
+    ("date", Rule::Moments(|text| is_date(text) || is_date_and_time(text))),
+    ("amount", Rule::Amount(10)),
+    ("phone_number", Rule::Characters(17, |c| c.is_ascii_digit() || is_symbol(c))),
+    ("car_number", Rule::CarNumber(8)),
+    ("name", Rule::Name(10, 20)),
+    ("phrase", Rule::Characters(5, is_chinese)),
+];
+
+const CURRENCY_SIGNS: &[char] = &['¥', '￥', '$', '＄', '€', '£', '₩', '₽', '₹', '฿', '₫', '₱', '₺', '₴'];
+
+/// What is wrong with the value of this key, in the words of WeChat's answer; nothing if it passes.
+pub(crate) fn fault(key: &str, value: &str) -> Option<&'static str> {
+    if value.is_empty() {
+        return Some("is empty");
+    }
+    let kind = key.trim_end_matches(|c: char| c.is_ascii_digit());
+    let (_, rule) = RULES.iter().find(|(name, _)| *name == kind)?;
+    (!rule.takes(value)).then_some("invalid")
+}
+
+impl Rule {
+    fn takes(&self, value: &str) -> bool {
+        let at_most = |longest: usize| value.chars().count() <= longest;
+        match *self {
+            Self::Characters(longest, passes) => at_most(longest) && value.chars().all(passes),
+            Self::Number(digits) => is_number(value, digits),
+            Self::Amount(digits) => {
+                let number = value.strip_prefix(CURRENCY_SIGNS).unwrap_or(value);
+                is_number(number.strip_suffix('元').unwrap_or(number), digits)
+            }
+            Self::Name(with_chinese, without) => {
+                let longest = if value.contains(is_chinese) { with_chinese } else { without };
+                let is_part = |c: char| is_chinese(c) || c.is_ascii_alphabetic() || is_symbol(c) || c == ' ';
+                at_most(longest) && value.chars().all(is_part)
+            }
+            Self::CarNumber(longest) => {
+                let middle = value.strip_prefix(is_chinese).unwrap_or(value);
+                let middle = middle.strip_suffix(is_chinese).unwrap_or(middle);
+                at_most(longest) && middle.chars().all(|c| c.is_ascii_alphanumeric())
+            }
+            Self::Moments(passes) => match value.split_once('~') {
+                None => passes(value),
+                Some((from, to)) => passes(from.trim()) && passes(to.trim()),
+            },
+        }
+    }
+}
+
+fn is_number(text: &str, digits: usize) -> bool {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let given = text.chars().filter(char::is_ascii_digit).count();
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    given <= digits && is_digits(whole) && is_digits(decimals)
+}
+
+/// Neither a letter of any script nor a digit nor a blank.
+fn is_symbol(c: char) -> bool {
+    !c.is_alphanumeric() && !c.is_whitespace() && !c.is_control()
+}
+
+fn is_chinese(c: char) -> bool {
+    matches!(c, '〇' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}')
+}
+
+/// `2019年10月1日`, or with `-`, `/` or `.` between the numbers.
+fn is_date(text: &str) -> bool {
+    after_date(text).is_some_and(str::is_empty)
+}
+
+/// `15:01` or `15:01:30`.
+fn is_time(text: &str) -> bool {
+    let mut parts = text.split(':');
+    let mut next = |largest| parts.next().is_none_or(|part| number(part, 2).is_some_and(|n| n <= largest));
+    text.contains(':') && next(23) && next(59) && next(59) && parts.next().is_none()
+}
+
+/// Both, with a blank between them, which may be missing after 日.
+fn is_date_and_time(text: &str) -> bool {
+    let Some(rest) = after_date(text) else { return false };
+    let is_apart = rest.starts_with(' ') || text.contains('日');
+    is_apart && is_time(rest.trim_start())
+}
+
+/// What follows the date that a text begins with.
+fn after_date(text: &str) -> Option<&str> {
+    let (year, rest) = text.split_once(['年', '-', '/', '.'])?;
+    let separator = text[year.len()..].chars().next()?;
+    let (month, rest) = rest.split_once(if separator == '年' { '月' } else { separator })?;
+    let (day, rest) = if separator == '年' {
+        rest.split_once('日')?
+    } else {
+        rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))
+    };
+    let within = |part, digits, largest| number(part, digits).is_some_and(|n| (1..=largest).contains(&n));
+    (year.len() == 4 && within(year, 4, 9999) && within(month, 2, 12) && within(day, 2, 31)).then_some(rest)
+}
+
+fn number(text: &str, most_digits: usize) -> Option<u32> {
+    let is_short = (1..=most_digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    is_short.then(|| text.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_rules(kind: &str, right: &[&str], wrong: &[&str]) {
+        let key = format!("{kind}7");
+        for value in right {
+            assert_eq!(fault(&key, value), None, "{key}: {value}");
+        }
+        for value in wrong {
+            assert_eq!(fault(&key, value), Some("invalid"), "{key}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_thing_is_anything_of_20_characters() {
+        let chinese = "一二三四五六七八九十".repeat(2);
+        assert_rules(
+            "thing",
+            &["x", &chinese, "Order 42, counter #3", "👍"],
+            &[&format!("{chinese}。"), &"x".repeat(21)],
+        );
+    }
+
+    #[test]
+    fn a_number_has_32_digits_and_perhaps_decimals() {
+        let longest = "1".repeat(32);
+        let right = ["0", "007", "3.50", &longest, &format!("{}.1", "1".repeat(31))];
+        assert_rules("number", &right, &[&format!("{longest}.1"), "1.", ".5", "1.2.3", "-1", "1 000", "一", "１", "x"]);
+    }
+
+    #[test]
+    fn letters_are_latin_and_at_most_32() {
+        assert_rules("letter", &["aZ", &"x".repeat(32)], &["a1", "a b", "é", "字", &"x".repeat(33)]);
+    }
+
+    #[test]
+    fn symbols_are_at_most_five_and_neither_letters_nor_digits() {
+        assert_rules("symbol", &["*", "+-*/=", "，。！？；"], &["a", "1", "字", "* *", "******"]);
+    }
+
+    #[test]
+    fn a_character_string_is_of_digits_letters_and_symbols() {
+        assert_rules("character_string", &["SF-1024/b", &"x".repeat(32)], &["编号1", "a b", &"x".repeat(33)]);
+    }
+
+    #[test]
+    fn a_phrase_is_at_most_five_chinese_characters() {
+        assert_rules("phrase", &["已完成", "一二三四五"], &["一二三四五六", "ok", "已 完", "完成！", "5"]);
+    }
+
+    #[test]
+    fn a_name_is_10_chinese_characters_or_20_letters() {
+        let chinese = "一二三四五六七八九十";
+        let right = [chinese, "Ada Lovelace", "O'Brien-Smith", "阿卜杜拉·本", "李Lee", &"x".repeat(20)];
+        assert_rules("name", &right, &[&format!("{chinese}一"), "一二三四五六七八九Lee", &"x".repeat(21), "R2D2"]);
+    }
+
+    #[test]
+    fn an_amount_has_a_sign_ten_digits_and_perhaps_yuan() {
+        let right = ["¥100", "￥12345678.90", "100元", "¥0.5元", "$9.99", "100"];
+        assert_rules(
+            "amount",
+            &right,
+            &["¥¥1", "1¥", "¥", "元", "¥12345678901", "¥123456789.01", "1,000", "100 元", "-1"],
+        );
+    }
+
+    #[test]
+    fn a_phone_number_is_17_digits_and_symbols() {
+        assert_rules("phone_number", &["+86-0766-66888866", "110"], &["+86-0766-668888666", "020 110", "call"]);
+    }
+
+    #[test]
+    fn a_car_number_may_begin_and_end_in_chinese() {
+        assert_rules("car_number", &["粤A8Z888挂", "粤A12345", "A12345"], &["粤A8Z8888挂", "A粤12345", "粤A-123"]);
+    }
+
+    #[test]
+    fn a_date_may_have_a_time_and_an_end() {
+        let right = [
+            "2019年10月1日",
+            "2019年10月01日 15:01",
+            "2019年10月1日15:01",
+            "2019-10-01",
+            "2019/1/1",
+            "2019.10.01 15:01:30",
+            "2019年10月1日~2019年10月7日",
+            "2019-10-01 15:01 ~ 2019-10-07 09:00",
+        ];
+        let wrong = [
+            "15:01",
+            "2019年10月",
+            "19-10-01",
+            "2019-13-01",
+            "2019-10-32",
+            "2019-0-1",
+            "2019-10/01",
+            "2019年10-01",
+            "2019-10-0115:01",
+            "2019-10-01 25:01",
+            "2019-10-01T15:01",
+            "2019-10-01~",
+            "2019-10-01~2019-10-02~2019-10-03",
+            "tomorrow",
+        ];
+        assert_rules("date", &right, &wrong);
+    }
+
+    #[test]
+    fn a_time_may_have_a_date_and_an_end() {
+        let right = ["15:01", "9:05", "15:01:30", "2019年10月1日 15:01", "2019-10-01 15:01", "09:00~18:00"];
+        let wrong =
+            ["2019年10月1日", "24:00", "15:60", "15", "15:", ":01", "15:01:30:00", "15：01", "15:01 pm", "15:001"];
+        assert_rules("time", &right, &wrong);
+    }
+
+    #[test]
+    fn what_has_no_rule_passes_unless_it_is_empty() {
+        for key in ["enum1", "const2", "keyword1", "Thing1", "thing1a", "7", ""] {
+            assert_eq!(fault(key, &"x".repeat(100)), None, "{key}");
+            assert_eq!(fault(key, ""), Some("is empty"), "{key}");
+        }
+        assert!(RULES.iter().all(|(kind, _)| fault(kind, "") == Some("is empty")));
+    }
+}
