@@ -132,6 +132,18 @@ message=${message%\]*}
 [[ $message == \{*order-ready*\} ]] || die "the message did not arrive"
 printf '%s\n' "$message" >&3
 
+say "carol accepts a subscription, and gets a message for it: what WeChat serves today"
+grants=$(http "$sandbox" /sandbox/grants '{"app_id": "'"$app"'", "grants": [
+  {"openid": "carol", "template_id": "order-ready"}]}') ||
+    fail sandbox "takes no grants: $grants"
+rpc "$collector" formid.v1.CollectorService/Collect '{"app_id": "'"$app"'", "credentials": [
+  {"openid": "carol", "grant": {"template_id": "order-ready", "grant_key": "accept-1"}}]}' ||
+    fail collector "does not collect"
+rpc "$dispatcher" formid.v1.DispatcherService/SendTemplate '{"app_id": "'"$app"'", "openid": "carol",
+  "delivery": "DELIVERY_SUBSCRIPTION", "template_id": "order-ready", "request_id": "order-41",
+  "data": {"thing1": {"value": "Order 41"}, "time2": {"value": "15:01"}}}' || fail dispatcher "does not send"
+[[ $answer == *OUTCOME_DELIVERED* ]] || fail dispatcher "has not delivered"
+
 # crowd BEFORE [AFTER ID...]: a JSON object for each of 300 users, twice, the ids in turn between BEFORE and AFTER.
 crowd() {
     local before=$1 after=${2:-} user comma=""

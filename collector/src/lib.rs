@@ -1,11 +1,17 @@
 //! The collector: takes in the rights to send that users hand out, and keeps them in Redis.
 //!
 //! - [`settings`]: what it is told at start;
+//! - [`callbacks`]: the tokens that WeChat signs its calls with;
 //! - [`service`]: the gRPC edge, where the generated types stop;
 //! - [`ingest`]: gathers the credentials of all calls into few, large scripts: the hot path;
+//! - [`events`]: what WeChat pushes about subscription messages, told apart and checked;
+//! - [`once`]: what the repetition of a grant or of an event is known by;
 //! - [`sweeper`]: drops what has expired and counts the stock, a little at a time.
 
+pub mod callbacks;
+pub mod events;
 pub mod ingest;
+pub mod once;
 pub mod service;
 pub mod settings;
 pub mod sweeper;

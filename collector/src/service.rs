@@ -2,6 +2,7 @@
 
 mod convert;
 mod flow;
+mod report;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use shared::proto::collector_service_server::{CollectorService, CollectorService
 use shared::proto::{
     CollectRequest, CollectResponse, CollectStreamRequest, CollectStreamResponse, Credential, EraseUserRequest,
     EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
+    ReportEventsRequest, ReportEventsResponse,
 };
 use shared::status::Failure;
 use shared::store::Store;
@@ -21,6 +23,7 @@ use shared::store::credentials::Packed;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::events::CallbackToken;
 use crate::ingest::Ingest;
 use crate::settings::Settings;
 use convert::{Reader, Sorted};
@@ -52,6 +55,7 @@ struct Inner {
     reader: Reader,
     lease_margin: u32,
     small_app_users: u64,
+    callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
 }
 
 impl Service {
@@ -64,6 +68,7 @@ impl Service {
             reader: Reader { prepay_uses: settings.prepay_uses, lease_margin: settings.lease_margin },
             lease_margin: settings.lease_margin,
             small_app_users: settings.small_app_users,
+            callback_tokens: Arc::clone(&settings.callback_tokens),
         };
         Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
     }
@@ -127,6 +132,13 @@ impl CollectorService for Service {
         let acknowledgements =
             flow::acknowledgements(Arc::clone(&self.inner), request.into_inner(), self.stopping.clone());
         Ok(Response::new(Box::pin(acknowledgements)))
+    }
+
+    async fn report_events(
+        &self,
+        request: Request<ReportEventsRequest>,
+    ) -> Result<Response<ReportEventsResponse>, Status> {
+        Ok(Response::new(report::report(&self.inner, request.into_inner()).await?))
     }
 
     async fn get_inventory(

@@ -1,11 +1,17 @@
-//! What the collector is told at start. It takes no secret of any app: it never talks to WeChat.
+//! What the collector is told at start. It takes no app secret, because it never talks to WeChat: only the tokens that
+//! tell what comes from there.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::credential::{AppId, LIFETIME};
 use shared::settings::{Common, CommonArgs, Problems, SettingsError};
 use shared::store::record::MAX_USES;
+
+use crate::callbacks;
+use crate::events::CallbackToken;
 
 /// The shortest sweep period: below it the sweep would be a load of its own.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
@@ -32,6 +38,9 @@ pub struct Flags {
     /// Up to how many users GetStock counts on the spot; beyond, it answers from the last sweep
     #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000")]
     pub small_app_users: String,
+    /// The file with the token of each app's callback, which WeChat signs with (path); without it there are none
+    #[arg(long, env = "FORMID_CALLBACK_TOKENS", default_value = "")]
+    pub callback_tokens: String,
     /// What both services have.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -52,6 +61,8 @@ pub struct Settings {
     pub sweep_period: Duration,
     /// Up to how many users an app is counted on the spot.
     pub small_app_users: u64,
+    /// What WeChat signs with when it calls an app's callback, for those of `apps` that have a token.
+    pub callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
 }
 
 impl Settings {
@@ -70,6 +81,10 @@ impl Settings {
             problems.add(format!("--sweep-period must be at least {SHORTEST_PERIOD:?}"));
         }
         let small_app_users = problems.within("--small-app-users", &flags.small_app_users, 0..=100_000_000);
+        let callback_tokens = match flags.callback_tokens.as_str() {
+            "" => HashMap::new(),
+            path => callbacks::read(Path::new(path), &apps, &mut problems),
+        };
         problems.finish()?;
         let settings = || {
             Some(Self {
@@ -79,6 +94,7 @@ impl Settings {
                 lease_margin: u32::try_from(lease_margin?.as_secs()).ok()?,
                 sweep_period: sweep_period?,
                 small_app_users: small_app_users?,
+                callback_tokens: callback_tokens.into(),
             })
         };
         // A value is missing only where a problem was noted.
@@ -124,7 +140,20 @@ mod tests {
         assert_eq!((settings.prepay_uses, settings.lease_margin, settings.small_app_users), (3, 60, 20_000));
         assert_eq!(settings.sweep_period, Duration::from_secs(3600));
         assert_eq!(settings.common.listen.to_string(), "127.0.0.1:7001");
+        assert!(settings.callback_tokens.is_empty());
         assert_eq!(problems(&[]).len(), 1);
+    }
+
+    #[test]
+    fn the_callback_tokens_are_read_from_their_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "[callback_tokens]\nwx2 = 'AAAAA'").unwrap();
+        let path = file.path().to_str().unwrap();
+        let settings = read(&["--apps", "wx1,wx2", "--callback-tokens", path]).unwrap();
+        let with_token: Vec<&str> = settings.callback_tokens.keys().map(AppId::as_str).collect();
+        assert_eq!(with_token, ["wx2"]);
+        let problems = problems(&["--apps", "wx1", "--callback-tokens", path]);
+        assert_eq!(problems, ["the callback tokens file, [callback_tokens] wx2: the app is not one of --apps"]);
     }
 
     #[test]
@@ -142,6 +171,8 @@ mod tests {
             "1ms",
             "--small-app-users",
             "many",
+            "--callback-tokens",
+            "/does/not/exist",
             "--redis-timeout",
             "2",
         ]);
@@ -149,6 +180,7 @@ mod tests {
         for flag in flags.iter().chain(&["--redis-timeout"]) {
             assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
         }
+        assert!(problems.iter().any(|problem| problem.starts_with("the callback tokens file")), "{problems:?}");
         assert_eq!(problems.iter().filter(|problem| problem.starts_with("--apps")).count(), 2, "{problems:?}");
     }
 

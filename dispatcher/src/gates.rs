@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shared::credential::AppId;
 use shared::store::gates::{Source, Stop};
-use shared::store::leases::Kinds;
+use shared::store::wanted::Kinds;
 use shared::store::{self, Store};
 use tracing::{error, info};
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::credential::Kind;
 use shared::status::Failure;
 use shared::store;
+use shared::store::late::MsgId;
 use tonic::Code;
 
 use crate::wechat::answer::{Meaning, row_of};
@@ -23,6 +24,9 @@ pub struct Verdict {
     /// The key of the message's data that WeChat complains of.
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// WeChat's id of an accepted subscription message.
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    pub msgid: Option<MsgId>,
 }
 
 /// How a message ended for good.
@@ -73,7 +77,7 @@ impl Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// Nothing is in stock for the user.
-    #[error("nothing is in stock for this user")]
+    #[error("nothing is in stock for this user that this message could spend")]
     NoCredential,
     /// WeChat refused each credential that was tried.
     #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
@@ -100,6 +104,9 @@ pub enum SendError {
     /// The request is being sent by another replica.
     #[error("this request_id is being sent elsewhere")]
     UnderWay(Duration),
+    /// WeChat takes one subscription message at a time for a user.
+    #[error("another message to this user is under way; nothing was spent")]
+    UserBusy(Duration),
     /// WeChat did not answer, and the message can be repeated to find out.
     #[error("WeChat did not answer: repeat with the same request_id to find out; it will not be delivered twice")]
     InDoubt(Verdict),
@@ -151,6 +158,7 @@ impl From<SendError> for Failure {
                 Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message.clone()).field("request_id", message)
             }
             SendError::UnderWay(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
+            SendError::UserBusy(lasts) => unavailable("USER_BUSY").retry_after(lasts),
             SendError::InDoubt(verdict) => {
                 noting(unavailable("IN_DOUBT"), &verdict).retry_after(Duration::from_secs(1))
             }
@@ -159,7 +167,7 @@ impl From<SendError> for Failure {
             }
             SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
             SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                let verdict = Verdict { errcode: Some(errcode), rid, key: None };
+                let verdict = Verdict { errcode: Some(errcode), rid, ..Verdict::default() };
                 noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
             }
             SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
@@ -186,7 +194,8 @@ mod tests {
 
     #[test]
     fn an_outcome_reads_back_as_it_was_kept() {
-        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()) };
+        let msgid = Some(MsgId(u64::MAX));
+        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
         for end in [End::Delivered, End::Unknown, End::Refused] {
             let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(Kind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_value_that_wechat_refuses_is_named() {
-        let verdict = Verdict { errcode: Some(47003), rid: String::new(), key: Some("thing3".into()) };
+        let verdict = Verdict { errcode: Some(47003), key: Some("thing3".into()), ..Verdict::default() };
         let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
         assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
     }

@@ -2,8 +2,9 @@
 //!
 //! A form id works once, so it is its own idempotency key. When an answer was lost, the same message is sent again with
 //! the same form id, never another: 0 then means delivered now, 41029 that it had been delivered, 41028 that it never
-//! was. As long as a message is in doubt its form id stays with it. Prepay ids permit several messages and can not tell:
-//! there the use counts as spent, unless the caller would rather have the message twice than not at all.
+//! was. As long as a message is in doubt its form id stays with it. Prepay ids permit several messages, of grants WeChat
+//! tells no balance, so neither can tell: there the use counts as spent, unless the caller would rather have the message
+//! twice than not at all.
 
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub enum Step {
     NextCredential,
     /// The credential is not spent; the message, or its user, is refused for good.
     Refused,
+    /// The same, and the user's grants of the template are void.
+    Voided,
     /// The credential is not spent; WeChat stops the app or a source of it.
     Stopped,
     /// Try again with the same credential; when no tries are left, [`Situation::exhausted`].
@@ -122,10 +125,12 @@ impl Situation {
             },
             Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
             Meaning::CredentialBlocked => Step::NextCredential,
+            Meaning::RefusedByUser if self.kind == Kind::Grant => Step::Voided,
             Meaning::RefusedByUser | Meaning::UserWrong | Meaning::MessageWrong | Meaning::Unknown => Step::Refused,
             Meaning::SourceBarred(_)
             | Meaning::QuotaReached
             | Meaning::AppBlocked
+            | Meaning::ApiForbidden
             | Meaning::AppForbidden
             | Meaning::Retired => Step::Stopped,
         }
@@ -137,7 +142,7 @@ impl Situation {
         match (self.in_doubt, self.kind) {
             (false, _) => Exhausted::NotDelivered,
             (true, Kind::FormId) => Exhausted::InDoubt,
-            (true, Kind::PrepayId) => Exhausted::Unknown,
+            (true, Kind::PrepayId | Kind::Grant) => Exhausted::Unknown,
         }
     }
 }
@@ -204,6 +209,16 @@ mod tests {
         assert_eq!(answered(doubt, 41029), Step::UnknownAndDead);
         assert_eq!(answered(doubt, 41028), Step::UnknownAndDead);
         assert_eq!(doubt.exhausted(), Exhausted::Unknown);
+    }
+
+    #[test]
+    fn a_grant_is_at_most_once_too_and_void_when_the_user_refuses() {
+        let grant = Situation { kind: Kind::Grant, age: Duration::ZERO, ..FRESH };
+        assert_eq!(grant.step(Attempt::Unanswered), Step::Unknown);
+        assert_eq!(answered(grant, 43101), Step::Voided);
+        assert_eq!(answered(FRESH, 43101), Step::Refused);
+        let bold = Situation { retry_unknown: true, ..grant }.after(Attempt::Unanswered);
+        assert_eq!(bold.exhausted(), Exhausted::Unknown);
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub const MAX_OPENID: usize = 64;
 /// The longest app id, in bytes. WeChat's have 18.
 pub const MAX_APP_ID: usize = 64;
 
+/// The longest template id, in bytes. WeChat's have 43.
+pub const MAX_TEMPLATE_ID: usize = 64;
+
 /// The longest request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 128;
 
@@ -111,6 +114,33 @@ impl fmt::Debug for OpenId {
     }
 }
 
+/// A template of subscription messages, as the mini program's console shows it. No secret and not personal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TemplateId(Box<str>);
+
+impl TryFrom<String> for TemplateId {
+    type Error = Malformed;
+
+    fn try_from(text: String) -> Result<Self, Malformed> {
+        Self::parse(text)
+    }
+}
+
+impl TemplateId {
+    /// Visible ASCII, at most [`MAX_TEMPLATE_ID`] bytes.
+    pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
+        let text = text.into();
+        visible(&text, MAX_TEMPLATE_ID)?;
+        Ok(Self(text))
+    }
+
+    /// The template id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A caller's name for one message, which makes the call safe to repeat.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Box<str>);
@@ -145,11 +175,15 @@ pub enum Kind {
     /// A payment: several messages, so a resend can not be told from a second message.
     #[serde(rename = "p")]
     PrepayId = 1,
+    /// An accepted subscription request: messages of one template, without an expiry. WeChat does not tell what is left of
+    /// them, so a resend can not be told from a second message either.
+    #[serde(rename = "g")]
+    Grant = 2,
 }
 
 impl Kind {
-    /// Every kind that can be stored today.
-    pub const ALL: [Self; 2] = [Self::FormId, Self::PrepayId];
+    /// Every kind there is.
+    pub const ALL: [Self; 3] = [Self::FormId, Self::PrepayId, Self::Grant];
 }
 
 /// The id of a credential: what is handed to WeChat. A right to send, so never written to a log.
@@ -186,6 +220,13 @@ impl CredentialId {
     }
 }
 
+impl From<TemplateId> for CredentialId {
+    /// What WeChat knows a grant by.
+    fn from(template: TemplateId) -> Self {
+        Self(template.0)
+    }
+}
+
 impl fmt::Debug for CredentialId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("CredentialId(..)")
@@ -205,6 +246,27 @@ pub struct Credential {
     pub expiry: u32,
 }
 
+/// How many messages a grant permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantUses {
+    /// So many more, from 1 to [`MAX_GRANT`].
+    Count(u16),
+    /// Any number, until the user rejects the template: a long-term subscription.
+    LongTerm,
+}
+
+/// The most messages that one grant can add.
+pub const MAX_GRANT: u16 = 1000;
+
+/// The right to send one user messages of one template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Which template.
+    pub template: TemplateId,
+    /// How many messages.
+    pub uses: GrantUses,
+}
+
 /// Why a credential is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -212,7 +274,7 @@ pub enum Refusal {
     #[error("openid {0}")]
     BadOpenId(Malformed),
     /// There is no id.
-    #[error("neither form_id nor prepay_id is given, or it is empty")]
+    #[error("none of form_id, prepay_id and grant is given, or it is empty")]
     EmptyId,
     /// The id is longer than [`MAX_ID`].
     #[error("the id is longer than {MAX_ID} bytes")]
@@ -238,6 +300,15 @@ pub enum Refusal {
     /// The credential can no longer be used.
     #[error("obtained_at is so long ago that the credential can no longer be used")]
     TooOld,
+    /// The template of a grant is no template id.
+    #[error("grant.template_id {0}")]
+    BadTemplateId(Malformed),
+    /// More messages than one grant may add, or a number beside `unlimited`.
+    #[error("grant.count must be at most {MAX_GRANT}, and 0 beside unlimited")]
+    BadCount,
+    /// The grant key is none.
+    #[error("grant.grant_key {0}")]
+    BadGrantKey(Malformed),
 }
 
 /// When a credential obtained at `obtained` expires; both are seconds since 1970, as is `now`.

@@ -34,9 +34,19 @@ impl Fields {
         }
     }
 
+    /// Adds the problems of others.
+    pub fn extend(&mut self, others: Self) {
+        self.problems.extend(others.problems);
+    }
+
+    /// Whether nothing is wrong so far.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
     /// The failure that names every bad field, if there is one.
     pub fn finish(self) -> Result<(), Failure> {
-        if self.problems.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         let sentence =

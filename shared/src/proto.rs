@@ -11,6 +11,7 @@ impl From<Kind> for CredentialKind {
         match kind {
             Kind::FormId => Self::FormId,
             Kind::PrepayId => Self::PrepayId,
+            Kind::Grant => Self::Grant,
         }
     }
 }

@@ -23,6 +23,20 @@ impl Problems {
         self.0.push(problem.into());
     }
 
+    /// Reads a TOML file that may hold secrets: `file` is what people call it.
+    pub fn toml(&mut self, file: &str, text: &str) -> Option<toml::Table> {
+        match toml::from_str(text) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                // The error as a whole quotes the line, and the line may hold a secret.
+                let start = error.span().map_or(0, |span| span.start).min(text.len());
+                let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+                self.add(format!("{file}, line {line}: {}", error.message()));
+                None
+            }
+        }
+    }
+
     /// Reads the text of a flag.
     pub fn read<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
         self.keep(flag, text, text.parse::<T>())

@@ -5,18 +5,25 @@ use std::collections::BTreeMap;
 use jiff::Timestamp as Instant;
 use jiff::tz::Offset;
 use prost_types::Timestamp;
-use shared::credential::{self, CredentialId, Kind, OpenId, Refusal};
+use shared::credential::{self, CredentialId, GrantUses, Kind, MAX_GRANT, OpenId, Refusal, TemplateId, visible};
 use shared::proto::credential::Right;
 use shared::proto::{
     CollectResponse, CollectResult, CollectStatus, CollectStreamResponse, Credential, CredentialKind, DayStock,
-    GetInventoryResponse, GetStockResponse, KindInventory, Ledger, Refusal as WireRefusal, RefusalReason,
+    GetInventoryResponse, GetStockResponse, Grant, KindInventory, Ledger, Refusal as WireRefusal, RefusalReason,
+    TemplateStock,
 };
 use shared::status::Failure;
-use shared::store::credentials::{Available, Packed};
+use shared::store::credentials::{Available, Packed, Shelf};
+use shared::store::record::NEVER;
 use shared::store::stock::{self, DAY, Stock};
+
+use crate::once;
 
 /// The seconds that a google.protobuf.Timestamp may have: the years 1 to 9999.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// The longest grant key, in bytes.
+const MAX_GRANT_KEY: usize = 128;
 
 /// Reads credentials as the settings say.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +61,7 @@ impl Reader {
         let (kind, uses, id) = match wire.right {
             Some(Right::FormId(id)) => (Kind::FormId, 1, id),
             Some(Right::PrepayId(id)) => (Kind::PrepayId, self.prepay_uses, id),
+            Some(Right::Grant(grant)) => return granted(openid, grant),
             None => return Err(Refusal::EmptyId),
         };
         let id = CredentialId::parse(id)?;
@@ -61,6 +69,24 @@ impl Reader {
         let expiry = credential::expiry(obtained, now, self.lease_margin)?;
         Ok(Packed::new(openid, &credential::Credential { kind, id, uses, expiry }))
     }
+}
+
+fn granted(openid: OpenId, wire: Grant) -> Result<Packed, Refusal> {
+    let template = TemplateId::parse(wire.template_id).map_err(Refusal::BadTemplateId)?;
+    let uses = match (wire.unlimited, u16::try_from(wire.count)) {
+        (true, Ok(0)) => GrantUses::LongTerm,
+        (false, Ok(0)) => GrantUses::Count(1),
+        (false, Ok(count @ 1..=MAX_GRANT)) => GrantUses::Count(count),
+        _ => return Err(Refusal::BadCount),
+    };
+    let once = match wire.grant_key.as_str() {
+        "" => None,
+        key => {
+            visible(key, MAX_GRANT_KEY).map_err(Refusal::BadGrantKey)?;
+            Some(once::key(&["grant", openid.as_str(), key]))
+        }
+    };
+    Ok(Packed::grant(openid, &credential::Grant { template, uses }, once))
 }
 
 fn seconds(time: Timestamp) -> Result<i64, Refusal> {
@@ -80,6 +106,9 @@ fn reason(refusal: Refusal) -> RefusalReason {
         Refusal::BadTime => RefusalReason::BadTime,
         Refusal::InTheFuture => RefusalReason::InTheFuture,
         Refusal::TooOld => RefusalReason::TooOld,
+        Refusal::BadTemplateId(_) => RefusalReason::BadTemplateId,
+        Refusal::BadCount => RefusalReason::BadCount,
+        Refusal::BadGrantKey(_) => RefusalReason::BadGrantKey,
     }
 }
 
@@ -128,14 +157,17 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
 }
 
 /// One user's inventory.
-pub(super) fn inventory(inventory: BTreeMap<Kind, Available>) -> GetInventoryResponse {
+pub(super) fn inventory(inventory: BTreeMap<Shelf, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
-    let kinds = inventory.into_iter().map(|(of, available)| KindInventory {
+    let expiry = |expiry: u32| if expiry == NEVER { None } else { timestamp(expiry.into()) };
+    let kinds = inventory.into_iter().map(|((of, template), available)| KindInventory {
         kind: CredentialKind::from(of).into(),
         credentials: available.credentials,
         messages: available.messages,
-        soonest_expiry: timestamp(available.soonest_expiry.into()),
-        latest_expiry: timestamp(available.latest_expiry.into()),
+        soonest_expiry: expiry(available.soonest_expiry),
+        latest_expiry: expiry(available.latest_expiry),
+        template_id: template.map(|template| template.as_str().to_owned()).unwrap_or_default(),
+        unlimited: available.long_term,
     });
     GetInventoryResponse { kinds: kinds.collect(), messages }
 }
@@ -146,8 +178,15 @@ pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockRes
         let (credentials, messages) = (count.credentials, count.messages);
         Ok(DayStock { day: calendar_day(day)?, kind: CredentialKind::from(of).into(), credentials, messages })
     });
+    let templates = stock.templates.iter().map(|(template, granted)| TemplateStock {
+        template_id: template.as_str().to_owned(),
+        users: granted.users,
+        messages: granted.messages,
+        unlimited_users: granted.long_term,
+    });
     Ok(GetStockResponse {
         reachable_users: stock.reachable,
+        templates: templates.collect(),
         days: days.collect::<Result<_, Failure>>()?,
         counted_at: timestamp(stock.counted_at),
         ledger: Some(Ledger {
@@ -159,6 +198,7 @@ pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockRes
             expired: ledger.expired,
             dropped: ledger.dropped,
             erased: ledger.erased,
+            unknown: ledger.unknown,
         }),
     })
 }
@@ -200,9 +240,12 @@ mod tests {
             Refusal::BadTime,
             Refusal::InTheFuture,
             Refusal::TooOld,
+            Refusal::BadTemplateId(Malformed::Empty),
+            Refusal::BadCount,
+            Refusal::BadGrantKey(Malformed::Empty),
         ];
         let reasons: BTreeSet<i32> = refusals.into_iter().map(|refusal| reason(refusal).into()).collect();
-        assert_eq!(reasons, (1..=10).collect());
+        assert_eq!(reasons, (1..=13).collect());
     }
 
     #[test]

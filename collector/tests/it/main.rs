@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod collecting;
+mod grants;
 mod grpcurl;
 mod outages;
 mod process;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
-use dispatcher::wechat::message::{Message, Value};
-use shared::credential::{AppId, CredentialId, OpenId};
+use dispatcher::wechat::message::{Delivery, Message, Value};
+use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
 use shared::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
 use shared::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
 use shared::settings::Problems;
@@ -29,17 +29,22 @@ struct Bare {
 impl Bare {
     /// Sends with the form id that the benchmark put into `request_id`.
     async fn send(&self, request: SendTemplateRequest) -> Result<SendTemplateResponse, Status> {
+        let delivery = match request.delivery() {
+            proto::Delivery::Subscription => Delivery::Subscription,
+            _ => Delivery::FormId,
+        };
         let malformed = |_| Status::invalid_argument("malformed");
         let openid = OpenId::parse(request.openid).map_err(malformed)?;
         let form_id = CredentialId::parse(request.request_id).map_err(|_| Status::invalid_argument("malformed"))?;
         let data = request.data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color }));
+        let template_id = TemplateId::parse(request.template_id).map_err(malformed)?;
         let message = Message {
-            template_id: request.template_id,
             page: request.page,
             data: data.collect::<BTreeMap<_, _>>(),
             emphasis_keyword: request.emphasis_keyword,
+            ..Message::empty(delivery, template_id)
         };
-        match self.client.send(&self.token, message.body(&openid, &form_id)).await {
+        match self.client.send(message.delivery, &self.token, message.body(&openid, &form_id)).await {
             Reply::Answered { errcode: 0, rid, .. } => {
                 Ok(SendTemplateResponse { outcome: Outcome::Delivered.into(), rid, ..Default::default() })
             }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use deadpool_redis::redis;
 use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
-use dispatcher::wechat::message::{Message, Value};
-use shared::credential::{AppId, CredentialId, OpenId};
+use dispatcher::wechat::message::{Delivery, Message, Value};
+use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
 use shared::proto::broadcast_request::Audience;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{
@@ -82,7 +82,7 @@ async fn bare_posts() -> f64 {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(id) = ids.get(number) else { return };
                 let (openid, id) = (OpenId::parse(openid(number)).unwrap(), CredentialId::parse(id.as_str()).unwrap());
-                let reply = client.send(&token, message.body(&openid, &id)).await;
+                let reply = client.send(message.delivery, &token, message.body(&openid, &id)).await;
                 assert!(matches!(reply, Reply::Answered { errcode: 0, .. }), "{reply:?}");
             }
         })
@@ -172,6 +172,7 @@ async fn beside(pace: Option<u32>) -> Duration {
 
 fn single(user: usize) -> SendTemplateRequest {
     let Message { template_id, page, .. } = message();
+    let template_id = template_id.as_str().to_owned();
     SendTemplateRequest { app_id: APP.into(), openid: openid(user), template_id, page, ..Default::default() }
 }
 
@@ -180,7 +181,7 @@ async fn start(client: &mut DispatcherServiceClient<Channel>, pace: u32) -> Broa
     let value = |value: Value| TemplateValue { value: value.value, color: value.color };
     let request = BroadcastRequest {
         app_id: APP.into(),
-        template_id,
+        template_id: template_id.as_str().to_owned(),
         page,
         data: data.into_iter().map(|(key, text)| (key, value(text))).collect::<HashMap<_, _>>(),
         audience: Some(Audience::AllReachable(AllReachable {})),
@@ -219,11 +220,11 @@ fn seconds(time: Option<prost_types::Timestamp>) -> f64 {
 
 fn message() -> Message {
     let value = |text: &str| Value { value: text.into(), color: String::new() };
+    let template = TemplateId::parse("template-of-the-benchmark").unwrap();
     Message {
-        template_id: "template-of-the-benchmark".into(),
         page: "pages/sale?id=1".into(),
         data: [("keyword1".into(), value("the spring sale")), ("keyword2".into(), value("2026-11-22 12:00"))].into(),
-        emphasis_keyword: String::new(),
+        ..Message::empty(Delivery::FormId, template)
     }
 }
 

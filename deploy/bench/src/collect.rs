@@ -77,7 +77,7 @@ async fn raw_script() -> f64 {
             let Some(part) = credentials.chunks(each).nth(turn) else { continue };
             let keys = BucketKeys::new(&app, Bucket(bucket as u16));
             let mut command = redis::cmd("EVALSHA");
-            command.arg(&sha).arg(2).arg(keys.users()).arg(keys.ledger()).arg(120);
+            command.arg(&sha).arg(2).arg(keys.users()).arg(keys.ledger()).arg(120).arg(86400);
             for credential in part {
                 command.arg(credential.openid.as_str()).arg(credential.record());
             }

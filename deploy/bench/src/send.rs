@@ -6,15 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{Outcome, SendTemplateRequest, TemplateValue};
+use shared::proto::{Delivery, Outcome, SendTemplateRequest, TemplateValue};
 use testing::free_port;
 use tonic::transport::Channel;
 
-use crate::setup::{self, APP, CONNECTIONS, channels, fill, openid, packed, program, redis, sandbox, start, submit};
+use crate::setup::{
+    self, APP, CONNECTIONS, accept, channels, fill, granted, openid, packed, program, redis, sandbox, start, submit,
+};
 use crate::table::{Bar, Table};
 
 /// How many sends each measurement makes, after a tenth as many to warm up.
 const SENDS: usize = 30_000;
+/// The template of all messages.
+const TEMPLATE: &str = "template-of-the-benchmark";
 /// How many are in flight.
 const IN_FLIGHT: usize = 64;
 
@@ -38,13 +42,19 @@ enum Requests {
 /// Measures all of them in turns.
 pub async fn measure(rounds: usize, table: &mut Table) {
     let (mut rates, mut tails, mut repeatable, mut even) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut subscribed = Vec::new();
     for _ in 0..rounds {
         let mut plain = program("bench");
         plain.arg("bare");
-        let bare = bare(plain).await;
-        let same_allocator = self::bare(program("bare-same-allocator")).await;
-        let formid = dispatcher(Requests::None).await;
-        let requests = dispatcher(Requests::Own).await;
+        let bare = bare(plain, Delivery::FormId).await;
+        let same_allocator = self::bare(program("bare-same-allocator"), Delivery::FormId).await;
+        let formid = dispatcher(Requests::None, Delivery::FormId).await;
+        let requests = dispatcher(Requests::Own, Delivery::FormId).await;
+        let mut plain = program("bench");
+        plain.arg("bare");
+        let bare_subscribed = self::bare(plain, Delivery::Subscription).await;
+        let grants = dispatcher(Requests::None, Delivery::Subscription).await;
+        subscribed.push((grants.rate, bare_subscribed.rate));
         rates.push((formid.rate, bare.rate));
         tails.push((formid.p99.as_micros() as f64, bare.p99.as_micros() as f64));
         repeatable.push((requests.rate, bare.rate));
@@ -54,32 +64,51 @@ pub async fn measure(rounds: usize, table: &mut Table) {
     table.pairs("SendTemplate p99 / bare handler's p99", "us", &tails, Bar::AtMost(2.0));
     table.pairs("SendTemplate with request ids / bare handler", "/s", &repeatable, Bar::None);
     table.pairs("SendTemplate / bare handler with mimalloc too", "/s", &even, Bar::None);
+    table.pairs("SendTemplate of subscriptions / bare handler of theirs", "/s", &subscribed, Bar::None);
 }
 
 /// A bare handler, however it is built.
-async fn bare(mut command: std::process::Command) -> Figures {
+async fn bare(mut command: std::process::Command, delivery: Delivery) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
-    let ids = submit(&base_url, SENDS + SENDS / 10).await;
+    let ids = hand_out(&base_url, delivery).await;
     let port = free_port();
     command.args([&format!("127.0.0.1:{port}"), &base_url]);
     let _bare = start(command);
-    drive(channels(port, CONNECTIONS).await, &ids, Requests::FormId).await
+    drive(channels(port, CONNECTIONS).await, &ids, Requests::FormId, delivery).await
 }
 
-async fn dispatcher(requests: Requests) -> Figures {
+async fn dispatcher(requests: Requests, delivery: Delivery) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
     let redis = redis();
-    let ids = submit(&base_url, SENDS + SENDS / 10).await;
+    let ids = hand_out(&base_url, delivery).await;
     // What the collector would have stored.
-    fill(&redis, ids.iter().enumerate().map(|(user, id)| packed(user, id))).await;
+    let stored = ids.iter().enumerate().map(|(user, id)| match delivery {
+        Delivery::Subscription => granted(user, TEMPLATE),
+        _ => packed(user, id),
+    });
+    fill(&redis, stored).await;
     let (_dispatcher, channels, _apps) = setup::dispatcher(&redis, &base_url, &[]).await;
-    drive(channels, &ids, requests).await
+    drive(channels, &ids, requests, delivery).await
 }
 
-/// Sends one message with each form id, 64 in flight.
-async fn drive(channels: Vec<Channel>, ids: &[String], requests: Requests) -> Figures {
+/// Each user hands out one right, as the sandbox knows it; answers what they are known by.
+async fn hand_out(base_url: &str, delivery: Delivery) -> Vec<String> {
+    let count = SENDS + SENDS / 10;
+    match delivery {
+        Delivery::Subscription => {
+            accept(base_url, TEMPLATE, count).await;
+            // WeChat finds a grant by itself.
+            vec![TEMPLATE.into(); count]
+        }
+        _ => submit(base_url, count).await,
+    }
+}
+
+/// Sends one message with each right, 64 in flight.
+async fn drive(channels: Vec<Channel>, ids: &[String], requests: Requests, delivery: Delivery) -> Figures {
     let warm_up = SENDS / 10;
-    let orders: Arc<Vec<_>> = Arc::new(ids.iter().enumerate().map(|(user, id)| order(user, id, requests)).collect());
+    let orders = ids.iter().enumerate().map(|(user, id)| order(user, id, requests, delivery));
+    let orders: Arc<Vec<_>> = Arc::new(orders.collect());
     run(&channels, &orders, 0..warm_up).await;
     let begun = Instant::now();
     let mut latencies = run(&channels, &orders, warm_up..orders.len()).await;
@@ -127,22 +156,25 @@ async fn run(
 }
 
 /// One message.
-fn order(user: usize, form_id: &str, requests: Requests) -> SendTemplateRequest {
+fn order(user: usize, id: &str, requests: Requests, delivery: Delivery) -> SendTemplateRequest {
     let value = |text: String| TemplateValue { value: text, color: String::new() };
+    // A subscription message tells the kind of a value by its key.
+    let keys = if delivery == Delivery::Subscription { ["thing1", "time2"] } else { ["keyword1", "keyword2"] };
     SendTemplateRequest {
         app_id: APP.into(),
         openid: openid(user),
-        template_id: "template-of-the-benchmark".into(),
+        template_id: TEMPLATE.into(),
+        delivery: delivery.into(),
         data: HashMap::from([
-            ("keyword1".into(), value(format!("order {user}"))),
-            ("keyword2".into(), value("2026-11-22 12:00".into())),
+            (keys[0].into(), value(format!("order {user}"))),
+            (keys[1].into(), value("2026-11-22 12:00".into())),
         ]),
         page: "pages/order?id=1".into(),
         request_id: match requests {
             Requests::None => String::new(),
             // Any name will do; this one is as long as a UUID without its dashes.
             Requests::Own => format!("{user:032x}"),
-            Requests::FormId => form_id.into(),
+            Requests::FormId => id.into(),
         },
         ..Default::default()
     }

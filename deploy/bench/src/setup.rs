@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
+use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use shared::store::credentials::{MAX_COLLECT, Packed};
 use shared::store::{RedisConfig, Store, StoreConfig};
 use testing::{Process, Redis, eventually, free_port};
@@ -41,6 +41,12 @@ pub fn packed(user: usize, form_id: &str) -> Packed {
     let expiry = (testing::now() as u64 + LIFETIME.as_secs()) as u32;
     let id = CredentialId::parse(form_id).unwrap();
     Packed::new(OpenId::parse(openid(user)).unwrap(), &Credential { kind: Kind::FormId, id, uses: 1, expiry })
+}
+
+/// A grant of a user as the collector would store it.
+pub fn granted(user: usize, template: &str) -> Packed {
+    let grant = Grant { template: TemplateId::parse(template).unwrap(), uses: GrantUses::Count(1) };
+    Packed::grant(OpenId::parse(openid(user)).unwrap(), &grant, None)
 }
 
 /// Stores credentials as the collector does, with its usual settings.
@@ -101,19 +107,26 @@ pub async fn dispatcher(
 /// Form ids of users, known to the sandbox.
 pub async fn submit(base_url: &str, count: usize) -> Vec<String> {
     let ids: Vec<String> = (0..count).map(|_| form_id()).collect();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (start, part) in ids.chunks(10_000).enumerate() {
-        let submissions: Vec<_> = part
-            .iter()
-            .enumerate()
-            .map(|(index, id)| serde_json::json!({"openid": openid(start * 10_000 + index), "kind": "form", "id": id}))
-            .collect();
-        let body = serde_json::json!({"app_id": APP, "submissions": submissions}).to_string();
-        let request =
-            http.post(format!("{base_url}/sandbox/submissions")).header("content-type", "application/json").body(body);
-        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes submissions");
-    }
+    let submission = |(user, id)| serde_json::json!({"openid": openid(user), "kind": "form", "id": id});
+    tell(base_url, "submissions", ids.iter().enumerate().map(submission).collect()).await;
     ids
+}
+
+/// A grant of each of so many users, known to the sandbox.
+pub async fn accept(base_url: &str, template: &str, count: usize) {
+    let grant = |user| serde_json::json!({"openid": openid(user), "template_id": template});
+    tell(base_url, "grants", (0..count).map(grant).collect()).await;
+}
+
+/// Tells the sandbox what users do, in parts.
+async fn tell(base_url: &str, what: &str, all: Vec<serde_json::Value>) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    for part in all.chunks(10_000) {
+        let body = serde_json::json!({"app_id": APP, what: part}).to_string();
+        let request =
+            http.post(format!("{base_url}/sandbox/{what}")).header("content-type", "application/json").body(body);
+        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes {what}");
+    }
 }
 
 /// A sandbox, and where it is.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use prost_types::Timestamp;
+use shared::proto;
 
 /// Starts a broadcast, or takes up one that is there, and follows it to its end
 ///
@@ -70,6 +71,15 @@ pub struct Args {
     /// Skips users who got a message more recently than this, as in 12h; at most 7d
     #[arg(long, requires = "template", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub min_interval: Option<Duration>,
+    /// Sends subscription messages, or template messages; as the app is set unless given
+    #[arg(long, requires = "template", value_enum)]
+    pub delivery: Option<Delivery>,
+    /// Which version of the mini program opens on a tap, of subscription messages
+    #[arg(long, requires = "template", value_name = "STATE")]
+    pub miniprogram_state: Option<String>,
+    /// The language of the mini program's frame, of subscription messages
+    #[arg(long, requires = "template", value_name = "LANG")]
+    pub lang: Option<String>,
     /// Where nobody can tell whether a message went out, sends it again
     #[arg(long, requires = "template")]
     pub retry_unknown: bool,
@@ -95,4 +105,22 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 fn time(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| "must be a time with its offset, such as 2026-11-30T09:00:00+08:00".to_owned())
+}
+
+/// By which generation of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Delivery {
+    /// Template messages, which spend form ids and prepay ids.
+    FormId,
+    /// Subscription messages, which spend grants.
+    Subscription,
+}
+
+impl From<Delivery> for proto::Delivery {
+    fn from(delivery: Delivery) -> Self {
+        match delivery {
+            Delivery::FormId => Self::FormId,
+            Delivery::Subscription => Self::Subscription,
+        }
+    }
 }

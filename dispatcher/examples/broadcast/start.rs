@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use shared::proto::broadcast_request::Audience;
 use shared::proto::{
-    AddRecipientsRequest, AllReachable, BroadcastPreview, BroadcastRequest, BroadcastState, Recipient, Recipients,
-    StartBroadcastRequest, TemplateValue,
+    self, AddRecipientsRequest, AllReachable, BroadcastPreview, BroadcastRequest, BroadcastState, Recipient,
+    Recipients, StartBroadcastRequest, TemplateValue,
 };
 use tonic::{Response, Status};
 
@@ -129,6 +129,9 @@ fn order(args: &Args) -> Result<Order, String> {
         messages_per_second: args.per_second.unwrap_or_default(),
         min_interval: min_interval.map_err(|_| "--min-interval is too long")?,
         retry_unknown: args.retry_unknown,
+        delivery: args.delivery.map_or(proto::Delivery::Unspecified, Into::into).into(),
+        miniprogram_state: args.miniprogram_state.clone().unwrap_or_default(),
+        lang: args.lang.clone().unwrap_or_default(),
         ..BroadcastRequest::default()
     };
     Ok(Order { head, list, exclude })

@@ -7,10 +7,11 @@
 //! connect_timeout = "2s"
 //! timeout = "5s"                                   # of a whole call
 //! token = "stable_token"                           # or "token", for what speaks only the older endpoint
-//! daily_quota = 1000000                            # messages a day, where WeChat does not tell
+//! delivery = "form_id"                             # or "subscription"; calls may say otherwise
+//! daily_quota = 1000000                            # messages a day, where WeChat does not tell; 10000000 of subscriptions
 //! messages_per_second = 0                          # of all replicas together; 0 is as fast as it goes
 //! reserved_for_sends = 0.2                         # the part of both that broadcasts do not touch
-//! broadcast_credentials = ["form_id", "prepay_id"] # what broadcasts may spend
+//! broadcast_credentials = ["form_id", "prepay_id"] # what broadcasts of template messages may spend
 //! ```
 //!
 //! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
@@ -28,9 +29,10 @@ use reqwest::Url;
 use shared::credential::AppId;
 use shared::settings::Problems;
 use shared::store::broadcast::permits::Bounds;
-use shared::store::leases::Kinds;
-use toml::{Table, Value};
+use shared::store::wanted::Kinds;
+use toml::Value;
 
+use crate::wechat::message::Delivery;
 use table::{app, quoted};
 
 /// An app's secret, which buys access tokens. `Debug` hides it, and there is no `Display`.
@@ -80,10 +82,20 @@ pub struct App {
     pub timeout: Duration,
     /// Where its access tokens come from.
     pub token_endpoint: TokenEndpoint,
+    /// By which generation its messages are sent unless a call says otherwise.
+    pub delivery: Delivery,
     /// What its broadcasts may use up, and how fast.
     pub bounds: Bounds,
-    /// The kinds of credential its broadcasts may spend; at least one.
+    /// The kinds of credential its broadcasts of template messages may spend; at least one.
     pub broadcast_kinds: Kinds,
+}
+
+impl App {
+    /// What broadcasts of a generation may use up: the app's own `daily_quota` is that of the generation it is set to.
+    pub fn bounds(&self, delivery: Delivery) -> Bounds {
+        let daily_quota = if delivery == self.delivery { self.bounds.daily_quota } else { delivery.published_quota() };
+        Bounds { daily_quota, ..self.bounds }
+    }
 }
 
 /// All apps of the file; at least one.
@@ -104,16 +116,7 @@ impl Apps {
 
     /// Like [`Apps::read`], from the text of the file. Relative paths in it start from the working directory.
     pub fn parse(text: &str, problems: &mut Problems) -> Option<Self> {
-        let file: Table = match toml::from_str(text) {
-            Ok(file) => file,
-            Err(error) => {
-                // The error as a whole quotes the line, and the line may hold a secret.
-                let start = error.span().map_or(0, |span| span.start).min(text.len());
-                let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
-                problems.add(format!("the apps file, line {line}: {}", error.message()));
-                return None;
-            }
-        };
+        let file = problems.toml("the apps file", text)?;
         let mut sound = true;
         for key in file.keys().filter(|key| *key != "apps") {
             problems.add(format!("the apps file has {}: only [apps.APP_ID] tables are known", quoted(key)));
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!((app.connect_timeout, app.timeout), (Duration::from_secs(2), Duration::from_secs(5)));
         assert_eq!(app.token_endpoint, TokenEndpoint::Stable);
         assert_eq!((app.bounds.daily_quota, app.bounds.app_rate, app.bounds.broadcast_share), (1_000_000, 0, 800));
-        assert_eq!(app.broadcast_kinds, Kind::ALL.into_iter().collect());
+        assert_eq!((app.broadcast_kinds, app.delivery), (Kinds::IDS, Delivery::FormId));
         assert!(apps.get(&AppId::parse("wx2").unwrap()).is_none());
     }
 

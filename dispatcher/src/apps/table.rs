@@ -6,24 +6,24 @@ use reqwest::Url;
 use shared::credential::{AppId, Kind};
 use shared::settings::Problems;
 use shared::store::broadcast::permits::Bounds;
-use shared::store::leases::Kinds;
+use shared::store::wanted::Kinds;
 use toml::{Table, Value};
 
 use super::{App, Secret, TokenEndpoint};
+use crate::wechat::message::Delivery;
 
 const BASE_URL: &str = "https://api.weixin.qq.com";
 const CONNECT_TIMEOUT: &str = "2s";
 const TIMEOUT: &str = "5s";
-/// WeChat's published limit of template/send.
-const DAILY_QUOTA: i64 = 1_000_000;
 const RESERVED_FOR_SENDS: f64 = 0.2;
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "secret",
     "secret_file",
     "base_url",
     "connect_timeout",
     "timeout",
     "token",
+    "delivery",
     "daily_quota",
     "messages_per_second",
     "reserved_for_sends",
@@ -55,7 +55,13 @@ pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<Ap
         Ok(Some(_)) => reader.wrong("token", "must be \"stable_token\" or \"token\""),
         Err(Reported) => None,
     };
-    let bounds = reader.bounds();
+    let delivery = match reader.text("delivery") {
+        Ok(None | Some("form_id")) => Some(Delivery::FormId),
+        Ok(Some("subscription")) => Some(Delivery::Subscription),
+        Ok(Some(_)) => reader.wrong("delivery", "must be \"form_id\" or \"subscription\""),
+        Err(Reported) => None,
+    };
+    let bounds = reader.bounds(delivery.unwrap_or_default());
     let broadcast_kinds = reader.broadcast_kinds();
     if timeout.zip(connect_timeout).is_some_and(|(whole, connect)| whole < connect) {
         reader.wrong::<()>("timeout", "must not be less than connect_timeout: it is the time of the whole call");
@@ -68,6 +74,7 @@ pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<Ap
         connect_timeout: connect_timeout?,
         timeout: timeout?,
         token_endpoint: token_endpoint?,
+        delivery: delivery?,
         bounds: bounds?,
         broadcast_kinds: broadcast_kinds?,
     };
@@ -146,8 +153,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn bounds(&mut self) -> Option<Bounds> {
-        let daily_quota = self.number("daily_quota", DAILY_QUOTA, i64::MAX);
+    fn bounds(&mut self, delivery: Delivery) -> Option<Bounds> {
+        let daily_quota = self.number("daily_quota", delivery.published_quota().cast_signed(), i64::MAX);
         let rate = self.number("messages_per_second", 0, 1_000_000);
         let reserved = match self.table.get("reserved_for_sends") {
             None => Some(RESERVED_FOR_SENDS),
@@ -166,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 
     fn broadcast_kinds(&mut self) -> Option<Kinds> {
-        let Some(value) = self.table.get("broadcast_credentials") else { return Some(Kind::ALL.into_iter().collect()) };
+        let Some(value) = self.table.get("broadcast_credentials") else { return Some(Kinds::IDS) };
         let names = value.as_array().map(Vec::as_slice).unwrap_or_default().iter();
         let kinds: Option<Vec<Kind>> = names
             .map(|name| match name.as_str() {

@@ -290,7 +290,8 @@ impl Bucket {
             self.ended_since = Instant::now();
         }
         let (openid, owner) = (message.ready.openid.clone(), message.ready.lease.id);
-        self.ended.push((message, Settlement { openid, owner, verdict, next }));
+        let msgid = message.tally.last.msgid;
+        self.ended.push((message, Settlement { openid, owner, verdict, next, msgid }));
     }
 
     fn settles_now(&self) -> bool {

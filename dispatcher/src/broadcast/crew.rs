@@ -19,6 +19,7 @@ use super::Ground;
 use super::bucket;
 use super::quota;
 use super::running::Running;
+use crate::wechat::message::Delivery;
 
 /// How often a replica with nothing to do looks for tasks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -79,9 +80,13 @@ impl Crew {
         let wanted = ground.store.running_broadcasts(app).await?;
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
             self.quota_asked = Instant::now();
-            // Nobody waits: the count goes on meanwhile.
-            let ground = Arc::clone(&ground);
-            tokio::spawn(async move { quota::ask(&ground).await });
+            let sent =
+                |delivery| self.running.values().any(|on_replica| on_replica.running.spec.message.delivery == delivery);
+            for delivery in Delivery::ALL.into_iter().filter(|delivery| sent(*delivery)) {
+                // Nobody waits: the count goes on meanwhile.
+                let ground = Arc::clone(&ground);
+                tokio::spawn(async move { quota::ask(&ground, delivery).await });
+            }
         }
         self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
         for id in wanted {
@@ -161,10 +166,10 @@ impl Crew {
         if !matches!(record.state, State::Running | State::Cancelled) {
             return Ok(None);
         }
-        if record.state == State::Running {
-            quota::ask(&self.ground).await;
-        }
         let running = Running::new(Arc::clone(&self.ground), &record)?;
+        if record.state == State::Running {
+            quota::ask(&self.ground, running.spec.message.delivery).await;
+        }
         self.running.insert(id.clone(), OnReplica { running: Arc::clone(&running), buckets: 0 });
         Ok(Some(running))
     }

@@ -69,6 +69,10 @@ pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials
         Conclusion::End(End::Delivered, verdict) => {
             Ending { verdict, next: Next::End(DELIVERED.into()), sign: Sign::Delivered }
         }
+        // What was taken over from a dispatcher that died says nothing about the broadcast.
+        Conclusion::End(End::Unknown, verdict) if tally.attempts == 0 => {
+            Ending { verdict, next: end("UNKNOWN"), sign: Sign::None }
+        }
         Conclusion::End(End::Unknown, verdict) => Ending { verdict, next: end("UNKNOWN"), sign: Sign::Failed },
         Conclusion::End(End::Refused, verdict) => {
             let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
@@ -134,7 +138,7 @@ pub fn unsent(in_doubt: bool) -> (Fate, Next) {
 /// What becomes of a message in doubt when its broadcast is cancelled: nobody will ask any more. A form id may serve
 /// another message, marked; a use of anything else counts as spent.
 pub fn abandoned(kind: Kind) -> (Fate, Next) {
-    let verdict = if kind == Kind::FormId { Fate::Suspect } else { Fate::Consume };
+    let verdict = if kind == Kind::FormId { Fate::Suspect } else { Fate::Unknown };
     (verdict, Next::End("UNKNOWN".into()))
 }
 
@@ -219,6 +223,13 @@ mod tests {
         assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
         assert_eq!(unsent(false), (Fate::Return, Next::Again));
         assert_eq!(abandoned(Kind::FormId).0, Fate::Suspect);
-        assert_eq!(abandoned(Kind::PrepayId).0, Fate::Consume);
+        assert_eq!((abandoned(Kind::PrepayId).0, abandoned(Kind::Grant).0), (Fate::Unknown, Fate::Unknown));
+    }
+
+    #[test]
+    fn what_the_dead_left_unknown_says_nothing_about_the_broadcast() {
+        let unknown = || Conclusion::End(End::Unknown, Fate::Unknown);
+        let sign = |attempts| of(unknown(), &Tally { attempts, ..after(0, 1) }, 0, 5, 99).sign;
+        assert_eq!((sign(0), sign(1)), (Sign::None, Sign::Failed));
     }
 }

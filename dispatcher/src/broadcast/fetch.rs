@@ -18,6 +18,9 @@ use super::running::Running;
 /// How long to wait before Redis is asked again.
 const REDIS_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long to wait where other messages to the same users are under way: about as long as a call takes.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// The longest wait before leases that others have are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -91,7 +94,12 @@ async fn page(running: &Running, task: &Task, size: usize) -> Fetched {
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
     let (owner, asked) = (LeaseId::random(), Instant::now());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, &running.choice, terms).await {
-        Ok(page) => Fetched::Page { permitted, page, asked },
+        Ok(page) => {
+            if page.ready.is_empty() && page.busy > 0 {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Fetched::Page { permitted, page, asked }
+        }
         Err(error) => {
             debug!(broadcast = %task.broadcast, %error, "a page is lost and looked for");
             Fetched::Lost(owner)
@@ -154,7 +162,7 @@ pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::E
             .into_iter()
             .map(|ready| {
                 let (verdict, next) = ending::abandoned(ready.lease.kind);
-                Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next }
+                Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next, msgid: None }
             })
             .collect();
         if !settlements.is_empty() {

@@ -22,16 +22,18 @@ pub mod running;
 pub mod spec;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use shared::store::Store;
 use shared::store::broadcast::audience::Choice;
 use shared::store::leases::LeaseTerms;
+use shared::store::wanted::Kinds;
 
+use self::spec::Spec;
 use crate::apps::App;
 use crate::clock::Clock;
 use crate::send::Sender;
 use crate::wechat::client::Client;
+use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
 
 /// What bounds the broadcasts of a replica.
@@ -69,7 +71,11 @@ pub struct Ground {
 
 impl Ground {
     /// How users are chosen for a broadcast.
-    pub fn choice(&self, min_interval: Duration) -> Choice {
-        Choice { kinds: self.app.broadcast_kinds, min_interval: min_interval.as_secs() as u32 }
+    pub fn choice(&self, spec: &Spec) -> Choice {
+        let kinds = match spec.message.delivery {
+            Delivery::FormId => self.app.broadcast_kinds,
+            Delivery::Subscription => Kinds::GRANTS,
+        };
+        Choice { wanted: spec.message.wanted(kinds), min_interval: spec.min_interval.as_secs() as u32 }
     }
 }

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use super::Ground;
 use super::spec::Spec;
-use crate::wechat::message::fingerprint;
+use crate::wechat::message::{Delivery, fingerprint};
 
 /// How many buckets are written or asked at once.
 const AT_ONCE: usize = 32;
@@ -141,7 +141,7 @@ impl Office {
     /// What the broadcast would do now. Stores nothing.
     pub async fn preview(&self, order: &Order) -> Result<Outlook, Failure> {
         self.check(order).await?;
-        let (choice, Ground { app, store, terms, .. }) = (self.ground.choice(order.spec.min_interval), &*self.ground);
+        let (choice, Ground { app, store, terms, .. }) = (self.ground.choice(&order.spec), &*self.ground);
         let sum = async |mut sum: Preview, part: Preview| {
             sum.add(part);
             Ok(sum)
@@ -292,6 +292,11 @@ impl Office {
         let record = self.record(id).await?;
         let tally = self.ground.store.tally(&self.ground.app.id, &record).await?;
         Ok(Standing { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) })
+    }
+
+    /// By which generation a broadcast is sent.
+    pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
+        Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
     }
 
     /// Broadcasts without tallies, the newest first, from those older than `before`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::audience::Choice;
 use shared::store::broadcast::pages::PAGE;
-use shared::store::broadcast::permits::{Held, Permit};
+use shared::store::broadcast::permits::{Budget, Held, Permit};
 use shared::store::broadcast::records::{Move, Moved, Pause, Record, State};
 use shared::store::{self};
 use tokio::sync::watch;
@@ -57,7 +57,7 @@ impl Running {
         let spec = Spec::decode(&record.spec)?;
         let running = Arc::new(Self {
             id: record.id.clone(),
-            choice: ground.choice(spec.min_interval),
+            choice: ground.choice(&spec),
             everyone: record.everyone,
             flow: Arc::new(Flow::new(ground.limits.in_flight)),
             window: Mutex::new(Window::new(ground.limits.failure_ratio)),
@@ -87,7 +87,7 @@ impl Running {
     /// means that nothing may be sent for now.
     pub async fn permit(&self, wanted: usize) -> Result<usize, store::Error> {
         // All: whoever has only what is barred would count as without a credential.
-        match self.ground.sender.ready_with_all(self.choice.kinds).await {
+        match self.ground.sender.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
             Err(SendError::Stopped { verdict, .. }) => {
                 self.pause(stopped(&verdict, self.ground.clock.next_day_ms())).await;
@@ -131,7 +131,9 @@ impl Running {
     async fn ask_permit(&self, wanted: usize) -> Result<Permit, store::Error> {
         let Ground { app, store, clock, .. } = &*self.ground;
         let unused = self.unused.swap(0, Ordering::Relaxed);
-        store.permit(&app.id, &self.id, wanted, unused, self.spec.rate, &app.bounds, clock.day()).await
+        let delivery = self.spec.message.delivery;
+        let budget = Budget { api: delivery.api(), day: clock.day() };
+        store.permit(&app.id, &self.id, wanted, unused, self.spec.rate, &app.bounds(delivery), budget).await
     }
 
     /// Notes messages that were permitted and will not be sent.

@@ -58,7 +58,10 @@ pub fn encode_own(own: &OwnData) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use shared::credential::TemplateId;
+
     use super::*;
+    use crate::wechat::message::Delivery;
 
     fn value(text: &str) -> Value {
         Value { value: text.into(), color: String::new() }
@@ -67,7 +70,8 @@ mod tests {
     #[test]
     fn a_users_own_data_overrides_the_common_and_leaves_the_rest() {
         let data = BTreeMap::from([("thing1".into(), value("all")), ("thing2".into(), value("all"))]);
-        let message = Message { template_id: "t".into(), page: "p".into(), data, emphasis_keyword: String::new() };
+        let plain = Message::empty(Delivery::FormId, TemplateId::parse("t").unwrap());
+        let message = Message { page: "p".into(), data, ..plain };
         let (rate, min_interval) = (7, Duration::from_secs(3600));
         let spec = Spec { name: "spring".into(), message: Arc::new(message), rate, min_interval, retry_unknown: true };
         assert_eq!(Spec::decode(&spec.encode()).unwrap(), spec);

@@ -12,7 +12,7 @@ use crate::outcome::{End, SendError, Verdict};
 use crate::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
 use crate::wechat::answer::{Meaning, blamed_key, row_of};
 use crate::wechat::client::Reply;
-use crate::wechat::message::Message;
+use crate::wechat::message::{Delivery, Message};
 
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
@@ -30,8 +30,8 @@ impl Sender {
             age: age(lease),
             retry_unknown: order.retry_unknown,
         };
-        if lease.taken_over && (lease.kind == Kind::PrepayId && !order.retry_unknown) {
-            return Conclusion::End(End::Unknown, Fate::Consume);
+        if lease.taken_over && lease.kind != Kind::FormId && !order.retry_unknown {
+            return Conclusion::End(End::Unknown, Fate::Unknown);
         }
         if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
             // WeChat answers 41028 for an expired form id, used or not: it may no longer tell anything.
@@ -47,18 +47,21 @@ impl Sender {
             };
             tally.attempts += 1;
             attempts += 1;
-            let reply = self.client.send(token.value(), body.clone()).await;
+            let reply = self.client.send(order.message.delivery, token.value(), body.clone()).await;
             let attempt = self.note(&reply, &order.message, tally);
             let step = situation.step(attempt);
             situation = situation.after(attempt);
             situation.age = age(lease) + tally.leased_at.elapsed();
             let pause = match step {
                 Step::Delivered => return Conclusion::End(End::Delivered, Fate::Consume),
-                Step::Unknown => return Conclusion::End(End::Unknown, Fate::Consume),
+                Step::Unknown => return Conclusion::End(End::Unknown, Fate::Unknown),
                 Step::UnknownAndDead => return Conclusion::End(End::Unknown, Fate::Discard),
                 Step::NextCredential => return Conclusion::NextCredential,
                 Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
                 Step::Refused => return Conclusion::End(End::Refused, Fate::Return),
+                // An earlier attempt is not answered by that.
+                Step::Voided if situation.in_doubt => return Conclusion::End(End::Unknown, Fate::Void),
+                Step::Voided => return Conclusion::End(End::Refused, Fate::Void),
                 Step::Stopped => return self.stopped(situation, &tally.last).await,
                 Step::Again(Pause::NewToken) => {
                     new_tokens += 1;
@@ -97,11 +100,11 @@ impl Sender {
     /// Notes what came back, for the log and for the caller.
     fn note(&self, reply: &Reply, message: &Message, tally: &mut Tally) -> Attempt {
         match reply {
-            Reply::Answered { errcode, errmsg, rid } => {
+            Reply::Answered { errcode, errmsg, rid, msgid } => {
                 let meaning = row_of(*errcode).meaning;
                 // A text from outside goes no further, unless it is one of the message's own keys.
                 let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
-                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key };
+                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
                 tally.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
@@ -136,12 +139,15 @@ impl Sender {
             Meaning::QuotaReached => self.clock.next_day_ms(),
             _ => now + self.limits.stop.as_millis() as u64,
         };
-        let sources: &[Source] = match meaning {
-            Meaning::SourceBarred(kind) => &[Source::Kind(kind)],
-            Meaning::Retired => &[Source::Kind(Kind::FormId), Source::Kind(Kind::PrepayId)],
-            _ => &[Source::App],
+        let sources: Vec<Source> = match meaning {
+            Meaning::SourceBarred(kind) => vec![Source::Kind(kind)],
+            // Each generation of messages is an API of its own to WeChat, with a quota of its own.
+            Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
+                Delivery::of(situation.kind).kinds().iter().map(Source::Kind).collect()
+            }
+            _ => vec![Source::App],
         };
-        self.gates.stop(&self.store, sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
+        self.gates.stop(&self.store, &sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
         let error = SendError::Stopped { verdict: verdict.clone(), lasts: Duration::from_millis(until_ms - now) };
         match (situation.in_doubt, meaning) {
             (false, Meaning::SourceBarred(_)) => Conclusion::SourceStopped(error),
@@ -161,7 +167,7 @@ fn stuck(situation: Situation, why: SendError) -> Conclusion {
     match situation.exhausted() {
         Exhausted::NotDelivered => Conclusion::NotSpent(why),
         Exhausted::InDoubt => Conclusion::InDoubt,
-        Exhausted::Unknown => Conclusion::End(End::Unknown, Fate::Consume),
+        Exhausted::Unknown => Conclusion::End(End::Unknown, Fate::Unknown),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::credential::AppId;
 use shared::store::Store;
+use shared::store::broadcast::permits::{Api, Budget};
 use tracing::debug;
 
 use crate::clock::Clock;
@@ -12,29 +13,40 @@ use crate::clock::Clock;
 /// How often what was sent is reported to the other replicas.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// Counts the single messages of this replica.
+/// Counts the single messages of this replica, by the API they are sent by.
 #[derive(Debug, Default)]
 pub struct Sends {
-    count: AtomicU64,
+    template: AtomicU64,
+    subscribe: AtomicU64,
 }
 
 impl Sends {
+    fn count(&self, api: Api) -> &AtomicU64 {
+        match api {
+            Api::Template => &self.template,
+            Api::Subscribe => &self.subscribe,
+        }
+    }
+
     /// One more was sent.
-    pub fn note(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+    pub fn note(&self, api: Api) {
+        self.count(api).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Reports them to the other replicas, for ever.
     pub async fn report_forever(&self, store: &Store, app: &AppId, clock: &Clock) {
         loop {
             tokio::time::sleep(REPORT).await;
-            let count = self.count.swap(0, Ordering::Relaxed);
-            if count == 0 {
-                continue;
-            }
-            if let Err(error) = store.count_messages(app, clock.day(), count).await {
-                debug!(%app, %error, "sends are counted later");
-                self.count.fetch_add(count, Ordering::Relaxed);
+            for api in [Api::Template, Api::Subscribe] {
+                let messages = self.count(api).swap(0, Ordering::Relaxed);
+                if messages == 0 {
+                    continue;
+                }
+                let budget = Budget { api, day: clock.day() };
+                if let Err(error) = store.count_messages(app, budget, messages).await {
+                    debug!(%app, %error, "sends are counted later");
+                    self.count(api).fetch_add(messages, Ordering::Relaxed);
+                }
             }
         }
     }

@@ -7,9 +7,11 @@ mod settle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::credential::{Kind, OpenId};
+use shared::credential::OpenId;
 use shared::store::gates::Stop;
-use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
+use shared::store::late::LateFailure;
+use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
+use shared::store::wanted::{Kinds, Wanted};
 use shared::store::{self, Store};
 
 use self::count::Sends;
@@ -20,6 +22,10 @@ use crate::outcome::{End, Outcome, SendError, Verdict};
 use crate::wechat::client::Client;
 use crate::wechat::message::Message;
 use crate::wechat::token::Tokens;
+
+/// The pauses while another message to the same user is under way: a call takes some 10 ms to 100 ms.
+const SHORTEST_TURN: Duration = Duration::from_millis(10);
+const LONGEST_TURN: Duration = Duration::from_millis(160);
 
 /// What bounds a send.
 #[derive(Debug, Clone)]
@@ -58,6 +64,8 @@ pub struct Sent {
     pub messages_left: u32,
     /// It had ended in an earlier call with the same request id.
     pub repeated: bool,
+    /// WeChat reported later that it could not deliver the message after all.
+    pub late: Option<LateFailure>,
 }
 
 /// Sends the messages of one app.
@@ -109,25 +117,27 @@ impl Sender {
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
     pub async fn send(&self, order: &Order) -> Result<Sent, SendError> {
-        let kinds = match self.ready(Kind::ALL.into_iter().collect()).await {
+        let kinds = match self.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
-        let asked = Instant::now();
-        let mut lease = match self.lease(order, kinds).await? {
+        let wanted = order.message.wanted(kinds);
+        let (asked, leased) = self.lease_in_turn(order, &wanted).await?;
+        let mut lease = match leased {
             Leased::Lease(lease) => lease,
             Leased::None => return Err(SendError::NoCredential),
             Leased::Finished(outcome) => return self.repeat(order, &outcome).await,
             Leased::UnderWay(lasts) => return Err(SendError::UnderWay(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),
             Leased::Lost => return Ok(lost()),
+            Leased::Busy(lasts) => return Err(SendError::UserBusy(lasts)),
         };
         let mut tally = Tally::new(asked);
         loop {
             let conclusion = self.try_credential(order, &lease, &mut tally).await;
             match self.settle(order, lease, conclusion, &mut tally).await? {
                 Next::Done(sent) => {
-                    self.sends.note();
+                    self.sends.note(order.message.delivery.api());
                     return Ok(sent);
                 }
                 Next::Failed(error) => return Err(error),
@@ -152,7 +162,7 @@ impl Sender {
 
     fn stopped_by(&self, stop: Stop) -> SendError {
         SendError::Stopped {
-            verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, key: None },
+            verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, ..Verdict::default() },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
         }
     }
@@ -168,10 +178,26 @@ impl Sender {
         }
     }
 
-    async fn lease(&self, order: &Order, kinds: Kinds) -> Result<Leased, store::Error> {
+    /// Leases, and waits where another subscription message to the user is under way: WeChat takes one at a time. As long
+    /// as that one's call may take, and no longer.
+    async fn lease_in_turn(&self, order: &Order, wanted: &Wanted) -> Result<(Instant, Leased), store::Error> {
+        let (begun, mut pause) = (Instant::now(), SHORTEST_TURN);
+        loop {
+            let asked = Instant::now();
+            let leased = self.lease(order, wanted).await?;
+            if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.app.timeout {
+                return Ok((asked, leased));
+            }
+            // Half fixed, half at random, so that those who wait together do not come back together.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            pause = (pause * 2).min(LONGEST_TURN);
+        }
+    }
+
+    async fn lease(&self, order: &Order, wanted: &Wanted) -> Result<Leased, store::Error> {
         let id = LeaseId::random();
         let ask =
-            || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, kinds, order.request.as_ref());
+            || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
         match ask().await {
             // The reply may be all that was lost; asking again with the same id gets the same lease.
             Err(store::Error::Redis(_)) => ask().await,
@@ -187,7 +213,11 @@ impl Sender {
         let now = (self.clock.now_ms() / 1000) as i64;
         let inventory = self.store.inventory(&self.app.id, &order.openid, now).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
-        Ok(Sent { outcome, messages_left, repeated: true })
+        let late = match outcome.verdict.msgid {
+            Some(msgid) => self.store.late_failure(&self.app.id, &order.openid, msgid).await?,
+            None => None,
+        };
+        Ok(Sent { outcome, messages_left, repeated: true, late })
     }
 }
 
@@ -222,5 +252,5 @@ enum Next {
 /// A request that was under way when its user was erased: its credential is gone, and with it what it could tell.
 fn lost() -> Sent {
     let outcome = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 0, kind: None };
-    Sent { outcome, messages_left: 0, repeated: true }
+    Sent { outcome, messages_left: 0, repeated: true, late: None }
 }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use shared::credential::Kind;
-use shared::store::leases::{Kinds, Lease, LeaseId, Settled, Verdict as Fate};
+use shared::store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
+use shared::store::wanted::Wanted;
 use tracing::{error, warn};
 
 use super::{Conclusion, Next, Order, Sender, Sent, Tally};
@@ -42,13 +42,13 @@ impl Sender {
             Conclusion::NotSpent(error) => (Fate::Return, None, Err(error), false),
             Conclusion::SourceStopped(error) => (Fate::Return, None, Err(error), true),
         };
-        let next = match self.gates.open(Kind::ALL.into_iter().collect()) {
-            Ok(kinds) if go_on => Some((LeaseId::random(), kinds)),
+        let next = match self.gates.open(order.message.delivery.kinds()) {
+            Ok(kinds) if go_on => Some((LeaseId::random(), order.message.wanted(kinds))),
             _ => None,
         };
         let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);
         let asked = Instant::now();
-        let settled = self.settle_patiently(order, &lease, fate, end.as_ref(), next, tally).await;
+        let settled = self.settle_patiently(order, &lease, fate, end.as_ref(), next.as_ref(), tally).await;
         let messages_left = match settled {
             Some(Settled::Next(lease)) => {
                 tally.credentials += 1;
@@ -65,7 +65,7 @@ impl Sender {
             None => lease.messages_left,
         };
         Ok(match answer {
-            Ok(outcome) => Next::Done(Sent { outcome, messages_left, repeated: false }),
+            Ok(outcome) => Next::Done(Sent { outcome, messages_left, repeated: false, late: None }),
             Err(error) => Next::Failed(error),
         })
     }
@@ -77,7 +77,7 @@ impl Sender {
         lease: &Lease,
         fate: Fate,
         end: Option<&Outcome>,
-        next: Option<(LeaseId, Kinds)>,
+        next: Option<&(LeaseId, Wanted)>,
         tally: &Tally,
     ) -> Option<Settled> {
         let outcome = end.map(Outcome::encode);
@@ -92,7 +92,7 @@ impl Sender {
                     fate,
                     outcome.as_deref(),
                     order.request.as_ref(),
-                    next,
+                    next.map(|(id, wanted)| (*id, wanted)),
                 )
                 .await;
             match settled {

@@ -9,7 +9,8 @@ use shared::credential::{AppId, OpenId};
 use shared::fields::Fields;
 use shared::proto::broadcast_request::Audience as ProtoAudience;
 use shared::proto::{
-    self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, WatchBroadcastRequest,
+    self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, ValueWarning,
+    WatchBroadcastRequest,
 };
 use shared::status::Failure;
 use shared::store::broadcast::BroadcastId;
@@ -18,9 +19,11 @@ use shared::store::broadcast::tallies::Place;
 use shared::store::keys::Bucket;
 use shared::store::record::KEEP_TOUCH;
 
+use super::message::{self, Parts};
 use super::send;
 use crate::broadcast::office::{Audience, Office, Order};
 use crate::broadcast::spec::{Spec, encode_own};
+use crate::wechat::message::Delivery;
 
 /// The most users in the list, or left out, of one call.
 const MAX_LIST: usize = 10_000;
@@ -37,6 +40,7 @@ pub(super) struct Parsed {
     pub(super) office: Arc<Office>,
     pub(super) order: Order,
     pub(super) duplicates: u32,
+    pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
 }
 
@@ -47,6 +51,8 @@ pub(super) struct MoreRecipients {
     pub(super) recipients: Vec<Recipient>,
     pub(super) exclude: Vec<OpenId>,
     pub(super) duplicates: u32,
+    /// What is wrong with the values if these are subscription messages.
+    pub(super) values: Fields,
 }
 
 /// Reads `Broadcast`.
@@ -57,8 +63,18 @@ pub(super) fn parse(
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let request_id = send::request_id(&mut fields, &request.request_id);
-    let (template_id, page, data) = (request.template_id, request.page, request.data);
-    let message = send::message(&mut fields, template_id, page, data, request.emphasis_keyword);
+    let parts = Parts {
+        delivery: request.delivery,
+        template_id: request.template_id,
+        data: request.data,
+        page: request.page,
+        emphasis_keyword: request.emphasis_keyword,
+        miniprogram_state: request.miniprogram_state,
+        lang: request.lang,
+    };
+    let usual = message::usual(app.as_ref(), |app| Some(office(app)?.ground().app.delivery));
+    let message = message::read(&mut fields, parts, usual);
+    let delivery = message.as_ref().map_or(usual, |(message, _)| message.delivery);
     fields.text("name", &request.name, MAX_NAME);
     if request.messages_per_second > MAX_RATE {
         fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
@@ -71,7 +87,11 @@ pub(super) fn parse(
         }
         Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
         Some(ProtoAudience::Recipients(list)) => {
-            let (list, twice) = recipients(&mut fields, "recipients.list", list.list);
+            let mut values = Fields::default();
+            let (list, twice) = recipients(&mut fields, &mut values, "recipients.list", list.list);
+            if delivery == Delivery::Subscription {
+                fields.extend(values);
+            }
             duplicates = twice;
             Audience::List(list)
         }
@@ -87,6 +107,8 @@ pub(super) fn parse(
         }
     };
     let office = fields.finish_for(app, office)?;
+    // Without a message there was a bad field.
+    let (message, warnings) = message.ok_or_else(Failure::internal)?;
     let spec = Spec {
         name: request.name,
         message: Arc::new(message),
@@ -96,7 +118,7 @@ pub(super) fn parse(
     };
     let canary = (request.limit > 0).then_some(request.limit);
     let order = Order { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
-    Ok(Parsed { office, order, duplicates, validate_only: request.validate_only })
+    Ok(Parsed { office, order, duplicates, warnings, validate_only: request.validate_only })
 }
 
 /// Reads `AddRecipients`.
@@ -107,11 +129,12 @@ pub(super) fn parse_recipients(
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let id = id(&mut fields, &request.broadcast_id);
-    let (recipients, duplicates) = recipients(&mut fields, "recipients", request.recipients);
+    let mut values = Fields::default();
+    let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
     let exclude = openids(&mut fields, "exclude", request.exclude);
     let office = fields.finish_for(app, office)?;
     let id = id.ok_or_else(Failure::internal)?;
-    Ok(MoreRecipients { office, id, recipients, exclude, duplicates })
+    Ok(MoreRecipients { office, id, recipients, exclude, duplicates, values })
 }
 
 /// Reads `ListBroadcasts`: the place to go on from, and how many.
@@ -183,8 +206,14 @@ pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
     fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be the broadcast_id of an answer of Broadcast"))
 }
 
-/// The users of a list, each once, and how many entries were too many.
-fn recipients(fields: &mut Fields, field: &str, list: Vec<proto::Recipient>) -> (Vec<Recipient>, u32) {
+/// The users of a list, each once, and how many entries were too many. What subscription messages do not permit of their
+/// values goes to `values`.
+fn recipients(
+    fields: &mut Fields,
+    values: &mut Fields,
+    field: &str,
+    list: Vec<proto::Recipient>,
+) -> (Vec<Recipient>, u32) {
     let (mut found, mut seen, mut duplicates) = (Vec::new(), HashSet::new(), 0);
     if list.len() > MAX_LIST {
         fields.refuse(field, format_args!("must not have more than {MAX_LIST} users: add more with AddRecipients"));
@@ -198,8 +227,10 @@ fn recipients(fields: &mut Fields, field: &str, list: Vec<proto::Recipient>) -> 
             duplicates += 1;
             continue;
         }
-        send::check_data(fields, &format!("{field}[{at}].data"), &recipient.data);
-        found.push(Recipient { openid, data: encode_own(&send::values(recipient.data)) });
+        let place = format!("{field}[{at}].data");
+        message::check_data(fields, &place, &recipient.data);
+        message::check_values(values, &place, &recipient.data, &mut Vec::new());
+        found.push(Recipient { openid, data: encode_own(&message::values(recipient.data)) });
     }
     (found, duplicates)
 }
@@ -261,7 +292,7 @@ mod tests {
         let list = ["oA", "oB", "oA", "o B", ""]
             .map(|openid| proto::Recipient { openid: openid.into(), ..proto::Recipient::default() });
         let mut fields = Fields::default();
-        let (found, duplicates) = recipients(&mut fields, "recipients", list.to_vec());
+        let (found, duplicates) = recipients(&mut fields, &mut Fields::default(), "recipients", list.to_vec());
         assert_eq!((found.len(), duplicates), (2, 1));
         let refused = format!("{:?}", fields.finish().unwrap_err());
         assert!(refused.contains("recipients[3].openid") && refused.contains("recipients[4].openid"), "{refused}");

@@ -1,8 +1,9 @@
-//! The gRPC edge of the dispatcher: converts, calls one function, converts back. Single messages are read in [`send`],
-//! broadcasts in [`broadcast`] and written in [`info`].
+//! The gRPC edge of the dispatcher: converts, calls one function, converts back. Single sends are read in [`send`],
+//! broadcasts in [`broadcast`] and written in [`info`]; the message of both is read in [`message`].
 
 mod broadcast;
 mod info;
+mod message;
 mod send;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::broadcast::ending::reason;
 use crate::broadcast::office::Office;
 use crate::desk::Desk;
 use crate::send::Sender;
+use crate::wechat::message::Delivery;
 
 /// What a call is answered with for one app.
 pub struct AppService {
@@ -84,26 +86,33 @@ impl DispatcherService for Service {
     type WatchBroadcastStream = Pin<Box<dyn Stream<Item = Result<WatchBroadcastResponse, Status>> + Send>>;
 
     async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
-        let (app, order) = send::parse(request.into_inner(), |app| self.apps.contains_key(app))?;
+        let parsed = send::parse(request.into_inner(), |app| Some(self.office(app)?.ground().app.delivery))?;
+        let send::Parsed { app, order, warnings, validate_only } = parsed;
+        if validate_only {
+            return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
+        }
         let service = self.apps.get(&app).ok_or_else(Failure::unknown_app)?;
         let sent = self.desk.send(app, Arc::clone(&service.sender), order).await?;
-        Ok(Response::new(send::respond(sent)))
+        Ok(Response::new(send::respond(sent, warnings)))
     }
 
     async fn broadcast(&self, request: Request<BroadcastRequest>) -> Answer<BroadcastResponse> {
         let parsed = broadcast::parse(request.into_inner(), |app| self.office(app))?;
-        let broadcast::Parsed { office, order, duplicates, validate_only } = parsed;
+        let broadcast::Parsed { office, order, duplicates, warnings, validate_only } = parsed;
         if validate_only {
             let preview = Some(info::preview(&office.preview(&order).await?));
-            return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates }));
+            return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
         let broadcast = Some(info::of(&office.ground().app.id, &office.order(&order).await?));
-        Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates }))
+        Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
         let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(app))?;
-        let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates } = parsed;
+        let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates, values } = parsed;
+        if !values.is_empty() && office.delivery_of(&id).await? == Delivery::Subscription {
+            values.finish()?;
+        }
         let added = office.add_recipients(&id, &recipients, &exclude).await?;
         // Whoever neither came in nor is left out was in the list already.
         let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);

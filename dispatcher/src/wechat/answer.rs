@@ -32,13 +32,15 @@ pub enum Meaning {
     MessageWrong,
     /// One source of credentials is barred for the app.
     SourceBarred(Kind),
-    /// The app's daily quota is used up until midnight of UTC+8.
+    /// The app's daily quota of this API is used up until midnight of UTC+8.
     QuotaReached,
     /// The app is blocked for some time.
     AppBlocked,
-    /// The app may not send: no permission, banned, or unknown.
+    /// The app may not use this API: no permission, or banned. The other generation of messages is another API.
+    ApiForbidden,
+    /// The app may not do anything: limited, or unknown.
     AppForbidden,
-    /// WeChat no longer serves form ids for this app.
+    /// WeChat no longer serves this generation of messages for this app.
     Retired,
     /// A code that is not in the table: the message fails, the credential is not spent.
     Unknown,
@@ -78,20 +80,24 @@ pub const TABLE: &[Row] = &[
     row(41035, Meaning::SourceBarred(Kind::PrepayId), "the app's prepay ids are barred as a punishment"),
     row(42001, Meaning::TokenInvalid, "the access token is expired"),
     row(43101, Meaning::RefusedByUser, "the user refuses these messages, or has no grant left"),
-    row(43104, Meaning::AppForbidden, "the app has no permission to send"),
-    row(43107, Meaning::AppForbidden, "the app's ability to send subscription messages is banned"),
+    row(43104, Meaning::ApiForbidden, "the app has no permission to send"),
+    row(43107, Meaning::ApiForbidden, "the app's ability to send subscription messages is banned"),
     row(43108, Meaning::OneAtATime, "another call for this user is under way"),
-    row(43116, Meaning::AppForbidden, "the template is banned"),
+    row(43116, Meaning::ApiForbidden, "the template is banned"),
     row(45009, Meaning::QuotaReached, "the app's daily quota is used up"),
     row(45011, Meaning::RateReached, "the app sends too fast"),
     row(45102, Meaning::AppBlocked, "the app is blocked for some time"),
-    row(45103, Meaning::Retired, "WeChat no longer serves form ids for this app; use subscription messages"),
+    row(
+        45103,
+        Meaning::Retired,
+        "WeChat no longer serves form ids for this app; send subscription messages (DELIVERY_SUBSCRIPTION)",
+    ),
     row(45168, Meaning::MessageWrong, "the message has sensitive words"),
     row(45501, Meaning::AppBlocked, "the app is blocked for some time"),
     row(47001, Meaning::MessageWrong, "the body of the message is not valid"),
     row(47003, Meaning::MessageWrong, "a value of the message's data is not valid"),
-    row(48001, Meaning::AppForbidden, "the app has no permission for this API"),
-    row(48004, Meaning::AppForbidden, "the API is forbidden for this app"),
+    row(48001, Meaning::ApiForbidden, "the app has no permission for this API"),
+    row(48004, Meaning::ApiForbidden, "the API is forbidden for this app"),
     row(50002, Meaning::AppForbidden, "the app is limited"),
 ];
 

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use crate::rig::{APP, Rig, message, reason, request};
+use dispatcher::wechat::message::{Delivery, Message, Value};
 use sandbox::FaultKind;
-use shared::credential::OpenId;
+use shared::credential::{OpenId, TemplateId};
 use shared::proto::Outcome;
-use shared::store::leases::{Kinds, LeaseId, LeaseTerms, Leased, Request};
+use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request};
+use shared::store::wanted::{Kinds, Wanted};
 use testing::{eventually, now};
 use tonic::Code;
 
@@ -215,16 +217,10 @@ async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again
     rig.collect("oUser", &id, shared::credential::Kind::FormId, 1, now() - week + 62).await;
     // A replica leased it for this request and died; by the time of the repetition it lives no longer than a lease.
     let message = request("oUser", "once", "r1");
-    let parsed = dispatcher::wechat::message::Message {
-        template_id: message.template_id.clone(),
-        page: String::new(),
-        data: [(
-            "keyword1".to_owned(),
-            dispatcher::wechat::message::Value { value: "once".into(), color: String::new() },
-        )]
-        .into(),
-        emphasis_keyword: String::new(),
-    };
+    let template = TemplateId::parse(message.template_id.as_str()).unwrap();
+    let value = Value { value: "once".into(), color: String::new() };
+    let parsed =
+        Message { data: [("keyword1".to_owned(), value)].into(), ..Message::empty(Delivery::FormId, template) };
     let terms = LeaseTerms {
         duration: Duration::from_millis(1),
         margin: Duration::from_secs(1),
@@ -233,9 +229,9 @@ async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again
     let request_of =
         Request { id: shared::credential::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
     let openid = OpenId::parse("oUser").unwrap();
-    let kinds: Kinds = shared::credential::Kind::ALL.into_iter().collect();
+    let ids = Wanted::ids(Kinds::IDS);
     let leased =
-        rig.store.lease(&rig.app(), &openid, LeaseId::random(), &terms, kinds, Some(&request_of)).await.unwrap();
+        rig.store.lease(&rig.app(), &openid, LeaseId::random(), &terms, &ids, Some(&request_of)).await.unwrap();
     assert!(matches!(leased, Leased::Lease(_)));
     let dispatcher = rig.dispatcher_with(&["--lease", "70s", "--lease-margin", "70s"]).await;
     let answer = dispatcher.send(message).await.unwrap();

@@ -8,3 +8,5 @@ mod doubt;
 mod grpcurl;
 mod rig;
 mod sends;
+mod subscription;
+mod whole;

@@ -1,14 +1,13 @@
 //! What the tests of the dispatcher stand on: a Redis, a sandbox in place of WeChat, and a dispatcher, all real.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser as _;
 use dispatcher::settings::{Args, Settings};
-use sandbox::{FaultKind, Rule, Sandbox, Submission};
-use shared::credential::{AppId, Credential, CredentialId, Kind, LIFETIME, OpenId};
+use sandbox::{Endpoint as WeChatEndpoint, FaultKind, Granting, Rule, Sandbox, Submission};
+use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{SendTemplateRequest, SendTemplateResponse, TemplateValue};
 use shared::store::credentials::Packed;
@@ -47,6 +46,8 @@ pub struct Rig {
     pub app_settings: String,
     /// Dispatchers wait for answers as long as the busiest machine takes.
     patient: bool,
+    /// Which of WeChat's endpoints goes wrong.
+    endpoint: WeChatEndpoint,
     folder: tempfile::TempDir,
 }
 
@@ -58,6 +59,16 @@ impl Rig {
     /// One whose dispatchers take no answer for lost on a busy machine: for tests in which nothing gets lost.
     pub async fn patient() -> Self {
         Self { patient: true, ..Self::new().await }
+    }
+
+    /// A patient one whose app sends subscription messages unless told otherwise.
+    pub async fn subscribing() -> Self {
+        Self::patient().await.subscribed()
+    }
+
+    /// The same with an app that sends subscription messages.
+    pub fn subscribed(self) -> Self {
+        Self { app_settings: "delivery = \"subscription\"\n".into(), endpoint: WeChatEndpoint::Subscribe, ..self }
     }
 
     pub async fn on(redis: Redis) -> Self {
@@ -74,22 +85,37 @@ impl Rig {
         let store = Store::new(&StoreConfig { buckets, ..store_config(redis.url()) }).unwrap();
         store.prepare().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        Self { redis, store, sandbox, base_url, buckets, app_settings: String::new(), patient: false, folder }
+        Self {
+            redis,
+            store,
+            sandbox,
+            base_url,
+            buckets,
+            app_settings: String::new(),
+            patient: false,
+            endpoint: WeChatEndpoint::Send,
+            folder,
+        }
     }
 
     pub fn app(&self) -> AppId {
         AppId::parse(APP).unwrap()
     }
 
+    /// Writes a file for a service; answers its path.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
     /// Writes the apps file, with a call's timeout.
-    fn apps_file(&self, timeout: &str) -> PathBuf {
-        let path = self.folder.path().join("apps.toml");
+    fn apps_file(&self, timeout: &str) -> String {
         let text = format!(
             "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n{}",
             self.base_url, self.app_settings
         );
-        std::fs::write(&path, text).unwrap();
-        path
+        self.file("apps.toml", &text)
     }
 
     /// Flags of a dispatcher that is quick to give up and to recover.
@@ -98,7 +124,7 @@ impl Rig {
         let apps_file = self.apps_file(timeout);
         let mut flags = ["--listen", "127.0.0.1:0", "--drain-wait", "0s"].map(String::from).to_vec();
         flags.extend(["--buckets".into(), self.buckets.to_string()]);
-        flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file.display().to_string()]);
+        flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file]);
         // A later flag replaces an earlier one of the same name.
         for pair in [
             ["--lease", lease],
@@ -172,6 +198,28 @@ impl Rig {
         assert!(duplicates.is_empty());
     }
 
+    /// A user accepts a template so often: the sandbox knows, and the store has the grant.
+    pub async fn accept(&self, openid: &str, template: &str, count: u16) {
+        let granting = Granting { count: count.into(), ..Granting::new(openid, template) };
+        self.sandbox.grant(APP, vec![granting]).unwrap();
+        self.collect_grant(openid, template, GrantUses::Count(count)).await;
+    }
+
+    /// A grant in stock, known to the sandbox or not.
+    pub async fn collect_grant(&self, openid: &str, template: &str, uses: GrantUses) {
+        let (openid, template) = (OpenId::parse(openid).unwrap(), TemplateId::parse(template).unwrap());
+        let bucket = self.store.bucket_of(&openid);
+        let packed = Packed::grant(openid, &Grant { template, uses }, None);
+        assert!(self.store.collect(&self.app(), bucket, &[packed]).await.unwrap().is_empty());
+    }
+
+    /// What is available for a user of a template's grants.
+    pub async fn granted(&self, openid: &str, template: &str) -> u32 {
+        let (openid, template) = (OpenId::parse(openid).unwrap(), TemplateId::parse(template).unwrap());
+        let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
+        inventory.get(&(Kind::Grant, Some(template))).map_or(0, |available| available.messages)
+    }
+
     /// Form ids in stock that the sandbox has never heard of.
     pub async fn collect_dead(&self, openid: &str, count: usize) {
         for _ in 0..count {
@@ -185,6 +233,7 @@ impl Rig {
             probability: Some(0.02),
             seed: Some(seed as u64),
             hang_ms: (*kind == FaultKind::HangAfter).then_some(700),
+            endpoint: self.endpoint,
             ..Rule::new(*kind)
         });
         self.sandbox.add_faults(rules.collect()).unwrap();
@@ -194,12 +243,13 @@ impl Rig {
 
     /// The next calls of `kind` misbehave.
     pub fn fault(&self, kind: FaultKind, times: u64) {
-        self.sandbox.add_faults(vec![Rule { times: Some(times), ..Rule::new(kind) }]).unwrap();
+        self.sandbox.add_faults(vec![Rule { times: Some(times), endpoint: self.endpoint, ..Rule::new(kind) }]).unwrap();
     }
 
     /// The next call is answered with a code.
     pub fn answer(&self, errcode: i32, times: u64) {
-        let rule = Rule { times: Some(times), errcode: Some(errcode), ..Rule::new(FaultKind::Answer) };
+        let endpoint = self.endpoint;
+        let rule = Rule { times: Some(times), errcode: Some(errcode), endpoint, ..Rule::new(FaultKind::Answer) };
         self.sandbox.add_faults(vec![rule]).unwrap();
     }
 
@@ -215,7 +265,8 @@ impl Rig {
         let ledger = self.store.ledger(&self.app()).await.unwrap();
         assert_eq!(ledger.leased, in_doubt, "{ledger:?}");
         let stock = self.store.stock(&self.app(), now(), u64::MAX).await.unwrap();
-        let available: u64 = stock.days.values().map(|count| count.messages).sum();
+        let ids: u64 = stock.days.values().map(|count| count.messages).sum();
+        let available = ids + stock.templates.values().map(|granted| granted.messages).sum::<u64>();
         assert_eq!(ledger.available(), available, "{ledger:?}");
         let books = self.sandbox.books(Some(APP)).unwrap();
         assert_eq!(books.delivered_twice, 0, "{books:?}");

@@ -8,12 +8,13 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use dispatcher::apps::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::Client;
+use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::Tokens;
 use serde_json::{Value, json};
 use shared::credential::AppId;
 use shared::store::Store;
 use shared::store::broadcast::permits::Bounds;
-use shared::store::leases::Kinds;
+use shared::store::wanted::Kinds;
 use testing::{Redis, store_config};
 use tokio::net::TcpListener;
 
@@ -117,6 +118,7 @@ impl Rig {
             timeout: Duration::from_secs(5),
             token_endpoint: self.endpoint,
             bounds: Bounds::default(),
+            delivery: Delivery::FormId,
             broadcast_kinds: Kinds::NONE,
         };
         Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store().await)

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use dispatcher::apps::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::{Cause, Client, ClientError, FetchError, Reply};
+use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::refusals;
 use reqwest::Url;
 use server::{Habit, Server, http, ok};
 use shared::credential::AppId;
 use shared::store::broadcast::permits::Bounds;
-use shared::store::leases::Kinds;
+use shared::store::late::MsgId;
+use shared::store::wanted::Kinds;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SECRET: &str = "CANARY-secret";
@@ -31,6 +33,7 @@ fn app(base_url: &str) -> App {
         timeout: Duration::from_secs(10),
         token_endpoint: TokenEndpoint::Stable,
         bounds: Bounds::default(),
+        delivery: Delivery::FormId,
         broadcast_kinds: Kinds::NONE,
     }
 }
@@ -40,7 +43,7 @@ fn client(base_url: &str) -> Client {
 }
 
 async fn send(url: &str) -> Reply {
-    client(url).send(TOKEN, b"{}".to_vec()).await
+    client(url).send(Delivery::FormId, TOKEN, b"{}".to_vec()).await
 }
 
 #[tokio::test]
@@ -48,8 +51,8 @@ async fn a_send_is_one_post_of_json_on_a_connection_that_is_kept() {
     let server = Server::start(ok(r#"{"errcode":0,"errmsg":"ok"}"#)).await;
     let client = client(&format!("{}/gateway/", server.url));
     for _ in 0..3 {
-        let reply = client.send("t+o&k", br#"{"touser":"o1"}"#.to_vec()).await;
-        assert_eq!(reply, Reply::Answered { errcode: 0, errmsg: "ok".into(), rid: String::new() });
+        let reply = client.send(Delivery::FormId, "t+o&k", br#"{"touser":"o1"}"#.to_vec()).await;
+        assert_eq!(reply, Reply::Answered { errcode: 0, errmsg: "ok".into(), rid: String::new(), msgid: None });
     }
     let requests = server.requests();
     assert_eq!((requests.len(), server.connections.load(Ordering::Relaxed)), (3, 1));
@@ -60,15 +63,26 @@ async fn a_send_is_one_post_of_json_on_a_connection_that_is_kept() {
 }
 
 #[tokio::test]
+async fn a_subscription_message_goes_its_own_way_and_brings_its_msgid() {
+    let server = Server::start(ok(r#"{"errcode":0,"errmsg":"ok","msgid":7}"#)).await;
+    let reply = client(&server.url).send(Delivery::Subscription, TOKEN, b"{}".to_vec()).await;
+    assert!(matches!(reply, Reply::Answered { errcode: 0, msgid: Some(MsgId(7)), .. }), "{reply:?}");
+    let path = format!("POST /cgi-bin/message/subscribe/send?access_token={TOKEN} HTTP/1.1\r\n");
+    assert!(server.requests()[0].starts_with(&path));
+}
+
+#[tokio::test]
 async fn a_refusal_is_an_answer_with_its_rid() {
-    for (body, errcode, errmsg, rid) in [
-        (r#"{"errcode":41028,"errmsg":"invalid form id rid: 5f-1a"}"#, 41028, "invalid form id", "5f-1a"),
-        (r#"{"errcode":-1,"errmsg":"system error"}"#, -1, "system error", ""),
-        (r#"{"errcode":0}"#, 0, "", ""),
-        (r#" {"errmsg":null,"errcode":0,"msgid":12345678901234567890}"#, 0, "", ""),
+    let long = Some(12_345_678_901_234_567_890);
+    for (body, errcode, errmsg, rid, msgid) in [
+        (r#"{"errcode":41028,"errmsg":"invalid form id rid: 5f-1a"}"#, 41028, "invalid form id", "5f-1a", None),
+        (r#"{"errcode":-1,"errmsg":"system error"}"#, -1, "system error", "", None),
+        (r#"{"errcode":0}"#, 0, "", "", None),
+        (r#" {"errmsg":null,"errcode":0,"msgid":12345678901234567890}"#, 0, "", "", long),
     ] {
         let server = Server::start(ok(body)).await;
-        let expected = Reply::Answered { errcode, errmsg: errmsg.into(), rid: rid.into() };
+        let msgid = msgid.map(MsgId);
+        let expected = Reply::Answered { errcode, errmsg: errmsg.into(), rid: rid.into(), msgid };
         assert_eq!(send(&server.url).await, expected, "{body}");
     }
 }
@@ -108,7 +122,7 @@ async fn an_answer_that_does_not_come_in_time_leaves_the_message_in_doubt() {
         let server = Server::start(habit).await;
         let app = App { timeout: Duration::from_millis(600), ..app(&server.url) };
         let client = Client::new(Arc::new(app)).unwrap();
-        assert_eq!(client.send(TOKEN, b"{}".to_vec()).await, Reply::Unanswered(Cause::Timeout));
+        assert_eq!(client.send(Delivery::FormId, TOKEN, b"{}".to_vec()).await, Reply::Unanswered(Cause::Timeout));
         assert_eq!(server.requests().len(), 1);
     }
 }
@@ -236,8 +250,8 @@ async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
         for token_endpoint in [TokenEndpoint::Stable, TokenEndpoint::Plain] {
             let app = Arc::new(App { token_endpoint, ..app(&url) });
             let client = Client::new(Arc::clone(&app)).unwrap();
-            printed += &format!("{app:?} {:?}", client.send(TOKEN, b"{}".to_vec()).await);
-            match client.quota(TOKEN).await {
+            printed += &format!("{app:?} {:?}", client.send(Delivery::FormId, TOKEN, b"{}".to_vec()).await);
+            match client.quota(Delivery::FormId, TOKEN).await {
                 Ok(quota) => printed += &format!("{quota:?}"),
                 Err(error) => printed += &format!("{error:?} {error}"),
             }

@@ -6,7 +6,7 @@ use dispatcher::wechat::client::{Quota, QuotaError};
 use super::*;
 
 async fn quota(url: &str) -> Result<Quota, QuotaError> {
-    client(url).quota(TOKEN).await
+    client(url).quota(Delivery::FormId, TOKEN).await
 }
 
 #[tokio::test]
@@ -14,7 +14,7 @@ async fn the_quota_is_asked_for_by_wechats_own_path_even_through_a_gateway() {
     let answer = r#"{"errcode":0,"errmsg":"ok","quota":{"daily_limit":100,"used":40,"remain":60},
         "rate_limit":{"call_count":1000,"refresh_second":60}}"#;
     let server = Server::start(ok(answer)).await;
-    let quota = client(&format!("{}/gateway/", server.url)).quota("t+o&k").await;
+    let quota = client(&format!("{}/gateway/", server.url)).quota(Delivery::FormId, "t+o&k").await;
     assert_eq!(quota, Ok(Quota { daily_limit: 100, used: 40, remain: 60 }));
     let request = &server.requests()[0];
     let line = "POST /gateway/cgi-bin/openapi/quota/get?access_token=t%2Bo%26k HTTP/1.1\r\n";
@@ -72,14 +72,14 @@ async fn the_quota_of_a_strict_wechat_is_read_and_its_refusals_are_told_apart() 
     let client = client(&format!("http://{}", listener.local_addr().unwrap()));
     tokio::spawn(sandbox::serve(listener, wechat.clone(), std::future::pending()));
     let token = client.fetch_token(false).await.unwrap().token;
-    assert_eq!(client.quota(&token).await, Ok(Quota { daily_limit: 3, used: 0, remain: 3 }));
+    assert_eq!(client.quota(Delivery::FormId, &token).await, Ok(Quota { daily_limit: 3, used: 0, remain: 3 }));
 
-    let refused = async |token: &str| match client.quota(token).await {
+    let refused = async |token: &str| match client.quota(Delivery::FormId, token).await {
         Err(QuotaError::Refused { errcode, rid }) if !rid.is_empty() => (errcode, row_of(errcode).meaning),
         other => panic!("{other:?}"),
     };
     assert_eq!(refused("").await, (41001, Meaning::TokenMissing));
     assert_eq!(refused(TOKEN).await, (40001, Meaning::TokenInvalid));
     wechat.set_settings(sandbox::Settings { quota_get: false, ..Default::default() }).unwrap();
-    assert_eq!(refused(&token).await, (48001, Meaning::AppForbidden));
+    assert_eq!(refused(&token).await, (48001, Meaning::ApiForbidden));
 }

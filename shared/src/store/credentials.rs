@@ -1,6 +1,7 @@
 //! Collecting credentials, looking a user up, erasing one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use deadpool_redis::redis;
 
@@ -8,7 +9,7 @@ use super::keys::{Bucket, BucketKeys};
 use super::leases::KEEP_REQUESTS;
 use super::record::{self, Record};
 use super::{Error, Store, scripts};
-use crate::credential::{AppId, Credential, Kind, OpenId};
+use crate::credential::{AppId, Credential, Grant, Kind, OpenId, TemplateId};
 
 /// The most credentials one call of the collect script takes: long enough to share its fixed cost, short enough to
 /// keep Redis free for others (well under a millisecond).
@@ -19,12 +20,20 @@ pub fn collect_script() -> &'static str {
     scripts::COLLECT.source
 }
 
+/// Names what must count once however often it is told: see [`Packed::grant`] and [`Store::void`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnceKey(pub [u8; 16]);
+
+/// How long a [`OnceKey`] is remembered.
+pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
+
 /// A credential ready to be stored.
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// Whose it is.
     pub openid: OpenId,
     record: Box<[u8]>,
+    once: Option<OnceKey>,
 }
 
 impl Packed {
@@ -37,21 +46,31 @@ impl Packed {
     pub fn new(openid: OpenId, credential: &Credential) -> Self {
         let mut record = Vec::new();
         record::pack(credential, &mut record);
-        Self { openid, record: record.into() }
+        Self { openid, record: record.into(), once: None }
+    }
+
+    /// Packs a grant for a user. With a key it counts once; without, each time it is collected.
+    pub fn grant(openid: OpenId, grant: &Grant, once: Option<OnceKey>) -> Self {
+        Self { openid, record: record::pack_grant(grant, once.is_some()).into(), once }
     }
 }
 
-/// What is available of one kind for one user.
+/// What of a user's is counted together: a kind, and of grants each template by itself.
+pub type Shelf = (Kind, Option<TemplateId>);
+
+/// What is available on one shelf for one user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Available {
     /// How many credentials.
     pub credentials: u32,
-    /// How many messages they permit.
+    /// How many messages they permit; a long-term subscription counts as one.
     pub messages: u32,
-    /// When the first of them expires, in seconds since 1970.
+    /// When the first of them expires, in seconds since 1970; of grants [`record::NEVER`].
     pub soonest_expiry: u32,
     /// When the last of them expires.
     pub latest_expiry: u32,
+    /// There is a long-term subscription among them.
+    pub long_term: bool,
 }
 
 impl Store {
@@ -64,9 +83,14 @@ impl Store {
         debug_assert!(credentials.len() <= MAX_COLLECT);
         let keys = BucketKeys::new(app, bucket);
         let (users, ledger) = (keys.users(), keys.ledger());
+        let once: Vec<_> = credentials.iter().filter_map(|credential| credential.once).collect();
         self.redis()?
             .invoke(&scripts::COLLECT, |command| {
-                command.arg(2).arg(&users).arg(&ledger).arg(self.inner.cap);
+                command.arg(2 + once.len()).arg(&users).arg(&ledger);
+                for key in &once {
+                    command.arg(keys.once(*key));
+                }
+                command.arg(self.inner.cap).arg(KEEP_ONCE.as_secs());
                 for credential in credentials {
                     command.arg(credential.openid.as_str()).arg(&*credential.record);
                 }
@@ -93,14 +117,19 @@ impl Store {
         Ok(field.unwrap_or_default())
     }
 
-    /// What is available for a user at `now` (seconds since 1970), by kind.
-    pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Kind, Available>, Error> {
+    /// What is available for a user at `now` (seconds since 1970).
+    pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Shelf, Available>, Error> {
         let mut inventory = BTreeMap::<_, Available>::new();
-        for Record { credential, .. } in self.records(app, openid).await? {
+        for Record { credential, long_term, .. } in self.records(app, openid).await? {
             if credential.uses == 0 || i64::from(credential.expiry) <= now {
                 continue;
             }
-            let available = inventory.entry(credential.kind).or_default();
+            let template = match credential.kind {
+                Kind::Grant => TemplateId::parse(credential.id.as_str()).ok(),
+                Kind::FormId | Kind::PrepayId => None,
+            };
+            let available = inventory.entry((credential.kind, template)).or_default();
+            available.long_term |= long_term;
             if available.credentials == 0 {
                 available.soonest_expiry = credential.expiry;
             }
@@ -109,6 +138,26 @@ impl Store {
             available.messages += u32::from(credential.uses);
         }
         Ok(inventory)
+    }
+
+    /// Voids the grants of a template, because the user rejected it; answers how many messages they permitted. What is leased
+    /// of them at that moment ends as WeChat says. Nothing, and nothing changed, where the same was told before.
+    pub async fn void(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        template: &TemplateId,
+        once: OnceKey,
+    ) -> Result<Option<u32>, Error> {
+        let keys = self.keys(app, openid);
+        let voided: i64 = self
+            .redis()?
+            .invoke(&scripts::VOID, |command| {
+                command.arg(3).arg(keys.users()).arg(keys.ledger()).arg(keys.once(once));
+                command.arg(openid.as_str()).arg(template.as_str()).arg(KEEP_ONCE.as_secs());
+            })
+            .await?;
+        Ok(u32::try_from(voided).ok())
     }
 
     /// Deletes all that is stored of a user; answers how many messages it permitted.

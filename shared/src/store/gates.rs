@@ -18,8 +18,12 @@ pub enum Source {
 }
 
 impl Source {
-    const ALL: [(Self, &str); 3] =
-        [(Self::App, "app"), (Self::Kind(Kind::FormId), "form_id"), (Self::Kind(Kind::PrepayId), "prepay_id")];
+    const ALL: [(Self, &str); 4] = [
+        (Self::App, "app"),
+        (Self::Kind(Kind::FormId), "form_id"),
+        (Self::Kind(Kind::PrepayId), "prepay_id"),
+        (Self::Kind(Kind::Grant), "grant"),
+    ];
 
     fn name(self) -> &'static str {
         Self::ALL.iter().find(|(source, _)| *source == self).map_or("app", |(_, name)| name)

@@ -6,21 +6,25 @@
 //! | key | bound |
 //! |---|---|
 //! | `formid:buckets` | one number |
-//! | `..:users` | a field a user, at most the cap of records each and one for the last message, swept within the hour |
+//! | `..:users` | a field a user, at most the cap of records each and two beside them, swept within the hour |
 //! | `..:leases` | what is in flight or in doubt; the reaper ends each |
 //! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |
+//! | `..:once:KEY`, `..:failed:MSGID` | expire, after one day and two |
 //! | `..:stock`, `..:swept` | expire |
-//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached; expire |
+//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached, msgids of an hour; expire |
 //! | `..:broadcasts` | broadcasts with a part in the bucket; trimmed when one is added, and expires |
 //! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
 //! | `formid:{app}:broadcast:ID`, `..:broadcast:ID:*`, `..:broadcasts:request:ID` | expire |
 //! | `formid:{app}:broadcasts` | expires after the last was stored; trimmed when they are listed |
 //! | `formid:{app}:broadcasts:due` | broadcasts that wait for their time; one that is gone by then goes when it is moved |
 //! | `formid:{app}:broadcasts:running` | broadcasts whose tasks are handed out; one that is gone goes when it is looked for |
-//! | `formid:{app}:pace`, `..:quota:DAY`, `..:quota:asked` | expire |
+//! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked` | expire |
 
 use super::broadcast::BroadcastId;
+use super::broadcast::permits::{Api, Budget};
+use super::credentials::OnceKey;
+use super::late::MsgId;
 use crate::credential::{AppId, OpenId, RequestId};
 
 /// Holds the number of buckets this Redis was first used with: a user's bucket must never change.
@@ -67,7 +71,7 @@ impl BucketKeys {
         self.key("leases")
     }
 
-    /// Hash: how many uses were collected, consumed, discarded, expired, dropped, erased.
+    /// Hash: how many uses were collected, consumed (of these: unknown), discarded, expired, dropped, erased.
     pub fn ledger(&self) -> String {
         self.key("ledger")
     }
@@ -75,6 +79,17 @@ impl BucketKeys {
     /// String: the outcome of a request.
     pub fn request(&self, openid: &OpenId, request: &RequestId) -> String {
         self.key(&format!("request:{}", request_name(openid, request)))
+    }
+
+    /// String: present while it is known that this was told before.
+    pub fn once(&self, key: OnceKey) -> String {
+        let hex: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.key(&format!("once:{hex}"))
+    }
+
+    /// String: why WeChat did not deliver this message after all.
+    pub fn failed(&self, message: MsgId) -> String {
+        self.key(&format!("failed:{}", message.0))
     }
 
     /// Sorted set: the broadcasts with a part in this bucket, by when that part expires.
@@ -122,6 +137,11 @@ impl PartKeys {
     /// Hash: how many are in the audience and how they ended; how far the snapshot is, and whether the sending began.
     pub fn tally(&self) -> String {
         self.key("tally")
+    }
+
+    /// Set: WeChat's ids of the messages that were delivered not long ago.
+    pub fn sent(&self) -> String {
+        self.key("sent")
     }
 
     /// Hash: openid to the data of that user's own.
@@ -202,14 +222,14 @@ impl BroadcastKeys {
         format!("{}pace", self.tag)
     }
 
-    /// Hash: what was sent on a day (days since 1970 in UTC+8), and how much may be.
-    pub fn quota(&self, day: u64) -> String {
-        format!("{}quota:{day}", self.tag)
+    /// Hash: what was sent by an API on a day, and how much may be.
+    pub fn quota(&self, Budget { api, day }: Budget) -> String {
+        format!("{}quota:{}:{day}", self.tag, api.name())
     }
 
     /// String: present while WeChat was asked for the quota not long ago.
-    pub fn quota_asked(&self) -> String {
-        format!("{}quota:asked", self.tag)
+    pub fn quota_asked(&self, api: Api) -> String {
+        format!("{}quota:{}:asked", self.tag, api.name())
     }
 }
 
@@ -273,9 +293,10 @@ mod tests {
             let keys = BucketKeys::new(&app, Bucket(bucket));
             let mut names =
                 vec![keys.leases(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
+            names.extend([keys.once(OnceKey([7; 16])), keys.failed(MsgId(u64::MAX))]);
             let part = keys.broadcast(&broadcast);
             names.extend([part.todo(), part.flight(), part.tally(), part.data(), part.undelivered(), part.excluded()]);
-            names.push(keys.broadcasts());
+            names.extend([part.sent(), keys.broadcasts()]);
             assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
             slots.insert(slot(&keys.users()));
         }
@@ -292,8 +313,8 @@ mod tests {
             keys.running(),
             keys.tasks(&broadcast),
             keys.pace(),
-            keys.quota(20000),
-            keys.quota_asked(),
+            keys.quota(Budget { api: Api::Subscribe, day: 20000 }),
+            keys.quota_asked(Api::Template),
         ];
         assert!(names.iter().all(|name| slot(name) == slot(&keys.record(&broadcast))));
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use deadpool_redis::redis::{self, Cmd, Value};
 
 use super::keys::{Bucket, BucketKeys, request_name};
+use super::wanted::Wanted;
 use super::{Error, Reply, Store, scripts, unexpected};
 use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
 
@@ -45,48 +46,12 @@ pub struct LeaseTerms {
     pub keep: Duration,
 }
 
-/// The kinds of credential that may be leased.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kinds(u8);
-
-impl Kinds {
-    /// None at all.
-    pub const NONE: Self = Self(0);
-
-    /// These and `kind`.
-    #[must_use]
-    pub fn with(self, kind: Kind) -> Self {
-        Self(self.0 | 1 << kind as u8)
-    }
-
-    /// A bit each, as the scripts have them.
-    pub(super) fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// Each of them.
-    pub fn iter(self) -> impl Iterator<Item = Kind> {
-        Kind::ALL.into_iter().filter(move |kind| self.0 & (1 << *kind as u8) != 0)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl FromIterator<Kind> for Kinds {
-    fn from_iter<I: IntoIterator<Item = Kind>>(kinds: I) -> Self {
-        kinds.into_iter().fold(Self::NONE, Self::with)
-    }
-}
-
 /// One use of one credential, held for one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// Its name.
     pub id: LeaseId,
-    /// What to hand to WeChat.
+    /// What to hand to WeChat; of a grant, its template.
     pub credential: CredentialId,
     /// Where the credential comes from.
     pub kind: Kind,
@@ -117,6 +82,8 @@ pub enum Leased {
     Reused,
     /// The request was under way when its user was erased.
     Lost,
+    /// Another subscription message to the user is under way, for at most this long: WeChat takes one at a time.
+    Busy(Duration),
 }
 
 /// What is known of a request.
@@ -135,14 +102,18 @@ pub enum Recorded {
 /// What is to be done with a leased credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The use is spent, on a message that was delivered or may have been: the user is touched.
+    /// The use is spent, on a message that was delivered: the user is touched.
     Consume,
+    /// The same where nobody knows whether it was delivered; counted apart too.
+    Unknown,
     /// It was not spent: back into stock.
     Return,
     /// Its message is gone and may have used it: back into stock, marked.
     Suspect,
     /// WeChat calls it dead: it goes, with all its uses.
     Discard,
+    /// The user refuses the template: the grant goes, with all others of that template.
+    Void,
     /// In doubt: it stays with its message, which may be repeated at once. Only with a request id.
     Hold,
 }
@@ -151,9 +122,11 @@ impl Verdict {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Consume => "consume",
+            Self::Unknown => "unknown",
             Self::Return => "return",
             Self::Suspect => "suspect",
             Self::Discard => "discard",
+            Self::Void => "void",
             Self::Hold => "hold",
         }
     }
@@ -196,7 +169,7 @@ impl Store {
         openid: &OpenId,
         id: LeaseId,
         terms: &LeaseTerms,
-        kinds: Kinds,
+        wanted: &Wanted,
         request: Option<&Request>,
     ) -> Result<Leased, Error> {
         let keys = self.keys(app, openid);
@@ -206,7 +179,7 @@ impl Store {
                 lease_keys(command, &keys, openid, request);
                 command.arg(openid.as_str());
                 lease_names(command, openid, id, request);
-                lease_terms(command, terms, kinds);
+                lease_terms(command, terms, wanted);
             })
             .await?;
         let mut reply = Reply::new(reply);
@@ -217,6 +190,7 @@ impl Store {
             "under_way" => Ok(Leased::UnderWay(Duration::from_millis(reply.next()?))),
             "reused" => Ok(Leased::Reused),
             "lost" => Ok(Leased::Lost),
+            "busy" => Ok(Leased::Busy(Duration::from_millis(reply.next()?))),
             other => Err(unexpected(other)),
         }
     }
@@ -252,7 +226,7 @@ impl Store {
         verdict: Verdict,
         outcome: Option<&[u8]>,
         request: Option<&Request>,
-        next: Option<(LeaseId, Kinds)>,
+        next: Option<(LeaseId, &Wanted)>,
     ) -> Result<Settled, Error> {
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
@@ -263,9 +237,9 @@ impl Store {
                 lease_names(command, openid, id, request);
                 command.arg(self.inner.cap).arg(verdict.name());
                 command.arg(outcome.unwrap_or_default()).arg(terms.keep.as_secs());
-                if let Some((next, kinds)) = next {
+                if let Some((next, wanted)) = next {
                     lease_names(command, openid, next, request);
-                    lease_terms(command, terms, kinds);
+                    lease_terms(command, terms, wanted);
                 }
             })
             .await?;
@@ -330,6 +304,7 @@ fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<
     command.arg(who);
 }
 
-fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, kinds: Kinds) {
-    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs()).arg(kinds.bits());
+fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Wanted) {
+    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs());
+    command.arg(wanted.kinds.bits()).arg(wanted.template());
 }

@@ -6,8 +6,9 @@
 //! step on the keys of one bucket.
 //!
 //! - [`keys`]: the names of all keys; [`record`]: the packed format; `scripts`: the Lua files;
-//! - [`credentials`]: collect, look up, erase; [`leases`]: lease, settle, reap; [`stock`]: sweep and count;
-//! - [`broadcast`]: what is sent to many, and how far it is;
+//! - [`credentials`]: collect, look up, void, erase; [`leases`]: lease, settle, reap; [`wanted`]: what may be leased;
+//!   [`stock`]: sweep and count;
+//! - [`broadcast`]: what is sent to many, and how far it is; [`late`]: what WeChat could not deliver after all;
 //! - [`tokens`]: the shared access token; [`gates`]: what WeChat refuses of an app for now;
 //! - `connections`: how commands travel; `reply`: how answers of scripts are read.
 //!
@@ -18,12 +19,14 @@ mod connections;
 pub mod credentials;
 pub mod gates;
 pub mod keys;
+pub mod late;
 pub mod leases;
 pub mod record;
 mod reply;
 mod scripts;
 pub mod stock;
 pub mod tokens;
+pub mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;

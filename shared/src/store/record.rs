@@ -1,12 +1,15 @@
-//! The packed format of a user's field. `scripts/head/records.lua` and, for the touch, `touch.lua` are its twins and
-//! describe it byte by byte; property tests in `shared/tests` hold them against each other.
+//! The packed format of a user's field. `scripts/head/records.lua`, for the touch `touch.lua`, and for the sending mark
+//! `mark.lua` are its twins and describe it byte by byte; property tests in `shared/tests` hold them against each other.
 
 use std::time::Duration;
 
-use crate::credential::{Credential, CredentialId, Kind};
+use crate::credential::{Credential, CredentialId, Grant, GrantUses, Kind, MAX_GRANT, TemplateId};
 
 /// The most uses one record can hold: five bits.
 pub const MAX_USES: u8 = 31;
+
+/// The expiry of what does not expire.
+pub const NEVER: u32 = u32::MAX;
 
 /// How long it is known when a user was last sent a message.
 pub const KEEP_TOUCH: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -18,6 +21,10 @@ const HEX: u8 = 1 << 7;
 const OVERHEAD: usize = 6;
 /// The flags and the tail of a touch: of kind 3, without uses, and with an id that no credential has.
 const TOUCH: (u8, &[u8]) = (3 << KIND_SHIFT, &[0, 0]);
+/// The flags of a sending mark, and its tail's last byte: its id is the owner of a lease.
+const MARK: (u8, u8) = (3 << KIND_SHIFT, 15);
+/// The last byte of the id of a long-term subscription; the other grants have higher ones.
+const LONG_TERM: u8 = 127;
 
 /// A record as it is read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub struct Record {
     pub credential: Credential,
     /// It was leased once for a message that is gone and may have used it.
     pub suspect: bool,
+    /// A grant that is not used up.
+    pub long_term: bool,
 }
 
 /// What of a stored record can not be understood.
@@ -42,7 +51,7 @@ pub enum Corrupt {
     BadId,
 }
 
-/// Packs one credential into `out`.
+/// Packs one form id or prepay id into `out`.
 pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     let id = credential.id.as_str();
     let hex = is_lowercase_hex(id);
@@ -58,9 +67,25 @@ pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     }
 }
 
+/// Packs a grant as the collect script takes it: not as it is stored, but with its count in place of the expiry.
+pub fn pack_grant(grant: &Grant, once: bool) -> Vec<u8> {
+    let template = grant.template.as_str().as_bytes();
+    let count = match grant.uses {
+        // None at all would read as a long-term subscription.
+        GrantUses::Count(count) => u32::from(count.clamp(1, MAX_GRANT)),
+        GrantUses::LongTerm => 0,
+    };
+    let mut item = Vec::with_capacity(OVERHEAD + template.len());
+    item.extend_from_slice(&count.to_be_bytes());
+    item.push(((Kind::Grant as u8) << KIND_SHIFT) | if once { SUSPECT } else { 0 });
+    item.extend_from_slice(template);
+    item.push((template.len() - 1) as u8);
+    item
+}
+
 /// Reads the credentials of a field, the soonest to expire first.
 pub fn unpack(field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
-    parts(field).filter(|part| !part.is_ok_and(|part| part.is_touch())).map(|part| {
+    parts(field).filter(|part| !part.is_ok_and(|part| part.is_touch() || part.is_mark())).map(|part| {
         let Part { flags, expiry, tail } = part?;
         read(flags, expiry, tail)
     })
@@ -77,7 +102,7 @@ pub fn touched(field: &[u8]) -> Result<Option<u32>, Corrupt> {
     Ok(None)
 }
 
-/// A record as it lies in a field: a credential, or the touch.
+/// A record as it lies in a field: a credential, the touch, or the sending mark.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     flags: u8,
@@ -88,6 +113,10 @@ struct Part<'a> {
 impl Part<'_> {
     fn is_touch(self) -> bool {
         (self.flags, self.tail) == TOUCH
+    }
+
+    fn is_mark(self) -> bool {
+        self.tail.last().is_some_and(|last| (self.flags, *last) == MARK)
     }
 }
 
@@ -110,14 +139,26 @@ fn parts(mut field: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Corrupt>> {
 pub fn read(flags: u8, expiry: u32, tail: &[u8]) -> Result<Record, Corrupt> {
     let (length, id) = tail.split_last().ok_or(Corrupt::CutOff)?;
     let kind = *Kind::ALL.get(usize::from(flags >> KIND_SHIFT)).ok_or(Corrupt::UnknownKind(flags >> KIND_SHIFT))?;
-    let text = if length & HEX == 0 {
-        String::from_utf8(id.to_vec()).map_err(|_| Corrupt::BadId)?
-    } else {
-        id.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    let (id, long_term) = match (kind, id.split_last()) {
+        (Kind::Grant, Some((slot, template))) => (template_of(template)?.into(), *slot == LONG_TERM),
+        _ => (id_of(id, length & HEX != 0)?, false),
     };
-    let id = CredentialId::parse(text).map_err(|_| Corrupt::BadId)?;
     let credential = Credential { kind, id, uses: flags & MAX_USES, expiry };
-    Ok(Record { credential, suspect: flags & SUSPECT != 0 })
+    Ok(Record { credential, suspect: flags & SUSPECT != 0, long_term })
+}
+
+fn template_of(bytes: &[u8]) -> Result<TemplateId, Corrupt> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Corrupt::BadId)?;
+    TemplateId::parse(text).map_err(|_| Corrupt::BadId)
+}
+
+fn id_of(bytes: &[u8], hex: bool) -> Result<CredentialId, Corrupt> {
+    let text = if hex {
+        bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    } else {
+        String::from_utf8(bytes.to_vec()).map_err(|_| Corrupt::BadId)?
+    };
+    CredentialId::parse(text).map_err(|_| Corrupt::BadId)
 }
 
 fn is_lowercase_hex(id: &str) -> bool {
@@ -167,12 +208,41 @@ mod tests {
         pack(&credential(Kind::PrepayId, "00", 3, 1_700_000_000), &mut field);
         assert_eq!(touched(&field), Ok(Some(1_800_000_000)));
         assert_eq!(unpack(&field).map(|record| record.unwrap().credential.uses).collect::<Vec<_>>(), [3, 1]);
-        for (flags, tail) in [(193, [0, 0]), (192, [1, 0]), (128, [0, 0])] {
+        let unknown = Corrupt::UnknownKind(3);
+        for (flags, tail, corrupt) in [(193, [0, 0], unknown), (192, [1, 0], unknown), (128, [0, 0], Corrupt::BadId)] {
             let other = [&[0; 4][..], &[flags], &tail].concat();
             assert_eq!(touched(&other), Ok(None));
-            let records: Vec<_> = unpack(&other).collect();
-            assert_eq!(records, [Err(Corrupt::UnknownKind(flags >> KIND_SHIFT))]);
+            assert_eq!(unpack(&other).collect::<Vec<_>>(), [Err(corrupt)]);
         }
+    }
+
+    #[test]
+    fn a_sending_mark_is_neither_a_credential_nor_a_touch() {
+        let mark = [&1_800_000_000_u32.to_be_bytes()[..], &[192], &[7; 16], &[15]].concat();
+        assert_eq!((unpack(&mark).count(), touched(&mark)), (0, Ok(None)));
+        let other = [&1_800_000_000_u32.to_be_bytes()[..], &[193], &[7; 16], &[15]].concat();
+        assert_eq!(unpack(&other).collect::<Vec<_>>(), [Err(Corrupt::UnknownKind(3))]);
+    }
+
+    #[test]
+    fn a_grant_reads_as_its_template_whatever_that_looks_like() {
+        for (id, slot, long_term) in [("t1", 128, false), ("abc", 247, false), ("requestFormId:fail", 127, true)] {
+            let tail = [id.as_bytes(), &[slot, id.len() as u8]].concat();
+            let record = read(128 + 5, NEVER, &tail).unwrap();
+            assert_eq!((record.credential.id.as_str(), record.long_term), (id, long_term));
+            assert_eq!((record.credential.kind, record.credential.uses), (Kind::Grant, 5));
+        }
+        assert_eq!(read(128 + 5, NEVER, b"t\xff\x80\x02"), Err(Corrupt::BadId));
+    }
+
+    #[test]
+    fn a_count_that_is_out_of_bounds_never_reads_as_a_long_term_subscription() {
+        let template = TemplateId::parse("t1").unwrap();
+        let item = |uses, once| pack_grant(&Grant { template: template.clone(), uses }, once);
+        for (uses, count) in [(0, 1_u32), (1, 1), (1000, 1000), (u16::MAX, 1000)] {
+            assert_eq!(item(GrantUses::Count(uses), false), [&count.to_be_bytes()[..], b"\x80t1\x01"].concat());
+        }
+        assert_eq!(item(GrantUses::LongTerm, true), [&[0; 4][..], b"\xa0t1\x01"].concat());
     }
 
     proptest! {

@@ -42,7 +42,7 @@ impl Reply {
         let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;
         let (expiry, tail) = rest.split_first_chunk().ok_or_else(cut)?;
         let expiry = u32::from_be_bytes(*expiry);
-        let Record { credential, suspect } = record::read(*flags, expiry, tail)?;
+        let Record { credential, suspect, .. } = record::read(*flags, expiry, tail)?;
         Ok(Lease {
             id,
             credential: credential.id,

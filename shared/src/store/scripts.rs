@@ -31,14 +31,17 @@ macro_rules! scripts {
 
 scripts! {
     /// Stores credentials.
-    COLLECT = "head/records.lua", "head/stock.lua", "collect.lua";
+    COLLECT = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/grants.lua", "collect.lua";
+    /// Voids the grants of a template.
+    VOID = "head/records.lua", "head/void.lua", "void.lua";
     /// Leases a credential for a message.
-    LEASE = "head/records.lua", "head/leases.lua", "head/take.lua", "lease.lua";
+    LEASE = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "lease.lua";
     /// Ends a lease.
-    SETTLE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
-        "head/release.lua", "settle.lua";
+    SETTLE = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua", "head/grants.lua",
+        "head/void.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "head/release.lua", "settle.lua";
     /// Ends leases whose owner did not come back.
-    REAP = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/release.lua", "reap.lua";
+    REAP = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua", "head/grants.lua", "head/void.lua",
+        "head/leases.lua", "head/mark.lua", "head/release.lua", "reap.lua";
     /// Deletes a user.
     ERASE = "head/records.lua", "head/leases.lua", "erase.lua";
     /// Counts a bucket and drops what has expired.
@@ -65,13 +68,17 @@ scripts! {
     BROADCAST_PREVIEW = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/reach.lua",
         "broadcast/preview.lua";
     /// Takes users out of the audience, with a lease each.
-    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
-        "head/broadcast.lua", "head/table.lua", "broadcast/page.lua";
+    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/mark.lua",
+        "head/take.lua", "head/broadcast.lua", "head/table.lua", "broadcast/page.lua";
     /// Takes over messages in flight.
-    BROADCAST_TAKEOVER = "head/records.lua", "head/leases.lua", "head/broadcast.lua", "broadcast/takeover.lua";
+    BROADCAST_TAKEOVER = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/mark.lua", "head/broadcast.lua",
+        "broadcast/takeover.lua";
     /// Settles messages.
-    BROADCAST_SETTLE = "head/records.lua", "head/totals.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/take.lua",
-        "head/release.lua", "head/broadcast.lua", "broadcast/settle.lua";
+    BROADCAST_SETTLE = "head/records.lua", "head/totals.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua",
+        "head/grants.lua", "head/void.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "head/release.lua",
+        "head/broadcast.lua", "broadcast/settle.lua";
+    /// Counts a delivered message as failed later.
+    BROADCAST_LATE = "head/records.lua", "head/touch.lua", "head/broadcast.lua", "broadcast/late.lua";
     /// Closes a bucket.
     BROADCAST_CLOSE = "broadcast/close.lua";
     /// Removes a user from a broadcast.

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deadpool_redis::redis::{self, Value};
+use deadpool_redis::redis;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{Bucket, BucketKeys};
 use super::{Error, Store, scripts};
-use crate::credential::{AppId, Kind};
+use crate::credential::{AppId, Kind, TemplateId};
 
 /// WeChat's day begins at midnight of UTC+8.
 pub const DAY_OFFSET: i64 = 8 * 3600;
@@ -35,24 +35,44 @@ pub struct Count {
     pub messages: u64,
 }
 
+/// Grants of one template.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// Users to whom a message can be sent.
+    pub users: u64,
+    /// How many messages can be sent to them; a long-term subscription counts as one.
+    pub messages: u64,
+    /// Users with a long-term subscription.
+    pub long_term: u64,
+}
+
 /// What is in stock: of a bucket, or of a whole app.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stock {
     /// Users for whom at least one message can be sent.
     pub reachable: u64,
-    /// By day of expiry (days since 1970 in UTC+8) and kind.
+    /// Form ids and prepay ids, by day of expiry (days since 1970 in UTC+8) and kind.
     pub days: BTreeMap<(i64, Kind), Count>,
+    /// Grants, by template.
+    pub templates: BTreeMap<TemplateId, Granted>,
     /// When the oldest part was counted, in seconds since 1970.
     pub counted_at: i64,
 }
 
 impl Stock {
-    fn add(&mut self, other: &Self) {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
         self.reachable += other.reachable;
         for (day, count) in &other.days {
             let sum = self.days.entry(*day).or_default();
             sum.credentials += count.credentials;
             sum.messages += count.messages;
+        }
+        for (template, granted) in &other.templates {
+            let sum = self.templates.entry(template.clone()).or_default();
+            sum.users += granted.users;
+            sum.messages += granted.messages;
+            sum.long_term += granted.long_term;
         }
     }
 }
@@ -74,6 +94,8 @@ pub struct Ledger {
     pub dropped: u64,
     /// Deleted with their user.
     pub erased: u64,
+    /// Of `consumed`: on messages of which nobody knows whether they were delivered.
+    pub unknown: u64,
 }
 
 impl Ledger {
@@ -89,6 +111,9 @@ impl Ledger {
 struct Kept {
     reachable: u64,
     days: Vec<(i64, u8, Count)>,
+    /// Missing in what an earlier release counted, which knew no grants.
+    #[serde(default)]
+    templates: Vec<(String, Granted)>,
     counted_at: i64,
 }
 
@@ -111,6 +136,7 @@ impl Store {
         let kept = Kept {
             reachable: stock.reachable,
             days: stock.days.iter().map(|(&(day, kind), &count)| (day, kind as u8, count)).collect(),
+            templates: stock.templates.iter().map(|(id, &granted)| (id.as_str().to_owned(), granted)).collect(),
             counted_at: now,
         };
         let text = serde_json::to_string(&kept).map_err(|error| Error::Corrupt(error.to_string()))?;
@@ -121,25 +147,19 @@ impl Store {
     }
 
     async fn sweep_page(&self, users: &str, ledger: &str, cursor: &str) -> Result<(String, Stock), Error> {
-        let (next, reachable, counts): (String, u64, Vec<i64>) = {
-            let reply: Vec<Value> = self
-                .redis()?
-                .invoke(&scripts::SWEEP, |command| {
-                    command.arg(2).arg(users).arg(ledger).arg(cursor).arg(PAGE).arg(DAY).arg(DAY_OFFSET);
-                })
-                .await?;
-            let mut values = reply.into_iter();
-            let mut head = || values.next().unwrap_or(Value::Nil);
-            let (next, reachable) = (redis::from_redis_value(head()), redis::from_redis_value(head()));
-            let corrupt = |error: redis::ParsingError| Error::Corrupt(error.to_string());
-            let counts = values.map(redis::from_redis_value).collect::<Result<_, _>>().map_err(corrupt)?;
-            (next.map_err(corrupt)?, reachable.map_err(corrupt)?, counts)
-        };
+        type Page = (String, u64, Vec<(u8, i64, u64, u64)>, Vec<(String, u64, u64, u64)>);
+        let (next, reachable, days, templates): Page = self
+            .redis()?
+            .invoke(&scripts::SWEEP, |command| {
+                command.arg(2).arg(users).arg(ledger).arg(cursor).arg(PAGE).arg(DAY).arg(DAY_OFFSET);
+            })
+            .await?;
         let mut stock = Stock { reachable, ..Stock::default() };
-        for count in counts.chunks_exact(4) {
-            let kind = kind(count[0] as u8)?;
-            let count_of = Count { credentials: count[2] as u64, messages: count[3] as u64 };
-            stock.days.insert((count[1], kind), count_of);
+        for (number, day, credentials, messages) in days {
+            stock.days.insert((day, kind(number)?), Count { credentials, messages });
+        }
+        for (id, users, messages, long_term) in templates {
+            stock.templates.insert(template(id)?, Granted { users, messages, long_term });
         }
         Ok((next, stock))
     }
@@ -186,6 +206,9 @@ impl Store {
         for (day, number, count) in kept.days {
             stock.days.insert((day, kind(number)?), count);
         }
+        for (id, granted) in kept.templates {
+            stock.templates.insert(template(id)?, granted);
+        }
         Ok(stock)
     }
 
@@ -205,6 +228,7 @@ impl Store {
                 expired: of("expired"),
                 dropped: of("dropped"),
                 erased: of("erased"),
+                unknown: of("unknown"),
             })
         })
         .try_fold(Ledger::default(), async |sum, bucket| {
@@ -216,6 +240,7 @@ impl Store {
                 expired: sum.expired + bucket.expired,
                 dropped: sum.dropped + bucket.dropped,
                 erased: sum.erased + bucket.erased,
+                unknown: sum.unknown + bucket.unknown,
             })
         })
         .await
@@ -228,6 +253,10 @@ impl Store {
     {
         stream::iter(self.buckets()).map(ask).buffer_unordered(ASKED_AT_ONCE)
     }
+}
+
+fn template(id: String) -> Result<TemplateId, Error> {
+    TemplateId::parse(id).map_err(|_| super::record::Corrupt::BadId.into())
 }
 
 fn kind(number: u8) -> Result<Kind, Error> {

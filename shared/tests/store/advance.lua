@@ -3,7 +3,11 @@
 -- ARGV  1 seconds
 local seconds = tonumber(ARGV[1])
 
-local function earlier(bytes) return struct.pack('>I4', struct.unpack('>I4', bytes) - seconds) end
+local function earlier(bytes)
+  -- What never expires.
+  if bytes == '\255\255\255\255' then return bytes end
+  return struct.pack('>I4', struct.unpack('>I4', bytes) - seconds)
+end
 
 local function aged_field(field)
   local stop, parts = #field, {}

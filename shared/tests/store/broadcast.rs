@@ -9,11 +9,12 @@ use shared::store::Error;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::audience::{Added, Choice, Recipient};
 use shared::store::broadcast::pages::{Next, Page, Ready, Settlement, TakenOver};
-use shared::store::broadcast::permits::Bounds;
+use shared::store::broadcast::permits::{Api, Bounds, Budget};
 use shared::store::broadcast::records::{Created, Draft, Move, Moved, Pause, Record, State};
-use shared::store::broadcast::tallies::{Tally, Undelivered};
+use shared::store::broadcast::tallies::{DELIVERED, Tally, Undelivered};
 use shared::store::broadcast::tasks::Left;
 use shared::store::keys::{Bucket, BucketKeys, PartKeys};
+use shared::store::late::{LateFailure, MsgId};
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, user};
@@ -25,6 +26,7 @@ pub const NOW_MS: u64 = 1_800_000_000_000;
 pub async fn two_whole_broadcasts(world: &World) {
     let (anna, bob, request) = (user("oAnna"), user("oBob"), RequestId::parse("r1").unwrap());
     let (store, app) = (&world.store, &world.app);
+    let budget = Budget { api: Api::Template, day: 1 };
     let bounds = Bounds { app_rate: 1000, broadcast_rate: 900, daily_quota: 1000, broadcast_share: 900 };
     let bucket = store.bucket_of(&anna);
     for cancelled in [false, true] {
@@ -44,10 +46,10 @@ pub async fn two_whole_broadcasts(world: &World) {
         assert_eq!(store.due_broadcasts(app, NOW_MS + 1).await.unwrap(), std::slice::from_ref(&draft.id));
         store.move_broadcast(app, &draft.id, &start, NOW_MS + 1).await.unwrap();
         store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9).await.unwrap();
-        store.count_messages(app, 1, 1).await.unwrap();
-        store.set_quota(app, 1, 100, 1).await.unwrap();
-        store.may_ask_quota(app, Duration::from_secs(9)).await.unwrap();
-        assert_eq!(store.permit(app, &draft.id, 9, 0, 10, &bounds, 1).await.unwrap().messages, 2);
+        store.count_messages(app, budget, 1).await.unwrap();
+        store.set_quota(app, budget, 100, 1).await.unwrap();
+        store.may_ask_quota(app, budget.api, Duration::from_secs(9)).await.unwrap();
+        assert_eq!(store.permit(app, &draft.id, 9, 0, 10, &bounds, budget).await.unwrap().messages, 2);
         let owner = LeaseId::random();
         for openid in [&anna, &bob] {
             broadcast.take(store.bucket_of(openid), LeaseId::random(), 9, &BRIEF).await;
@@ -57,7 +59,8 @@ pub async fn two_whole_broadcasts(world: &World) {
         let next_owner = LeaseId::random();
         let next = Next::Credential(next_owner, "CREDENTIALS_DEAD".into());
         broadcast.settle(&anna, owner, Verdict::Discard, next).await;
-        broadcast.settle(&anna, next_owner, Verdict::Consume, end("delivered")).await;
+        broadcast.deliver(&anna, next_owner, MsgId(7)).await;
+        broadcast.fail_late(&anna, MsgId(7)).await;
         store.lengthen_streak(app, &draft.id).await.unwrap();
         let pause = Pause { reason: "QUOTA".into(), resume_ms: Some(NOW_MS + 2), ..Pause::default() };
         broadcast.go(&Move::Pause(pause)).await;
@@ -112,13 +115,13 @@ impl<'a> Broadcast<'a> {
 
     pub async fn of(world: &'a World, draft: &Draft) -> Self {
         assert_eq!(world.store.create_broadcast(&world.app, draft, None).await.unwrap(), Created::New);
-        let choice = Choice { kinds: any_kind(), min_interval: 0 };
+        let choice = Choice { wanted: any_kind(), min_interval: 0 };
         Self { world, id: draft.id.clone(), choice, everyone: draft.everyone }
     }
 
     /// One to everyone that is there already.
     pub fn again(world: &'a World, id: BroadcastId) -> Self {
-        let choice = Choice { kinds: any_kind(), min_interval: 0 };
+        let choice = Choice { wanted: any_kind(), min_interval: 0 };
         Self { world, id, choice, everyone: true }
     }
 
@@ -213,9 +216,22 @@ impl<'a> Broadcast<'a> {
 
     /// Settles one message.
     pub async fn settle(&self, user: &OpenId, owner: LeaseId, verdict: Verdict, next: Next) -> Option<Lease> {
-        let settlement = Settlement { openid: user.clone(), owner, verdict, next };
+        let settlement = Settlement { openid: user.clone(), owner, verdict, next, msgid: None };
         let mut leases = self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
         leases.pop().map(|(_, lease)| lease)
+    }
+
+    /// Settles one message as delivered under this msgid.
+    pub async fn deliver(&self, user: &OpenId, owner: LeaseId, msgid: MsgId) {
+        let (openid, msgid) = (user.clone(), Some(msgid));
+        let settlement = Settlement { openid, owner, verdict: Verdict::Consume, next: end(DELIVERED), msgid };
+        self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
+    }
+
+    /// WeChat reports that a message was not delivered.
+    pub async fn fail_late(&self, user: &OpenId, msgid: MsgId) -> bool {
+        let failure = LateFailure { errcode: 43101, status: "user refuse".to_owned() };
+        self.world.store.fail_late(&self.world.app, user, msgid, &failure).await.unwrap()
     }
 
     pub async fn tally(&self) -> Tally {

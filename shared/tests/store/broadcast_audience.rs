@@ -7,7 +7,8 @@ use shared::credential::{Kind, OpenId};
 use shared::store::broadcast::audience::{Added, Choice, Preview, Recipient};
 use shared::store::broadcast::pages::Next;
 use shared::store::broadcast::records::Move;
-use shared::store::leases::{Kinds, LeaseId, Verdict};
+use shared::store::leases::{LeaseId, Verdict};
+use shared::store::wanted::{Kinds, Wanted};
 use testing::Redis;
 
 use crate::broadcast::{Broadcast, end, recipient};
@@ -104,13 +105,13 @@ async fn a_snapshot_has_all_who_can_be_reached_and_not_who_is_excluded_or_has_on
     world.collect(&soon, &[shared::credential::Credential { expiry, ..form_id("f1", 9) }]).await;
     world.collect(&gone, &[form_id("f1", -1)]).await;
     world.collect(&excluded, &[form_id("f1", 9)]).await;
-    for (kinds, wanted) in [
+    for (of, wanted) in [
         (any_kind(), vec!["oBoth", "oForm", "oPrepay"]),
-        (Kinds::NONE.with(Kind::FormId), vec!["oBoth", "oForm"]),
-        (Kinds::NONE.with(Kind::PrepayId), vec!["oBoth", "oPrepay"]),
+        (Wanted::ids(Kinds::NONE.with(Kind::FormId)), vec!["oBoth", "oForm"]),
+        (Wanted::ids(Kinds::NONE.with(Kind::PrepayId)), vec!["oBoth", "oPrepay"]),
     ] {
         let mut broadcast = Broadcast::new(&world, true).await;
-        broadcast.choice = Choice { kinds, min_interval: 0 };
+        broadcast.choice = Choice { wanted: of, min_interval: 0 };
         let tally = broadcast.tally().await;
         assert_eq!((tally.audience, tally.estimated), (8, true), "everyone in stock");
         broadcast.add(&[], std::slice::from_ref(&excluded)).await;
@@ -179,14 +180,14 @@ async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
         }
     }
     world.advance(2).await;
-    for (kinds, hours, wanted) in [
+    for (of, hours, wanted) in [
         (any_kind(), 0, (24, 16, 0)),
         (any_kind(), 1, (24, 16, 0)),
         (any_kind(), 3, (16, 16, 8)),
-        (Kinds::NONE.with(Kind::FormId), 3, (8, 24, 8)),
-        (Kinds::NONE, 3, (0, 40, 0)),
+        (Wanted::ids(Kinds::NONE.with(Kind::FormId)), 3, (8, 24, 8)),
+        (Wanted::ids(Kinds::NONE), 3, (0, 40, 0)),
     ] {
-        let choice = Choice { kinds, min_interval: (hours * HOUR) as u32 };
+        let choice = Choice { wanted: of, min_interval: (hours * HOUR) as u32 };
         // What has expired goes when a page comes to it.
         for openid in users.iter().skip(2).step_by(5) {
             world.collect(openid, &[form_id("f0", -1)]).await;
@@ -205,7 +206,7 @@ async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
 
         for everyone in [true, false] {
             let mut broadcast = Broadcast::new(&world, everyone).await;
-            broadcast.choice = choice;
+            broadcast.choice = choice.clone();
             if everyone {
                 broadcast.snapshot_all().await;
             } else {

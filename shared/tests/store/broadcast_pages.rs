@@ -38,7 +38,7 @@ async fn of_300_users_whom_8_tasks_take_at_once_each_is_taken_once() {
         }
         let mut tasks = JoinSet::new();
         for _ in 0..8 {
-            let (world, id, choice) = (world.clone(), broadcast.id.clone(), broadcast.choice);
+            let (world, id, choice) = (world.clone(), broadcast.id.clone(), broadcast.choice.clone());
             tasks.spawn(async move {
                 let (mut mine, mut taken) = (Vec::new(), 0);
                 loop {
@@ -100,7 +100,7 @@ async fn who_was_sent_a_message_lately_is_skipped_and_keeps_what_is_in_stock() {
     let stock = world.stored(&anna).await;
     for (hours, skipped) in [(4, true), (2, false)] {
         let mut broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
-        broadcast.choice = Choice { kinds: any_kind(), min_interval: (hours * HOUR) as u32 };
+        broadcast.choice = Choice { wanted: any_kind(), min_interval: (hours * HOUR) as u32 };
         let ready = broadcast.take_all(LeaseId::random(), &TERMS).await;
         assert_eq!((ready.is_empty(), broadcast.tally().await.ended("RECENTLY_MESSAGED")), (skipped, skipped.into()));
         assert_eq!(world.stored(&anna).await == stock, skipped);
@@ -228,6 +228,7 @@ async fn a_user_who_comes_twice_in_one_call_is_settled_once() {
         owner,
         verdict: Verdict::Consume,
         next,
+        msgid: None,
     });
     broadcast.try_settle(world.store.bucket_of(&anna), &twice, &TERMS).await.unwrap();
     let tally = broadcast.tally().await;
@@ -251,7 +252,7 @@ async fn a_verdict_that_cannot_be_carried_out_changes_nothing_for_anybody() {
     let before = world.everything().await;
     for next in all_next().into_iter().filter(|next| *next != Next::Hold) {
         let page = [(&anna, Verdict::Consume, end("delivered")), (&bob, Verdict::Hold, next)]
-            .map(|(openid, verdict, next)| Settlement { openid: openid.clone(), owner, verdict, next });
+            .map(|(openid, verdict, next)| Settlement { openid: openid.clone(), owner, verdict, next, msgid: None });
         assert!(broadcast.try_settle(world.store.bucket_of(&anna), &page, &TERMS).await.is_err());
         assert_eq!(world.everything().await, before);
     }
@@ -279,8 +280,10 @@ async fn a_page_of_64_with_the_longest_names_is_taken_taken_over_and_settled_in_
     let flying = world.store.in_flight(&world.app, &broadcast.id, bucket).await.unwrap();
     assert_eq!(broadcast.take_over(bucket, second, &flying).await.ready.len(), 64);
     let settle = async |owner, verdict, next: &dyn Fn() -> Next| {
-        let settlements: Vec<_> =
-            users.iter().map(|openid| Settlement { openid: openid.clone(), owner, verdict, next: next() }).collect();
+        let settlements: Vec<_> = users
+            .iter()
+            .map(|openid| Settlement { openid: openid.clone(), owner, verdict, next: next(), msgid: None })
+            .collect();
         broadcast.try_settle(bucket, &settlements, &TERMS).await.unwrap().len()
     };
     let third = LeaseId::random();
@@ -302,7 +305,7 @@ async fn without_a_next_credential_that_lives_long_enough_a_message_ends() {
     let (owner, next) = (LeaseId::random(), LeaseId::random());
     assert_eq!(broadcast.take_all(owner, &terms).await[0].lease.credential.as_str(), "f1");
     let next = Next::Credential(next, "CREDENTIALS_DEAD 41028".into());
-    let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Discard, next };
+    let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Discard, next, msgid: None };
     let leases = broadcast.try_settle(world.store.bucket_of(&anna), &[settlement], &terms).await.unwrap();
     assert!(leases.is_empty());
     assert_eq!(broadcast.tally().await.ended("CREDENTIALS_DEAD 41028"), 1);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use deadpool_redis::redis;
 use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::permits::{Bounds, Held, Permit};
+use shared::store::broadcast::permits::{Api, Bounds, Budget, Held, Permit};
 use shared::store::broadcast::records::{Draft, Move, Pause, State};
 use shared::store::keys::BroadcastKeys;
 use tokio::task::JoinSet;
@@ -14,6 +14,7 @@ use crate::broadcast::{Broadcast, NOW_MS, draft};
 use crate::world::World;
 
 const DAY: u64 = 20_000;
+const TODAY: Budget = Budget { api: Api::Template, day: DAY };
 
 /// How long callers go on where time matters.
 const RUN: Duration = Duration::from_millis(500);
@@ -27,12 +28,12 @@ async fn running(world: &World, canary: Option<u32>) -> Broadcast<'_> {
 
 async fn ask(broadcast: &Broadcast<'_>, wanted: usize, unused: usize, bounds: &Bounds) -> (usize, Option<Held>) {
     let Broadcast { world, id, .. } = broadcast;
-    let permit = world.store.permit(&world.app, id, wanted, unused, 0, bounds, DAY).await.unwrap();
+    let permit = world.store.permit(&world.app, id, wanted, unused, 0, bounds, TODAY).await.unwrap();
     (permit.messages, permit.why)
 }
 
 async fn used(world: &World) -> u64 {
-    let key = BroadcastKeys::new(&world.app).quota(DAY);
+    let key = BroadcastKeys::new(&world.app).quota(TODAY);
     world.raw::<Option<u64>>(redis::cmd("HGET").arg(key).arg("used")).await.unwrap_or(0)
 }
 
@@ -58,7 +59,7 @@ async fn over_time(
         callers.spawn(async move {
             let mut mine = 0;
             while began.elapsed() < RUN {
-                let asked = world.store.permit(&world.app, &id, wanted, 0, rate, &bounds, DAY).await.unwrap();
+                let asked = world.store.permit(&world.app, &id, wanted, 0, rate, &bounds, TODAY).await.unwrap();
                 let Permit { messages, why } = asked;
                 mine += messages;
                 match why {
@@ -112,13 +113,13 @@ async fn what_is_given_back_may_be_sent_by_others_and_messages_without_a_permit_
     let broadcast = running(&world, None).await;
     // At most 20 at once.
     let slow = Bounds { app_rate: 100, ..ANY };
-    world.store.count_messages(&world.app, DAY, 5).await.unwrap();
+    world.store.count_messages(&world.app, TODAY, 5).await.unwrap();
     let (messages, why) = ask(&broadcast, 30, 0, &slow).await;
     assert!((20..25).contains(&messages), "who came before the first broadcast takes no room: {messages}");
     assert!(matches!(why, Some(Held::Pace(wait)) if wait <= Duration::from_millis(200)), "{why:?}");
     let (messages, _) = ask(&broadcast, 10, 10, &slow).await;
     assert_eq!(messages, 10, "what was given back");
-    world.store.count_messages(&world.app, DAY, 5000).await.unwrap();
+    world.store.count_messages(&world.app, TODAY, 5000).await.unwrap();
     let (messages, why) = ask(&broadcast, 10, 0, &slow).await;
     assert_eq!(messages, 0);
     assert!(
@@ -138,7 +139,7 @@ async fn a_canary_is_never_exceeded_and_exact_when_what_is_unused_is_given_back(
         callers.spawn(async move {
             let (mut sent, mut unused) = (0, 0);
             loop {
-                let asked = world.store.permit(&world.app, &id, 3, unused, 0, &ANY, DAY).await.unwrap();
+                let asked = world.store.permit(&world.app, &id, 3, unused, 0, &ANY, TODAY).await.unwrap();
                 if asked.messages == 0 {
                     assert_eq!(asked.why, Some(Held::Canary));
                     return sent;
@@ -171,19 +172,23 @@ async fn the_part_of_the_quota_that_broadcasts_may_use_is_used_up_and_not_more()
     let broadcast = running(&world, None).await;
     let bounds = Bounds { daily_quota: 1000, broadcast_share: 250, ..ANY };
     assert_eq!(ask(&broadcast, 100, 0, &bounds).await, (100, None));
-    world.store.count_messages(&world.app, DAY, 60).await.unwrap();
+    world.store.count_messages(&world.app, TODAY, 60).await.unwrap();
     assert_eq!(ask(&broadcast, 100, 0, &bounds).await, (90, Some(Held::Quota)), "single messages go first");
     assert_eq!(ask(&broadcast, 1, 0, &bounds).await, (0, Some(Held::Quota)));
     assert_eq!(ask(&broadcast, 9, 4, &bounds).await, (4, Some(Held::Quota)));
-    world.store.count_messages(&world.app, DAY, 600).await.unwrap();
+    world.store.count_messages(&world.app, TODAY, 600).await.unwrap();
     assert_eq!((ask(&broadcast, 1, 0, &bounds).await, used(&world).await), ((0, Some(Held::Quota)), 850));
     // What WeChat tells counts, in both directions.
-    world.store.set_quota(&world.app, DAY, 8000, 1995).await.unwrap();
+    world.store.set_quota(&world.app, TODAY, 8000, 1995).await.unwrap();
     assert_eq!(ask(&broadcast, 100, 0, &bounds).await, (5, Some(Held::Quota)));
-    world.store.set_quota(&world.app, DAY, 4, 0).await.unwrap();
+    world.store.set_quota(&world.app, TODAY, 4, 0).await.unwrap();
     assert_eq!(ask(&broadcast, 100, 0, &bounds).await, (1, Some(Held::Quota)));
-    let on = async |day, bounds| world.store.permit(&world.app, &broadcast.id, 5, 0, 0, bounds, day).await.unwrap();
+    let of =
+        async |budget, bounds| world.store.permit(&world.app, &broadcast.id, 5, 0, 0, bounds, budget).await.unwrap();
+    let on = async |day, bounds| of(Budget { day, ..TODAY }, bounds).await;
     assert_eq!(on(DAY + 1, &bounds).await, Permit { messages: 1, why: Some(Held::Quota) }, "the limit lasts");
+    let other = Budget { api: Api::Subscribe, ..TODAY };
+    assert_eq!(of(other, &bounds).await, Permit { messages: 5, why: None }, "another API has a quota of its own");
     // A day of which nothing was told. A thousandth of less than a thousand is nothing.
     let least = Bounds { daily_quota: 999, broadcast_share: 1, ..ANY };
     assert_eq!(on(DAY + 2, &least).await, Permit { messages: 0, why: Some(Held::Quota) });
@@ -213,7 +218,7 @@ async fn nothing_is_permitted_unless_the_broadcast_runs_and_what_is_given_back_t
 #[tokio::test]
 async fn one_of_many_replicas_asks_wechat_for_the_quota_and_after_a_while_another() {
     let world = World::new().await;
-    let may = async || world.store.may_ask_quota(&world.app, Duration::from_millis(50)).await.unwrap();
+    let may = async || world.store.may_ask_quota(&world.app, Api::Template, Duration::from_millis(50)).await.unwrap();
     assert!(may().await && !may().await);
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert!(may().await);

@@ -3,29 +3,37 @@
 //! credential and no message is held twice.
 
 mod check;
+mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use deadpool_redis::redis;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use shared::credential::{Credential, CredentialId, Kind, OpenId};
+use shared::credential::{Credential, CredentialId, GrantUses, Kind, OpenId};
 use shared::store::broadcast::audience::{Added, Choice, Recipient};
-use shared::store::broadcast::pages::{Next, Settlement};
 use shared::store::broadcast::records::{Record, State};
 use shared::store::keys::Bucket;
-use shared::store::leases::{LeaseId, LeaseTerms, Leased, Settled, Verdict};
+use shared::store::leases::{LeaseId, LeaseTerms, Verdict};
+use shared::store::wanted::Wanted;
 
 use crate::broadcast::Broadcast;
-use crate::model::{self, Held, Message, Model, Step};
-use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, timeless, user};
+use crate::model::{self, Grant, Held, Item, Model, Step};
+use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, template, timeless, user};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 8] = ["oA", "oAB", "oB", "oC", "oD", "oE", "oF", "oG"];
 
-const VERDICTS: [Verdict; 5] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
+const VERDICTS: [Verdict; 7] = [
+    Verdict::Consume,
+    Verdict::Return,
+    Verdict::Suspect,
+    Verdict::Discard,
+    Verdict::Hold,
+    Verdict::Unknown,
+    Verdict::Void,
+];
 
 /// In all, less than any key of a broadcast is kept.
 const MOST_HOURS: i64 = 28 * 24;
@@ -34,6 +42,8 @@ const MOST_HOURS: i64 = 28 * 24;
 enum Op {
     /// User, an old credential or a fresh one with so many uses (0: a form id), hours until it expires.
     Collect(usize, Option<Index>, u8, i64),
+    /// User, template, uses (none: a long-term subscription).
+    Grant(usize, &'static str, Option<u16>),
     /// Users to add to the list with their data, users to exclude; whether for the broadcast to everyone.
     Add(Vec<(usize, u8)>, Vec<usize>, bool),
     /// Broadcast, bucket of this user, how many; whether to skip who got a message lately, and whether the lease is long.
@@ -42,8 +52,10 @@ enum Op {
     Settle(Vec<(Option<Index>, usize, usize)>),
     /// Broadcast, bucket of this user, whether the lease is long.
     TakeOver(usize, usize, bool),
-    /// A single message to a user, settled so if at all.
-    Single(usize, Option<usize>),
+    /// A single message to a user, settled so if at all; whether with a grant.
+    Single(usize, Option<usize>, bool),
+    /// WeChat reports that a message that was taken so far failed.
+    FailLater(Option<Index>),
     Erase(usize),
     Reap,
     /// Nobody comes back to what is in flight for as long as it is kept.
@@ -55,8 +67,10 @@ enum Op {
 fn beginning() -> impl Strategy<Value = Vec<Op>> {
     let collect =
         (0..USERS.len(), 0..3_u8, 1..30_i64).prop_map(|(user, uses, hours)| Op::Collect(user, None, uses, hours));
+    let grant = (0..USERS.len(), prop_oneof![3 => (1..3_u16).prop_map(Some), 1 => Just(None)])
+        .prop_map(|(user, uses)| Op::Grant(user, "t1", uses));
     let add = vec((0..USERS.len(), 0..3_u8), 4..12).prop_map(|users| Op::Add(users, vec![], false));
-    (vec(collect, 8..20), add).prop_map(|(mut ops, add)| {
+    (vec(prop_oneof![collect, grant], 8..20), add).prop_map(|(mut ops, add)| {
         ops.push(add);
         ops
     })
@@ -69,6 +83,9 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (user(), prop::option::weighted(0.1, any::<Index>()), 0..3_u8, -1..30_i64)
             .prop_map(|(user, old, uses, hours)| Op::Collect(user, old, uses, hours)),
+        6 => (user(), prop_oneof![4 => Just("t1"), 1 => Just("t2")],
+            prop_oneof![5 => (1..3_u16).prop_map(Some), 1 => (30..80_u16).prop_map(Some), 2 => Just(None)])
+            .prop_map(|(user, of, uses)| Op::Grant(user, of, uses)),
         5 => (vec((0..USERS.len(), 0..3_u8), 0..8), prop_oneof![3 => Just(vec![]), 1 => vec(0..USERS.len(), 1..2)],
             prop::bool::weighted(0.2)).prop_map(|(users, excluded, everyone)| Op::Add(users, excluded, everyone)),
         9 => (0..2_usize, user(), 1..4_usize, prop::bool::weighted(0.3), any::<bool>())
@@ -76,7 +93,9 @@ fn op() -> impl Strategy<Value = Op> {
         9 => vec(message, 1..4).prop_map(Op::Settle),
         4 => (0..2_usize, user(), any::<bool>())
             .prop_map(|(broadcast, user, long)| Op::TakeOver(broadcast, user, long)),
-        2 => (user(), prop::option::of(0..4_usize)).prop_map(|(user, verdict)| Op::Single(user, verdict)),
+        3 => (user(), prop::option::of(prop_oneof![0..4_usize, 5..7_usize]), any::<bool>())
+            .prop_map(|(user, verdict, granted)| Op::Single(user, verdict, granted)),
+        3 => prop::option::weighted(0.5, any::<Index>()).prop_map(Op::FailLater),
         1 => (0..USERS.len()).prop_map(Op::Erase),
         1 => Just(Op::Reap),
         1 => Just(Op::LetGo),
@@ -129,12 +148,20 @@ impl Run<'_> {
             }
             Op::Page(broadcast, user, count, skip, long) => {
                 self.page(*broadcast, self.bucket_of(*user), *count, *skip, if *long { &TERMS } else { &BRIEF }).await;
+                self.let_marks_go(*long).await;
             }
             Op::Settle(messages) => self.settle(messages, again).await,
             Op::TakeOver(broadcast, user, long) => {
                 self.take_over(*broadcast, self.bucket_of(*user), if *long { &TERMS } else { &BRIEF }).await;
+                self.let_marks_go(*long).await;
             }
-            Op::Single(user, verdict) => self.single(*user, *verdict).await,
+            Op::Single(user, verdict, granted) => self.single(*user, *verdict, *granted).await,
+            Op::FailLater(which) => {
+                for _ in 0..times {
+                    self.fail_late(*which).await;
+                }
+            }
+            Op::Grant(user, of, uses) => self.grant(*user, of, *uses).await,
             Op::Erase(user) => {
                 for _ in 0..times {
                     let erased = self.world.store.erase(&self.world.app, &self.users[*user]).await.unwrap();
@@ -165,13 +192,31 @@ impl Run<'_> {
             self.hours += hours;
             self.world.advance(hours).await;
             self.model.advance(hours * HOUR);
+            // They are kept for an hour.
+            self.models.iter_mut().for_each(|broadcast| broadcast.sent.clear());
         }
+    }
+
+    /// The mark of a brief lease goes within a second, as all marks are kept in whole ones.
+    async fn let_marks_go(&mut self, long: bool) {
+        if !long {
+            self.world.pass(2).await;
+            self.model.advance(2);
+        }
+    }
+
+    async fn grant(&mut self, user: usize, of: &str, uses: Option<u16>) {
+        let uses = uses.map_or(GrantUses::LongTerm, GrantUses::Count);
+        let new = self.world.grant(&self.users[user], of, uses, None).await;
+        let grant = Grant { template: of.to_owned(), uses, key: None };
+        assert_eq!(new, self.model.collect(&[(user, Item::Grant(grant))]).is_empty());
     }
 
     async fn collect(&mut self, user: usize, old: Option<Index>, uses: u8, hours: i64) {
         let fresh = Held {
             kind: if uses == 0 { Kind::FormId } else { Kind::PrepayId },
             id: format!("c{}", self.collected.len()),
+            slot: 0,
             uses: uses.max(1),
             expiry: self.model.now + hours * HOUR + HOUR / 2,
             suspect: false,
@@ -184,7 +229,7 @@ impl Run<'_> {
         let (id, expiry) = (CredentialId::parse(held.id.as_str()).unwrap(), self.model.in_redis(held.expiry));
         let credential = Credential { kind: held.kind, id, uses: held.uses, expiry };
         let duplicates = self.world.collect(&self.users[user], &[credential]).await;
-        assert_eq!(duplicates, self.model.collect(&[(user, held)]));
+        assert_eq!(duplicates, self.model.collect(&[(user, Item::Id(held))]));
     }
 
     async fn add(&mut self, users: &[(usize, u8)], excluded: &[usize], everyone: bool) {
@@ -215,7 +260,8 @@ impl Run<'_> {
     async fn page(&mut self, number: usize, bucket: Bucket, count: usize, skip: bool, terms: &LeaseTerms) {
         // Between whole hours, as all times here.
         let interval = if skip { 5400 } else { 0 };
-        self.real[number].choice = Choice { kinds: any_kind(), min_interval: interval };
+        let wanted = self.models[number].wanted.clone();
+        self.real[number].choice = Choice { wanted, min_interval: interval };
         if number == 0 && self.seen[0].insert(bucket) {
             while !self.real[0].snapshot(bucket).await {}
             let here: Vec<_> = (0..self.users.len()).filter(|user| self.bucket_of(*user) == bucket).collect();
@@ -228,14 +274,25 @@ impl Run<'_> {
         let gone: Vec<_> =
             self.models[number].todo.iter().copied().filter(|user| !left.contains(USERS[*user])).collect();
         let before = self.models[number].todo.iter().filter(|user| self.bucket_of(**user) == bucket).count();
-        assert_eq!((gone.len(), page.taken), (before.min(count), before.min(count)));
+        assert_eq!((gone.len() + page.busy, page.taken), (before.min(count), before.min(count)));
         let mut wanted = BTreeMap::new();
         for user in gone {
             assert_eq!(self.bucket_of(user), bucket);
             let broadcast = &mut self.models[number];
-            if let Step::Lease(lease) = self.model.turn(broadcast, user, owner, interval, terms) {
-                wanted.insert(user, (lease, broadcast.data.get(&user).cloned().unwrap_or_default()));
+            match self.model.turn(broadcast, user, owner, interval, terms) {
+                Step::Lease(lease) => {
+                    wanted.insert(user, (lease, broadcast.data.get(&user).cloned().unwrap_or_default()));
+                }
+                step => assert_eq!(step, Step::None),
             }
+        }
+        let here = |user: &usize| self.bucket_of(*user) == bucket;
+        let left: Vec<_> = self.models[number].todo.iter().copied().filter(here).collect();
+        let turn = |user| self.model.turn(&mut self.models[number], user, owner, interval, terms);
+        if page.taken == before {
+            assert!(left.into_iter().map(turn).all(|step| step == Step::Busy));
+        } else {
+            assert!(page.busy <= left.len());
         }
         let ready: BTreeMap<_, _> = page
             .ready
@@ -249,115 +306,6 @@ impl Run<'_> {
             assert_eq!(earlier, None, "a second credential, while the first is in doubt");
         }
     }
-
-    async fn settle(&mut self, messages: &[(Option<Index>, usize, usize)], again: bool) {
-        let Some(last) = self.taken.last().copied() else { return };
-        let mut page: Vec<(usize, usize, Message)> = Vec::new();
-        for (which, verdict, next) in messages {
-            let (number, user, owner) = which.map_or(last, |which| *which.get(&self.taken));
-            let verdict = VERDICTS[*verdict];
-            let next = match next {
-                0 => Next::End(if verdict == Verdict::Consume { "delivered" } else { "FAILED 1" }.to_owned()),
-                1 => Next::Again,
-                2 => Next::Hold,
-                _ => Next::Credential(self.fresh_id(), "CREDENTIALS_DEAD 41028".to_owned()),
-            };
-            page.push((number, user, Message { user, owner, verdict, next }));
-        }
-        // Those of one call are of one broadcast and bucket.
-        let (number, bucket) = (page[0].0, self.bucket_of(page[0].1));
-        page.retain(|(other, user, _)| *other == number && self.bucket_of(*user) == bucket);
-        let messages: Vec<_> = page.into_iter().map(|(.., message)| message).collect();
-        let settlements: Vec<_> = messages
-            .iter()
-            .map(|Message { user, owner, verdict, next }| {
-                let (openid, next) = (self.users[*user].clone(), next.clone());
-                Settlement { openid, owner: *owner, verdict: *verdict, next }
-            })
-            .collect();
-        let settle = async |run: &Self| run.real[number].try_settle(bucket, &settlements, &TERMS).await;
-        if messages.iter().any(|message| message.verdict == Verdict::Hold && message.next != Next::Hold) {
-            let before = self.world.everything().await;
-            assert!(settle(self).await.is_err(), "what is held stays in flight");
-            assert_eq!(self.world.everything().await, before);
-            return;
-        }
-        let reply = settle(self).await.unwrap();
-        if again {
-            let before = self.world.everything().await;
-            assert_eq!(settle(self).await.unwrap().len(), reply.len());
-            // A hold is until so long after it was last said.
-            if messages.iter().all(|message| message.next != Next::Hold) {
-                assert_eq!(self.world.everything().await, before, "repeated");
-            }
-        }
-        let (mut wanted, mut settled) = (Vec::new(), BTreeSet::new());
-        for message in &messages {
-            // A user who comes a second time in one call is passed over.
-            if !settled.insert(message.user) {
-                continue;
-            }
-            let (model, broadcast, key) = (&mut self.model, &mut self.models[number], (number, message.user));
-            if model.owner(broadcast, message.user) == Some(message.owner) && message.next != Next::Hold {
-                self.doubt.remove(&key);
-            }
-            if let Some(lease) = model.settle_message(broadcast, message, &TERMS) {
-                self.taken.push((number, message.user, lease.id));
-                assert_eq!(self.doubt.insert(key, lease.credential.clone()), None, "a second credential");
-                wanted.push((self.users[message.user].clone(), lease));
-            }
-        }
-        assert_eq!(reply.into_iter().map(|(openid, lease)| (openid, timeless(lease))).collect::<Vec<_>>(), wanted);
-    }
-
-    async fn take_over(&mut self, number: usize, bucket: Bucket, terms: &LeaseTerms) {
-        let (store, app, owner) = (&self.world.store, &self.world.app, LeaseId::random());
-        let id = &self.real[number].id;
-        let flying = store.in_flight(app, id, bucket).await.unwrap();
-        let here: Vec<_> = (0..self.users.len()).filter(|user| self.bucket_of(*user) == bucket).collect();
-        let wanted: BTreeSet<_> =
-            here.iter().copied().filter(|user| self.models[number].flight.contains(user)).collect();
-        assert_eq!(flying.iter().map(number_of).collect::<BTreeSet<_>>(), wanted);
-        // Asking for those who are not in flight does nothing to them.
-        let all: Vec<_> = here.iter().map(|user| self.users[*user].clone()).collect();
-        let over = store.take_over(app, id, bucket, owner, &all, terms).await.unwrap();
-        let (mut ready, mut wait) = (Vec::new(), None::<i64>);
-        for user in here {
-            match self.model.take_over(&mut self.models[number], user, owner, terms) {
-                Step::Lease(lease) => {
-                    assert_eq!(self.doubt.get(&(number, user)), Some(&lease.credential), "the same credential");
-                    self.taken.push((number, user, owner));
-                    let data = self.models[number].data.get(&user).cloned().unwrap_or_default();
-                    ready.push((self.users[user].clone(), lease, data));
-                }
-                Step::Wait(left) => wait = Some(wait.map_or(left, |wait| wait.min(left))),
-                Step::None => {}
-            }
-        }
-        let real: Vec<_> =
-            over.ready.into_iter().map(|ready| (ready.openid, timeless(ready.lease), ready.data)).collect();
-        assert_eq!(real, ready);
-        match (over.wait, wait) {
-            (Some(real), Some(wanted)) => {
-                assert!(real.abs_diff(Duration::from_secs(wanted as u64)) < Duration::from_secs(600));
-            }
-            (real, wanted) => assert_eq!((real, wanted), (None, None)),
-        }
-    }
-
-    async fn single(&mut self, user: usize, verdict: Option<usize>) {
-        let (id, store, app, openid) = (self.fresh_id(), &self.world.store, &self.world.app, &self.users[user]);
-        let reply = store.lease(app, openid, id, &TERMS, any_kind(), None).await.unwrap();
-        let wanted = self.model.lease(user, id, &TERMS, &Kind::ALL, None);
-        let (Leased::Lease(lease), Some(verdict)) = (&reply, verdict) else {
-            assert_eq!(matches!(reply, Leased::None), matches!(wanted, Leased::None));
-            return;
-        };
-        assert_eq!(Leased::Lease(timeless(lease.clone())), wanted);
-        let reply = store.settle(app, openid, id, &TERMS, VERDICTS[verdict], None, None, None).await.unwrap();
-        let wanted: Settled = self.model.settle(user, id, &TERMS, VERDICTS[verdict], b"", None, None);
-        assert_eq!(reply, wanted);
-    }
 }
 
 #[test]
@@ -365,7 +313,9 @@ fn broadcasts_do_what_the_model_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::with_cap(4));
     let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(start in beginning(), ops in vec((op(), prop::bool::weighted(0.3)), 20..60))| {
+    let wanted = [any_kind(), Wanted::grants(template("t1")), Wanted { template: Some(template("t1")), ..any_kind() }];
+    let wanted = prop::array::uniform2(prop::sample::select(wanted.to_vec()));
+    proptest!(config, |(wanted in wanted, start in beginning(), ops in vec((op(), prop::bool::weighted(0.3)), 20..60))| {
         runtime.block_on(async {
             world.raw::<()>(&redis::cmd("FLUSHALL")).await;
             let real = [Broadcast::new(&world, true).await, Broadcast::new(&world, false).await];
@@ -377,7 +327,7 @@ fn broadcasts_do_what_the_model_does() {
                 model: Model::new(4, USERS.len(), testing::now()),
                 real,
                 records,
-                models: [0, 1].map(model::Broadcast::new),
+                models: [0, 1].map(|number| model::Broadcast::new(number, wanted[number].clone())),
                 seen: Default::default(),
                 begun: Default::default(),
                 taken: Vec::new(),

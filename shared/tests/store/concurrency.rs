@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
-use shared::credential::Credential;
+use shared::credential::{Credential, GrantUses};
 use shared::store::leases::{LeaseId, LeaseTerms, Leased, Settled, Verdict};
+use shared::store::wanted::Wanted;
 use tokio::task::JoinSet;
 
-use crate::world::{BRIEF, TERMS, World, form_id, prepay_id, request, user};
+use crate::world::{BRIEF, TERMS, World, any_kind, form_id, marks, prepay_id, request, store, template, user};
 
 fn form_ids(from: u32, count: u32) -> Vec<Credential> {
     (from..from + count).map(|number| form_id(&format!("f{number}"), 9)).collect()
@@ -69,12 +70,24 @@ async fn of_400_form_ids_each_is_leased_once_and_the_401st_says_none() {
 /// One task among many: anything the store can do, on users and requests that it shares with the others.
 async fn anything(world: &World, steps: u32) {
     let users = ["oA", "oB", "oC"].map(user);
-    let verdicts = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
+    let verdicts = [
+        Verdict::Consume,
+        Verdict::Return,
+        Verdict::Suspect,
+        Verdict::Discard,
+        Verdict::Unknown,
+        Verdict::Void,
+        Verdict::Hold,
+    ];
     let mut mine = Vec::new();
     for _ in 0..steps {
         let openid = users.choose(&mut rand::rng()).unwrap();
         let (what, number): (u8, u8) = (rand::rng().random_range(0..12), rand::rng().random_range(0..20));
         match what {
+            0..3 if number >= 15 => {
+                let uses = if number == 15 { GrantUses::LongTerm } else { GrantUses::Count(u16::from(number)) };
+                world.grant(openid, "t1", uses, None).await;
+            }
             0..3 => {
                 let hours = i64::from(number % 3) - 1;
                 let credentials = [form_id(&format!("f{number}"), hours), prepay_id(&format!("p{number}"), 3, 1)];
@@ -83,7 +96,10 @@ async fn anything(world: &World, steps: u32) {
             3..7 => {
                 let terms = LeaseTerms { keep: Duration::from_secs(1), ..if what == 3 { BRIEF } else { TERMS } };
                 let message = (number < 10).then(|| request(&format!("r{number}"), 1));
-                if let Leased::Lease(lease) = world.ask(openid, LeaseId::random(), &terms, message.as_ref()).await {
+                let wanted = Wanted { template: Some(template("t1")), ..any_kind() };
+                let (app, id, message_ref) = (&world.app, LeaseId::random(), message.as_ref());
+                let reply = world.store.lease(app, openid, id, &terms, &wanted, message_ref).await.unwrap();
+                if let Leased::Lease(lease) = reply {
                     mine.push((openid.clone(), lease.id, message));
                 }
             }
@@ -91,7 +107,7 @@ async fn anything(world: &World, steps: u32) {
                 let Some((openid, id, message)) = mine.pop() else {
                     continue;
                 };
-                let verdict = verdicts[usize::from(number) % if message.is_some() { 5 } else { 4 }];
+                let verdict = verdicts[usize::from(number) % if message.is_some() { 7 } else { 6 }];
                 let next = LeaseId::random();
                 if number.is_multiple_of(2) {
                     let settled = world.settle_next(&openid, id, verdict, message.as_ref(), next).await;
@@ -112,6 +128,54 @@ async fn anything(world: &World, steps: u32) {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once() {
+    let (world, anna) = (Arc::new(World::with_cap(120).await), user("oAnna"));
+    world.grant(&anna, "t1", GrantUses::Count(200), None).await;
+    let under_way = Arc::new(AtomicBool::new(false));
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let (world, anna, under_way) = (world.clone(), anna.clone(), under_way.clone());
+        // Each by connections of its own, as so many replicas.
+        let other = store(&world.redis, 120);
+        other.prepare().await.unwrap();
+        tasks.spawn(async move {
+            let (wanted, mut mine, mut busy) = (Wanted::grants(template("t1")), 0, 0);
+            loop {
+                let id = LeaseId::random();
+                match other.lease(&world.app, &anna, id, &TERMS, &wanted, None).await.unwrap() {
+                    Leased::Lease(lease) => {
+                        assert!(!under_way.swap(true, Ordering::SeqCst), "two at once");
+                        assert_eq!(lease.credential.as_str(), "t1");
+                        tokio::task::yield_now().await;
+                        // One in five is not sent, and comes back.
+                        let back = rand::rng().random_range(0..5) == 0;
+                        let verdict = if back { Verdict::Return } else { Verdict::Consume };
+                        under_way.store(false, Ordering::SeqCst);
+                        let settled = other.settle(&world.app, &anna, id, &TERMS, verdict, None, None, None).await;
+                        assert!(matches!(settled.unwrap(), Settled::Done { .. }));
+                        mine += u64::from(!back);
+                    }
+                    Leased::Busy(_) => {
+                        busy += 1;
+                        tokio::time::sleep(Duration::from_micros(500)).await;
+                    }
+                    Leased::None => return (mine, busy),
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+    }
+    let (mine, busy): (Vec<u64>, Vec<u64>) = tasks.join_all().await.into_iter().unzip();
+    // Who met the last one under way may have been told that there are none, so somebody else took what came back.
+    assert_eq!(mine.iter().sum::<u64>(), 200);
+    assert!(busy.iter().sum::<u64>() > 0, "nobody had to wait");
+    let ledger = world.store.ledger(&world.app).await.unwrap();
+    assert_eq!((ledger.collected, ledger.consumed, ledger.leased), (200, 200, 0));
+    assert!(marks(&world.field(&anna).await).is_empty());
+    world.assert_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

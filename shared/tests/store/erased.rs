@@ -1,5 +1,6 @@
 //! What becomes of messages under way when their user is erased: nothing of the user stays, and none is sent twice.
 
+use shared::credential::GrantUses;
 use shared::store::leases::{LeaseId, Leased, Reaped, Recorded, Settled, Verdict};
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
@@ -186,4 +187,27 @@ async fn of_an_erased_user_nothing_stays_in_redis() {
     assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 2, suspect: 1, ..Reaped::default() }, "all of it Bob's");
     assert_eq!(places().await, (0, 0, 0));
     world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_user_is_erased_with_grants_that_are_leased_and_whoever_had_the_user_alone_has_it_no_more() {
+    for uses in [GrantUses::Count(40), GrantUses::LongTerm] {
+        for verdict in [Verdict::Consume, Verdict::Unknown, Verdict::Return, Verdict::Void] {
+            let (world, anna) = (World::new().await, user("oAnna"));
+            world.grant(&anna, "t1", uses, None).await;
+            let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+            let all = if uses == GrantUses::LongTerm { 1 } else { 40 };
+            assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), all);
+            assert_eq!(world.store.users(&world.app).await.unwrap(), 0, "the mark is gone too");
+            world.grant(&anna, "t1", GrantUses::Count(1), None).await;
+            let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+            let before = world.everything().await;
+            assert_eq!(world.settle(&anna, lease.id, verdict).await, Settled::Stale);
+            assert_eq!(world.everything().await, before);
+            world.settle(&anna, other.id, Verdict::Consume).await;
+            let ledger = world.store.ledger(&world.app).await.unwrap();
+            assert_eq!((ledger.erased, ledger.consumed, ledger.available()), (all.into(), 1, 0), "{verdict:?}");
+            world.assert_sound().await;
+        }
+    }
 }

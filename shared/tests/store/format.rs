@@ -1,5 +1,7 @@
 //! What Rust packs, the scripts read the same, and hand back the same.
 
+mod grants;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -66,7 +68,7 @@ fn what_rust_packs_the_scripts_read_the_same() {
             wanted.sort_by_key(|credential| credential.expiry);
             let records = async || world.store.records(&world.app, &anna).await.unwrap();
             let as_records = |credentials: &[Credential]| -> Vec<_> {
-                credentials.iter().cloned().map(|credential| Record { credential, suspect: false }).collect()
+                credentials.iter().cloned().map(|credential| Record { credential, suspect: false, long_term: false }).collect()
             };
             assert_eq!(records().await, as_records(&wanted));
 

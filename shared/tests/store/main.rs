@@ -2,6 +2,7 @@
 //!
 //! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, held against [`model`], a store in plain Rust;
 //! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the promises one by one;
+//! - [`grants`], [`long_term`], [`void`], [`marks`]: those about subscription messages; [`late`]: what fails later;
 //! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: how a broadcast goes on; [`broadcast_audience`],
 //!   [`broadcast_pages`]: to whom, and how each message ends; [`broadcast_ends`], [`broadcast_keys`]: what stays;
 //! - [`format`]: what Rust packs is what the scripts read;
@@ -24,7 +25,11 @@ mod broadcast_tasks;
 mod concurrency;
 mod erased;
 mod format;
+mod grants;
+mod late;
 mod leases;
+mod long_term;
+mod marks;
 mod model;
 mod reaper;
 mod redis;
@@ -32,4 +37,5 @@ mod requests;
 mod sequences;
 mod stock;
 mod touch;
+mod void;
 mod world;

@@ -1,27 +1,49 @@
 //! The store in plain Rust, as simple as can be: what every reply and every record must be.
 
 mod broadcasts;
+mod grants;
+mod leases;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use shared::credential::{Credential, CredentialId, Kind};
-use shared::store::leases::{
-    KEEP_REQUESTS, Lease, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, Settled, Verdict,
-};
-use shared::store::record::{KEEP_TOUCH, MAX_USES};
-use shared::store::stock::{Count, DAY, DAY_OFFSET, Ledger};
+use shared::credential::{Credential, CredentialId, Kind, TemplateId};
+use shared::store::leases::{KEEP_REQUESTS, LeaseId, Request};
+use shared::store::record::{self, KEEP_TOUCH, Record};
+use shared::store::stock::{Count, DAY, DAY_OFFSET, Granted, Ledger};
 
 pub use broadcasts::{Broadcast, Message, Step};
+pub use grants::{Grant, LONG_TERM, Mark};
+
+/// The expiry of what does not expire.
+const NEVER: i64 = i64::MAX;
 
 /// A stored credential. Times are in seconds by the model's own clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub kind: Kind,
     pub id: String,
+    /// Which record of its template a grant is; otherwise 0.
+    pub slot: u8,
     pub uses: u8,
     pub expiry: i64,
     pub suspect: bool,
+}
+
+impl Held {
+    fn is(&self, other: &Self) -> bool {
+        (&self.id, self.slot) == (&other.id, other.slot)
+    }
+
+    fn is_grant_of(&self, template: &str) -> bool {
+        self.kind == Kind::Grant && self.id == template
+    }
+}
+
+/// What a user hands out.
+#[derive(Debug, Clone)]
+pub enum Item {
+    Id(Held),
+    Grant(Grant),
 }
 
 /// What a lease is called: by its user and request id or broadcast if there is one, by its first owner otherwise.
@@ -71,26 +93,35 @@ pub struct Model {
     users: Vec<Vec<Held>>,
     /// When each user was last sent a message.
     touched: Vec<Option<i64>>,
+    /// Who sends with a grant to each user.
+    marks: Vec<Option<Mark>>,
     leases: BTreeMap<Name, InFlight>,
     requests: BTreeMap<Name, Finished>,
+    /// Until when each key of a user's is known.
+    once: BTreeMap<(usize, u8), i64>,
+    /// Until when it is known of a msgid that its message failed.
+    failed: BTreeMap<u64, i64>,
     ledger: Ledger,
 }
 
 impl Model {
     pub fn new(cap: u16, users: usize, now: i64) -> Self {
-        let (users, touched) = (vec![Vec::new(); users], vec![None; users]);
-        Self { cap: cap.into(), began: now, now, users, touched, ..Self::default() }
+        let (marks, touched) = (vec![None; users], vec![None; users]);
+        let users = vec![Vec::new(); users];
+        Self { cap: cap.into(), began: now, now, users, touched, marks, ..Self::default() }
     }
 
     /// Time passes. Redis' clock does not: there, everything stored moves into the past instead.
     pub fn advance(&mut self, seconds: i64) {
         self.now += seconds;
         self.requests.retain(|_, request| request.until > self.now);
+        self.once.retain(|_, until| *until > self.now);
+        self.failed.retain(|_, until| *until > self.now);
     }
 
     /// A time as it stands in Redis.
     pub fn in_redis(&self, time: i64) -> u32 {
-        (time - (self.now - self.began)) as u32
+        if time == NEVER { record::NEVER } else { (time - (self.now - self.began)) as u32 }
     }
 
     pub fn ledger(&self) -> Ledger {
@@ -98,12 +129,13 @@ impl Model {
     }
 
     /// The records of a user, without those that neither can be used nor count.
-    pub fn records(&self, user: usize) -> Vec<(Credential, bool)> {
+    pub fn records(&self, user: usize) -> Vec<Record> {
         let counts = |held: &&Held| held.uses > 0 || held.expiry > self.now;
         let record = |held: &Held| {
             let (id, expiry) = (CredentialId::parse(held.id.as_str()).unwrap(), self.in_redis(held.expiry));
             let (kind, uses) = (held.kind, held.uses);
-            (Credential { kind, id, uses, expiry }, held.suspect)
+            let credential = Credential { kind, id, uses, expiry };
+            Record { credential, suspect: held.suspect, long_term: held.slot == LONG_TERM }
         };
         self.users[user].iter().filter(counts).map(record).collect()
     }
@@ -115,149 +147,38 @@ impl Model {
 
     /// How many users something is stored of, once what has expired was dropped.
     pub fn users(&self) -> u64 {
-        let stored = |user: &usize| !self.users[*user].is_empty() || self.touched(*user).is_some();
+        let stored =
+            |user: &usize| !self.users[*user].is_empty() || self.touched(*user).is_some() || self.mark(*user).is_some();
         (0..self.users.len()).filter(stored).count() as u64
     }
 
-    pub fn collect(&mut self, credentials: &[(usize, Held)]) -> Vec<usize> {
+    pub fn collect(&mut self, items: &[(usize, Item)]) -> Vec<usize> {
         let mut duplicates = Vec::new();
-        for (place, (user, held)) in credentials.iter().enumerate() {
-            self.drop_expired(*user);
-            if self.users[*user].iter().any(|other| other.id == held.id) {
+        for (place, (user, item)) in items.iter().enumerate() {
+            let new = match item {
+                Item::Id(held) => self.collect_id(*user, held),
+                Item::Grant(grant) => self.collect_grant(*user, grant),
+            };
+            if !new {
                 duplicates.push(place);
-            } else {
-                self.ledger.collected += u64::from(held.uses);
-                self.insert(*user, held.clone());
             }
         }
         duplicates
     }
 
-    pub fn lease(
-        &mut self,
-        user: usize,
-        id: LeaseId,
-        terms: &LeaseTerms,
-        kinds: &[Kind],
-        request: Option<&Request>,
-    ) -> Leased {
-        let (name, fingerprint) = (Name::of(user, id, request), request.map(|request| request.fingerprint));
-        if let Some(done) = self.requests.get(&name) {
-            let mine = fingerprint == Some(done.fingerprint);
-            return if mine { Leased::Finished(done.outcome.clone()) } else { Leased::Reused };
-        }
-        if let Some(lease) = self.leases.get_mut(&name) {
-            if lease.fingerprint != fingerprint {
-                return Leased::Reused;
-            }
-            if lease.erased {
-                return Leased::Lost;
-            }
-            if lease.owner != id {
-                if lease.deadline > self.now {
-                    return Leased::UnderWay(Duration::from_secs((lease.deadline - self.now) as u64));
-                }
-                lease.owner = id;
-                lease.deadline = self.now + terms.duration.as_secs() as i64;
-                (lease.turn, lease.pinned, lease.taken_over) = (lease.deadline, false, true);
-            }
-            return Leased::Lease(self.reply(&name));
-        }
+    fn collect_id(&mut self, user: usize, held: &Held) -> bool {
         self.drop_expired(user);
-        let taken = self.take(user, name.clone(), id, terms, kinds, fingerprint);
-        if taken { Leased::Lease(self.reply(&name)) } else { Leased::None }
-    }
-
-    pub fn recorded(&self, user: usize, request: &Request) -> Recorded {
-        // Any id will do: the name is the request's.
-        let name = Name::of(user, LeaseId([0; 16]), Some(request));
-        match (self.requests.get(&name), self.leases.get(&name)) {
-            (Some(done), _) if done.fingerprint != request.fingerprint => Recorded::Reused,
-            (Some(done), _) => Recorded::Finished(done.outcome.clone()),
-            (None, Some(lease)) if lease.fingerprint != Some(request.fingerprint) => Recorded::Reused,
-            (None, Some(_)) => Recorded::UnderWay,
-            (None, None) => Recorded::Nothing,
+        if self.users[user].iter().any(|other| other.is(held)) {
+            return false;
         }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub fn settle(
-        &mut self,
-        user: usize,
-        id: LeaseId,
-        terms: &LeaseTerms,
-        verdict: Verdict,
-        outcome: &[u8],
-        request: Option<&Request>,
-        next: Option<(LeaseId, &[Kind])>,
-    ) -> Settled {
-        let name = Name::of(user, id, request);
-        let Some(lease) = self.leases.get_mut(&name).filter(|lease| lease.owner == id) else {
-            if let Some((next, _)) = next {
-                let following = Name::of(user, next, request);
-                if self.leases.get(&following).is_some_and(|lease| lease.owner == next && !lease.erased) {
-                    return Settled::Next(self.reply(&following));
-                }
-            }
-            return Settled::Stale;
-        };
-        if lease.erased {
-            if !outcome.is_empty() {
-                self.leases.remove(&name);
-                self.finish(name, outcome, request, terms);
-            }
-            return Settled::Stale;
-        }
-        if verdict == Verdict::Hold {
-            let turn = self.now + terms.keep.as_secs() as i64;
-            (lease.deadline, lease.turn, lease.pinned) = (self.now, turn, true);
-            self.drop_expired(user);
-            return Settled::Done { messages_left: self.left(user) };
-        }
-        let lease = self.leases.remove(&name).unwrap();
-        self.drop_expired(user);
-        self.apply(&lease, verdict);
-        if let Some((next, kinds)) = next {
-            let following = Name::of(user, next, request);
-            if self.take(user, following.clone(), next, terms, kinds, lease.fingerprint) {
-                return Settled::Next(self.reply(&following));
-            }
-        }
-        self.finish(name, outcome, request, terms);
-        if next.is_some() { Settled::NoNext } else { Settled::Done { messages_left: self.left(user) } }
-    }
-
-    pub fn reap(&mut self, terms: &LeaseTerms) -> Reaped {
-        let mut reaped = Reaped::default();
-        let late: Vec<_> =
-            self.leases.iter().filter(|(_, lease)| lease.turn <= self.now).map(|(name, _)| name.clone()).collect();
-        for name in late {
-            let lease = self.leases.get_mut(&name).unwrap();
-            if lease.fingerprint.is_some() && !lease.pinned && !lease.erased {
-                (lease.pinned, lease.turn) = (true, self.now + terms.keep.as_secs() as i64);
-                reaped.pinned += 1;
-                continue;
-            }
-            let lease = self.leases.remove(&name).unwrap();
-            if lease.erased {
-                continue;
-            }
-            self.drop_expired(lease.user);
-            if lease.held.kind == Kind::PrepayId {
-                self.spend(&lease);
-                reaped.spent += 1;
-            } else {
-                let expired = lease.held.expiry <= self.now;
-                *(if expired { &mut reaped.expired } else { &mut reaped.suspect }) += 1;
-                self.give_back(&lease, true);
-            }
-        }
-        reaped
+        self.ledger.collected += u64::from(held.uses);
+        self.insert(user, held.clone());
+        true
     }
 
     pub fn erase(&mut self, user: usize) -> u32 {
         self.drop_expired(user);
-        self.touched[user] = None;
+        (self.touched[user], self.marks[user]) = (None, None);
         let in_stock: u32 = self.users[user].drain(..).map(|held| u32::from(held.uses)).sum();
         let theirs = |lease: &InFlight| lease.user == user && !lease.erased;
         let erased = in_stock + self.leases.values().filter(|lease| theirs(lease)).count() as u32;
@@ -270,20 +191,35 @@ impl Model {
         erased
     }
 
-    /// How many users can be reached, and the counts by day and kind.
-    pub fn sweep(&mut self) -> (u64, BTreeMap<(i64, Kind), Count>) {
+    /// How many users can be reached, the counts by day and kind, and those by template.
+    #[allow(clippy::type_complexity)]
+    pub fn sweep(&mut self) -> (u64, BTreeMap<(i64, Kind), Count>, BTreeMap<TemplateId, Granted>) {
         let (mut reachable, mut days) = (0, BTreeMap::<_, Count>::new());
+        let mut templates = BTreeMap::<_, Granted>::new();
         for user in 0..self.users.len() {
             self.drop_expired(user);
             reachable += u64::from(self.left(user) > 0);
+            let mut granted = BTreeMap::<_, Granted>::new();
             for held in self.users[user].iter().filter(|held| held.uses > 0) {
+                if held.kind == Kind::Grant {
+                    let of = granted.entry(TemplateId::parse(held.id.as_str()).unwrap()).or_default();
+                    of.messages += u64::from(held.uses);
+                    of.long_term += u64::from(held.slot == LONG_TERM);
+                    continue;
+                }
                 let day = (i64::from(self.in_redis(held.expiry)) + DAY_OFFSET).div_euclid(DAY);
                 let count = days.entry((day, held.kind)).or_default();
                 count.credentials += 1;
                 count.messages += u64::from(held.uses);
             }
+            for (template, of) in granted {
+                let sum = templates.entry(template).or_default();
+                sum.users += 1;
+                sum.messages += of.messages;
+                sum.long_term += of.long_term;
+            }
         }
-        (reachable, days)
+        (reachable, days, templates)
     }
 
     fn left(&self, user: usize) -> u32 {
@@ -298,100 +234,15 @@ impl Model {
     fn insert(&mut self, user: usize, held: Held) {
         let records = &mut self.users[user];
         records.insert(records.partition_point(|other| other.expiry <= held.expiry), held);
+        self.enforce_cap(user);
+    }
+
+    fn enforce_cap(&mut self, user: usize) {
+        let records = &mut self.users[user];
         while records.len() > self.cap
             && let Some(soonest) = records.iter().position(|held| held.uses > 0)
         {
             self.ledger.dropped += u64::from(records.remove(soonest).uses);
-        }
-    }
-
-    /// Where the credential stands that would be leased.
-    fn usable(&self, user: usize, terms: &LeaseTerms, kinds: &[Kind]) -> Option<usize> {
-        let earliest = self.now + terms.margin.as_secs() as i64;
-        let usable = |held: &Held| held.uses > 0 && kinds.contains(&held.kind) && held.expiry > earliest;
-        self.users[user].iter().position(usable)
-    }
-
-    fn take(
-        &mut self,
-        user: usize,
-        name: Name,
-        id: LeaseId,
-        terms: &LeaseTerms,
-        kinds: &[Kind],
-        fingerprint: Option<[u8; 16]>,
-    ) -> bool {
-        let Some(place) = self.usable(user, terms, kinds) else {
-            return false;
-        };
-        self.users[user][place].uses -= 1;
-        let held = self.users[user][place].clone();
-        let deadline = self.now + terms.duration.as_secs() as i64;
-        let lease = InFlight {
-            owner: id,
-            user,
-            fingerprint,
-            held,
-            deadline,
-            turn: deadline,
-            pinned: false,
-            taken_over: false,
-            erased: false,
-        };
-        self.leases.insert(name, lease);
-        true
-    }
-
-    fn apply(&mut self, lease: &InFlight, verdict: Verdict) {
-        let user = lease.user;
-        match verdict {
-            Verdict::Consume => self.spend(lease),
-            Verdict::Discard => {
-                let dead = self.users[user].iter().position(|held| held.id == lease.held.id);
-                let uses = dead.map_or(0, |place| self.users[user].remove(place).uses);
-                self.ledger.discarded += 1 + u64::from(uses);
-            }
-            Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(lease, verdict == Verdict::Suspect),
-        }
-    }
-
-    fn spend(&mut self, lease: &InFlight) {
-        self.users[lease.user].retain(|held| held.id != lease.held.id || held.uses > 0);
-        self.ledger.consumed += 1;
-        self.touched[lease.user] = Some(self.now);
-    }
-
-    fn give_back(&mut self, lease: &InFlight, suspect: bool) {
-        if lease.held.expiry <= self.now {
-            self.ledger.expired += 1;
-        } else if let Some(held) = self.users[lease.user].iter_mut().find(|held| held.id == lease.held.id) {
-            held.suspect |= suspect;
-            if held.uses < MAX_USES { held.uses += 1 } else { self.ledger.dropped += 1 }
-        } else {
-            let suspect = suspect || lease.held.suspect;
-            self.insert(lease.user, Held { uses: 1, suspect, ..lease.held.clone() });
-        }
-    }
-
-    fn finish(&mut self, name: Name, outcome: &[u8], request: Option<&Request>, terms: &LeaseTerms) {
-        if let Some(request) = request.filter(|_| !outcome.is_empty()) {
-            let until = self.now + terms.keep.as_secs() as i64;
-            let finished = Finished { fingerprint: request.fingerprint, outcome: outcome.to_vec(), until };
-            self.requests.insert(name, finished);
-        }
-    }
-
-    fn reply(&self, name: &Name) -> Lease {
-        let lease = &self.leases[name];
-        Lease {
-            id: lease.owner,
-            credential: CredentialId::parse(lease.held.id.as_str()).unwrap(),
-            kind: lease.held.kind,
-            expiry: self.in_redis(lease.held.expiry),
-            now: 0,
-            suspect: lease.held.suspect,
-            taken_over: lease.taken_over,
-            messages_left: self.left(lease.user),
         }
     }
 }

@@ -5,21 +5,22 @@ use std::time::Duration;
 
 use deadpool_redis::redis;
 use futures_util::StreamExt as _;
-use shared::credential::{AppId, OpenId};
+use shared::credential::{AppId, GrantUses, OpenId};
 use shared::store::broadcast::audience::Choice;
 use shared::store::broadcast::pages::{Next, Settlement};
-use shared::store::broadcast::permits::Bounds;
+use shared::store::broadcast::permits::{Api, Bounds, Budget};
 use shared::store::broadcast::records::Move;
 use shared::store::broadcast::tasks::{Left, Task};
-use shared::store::credentials::Packed;
+use shared::store::credentials::{OnceKey, Packed};
 use shared::store::gates::{Source, Stop};
+use shared::store::late::{LateFailure, MsgId};
 use shared::store::leases::{LeaseId, Leased, Verdict};
 use shared::store::tokens::SharedToken;
 use shared::store::{Error, Store, StoreConfig};
 use testing::{Redis, eventually, store_config};
 
 use crate::broadcast::{draft, recipient, two_whole_broadcasts};
-use crate::world::{BRIEF, TERMS, World, any_kind, form_id, leased, next, prepay_id, request, user};
+use crate::world::{BRIEF, TERMS, World, any_kind, form_id, leased, next, prepay_id, request, template, user};
 
 macro_rules! assert_unavailable {
     ($($call:expr),+ $(,)?) => {
@@ -40,6 +41,11 @@ async fn a_whole_life(world: &World) {
     assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(_)));
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
     world.reap(&TERMS).await;
+    world.grant(&anna, "t1", GrantUses::Count(40), Some(OnceKey([1; 16]))).await;
+    world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
+    let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    world.settle(&anna, lease.id, Verdict::Unknown).await;
+    assert_eq!(world.store.void(&world.app, &anna, &template("t1"), OnceKey([2; 16])).await.unwrap(), Some(40));
     for bucket in world.store.buckets() {
         world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
     }
@@ -98,12 +104,14 @@ async fn another_number_of_buckets_is_refused() {
 async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
     let (draft, owner, bucket) = (draft(true), LeaseId::random(), store.bucket_of(anna));
     let (id, everyone, day) = (&draft.id, true, Duration::from_secs(86400));
-    let choice = Choice { kinds: any_kind(), min_interval: 0 };
+    let choice = Choice { wanted: any_kind(), min_interval: 0 };
     let list = [recipient(anna)];
     let users = std::slice::from_ref(anna);
-    let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Return, next: Next::Again };
+    let settlement =
+        Settlement { openid: anna.clone(), owner, verdict: Verdict::Return, next: Next::Again, msgid: None };
     let task = Task { entry: "1-1".into(), broadcast: id.clone(), bucket };
     let bounds = Bounds { app_rate: 0, broadcast_rate: 0, daily_quota: 1, broadcast_share: 1 };
+    let budget = Budget { api: Api::Template, day: 1 };
     assert_unavailable!(
         store.create_broadcast(app, &draft, None),
         store.broadcast(app, id),
@@ -125,10 +133,10 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
         store.in_flight(app, id, bucket),
         store.take_over(app, id, bucket, owner, users, &TERMS),
         store.settle_page(app, id, bucket, &[settlement], &choice, &TERMS),
-        store.permit(app, id, 1, 0, 0, &bounds, 1),
-        store.count_messages(app, 1, 1),
-        store.set_quota(app, 1, 1, 1),
-        store.may_ask_quota(app, day),
+        store.permit(app, id, 1, 0, 0, &bounds, budget),
+        store.count_messages(app, budget, 1),
+        store.set_quota(app, budget, 1, 1),
+        store.may_ask_quota(app, budget.api, day),
         store.take_tasks(app, id, "c1", day, 1),
         store.keep_task(app, "c1", &task),
         store.leave_task(app, &task, Left::Done),
@@ -150,14 +158,18 @@ async fn until_redis_was_found_usable_every_command_but_a_ping_says_unavailable_
         let credentials = [Packed::new(anna.clone(), &form_id("f2", 1))];
         let (bucket, some, day) = (store.bucket_of(&anna), Some(&message), Duration::from_secs(86400));
         let (token, kinds) = (SharedToken { token: "t".into(), ends_ms: 0 }, any_kind());
+        let failure = LateFailure { errcode: 1, status: String::new() };
         let stop = Stop { errcode: 45009, rid: String::new(), until_ms: 0 };
         assert_unavailable!(
             store.collect(app, bucket, &credentials),
             store.records(app, &anna),
             store.touched(app, &anna),
             store.inventory(app, &anna, 0),
+            store.void(app, &anna, &template("t1"), OnceKey([1; 16])),
+            store.fail_late(app, &anna, MsgId(1), &failure),
+            store.late_failure(app, &anna, MsgId(1)),
             store.erase(app, &anna),
-            store.lease(app, &anna, id, &TERMS, kinds, some),
+            store.lease(app, &anna, id, &TERMS, &kinds, some),
             store.recorded(app, &anna, &message),
             store.settle(app, &anna, id, &TERMS, Verdict::Consume, Some(b"ok"), some, None),
             store.reap(app, bucket, &TERMS, 10),
@@ -231,6 +243,6 @@ async fn scripts_touch_no_key_that_they_were_not_given() {
             _ => {}
         }
     }
-    assert_eq!(scripts.len(), 22, "not every script ran");
+    assert_eq!(scripts.len(), 24, "not every script ran");
     assert!(touched > 50);
 }

@@ -8,14 +8,16 @@ use deadpool_redis::redis;
 use futures_util::future::{try_join, try_join_all};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use shared::credential::{Credential, CredentialId, Kind, OpenId};
+use shared::credential::{Credential, CredentialId, GrantUses, Kind, OpenId};
 use shared::store::Store;
-use shared::store::credentials::Packed;
+use shared::store::credentials::{OnceKey, Packed};
 use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request, Settled, Verdict};
 use shared::store::record::KEEP_TOUCH;
+use shared::store::stock::Stock;
+use shared::store::wanted::{Kinds, Wanted};
 
-use crate::model::{Held, Model};
-use crate::world::{HOUR, TERMS, World, request, store, timeless, user};
+use crate::model::{Grant, Held, Item, Model};
+use crate::world::{HOUR, TERMS, World, any_kind, marks, packed_grant, request, store, template, timeless, user};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 5] = ["oA", "oB", "oC", "oD", "oE"];
@@ -34,22 +36,57 @@ const IDS: [(&str, Kind); 10] = [
     ("7000", Kind::PrepayId),
 ];
 
-const KINDS: [&[Kind]; 3] = [&Kind::ALL, &[Kind::FormId], &[Kind::PrepayId]];
-const VERDICTS: [Verdict; 5] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
+/// Templates that are the ids of other credentials, too.
+const TEMPLATES: [&str; 3] = ["a", "6100", "p"];
+
+const VERDICTS: [Verdict; 7] = [
+    Verdict::Consume,
+    Verdict::Return,
+    Verdict::Suspect,
+    Verdict::Discard,
+    Verdict::Hold,
+    Verdict::Unknown,
+    Verdict::Void,
+];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
+
+/// All that may be asked for, the most usual first.
+fn wanted() -> [Wanted; 7] {
+    let only = |kind| Wanted::ids(Kinds::NONE.with(kind));
+    let [a, b, c] = TEMPLATES.map(template);
+    [
+        any_kind(),
+        Wanted::grants(a.clone()),
+        Wanted { template: Some(b), ..any_kind() },
+        Wanted::grants(c),
+        only(Kind::FormId),
+        Wanted { template: Some(a), ..only(Kind::PrepayId) },
+        only(Kind::Grant),
+    ]
+}
 
 /// One of those asked for so far; none: the last.
 type Which = Option<prop::sample::Index>;
 
+/// What is collected.
+#[derive(Debug, Clone)]
+enum What {
+    /// Id, uses of a prepay id, hours until it expires.
+    Id(usize, u8, i64),
+    /// Template, uses (none: a long-term subscription), key.
+    Grant(usize, Option<u16>, Option<u8>),
+}
+
 #[derive(Debug, Clone)]
 enum Op {
-    /// User, id, uses of a prepay id, hours until it expires.
-    Collect(Vec<(usize, usize, u8, i64)>),
-    /// User, kinds, request id and message, whether the lease is a long one.
+    Collect(Vec<(usize, What)>),
+    /// User, template, key.
+    Void(usize, usize, u8),
+    /// User, what is wanted, request id and message, whether the lease is a long one.
     Lease(usize, usize, Option<(u8, u8)>, bool),
     /// A lease that was asked for before, asked for again under the same id.
     LeaseAgain(Which),
-    /// A lease that was asked for before, whatever has become of it; verdict, outcome, kinds of the next one.
+    /// A lease that was asked for before, whatever has become of it; verdict, outcome, what is wanted next.
     Settle(Which, usize, usize, Option<usize>),
     /// User, request id and message.
     Recorded(usize, (u8, u8)),
@@ -63,16 +100,22 @@ fn op() -> impl Strategy<Value = Op> {
     // Most happens to the first user, so that a sequence gets somewhere.
     let user = || prop_oneof![3 => Just(0_usize), 1 => 1..USERS.len()];
     let uses = prop_oneof![1..4_u8, Just(31)];
-    let credential = (user(), 0..IDS.len(), uses, -1..8_i64);
+    let id = (0..IDS.len(), uses, -1..8_i64).prop_map(|(id, uses, hours)| What::Id(id, uses, hours));
+    let count = prop_oneof![1 => Just(None), 6 => (1..4_u16).prop_map(Some), 1 => (30..100_u16).prop_map(Some)];
+    let template = || prop_oneof![2 => Just(0_usize), 1 => 1..TEMPLATES.len()];
+    let grant = (template(), count, prop::option::weighted(0.4, 0..3_u8))
+        .prop_map(|(template, count, key)| What::Grant(template, count, key));
+    let credential = (user(), prop_oneof![2 => id, 1 => grant]);
     let request = || (0..3_u8, prop_oneof![8 => Just(0_u8), 1 => Just(1)]);
-    let kinds = || prop_oneof![3 => Just(0_usize), 1 => 1..KINDS.len()];
+    let wanted = || prop_oneof![3 => Just(0_usize), 3 => Just(1), 2 => 2..7_usize];
     let which = || prop::option::of(any::<prop::sample::Index>());
     prop_oneof![
         6 => vec(credential, 1..8).prop_map(Op::Collect),
-        8 => (user(), kinds(), prop::option::of(request()), any::<bool>())
-            .prop_map(|(user, kinds, request, long)| Op::Lease(user, kinds, request, long)),
+        8 => (user(), wanted(), prop::option::of(request()), any::<bool>())
+            .prop_map(|(user, wanted, request, long)| Op::Lease(user, wanted, request, long)),
+        1 => (user(), template(), 0..3_u8).prop_map(|(user, template, key)| Op::Void(user, template, key)),
         2 => which().prop_map(Op::LeaseAgain),
-        9 => (which(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(kinds()))
+        9 => (which(), 0..VERDICTS.len(), 0..OUTCOMES.len(), prop::option::of(wanted()))
             .prop_map(|(lease, verdict, outcome, next)| Op::Settle(lease, verdict, outcome, next)),
         3 => (user(), request()).prop_map(|(user, request)| Op::Recorded(user, request)),
         2 => user().prop_map(Op::Erase),
@@ -88,7 +131,7 @@ fn op() -> impl Strategy<Value = Op> {
 struct Asked {
     id: LeaseId,
     user: usize,
-    kinds: usize,
+    wanted: Wanted,
     terms: LeaseTerms,
     request: Option<Request>,
 }
@@ -121,15 +164,20 @@ impl Run<'_> {
                     self.collect(credentials).await;
                 }
             }
-            Op::Lease(user, kinds, wanted, long) => {
+            Op::Void(user, of, key) => {
+                for _ in 0..times {
+                    self.void(*user, TEMPLATES[*of], *key).await;
+                }
+            }
+            Op::Lease(user, of, named, long) => {
                 let terms = LeaseTerms {
                     duration: TERMS.duration * if *long { 5 } else { 1 },
                     // What expires within the half hour is too old.
                     margin: TERMS.margin * 4,
                     ..TERMS
                 };
-                let request = wanted.map(|(name, message)| request(&format!("r{name}"), message));
-                let asked = Asked { id: self.fresh_id(), user: *user, kinds: *kinds, terms, request };
+                let request = named.map(|(name, message)| request(&format!("r{name}"), message));
+                let asked = Asked { id: self.fresh_id(), user: *user, wanted: wanted()[*of].clone(), terms, request };
                 self.asked.push(asked.clone());
                 for _ in 0..times {
                     self.lease(&asked).await;
@@ -146,7 +194,7 @@ impl Run<'_> {
                 if verdict == Verdict::Hold && asked.request.is_none() {
                     return;
                 }
-                let next = next.map(|kinds| Asked { id: self.fresh_id(), kinds, ..asked.clone() });
+                let next = next.map(|of| Asked { id: self.fresh_id(), wanted: wanted()[of].clone(), ..asked.clone() });
                 self.asked.extend(next.clone());
                 for _ in 0..times {
                     self.settle(&asked, verdict, OUTCOMES[*outcome], next.as_ref()).await;
@@ -176,19 +224,30 @@ impl Run<'_> {
         }
     }
 
-    async fn collect(&mut self, credentials: &[(usize, usize, u8, i64)]) {
+    async fn collect(&mut self, credentials: &[(usize, What)]) {
         let mut by_bucket = BTreeMap::<_, (Vec<_>, Vec<_>)>::new();
-        for &(user, id, uses, hours) in credentials {
-            let (id, kind) = IDS[id];
-            let uses = if kind == Kind::FormId { 1 } else { uses };
-            let expiry = self.model.now + hours * HOUR + HOUR / 2;
-            let held = Held { kind, id: id.to_owned(), uses, expiry, suspect: false };
-            let parsed = CredentialId::parse(id).unwrap();
-            let credential = Credential { kind, id: parsed, uses, expiry: self.model.in_redis(expiry) };
-            let openid = &self.users[user];
+        for (user, what) in credentials {
+            let openid = &self.users[*user];
+            let (packed, item) = match *what {
+                What::Id(id, uses, hours) => {
+                    let (id, kind) = IDS[id];
+                    let uses = if kind == Kind::FormId { 1 } else { uses };
+                    let expiry = self.model.now + hours * HOUR + HOUR / 2;
+                    let held = Held { kind, id: id.to_owned(), slot: 0, uses, expiry, suspect: false };
+                    let parsed = CredentialId::parse(id).unwrap();
+                    let credential = Credential { kind, id: parsed, uses, expiry: self.model.in_redis(expiry) };
+                    (Packed::new(openid.clone(), &credential), Item::Id(held))
+                }
+                What::Grant(of, count, key) => {
+                    let uses = count.map_or(GrantUses::LongTerm, GrantUses::Count);
+                    let grant = Grant { template: TEMPLATES[of].to_owned(), uses, key };
+                    let key = key.map(|key| once(*user, key));
+                    (packed_grant(openid, TEMPLATES[of], uses, key), Item::Grant(grant))
+                }
+            };
             let (ours, models) = by_bucket.entry(self.store.bucket_of(openid)).or_default();
-            ours.push(Packed::new(openid.clone(), &credential));
-            models.push((user, held));
+            ours.push(packed);
+            models.push((*user, item));
         }
         for (bucket, (ours, models)) in by_bucket {
             let duplicates = self.store.collect(&self.world.app, bucket, &ours).await.unwrap();
@@ -196,15 +255,19 @@ impl Run<'_> {
         }
     }
 
+    async fn void(&mut self, user: usize, of: &str, key: u8) {
+        let (app, openid) = (&self.world.app, &self.users[user]);
+        let voided = self.store.void(app, openid, &template(of), once(user, key)).await.unwrap();
+        assert_eq!(voided, self.model.void(user, of, key));
+    }
+
     async fn lease(&mut self, asked: &Asked) {
-        let Asked { id, user, kinds, terms, request } = asked;
-        let kinds = KINDS[*kinds];
+        let Asked { id, user, wanted, terms, request } = asked;
         let (app, openid) = (&self.world.app, &self.users[*user]);
-        let allowed = kinds.iter().copied().collect();
-        let reply = self.store.lease(app, openid, *id, terms, allowed, request.as_ref()).await.unwrap();
-        match (reply, self.model.lease(*user, *id, terms, kinds, request.as_ref())) {
+        let reply = self.store.lease(app, openid, *id, terms, wanted, request.as_ref()).await.unwrap();
+        match (reply, self.model.lease(*user, *id, terms, wanted, request.as_ref())) {
             (Leased::Lease(real), wanted) => assert_eq!(Leased::Lease(timeless(real)), wanted),
-            (Leased::UnderWay(real), Leased::UnderWay(wanted)) => {
+            (Leased::UnderWay(real), Leased::UnderWay(wanted)) | (Leased::Busy(real), Leased::Busy(wanted)) => {
                 assert!(real.abs_diff(wanted) < Duration::from_secs(600), "{real:?} {wanted:?}");
             }
             (real, wanted) => assert_eq!(real, wanted),
@@ -214,10 +277,8 @@ impl Run<'_> {
     async fn settle(&mut self, asked: &Asked, verdict: Verdict, outcome: &[u8], next: Option<&Asked>) {
         let Asked { id, user, terms, request, .. } = asked;
         let (app, openid, request) = (&self.world.app, &self.users[*user], request.as_ref());
-        let (recorded, next) =
-            ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, KINDS[next.kinds])));
-        let allowed = next.map(|(id, kinds)| (id, kinds.iter().copied().collect()));
-        let reply = self.store.settle(app, openid, *id, terms, verdict, recorded, request, allowed).await.unwrap();
+        let (recorded, next) = ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, &next.wanted)));
+        let reply = self.store.settle(app, openid, *id, terms, verdict, recorded, request, next).await.unwrap();
         let wanted = self.model.settle(*user, *id, terms, verdict, outcome, request, next);
         match reply {
             Settled::Next(lease) => assert_eq!(Settled::Next(timeless(lease)), wanted),
@@ -226,20 +287,20 @@ impl Run<'_> {
     }
 
     async fn sweep(&mut self) {
-        let (mut reachable, mut days) = (0, BTreeMap::new());
+        let mut sum = Stock::default();
         for bucket in self.store.buckets() {
             let stock = self.store.sweep(&self.world.app, bucket, 7, Duration::ZERO).await.unwrap();
             assert_eq!(stock.counted_at, 7);
-            reachable += stock.reachable;
-            for (day, count) in stock.days {
-                let sum = days.entry(day).or_insert(shared::store::stock::Count::default());
-                sum.credentials += count.credentials;
-                sum.messages += count.messages;
-            }
+            sum.add(&stock);
         }
-        assert_eq!((reachable, days), self.model.sweep());
+        assert_eq!((sum.reachable, sum.days, sum.templates), self.model.sweep());
         assert_eq!(self.store.users(&self.world.app).await.unwrap(), self.model.users());
     }
+}
+
+/// A key that nobody else has.
+fn once(user: usize, key: u8) -> OnceKey {
+    OnceKey([16 * user as u8 + key; 16])
 }
 
 /// Holds all that is stored of the users, and the ledger, against the model.
@@ -253,12 +314,19 @@ pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Mod
         let records = records
             .into_iter()
             .filter(|record| record.credential.uses > 0 || i64::from(record.credential.expiry) > now);
-        let records: Vec<_> = records.map(|record| (record.credential, record.suspect)).collect();
-        assert_eq!(records, model.records(number), "records of {}", openid.as_str());
+        assert_eq!(records.collect::<Vec<_>>(), model.records(number), "records of {}", openid.as_str());
         let real = touched.filter(|at| now < i64::from(*at) + KEEP_TOUCH.as_secs() as i64);
         match (real, model.touched(number).map(|at| model.in_redis(at))) {
             (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
             (real, wanted) => assert_eq!(real, wanted, "the touch of {}", openid.as_str()),
+        }
+        let real = marks(&world.field(openid).await).into_iter().find(|(expiry, _)| i64::from(*expiry) > now);
+        match (real, model.mark(number)) {
+            (Some((expiry, owner)), Some(wanted)) => {
+                assert_eq!(owner, wanted.owner, "the mark of {}", openid.as_str());
+                assert!(expiry.abs_diff(model.in_redis(wanted.until)) < 600);
+            }
+            (real, wanted) => assert_eq!((real, wanted), (None, None), "the mark of {}", openid.as_str()),
         }
     }
     assert_eq!(store.ledger(&world.app).await.unwrap(), model.ledger());

@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shared::credential::Kind;
-use shared::store::stock::{Count, DAY, DAY_OFFSET, Stock};
+use deadpool_redis::redis;
+use shared::credential::{GrantUses, Kind};
+use shared::store::credentials::Available;
+use shared::store::keys::BucketKeys;
+use shared::store::leases::LeaseId;
+use shared::store::record::NEVER;
+use shared::store::stock::{Count, DAY, DAY_OFFSET, Granted, Stock};
 
-use crate::world::{HOUR, World, form_id, prepay_id, user};
+use crate::world::{HOUR, TERMS, World, form_id, leased, prepay_id, template, user};
 
 fn count(credentials: u64, messages: u64) -> Count {
     Count { credentials, messages }
@@ -33,7 +38,7 @@ async fn a_count_tells_users_credentials_and_messages_by_day_and_kind() {
     ]);
     let now = testing::now();
     let stock = world.store.stock(&world.app, now, 100).await.unwrap();
-    assert_eq!(stock, Stock { reachable: 2, days, counted_at: now });
+    assert_eq!(stock, Stock { reachable: 2, days, counted_at: now, ..Stock::default() });
     assert_eq!(world.store.users(&world.app).await.unwrap(), 3, "the one with nothing but the expired is gone");
     world.assert_sound().await;
 }
@@ -95,4 +100,70 @@ async fn one_of_many_sweepers_gets_the_turn() {
     world.advance(1).await;
     assert!(claim().await);
     world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn grants_are_counted_by_template_and_a_user_with_several_records_of_one_once() {
+    let world = World::new().await;
+    let users = ["oA", "oB", "oC", "oD"].map(user);
+    world.grant(&users[0], "t1", GrantUses::Count(70), None).await;
+    world.grant(&users[0], "t1", GrantUses::LongTerm, None).await;
+    world.grant(&users[0], "t2", GrantUses::Count(2), None).await;
+    world.grant(&users[1], "t1", GrantUses::Count(1), None).await;
+    world.collect(&users[1], &[form_id("f1", 30)]).await;
+    world.grant(&users[2], "t2", GrantUses::LongTerm, None).await;
+    // What is leased cannot be sent now.
+    world.grant(&users[3], "t3", GrantUses::LongTerm, None).await;
+    leased(world.ask_for(&users[3], LeaseId::random(), &TERMS, "t3").await);
+    let granted = |users, messages, long_term| Granted { users, messages, long_term };
+    let templates = [(template("t1"), granted(2, 72, 1)), (template("t2"), granted(2, 3, 1))];
+    let wanted = Stock {
+        reachable: 3,
+        days: BTreeMap::from([((day(30), Kind::FormId), count(1, 1))]),
+        templates: BTreeMap::from(templates),
+        counted_at: 0,
+    };
+    for few in [100, 0] {
+        let stock = world.store.stock(&world.app, 0, few).await.unwrap();
+        assert_eq!(stock, wanted, "counted on the spot, and as it is kept");
+    }
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_count_that_an_earlier_release_kept_still_reads() {
+    let world = World::new().await;
+    for bucket in world.store.buckets() {
+        let key = BucketKeys::new(&world.app, bucket).stock();
+        let kept = r#"{"reachable":2,"days":[[20000,1,{"credentials":3,"messages":9}]],"counted_at":7}"#;
+        world.raw::<()>(redis::cmd("SET").arg(key).arg(kept).arg("EX").arg(60)).await;
+    }
+    world.collect(&user("oA"), &[form_id("f1", 30)]).await;
+    let buckets = world.store.buckets().len() as u64;
+    let days = BTreeMap::from([((20000, Kind::PrepayId), count(3 * buckets, 9 * buckets))]);
+    let wanted = Stock { reachable: 2 * buckets, days, counted_at: 7, ..Stock::default() };
+    assert_eq!(world.store.stock(&world.app, 100, 0).await.unwrap(), wanted);
+}
+
+#[tokio::test]
+async fn the_inventory_of_a_user_tells_each_template_by_itself() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 30), prepay_id("p1", 3, 20)]).await;
+    world.grant(&anna, "t1", GrantUses::Count(40), None).await;
+    world.grant(&anna, "t2", GrantUses::LongTerm, None).await;
+    world.grant(&anna, "t2", GrantUses::Count(2), None).await;
+    world.grant(&anna, "t3", GrantUses::Count(1), None).await;
+    leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t3").await);
+    let inventory = world.store.inventory(&world.app, &anna, testing::now()).await.unwrap();
+    let of = |credentials, messages, long_term| Available {
+        credentials,
+        messages,
+        soonest_expiry: NEVER,
+        latest_expiry: NEVER,
+        long_term,
+    };
+    assert_eq!(inventory.len(), 4);
+    assert_eq!(inventory[&(Kind::Grant, Some(template("t1")))], of(2, 40, false));
+    assert_eq!(inventory[&(Kind::Grant, Some(template("t2")))], of(2, 3, true));
+    assert_eq!((inventory[&(Kind::FormId, None)].messages, inventory[&(Kind::PrepayId, None)].messages), (1, 3));
 }

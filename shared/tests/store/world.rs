@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, Cmd, FromRedisValue};
-use shared::credential::{AppId, Credential, CredentialId, Kind, OpenId, RequestId};
-use shared::store::credentials::{MAX_COLLECT, Packed};
+use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, OpenId, RequestId, TemplateId};
+use shared::store::credentials::{MAX_COLLECT, OnceKey, Packed};
 use shared::store::keys::{Bucket, BucketKeys};
-use shared::store::leases::{Kinds, Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
+use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
+use shared::store::wanted::Wanted;
 use shared::store::{Store, StoreConfig, record};
 use testing::{Redis, store_config};
 
@@ -68,8 +69,19 @@ impl World {
         self.store.collect(&self.app, self.store.bucket_of(user), &packed).await.unwrap()
     }
 
+    /// Collects a grant; false if it is a duplicate.
+    pub async fn grant(&self, user: &OpenId, id: &str, uses: GrantUses, once: Option<OnceKey>) -> bool {
+        let packed = packed_grant(user, id, uses, once);
+        self.store.collect(&self.app, self.store.bucket_of(user), &[packed]).await.unwrap().is_empty()
+    }
+
+    /// Asks for a grant of a template.
+    pub async fn ask_for(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, of: &str) -> Leased {
+        self.store.lease(&self.app, user, id, terms, &Wanted::grants(template(of)), None).await.unwrap()
+    }
+
     pub async fn ask(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, request: Option<&Request>) -> Leased {
-        self.store.lease(&self.app, user, id, terms, any_kind(), request).await.unwrap()
+        self.store.lease(&self.app, user, id, terms, &any_kind(), request).await.unwrap()
     }
 
     /// Leases for a message without a request id; there must be a credential.
@@ -102,7 +114,8 @@ impl World {
         request: Option<&Request>,
         next: LeaseId,
     ) -> Settled {
-        let next = Some((next, any_kind()));
+        let any_kind = any_kind();
+        let next = Some((next, &any_kind));
         self.store.settle(&self.app, user, id, &TERMS, verdict, Some(b"none left"), request, next).await.unwrap()
     }
 
@@ -145,13 +158,24 @@ impl World {
         records.iter().map(|record| (id_of(&record.credential), record.credential.uses, record.suspect)).collect()
     }
 
+    /// All that is stored of a user at rest, packed.
+    pub async fn field(&self, user: &OpenId) -> Vec<u8> {
+        let users = BucketKeys::new(&self.app, self.store.bucket_of(user)).users();
+        self.raw::<Option<_>>(redis::cmd("HGET").arg(users).arg(user.as_str())).await.unwrap_or_default()
+    }
+
     pub async fn leases(&self) -> u64 {
         self.store.ledger(&self.app).await.unwrap().leased
     }
 
     /// Lets time pass.
     pub async fn advance(&self, hours: i64) {
-        self.raw(redis::cmd("EVAL").arg(include_str!("advance.lua")).arg(0).arg(hours * HOUR)).await
+        self.pass(hours * HOUR).await
+    }
+
+    /// Lets seconds pass, so few that they add up to nothing that matters to [`TERMS`].
+    pub async fn pass(&self, seconds: i64) {
+        self.raw(redis::cmd("EVAL").arg(include_str!("advance.lua")).arg(0).arg(seconds)).await
     }
 
     async fn keys(&self) -> Vec<String> {
@@ -192,11 +216,15 @@ impl World {
                 assert!(!field.is_empty(), "a user without records stays");
                 let records: Vec<_> = record::unpack(&field).map(|record| record.unwrap().credential).collect();
                 let (expiries, touches) = (expiries(&field), usize::from(record::touched(&field).unwrap().is_some()));
+                let marks = marks(&field).len();
+                assert!(marks <= 1, "two send at once");
                 assert!(expiries.is_sorted(), "not in order of expiry");
-                assert_eq!(expiries.len(), records.len() + touches, "touched more than once");
+                assert_eq!(expiries.len(), records.len() + touches + marks, "touched more than once");
                 available += records.iter().map(|credential| u64::from(credential.uses)).sum::<u64>();
             }
-            let (collected, lost) = (ledger.remove("collected").unwrap_or(0), ledger.remove("lost").unwrap_or(0));
+            let mut take = |name: &str| ledger.remove(name).unwrap_or(0);
+            let (collected, lost, unknown) = (take("collected"), take("lost"), take("unknown"));
+            assert!(unknown <= ledger.get("consumed").copied().unwrap_or(0), "of those consumed");
             let gone: u64 = ledger.values().sum();
             assert_eq!(collected, available + leases - lost + gone, "available {available}, ledger {ledger:?}");
         }
@@ -225,8 +253,8 @@ async fn connect(redis: &Redis) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-pub fn any_kind() -> Kinds {
-    Kind::ALL.into_iter().collect()
+pub fn any_kind() -> Wanted {
+    Wanted::ids(Kind::ALL.into_iter().collect())
 }
 
 pub fn user(name: &str) -> OpenId {
@@ -248,15 +276,36 @@ pub fn id_of(credential: &Credential) -> String {
     credential.id.as_str().to_owned()
 }
 
-/// When the records of a field expire, the touch among them, from back to front.
-pub fn expiries(mut field: &[u8]) -> Vec<u32> {
-    let mut expiries = Vec::new();
-    while let Some(length) = field.last() {
-        let (rest, record) = field.split_at(field.len() - usize::from(length % 128) - 7);
-        expiries.push(u32::from_be_bytes(*record.first_chunk().unwrap()));
+/// Expiry and the rest of each record of a field, the touch and the mark among them, from back to front.
+fn raw_records(mut field: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    std::iter::from_fn(move || {
+        let (rest, record) = field.split_at(field.len() - usize::from(field.last()? % 128) - 7);
         field = rest;
-    }
-    expiries
+        let (expiry, record) = record.split_first_chunk().unwrap();
+        Some((u32::from_be_bytes(*expiry), record))
+    })
+}
+
+/// When the records of a field expire, the touch and the mark among them, from back to front.
+pub fn expiries(field: &[u8]) -> Vec<u32> {
+    raw_records(field).map(|(expiry, _)| expiry).collect()
+}
+
+/// The sending marks of a field: when each expires, and its owner.
+pub fn marks(field: &[u8]) -> Vec<(u32, LeaseId)> {
+    let mark = |(expiry, record): (u32, &[u8])| match record {
+        [192, owner @ .., 15] => Some((expiry, LeaseId(owner.try_into().unwrap()))),
+        _ => None,
+    };
+    raw_records(field).filter_map(mark).collect()
+}
+
+pub fn template(id: &str) -> TemplateId {
+    TemplateId::parse(id).unwrap()
+}
+
+pub fn packed_grant(user: &OpenId, id: &str, uses: GrantUses, once: Option<OnceKey>) -> Packed {
+    Packed::grant(user.clone(), &Grant { template: template(id), uses }, once)
 }
 
 /// A request whose message is told by one byte.

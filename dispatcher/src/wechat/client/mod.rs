@@ -17,13 +17,19 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use serde::Deserialize;
 
+use super::message::Delivery;
 use super::token::refusals::{self, Weight};
 use crate::apps::{App, TokenEndpoint};
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
-/// The path of `template/send`, which is also the name that its quota goes by.
-const SEND: &[&str] = &["cgi-bin", "message", "wxopen", "template", "send"];
+/// The path of a send, which is also the name that its quota goes by.
+fn path(delivery: Delivery) -> &'static [&'static str] {
+    match delivery {
+        Delivery::FormId => &["cgi-bin", "message", "wxopen", "template", "send"],
+        Delivery::Subscription => &["cgi-bin", "message", "subscribe", "send"],
+    }
+}
 
 /// The longest answer that is read. WeChat's have less than a kilobyte.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -47,7 +53,8 @@ pub struct Client {
 struct Inner {
     http: reqwest::Client,
     app: Arc<App>,
-    send: Url,
+    template_send: Url,
+    subscribe_send: Url,
     quota: Url,
     token: Url,
 }
@@ -67,13 +74,14 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE);
         let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(chain(&error.without_url())))?;
-        let send = endpoint(&app.base_url, SEND)?;
+        let template_send = endpoint(&app.base_url, path(Delivery::FormId))?;
+        let subscribe_send = endpoint(&app.base_url, path(Delivery::Subscription))?;
         let quota = endpoint(&app.base_url, &["cgi-bin", "openapi", "quota", "get"])?;
         let token = match app.token_endpoint {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
             TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
         };
-        Ok(Self { inner: Arc::new(Inner { http, app, send, quota, token }) })
+        Ok(Self { inner: Arc::new(Inner { http, app, template_send, subscribe_send, quota, token }) })
     }
 
     /// The app whose connections these are.
@@ -81,13 +89,17 @@ impl Client {
         &self.inner.app
     }
 
-    /// `template/send`, once. The body is [`super::message::Message::body`].
-    pub async fn send(&self, token: &str, body: Vec<u8>) -> Reply {
-        match self.call(post(with_token(&self.inner.send, token), body)).await {
+    /// `template/send` or `subscribe/send`, once. The body is [`super::message::Message::body`].
+    pub async fn send(&self, delivery: Delivery, token: &str, body: Vec<u8>) -> Reply {
+        let url = match delivery {
+            Delivery::FormId => &self.inner.template_send,
+            Delivery::Subscription => &self.inner.subscribe_send,
+        };
+        match self.call(post(with_token(url, token), body)).await {
             Ok(answer) => match parse::<SendAnswer>(&answer) {
                 Ok(answer) => {
                     let (errmsg, rid) = words(answer.errmsg);
-                    Reply::Answered { errcode: answer.errcode, errmsg, rid }
+                    Reply::Answered { errcode: answer.errcode, errmsg, rid, msgid: reply::msgid(&answer.msgid) }
                 }
                 Err(cause) => Reply::Unanswered(cause),
             },
@@ -96,12 +108,12 @@ impl Client {
         }
     }
 
-    /// How much of the day's `template/send` the app has used, by WeChat's count. A gateway may not serve this, so a
+    /// How much of the day's sends of a generation the app has used, by WeChat's count. A gateway may not serve this, so a
     /// caller does without where it is refused. It is no send, but a call all the same, which WeChat limits too: not one
     /// to make before each message.
-    pub async fn quota(&self, token: &str) -> Result<Quota, QuotaError> {
+    pub async fn quota(&self, delivery: Delivery, token: &str) -> Result<Quota, QuotaError> {
         // By WeChat's own path, even where a gateway has it below another.
-        let body = serde_json::json!({ "cgi_path": format!("/{}", SEND.join("/")) });
+        let body = serde_json::json!({ "cgi_path": format!("/{}", path(delivery).join("/")) });
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
         let answer = self.call(request).await?;
         let answer: QuotaAnswer = parse(&answer)?;
@@ -244,6 +256,8 @@ struct SendAnswer {
     /// Only for people: whatever it is, the code counts.
     #[serde(default)]
     errmsg: serde_json::Value,
+    #[serde(default)]
+    msgid: serde_json::Value,
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use shared::store::late::MsgId;
+
 use crate::wechat::token::refusals;
 
 /// The longest rid; WeChat's have about 26 characters.
@@ -32,6 +34,8 @@ pub enum Reply {
         errmsg: String,
         /// What WeChat's support asks for; empty when there is none.
         rid: String,
+        /// WeChat's id of an accepted subscription message.
+        msgid: Option<MsgId>,
     },
     /// Certainly not a byte of the request left: there was no connection to write it to.
     NotSent(Cause),
@@ -42,8 +46,9 @@ pub enum Reply {
 impl fmt::Debug for Reply {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answered { errcode, rid, .. } => {
-                out.debug_struct("Answered").field("errcode", errcode).field("rid", rid).finish_non_exhaustive()
+            Self::Answered { errcode, rid, msgid, .. } => {
+                let mut answered = out.debug_struct("Answered");
+                answered.field("errcode", errcode).field("rid", rid).field("msgid", msgid).finish_non_exhaustive()
             }
             Self::NotSent(cause) => out.debug_tuple("NotSent").field(cause).finish(),
             Self::Unanswered(cause) => out.debug_tuple("Unanswered").field(cause).finish(),
@@ -165,6 +170,12 @@ pub enum QuotaError {
     Unanswered(#[from] Cause),
 }
 
+/// A msgid, which WeChat writes as a number; as a text of digits it is one too. 0 is none.
+pub(super) fn msgid(value: &serde_json::Value) -> Option<MsgId> {
+    let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
+    (number > 0).then_some(MsgId(number))
+}
+
 /// Splits an errmsg into WeChat's words and the rid, which stands at the end as `rid: 5f...-...`.
 pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
     let serde_json::Value::String(mut errmsg) = errmsg else {
@@ -206,6 +217,16 @@ mod tests {
             r#"{"daily_limit":18446744073709551616,"used":4,"remain":1}"#,
         ] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_msgid_may_need_all_of_its_64_bits() {
+        let read = |text: &str| msgid(&serde_json::from_str(text).unwrap());
+        assert_eq!(read("9007199254740993"), Some(MsgId(9_007_199_254_740_993)));
+        assert_eq!(read("\"18446744073709551615\""), Some(MsgId(u64::MAX)));
+        for none in ["null", "0", "\"\"", "1.5", "-1", "\"x\"", "{}"] {
+            assert_eq!(read(none), None, "{none}");
         }
     }
 

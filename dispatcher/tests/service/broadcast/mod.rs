@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use crate::rig::{APP, Rig, Running, connect, fact, reason, serving};
 use dispatcher::clock::Clock;
-use sandbox::Submission;
-use shared::credential::{Credential, CredentialId, Kind, LIFETIME, OpenId};
+use sandbox::{Granting, Submission};
+use shared::credential::{Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use shared::proto::broadcast_request::Audience;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{
@@ -125,19 +125,7 @@ impl Running {
 
     /// Everyone who was not reached, and why.
     pub async fn undelivered(&self, id: &str) -> BTreeMap<String, (String, Option<i32>)> {
-        let (mut found, mut page_token) = (BTreeMap::new(), String::new());
-        loop {
-            let request =
-                ListUndeliveredRequest { app_id: APP.into(), broadcast_id: id.into(), page_size: 0, page_token };
-            let page = self.client.clone().list_undelivered(request).await.unwrap().into_inner();
-            for one in page.undelivered {
-                assert!(found.insert(one.openid.clone(), (one.reason, one.errcode)).is_none(), "{} twice", one.openid);
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                return found;
-            }
-        }
+        undelivered(&mut self.client.clone(), id).await
     }
 
     /// Waits until so many messages of a broadcast are delivered.
@@ -184,6 +172,25 @@ impl Running {
         match tokio::time::timeout(Duration::from_secs(60), watch).await {
             Ok(info) => info,
             Err(_) => panic!("never {states:?}: {:?}", self.look(id).await),
+        }
+    }
+}
+
+/// Everyone who was not reached, and why.
+pub async fn undelivered(
+    client: &mut DispatcherServiceClient<Channel>,
+    id: &str,
+) -> BTreeMap<String, (String, Option<i32>)> {
+    let (mut found, mut page_token) = (BTreeMap::new(), String::new());
+    loop {
+        let request = ListUndeliveredRequest { app_id: APP.into(), broadcast_id: id.into(), page_size: 0, page_token };
+        let page = client.list_undelivered(request).await.unwrap().into_inner();
+        for one in page.undelivered {
+            assert!(found.insert(one.openid.clone(), (one.reason, one.errcode)).is_none(), "{} twice", one.openid);
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return found;
         }
     }
 }
@@ -260,12 +267,30 @@ impl Rig {
         let submissions = openids.iter().map(Submission::form).collect();
         let ids = self.sandbox.submit(APP, submissions).unwrap();
         let expiry = (now() as u64 + LIFETIME.as_secs()) as u32;
-        let mut by_bucket: HashMap<_, Vec<Packed>> = HashMap::new();
-        for (openid, id) in openids.into_iter().zip(ids) {
-            let openid = OpenId::parse(openid).unwrap();
+        let packed = openids.into_iter().zip(ids).map(|(openid, id)| {
             let id = CredentialId::parse(id).unwrap();
-            let credential = Credential { kind: Kind::FormId, id, uses: 1, expiry };
-            by_bucket.entry(self.store.bucket_of(&openid)).or_default().push(Packed::new(openid, &credential));
+            Packed::new(OpenId::parse(openid).unwrap(), &Credential { kind: Kind::FormId, id, uses: 1, expiry })
+        });
+        self.collect_crowd(packed).await;
+    }
+
+    /// So many grants of a template for each of the same users.
+    pub async fn accept_crowd(&self, users: std::ops::Range<usize>, template: &str, count: u16) {
+        let openids: Vec<String> = users.map(|user| format!("oUser{user}")).collect();
+        let granting = |openid| Granting { count: count.into(), ..Granting::new(openid, template) };
+        self.sandbox.grant(APP, openids.iter().map(granting).collect()).unwrap();
+        let template = TemplateId::parse(template).unwrap();
+        let grant = Grant { template, uses: GrantUses::Count(count) };
+        self.collect_crowd(
+            openids.into_iter().map(|openid| Packed::grant(OpenId::parse(openid).unwrap(), &grant, None)),
+        )
+        .await;
+    }
+
+    async fn collect_crowd(&self, credentials: impl Iterator<Item = Packed>) {
+        let mut by_bucket: HashMap<_, Vec<Packed>> = HashMap::new();
+        for packed in credentials {
+            by_bucket.entry(self.store.bucket_of(&packed.openid)).or_default().push(packed);
         }
         for (bucket, credentials) in by_bucket {
             for some in credentials.chunks(MAX_COLLECT) {

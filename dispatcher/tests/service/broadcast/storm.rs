@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{look, tally, to_all};
+use super::{look, tally, to_all, undelivered};
 use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
+use crate::subscription::{TEMPLATE, data};
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastInfo, BroadcastState};
+use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState};
 use testing::{Process, Redis, eventually};
 use tonic::transport::Channel;
 
@@ -159,4 +160,41 @@ async fn form_ids_that_arrive_meanwhile_cause_no_second_message_and_are_kept() {
     let more = collecting.await.unwrap() as u64;
     assert!(more > 0, "nothing arrived meanwhile");
     assert_everyone_got_one(&rig, &done, USERS as u64, more).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_grants_nobody_gets_two_and_whoever_may_have_got_none_is_counted_and_listed() {
+    const USERS: usize = 4000;
+    let rig = Rig::with_buckets(Redis::start(), BUCKETS).await.subscribed();
+    rig.accept_crowd(0..USERS, TEMPLATE, 2).await;
+    rig.weather(&LOST_ANSWERS);
+    let mut fleet = Fleet::start(&rig).await;
+    let request = BroadcastRequest { template_id: TEMPLATE.into(), data: data("thing1", "spring"), ..to_all() };
+    let started = fleet.clients[0].broadcast(request).await.unwrap().into_inner().broadcast.unwrap();
+    let (done, kills) =
+        until_done(&mut fleet, &started.broadcast_id, Duration::from_millis(700), async |fleet, number| {
+            fleet.strike(&rig, number);
+        })
+        .await;
+    assert!(kills >= 2, "it was over after {kills} kills");
+    rig.no_lease_left().await;
+    let tally = tally(&done);
+    let users = USERS as u64;
+    assert_eq!((tally.audience, tally.delivered + tally.unknown, tally.left), (users, users, 0), "{tally:?}");
+    assert!(tally.unknown > 0 && tally.unknown < users / 2, "{tally:?}");
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!((books.delivered_twice, books.overlaps), (0, 0), "{books:?}");
+    assert!((tally.delivered..=users).contains(&books.delivered), "{tally:?} {books:?}");
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!((ledger.collected, ledger.consumed, ledger.unknown), (2 * users, users, tally.unknown), "{ledger:?}");
+    let received = rig.received();
+    assert!(received.values().all(|count| *count == 1));
+    let mut client = fleet.clients.remove(0);
+    let listed = undelivered(&mut client, &started.broadcast_id).await;
+    assert_eq!(listed.len() as u64, tally.unknown);
+    for user in 0..USERS {
+        let user = format!("oUser{user}");
+        assert!(received.contains_key(&user) || listed.contains_key(&user), "{user} is neither reached nor listed");
+    }
+    rig.assert_settled(0).await;
 }

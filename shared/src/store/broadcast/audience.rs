@@ -9,7 +9,8 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use super::{BroadcastId, KEEP_ENDED, KEEP_OPEN};
 use crate::credential::{AppId, OpenId};
 use crate::store::keys::{BroadcastKeys, Bucket, BucketKeys};
-use crate::store::leases::{Kinds, LeaseTerms};
+use crate::store::leases::LeaseTerms;
+use crate::store::wanted::Wanted;
 use crate::store::{Error, Store, scripts};
 
 /// About how many users one call of a script looks at.
@@ -19,10 +20,10 @@ const PAGE: usize = 100;
 const AT_ONCE: usize = 32;
 
 /// How users of an audience are chosen.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Choice {
-    /// The kinds of credential the broadcast may use.
-    pub kinds: Kinds,
+    /// What the broadcast may spend.
+    pub wanted: Wanted,
     /// Users who got a message within so many seconds are skipped; 0 skips none.
     pub min_interval: u32,
 }
@@ -128,7 +129,12 @@ impl Store {
         self.redis()?
             .invoke(&scripts::BROADCAST_SNAPSHOT, |command| {
                 command.arg(4).arg(keys.users()).arg(part.todo()).arg(part.tally()).arg(part.excluded());
-                command.arg(PAGE).arg(terms.margin.as_secs()).arg(choice.kinds.bits()).arg(KEEP_OPEN.as_secs());
+                command
+                    .arg(PAGE)
+                    .arg(terms.margin.as_secs())
+                    .arg(choice.wanted.kinds.bits())
+                    .arg(choice.wanted.template());
+                command.arg(KEEP_OPEN.as_secs());
             })
             .await
     }
@@ -184,7 +190,8 @@ impl Store {
             .redis()?
             .invoke(&scripts::BROADCAST_PREVIEW, |command| {
                 command.arg(1).arg(&users);
-                command.arg(terms.margin.as_secs()).arg(choice.kinds.bits()).arg(choice.min_interval).arg(what);
+                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
+                command.arg(choice.min_interval).arg(what);
             })
             .await?;
         Ok((cursor, Preview { reached, no_credential, recently_messaged }))

@@ -8,6 +8,7 @@ use super::audience::Choice;
 use super::{BroadcastId, KEEP_OPEN};
 use crate::credential::{AppId, OpenId};
 use crate::store::keys::{Bucket, BucketKeys};
+use crate::store::late::MsgId;
 use crate::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
 use crate::store::{Error, Reply, Store, scripts, unexpected};
 
@@ -31,6 +32,8 @@ pub struct Ready {
 pub struct Page {
     /// How many users; none when the audience is through.
     pub taken: usize,
+    /// Of these, back in the audience at once: another subscription message to them is under way.
+    pub busy: usize,
     /// Those among them for whom there is a credential.
     pub ready: Vec<Ready>,
 }
@@ -68,6 +71,9 @@ pub struct Settlement {
     pub verdict: Verdict,
     /// What is next.
     pub next: Next,
+    /// WeChat's id of the message, where it gave one: by it a later failure finds the message, see
+    /// [`late`](crate::store::late).
+    pub msgid: Option<MsgId>,
 }
 
 impl Store {
@@ -88,14 +94,16 @@ impl Store {
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_PAGE, |command| {
+                command.arg(8);
                 page_keys(command, &keys, id);
                 command.arg(id.as_str()).arg(&owner.0).arg(count.min(PAGE)).arg(terms.duration.as_millis() as u64);
-                command.arg(terms.margin.as_secs()).arg(choice.kinds.bits()).arg(choice.min_interval);
+                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
+                command.arg(choice.min_interval);
                 command.arg(KEEP_OPEN.as_secs());
             })
             .await?;
         let mut reply = Reply::new(reply);
-        Ok(Page { taken: reply.next()?, ready: ready(reply, owner)? })
+        Ok(Page { taken: reply.next()?, busy: reply.next()?, ready: ready(reply, owner)? })
     }
 
     /// Users of a bucket whose messages are in flight or in doubt, whoever sends them. Few: what fits into flight at once.
@@ -105,7 +113,8 @@ impl Store {
         openids.into_iter().map(|openid| OpenId::parse(openid).map_err(|_| unexpected("no openid"))).collect()
     }
 
-    /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users.
+    /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users. A grant to
+    /// whose user another message is under way is waited for too.
     pub async fn take_over(
         &self,
         app: &AppId,
@@ -120,8 +129,8 @@ impl Store {
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_TAKEOVER, |command| {
-                command.arg(5).arg(keys.leases()).arg(part.flight()).arg(part.tally()).arg(part.data());
-                command.arg(part.undelivered());
+                command.arg(6).arg(keys.users()).arg(keys.leases()).arg(part.flight()).arg(part.tally());
+                command.arg(part.data()).arg(part.undelivered());
                 command.arg(id.as_str()).arg(&owner.0).arg(terms.duration.as_millis() as u64).arg(KEEP_OPEN.as_secs());
                 for openid in openids {
                     command.arg(openid.as_str());
@@ -133,8 +142,8 @@ impl Store {
         Ok(TakenOver { wait: (wait > 0).then(|| Duration::from_millis(wait)), ready: ready(reply, owner)? })
     }
 
-    /// Settles messages of one bucket, at most [`PAGE`]; answers those that go on with their next credential. Repeating it
-    /// changes nothing.
+    /// Settles messages of one bucket, at most [`PAGE`]; answers those that go on with their next credential. A delivered
+    /// one that failed later by now is counted as such. Repeating it changes nothing.
     pub async fn settle_page(
         &self,
         app: &AppId,
@@ -145,19 +154,30 @@ impl Store {
         terms: &LeaseTerms,
     ) -> Result<Vec<(OpenId, Lease)>, Error> {
         let keys = BucketKeys::new(app, bucket);
+        let msgids: Vec<_> = settlements.iter().filter_map(|settlement| settlement.msgid).collect();
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_SETTLE, |command| {
+                command.arg(9 + msgids.len());
                 page_keys(command, &keys, id);
+                command.arg(keys.broadcast(id).sent());
+                for msgid in &msgids {
+                    command.arg(keys.failed(*msgid));
+                }
                 command.arg(id.as_str()).arg(self.inner.cap).arg(terms.duration.as_millis() as u64);
-                command.arg(terms.margin.as_secs()).arg(choice.kinds.bits()).arg(KEEP_OPEN.as_secs());
-                for Settlement { openid, owner, verdict, next } in settlements {
+                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
+                command.arg(KEEP_OPEN.as_secs());
+                for Settlement { openid, owner, verdict, next, msgid } in settlements {
                     command.arg(openid.as_str()).arg(&owner.0).arg(verdict.name());
                     match next {
                         Next::End(ending) => command.arg("end").arg("").arg(ending),
                         Next::Again => command.arg("again").arg("").arg(""),
                         Next::Hold => command.arg("hold").arg("").arg(""),
                         Next::Credential(owner, ending) => command.arg("next").arg(&owner.0).arg(ending),
+                    };
+                    match msgid {
+                        Some(msgid) => command.arg(msgid.0),
+                        None => command.arg(""),
                     };
                 }
             })
@@ -178,7 +198,7 @@ impl Store {
 
 fn page_keys(command: &mut Cmd, keys: &BucketKeys, id: &BroadcastId) {
     let part = keys.broadcast(id);
-    command.arg(8).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
+    command.arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
     command.arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data()).arg(part.undelivered());
 }
 

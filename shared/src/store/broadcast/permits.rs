@@ -13,6 +13,33 @@ use crate::store::{Error, Reply, Store, scripts, unexpected};
 /// How long the numbers of a day are kept.
 const KEEP_DAY: Duration = Duration::from_secs(2 * 24 * 3600);
 
+/// Which of WeChat's APIs messages are sent by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// `template/send`.
+    Template,
+    /// `subscribe/send`.
+    Subscribe,
+}
+
+impl Api {
+    pub(in crate::store) fn name(self) -> &'static str {
+        match self {
+            Self::Template => "template",
+            Self::Subscribe => "subscribe",
+        }
+    }
+}
+
+/// What messages are counted for: WeChat has a quota for each API and day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Of which API.
+    pub api: Api,
+    /// Of which of WeChat's days, in days since 1970 in UTC+8.
+    pub day: u64,
+}
+
 /// What bounds the sending of an app.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bounds {
@@ -49,8 +76,8 @@ pub enum Held {
 }
 
 impl Store {
-    /// Permits up to `wanted` messages of a broadcast. `unused` are those permitted before that were not sent. `day` is
-    /// WeChat's day, in days since 1970, and `rate` the broadcast's own messages a second (0 for any number).
+    /// Permits up to `wanted` messages of a broadcast. `unused` are those permitted before that were not sent. `rate`
+    /// is the broadcast's own messages a second (0 for any number).
     #[allow(clippy::too_many_arguments)]
     pub async fn permit(
         &self,
@@ -60,13 +87,13 @@ impl Store {
         unused: usize,
         rate: u32,
         bounds: &Bounds,
-        day: u64,
+        budget: Budget,
     ) -> Result<Permit, Error> {
         let keys = BroadcastKeys::new(app);
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_PERMIT, |command| {
-                command.arg(4).arg(keys.record(id)).arg(keys.pace()).arg(keys.own_pace(id)).arg(keys.quota(day));
+                command.arg(4).arg(keys.record(id)).arg(keys.pace()).arg(keys.own_pace(id)).arg(keys.quota(budget));
                 command.arg(wanted).arg(unused).arg(bounds.app_rate).arg(bounds.broadcast_rate).arg(rate);
                 command.arg(bounds.daily_quota).arg(bounds.broadcast_share);
             })
@@ -89,19 +116,20 @@ impl Store {
     }
 
     /// Counts messages that were sent without a permit: single ones go first, and broadcasts make room for them.
-    pub async fn count_messages(&self, app: &AppId, day: u64, messages: u64) -> Result<(), Error> {
+    pub async fn count_messages(&self, app: &AppId, budget: Budget, messages: u64) -> Result<(), Error> {
         let keys = BroadcastKeys::new(app);
         self.redis()?
             .invoke::<u64>(&scripts::BROADCAST_COUNT, |command| {
-                command.arg(2).arg(keys.pace()).arg(keys.quota(day)).arg(messages).arg(KEEP_DAY.as_secs());
+                command.arg(2).arg(keys.pace()).arg(keys.quota(budget)).arg(messages).arg(KEEP_DAY.as_secs());
             })
             .await
             .map(drop)
     }
 
     /// Sets the numbers of a day to what WeChat told. The limit is that of the next day too, until WeChat tells another.
-    pub async fn set_quota(&self, app: &AppId, day: u64, limit: u64, used: u64) -> Result<(), Error> {
-        let (key, next) = (BroadcastKeys::new(app).quota(day), BroadcastKeys::new(app).quota(day + 1));
+    pub async fn set_quota(&self, app: &AppId, budget: Budget, limit: u64, used: u64) -> Result<(), Error> {
+        let tomorrow = Budget { day: budget.day + 1, ..budget };
+        let (key, next) = (BroadcastKeys::new(app).quota(budget), BroadcastKeys::new(app).quota(tomorrow));
         let redis = self.redis()?;
         redis.run::<u32>(redis::cmd("HSET").arg(&key).arg("limit").arg(limit).arg("used").arg(used)).await?;
         redis.run::<u32>(redis::cmd("HSET").arg(&next).arg("limit").arg(limit)).await?;
@@ -112,7 +140,7 @@ impl Store {
     }
 
     /// The right, among all replicas, to ask WeChat for the quota; given again after `pause`.
-    pub async fn may_ask_quota(&self, app: &AppId, pause: Duration) -> Result<bool, Error> {
-        self.set_once(&BroadcastKeys::new(app).quota_asked(), "1", pause).await
+    pub async fn may_ask_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
+        self.set_once(&BroadcastKeys::new(app).quota_asked(api), "1", pause).await
     }
 }

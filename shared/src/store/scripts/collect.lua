@@ -1,24 +1,50 @@
--- Stores credentials of users of one bucket. Repeating it changes nothing: what is stored is found again.
+-- Stores credentials of users of one bucket. Repeating it changes nothing: what is stored is found again. A grant is added
+-- to what there is of its template; it needs a key to be known again, unless it is a long-term subscription.
 --
--- KEYS  1 users  2 ledger
--- ARGV  1 the cap on records a user, then for each credential: openid, record (see records.lua)
---       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 oUser1 <record> oUser2 <record>
+-- KEYS  1 users  2 ledger  then the key of each grant that has one
+-- ARGV  1 the cap on records a user  2 seconds the key of a grant is kept
+--       then for each credential: openid, and its record (see records.lua). That of a grant has in place of the expiry how
+--       many uses it adds (0: it is a long-term subscription), for flags 128, or 160 if it has a key, and for an id the
+--       template.
+--       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 86400 oUser1 <record> oUser2 <record>
 -- Reply  the places (from 0, in the order given) of those that were stored already
-assert(#KEYS == 2 and #ARGV >= 3 and #ARGV % 2 == 1, 'collect: wrong number of arguments')
+assert(#KEYS >= 2 and #ARGV >= 4 and #ARGV % 2 == 0, 'collect: wrong number of arguments')
 
-local cap, count = tonumber(ARGV[1]), (#ARGV - 1) / 2
+local cap, count = tonumber(ARGV[1]), #ARGV / 2 - 1
 local openids = {}
-for i = 1, count do openids[i] = ARGV[2 * i] end
+for i = 1, count do openids[i] = ARGV[2 * i + 1] end
 local fields = redis.call('HMGET', KEYS[1], unpack(openids))
 
 local changed, duplicates = {}, {}
-local collected, expired, dropped = 0, 0, 0
+local collected, expired, dropped, keys_used = 0, 0, 0, 2
 for i = 1, count do
-  local openid, record = openids[i], ARGV[2 * i + 1]
+  local openid, record = openids[i], ARGV[2 * i + 2]
+  local flags = byte(record, 5)
   local field = changed[openid] or fields[i]
-  if not field then
+  if flags >= 128 then
+    -- The field with it, as long as it is new.
+    local new, left, uses = true
+    if flags >= 160 then
+      keys_used = keys_used + 1
+      new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', ARGV[2])
+    end
+    if new then
+      uses = expiry_at(record, 1)
+      new, left = add_uses(field or '', sub(record, 6, -2), uses)
+    end
+    if new then
+      local over
+      collected, dropped = collected + math.max(uses, 1), dropped + left
+      field, uses = drop_expired(new)
+      field, over = enforce_cap(field, cap)
+      expired, dropped = expired + uses, dropped + over
+      changed[openid] = field
+    else
+      duplicates[#duplicates + 1] = i - 1
+    end
+  elseif not field then
     changed[openid] = record
-    collected = collected + byte(record, 5) % 32
+    collected = collected + flags % 32
   else
     local uses
     if field ~= '' and expiry_at(field, start_of(field, #field)) <= now then
@@ -29,7 +55,7 @@ for i = 1, count do
     if locate(field, tail) then
       duplicates[#duplicates + 1] = i - 1
     else
-      collected = collected + byte(record, 5) % 32
+      collected = collected + flags % 32
       field, uses = enforce_cap(insert(field, record), cap)
       dropped = dropped + uses
     end
@@ -42,7 +68,7 @@ for openid, field in pairs(changed) do
   pairs_of[n + 1], pairs_of[n + 2] = openid, field
   n = n + 2
 end
-redis.call('HSET', KEYS[1], unpack(pairs_of))
+if n > 0 then redis.call('HSET', KEYS[1], unpack(pairs_of)) end
 tally(KEYS[2], 'collected', collected)
 tally(KEYS[2], 'expired', expired)
 tally(KEYS[2], 'dropped', dropped)

@@ -4,14 +4,16 @@
 -- KEYS  1 users  2 leases  3 ledger  4 the request's outcome (only with a request id)
 -- ARGV  1 openid  2 name of the lease: the request's, or the lease id where there is no request id
 --       3 who (see leases.lua)  4 lease in ms  5 margin before expiry in s  6 allowed kinds, as a bit each
---       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 30000 60 3
+--       7 the template of which a grant may be leased, or ''
+--       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 30000 60 3 ''
 -- Reply  leased ...       see lease_reply
 --        none             no credential
 --        finished OUTCOME the recorded outcome of this request id
 --        under_way MS     another owner has it for so long
 --        reused           the request id belongs to another message
 --        lost             it was under way when its user was erased
-assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 6, 'lease: wrong number of arguments')
+--        busy MS          another owner sends with a grant to the user for so long (see mark.lua), and nothing changed
+assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 7, 'lease: wrong number of arguments')
 
 local users, leases, name, who = KEYS[1], KEYS[2], ARGV[2], ARGV[3]
 local deadline = now_ms + tonumber(ARGV[4])
@@ -23,7 +25,8 @@ if outcome then
 end
 
 local field, expired = drop_expired(redis.call('HGET', users, ARGV[1]) or '')
-local rest, flags, expiry, tail = take(field, tonumber(ARGV[6]), tonumber(ARGV[5]))
+local owner = sub(who, 1, 16)
+local rest, flags, expiry, tail, busy = take(field, tonumber(ARGV[6]), tonumber(ARGV[5]), ARGV[7], owner, deadline)
 local fresh = flags and
   redis.call('HSETNX', leases, name, lease_head(deadline, deadline, 0, flags, expiry) .. who .. tail) == 1
 local held = not fresh and redis.call('HGET', leases, name)
@@ -32,16 +35,25 @@ if held then
   local state = byte(held, 17)
   if sub(held, 39, 54) ~= sub(who, 17, 32) then return { 'reused' } end
   if state >= 4 then return { 'lost' } end
-  if sub(held, 23, 38) ~= sub(who, 1, 16) then
-    local left = struct.unpack('>d', held) - now_ms
-    if left > 0 then return { 'under_way', math.ceil(left) } end
+  local holder, granted = sub(held, 23, 38), byte(held, 18) >= 128
+  local left = struct.unpack('>d', held) - now_ms
+  if holder ~= owner and left > 0 then return { 'under_way', math.ceil(left) } end
+  busy = granted and marks().busy_for(field, owner, holder)
+  if busy then return { 'busy', busy } end
+  if holder ~= owner then
     -- Its owner is gone, and bytes may have left: the same message goes on with the same credential.
     state = 2
     local head = lease_head(deadline, deadline, state, byte(held, 18), sub(held, 19, 22))
     redis.call('HSET', leases, name, head .. who .. sub(held, 23 + #who))
+    if granted then
+      field = marks().put_on(field, owner, deadline)
+      save(users, ARGV[1], field)
+      tally(KEYS[3], 'expired', expired)
+    end
   end
   return lease_reply(state, byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who), uses_left(field))
 end
+if busy then return { 'busy', busy } end
 if fresh or expired > 0 then save(users, ARGV[1], rest) end
 tally(KEYS[3], 'expired', expired)
 if not fresh then return { 'none' } end

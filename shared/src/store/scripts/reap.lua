@@ -2,8 +2,8 @@
 --
 -- A lease with a request id is pinned to it for as long as the request may be repeated: only the same message with the
 -- same credential can tell whether it had been delivered. When that time is up, or when there was no request id, the
--- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent, and its user as
--- touched.
+-- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent on a message of which
+-- nobody knows whether it was delivered, and its user as touched.
 --
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 cursor ('0' to begin)  2 about how many leases to look at  3 seconds a request is kept  4 cap on records a user
@@ -29,9 +29,9 @@ for i = 1, #page[2], 2 do
     else
       local field, gone = drop_expired(redis.call('HGET', users, openid) or '')
       tally(ledger, 'expired', gone)
+      if flags >= 128 then field = marks().take_off(field, sub(held, 23, 38)) end
       if flags >= 64 then
-        field = touch((remove_record(field, tail, true)))
-        tally(ledger, 'consumed', 1)
+        field = apply('unknown', field, flags, expiry, tail, cap, ledger)
         spent = spent + 1
       else
         if expiry_at(expiry, 1) <= now then expired = expired + 1 else suspect = suspect + 1 end

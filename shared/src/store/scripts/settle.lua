@@ -4,17 +4,22 @@
 -- KEYS  as lease.lua
 -- ARGV  1 openid  2 name of the lease  3 who (see leases.lua)  4 cap on records a user
 --       5 what to do with the credential:
---           consume  the use is spent, and the user touched: the message was delivered, or may have been
+--           consume  the use is spent, and the user touched: the message was delivered. Of a long-term subscription it
+--                    comes back, and counts as collected once more
+--           unknown  the same where the message may have been delivered; counted apart too
 --           return   it was not spent: back into stock
 --           suspect  back into stock, but its message is gone and may have used it
 --           discard  WeChat calls the credential dead: it goes, with all its uses
+--           void     the user refuses the template: all grants of it go
 --           hold     in doubt: it stays with its request, which may be repeated at once
 --       6 the outcome to keep under the request id ('' keeps none, so that it may be tried again)
 --       7 seconds to keep it, or to hold
 --       then only with a next lease: 8 its name  9 who  10 lease in ms  11 margin in s  12 kinds
+--       13 the template of which a grant may be leased, or ''. While somebody else sends with a grant to the user there is no
+--       next one
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120 consume '' 86400
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
-assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 12), 'settle: wrong number of arguments')
+assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
 assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]
@@ -49,11 +54,13 @@ if state >= 4 then
   return { 'stale', 0 }
 end
 
-local field, expired = drop_expired(redis.call('HGET', users, openid) or '')
+local before = redis.call('HGET', users, openid) or ''
+local field, expired = drop_expired(before)
 tally(ledger, 'expired', expired)
+if flags >= 128 then field = marks().take_off(field, sub(who, 1, 16)) end
 
 if verdict == 'hold' then
-  if expired > 0 then save(users, openid, field) end
+  if field ~= before then save(users, openid, field) end
   local head = lease_head(now_ms, now_ms + tonumber(keep) * 1000, state - state % 2 + 1, flags, expiry)
   redis.call('HSET', leases, name, head .. sub(held, 23))
   return { 'settled', uses_left(field) }
@@ -61,10 +68,10 @@ end
 
 field = apply(verdict, field, flags, expiry, tail, cap, ledger)
 if next_who then
-  local next_flags, next_expiry, next_tail
-  field, next_flags, next_expiry, next_tail = take(field, tonumber(ARGV[12]), tonumber(ARGV[11]))
+  local deadline, next_flags, next_expiry, next_tail = now_ms + tonumber(ARGV[10])
+  field, next_flags, next_expiry, next_tail =
+    take(field, tonumber(ARGV[12]), tonumber(ARGV[11]), ARGV[13], sub(next_who, 1, 16), deadline)
   if next_flags then
-    local deadline = now_ms + tonumber(ARGV[10])
     if next_name ~= name then redis.call('HDEL', leases, name) end
     redis.call('HSET', leases, next_name,
       lease_head(deadline, deadline, 0, next_flags, next_expiry) .. next_who .. next_tail)

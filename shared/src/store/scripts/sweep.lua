@@ -2,14 +2,15 @@
 --
 -- KEYS  1 users  2 ledger
 -- ARGV  1 cursor ('0' to begin)  2 about how many users to look at  3 length of a day in s  4 offset of the day in s
--- Reply  the next cursor ('0' at the end), users that can be reached,
---        then for each kind and day of expiry: kind, day (days since 1970 in the offset's time zone), credentials, messages
+-- Reply  the next cursor ('0' at the end), users that can be reached, and two lists:
+--        for each kind and day of expiry: kind, day (days since 1970 in the offset's time zone), credentials, messages;
+--        for each template of grants: template, users with any, messages, users with a long-term subscription
 assert(#KEYS == 2 and #ARGV == 4, 'sweep: wrong number of arguments')
 
 local day_length, offset = tonumber(ARGV[3]), tonumber(ARGV[4])
 local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 local entries = page[2]
-local reachable, expired, days = 0, 0, {}
+local reachable, expired, days, templates = 0, 0, {}, {}
 for i = 1, #entries, 2 do
   local openid, before = entries[i], entries[i + 1]
   local field, gone = drop_expired(before)
@@ -24,12 +25,23 @@ for i = 1, #entries, 2 do
     local uses = flags % 32
     if uses > 0 then
       any = true
-      local day = math.floor((expiry_at(field, start) + offset) / day_length) * 4 + math.floor(flags / 64)
-      local count = days[day]
-      if count then
-        count[1], count[2] = count[1] + 1, count[2] + uses
+      local kind = math.floor(flags / 64)
+      if kind == 2 then
+        local template = sub(field, start + 5, stop - 2)
+        local count = templates[template] or { 0, 0, 0 }
+        -- A user may have several records of one template.
+        if count.last ~= i then count[1], count.last = count[1] + 1, i end
+        count[2] = count[2] + uses
+        if byte(field, stop - 1) == 127 then count[3] = count[3] + 1 end
+        templates[template] = count
       else
-        days[day] = { 1, uses }
+        local day = math.floor((expiry_at(field, start) + offset) / day_length) * 4 + kind
+        local count = days[day]
+        if count then
+          count[1], count[2] = count[1] + 1, count[2] + uses
+        else
+          days[day] = { 1, uses }
+        end
       end
     end
     stop = start - 1
@@ -37,9 +49,13 @@ for i = 1, #entries, 2 do
   if any then reachable = reachable + 1 end
 end
 tally(KEYS[2], 'expired', expired)
-local reply = { page[1], reachable }
+local by_day, by_template = {}, {}
 for day, count in pairs(days) do
-  local n = #reply
-  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = day % 4, math.floor(day / 4), count[1], count[2]
+  local n = #by_day
+  by_day[n + 1], by_day[n + 2], by_day[n + 3], by_day[n + 4] = day % 4, math.floor(day / 4), count[1], count[2]
 end
-return reply
+for template, count in pairs(templates) do
+  local n = #by_template
+  by_template[n + 1], by_template[n + 2], by_template[n + 3], by_template[n + 4] = template, count[1], count[2], count[3]
+end
+return { page[1], reachable, by_day, by_template }

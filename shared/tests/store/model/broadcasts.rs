@@ -5,18 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use shared::credential::Kind;
 use shared::store::broadcast::KEEP_OPEN;
 use shared::store::broadcast::pages::Next;
+use shared::store::broadcast::tallies::DELIVERED;
+use shared::store::late::KEEP_FAILED;
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
+use shared::store::wanted::{Kinds, Wanted};
 
+use super::leases::Found;
 use super::{Model, Name};
 
 /// The fingerprint of every message of a broadcast: it has a request, and no two of them are taken for each other.
 const FINGERPRINT: Option<[u8; 16]> = Some([0; 16]);
 
+/// The ending of a message that fails later, as the tests report it.
+pub const FAILED_LATER: &str = "FAILED_LATER 43101";
+
 /// Where everyone is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Broadcast {
     pub number: usize,
-    pub kinds: Vec<Kind>,
+    pub wanted: Wanted,
     pub audience: u64,
     pub todo: BTreeSet<usize>,
     pub flight: BTreeSet<usize>,
@@ -25,6 +32,8 @@ pub struct Broadcast {
     pub tally: BTreeMap<String, u64>,
     pub excluded: BTreeSet<usize>,
     pub data: BTreeMap<usize, Vec<u8>>,
+    /// Msgids of what was delivered not long ago.
+    pub sent: BTreeSet<u64>,
 }
 
 /// A message, by its user and the owner of its lease.
@@ -34,6 +43,7 @@ pub struct Message {
     pub owner: LeaseId,
     pub verdict: Verdict,
     pub next: Next,
+    pub msgid: Option<u64>,
 }
 
 /// What comes of a user's turn.
@@ -43,14 +53,26 @@ pub enum Step {
     Lease(Lease),
     /// It has to wait for so many seconds.
     Wait(i64),
+    /// It has to wait in the audience.
+    Busy,
     /// Nothing.
     None,
 }
 
 impl Broadcast {
-    /// One that may use any kind of credential.
-    pub fn new(number: usize) -> Self {
-        Self { number, kinds: Kind::ALL.into(), ..Self::default() }
+    pub fn new(number: usize, wanted: Wanted) -> Self {
+        Self {
+            number,
+            wanted,
+            audience: 0,
+            todo: BTreeSet::new(),
+            flight: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            tally: BTreeMap::new(),
+            excluded: BTreeSet::new(),
+            data: BTreeMap::new(),
+            sent: BTreeSet::new(),
+        }
     }
 
     /// Excludes first; answers whom it added and how many it left out.
@@ -97,10 +119,20 @@ impl Model {
     /// The next users who can be reached come into the audience.
     pub fn snapshot(&self, broadcast: &mut Broadcast, users: impl Iterator<Item = usize>, terms: &LeaseTerms) {
         for user in users {
-            if self.usable(user, terms, &broadcast.kinds).is_some() && !broadcast.excluded.contains(&user) {
+            if self.can_reach(user, terms, &broadcast.wanted) && !broadcast.excluded.contains(&user) {
                 broadcast.audience += u64::from(broadcast.todo.insert(user));
             }
         }
+    }
+
+    /// Whether the user would be reached, if not now: a long-term subscription that is leased comes back.
+    fn can_reach(&self, user: usize, terms: &LeaseTerms, wanted: &Wanted) -> bool {
+        let grants = wanted.kinds.iter().any(|kind| kind == Kind::Grant);
+        let template = wanted.template.as_ref().filter(|_| grants);
+        let granted = template.is_some_and(|template| self.granted(user, template.as_str()));
+        let ids: Kinds = wanted.kinds.iter().filter(|kind| *kind != Kind::Grant).collect();
+        let ids = Wanted::ids(ids);
+        granted || matches!(self.find(user, terms, &ids, LeaseId([0; 16])), Found::At(_))
     }
 
     /// A user's turn comes. Users who got a message within `interval` seconds are skipped.
@@ -112,10 +144,14 @@ impl Model {
         interval: u32,
         terms: &LeaseTerms,
     ) -> Step {
+        let recently = self.touched(user).is_some_and(|at| at > self.now - i64::from(interval));
+        let found = self.find(user, terms, &broadcast.wanted, owner);
+        if matches!(found, Found::Busy(_)) && !recently {
+            return Step::Busy;
+        }
         assert!(broadcast.todo.remove(&user));
         self.drop_expired(user);
-        let recently = self.touched(user).is_some_and(|at| at > self.now - i64::from(interval));
-        if self.usable(user, terms, &broadcast.kinds).is_none() {
+        if matches!(found, Found::Nothing) {
             broadcast.end(user, "NO_CREDENTIAL");
             return Step::None;
         }
@@ -125,7 +161,7 @@ impl Model {
         }
         let name = Name::Broadcast(user, broadcast.number);
         assert!(!self.leases.contains_key(&name), "one lease for each message");
-        assert!(self.take(user, name.clone(), owner, terms, &broadcast.kinds, FINGERPRINT));
+        assert!(self.take(user, name.clone(), owner, terms, &broadcast.wanted, FINGERPRINT));
         broadcast.flight.insert(user);
         Step::Lease(self.message(&name))
     }
@@ -136,17 +172,20 @@ impl Model {
             return Step::None;
         }
         let name = Name::Broadcast(user, broadcast.number);
-        let now = self.now;
-        let Some(lease) = self.leases.get_mut(&name) else {
+        let Some(lease) = self.leases.get(&name) else {
             broadcast.flight.remove(&user);
             broadcast.end(user, "UNKNOWN");
             return Step::None;
         };
-        if lease.deadline > now {
-            return Step::Wait(lease.deadline - now);
+        if lease.deadline > self.now {
+            return Step::Wait(lease.deadline - self.now);
         }
-        (lease.owner, lease.deadline) = (owner, now + terms.duration.as_secs() as i64);
-        (lease.turn, lease.pinned, lease.taken_over) = (lease.deadline, false, true);
+        if lease.held.kind == Kind::Grant
+            && let Some(wait) = self.busy_for(user, &[lease.owner, owner])
+        {
+            return Step::Wait(wait);
+        }
+        self.take_lease_over(&name, owner, terms);
         Step::Lease(self.message(&name))
     }
 
@@ -162,7 +201,7 @@ impl Model {
         message: &Message,
         terms: &LeaseTerms,
     ) -> Option<Lease> {
-        let Message { user, owner, verdict, next } = message;
+        let Message { user, owner, verdict, next, msgid } = message;
         let (user, name) = (*user, Name::Broadcast(*user, broadcast.number));
         let holder = self.owner(broadcast, user);
         if let Next::Credential(next, _) = next
@@ -177,12 +216,14 @@ impl Model {
         if let (Some(lease), Next::Hold) = (self.leases.get_mut(&name), next) {
             (lease.deadline, lease.turn) = (self.now, self.now + KEEP_OPEN.as_secs() as i64);
             lease.pinned = true;
+            let held = lease.held.clone();
+            self.unmark(user, &held, *owner);
             return None;
         }
         if let Some(lease) = self.leases.remove(&name) {
             self.apply(&lease, *verdict);
             if let Next::Credential(next, _) = next
-                && self.take(user, name.clone(), *next, terms, &broadcast.kinds, FINGERPRINT)
+                && self.take(user, name.clone(), *next, terms, &broadcast.wanted, FINGERPRINT)
             {
                 return Some(self.message(&name));
             }
@@ -191,10 +232,41 @@ impl Model {
             match next {
                 Next::Again if holder.is_some() => assert!(broadcast.todo.insert(user)),
                 Next::Again | Next::Hold => broadcast.end(user, "UNKNOWN"),
+                Next::End(ending)
+                    if ending == DELIVERED && msgid.is_some_and(|msgid| self.failed.contains_key(&msgid)) =>
+                {
+                    broadcast.end(user, FAILED_LATER);
+                }
+                Next::End(ending) if ending == DELIVERED => {
+                    broadcast.sent.extend(*msgid);
+                    broadcast.end(user, ending);
+                }
                 Next::End(ending) | Next::Credential(_, ending) => broadcast.end(user, ending),
             }
         }
         None
+    }
+
+    /// WeChat reports that a message was not delivered; whether that is new.
+    pub fn fail_late(&mut self, broadcasts: &mut [Broadcast], user: usize, msgid: u64) -> bool {
+        for broadcast in broadcasts {
+            if broadcast.sent.remove(&msgid) {
+                *broadcast.tally.get_mut(DELIVERED).unwrap() -= 1;
+                *broadcast.tally.entry(FAILED_LATER.to_owned()).or_default() += 1;
+                // Who was erased since is not listed.
+                if self.touched(user).is_some() {
+                    broadcast.ended.insert(user, FAILED_LATER.to_owned());
+                }
+            }
+        }
+        let known = self.failed.contains_key(&msgid);
+        self.failed.entry(msgid).or_insert(self.now + KEEP_FAILED.as_secs() as i64);
+        !known
+    }
+
+    /// Whether a failure of this message is known.
+    pub fn failed(&self, msgid: u64) -> bool {
+        self.failed.contains_key(&msgid)
     }
 
     /// A lease as broadcasts have it: they do not ask what is left for the user.

@@ -1,4 +1,5 @@
--- Closes a bucket of a broadcast if everyone was dealt with: drops what only the sending needed, and keeps the rest.
+-- Closes a bucket of a broadcast if everyone was dealt with: drops what only the sending needed, and keeps the rest. The
+-- msgids of what was delivered lately go by themselves: failures are reported after the end too.
 --
 -- KEYS  1 todo  2 flight  3 tally  4 data  5 undelivered  6 excluded
 -- ARGV  1 seconds to keep the rest  2 '1' if those whose turn has not come shall stay out (it was cancelled)

@@ -2,14 +2,16 @@
 --
 -- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered
 -- ARGV  1 broadcast  2 owner of the leases  3 how many users  4 lease in ms  5 margin before expiry in s
---       6 allowed kinds, as a bit each  7 seconds since a user's last message, below which the user is skipped (0: none is)
---       8 seconds the broadcast's keys are kept
--- Reply  how many users were taken, then for each that has a lease: openid, lease (see lease_reply), data of its own or ''
-assert(#KEYS == 8 and #ARGV == 8, 'page: wrong number of arguments')
+--       6 allowed kinds, as a bit each  7 the template of which a grant may be leased, or ''
+--       8 seconds since a user's last message, below which the user is skipped (0: none is)
+--       9 seconds the broadcast's keys are kept
+-- Reply  how many users were taken, how many of them were put back since somebody else sends with a grant to them (see
+--        mark.lua), then for each that has a lease: openid, lease (see lease_reply), data of its own or ''
+assert(#KEYS == 8 and #ARGV == 9, 'page: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local id, owner, deadline, margin, kinds = ARGV[1], ARGV[2], now_ms + tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local interval, keep = tonumber(ARGV[7]), ARGV[8]
+local template, interval, keep = ARGV[7], tonumber(ARGV[8]), ARGV[9]
 
 -- From now on nobody is added: see recipients.lua.
 if redis.call('HSETNX', KEYS[6], 'begun', 1) == 1 then
@@ -17,29 +19,32 @@ if redis.call('HSETNX', KEYS[6], 'begun', 1) == 1 then
   make_table(users)
 end
 local openids = redis.call('SPOP', KEYS[4], ARGV[3])
-if #openids == 0 then return { 0 } end
+if #openids == 0 then return { 0, 0 } end
 local fields = redis.call('HMGET', users, unpack(openids))
 
-local endings, held, changed, ready, packed = {}, {}, {}, {}, {}
+local endings, held, changed, ready, packed, busy = {}, {}, {}, {}, {}, {}
 local gone = 0
 for i, openid in ipairs(openids) do
   local field, expired = drop_expired(fields[i] or '')
-  gone = gone + expired
-  local rest, flags, expiry, tail = take(field, kinds, margin)
-  local touched = flags and interval > 0 and touched_at(field)
-  if not flags then
+  local rest, flags, expiry, tail, wait = take(field, kinds, margin, template, owner, deadline)
+  local touched = (flags or wait) and interval > 0 and touched_at(field)
+  if not flags and not wait then
     endings[#endings + 1] = openid
     endings[#endings + 1] = 'NO_CREDENTIAL'
   elseif touched and touched > now - interval then
     endings[#endings + 1] = openid
     endings[#endings + 1] = 'RECENTLY_MESSAGED'
     rest = field
+  elseif wait then
+    busy[#busy + 1] = openid
+    rest, expired = fields[i], 0
   else
     local n = #ready + 1
     ready[n], packed[n] = openid, lease_packed(0, flags, expiry, tail, 0)
     held[2 * n - 1] = message_name(id, openid)
     held[2 * n] = lease_head(deadline, deadline, 0, flags, expiry) .. message_who(owner, id, openid) .. tail
   end
+  gone = gone + expired
   if rest == '' then
     if fields[i] then redis.call('HDEL', users, openid) end
   elseif rest ~= fields[i] then
@@ -51,7 +56,11 @@ if #changed > 0 then redis.call('HSET', users, unpack(changed)) end
 tally(ledger, 'expired', gone)
 count_endings(KEYS[6], KEYS[8], keep, endings)
 
-local reply = { #openids }
+if #busy > 0 then
+  redis.call('SADD', KEYS[4], unpack(busy))
+  redis.call('EXPIRE', KEYS[4], keep)
+end
+local reply = { #openids, #busy }
 if #ready > 0 then
   redis.call('HSET', leases, unpack(held))
   redis.call('SADD', flight, unpack(ready))
@@ -60,7 +69,7 @@ if #ready > 0 then
   redis.call('EXPIRE', KEYS[6], keep)
   local data = redis.call('EXPIRE', KEYS[7], keep) == 1 and redis.call('HMGET', KEYS[7], unpack(ready)) or {}
   for n, openid in ipairs(ready) do
-    reply[3 * n - 1], reply[3 * n], reply[3 * n + 1] = openid, packed[n], data[n] or ''
+    reply[3 * n], reply[3 * n + 1], reply[3 * n + 2] = openid, packed[n], data[n] or ''
   end
 end
 return reply

@@ -2,36 +2,45 @@
 -- in one step. Fenced twice: by the owner of the lease, and by the user being in flight. Repeating it changes nothing, also
 -- within one call.
 --
--- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered
+-- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered  9 sent
+--       then for each message with a msgid: why it failed later
 -- ARGV  1 broadcast  2 cap on records a user  3 lease in ms  4 margin before expiry in s  5 allowed kinds
---       6 seconds the broadcast's keys are kept, and a message in doubt has its credential
+--       6 the template of which a grant may be leased, or ''
+--       7 seconds the broadcast's keys are kept, and a message in doubt has its credential
 --       then for each message: openid, owner of the lease, verdict on the credential (see settle.lua), and what is next:
 --           end    it ended, as the ending says
 --           again  nothing was sent: back to todo, if the owner had the lease to the end
 --           hold   in doubt: it stays in flight, for whoever asks again with the same credential, whatever the verdict
---           next   the next credential, under the next owner; without one it ends, as the ending says
---       the next owner or '', the ending or ''
+--           next   the next credential, under the next owner; without one it ends, as the ending says. There is none
+--                  either while somebody else sends with a grant to the user
+--       the next owner or '', the ending or '', and WeChat's msgid or ''. A delivered message with a msgid that failed
+--       later by now ends so, and otherwise the msgid is kept for an hour after the last: see late.lua
 -- Reply  for each message that has its next lease: openid, lease (see lease_reply)
-assert(#KEYS == 8 and #ARGV >= 12 and #ARGV % 6 == 0, 'broadcast settle: wrong number of arguments')
+assert(#KEYS >= 9 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local id, cap, deadline = ARGV[1], tonumber(ARGV[2]), now_ms + tonumber(ARGV[3])
-local margin, kinds, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local margin, kinds, template, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 
-local openids, names, places, seen = {}, {}, {}, {}
-for i = 7, #ARGV, 6 do
+local openids, names, places, seen, failed_keys, failed = {}, {}, {}, {}, {}, 9
+for i = 8, #ARGV, 7 do
   -- Before anything is written: an error halfway would leave half of it.
   assert(ARGV[i + 2] ~= 'hold' or ARGV[i + 3] == 'hold', 'broadcast settle: a credential is held for its message alone')
   if not seen[ARGV[i]] then
     local n = #openids + 1
     openids[n], names[n], places[n], seen[ARGV[i]] = ARGV[i], message_name(id, ARGV[i]), i, true
   end
+  if ARGV[i + 6] ~= '' then
+    failed = failed + 1
+    failed_keys[i] = KEYS[failed]
+  end
 end
+assert(#KEYS == failed, 'broadcast settle: a key for each msgid')
 local all_held = redis.call('HMGET', leases, unpack(names))
 local fields = redis.call('HMGET', users, unpack(openids))
 local flying = redis.call('SMISMEMBER', flight, unpack(openids))
 
-local reply, endings, landed, again, freed, changed, kept, emptied = {}, {}, {}, {}, {}, {}, {}, {}
+local reply, endings, landed, again, freed, changed, kept, emptied, sent = {}, {}, {}, {}, {}, {}, {}, {}, {}
 for n, openid in ipairs(openids) do
   local at = places[n]
   local owner, verdict, what, next_owner, ending = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
@@ -49,6 +58,7 @@ for n, openid in ipairs(openids) do
     local landing = what == 'end' or what == 'again' or not holder
     if holder then
       local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held)
+      if flags >= 128 then field = marks().take_off(field, owner) end
       if what == 'hold' then
         local head = lease_head(now_ms, now_ms + keep * 1000, state - state % 2 + 1, flags, expiry)
         changed[#changed + 1] = names[n]
@@ -56,7 +66,9 @@ for n, openid in ipairs(openids) do
       else
         field = apply(verdict, field, flags, expiry, tail, cap, ledger)
         local next_flags, next_expiry, next_tail
-        if what == 'next' then field, next_flags, next_expiry, next_tail = take(field, kinds, margin) end
+        if what == 'next' then
+          field, next_flags, next_expiry, next_tail = take(field, kinds, margin, template, next_owner, deadline)
+        end
         if next_flags then
           changed[#changed + 1] = names[n]
           changed[#changed + 1] = lease_head(deadline, deadline, 0, next_flags, next_expiry)
@@ -74,6 +86,10 @@ for n, openid in ipairs(openids) do
       if what == 'again' and holder then
         again[#again + 1] = openid
       else
+        if ending == 'delivered' and failed_keys[at] then
+          local why = redis.call('GET', failed_keys[at])
+          if why then ending = failed_later(why) else sent[#sent + 1] = ARGV[at + 6] end
+        end
         endings[#endings + 1] = openid
         endings[#endings + 1] = ending ~= '' and ending or 'UNKNOWN'
       end
@@ -94,6 +110,10 @@ if #landed > 0 then redis.call('SREM', flight, unpack(landed)) end
 if #again > 0 then
   redis.call('SADD', KEYS[4], unpack(again))
   redis.call('EXPIRE', KEYS[4], keep)
+end
+if #sent > 0 then
+  redis.call('SADD', KEYS[9], unpack(sent))
+  redis.call('EXPIRE', KEYS[9], 3600)
 end
 count_endings(KEYS[6], KEYS[8], keep, endings)
 tally_up(ledger)

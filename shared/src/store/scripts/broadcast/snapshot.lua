@@ -2,11 +2,12 @@
 -- come to a user twice, so nobody is taken out of the audience before it is through.
 --
 -- KEYS  1 users  2 todo  3 tally  4 excluded
--- ARGV  1 about how many users to look at  2 margin before expiry in s  3 allowed kinds  4 seconds the keys are kept
+-- ARGV  1 about how many users to look at  2 margin before expiry in s  3 allowed kinds
+--       4 the template of which a grant may be leased, or ''  5 seconds the keys are kept
 -- Reply  1 when the whole bucket was looked at
-assert(#KEYS == 4 and #ARGV == 4, 'snapshot: wrong number of arguments')
+assert(#KEYS == 4 and #ARGV == 5, 'snapshot: wrong number of arguments')
 
-local tally_key, keep = KEYS[3], ARGV[4]
+local tally_key, keep = KEYS[3], ARGV[5]
 local seen, cursor = unpack(redis.call('HMGET', tally_key, 'seen', 'cursor'))
 if seen then return 1 end
 if not cursor then make_table(KEYS[1]) end
@@ -19,7 +20,7 @@ local page = redis.call('HSCAN', KEYS[1], cursor or '0', 'COUNT', ARGV[1])
 local entries, found = page[2], {}
 local margin, kinds = tonumber(ARGV[2]), tonumber(ARGV[3])
 for i = 1, #entries, 2 do
-  if can_take(entries[i + 1], kinds, margin) then found[#found + 1] = entries[i] end
+  if can_take(entries[i + 1], kinds, margin, ARGV[4]) then found[#found + 1] = entries[i] end
 end
 local wanted = found
 if #found > 0 and redis.call('EXISTS', KEYS[4]) == 1 then

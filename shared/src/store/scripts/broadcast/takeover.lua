@@ -1,14 +1,15 @@
 -- Goes on with users of a bucket whose messages are in flight or in doubt: takes over each lease whose deadline has
 -- passed. What is taken over may have been delivered before, and only the same credential can tell. A lease that has this
--- very owner already was made by a page whose reply was lost, and nothing was sent with it, unless it is held since.
+-- very owner already was made by a page whose reply was lost, and nothing was sent with it, unless it is held since. A grant
+-- to whose user somebody else sends (see mark.lua) is waited for, as a lease whose deadline has not passed.
 --
--- KEYS  1 leases  2 flight  3 tally  4 data  5 undelivered
+-- KEYS  1 users  2 leases  3 flight  4 tally  5 data  6 undelivered
 -- ARGV  1 broadcast  2 owner from now on  3 lease in ms  4 seconds the broadcast's keys are kept  then openids
--- Reply  ms until the next deadline of those that are not taken over yet (0: there are none),
+-- Reply  ms until the next of those that are not taken over yet may be (0: there are none),
 --        then for each that was taken over: openid, lease (see lease_reply), data of its own or ''
-assert(#KEYS == 5 and #ARGV >= 5, 'takeover: wrong number of arguments')
+assert(#KEYS == 6 and #ARGV >= 5, 'takeover: wrong number of arguments')
 
-local leases, flight = KEYS[1], KEYS[2]
+local users, leases, flight = KEYS[1], KEYS[2], KEYS[3]
 local id, owner, deadline = ARGV[1], ARGV[2], now_ms + tonumber(ARGV[3])
 local openids, names = {}, {}
 for i = 5, #ARGV do
@@ -28,20 +29,25 @@ for n, openid in ipairs(openids) do
     end
   elseif flying[n] == 1 then
     local left = struct.unpack('>d', held) - now_ms
-    local fresh = sub(held, 23, 38) == owner and byte(held, 17) % 2 == 0
-    if left > 0 and not fresh then
+    local holder, flags = sub(held, 23, 38), byte(held, 18)
+    local fresh = holder == owner and byte(held, 17) % 2 == 0
+    if fresh then left = 0 end
+    local field = left <= 0 and flags >= 128 and (redis.call('HGET', users, openid) or '')
+    if field then left = marks().busy_for(field, owner, holder) or 0 end
+    if left > 0 then
       if wait == 0 or left < wait then wait = left end
     else
-      local state, flags, expiry = fresh and byte(held, 17) or 2, byte(held, 18), sub(held, 19, 22)
+      if field then save(users, openid, marks().put_on(field, owner, deadline)) end
+      local state, expiry = fresh and byte(held, 17) or 2, sub(held, 19, 22)
       redis.call('HSET', leases, names[n],
         lease_head(deadline, deadline, state, flags, expiry) .. message_who(owner, id, openid) .. tail_of(held))
-      local own = redis.call('HGET', KEYS[4], openid)
+      local own = redis.call('HGET', KEYS[5], openid)
       reply[#reply + 1] = openid
       reply[#reply + 1] = lease_packed(state, flags, expiry, tail_of(held), 0)
       reply[#reply + 1] = own or ''
     end
   end
 end
-count_endings(KEYS[3], KEYS[5], ARGV[4], endings)
+count_endings(KEYS[4], KEYS[6], ARGV[4], endings)
 reply[1] = math.ceil(wait)
 return reply

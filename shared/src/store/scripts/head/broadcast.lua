@@ -16,6 +16,11 @@ local function message_who(owner, id, openid)
   return owner .. no_fingerprint .. string.char(#openid) .. openid .. string.char(#id + 1) .. ' ' .. id
 end
 
+-- How a delivered message ends that failed later: `why` begins with WeChat's errcode.
+local function failed_later(why)
+  return 'FAILED_LATER ' .. string.match(why, '^%-?%d+')
+end
+
 -- Notes how messages ended; `endings` is a list of openid, ending, openid, ending.
 local function count_endings(tally, undelivered, keep, endings)
   local counts, members = {}, {}

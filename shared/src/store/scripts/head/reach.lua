@@ -1,13 +1,18 @@
 -- Who can be reached. Put after records.lua, before the scripts that look at many users and lease nothing.
 
--- Whether there is anything that `take` (see take.lua) would take; it does without the strings that `take` makes.
-local function can_take(field, kinds, margin)
+-- Whether there is anything that `take` (see take.lua) would take, or a long-term subscription, which is back when its
+-- message has ended; it does without the strings that `take` makes.
+local function can_take(field, kinds, margin, template)
   local stop = #field
   while stop > 0 do
     local start = start_of(field, stop)
     local flags = byte(field, start + 4)
-    if flags % 32 > 0 and bit.band(kinds, bit.lshift(1, math.floor(flags / 64))) ~= 0 then
-      if expiry_at(field, start) > now + margin then return true end
+    if bit.band(kinds, bit.lshift(1, math.floor(flags / 64))) ~= 0 then
+      if flags >= 128 then
+        if is_grant_of(field, start, stop, template) and (flags % 32 > 0 or byte(field, stop - 1) == 127) then return true end
+      elseif flags % 32 > 0 and expiry_at(field, start) > now + margin then
+        return true
+      end
     end
     stop = start - 1
   end

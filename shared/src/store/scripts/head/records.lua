@@ -7,11 +7,16 @@
 --
 --   expiry  4 bytes  seconds since 1970, big-endian
 --   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased); kind 3 is no
---                    credential but the touch, which see in touch.lua
+--                    credential but the touch or the sending mark, which see in touch.lua and mark.lua
 --   id      1 to 128 bytes
 --   length  1 byte   bytes of the id - 1, plus 128 where the id is lowercase hex stored as bytes
 --
 -- "Tail" is what names a record: its id and length bytes.
+--
+-- A grant (kind 2) never expires, so its expiry is the highest there is, and it stands at the front. Its id is the template
+-- and a slot byte: 128 for the first 31 uses of the template, 129 for those beyond them, up to 247; 127 for a long-term
+-- subscription, of one use that comes back when it is spent. No text id of another kind has such a byte, and none that is
+-- stored as bytes has such a length byte, so the tail of a grant is nobody else's.
 
 local byte, sub = string.byte, string.sub
 
@@ -26,6 +31,12 @@ end
 local function expiry_at(field, start)
   local a, b, c, d = byte(field, start, start + 3)
   return ((a * 256 + b) * 256 + c) * 256 + d
+end
+
+-- Whether the record is a grant of the template. The empty template has none: an id of one byte is no grant's.
+local function is_grant_of(field, start, stop, template)
+  return byte(field, stop) == #template and math.floor(byte(field, start + 4) / 64) == 2
+    and sub(field, start + 5, stop - 2) == template
 end
 
 -- The field without what has expired, and how many uses went with it.

@@ -1,18 +1,29 @@
--- How a use is leased. Put after leases.lua, before the scripts that lease.
+-- How a use is leased. Put after mark.lua, before the scripts that lease.
 
--- Takes one use of the soonest-to-expire record of an allowed kind that lives longer than the margin. Returns the new
--- field, and the flags (no uses), expiry (four bytes) and tail of the record; the field alone when there is none.
-local function take(field, kinds, margin)
+-- Takes one use of the soonest-to-expire record of an allowed kind, of grants only those of the template, that lives
+-- longer than the margin; of a grant it leaves the mark of the owner. Returns the new field, and the flags (no uses),
+-- expiry (four bytes) and tail of the record. The field alone when there is none; the field, three nils and the ms to wait
+-- at most when there is a grant, or a long-term subscription that is leased, and somebody else sends to the user.
+local function take(field, kinds, margin, template, owner, deadline)
   local stop = #field
   while stop > 0 do
     local start = start_of(field, stop)
     local flags = byte(field, start + 4)
     local uses = flags % 32
-    if uses > 0 and bit.band(kinds, bit.lshift(1, math.floor(flags / 64))) ~= 0 and expiry_at(field, start) > now + margin then
-      return sub(field, 1, start + 3) .. string.char(flags - 1) .. sub(field, start + 5),
-        flags - uses, sub(field, start, start + 3), sub(field, start + 5, stop)
+    if uses > 0 and bit.band(kinds, bit.lshift(1, math.floor(flags / 64))) ~= 0 and expiry_at(field, start) > now + margin
+      and (flags < 128 or is_grant_of(field, start, stop, template)) then
+      local rest = sub(field, 1, start + 3) .. string.char(flags - 1) .. sub(field, start + 5)
+      if flags >= 128 then
+        local wait = marks().busy_for(field, owner)
+        if wait then return field, nil, nil, nil, wait end
+        rest = marks().put_on(rest, owner, deadline)
+      end
+      return rest, flags - uses, sub(field, start, start + 3), sub(field, start + 5, stop)
     end
     stop = start - 1
+  end
+  if kinds >= 4 and locate(field, template .. string.char(127, #template)) then
+    return field, nil, nil, nil, marks().busy_for(field, owner)
   end
   return field
 end

@@ -12,7 +12,8 @@ local function touched_at(field)
   local stop = #field
   while stop > 0 do
     local start = start_of(field, stop)
-    if byte(field, start + 4) >= 192 then return expiry_at(field, start) - keep_touch, start end
+    -- The sending mark, of the same kind, has a longer id.
+    if byte(field, start + 4) >= 192 and byte(field, stop) == 0 then return expiry_at(field, start) - keep_touch, start end
     stop = start - 1
   end
   return nil

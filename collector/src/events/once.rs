@@ -1,0 +1,73 @@
+//! What the repetition of an event is known by: WeChat pushes an event again when it was not answered in time.
+
+use shared::store::credentials::OnceKey;
+
+use super::{Item, Pushed};
+use crate::once;
+
+impl Pushed {
+    /// What a decision is known by within its app, to be acted on once; nothing for [`Item::Outcome`], whose `msgid` is its
+    /// own name. `item` is one of this event's.
+    ///
+    /// The parts are the name of the event, the openid, the template id, `accept` or `reject`, and `CreateTime` in decimal
+    /// digits. The scene is no part of it: where a popup was shown does not make its decision another one. Two decisions
+    /// about one template within one second, of one user, count as one.
+    pub fn once_key(&self, item: &Item) -> Option<OnceKey> {
+        let Item::Decision { template, status, scene: _ } = item else { return None };
+        let created = self.created.to_string();
+        Some(once::key(&[self.event.name(), self.openid.as_str(), template.as_str(), status.word(), &created]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::credential::{OpenId, TemplateId};
+
+    use super::super::{Event, Status};
+    use super::*;
+
+    fn decision(template: &str, status: Status, scene: Option<u32>) -> Item {
+        Item::Decision { template: TemplateId::parse(template).unwrap(), status, scene }
+    }
+
+    fn pushed(event: Event, openid: &str, created: i64) -> Pushed {
+        Pushed { event, openid: OpenId::parse(openid).unwrap(), created, items: Vec::new() }
+    }
+
+    fn hex(key: OnceKey) -> String {
+        key.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn the_key_of_a_decision_is_part_of_the_stored_format() {
+        let popup = pushed(Event::Popup, "otFpruAK8D-E6EfStSYonYSBZ8_4", 1_610_969_440);
+        let key = popup.once_key(&decision("VRR0UEO9VJOLs0MHlU0OilqX6MVFDwH3_3gz3Oc0NIc", Status::Accept, Some(2)));
+        assert_eq!(hex(key.unwrap()), "45419ccdaad6ca1a1820a50f5469adb4");
+    }
+
+    #[test]
+    fn every_part_but_the_scene_makes_another_decision() {
+        let popup = pushed(Event::Popup, "o1", 10);
+        let accept = decision("t1", Status::Accept, Some(0));
+        let key = popup.once_key(&accept);
+        assert!(key.is_some());
+        assert_eq!(popup.once_key(&decision("t1", Status::Accept, None)), key);
+        for (pushed, item) in [
+            (pushed(Event::Change, "o1", 10), &accept),
+            (pushed(Event::Popup, "o2", 10), &accept),
+            (pushed(Event::Popup, "o1", 11), &accept),
+            (pushed(Event::Popup, "o1t", 10), &decision("1", Status::Accept, None)),
+            (popup.clone(), &decision("t2", Status::Accept, None)),
+            (popup.clone(), &decision("t1", Status::Reject, None)),
+        ] {
+            assert_ne!(pushed.once_key(item), key, "{pushed:?} {item:?}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_has_the_name_of_its_message() {
+        let template = TemplateId::parse("t").unwrap();
+        let outcome = Item::Outcome { template, msgid: 1, error_code: 0, error_status: "".into() };
+        assert_eq!(pushed(Event::Sent, "o1", 10).once_key(&outcome), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! The tree of fields, whichever format it came in, becomes a report.
+
+use std::num::IntErrorKind;
+use std::slice;
+
+use serde_json::{Map, Value};
+use shared::credential::{OpenId, visible};
+
+use super::{Event, EventError, Fault, Item, MAX_ITEMS, Place, Pushed, Report, Status, TemplateId};
+
+/// The longest name of another event that is kept, in bytes.
+const MAX_NAME: usize = 64;
+
+/// The longest `ErrorStatus` that is kept, in characters.
+const MAX_ERROR_STATUS: usize = 128;
+
+/// The last second that a google.protobuf.Timestamp can have. Milliseconds taken for seconds lie beyond it.
+const LAST_SECOND: i64 = 253_402_300_799;
+
+type Tree = Map<String, Value>;
+
+/// Reads the fields of a body.
+pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
+    // In its compatible mode WeChat sends Encrypt beside all that is in it: that can be read.
+    if body.contains_key("Encrypt") && !body.contains_key("MsgType") {
+        return Err(Fault::Encrypted.of(Place::Body));
+    }
+    let fields = Fields { tree: body, place: Place::Field };
+    let mut name = fields.text("MsgType")?;
+    if name == "event" {
+        name = fields.text("Event")?;
+        if let Some(event) = Event::ALL.into_iter().find(|event| event.name() == name) {
+            return pushed(event, body, &fields).map(Report::Subscription);
+        }
+    }
+    let name = visible(name, MAX_NAME).is_ok().then(|| name.into());
+    Ok(Report::Other { name })
+}
+
+fn pushed(
+    event: Event,
+    body: &Tree,
+    fields: &Fields<'_, impl Fn(&'static str) -> Place>,
+) -> Result<Pushed, EventError> {
+    let openid = fields.parsed("FromUserName", OpenId::parse)?;
+    let created = fields.whole::<i64>("CreateTime")?;
+    if !(0..=LAST_SECOND).contains(&created) {
+        return Err(Fault::OutOfRange.of(Place::Field("CreateTime")));
+    }
+    let list = list(event, body)?;
+    if list.len() > MAX_ITEMS {
+        return Err(Fault::TooManyItems.of(Place::Field("List")));
+    }
+    let items = list.iter().enumerate().map(|(place, value)| item(event, place, value)).collect();
+    Ok(Pushed { event, openid, created, items })
+}
+
+/// The items: XML has them in an element of the event's, JSON at the top. One alone may stand there without a list.
+fn list(event: Event, body: &Tree) -> Result<&[Value], EventError> {
+    let list = match body.get(event.element()) {
+        Some(Value::Object(fields)) => fields.get("List"),
+        // What an XML element with nothing in it is.
+        Some(Value::String(text)) if text.is_empty() => return Ok(&[]),
+        Some(_) => return Err(Fault::NotFields.of(Place::Field(event.element()))),
+        None => body.get("List"),
+    };
+    match list {
+        Some(Value::Array(items)) => Ok(items),
+        Some(Value::String(text)) if text.is_empty() => Ok(&[]),
+        Some(item @ Value::Object(_)) => Ok(slice::from_ref(item)),
+        Some(_) => Err(Fault::NotFields.of(Place::Field("List"))),
+        None => Err(Fault::Missing.of(Place::Field("List"))),
+    }
+}
+
+fn item(event: Event, place: usize, value: &Value) -> Result<Item, EventError> {
+    let tree = value.as_object().ok_or(Fault::NotFields.of(Place::Item(place)))?;
+    let fields = Fields { tree, place: |name| Place::ItemField(place, name) };
+    let template = fields.parsed("TemplateId", TemplateId::parse)?;
+    let status = |known: &[Status], fault: Fault| {
+        let word = fields.text("SubscribeStatusString")?;
+        let status = known.iter().copied().find(|status| status.word() == word);
+        status.ok_or(fault.of(Place::ItemField(place, "SubscribeStatusString")))
+    };
+    match event {
+        Event::Popup => {
+            let status = status(&[Status::Accept, Status::Reject], Fault::NotAStatus)?;
+            let scene = tree.contains_key("PopupScene").then(|| fields.whole("PopupScene")).transpose()?;
+            Ok(Item::Decision { template, status, scene })
+        }
+        Event::Change => {
+            Ok(Item::Decision { template, status: status(&[Status::Reject], Fault::NotReject)?, scene: None })
+        }
+        Event::Sent => Ok(Item::Outcome {
+            template,
+            msgid: fields.whole("MsgID")?,
+            error_code: fields.whole("ErrorCode")?,
+            error_status: match tree.get("ErrorStatus") {
+                Some(_) => fields.text("ErrorStatus")?,
+                None => "",
+            }
+            .chars()
+            .filter(|character| !character.is_control())
+            .take(MAX_ERROR_STATUS)
+            .collect(),
+        }),
+    }
+}
+
+/// Fields of the body or of an item, and how their places are called.
+struct Fields<'a, P> {
+    tree: &'a Tree,
+    place: P,
+}
+
+impl<'a, P: Fn(&'static str) -> Place> Fields<'a, P> {
+    fn get(&self, name: &'static str) -> Result<&'a Value, EventError> {
+        self.tree.get(name).ok_or_else(|| self.wrong(name, Fault::Missing))
+    }
+
+    fn text(&self, name: &'static str) -> Result<&'a str, EventError> {
+        self.get(name)?.as_str().ok_or_else(|| self.wrong(name, Fault::NotText))
+    }
+
+    fn parsed<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&'a str) -> Result<T, shared::credential::Malformed>,
+    ) -> Result<T, EventError> {
+        parse(self.text(name)?).map_err(|malformed| self.wrong(name, Fault::Malformed(malformed)))
+    }
+
+    /// A number, as a number or as text.
+    fn whole<T: TryFrom<i128>>(&self, name: &'static str) -> Result<T, EventError> {
+        let number = whole(self.get(name)?).and_then(|number| T::try_from(number).map_err(|_| Fault::OutOfRange));
+        number.map_err(|fault| self.wrong(name, fault))
+    }
+
+    fn wrong(&self, name: &'static str, fault: Fault) -> EventError {
+        fault.of((self.place)(name))
+    }
+}
+
+/// Digits, with a minus perhaps. Never by way of a float, which would round a message id.
+fn whole(value: &Value) -> Result<i128, Fault> {
+    let digits = match value {
+        Value::String(text) if !text.starts_with('+') => text.parse::<i128>(),
+        // serde_json keeps what has a fraction, an exponent or more than 64 bits as a float.
+        Value::Number(number) if number.is_f64() => {
+            let large = number.as_f64().is_some_and(|float| float.abs() >= i64::MAX as f64);
+            return Err(if large { Fault::OutOfRange } else { Fault::NotWhole });
+        }
+        Value::Number(number) => number.to_string().parse(),
+        _ => return Err(Fault::NotWhole),
+    };
+    digits.map_err(|error| match error.kind() {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => Fault::OutOfRange,
+        _ => Fault::NotWhole,
+    })
+}

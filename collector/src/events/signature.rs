@@ -1,0 +1,99 @@
+//! Whether a request to an app's callback came from WeChat.
+
+use std::fmt;
+
+use sha1_smol::Sha1;
+use shared::credential::{Malformed, visible};
+use subtle::ConstantTimeEq as _;
+
+/// The longest token, in bytes. WeChat's console takes 3 to 32 letters and digits.
+pub const MAX_TOKEN: usize = 128;
+
+/// The token that a team and WeChat share for an app's callback. `Debug` hides it, and there is no `Display`.
+#[derive(Clone)]
+pub struct CallbackToken(Box<str>);
+
+impl CallbackToken {
+    /// Visible ASCII, at most [`MAX_TOKEN`] bytes.
+    pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
+        let text = text.into();
+        visible(&text, MAX_TOKEN)?;
+        Ok(Self(text))
+    }
+
+    /// Whether `signature` is what WeChat signs `timestamp` and `nonce` with: the SHA-1 of the token and the two, sorted
+    /// and joined, in lowercase hex. All three as they stand in the query of the request.
+    ///
+    /// It tells that whoever made it knew the token. It does not cover the body, nor is it used up: one request that is
+    /// listened in on can be sent again with another body. The way from WeChat to here has to be private for it to mean
+    /// more.
+    pub fn signs(&self, timestamp: &str, nonce: &str, signature: &str) -> bool {
+        let mut parts = [&*self.0, timestamp, nonce];
+        parts.sort_unstable();
+        let mut hash = Sha1::new();
+        for part in parts {
+            hash.update(part.as_bytes());
+        }
+        // In a time that does not tell how much of it is right, which would let it be guessed byte by byte.
+        hex(hash.digest().bytes()).ct_eq(signature.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for CallbackToken {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("CallbackToken(..)")
+    }
+}
+
+fn hex(digest: [u8; 20]) -> Vec<u8> {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    digest.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| DIGITS[usize::from(digit)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMESTAMP: &str = "1714036504";
+    const NONCE: &str = "1514711492";
+    const SIGNATURE: &str = "f464b24fc39322e44b38aa78f5edd27bd1441696";
+
+    fn token(text: &str) -> CallbackToken {
+        CallbackToken::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_wechat_signed_is_recognized() {
+        assert!(token("AAAAA").signs(TIMESTAMP, NONCE, SIGNATURE));
+        assert!(token("AAAAA").signs(NONCE, TIMESTAMP, SIGNATURE), "sorted, so their order says nothing");
+    }
+
+    #[test]
+    fn whatever_else_is_not() {
+        assert!(!token("AAAAB").signs(TIMESTAMP, NONCE, SIGNATURE));
+        assert!(!token("AAAAA").signs("1714036505", NONCE, SIGNATURE));
+        assert!(!token("AAAAA").signs(TIMESTAMP, "", SIGNATURE));
+        let upper = SIGNATURE.to_uppercase();
+        for signature in ["", "f464", &SIGNATURE[..39], &format!("{SIGNATURE}0"), &upper, "é"] {
+            assert!(!token("AAAAA").signs(TIMESTAMP, NONCE, signature), "{signature:?}");
+        }
+        for place in 0..SIGNATURE.len() {
+            let mut other = SIGNATURE.to_owned();
+            other.replace_range(place..=place, if &other[place..=place] == "0" { "1" } else { "0" });
+            assert!(!token("AAAAA").signs(TIMESTAMP, NONCE, &other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_visible_ascii_of_a_bounded_length_and_does_not_show() {
+        for (text, malformed) in [
+            ("", Malformed::Empty),
+            ("a b", Malformed::BadCharacters),
+            ("é", Malformed::BadCharacters),
+            (&"x".repeat(MAX_TOKEN + 1), Malformed::TooLong(MAX_TOKEN)),
+        ] {
+            assert_eq!(CallbackToken::parse(text).unwrap_err(), malformed, "{text:?}");
+        }
+        assert_eq!(format!("{:?}", token(&"x".repeat(MAX_TOKEN))), "CallbackToken(..)");
+    }
+}

@@ -1,0 +1,235 @@
+//! Grants of subscription messages: collected, told of, and reported by WeChat's events.
+
+use shared::proto::credential::Right;
+use shared::proto::{
+    CollectStatus, Credential, CredentialKind, EraseUserRequest, EventAction, GetInventoryRequest,
+    GetInventoryResponse, GetStockRequest, Grant, KindInventory, RefusalReason, ReportEventsRequest,
+    ReportEventsResponse,
+};
+use testing::Redis;
+use tonic::{Code, Status};
+
+use crate::support::{APP, Client, bad_fields, batch, collect, collector, form, reason, request};
+
+const SIGNED: [&str; 3] = ["1714036504", "1514711492", "f464b24fc39322e44b38aa78f5edd27bd1441696"];
+
+fn grant(openid: &str, template: &str, count: u32) -> Credential {
+    keyed(openid, template, count, "")
+}
+
+fn keyed(openid: &str, template: &str, count: u32, key: &str) -> Credential {
+    let grant = Grant { template_id: template.into(), count, unlimited: false, grant_key: key.into() };
+    Credential { openid: openid.into(), right: Some(Right::Grant(grant)), obtained_at: None }
+}
+
+fn unlimited(openid: &str, template: &str, count: u32) -> Credential {
+    let grant = Grant { template_id: template.into(), count, unlimited: true, grant_key: String::new() };
+    Credential { openid: openid.into(), right: Some(Right::Grant(grant)), obtained_at: None }
+}
+
+async fn inventory(client: &mut Client, openid: &str) -> GetInventoryResponse {
+    let request = GetInventoryRequest { app_id: APP.into(), openid: openid.into() };
+    client.get_inventory(request).await.unwrap().into_inner()
+}
+
+async fn report(client: &mut Client, body: &str) -> Result<ReportEventsResponse, Status> {
+    let request = ReportEventsRequest { app_id: APP.into(), body: body.into(), ..ReportEventsRequest::default() };
+    client.report_events(request).await.map(tonic::Response::into_inner)
+}
+
+/// A pop-up that the user answered, item by item.
+fn popup(created: u32, items: &[(&str, &str)]) -> String {
+    let items: Vec<_> = items
+        .iter()
+        .map(|(template, status)| {
+            format!(r#"{{"TemplateId":"{template}","SubscribeStatusString":"{status}","PopupScene":"0"}}"#)
+        })
+        .collect();
+    format!(
+        r#"{{"ToUserName":"gh_1","FromUserName":"oUser","CreateTime":"{created}","MsgType":"event",
+            "Event":"subscribe_msg_popup_event","List":[{}]}}"#,
+        items.join(",")
+    )
+}
+
+fn actions(response: &ReportEventsResponse) -> Vec<(EventAction, u32)> {
+    response.results.iter().map(|result| (result.action(), result.messages)).collect()
+}
+
+#[tokio::test]
+async fn grants_stand_beside_form_ids_and_add_up_by_template() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let credentials = vec![
+        form("oUser", "f1"),
+        grant("oUser", "t1", 0),
+        grant("oUser", "t1", 40),
+        grant("oUser", "t2", 2),
+        unlimited("oUser", "t3", 0),
+        unlimited("oUser", "t3", 0),
+    ];
+    use CollectStatus::{Duplicate, Stored};
+    let statuses = collect(&mut client, credentials).await.unwrap();
+    assert_eq!(statuses, [Stored, Stored, Stored, Stored, Stored, Duplicate]);
+    let stored = inventory(&mut client, "oUser").await;
+    let grants: Vec<_> = stored.kinds.iter().filter(|kind| kind.kind() == CredentialKind::Grant).collect();
+    let told: Vec<_> = grants.iter().map(|kind| (kind.template_id.as_str(), kind.messages, kind.unlimited)).collect();
+    assert_eq!(told, [("t1", 41, false), ("t2", 2, false), ("t3", 1, true)]);
+    assert!(grants.iter().all(|KindInventory { soonest_expiry, latest_expiry, .. }| {
+        soonest_expiry.is_none() && latest_expiry.is_none()
+    }));
+    assert_eq!(stored.messages, 45);
+
+    let stock = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap().into_inner();
+    let templates: Vec<_> = stock
+        .templates
+        .iter()
+        .map(|one| (one.template_id.as_str(), one.users, one.messages, one.unlimited_users))
+        .collect();
+    assert_eq!(templates, [("t1", 1, 41, 0), ("t2", 1, 2, 0), ("t3", 1, 1, 1)]);
+    assert_eq!((stock.reachable_users, stock.days.len()), (1, 1));
+    assert_eq!(stock.ledger.unwrap().available, 45);
+
+    let erased = client.erase_user(EraseUserRequest { app_id: APP.into(), openid: "oUser".into() }).await.unwrap();
+    assert_eq!(erased.into_inner().messages, 45);
+    assert_eq!(inventory(&mut client, "oUser").await, GetInventoryResponse::default());
+}
+
+#[tokio::test]
+async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    for number in 0..3 {
+        let credentials = vec![keyed("oUser", "t", 2, "k1"), keyed("oOther", "t", 2, "k1"), grant("oUser", "other", 1)];
+        use CollectStatus::{Duplicate, Stored};
+        let expected = if number == 0 { [Stored; 3] } else { [Duplicate, Duplicate, Stored] };
+        assert_eq!(collect(&mut client, credentials).await.unwrap(), expected);
+    }
+    let messages: Vec<_> = inventory(&mut client, "oUser").await.kinds.iter().map(|kind| kind.messages).collect();
+    assert_eq!(messages, [3, 2]);
+    // By stream too.
+    let batches = tokio_stream::iter([batch(7, vec![keyed("oUser", "t", 2, "k1"), keyed("oUser", "t", 1, "k2")])]);
+    let mut answers = client.collect_stream(batches).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!((answer.sequence, answer.stored, answer.duplicates), (7, 1, 1));
+}
+
+#[tokio::test]
+async fn a_bad_grant_is_refused_with_its_reason_and_spoils_no_other() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let credentials = vec![
+        grant("oUser", "", 1),
+        grant("oUser", &"t".repeat(65), 1),
+        grant("oUser", "t", 1001),
+        unlimited("oUser", "t", 1),
+        keyed("oUser", "t", 1, "with space"),
+        grant("oUser", "t", 1000),
+    ];
+    let answer = client.collect(request(credentials)).await.unwrap().into_inner();
+    let reasons: Vec<_> = answer.results.iter().map(|result| result.reason()).collect();
+    use RefusalReason::{BadCount, BadGrantKey, BadTemplateId, Unspecified};
+    assert_eq!(reasons, [BadTemplateId, BadTemplateId, BadCount, BadCount, BadGrantKey, Unspecified]);
+    assert_eq!(answer.results[2].message, "grant.count must be at most 1000, and 0 beside unlimited");
+    assert_eq!(inventory(&mut client, "oUser").await.messages, 1000);
+}
+
+#[tokio::test]
+async fn an_event_is_acted_on_once_item_by_item() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    use EventAction::{Duplicate, Granted, Refused, Voided};
+    let first = popup(10, &[("t1", "accept"), ("t2", "accept"), ("t3", "reject"), ("t4", "maybe")]);
+    let told = report(&mut client, &first).await.unwrap();
+    assert_eq!(told.event, "subscribe_msg_popup_event");
+    assert_eq!(actions(&told), [(Granted, 1), (Granted, 1), (Voided, 0), (Refused, 0)]);
+    assert!(told.results[3].message.contains("SubscribeStatusString"), "{told:?}");
+    let again = report(&mut client, &first).await.unwrap();
+    assert_eq!(actions(&again), [(Duplicate, 0), (Duplicate, 0), (Duplicate, 0), (Refused, 0)]);
+    report(&mut client, &popup(11, &[("t1", "accept")])).await.unwrap();
+    assert_eq!(inventory(&mut client, "oUser").await.messages, 3);
+    let voided = report(&mut client, &popup(12, &[("t1", "reject")])).await.unwrap();
+    assert_eq!(actions(&voided), [(Voided, 2)]);
+    // The same answer of the user, told late, takes nothing from what came after it.
+    report(&mut client, &popup(13, &[("t1", "accept")])).await.unwrap();
+    assert_eq!(actions(&report(&mut client, &popup(12, &[("t1", "reject")])).await.unwrap()), [(Duplicate, 0)]);
+    assert_eq!(inventory(&mut client, "oUser").await.messages, 2);
+}
+
+#[tokio::test]
+async fn what_became_of_a_message_is_recorded_once() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let sent = |msgid: u64, code: i32| {
+        format!(
+            "<xml><ToUserName>gh_1</ToUserName><FromUserName><![CDATA[oUser]]></FromUserName><CreateTime>1</CreateTime>\
+             <MsgType>event</MsgType><Event>subscribe_msg_sent_event</Event><SubscribeMsgSentEvent><List>\
+             <TemplateId>t1</TemplateId><MsgID>{msgid}</MsgID><ErrorCode>{code}</ErrorCode>\
+             <ErrorStatus>user refuse</ErrorStatus></List></SubscribeMsgSentEvent></xml>"
+        )
+    };
+    use EventAction::{Delivered, Duplicate, FailureRecorded};
+    let told = report(&mut client, &sent(u64::MAX, 0)).await.unwrap();
+    assert_eq!((actions(&told), told.results[0].msgid), (vec![(Delivered, 0)], u64::MAX));
+    for expected in [FailureRecorded, Duplicate] {
+        assert_eq!(actions(&report(&mut client, &sent(5, 43101)).await.unwrap()), [(expected, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_about_subscriptions_is_passed_over() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let body = r#"{"FromUserName":"oUser","CreateTime":1,"MsgType":"event","Event":"user_enter_tempsession"}"#;
+    let told = report(&mut client, body).await.unwrap();
+    assert_eq!((told.event.as_str(), told.results.len()), ("user_enter_tempsession", 0));
+}
+
+#[tokio::test]
+async fn a_body_that_is_none_is_refused_by_the_name_of_what_is_wrong() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    for (body, field) in [
+        ("", "body"),
+        ("event", "body"),
+        ("{", "body"),
+        (r#"{"ToUserName":"gh_1","Encrypt":"abc"}"#, "body"),
+        (r#"{"MsgType":"event","Event":"subscribe_msg_popup_event","CreateTime":1,"List":[]}"#, "body.FromUserName"),
+    ] {
+        let refused = report(&mut client, body).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{body}");
+        assert_eq!((reason(&refused), bad_fields(&refused)), ("INVALID_FIELDS".into(), vec![field.into()]), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_must_be_signed_where_the_apps_token_is_known() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.toml");
+    std::fs::write(&tokens, format!("[callback_tokens]\n{APP} = \"AAAAA\"\n")).unwrap();
+    let (_collector, mut client) = collector(&redis, &["--callback-tokens", tokens.to_str().unwrap()]).await;
+    let [timestamp, nonce, signature] = SIGNED.map(String::from);
+    let signed = ReportEventsRequest {
+        app_id: APP.into(),
+        body: popup(10, &[("t1", "accept")]).into(),
+        timestamp,
+        nonce,
+        signature,
+    };
+    for bad in [
+        ReportEventsRequest { signature: String::new(), ..signed.clone() },
+        ReportEventsRequest { nonce: "1".into(), ..signed.clone() },
+        ReportEventsRequest {
+            timestamp: String::new(),
+            nonce: String::new(),
+            signature: String::new(),
+            ..signed.clone()
+        },
+    ] {
+        let refused = client.report_events(bad).await.unwrap_err();
+        assert_eq!((refused.code(), reason(&refused)), (Code::PermissionDenied, "BAD_SIGNATURE".into()));
+    }
+    assert_eq!(inventory(&mut client, "oUser").await.messages, 0);
+    assert_eq!(actions(&client.report_events(signed).await.unwrap().into_inner()), [(EventAction::Granted, 1)]);
+}

@@ -1,0 +1,151 @@
+//! The message of a request, read: what SendTemplate and Broadcast have in common.
+
+use std::collections::{BTreeMap, HashMap};
+
+use shared::credential::{AppId, TemplateId};
+use shared::fields::Fields;
+use shared::proto::{self, TemplateValue, ValueWarning};
+
+use crate::wechat::keywords::{Judgement, judge};
+use crate::wechat::message::{Delivery, Message, Value};
+
+/// The longest page, in bytes: WeChat's bound.
+const MAX_PAGE: usize = 1024;
+/// The most keys in a message's data; templates have fewer than ten.
+const MAX_KEYS: usize = 64;
+/// The longest key, in bytes.
+const MAX_KEY: usize = 64;
+/// The longest value, in bytes.
+const MAX_VALUE: usize = 4096;
+/// The longest colour, in bytes.
+const MAX_COLOR: usize = 32;
+
+const STATES: [&str; 3] = ["developer", "trial", "formal"];
+const LANGUAGES: [&str; 4] = ["zh_CN", "en_US", "zh_HK", "zh_TW"];
+
+/// What a request says of its message.
+pub(super) struct Parts {
+    pub(super) delivery: i32,
+    pub(super) template_id: String,
+    pub(super) data: HashMap<String, TemplateValue>,
+    pub(super) page: String,
+    pub(super) emphasis_keyword: String,
+    pub(super) miniprogram_state: String,
+    pub(super) lang: String,
+}
+
+/// The message, and what WeChat may not like about it; nothing where the template id is none. `usual` is how the app sends
+/// unless a call says otherwise.
+pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option<(Message, Vec<ValueWarning>)> {
+    let Parts { delivery, template_id, data, page, emphasis_keyword, miniprogram_state, lang } = parts;
+    let delivery = match proto::Delivery::try_from(delivery) {
+        Ok(proto::Delivery::Unspecified) => usual,
+        Ok(proto::Delivery::FormId) => Delivery::FormId,
+        Ok(proto::Delivery::Subscription) => Delivery::Subscription,
+        Err(_) => {
+            fields.refuse("delivery", "must be one of the deliveries that are known");
+            usual
+        }
+    };
+    let template_id = fields.take("template_id", TemplateId::parse(template_id));
+    fields.text("page", &page, MAX_PAGE);
+    check_data(fields, "data", &data);
+    let mut warnings = Vec::new();
+    match delivery {
+        Delivery::FormId => {
+            check_emphasis(fields, &emphasis_keyword, &data);
+            for (field, value) in [("miniprogram_state", &miniprogram_state), ("lang", &lang)] {
+                if !value.is_empty() {
+                    fields.refuse(field, "must be empty: only subscription messages have it");
+                }
+            }
+        }
+        Delivery::Subscription => {
+            check_values(fields, "data", &data, &mut warnings);
+            if !emphasis_keyword.is_empty() {
+                fields.refuse("emphasis_keyword", "must be empty: subscription messages have none");
+            }
+            check_choice(fields, "miniprogram_state", &miniprogram_state, &STATES);
+            check_choice(fields, "lang", &lang, &LANGUAGES);
+        }
+    }
+    let data = values(data);
+    let template_id = template_id?;
+    Some((Message { delivery, template_id, page, data, emphasis_keyword, miniprogram_state, lang }, warnings))
+}
+
+/// How an app sends unless a call says otherwise; of one that is not known it does not matter.
+pub(super) fn usual(app: Option<&AppId>, of: impl Fn(&AppId) -> Option<Delivery>) -> Delivery {
+    app.and_then(of).unwrap_or_default()
+}
+
+/// The values of a template, in order.
+pub(super) fn values(data: HashMap<String, TemplateValue>) -> BTreeMap<String, Value> {
+    data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color })).collect()
+}
+
+/// Notes what is wrong with the values of a template; `field` is what the request calls them.
+pub(super) fn check_data(fields: &mut Fields, field: &str, data: &HashMap<String, TemplateValue>) {
+    if data.len() > MAX_KEYS {
+        fields.refuse(field, format_args!("must not have more than {MAX_KEYS} keys"));
+        return;
+    }
+    for (key, value) in sorted(data) {
+        if !is_key(key) {
+            fields.refuse(
+                field,
+                format_args!("has a key that is not 1 to {MAX_KEY} letters, digits and '_', such as keyword1"),
+            );
+            continue;
+        }
+        fields.text(&format!("{field}.{key}.value"), &value.value, MAX_VALUE);
+        fields.text(&format!("{field}.{key}.color"), &value.color, MAX_COLOR);
+    }
+}
+
+/// Notes which values of a subscription message WeChat is certain to refuse, and which it may.
+pub(super) fn check_values(
+    fields: &mut Fields,
+    field: &str,
+    data: &HashMap<String, TemplateValue>,
+    warnings: &mut Vec<ValueWarning>,
+) {
+    for (key, value) in sorted(data).into_iter().filter(|(key, _)| is_key(key)) {
+        let place = format!("{field}.{key}.value");
+        match judge(key, &value.value) {
+            Judgement::Fine => {}
+            Judgement::Doubtful(description) => {
+                warnings.push(ValueWarning { field: place, description: description.into() });
+            }
+            Judgement::Wrong(sentence) => fields.refuse(place, sentence),
+        }
+        if !value.color.is_empty() {
+            fields.refuse(format!("{field}.{key}.color"), "must be empty: subscription messages have no colours");
+        }
+    }
+}
+
+fn sorted(data: &HashMap<String, TemplateValue>) -> Vec<(&String, &TemplateValue)> {
+    let mut keys: Vec<_> = data.iter().collect();
+    keys.sort_by_key(|(key, _)| *key);
+    keys
+}
+
+fn is_key(key: &str) -> bool {
+    (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn check_emphasis(fields: &mut Fields, emphasis: &str, data: &HashMap<String, TemplateValue>) {
+    if emphasis.is_empty() {
+        return;
+    }
+    if !emphasis.strip_suffix(".DATA").is_some_and(|key| data.contains_key(key)) {
+        fields.refuse("emphasis_keyword", "must be a key of data followed by .DATA, such as keyword1.DATA");
+    }
+}
+
+fn check_choice(fields: &mut Fields, field: &str, value: &str, choices: &[&str]) {
+    if !value.is_empty() && !choices.contains(&value) {
+        fields.refuse(field, format_args!("must be empty or one of {}", choices.join(", ")));
+    }
+}

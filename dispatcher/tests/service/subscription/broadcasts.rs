@@ -1,0 +1,139 @@
+//! Broadcasts that spend grants.
+
+use std::time::Duration;
+
+use sandbox::Subscription;
+use shared::credential::{OpenId, TemplateId};
+use shared::proto::{BroadcastRequest, BroadcastState, Delivery, PauseReason};
+use shared::store::late::{LateFailure, MsgId};
+use shared::store::leases::LeaseId;
+use shared::store::wanted::Wanted;
+use testing::eventually;
+
+use super::{TEMPLATE, data};
+use crate::broadcast::{tally, to_all, to_list};
+use crate::rig::{APP, Rig};
+
+fn spring() -> BroadcastRequest {
+    BroadcastRequest { template_id: TEMPLATE.into(), data: data("thing1", "spring"), ..to_all() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_audience_are_the_users_with_a_grant_of_its_template() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..150, TEMPLATE, 2).await;
+    rig.accept_crowd(100..200, "another", 1).await;
+    rig.submit_crowd(150..250).await;
+    let preview = dispatcher.preview(spring()).await;
+    assert_eq!((preview.audience - preview.no_credential, preview.reachable), (150, 150));
+    let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((done.delivery(), tally(&done).audience, tally(&done).delivered), (Delivery::Subscription, 150, 150));
+    assert!(rig.received().values().all(|count| *count == 1));
+    // One grant each is left, and whoever is named in a list without one is told of.
+    let list = BroadcastRequest {
+        data: data("thing1", "again"),
+        template_id: TEMPLATE.into(),
+        ..to_list(&["oUser0", "oUser160"])
+    };
+    let id = dispatcher.broadcast(list).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).no_credential), (1, 1));
+    assert_eq!(dispatcher.undelivered(&id).await["oUser160"], ("NO_CREDENTIAL".into(), None));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn who_says_no_is_no_failure_and_keeps_no_grant() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..10, TEMPLATE, 3).await;
+    rig.sandbox.reject(APP, vec![Subscription::new("oUser3", TEMPLATE)]).unwrap();
+    let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).refused_by_user), (9, 1));
+    assert_eq!(dispatcher.undelivered(&id).await["oUser3"], ("USER_REFUSED".into(), Some(43101)));
+    assert_eq!((rig.granted("oUser3", TEMPLATE).await, rig.granted("oUser4", TEMPLATE).await), (0, 2));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_user_who_is_sent_something_else_just_now_gets_it_after_that() {
+    let rig = Rig::new().await.subscribed();
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..20, TEMPLATE, 2).await;
+    // A dispatcher that took the turn of one user, and died.
+    let user = OpenId::parse("oUser7").unwrap();
+    let wanted = Wanted::grants(TemplateId::parse(TEMPLATE).unwrap());
+    let terms = rig.settings(&["--lease", "2s"]).limits.terms;
+    rig.store.lease(&rig.app(), &user, LeaseId::random(), &terms, &wanted, None).await.unwrap();
+    let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
+    dispatcher.until_delivered(&id, 19).await;
+    assert_eq!(tally(&dispatcher.look(&id).await).left, 1);
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!(tally(&done).delivered, 20);
+    eventually("the lease of the dead is over", Duration::from_secs(10), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+    })
+    .await;
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn what_wechat_reports_later_moves_from_delivered_to_failed_once() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..10, TEMPLATE, 1).await;
+    let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
+    dispatcher.until(&id, BroadcastState::Done).await;
+    let message = rig.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap().remove(4);
+    let (user, msgid) = (OpenId::parse(message.openid.as_str()).unwrap(), MsgId(message.msgid.unwrap()));
+    let failure = LateFailure { errcode: 43101, status: "user refuse".into() };
+    for first in [true, false] {
+        assert_eq!(rig.store.fail_late(&rig.app(), &user, msgid, &failure).await.unwrap(), first);
+        let info = dispatcher.look(&id).await;
+        let failed: Vec<_> =
+            tally(&info).failed.iter().map(|one| (one.reason.as_str(), one.errcode, one.count)).collect();
+        assert_eq!((tally(&info).delivered, failed), (9, vec![("FAILED_LATER", Some(43101), 1)]));
+    }
+    let undelivered = dispatcher.undelivered(&id).await;
+    assert_eq!(undelivered.into_iter().collect::<Vec<_>>(), [(message.openid, ("FAILED_LATER".into(), Some(43101)))]);
+}
+
+#[tokio::test]
+async fn a_broadcast_by_form_ids_that_wechat_retired_pauses_with_that_code_and_burns_nothing() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.submit_crowd(0..50).await;
+    rig.answer(45103, u64::MAX);
+    let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
+    let paused = dispatcher.until(&id, BroadcastState::Paused).await;
+    assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::AppStopped, Some(45103)));
+    rig.no_lease_left().await;
+    assert_eq!(rig.store.ledger(&rig.app()).await.unwrap().available(), 50);
+    // The app can go on by what WeChat serves, at once.
+    rig.accept_crowd(0..5, TEMPLATE, 1).await;
+    let now = BroadcastRequest { delivery: Delivery::Subscription.into(), ..spring() };
+    let id = dispatcher.broadcast(now).await.unwrap().broadcast_id;
+    assert_eq!(tally(&dispatcher.until(&id, BroadcastState::Done).await).delivered, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_generation_has_a_daily_quota_of_its_own() {
+    let rig = Rig::subscribing().await;
+    rig.change(serde_json::json!({"subscribe_daily_quota": 100, "daily_quota": 1000}));
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..150, TEMPLATE, 1).await;
+    rig.submit_crowd(0..150).await;
+    let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
+    let paused = dispatcher.until(&id, BroadcastState::Paused).await;
+    // Four fifths: the rest is reserved for single messages.
+    assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::Quota, None));
+    rig.no_lease_left().await;
+    assert_eq!(rig.delivered(), 80);
+    let by_form_id = BroadcastRequest { delivery: Delivery::FormId.into(), ..to_all() };
+    let id = dispatcher.broadcast(by_form_id).await.unwrap().broadcast_id;
+    assert_eq!(tally(&dispatcher.until(&id, BroadcastState::Done).await).delivered, 150);
+    rig.assert_settled(0).await;
+}

@@ -1,0 +1,147 @@
+//! Dispatchers that die in the middle of a subscription message: at most once, and nobody is told a lie.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sandbox::{Endpoint, FaultKind, Rule};
+use shared::proto::Outcome;
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use testing::eventually;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::{TEMPLATE, message, request};
+use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_whose_dispatcher_died_counts_as_spent_and_is_unknown() {
+    for repeatable in [true, false] {
+        let rig = Rig::new().await.subscribed();
+        rig.accept("oUser", TEMPLATE, 2).await;
+        let rule = Rule { hang_ms: Some(400), endpoint: Endpoint::Subscribe, ..Rule::new(FaultKind::HangAfter) };
+        rig.sandbox.add_faults(vec![Rule { times: Some(1), ..rule }]).unwrap();
+        let port = any_port();
+        let mut process = rig.process(port);
+        let mut client = DispatcherServiceClient::new(connect(port).await);
+        serving(connect(port).await, true).await;
+        let order = if repeatable { request("oUser", "ready", "r1") } else { message("oUser", "ready") };
+        let mut caller = client.clone();
+        let sent = order.clone();
+        let call = tokio::spawn(async move { caller.send_template(sent).await });
+        eventually("WeChat has it", Duration::from_secs(10), async || rig.delivered() == 1).await;
+        process.kill();
+        assert!(call.await.unwrap().is_err());
+        let _process = rig.process(port);
+        serving(connect(port).await, true).await;
+        if repeatable {
+            let begun = Instant::now();
+            let repeated = loop {
+                match client.send_template(order.clone()).await {
+                    Ok(sent) => break sent.into_inner(),
+                    Err(status) => {
+                        assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}");
+                        assert!(begun.elapsed() < Duration::from_secs(20), "{status:?}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            };
+            assert_eq!((repeated.outcome(), repeated.attempts), (Outcome::Unknown, 0));
+        }
+        eventually("no lease is left", Duration::from_secs(20), async || {
+            rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+        })
+        .await;
+        let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+        assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (1, 1, 1), "{ledger:?}");
+        assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (1, 1));
+        // The next message is another one.
+        eventually("it goes out", Duration::from_secs(10), async || {
+            client.clone().send_template(message("oUser", "next")).await.is_ok()
+        })
+        .await;
+        assert_eq!(rig.delivered(), 2);
+        rig.assert_settled(0).await;
+    }
+}
+
+const MESSAGES: usize = 400;
+const USERS: usize = 80;
+const CALLERS: usize = 16;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_and_lost_answers_send_nothing_twice_and_leave_nothing_unanswered() {
+    let rig = Arc::new(Rig::new().await.subscribed());
+    rig.weather(&LOST_ANSWERS);
+    for user in 0..USERS {
+        rig.accept(&format!("oUser{user}"), TEMPLATE, (MESSAGES / USERS) as u16 + 2).await;
+    }
+    let port = any_port();
+    let mut process = rig.process(port);
+    let channel = connect(port).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let killer = tokio::spawn({
+        let (rig, done) = (Arc::clone(&rig), Arc::clone(&done));
+        async move {
+            let mut kills = 0;
+            while kills < 5 && !done.load(Ordering::Relaxed) {
+                // The very thing under test: a kill at a moment nobody chose.
+                tokio::time::sleep(Duration::from_millis(rand::random_range(100..500))).await;
+                process.kill();
+                kills += 1;
+                process = rig.process(port);
+            }
+            (kills, process)
+        }
+    });
+    let (next, delivered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let callers: Vec<_> =
+        (0..CALLERS).map(|_| tokio::spawn(call(channel.clone(), Arc::clone(&next), Arc::clone(&delivered)))).collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    let (kills, _process) = killer.await.unwrap();
+    assert!(kills >= 2, "the load was over after {kills} kills");
+    eventually("no lease is left", Duration::from_secs(20), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+    })
+    .await;
+    let (ledger, books) = (rig.store.ledger(&rig.app()).await.unwrap(), rig.sandbox.books(Some(APP)).unwrap());
+    let delivered = delivered.load(Ordering::Relaxed) as u64;
+    // Each message spent one grant, reached WeChat's "ok" at most once, and was answered by what could be known.
+    assert_eq!((ledger.consumed, ledger.unknown), (MESSAGES as u64, MESSAGES as u64 - delivered), "{ledger:?}");
+    assert_eq!((books.delivered_twice, books.overlaps), (0, 0), "{books:?}");
+    assert!((delivered..=MESSAGES as u64).contains(&books.delivered), "{delivered} {books:?}");
+    rig.assert_settled(0).await;
+}
+
+/// Takes messages in turn and repeats each until it is answered.
+async fn call(channel: Channel, next: Arc<AtomicUsize>, delivered: Arc<AtomicUsize>) {
+    let mut client = DispatcherServiceClient::new(channel);
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= MESSAGES {
+            return;
+        }
+        let begun = Instant::now();
+        loop {
+            let user = format!("oUser{}", number % USERS);
+            match client.send_template(request(&user, &number.to_string(), &format!("r{number}"))).await {
+                Ok(sent) => {
+                    let sent = sent.into_inner();
+                    delivered.fetch_add(usize::from(sent.outcome() == Outcome::Delivered), Ordering::Relaxed);
+                    break;
+                }
+                Err(status) => {
+                    let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::Cancelled)
+                        // A connection that broke under a kill, as tonic reports it.
+                        || (status.code() == Code::Unknown && status.details().is_empty());
+                    assert!(again, "{status:?}");
+                    assert!(begun.elapsed() < Duration::from_secs(60), "{number} is never answered: {status:?}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+}

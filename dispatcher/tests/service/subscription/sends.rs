@@ -1,0 +1,169 @@
+//! One subscription message, and what it spends.
+
+use sandbox::{FaultKind, Granting, Reading, Subscription};
+use shared::credential::{GrantUses, OpenId};
+use shared::proto::{CredentialKind, Delivery, Outcome, SendTemplateRequest};
+use shared::store::late::{LateFailure, MsgId};
+
+use super::{TEMPLATE, by_form_id, message, request};
+use crate::rig::{APP, Rig, fact, reason};
+
+#[tokio::test]
+async fn a_message_spends_one_grant_of_its_template_and_brings_its_msgid() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 2).await;
+    rig.accept("oUser", "another", 5).await;
+    rig.submit("oUser", 1).await;
+    let wanted = SendTemplateRequest {
+        page: "pages/order?id=1".into(),
+        miniprogram_state: "trial".into(),
+        lang: "en_US".into(),
+        ..message("oUser", "ready")
+    };
+    let sent = dispatcher.send(wanted).await.unwrap();
+    assert_eq!((sent.outcome(), sent.kind(), sent.attempts), (Outcome::Delivered, CredentialKind::Grant, 1));
+    assert_eq!((rig.granted("oUser", TEMPLATE).await, sent.messages_left), (1, 7));
+    let delivery = rig.sandbox.deliveries(APP, &Reading::default()).unwrap().remove(0);
+    assert_eq!((delivery.msgid, delivery.template_id.as_str()), (Some(sent.msgid), TEMPLATE));
+    assert_eq!((delivery.page.as_deref(), delivery.data["thing1"].value.as_str()), (Some("pages/order?id=1"), "ready"));
+    assert_eq!((delivery.miniprogram_state.as_deref(), delivery.lang.as_deref()), (Some("trial"), Some("en_US")));
+    dispatcher.send(message("oUser", "again")).await.unwrap();
+    let none = dispatcher.send(message("oUser", "too many")).await.unwrap_err();
+    assert_eq!(reason(&none), "NO_CREDENTIAL");
+    assert_eq!((rig.granted("oUser", "another").await, rig.left("oUser").await), (5, 6));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn either_generation_can_be_asked_for_whatever_the_app_is_set_to() {
+    for subscribing in [true, false] {
+        let rig = if subscribing { Rig::subscribing().await } else { Rig::patient().await };
+        let dispatcher = rig.dispatcher().await;
+        rig.accept("oUser", TEMPLATE, 1).await;
+        rig.submit("oUser", 1).await;
+        let kind = |kind: CredentialKind| if subscribing { kind } else { other(kind) };
+        let usual = dispatcher.send(message("oUser", "usual")).await.unwrap();
+        assert_eq!(usual.kind(), kind(CredentialKind::Grant));
+        let delivery = if subscribing { Delivery::FormId } else { Delivery::Subscription };
+        let request = SendTemplateRequest { delivery: delivery.into(), ..message("oUser", "other") };
+        assert_eq!(dispatcher.send(request).await.unwrap().kind(), kind(CredentialKind::FormId));
+        rig.assert_settled(0).await;
+    }
+}
+
+fn other(kind: CredentialKind) -> CredentialKind {
+    if kind == CredentialKind::Grant { CredentialKind::FormId } else { CredentialKind::Grant }
+}
+
+#[tokio::test]
+async fn a_long_term_subscription_is_not_used_up_and_ends_when_the_user_says_no() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.sandbox.grant(APP, vec![Granting { long_term: true, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
+    rig.collect_grant("oUser", TEMPLATE, GrantUses::LongTerm).await;
+    for number in 0..50 {
+        let sent = dispatcher.send(message("oUser", &number.to_string())).await.unwrap();
+        assert_eq!((sent.outcome(), sent.messages_left), (Outcome::Delivered, 1));
+    }
+    rig.sandbox.reject(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
+    let refused = dispatcher.send(message("oUser", "no")).await.unwrap_err();
+    assert_eq!((reason(&refused), fact(&refused, "errcode")), ("USER_REFUSED".into(), Some("43101".into())));
+    assert_eq!(rig.granted("oUser", TEMPLATE).await, 0);
+    assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_user_who_says_no_voids_the_grants_of_that_template_and_no_others() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 40).await;
+    rig.accept("oUser", "another", 2).await;
+    rig.sandbox.reject(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
+    let refused = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap_err();
+    assert_eq!((reason(&refused), fact(&refused, "errcode")), ("USER_REFUSED".into(), Some("43101".into())));
+    assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.granted("oUser", "another").await), (0, 2));
+    // It is no lasting refusal.
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let repeated = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap_err();
+    assert_eq!(reason(&repeated), "USER_REFUSED");
+    dispatcher.send(message("oUser", "ready")).await.unwrap();
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_spends_the_grant_and_is_not_asked_again() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 3).await;
+    for (times, kind) in (1..).zip([FaultKind::CutAfter, FaultKind::Http500Before]) {
+        rig.fault(kind, 1);
+        let id = format!("r{times}");
+        let sent = dispatcher.send(request("oUser", "ready", &id)).await.unwrap();
+        assert_eq!((sent.outcome(), sent.attempts, sent.msgid), (Outcome::Unknown, 1, 0));
+        let again = dispatcher.send(request("oUser", "ready", &id)).await.unwrap();
+        assert_eq!((again.outcome(), again.repeated), (Outcome::Unknown, true));
+        assert_eq!(rig.store.ledger(&rig.app()).await.unwrap().unknown, times);
+    }
+    assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (1, 1));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn who_would_rather_have_it_twice_than_not_at_all_can_say_so() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 3).await;
+    rig.fault(FaultKind::CutAfter, 1);
+    let bold = SendTemplateRequest { retry_unknown: true, ..message("oUser", "ready") };
+    let sent = dispatcher.send(bold).await.unwrap();
+    assert_eq!((sent.outcome(), sent.attempts), (Outcome::Delivered, 2));
+    assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (2, 2));
+    // The second attempt finds that the user says no: of the first nobody knows.
+    rig.fault(FaultKind::Http500Before, 1);
+    rig.sandbox.reject(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
+    let bold = SendTemplateRequest { retry_unknown: true, ..message("oUser", "ready") };
+    let sent = dispatcher.send(bold).await.unwrap();
+    assert_eq!((sent.outcome(), sent.errcode), (Outcome::Unknown, Some(43101)));
+    assert_eq!(rig.granted("oUser", TEMPLATE).await, 0);
+}
+
+#[tokio::test]
+async fn a_refused_connection_spends_no_grant() {
+    let mut rig = Rig::subscribing().await;
+    rig.base_url = format!("http://127.0.0.1:{}", testing::free_port());
+    // Nobody listens there, so there is no token either; the store has one.
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let failed = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
+    assert_eq!(reason(&failed), "TOKEN_UNAVAILABLE");
+    assert_eq!(rig.granted("oUser", TEMPLATE).await, 1);
+}
+
+#[tokio::test]
+async fn what_wechat_reports_later_is_told_to_who_repeats_the_request() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let sent = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
+    let repeat = async || dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
+    let again = repeat().await;
+    assert_eq!((again.repeated, again.msgid, again.late_failure), (true, sent.msgid, None));
+    let failure = LateFailure { errcode: 43101, status: "user refuse".into() };
+    let user = OpenId::parse("oUser").unwrap();
+    assert!(rig.store.fail_late(&rig.app(), &user, MsgId(sent.msgid), &failure).await.unwrap());
+    let late = repeat().await.late_failure.unwrap();
+    assert_eq!((late.errcode, late.status.as_str()), (43101, "user refuse"));
+}
+
+#[tokio::test]
+async fn the_two_generations_are_two_messages_to_one_request_id() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    rig.submit("oUser", 1).await;
+    dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
+    let reused = dispatcher.send(by_form_id(request("oUser", "ready", "r1"))).await.unwrap_err();
+    assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
+}

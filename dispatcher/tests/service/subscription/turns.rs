@@ -1,0 +1,109 @@
+//! One subscription message at a time for a user, over all dispatchers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::proto::Outcome;
+use testing::eventually;
+
+use super::{TEMPLATE, by_form_id, message};
+use crate::rig::{APP, Rig, reason};
+use sandbox::FaultKind;
+
+const GRANTS: u16 = 40;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_spends_of_some_grants_are_as_many_deliveries_and_never_two_calls_at_once() {
+    let rig = Arc::new(Rig::subscribing().await);
+    rig.sandbox.set_settings(sandbox::Settings { latency_ms: 4, jitter_ms: 4, ..rig.sandbox.settings() }).unwrap();
+    rig.accept("oUser", TEMPLATE, GRANTS).await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    let sends: Vec<_> = (0..3 * GRANTS)
+        .map(|number| {
+            let client = dispatchers[usize::from(number) % 2].client.clone();
+            tokio::spawn(async move { client.clone().send_template(message("oUser", &number.to_string())).await })
+        })
+        .collect();
+    let (mut delivered, mut none) = (0, 0);
+    for send in sends {
+        match send.await.unwrap() {
+            Ok(sent) => {
+                assert_eq!(sent.into_inner().outcome(), Outcome::Delivered);
+                delivered += 1;
+            }
+            Err(status) => {
+                assert_eq!(reason(&status), "NO_CREDENTIAL", "{status:?}");
+                none += 1;
+            }
+        }
+    }
+    assert_eq!((delivered, none), (GRANTS, 2 * GRANTS));
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!(
+        (books.delivered, books.subscribe_calls, books.overlaps),
+        (GRANTS.into(), GRANTS.into(), 0),
+        "{books:?}"
+    );
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_message_whose_turn_does_not_come_spends_nothing_and_says_when_to_come_again() {
+    let rig = Rig::new().await.subscribed();
+    let dispatcher = rig.dispatcher_with(&["--lease", "3s"]).await;
+    rig.accept("oUser", TEMPLATE, 2).await;
+    rig.submit("oUser", 1).await;
+    // Another dispatcher took the turn and died.
+    let (app, user) = (rig.app(), shared::credential::OpenId::parse("oUser").unwrap());
+    let wanted = shared::store::wanted::Wanted::grants(shared::credential::TemplateId::parse(TEMPLATE).unwrap());
+    let terms = rig.settings(&["--lease", "3s"]).limits.terms;
+    let id = shared::store::leases::LeaseId::random();
+    rig.store.lease(&app, &user, id, &terms, &wanted, None).await.unwrap();
+    let busy = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
+    assert_eq!(reason(&busy), "USER_BUSY");
+    let retry = tonic_types::StatusExt::get_error_details(&busy).retry_info().unwrap().retry_delay.unwrap();
+    assert!(retry > Duration::from_millis(500) && retry <= Duration::from_secs(4), "{retry:?}");
+    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().subscribe_calls, 0);
+    // What is no subscription message does not wait for it.
+    dispatcher.send(by_form_id(message("oUser", "now"))).await.unwrap();
+    eventually("the turn of the dead is over", Duration::from_secs(10), async || {
+        dispatcher.send(message("oUser", "ready")).await.is_ok()
+    })
+    .await;
+    eventually("its lease too", Duration::from_secs(10), async || rig.store.ledger(&app).await.unwrap().leased == 0)
+        .await;
+    assert_eq!(rig.store.ledger(&app).await.unwrap().unknown, 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn a_user_who_is_busy_for_others_is_tried_again_with_the_same_grant() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    rig.answer(43108, 2);
+    let sent = dispatcher.send(message("oUser", "ready")).await.unwrap();
+    assert_eq!((sent.outcome(), sent.attempts), (Outcome::Delivered, 3));
+    rig.accept("oUser", TEMPLATE, 1).await;
+    rig.answer(43108, 100);
+    let busy = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
+    assert_eq!((reason(&busy), rig.granted("oUser", TEMPLATE).await), ("WECHAT_BUSY".into(), 1));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn the_next_message_waits_for_one_that_is_slow() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 2).await;
+    let rule = sandbox::Rule {
+        times: Some(1),
+        hang_ms: Some(600),
+        endpoint: sandbox::Endpoint::Subscribe,
+        ..sandbox::Rule::new(FaultKind::HangAfter)
+    };
+    rig.sandbox.add_faults(vec![rule]).unwrap();
+    let (first, second) = tokio::join!(dispatcher.send(message("oUser", "1")), dispatcher.send(message("oUser", "2")));
+    assert_eq!((first.unwrap().outcome(), second.unwrap().outcome()), (Outcome::Delivered, Outcome::Delivered));
+    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().overlaps, 0);
+}

@@ -1,0 +1,98 @@
+//! What is checked of a subscription message before a grant is spent.
+
+use shared::proto::{BroadcastRequest, Delivery, SendTemplateRequest, TemplateValue};
+use tonic::Code;
+
+use super::{TEMPLATE, by_form_id, data, message};
+use crate::broadcast::{recipient, to_all, to_list};
+use crate::rig::{APP, Rig, fact, fields, reason};
+
+#[tokio::test]
+async fn what_is_certain_to_be_refused_is_named_and_spends_nothing() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let mut bad = SendTemplateRequest {
+        miniprogram_state: "beta".into(),
+        lang: "de_DE".into(),
+        emphasis_keyword: "thing1.DATA".into(),
+        ..message("oUser", "21 characters are too")
+    };
+    bad.data.extend(data("phrase2", "一二三四五六"));
+    bad.data.insert("number3".into(), TemplateValue { value: "7".into(), color: "#173177".into() });
+    for validate_only in [true, false] {
+        let refused = dispatcher.send(SendTemplateRequest { validate_only, ..bad.clone() }).await.unwrap_err();
+        assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, "INVALID_FIELDS".into()));
+        let mut named = fields(&refused);
+        named.sort();
+        let expected = [
+            "data.number3.color",
+            "data.phrase2.value",
+            "data.thing1.value",
+            "emphasis_keyword",
+            "lang",
+            "miniprogram_state",
+        ];
+        assert_eq!(named, expected);
+    }
+    // The same text is fine for a template message, and these settings are not.
+    let odd = SendTemplateRequest { lang: "en_US".into(), miniprogram_state: "trial".into(), ..message("oUser", "x") };
+    assert_eq!(fields(&dispatcher.send(by_form_id(odd)).await.unwrap_err()), ["miniprogram_state", "lang"]);
+    let unknown = SendTemplateRequest { delivery: 9, ..message("oUser", "x") };
+    assert_eq!(fields(&dispatcher.send(unknown).await.unwrap_err()), ["delivery"]);
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!((books.calls, books.subscribe_calls, rig.granted("oUser", TEMPLATE).await), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn what_is_doubtful_is_sent_with_a_warning() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let doubtful = message("oUser", "十一个汉字是不是太多啊");
+    let checked = dispatcher.send(SendTemplateRequest { validate_only: true, ..doubtful.clone() }).await.unwrap();
+    assert_eq!((checked.warnings.len(), rig.granted("oUser", TEMPLATE).await), (1, 1));
+    let sent = dispatcher.send(doubtful).await.unwrap();
+    assert_eq!(sent.warnings, checked.warnings);
+    assert_eq!((sent.warnings[0].field.as_str(), rig.delivered()), ("data.thing1.value", 1));
+}
+
+#[tokio::test]
+async fn a_value_that_wechat_refuses_all_the_same_is_named_and_the_grant_is_back() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept("oUser", TEMPLATE, 1).await;
+    let doubtful = SendTemplateRequest { data: data("amount7", "USD 5"), ..message("oUser", "") };
+    let refused = dispatcher.send(doubtful).await.unwrap_err();
+    assert_eq!((reason(&refused), fact(&refused, "errcode")), ("MESSAGE_REFUSED".into(), Some("47003".into())));
+    assert_eq!(fact(&refused, "field").as_deref(), Some("data.amount7.value"));
+    assert_eq!(rig.granted("oUser", TEMPLATE).await, 1);
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn the_values_of_a_broadcast_and_of_each_user_are_checked_too() {
+    let rig = Rig::subscribing().await;
+    let dispatcher = rig.dispatcher().await;
+    let long = data("thing1", "21 characters are too");
+    let common = BroadcastRequest { template_id: TEMPLATE.into(), data: long.clone(), ..to_all() };
+    assert_eq!(fields(&dispatcher.answer(common).await.unwrap_err()), ["data.thing1.value"]);
+    let mut own = BroadcastRequest { data: data("thing1", "x"), hold: true, ..to_list(&["oUser"]) };
+    let held = dispatcher.answer(own.clone()).await.unwrap().broadcast.unwrap();
+    let Some(shared::proto::broadcast_request::Audience::Recipients(list)) = &mut own.audience else { unreachable!() };
+    list.list[0].data = long.clone();
+    assert_eq!(fields(&dispatcher.answer(own).await.unwrap_err()), ["recipients.list[0].data.thing1.value"]);
+    // As long as it is not known whose values these are, nothing can be wrong with them.
+    let mut client = dispatcher.client.clone();
+    let mut more = shared::proto::AddRecipientsRequest {
+        app_id: APP.into(),
+        broadcast_id: held.broadcast_id,
+        recipients: vec![shared::proto::Recipient { data: long, ..recipient("oAnother") }],
+        exclude: Vec::new(),
+    };
+    let refused = client.add_recipients(more.clone()).await.unwrap_err();
+    assert_eq!(fields(&refused), ["recipients[0].data.thing1.value"]);
+    let template = BroadcastRequest { delivery: Delivery::FormId.into(), hold: true, ..to_list(&["oUser"]) };
+    more.broadcast_id = dispatcher.answer(template).await.unwrap().broadcast.unwrap().broadcast_id;
+    assert_eq!(client.add_recipients(more).await.unwrap().into_inner().added, 1);
+}

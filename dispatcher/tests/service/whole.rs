@@ -1,0 +1,157 @@
+//! The whole of it: a sandbox that pushes its events to a team's callback, which passes them on to the collector, and a
+//! dispatcher that sends.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use clap::Parser as _;
+use sandbox::{EventFormat, Granting, Match, SentFailure, Subscription};
+use shared::proto::collector_service_client::CollectorServiceClient;
+use shared::proto::{BroadcastRequest, BroadcastState, ReportEventsRequest};
+use testing::eventually;
+use tokio::net::TcpListener;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::broadcast::{tally, to_all};
+use crate::rig::{APP, Rig, connect, reason};
+use crate::subscription::{TEMPLATE, data, message, request};
+
+const TOKEN: &str = "theCallbackToken";
+const SOON: Duration = Duration::from_secs(20);
+
+/// A collector in this process, on a rig's Redis.
+pub struct Collector {
+    pub address: SocketAddr,
+    pub client: CollectorServiceClient<Channel>,
+}
+
+impl Collector {
+    pub async fn start(rig: &Rig, flags: &[&str]) -> Self {
+        let (url, buckets) = (rig.redis.url(), rig.store.buckets().len().to_string());
+        let usual = ["collector", "--apps", APP, "--buckets", &buckets, "--redis-url", &url, "--drain-wait", "0s"];
+        let flags = collector::settings::Flags::parse_from(usual.iter().chain(flags));
+        let settings = collector::settings::Settings::read(&flags).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(collector::run(listener, settings, std::future::pending()));
+        let channel = connect(address.port()).await;
+        eventually("the collector serves", SOON, async || {
+            let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await;
+            answer.is_ok_and(|answer| answer.into_inner().status == 1)
+        })
+        .await;
+        Self { address, client: CollectorServiceClient::new(channel) }
+    }
+}
+
+/// What a team has: an endpoint for WeChat's events that passes on what it gets, and answers once that is taken in.
+async fn callback(client: CollectorServiceClient<Channel>) -> String {
+    async fn pass_on(
+        State(mut client): State<CollectorServiceClient<Channel>>,
+        Query(mut query): Query<HashMap<String, String>>,
+        body: Bytes,
+    ) -> StatusCode {
+        let mut of = |name: &str| query.remove(name).unwrap_or_default();
+        let (timestamp, nonce, signature) = (of("timestamp"), of("nonce"), of("signature"));
+        let request = ReportEventsRequest { app_id: APP.into(), body: body.to_vec(), timestamp, nonce, signature };
+        match client.report_events(request).await {
+            Ok(_) => StatusCode::OK,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/callback", listener.local_addr().unwrap());
+    let router = Router::new().route("/callback", post(pass_on)).with_state(client);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+/// A rig whose sandbox pushes its events, by way of a callback, to a collector that checks them.
+async fn connected(format: EventFormat) -> (Rig, Collector) {
+    let rig = Rig::subscribing().await;
+    let tokens = rig.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{TOKEN}\"\n"));
+    let collector = Collector::start(&rig, &["--callback-tokens", &tokens]).await;
+    let settings = sandbox::Settings {
+        callback_url: callback(collector.client.clone()).await,
+        callback_token: TOKEN.into(),
+        callback_format: format,
+        callback_retry_ms: 20,
+        ..rig.sandbox.settings()
+    };
+    rig.sandbox.set_settings(settings).unwrap();
+    (rig, collector)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_users_decide_and_what_becomes_of_messages_comes_in_by_events() {
+    for format in [EventFormat::Json, EventFormat::Xml] {
+        let (rig, _collector) = connected(format).await;
+        let dispatcher = rig.dispatcher().await;
+        // The user accepts: the grant is there, and spent by a message.
+        rig.sandbox.grant(APP, vec![Granting { count: 2, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
+        eventually("grants come in", SOON, async || rig.granted("oUser", TEMPLATE).await > 0).await;
+        let sent = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
+        // WeChat finds later that it cannot deliver the next one.
+        rig.sandbox.grant(APP, vec![Granting::new("oGone", TEMPLATE)]).unwrap();
+        eventually("another comes in", SOON, async || rig.granted("oGone", TEMPLATE).await == 1).await;
+        let matching = Match { openid: Some("oGone".into()), ..Match::default() };
+        let failure = SentFailure { error_code: 43101, error_status: "user refuse".into(), matching };
+        rig.sandbox.set_settings(sandbox::Settings { sent_failures: vec![failure], ..rig.sandbox.settings() }).unwrap();
+        let gone = dispatcher.send(request("oGone", "ready", "r1")).await.unwrap();
+        assert!(gone.msgid > sent.msgid && sent.msgid > 0);
+        eventually("the failure is told", SOON, async || {
+            let again = dispatcher.send(request("oGone", "ready", "r1")).await.unwrap();
+            again.late_failure.is_some_and(|late| (late.errcode, late.status.as_str()) == (43101, "user refuse"))
+        })
+        .await;
+        assert_eq!(dispatcher.send(request("oUser", "ready", "r1")).await.unwrap().late_failure, None);
+        // The user takes it all back.
+        rig.sandbox.grant(APP, vec![Granting { count: 1, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
+        rig.sandbox.withdraw(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
+        eventually("the grants are void", SOON, async || rig.granted("oUser", TEMPLATE).await == 0).await;
+        assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
+        rig.assert_settled(0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_counts_what_wechat_could_not_deliver_as_failed_whichever_is_known_first() {
+    const USERS: usize = 300;
+    let (rig, _collector) = connected(EventFormat::Json).await;
+    let dispatcher = rig.dispatcher().await;
+    let granting = |user| Granting::new(format!("oUser{user}"), TEMPLATE);
+    rig.sandbox.grant(APP, (0..USERS).map(granting).collect()).unwrap();
+    eventually("all grants come in", SOON, async || {
+        rig.store.stock(&rig.app(), testing::now(), u64::MAX).await.unwrap().reachable == USERS as u64
+    })
+    .await;
+    let failures = (0..USERS).step_by(10).map(|user| {
+        let matching = Match { openid: Some(format!("oUser{user}")), ..Match::default() };
+        SentFailure { error_code: 43101, error_status: "user refuse".into(), matching }
+    });
+    rig.sandbox
+        .set_settings(sandbox::Settings { sent_failures: failures.collect(), ..rig.sandbox.settings() })
+        .unwrap();
+    let request = BroadcastRequest { template_id: TEMPLATE.into(), data: data("thing1", "spring"), ..to_all() };
+    let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+    dispatcher.until(&id, BroadcastState::Done).await;
+    eventually("all failures are counted", SOON, async || {
+        let info = dispatcher.look(&id).await;
+        let failed: u64 = tally(&info).failed.iter().map(|one| one.count).sum();
+        (tally(&info).delivered, failed) == (270, 30)
+    })
+    .await;
+    let undelivered = dispatcher.undelivered(&id).await;
+    assert_eq!(undelivered.len(), 30);
+    assert!(undelivered.values().all(|why| *why == ("FAILED_LATER".into(), Some(43101))), "{undelivered:?}");
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!((books.delivered, books.undelivered), (270, 30), "{books:?}");
+}

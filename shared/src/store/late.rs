@@ -1,0 +1,78 @@
+//! Failures that WeChat reports later: it accepted a subscription message, gave it a msgid, and tells by an event that it
+//! could not deliver it.
+//!
+//! The event may come before the message is settled, so each side looks for the other: a failure is kept for two days by
+//! its msgid, where the message of a broadcast finds it in the step that settles it, and a broadcast keeps the msgids of
+//! what it delivered for an hour, where the failure finds the message. So a message is counted in one way at any moment,
+//! and as failed once.
+
+use std::time::Duration;
+
+use deadpool_redis::redis;
+use serde::{Deserialize, Serialize};
+
+use super::broadcast::BroadcastId;
+use super::{Error, Store, scripts, unexpected};
+use crate::credential::{AppId, OpenId};
+
+/// How long a failure is known.
+pub const KEEP_FAILED: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// WeChat's id of a subscription message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MsgId(pub u64);
+
+/// Why a message was not delivered after all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateFailure {
+    /// WeChat's ErrorCode.
+    pub errcode: i32,
+    /// WeChat's ErrorStatus: words for people, without control characters.
+    pub status: String,
+}
+
+impl Store {
+    /// Records that a message to this user was not delivered: for whoever asks by its request id, and in the broadcast that
+    /// it belongs to. False where it was recorded before. Repeating it completes what an interrupted call left undone.
+    pub async fn fail_late(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        msgid: MsgId,
+        failure: &LateFailure,
+    ) -> Result<bool, Error> {
+        let keys = self.keys(app, openid);
+        let why = format!("{} {}", failure.errcode, failure.status);
+        let new = self.set_once(&keys.failed(msgid), &why, KEEP_FAILED).await?;
+        // Before the broadcasts are asked: a message that is settled meanwhile finds the failure. The newest come first,
+        // since most failures are reported within seconds.
+        let mut command = redis::cmd("ZREVRANGE");
+        command.arg(keys.broadcasts()).arg(0).arg(-1);
+        let ids: Vec<String> = self.redis()?.run(&command).await?;
+        for id in ids.iter().filter_map(|id| BroadcastId::parse(id)) {
+            let part = keys.broadcast(&id);
+            let counted: bool = self
+                .redis()?
+                .invoke(&scripts::BROADCAST_LATE, |command| {
+                    command.arg(4).arg(keys.users()).arg(part.tally()).arg(part.undelivered()).arg(part.sent());
+                    command.arg(openid.as_str()).arg(msgid.0).arg(&why);
+                })
+                .await?;
+            if counted {
+                break;
+            }
+        }
+        Ok(new)
+    }
+
+    /// Why a message to this user was not delivered, if WeChat reported so within the last two days.
+    pub async fn late_failure(&self, app: &AppId, openid: &OpenId, msgid: MsgId) -> Result<Option<LateFailure>, Error> {
+        let key = self.keys(app, openid).failed(msgid);
+        let why: Option<String> = self.redis()?.run(redis::cmd("GET").arg(key)).await?;
+        let Some(why) = why else { return Ok(None) };
+        let parsed = why.split_once(' ').and_then(|(errcode, status)| {
+            Some(LateFailure { errcode: errcode.parse().ok()?, status: status.to_owned() })
+        });
+        parsed.map(Some).ok_or_else(|| unexpected("half a failure"))
+    }
+}

@@ -1,0 +1,26 @@
+-- How records are pushed out. Put after records.lua, before the scripts that add to what a user has.
+
+-- The field brought back to at most `cap` records beside the touch and the sending mark, and how many uses that cost. The
+-- soonest to expire goes first; one whose last use is leased stays, so that a message in doubt keeps its credential.
+local function enforce_cap(field, cap)
+  if #field <= cap * 7 then return field, 0 end
+  local count, stop = 0, #field
+  while stop > 0 do
+    local start = start_of(field, stop)
+    if byte(field, start + 4) < 192 then count = count + 1 end
+    stop = start - 1
+  end
+  local dropped = 0
+  stop = #field
+  while count > cap and stop > 0 do
+    local start = start_of(field, stop)
+    local uses = byte(field, start + 4) % 32
+    if uses > 0 then
+      field = sub(field, 1, start - 1) .. sub(field, stop + 1)
+      dropped = dropped + uses
+      count = count - 1
+    end
+    stop = start - 1
+  end
+  return field, dropped
+end

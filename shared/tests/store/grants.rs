@@ -1,0 +1,218 @@
+//! Grants of subscription messages: what is collected, and what it permits.
+
+use shared::credential::{GrantUses, Kind, OpenId};
+use shared::store::credentials::{OnceKey, Packed};
+use shared::store::leases::{LeaseId, Leased, Reaped, Settled, Verdict};
+use shared::store::record::NEVER;
+use shared::store::stock::Ledger;
+
+use crate::world::{TERMS, World, form_id, leased, packed_grant, user};
+
+async fn ledger(world: &World) -> Ledger {
+    world.store.ledger(&world.app).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_grant_is_good_for_as_many_messages_of_its_template_as_were_accepted() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    assert!(world.grant(&anna, "t1", GrantUses::Count(2), None).await);
+    assert!(world.grant(&anna, "t1", GrantUses::Count(1), None).await);
+    assert!(world.grant(&anna, "t2", GrantUses::Count(1), None).await);
+    assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t3").await, Leased::None);
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "of no template");
+    for left in (0..3).rev() {
+        let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+        assert_eq!((lease.credential.as_str(), lease.kind, lease.messages_left), ("t1", Kind::Grant, left + 1));
+        let busy = world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await;
+        assert!(
+            matches!(busy, Leased::Busy(wait) if wait <= TERMS.duration + std::time::Duration::from_secs(1)),
+            "{busy:?}"
+        );
+        let settled = world.settle(&anna, lease.id, Verdict::Consume).await;
+        assert_eq!(settled, Settled::Done { messages_left: left + 1 });
+        world.assert_sound().await;
+    }
+    assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
+    leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await);
+    assert_eq!(ledger(&world).await, Ledger { collected: 4, consumed: 3, leased: 1, ..Ledger::default() });
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let key = OnceKey([7; 16]);
+    assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await);
+    let before = world.everything().await;
+    assert!(!world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await);
+    assert_eq!(world.everything().await, before);
+    for _ in 0..2 {
+        assert!(world.grant(&anna, "t1", GrantUses::Count(5), None).await);
+    }
+    assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(OnceKey([8; 16]))).await);
+    assert_eq!(world.stored(&anna).await, [("t1".to_owned(), 20, false)]);
+    world.advance(25).await;
+    assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await, "after a day it is forgotten");
+    assert_eq!(ledger(&world).await.collected, 25);
+    world.assert_sound().await;
+}
+
+/// The uses of each record, the first to be spent first.
+async fn uses(world: &World, user: &OpenId) -> Vec<u8> {
+    world.stored(user).await.into_iter().map(|(_, uses, _)| uses).collect()
+}
+
+#[tokio::test]
+async fn more_than_one_record_holds_goes_to_further_ones_and_each_is_filled_before_the_next() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    for (count, wanted) in [(30, vec![30]), (3, vec![31, 2]), (60, vec![31, 31, 31])] {
+        world.grant(&anna, "t1", GrantUses::Count(count), None).await;
+        assert_eq!(uses(&world, &anna).await, wanted);
+        world.assert_sound().await;
+    }
+    world.grant(&anna, "t2", GrantUses::Count(1), None).await;
+    world.grant(&anna, "t1", GrantUses::Count(1), None).await;
+    assert_eq!(uses(&world, &anna).await, [31, 31, 31, 1, 1]);
+    for _ in 0..94 {
+        let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+        assert_eq!(lease.expiry, NEVER);
+        world.settle(&anna, lease.id, Verdict::Consume).await;
+    }
+    assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
+    assert_eq!(world.stored(&anna).await, [("t2".to_owned(), 1, false)]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_thousand_messages_are_granted_at_once_and_what_finds_no_room_is_dropped() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.grant(&anna, "t1", GrantUses::Count(1000), None).await;
+    assert_eq!(ledger(&world).await, Ledger { collected: 1000, ..Ledger::default() });
+    assert_eq!(uses(&world, &anna).await.len(), 33);
+    for _ in 0..4 {
+        world.grant(&anna, "t1", GrantUses::Count(1000), None).await;
+        world.assert_sound().await;
+    }
+    let most = 120 * 31;
+    let full = Ledger { collected: 5000, dropped: 5000 - most, ..Ledger::default() };
+    assert_eq!((ledger(&world).await, full.available()), (full, most));
+    // A use that comes back to where all is full.
+    let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    world.grant(&anna, "t1", GrantUses::Count(1), None).await;
+    world.settle(&anna, lease.id, Verdict::Return).await;
+    assert_eq!(ledger(&world).await, Ledger { collected: 5001, dropped: 5001 - most, ..Ledger::default() });
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn the_cap_counts_the_records_of_grants_and_drops_what_expires_before_them() {
+    let (world, anna) = (World::with_cap(3).await, user("oAnna"));
+    world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), form_id("f3", 3)]).await;
+    world.grant(&anna, "t1", GrantUses::Count(40), None).await;
+    let stored = [("f3".to_owned(), 1, false), ("t1".to_owned(), 31, false), ("t1".to_owned(), 9, false)];
+    assert_eq!(world.stored(&anna).await, stored);
+    assert_eq!(ledger(&world).await, Ledger { collected: 43, dropped: 2, ..Ledger::default() });
+    world.grant(&anna, "t2", GrantUses::LongTerm, None).await;
+    world.grant(&anna, "t3", GrantUses::Count(1), None).await;
+    assert_eq!(uses(&world, &anna).await, [9, 1, 1]);
+    assert_eq!(ledger(&world).await, Ledger { collected: 45, dropped: 34, ..Ledger::default() });
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_use_that_comes_back_finds_room_in_whichever_record_has_some() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
+    world.grant(&anna, "t1", GrantUses::Count(31), None).await;
+    // Its own record, which has room.
+    world.settle(&anna, lease().await, Verdict::Return).await;
+    assert_eq!(uses(&world, &anna).await, [31]);
+    // Its own record is full meanwhile, and there is another.
+    let id = lease().await;
+    world.grant(&anna, "t1", GrantUses::Count(2), None).await;
+    assert_eq!(uses(&world, &anna).await, [31, 1]);
+    world.settle(&anna, id, Verdict::Return).await;
+    assert_eq!(uses(&world, &anna).await, [31, 2]);
+    // And there is no other.
+    let id = lease().await;
+    world.grant(&anna, "t1", GrantUses::Count(30), None).await;
+    assert_eq!(uses(&world, &anna).await, [31, 31]);
+    world.settle(&anna, id, Verdict::Suspect).await;
+    assert_eq!(uses(&world, &anna).await, [31, 31, 1]);
+    assert!(world.stored(&anna).await.iter().all(|(.., suspect)| !suspect), "one use of a template is like another");
+    assert_eq!(ledger(&world).await, Ledger { collected: 63, ..Ledger::default() });
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_record_whose_last_use_is_leased_takes_in_what_is_collected_meanwhile() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    for (verdict, left) in [(Verdict::Consume, 2), (Verdict::Return, 5)] {
+        world.grant(&anna, "t1", GrantUses::Count(1), None).await;
+        let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+        world.grant(&anna, "t1", GrantUses::Count(2), None).await;
+        world.settle(&anna, lease.id, verdict).await;
+        assert_eq!(uses(&world, &anna).await, [left]);
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn one_call_takes_form_ids_and_grants_of_many_users_with_keys_and_without() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let bob = world.neighbour(&anna);
+    let (one, other) = (Some(OnceKey([1; 16])), Some(OnceKey([2; 16])));
+    let three = GrantUses::Count(3);
+    let packed = [
+        Packed::new(anna.clone(), &form_id("f1", 9)),
+        packed_grant(&anna, "t1", three, one),
+        packed_grant(&bob, "t1", three, other),
+        packed_grant(&anna, "t1", three, None),
+        packed_grant(&anna, "t1", three, one),
+        packed_grant(&anna, "t2", GrantUses::LongTerm, None),
+        packed_grant(&anna, "t2", GrantUses::LongTerm, None),
+        Packed::new(bob.clone(), &form_id("f1", 9)),
+        Packed::new(anna.clone(), &form_id("f1", 9)),
+    ];
+    let collect = async || world.store.collect(&world.app, world.store.bucket_of(&anna), &packed).await.unwrap();
+    assert_eq!(collect().await, [4, 6, 8]);
+    let of = |id: &str, uses| (id.to_owned(), uses, false);
+    assert_eq!(world.stored(&anna).await, [of("f1", 1), of("t1", 6), of("t2", 1)]);
+    assert_eq!(world.stored(&bob).await, [of("f1", 1), of("t1", 3)]);
+    assert_eq!(collect().await, [0, 1, 2, 4, 5, 6, 7, 8], "all but the one without a key");
+    assert_eq!(ledger(&world).await.collected, 15);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_grant_and_a_form_id_of_the_same_name_are_two_things() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    // As long as the template and a slot, whatever byte that may be.
+    let ids: Vec<_> = (b'!'..=b'~').map(|last| form_id(&format!("t{}", char::from(last)), 9)).collect();
+    world.collect(&anna, &ids).await;
+    world.grant(&anna, "t", GrantUses::Count(700), None).await;
+    assert_eq!(world.collect(&anna, &ids).await.len(), ids.len());
+    for _ in 0..700 {
+        let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t").await);
+        world.settle(&anna, lease.id, Verdict::Consume).await;
+    }
+    assert_eq!(world.stored(&anna).await.len(), ids.len());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_is_discarded_of_a_grant_is_one_record_and_the_reaper_counts_a_use_as_unknown() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.grant(&anna, "t1", GrantUses::Count(33), None).await;
+    let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    world.settle(&anna, lease.id, Verdict::Discard).await;
+    assert_eq!(uses(&world, &anna).await, [2]);
+    leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    world.advance(1).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..Reaped::default() });
+    assert_eq!(uses(&world, &anna).await, [1]);
+    assert!(world.store.touched(&world.app, &anna).await.unwrap().is_some());
+    let wanted = Ledger { collected: 33, discarded: 31, consumed: 1, unknown: 1, ..Ledger::default() };
+    assert_eq!(ledger(&world).await, wanted);
+    world.assert_sound().await;
+}
