@@ -6,6 +6,7 @@ mod broadcast;
 mod crash;
 mod doubt;
 mod grpcurl;
+mod readme;
 mod rig;
 mod sends;
 mod subscription;

@@ -198,3 +198,18 @@ async fn what_went_wrong_is_told() {
         "{beside}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_sends_subscription_messages_to_those_who_accepted() {
+    let rig = Rig::patient().await;
+    let dispatcher = rig.dispatcher().await;
+    rig.accept_crowd(0..5, "order-ready", 1).await;
+    rig.submit_crowd(5..9).await;
+    let arguments =
+        ["--template", "order-ready", "--delivery", "subscription", "--data", "thing1=hello", "--lang", "en_US"];
+    let (code, printed, told) = run(&dispatcher.at(), &arguments).await;
+    assert_eq!(code, Some(0), "{printed} {told}");
+    let received = rig.sandbox.deliveries(APP, &Reading::default()).unwrap();
+    assert!(received.iter().all(|delivery| delivery.lang.as_deref() == Some("en_US")));
+    assert_eq!(received.len(), 5);
+}
