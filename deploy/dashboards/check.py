@@ -1,0 +1,141 @@
+"""Holds the dashboard and the alerts to metrics.txt: python3 check.py OUTPUT
+
+Every metric, label and value of a label that an expression names must be one that a service exports, and every metric
+of the list must be shown or alerted on, and stand in the source of a service. The dashboard's expressions are also written to the file OUTPUT as recording
+rules, which `promtool check rules` then reads: it knows PromQL, and this does not.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+import yaml
+
+HERE = pathlib.Path(__file__).parent
+# What Prometheus adds to everything.
+TARGET_LABELS = {"job", "instance", "namespace", "pod"}
+# What Grafana puts in, and something of the same shape for promtool.
+VARIABLES = {"$__rate_interval": "5m", "$app": ".*"}
+
+NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+MATCHER = re.compile(r'([a-zA-Z_]\w*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
+SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\s*\{([^}]*)\}")
+GROUPING = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
+WORDS = {"and", "or", "unless", "offset", "bool", "inf", "nan"}
+
+
+def read_metrics():
+    """The list: series name -> label -> values that are relied on (none: any)."""
+    metrics, names = {}, {}
+    for number, line in enumerate((HERE / "metrics.txt").read_text().splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if words[0] not in ("counter", "gauge", "histogram") or len(words) < 2 or words[1] in names:
+            raise SystemExit(f"metrics.txt, line {number}: not a type, a new name and labels")
+        name, labels = words[1], {}
+        for label in words[2:]:
+            key, _, values = label.partition("=")
+            labels[key] = set(values.split("|")) if values else set()
+        names[name] = set()
+        for suffix in ("_bucket", "_sum", "_count") if words[0] == "histogram" else ("",):
+            metrics[name + suffix] = labels | ({"le": set()} if suffix == "_bucket" else {})
+            names[name].add(name + suffix)
+    return metrics, names
+
+
+def wrong(expression, metrics, used):
+    """What is wrong with the names in an expression; notes the metrics it uses."""
+    allowed = set(TARGET_LABELS)
+    plain = expression
+    for name, inside in SELECTOR.findall(STRING.sub(lambda s: s[0].replace("{", "").replace("}", ""), plain)):
+        labels = metrics.get(name)
+        if labels is None:
+            yield f"{name or 'a selector without a name'} is not a metric of metrics.txt"
+            continue
+        for label, operator, value in MATCHER.findall(inside):
+            if label not in labels and label not in TARGET_LABELS:
+                yield f"{name} has no label {label}"
+            elif known := labels.get(label):
+                values = value.split("|") if "~" in operator else [value]
+                if "$" not in value:
+                    yield from (f"{name}: {label} is never relied on to be {v!r}" for v in values if v not in known)
+    groupings = [labels for _, labels in GROUPING.findall(plain)]
+    plain = GROUPING.sub(" ", re.sub(r"\{[^}]*\}", " ", STRING.sub('""', plain)))
+    plain = re.sub(r"\[[^\]]*\]|\b\d[\w.]*", " ", plain)
+    for match in NAME.finditer(plain):
+        name = match[0]
+        if plain[match.end():].lstrip().startswith("(") or name.lower() in WORDS:
+            continue
+        if name not in metrics:
+            yield f"{name} is not a metric of metrics.txt"
+            continue
+        used.add(name)
+        allowed |= set(metrics[name])
+    for label in NAME.findall(" ".join(groupings)):
+        if label not in allowed:
+            yield f"none of its metrics has the label {label}"
+
+
+def missing_in_source(names):
+    """Which of the services' own metrics no source names; some libraries append _total by themselves."""
+    crates = [HERE.parents[1] / crate / "src" for crate in ("shared", "collector", "dispatcher")]
+    source = "".join(path.read_text() for crate in crates for path in crate.rglob("*.rs"))
+    own = [name for name in names if name.startswith("formid_")]
+    missing = [name for name in own if f'"{name.removesuffix("_total")}' not in source]
+    if len(missing) < len(own):
+        return missing
+    print("skipped: whether the services export what is in metrics.txt: their sources name none of it")
+    return []
+
+
+def main(output):
+    metrics, names = read_metrics()
+    problems, used, shown, ids = [], set(), [], set()
+    problems += [f"metrics.txt: {name} is in no source" for name in missing_in_source(names)]
+
+    alerts = yaml.safe_load((HERE / "alerts.yaml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    tests = "".join(path.read_text() for path in HERE.glob("*.test.yaml"))
+    for rule in rules:
+        where = f"alert {rule.get('alert')}"
+        problems += [f"{where}: {problem}" for problem in wrong(rule["expr"], metrics, used)]
+        if rule.get("labels", {}).get("severity") not in ("critical", "warning"):
+            problems.append(f"{where}: the severity is neither critical nor warning")
+        if not {"summary", "description"} <= set(rule.get("annotations", {})):
+            problems.append(f"{where}: a summary and a description are wanted")
+        if rule.get("labels", {}).get("severity") == "critical" and rule["alert"] not in tests:
+            problems.append(f"{where}: it wakes people, and has no test")
+
+    dashboard = json.loads((HERE / "formid.json").read_text())
+    variables = {f"${variable['name']}" for variable in dashboard["templating"]["list"]}
+    for panel in dashboard["panels"]:
+        where = f"panel {panel['title']!r}"
+        if panel["id"] in ids:
+            problems.append(f"{where}: its id is taken")
+        ids.add(panel["id"])
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            if target["datasource"]["uid"] != "${datasource}":
+                problems.append(f"{where}: a data source of one installation")
+            for variable in set(re.findall(r"\$\w+", expression)) - variables - set(VARIABLES):
+                problems.append(f"{where}: there is no variable {variable}")
+            problems += [f"{where}: {problem}" for problem in wrong(expression, metrics, used)]
+            for variable, value in VARIABLES.items():
+                expression = expression.replace(variable, value)
+            shown.append({"record": f"panel:{panel['id']}:{target['refId']}", "expr": expression})
+
+    for name, series in names.items():
+        if not series & used:
+            problems.append(f"metrics.txt: {name} is neither shown nor alerted on")
+    groups = {"groups": [{"name": "dashboard", "rules": shown}]}
+    pathlib.Path(output).write_text(yaml.safe_dump(groups))
+    if problems:
+        raise SystemExit("\n".join(problems))
+    print(f"{len(rules)} alerts and {len(shown)} expressions of the dashboard use {len(used)} series, all of them known")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,221 @@
+"""Looks at built manifests as a cluster would, and more closely: python3 check.py FILE...
+
+Each file is what kustomize makes of one folder. It is held to the schemas of the oldest and the newest Kubernetes that
+this is for, and then to what no schema knows: that names lead somewhere, that pods ask for no more than they need, that
+no secret stands where everyone reads, and that every setting is one that the services have.
+"""
+
+import pathlib
+import re
+import sys
+import tomllib
+
+import kubernetes_validate
+import yaml
+
+VERSIONS = ("1.31", "1.37")
+# Kinds of the Prometheus Operator: the schemas are of what Kubernetes itself has.
+WITHOUT_SCHEMA = {"PodMonitor"}
+# These may be variables though they are secret: a URL with its password is all that the services take.
+SECRET_VARIABLES = {"FORMID_REDIS_URL"}
+# Settings that the manifests name and that are on their way into the services.
+NOT_YET = {
+    "FORMID_CALLERS_FILE", "FORMID_INSECURE", "FORMID_METRICS_LISTEN", "FORMID_PROBE_LISTEN",
+    "FORMID_TLS_CERT", "FORMID_TLS_KEY", "FORMID_TLS_CLIENT_CA", "FORMID_OTLP_ENDPOINT",
+}  # fmt: skip
+RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def settings_in_source():
+    """The names of the environment that the services read, from where their flags are."""
+    sources = [path for crate in ("shared", "collector", "dispatcher") for path in (ROOT / crate / "src").rglob("*.rs")]
+    return {name for path in sources for name in re.findall(r'env = "(FORMID_\w+)"', path.read_text())}
+
+
+class Build:
+    """All objects of one file, and what is wrong with them."""
+
+    def __init__(self, path, known_settings):
+        self.name = pathlib.Path(path).stem
+        self.objects = [each for each in yaml.safe_load_all(pathlib.Path(path).read_text()) if each]
+        self.known_settings = known_settings
+        self.problems = []
+
+    def problem(self, thing, what):
+        name = f"{thing['kind']}/{thing['metadata']['name']}" if isinstance(thing, dict) else thing
+        self.problems.append(f"{self.name}: {name}: {what}")
+
+    def of(self, *kinds):
+        return [each for each in self.objects if each["kind"] in kinds]
+
+    def find(self, kind, name):
+        return next((each for each in self.of(kind) if each["metadata"]["name"] == name), None)
+
+    def check(self):
+        for each in self.objects:
+            self.schema(each)
+        pods = [(each, each["spec"]["template"]) for each in self.of("Deployment", "StatefulSet")]
+        for owner, template in pods:
+            self.pod(owner, template["spec"])
+            if owner["spec"]["selector"]["matchLabels"].items() - template["metadata"]["labels"].items():
+                self.problem(owner, "its selector does not fit its own pods")
+        for each in self.of("Service", "PodDisruptionBudget", "NetworkPolicy"):
+            self.selector(each, [template for _, template in pods])
+        for each in self.of("HorizontalPodAutoscaler"):
+            target = each["spec"]["scaleTargetRef"]
+            owner = self.find(target["kind"], target["name"])
+            if owner is None or "replicas" in owner["spec"]:
+                self.problem(each, "its target is not here, or has a number of replicas of its own")
+        for each in self.of("ConfigMap"):
+            for key, text in each.get("data", {}).items():
+                if key.endswith(".toml"):
+                    self.toml(each, key, text)
+        return self.problems
+
+    def schema(self, each):
+        if each["kind"] in WITHOUT_SCHEMA:
+            print(f"{self.name}: {each['kind']}/{each['metadata']['name']}: skipped, there is no schema of its kind")
+            return
+        for version in VERSIONS:
+            try:
+                kubernetes_validate.validate(each, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                place = ".".join(map(str, error.path))
+                self.problem(each, f"Kubernetes {version}: {place}: {error.message[:300]}")
+            except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.VersionNotSupportedError) as error:
+                self.problem(each, error.message)
+
+    def pod(self, owner, spec):
+        around = spec.get("securityContext", {})
+        if not around.get("runAsNonRoot") or not around.get("runAsUser"):
+            self.problem(owner, "its pods may run as root, or do not say by number as whom they run")
+        if around.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            self.problem(owner, "its pods have no seccomp profile")
+        if spec.get("automountServiceAccountToken") is not False:
+            self.problem(owner, "its pods get a token for the cluster's API")
+        account = spec.get("serviceAccountName")
+        if account and self.find("ServiceAccount", account) is None:
+            self.problem(owner, f"there is no ServiceAccount {account}")
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        volumes |= {claim["metadata"]["name"]: claim for claim in owner["spec"].get("volumeClaimTemplates", [])}
+        for container in spec["containers"] + spec.get("initContainers", []):
+            self.container(owner, spec, container, volumes)
+
+    def container(self, owner, spec, container, volumes):
+        def problem(what):
+            self.problem(owner, f"container {container['name']}: {what}")
+
+        image = container["image"]
+        tag = image.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" not in image and tag in ("", "latest"):
+            problem(f"the image {image} may be another one tomorrow")
+        if container.get("securityContext") != RESTRICTED:
+            problem(f"its security context is not {RESTRICTED}")
+        resources = container.get("resources", {})
+        if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
+            problem("it must request CPU and memory, and have a limit on memory")
+        ports = {port["containerPort"] for port in container.get("ports", [])}
+        names = {port["name"] for port in container.get("ports", [])}
+        for kind in ("readinessProbe", "livenessProbe"):
+            probe = container.get(kind)
+            if probe is None:
+                problem(f"it has no {kind}")
+            elif probe.get("grpc", {}).get("port", min(ports)) not in ports:
+                problem(f"its {kind} asks a port that it does not have")
+            elif probe.get("tcpSocket", probe.get("httpGet", {})).get("port", min(names)) not in names:
+                problem(f"its {kind} asks a port that it does not have")
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes:
+                problem(f"there is no volume {mount['name']}")
+            if "subPath" in mount:
+                problem(f"{mount['mountPath']} is a subPath, which stays as it is when its Secret changes")
+        self.environment(spec, container, volumes, ports, problem)
+
+    def environment(self, spec, container, volumes, ports, problem):
+        settings = {}
+        for volume in volumes.values():
+            name = volume.get("configMap", {}).get("name")
+            if name and self.find("ConfigMap", name) is None:
+                problem(f"there is no ConfigMap {name}")
+        for source in container.get("envFrom", []):
+            if "secretRef" in source:
+                problem("a whole Secret in variables")
+            name = source.get("configMapRef", {}).get("name")
+            held = self.find("ConfigMap", name)
+            if held is None:
+                problem(f"there is no ConfigMap {name}")
+            else:
+                settings |= held["data"]
+        for variable in container.get("env", []):
+            name = variable["name"]
+            settings[name] = variable.get("value", "")
+            if "valueFrom" in variable and name not in SECRET_VARIABLES:
+                problem(f"{name} is a secret in a variable: mount it as a file")
+            if name in SECRET_VARIABLES and "secretKeyRef" not in variable.get("valueFrom", {}):
+                problem(f"{name} must come from a Secret")
+        mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+        for name, value in settings.items():
+            if name.startswith("FORMID_") and name not in self.known_settings:
+                problem(f"there is no setting {name}")
+            if name in SECRET_VARIABLES and value:
+                problem(f"{name} stands in the open")
+            if name.endswith("_LISTEN") and int(value.rpartition(":")[2]) not in ports:
+                problem(f"{name} is {value}, a port that the container does not name")
+            if value.startswith("/") and not any(value.startswith(mount + "/") for mount in mounts):
+                problem(f"{name} is {value}, where nothing is mounted")
+        if settings.get("FORMID_INSECURE") and self.name != "overlays-dev":
+            problem("FORMID_INSECURE is for development")
+        if "FORMID_DRAIN_WAIT" in settings:
+            wait = seconds(settings["FORMID_DRAIN_WAIT"]) + 3 * seconds(settings.get("FORMID_DRAIN_TIMEOUT", "30s"))
+            if spec.get("terminationGracePeriodSeconds", 30) < wait + 10:
+                problem(f"a stop may take {wait} s, and the pod is killed sooner, or too soon after")
+
+    def selector(self, each, templates):
+        wanted = each["spec"].get("podSelector" if each["kind"] == "NetworkPolicy" else "selector", {})
+        wanted = wanted if each["kind"] == "Service" else wanted.get("matchLabels", {})
+        fits = [each for each in templates if wanted.items() <= each["metadata"]["labels"].items()]
+        if not fits:
+            self.problem(each, f"there is no pod with {wanted}")
+        if each["kind"] == "Service":
+            names = {port["name"] for pod in fits for c in pod["spec"]["containers"] for port in c.get("ports", [])}
+            for port in each["spec"]["ports"]:
+                if port["targetPort"] not in names:
+                    self.problem(each, f"its pods have no port {port['targetPort']}")
+
+    def toml(self, each, key, text):
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            self.problem(each, f"{key}: {error}")
+            return
+        for app, table in tables.get("apps", {}).items():
+            if "secret" in table:
+                self.problem(each, f"{key}: the secret of {app} stands in the open; name a secret_file")
+            mounts = [
+                mount["mountPath"]
+                for owner in self.of("Deployment")
+                for container in owner["spec"]["template"]["spec"]["containers"]
+                for mount in container.get("volumeMounts", [])
+            ]
+            if not any(table.get("secret_file", "").startswith(mount + "/") for mount in mounts):
+                self.problem(each, f"{key}: the secret_file of {app} is where nothing is mounted")
+
+
+def seconds(duration):
+    number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()
+    return int(number) * {"s": 1, "m": 60}[unit]
+
+
+def main(paths):
+    known = settings_in_source() | NOT_YET
+    builds = [Build(path, known) for path in paths]
+    problems = [problem for build in builds for problem in build.check()]
+    if problems:
+        raise SystemExit("\n".join(problems))
+    print(f"{sum(len(build.objects) for build in builds)} objects of {len(builds)} builds are well")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
