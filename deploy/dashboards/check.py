@@ -109,7 +109,10 @@ def main(output):
         if rule.get("labels", {}).get("severity") == "critical" and rule["alert"] not in tests:
             problems.append(f"{where}: it wakes people, and has no test")
 
-    dashboard = json.loads((HERE / "formid.json").read_text())
+    try:
+        dashboard = json.loads((HERE / "formid.json").read_text())
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"formid.json: {error}") from None
     variables = {f"${variable['name']}" for variable in dashboard["templating"]["list"]}
     for panel in dashboard["panels"]:
         where = f"panel {panel['title']!r}"

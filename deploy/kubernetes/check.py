@@ -10,8 +10,8 @@ import re
 import sys
 import tomllib
 
-import kubernetes_validate
 import yaml
+from kubernetes_validate import utils as kubernetes
 
 VERSIONS = ("1.31", "1.37")
 # Kinds of the Prometheus Operator: the schemas are of what Kubernetes itself has.
@@ -56,6 +56,9 @@ class Build:
     def check(self):
         for each in self.objects:
             self.schema(each)
+        if self.problems:
+            # What follows trusts in the shape of things.
+            return self.problems
         pods = [(each, each["spec"]["template"]) for each in self.of("Deployment", "StatefulSet")]
         for owner, template in pods:
             self.pod(owner, template["spec"])
@@ -80,11 +83,11 @@ class Build:
             return
         for version in VERSIONS:
             try:
-                kubernetes_validate.validate(each, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
+                kubernetes.validate(each, version, strict=True)
+            except kubernetes.ValidationError as error:
                 place = ".".join(map(str, error.path))
                 self.problem(each, f"Kubernetes {version}: {place}: {error.message[:300]}")
-            except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.VersionNotSupportedError) as error:
+            except (kubernetes.SchemaNotFoundError, kubernetes.VersionNotSupportedError) as error:
                 self.problem(each, error.message)
 
     def pod(self, owner, spec):
@@ -107,10 +110,10 @@ class Build:
         def problem(what):
             self.problem(owner, f"container {container['name']}: {what}")
 
-        image = container["image"]
+        image = container.get("image", "")
         tag = image.rpartition("/")[2].partition(":")[2]
         if "@sha256:" not in image and tag in ("", "latest"):
-            problem(f"the image {image} may be another one tomorrow")
+            problem(f"the image {image!r} may be another one tomorrow")
         if container.get("securityContext") != RESTRICTED:
             problem(f"its security context is not {RESTRICTED}")
         resources = container.get("resources", {})
