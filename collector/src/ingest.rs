@@ -12,9 +12,14 @@
 //! When a script fails, every call with a credential in it fails; what Redis did store of it is found as a duplicate
 //! when the caller tries again. When Redis is away, everything that waits fails with it rather than wait for a timeout
 //! each. A caller that leaves changes nothing: its credentials are stored all the same.
+//!
+//! There is room for [`ROOM`] credentials. Who finds none waits in one line: a stream for as long as it takes, since it
+//! reads no more meanwhile and so slows its caller down; a call for [`PATIENCE`] at most, after which it is turned away.
+//! So neither memory nor the time that an answer takes grows with the number of those who wait.
 
 mod lanes;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +36,9 @@ use lanes::{Answer, Group, Lanes};
 
 /// The most credentials that are held in memory on their way to Redis; beyond, calls wait. About 40 MB.
 pub const ROOM: usize = 200_000;
+
+/// How long a call waits for room. Redis takes in all of [`ROOM`] in less.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The most scripts on their way at once. Fewer would leave Redis idle between small ones, more would only take turns
 /// away from groups that could still grow.
@@ -49,6 +57,10 @@ pub struct Ingest {
     batches: mpsc::UnboundedSender<Batch>,
     room: Arc<Semaphore>,
 }
+
+/// Room for a batch, until it is answered.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
 
 /// The task behind [`Ingest`].
 #[derive(Debug)]
@@ -83,16 +95,27 @@ impl Ingest {
     /// Stores a batch of the app with this place in the list of apps, and answers once Redis holds all of it.
     ///
     /// Fails when Redis does not answer, or at a stop; then any part of the batch may be stored, and the batch may be
-    /// sent again. A batch is at most [`ROOM`] long.
+    /// sent again. Fails with OVERLOADED when there is no room for it in time. A batch is at most [`ROOM`] long.
     pub async fn collect(&self, app: usize, credentials: Vec<Packed>) -> Result<Duplicates, Failure> {
+        let room = tokio::time::timeout(PATIENCE, self.room(credentials.len()));
+        let room = room.await.map_err(|_| Failure::overloaded())??;
+        self.store(app, credentials, room).await
+    }
+
+    /// Waits for room for so many credentials; fails at a stop.
+    pub fn room(&self, credentials: usize) -> impl Future<Output = Result<Room, Failure>> + Send + 'static {
+        let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(permits);
+        async move { room.await.map(Room).map_err(|_| Failure::shutting_down()) }
+    }
+
+    /// Like [`Ingest::collect`], for a batch that has its room.
+    pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: Room) -> Result<Duplicates, Failure> {
         if credentials.is_empty() {
             return Ok(Duplicates::new());
         }
-        let left = credentials.len();
-        let permits = u32::try_from(left.min(ROOM)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.map_err(|_| Failure::shutting_down())?;
         let (answer, answered) = oneshot::channel();
-        let call = Call { left, duplicates: Duplicates::new(), answer: Some(answer), _room: room };
+        let call = Call { left: credentials.len(), duplicates: Duplicates::new(), answer: Some(answer), _room: room.0 };
         self.batches.send(Batch { app, credentials, call }).map_err(|_| Failure::shutting_down())?;
         answered.await.unwrap_or_else(|_| Err(Failure::shutting_down()))
     }

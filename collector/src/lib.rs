@@ -33,7 +33,7 @@ use settings::Settings;
 /// Serves on `listener` until `shutdown`, then drains. Redis need not be there yet: until it is, health says NOT_SERVING.
 ///
 /// Fails when the Redis URL is none, when this Redis belongs to a deployment with another number of buckets, or when
-/// the listener breaks.
+/// the address for probes can not be had.
 pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let store = Store::new(&settings.common.store).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone());
@@ -56,5 +56,5 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
     let served = serve(listener, service::NAME, routes, store, &config, shutdown).await;
     // What callers left behind that no longer wait for an answer.
     gatherer.finish(settings.common.store.redis.timeout).await;
-    served
+    served.map(drop)
 }

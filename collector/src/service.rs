@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::BoxStream;
+use shared::auth::{Caller, audit};
 use shared::credential::{AppId, OpenId};
 use shared::fields::Fields;
 use shared::proto::collector_service_server::{CollectorService, CollectorServiceServer, SERVICE_NAME};
@@ -17,6 +18,7 @@ use shared::proto::{
     EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
     ReportEventsRequest, ReportEventsResponse,
 };
+use shared::serve::connections::Ending;
 use shared::status::Failure;
 use shared::store::Store;
 use shared::store::credentials::Packed;
@@ -81,30 +83,32 @@ impl Service {
 }
 
 impl Inner {
-    /// The app of a request and its place, or a failure that names every bad field.
-    fn app(&self, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
+    /// The app of a request and its place, or a failure that names every bad field. To a caller that may not use an app it
+    /// is not there.
+    fn app(&self, caller: &Caller, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
         let app = fields.take("app_id", AppId::parse(text));
-        fields.finish_for(app, |app| self.apps.get_key_value(app).map(|(app, place)| (app, *place)))
+        let known = |app: &AppId| self.apps.get_key_value(app).filter(|(app, _)| caller.may_use(app));
+        fields.finish_for(app, |app| known(app).map(|(app, place)| (app, *place)))
     }
 
     /// The app and the user of a request.
-    fn user(&self, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
+    fn user(&self, caller: &Caller, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
         let mut fields = Fields::default();
         let openid = fields.take("openid", OpenId::parse(openid));
-        let (app, _) = self.app(app, fields)?;
+        let (app, _) = self.app(caller, app, fields)?;
         // Without an openid there was a bad field.
         Ok((app, openid.ok_or_else(Failure::internal)?))
     }
 
     /// Checks a call of credentials as a whole, then sorts the good ones from the refused.
-    fn sort(&self, app: String, credentials: Vec<Credential>) -> Result<(usize, Sorted), Failure> {
+    fn sort(&self, caller: &Caller, app: String, credentials: Vec<Credential>) -> Result<(usize, Sorted), Failure> {
         let mut fields = Fields::default();
         match credentials.len() {
             0 => fields.refuse("credentials", "must not be empty"),
             1..=MAX_CREDENTIALS => {}
             count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, and are {count}")),
         }
-        let (_, app) = self.app(app, fields)?;
+        let (_, app) = self.app(caller, app, fields)?;
         Ok((app, self.reader.sort(credentials, unix_time())))
     }
 
@@ -116,8 +120,9 @@ impl Inner {
 #[tonic::async_trait]
 impl CollectorService for Service {
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let CollectRequest { app_id, credentials } = request.into_inner();
-        let (app, Sorted { good, refused }) = self.inner.sort(app_id, credentials)?;
+        let (app, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         let count = good.len();
         let duplicates = self.inner.store(app, good).await?;
         Ok(Response::new(convert::results(count, &duplicates, refused)))
@@ -129,8 +134,10 @@ impl CollectorService for Service {
         &self,
         request: Request<Streaming<CollectStreamRequest>>,
     ) -> Result<Response<Self::CollectStreamStream>, Status> {
+        let (caller, ending) = (Caller::of(&request)?, Ending::of(&request));
+        let service = Arc::clone(&self.inner);
         let acknowledgements =
-            flow::acknowledgements(Arc::clone(&self.inner), request.into_inner(), self.stopping.clone());
+            flow::acknowledgements(service, caller, request.into_inner(), self.stopping.clone(), ending);
         Ok(Response::new(Box::pin(acknowledgements)))
     }
 
@@ -138,15 +145,17 @@ impl CollectorService for Service {
         &self,
         request: Request<ReportEventsRequest>,
     ) -> Result<Response<ReportEventsResponse>, Status> {
-        Ok(Response::new(report::report(&self.inner, request.into_inner()).await?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(report::report(&self.inner, &caller, request.into_inner()).await?))
     }
 
     async fn get_inventory(
         &self,
         request: Request<GetInventoryRequest>,
     ) -> Result<Response<GetInventoryResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let GetInventoryRequest { app_id, openid } = request.into_inner();
-        let (app, openid) = self.inner.user(app_id, openid)?;
+        let (app, openid) = self.inner.user(&caller, app_id, openid)?;
         // What the dispatcher would no longer lease is not available.
         let usable_at = unix_time() + i64::from(self.inner.lease_margin);
         let inventory = self.inner.store.inventory(app, &openid, usable_at).await.map_err(Failure::from)?;
@@ -154,7 +163,8 @@ impl CollectorService for Service {
     }
 
     async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
-        let (app, _) = self.inner.app(request.into_inner().app_id, Fields::default())?;
+        let caller = Caller::of(&request)?;
+        let (app, _) = self.inner.app(&caller, request.into_inner().app_id, Fields::default())?;
         let store = &self.inner.store;
         let stock = store.stock(app, unix_time(), self.inner.small_app_users).await.map_err(Failure::from)?;
         // After the count, which moves what it finds expired to its place in the ledger.
@@ -163,9 +173,11 @@ impl CollectorService for Service {
     }
 
     async fn erase_user(&self, request: Request<EraseUserRequest>) -> Result<Response<EraseUserResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let EraseUserRequest { app_id, openid } = request.into_inner();
-        let (app, openid) = self.inner.user(app_id, openid)?;
+        let (app, openid) = self.inner.user(&caller, app_id, openid)?;
         let messages = self.inner.store.erase(app, &openid).await.map_err(Failure::from)?;
+        audit::erased(&caller, app, messages);
         Ok(Response::new(EraseUserResponse { messages }))
     }
 }

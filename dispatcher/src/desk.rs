@@ -21,8 +21,9 @@ type Answer = Result<Sent, Failure>;
 type Key = (AppId, OpenId, RequestId);
 
 /// The sends that are under way.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Desk {
+    bound: usize,
     tasks: TaskTracker,
     requests: Arc<Mutex<HashMap<Key, UnderWay>>>,
 }
@@ -33,12 +34,20 @@ struct UnderWay {
 }
 
 impl Desk {
-    /// Sends a message, or joins the send of the same request. Dropping the future stops nothing.
+    /// A desk with room for so many sends. Those whose callers are gone count as well: calls that are given up early and
+    /// repeated would otherwise pile up behind a slow WeChat without end.
+    pub fn new(bound: usize) -> Self {
+        Self { bound, tasks: TaskTracker::new(), requests: Arc::default() }
+    }
+
+    /// Sends a message, or joins the send of the same request. Dropping the future stops nothing. Fails with OVERLOADED
+    /// when there is no room.
     pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: Order) -> Answer {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
         }
         let Some(request) = &order.request else {
+            self.room()?;
             return self.through(async move { sender.send(&order).await.map_err(Failure::from) }).await;
         };
         let fingerprint = request.fingerprint;
@@ -50,6 +59,7 @@ impl Desk {
             }
             Entry::Occupied(under_way) => Some(under_way.get().answer.clone()),
             Entry::Vacant(free) => {
+                self.room()?;
                 free.insert(UnderWay { fingerprint, answer });
                 None
             }
@@ -67,6 +77,10 @@ impl Desk {
             answer
         })
         .await
+    }
+
+    fn room(&self) -> Result<(), Failure> {
+        if self.tasks.len() < self.bound { Ok(()) } else { Err(Failure::overloaded()) }
     }
 
     fn through(&self, send: impl Future<Output = Answer> + Send + 'static) -> Through {

@@ -49,7 +49,7 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
     // Broadcasts have threads and connections of their own, so that no single message stands in line behind a crowd.
     let hall = Hall::new()?;
     let apart = store.beside(&settings.common.store).map_err(io::Error::other)?;
-    let desk = Desk::default();
+    let desk = Desk::new(settings.common.serve.limits.requests);
     // Ended with this function, whichever way it ends.
     let mut background = JoinSet::new();
     let mut apps = HashMap::new();
@@ -109,7 +109,8 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
     };
     let served = serve(listener, SERVICE_NAME, routes, store, &settings.common.serve, shutdown).await;
     drain.cancel();
-    served?;
+    // Answered until all is done.
+    let _probes = served?;
     if tokio::time::timeout(settings.common.serve.drain_timeout, async { while crews.join_next().await.is_some() {} })
         .await
         .is_err()

@@ -1,5 +1,5 @@
-//! Answers a caller's deadline with DEADLINE_EXCEEDED. tonic by itself answers CANCELLED, which clients take for their
-//! own doing.
+//! Answers a caller's deadline with DEADLINE_EXCEEDED. tonic's own server, which is not used here, answers CANCELLED, which
+//! clients take for their own doing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -49,7 +49,6 @@ where
         let deadline = request.headers().get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
         let answer = self.inner.call(request);
         let Some(deadline) = deadline else { return Box::pin(answer) };
-        // The timer starts here, before tonic starts its own: at the same tick this one is asked first.
         let limited = tokio::time::timeout(deadline, answer);
         Box::pin(async move {
             match limited.await {

@@ -3,13 +3,16 @@
 //! - [`credential`]: the domain, parsed once at the edge and then trusted;
 //! - [`store`]: everything that is kept in Redis, and the only place that knows how;
 //! - [`proto`]: the generated protocol;
+//! - [`auth`]: who may call what;
 //! - [`status`]: how errors look to a caller; [`fields`]: collecting every bad field of a request;
-//! - [`settings`], [`telemetry`], [`serve`], [`deadline`]: the life of a service around its handlers.
+//! - [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: the life of a service around its handlers.
 
+pub mod auth;
 pub mod credential;
 pub mod deadline;
 pub mod fields;
 pub mod proto;
+pub mod reload;
 pub mod serve;
 pub mod settings;
 pub mod status;

@@ -1,22 +1,37 @@
-//! A service's life: health, reflection, deadlines, and a stop that loses nothing.
+//! A service's life: who is let in, health, reflection, deadlines, and a stop that loses nothing.
+//!
+//! - [`connections`]: accepting, TLS, and how connections end; [`tls`]: certificates;
+//! - [`guard`]: who may call, and how much at once;
+//! - [`health`]: readiness, liveness, and the port for probes.
+
+mod body;
+pub mod connections;
+pub mod guard;
+pub mod health;
+pub mod tls;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::task::JoinSet;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tower::Layer as _;
 use tracing::{info, warn};
 
+use crate::auth::Callers;
 use crate::deadline::Deadlines;
 use crate::proto::DESCRIPTORS;
-use crate::store::{Error, Store};
+use crate::store::Store;
+use connections::{ConnectionLimits, Connections};
+use guard::{Guard, Limits};
+use health::{LIVENESS, Probes, follow_redis, show};
+use tls::Tls;
 
 /// How a service serves.
 #[derive(Debug, Clone)]
@@ -27,13 +42,23 @@ pub struct ServeConfig {
     pub drain_timeout: Duration,
     /// The largest message taken in, in bytes.
     pub max_message_bytes: usize,
+    /// Who may call; everybody where there are none.
+    pub callers: Option<Arc<Callers>>,
+    /// How connections are secured; not at all where there is none.
+    pub tls: Option<Tls>,
+    /// Where probes are answered in plain text, beside the service's own address.
+    pub probe_listen: Option<SocketAddr>,
+    /// How much may be under way at once.
+    pub limits: Limits,
+    /// What bounds one connection.
+    pub connections: ConnectionLimits,
 }
-
-/// How often readiness follows Redis.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown`, then drains: shows NOT_SERVING, waits for load balancers to see it, stops accepting, and lets
 /// calls under way finish, all within a bound. `service` is the full name health is reported under beside `""`.
+///
+/// Answers with the probes, which are to be dropped when all else is done. Fails when the address for them can not be had,
+/// and when this Redis can not be used.
 pub async fn serve(
     listener: TcpListener,
     service: &'static str,
@@ -41,9 +66,10 @@ pub async fn serve(
     store: Store,
     config: &ServeConfig,
     shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
+) -> io::Result<Probes> {
     let (reporter, health) = tonic_health::server::health_reporter();
     show(&reporter, service, ServingStatus::NotServing).await;
+    reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
     // Both services are in the descriptors; only the one that is served here is listed.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -55,78 +81,35 @@ pub async fn serve(
             .with_service_name("grpc.health.v1.Health")
     };
     let routes = routes
-        .add_service(health)
+        .add_service(health.clone())
         .add_service(reflection().build_v1().map_err(io::Error::other)?)
-        .add_service(reflection().build_v1alpha().map_err(io::Error::other)?);
+        .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)
+        .prepare();
 
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    // A connection that broke while it was accepted is the peer's affair, not the end of the server.
-    let incoming = TcpListenerStream::new(listener).filter(|accepted| accepted.is_ok()).map(|accepted| {
-        accepted.inspect(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                warn!(%error, "TCP_NODELAY refused");
-            }
-        })
-    });
-    let server = Server::builder()
-        .layer(Deadlines)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, async {
-            let _ = stopped.await;
-        });
-    let mut server = std::pin::pin!(server);
-    let watch = follow_redis(&reporter, service, &store);
+    // Ended with this function, whichever way it ends.
+    let mut followers = JoinSet::new();
+    if let Some(callers) = &config.callers {
+        followers.spawn(Arc::clone(callers).follow());
+    }
+    if let Some(tls) = &config.tls {
+        followers.spawn(tls.clone().follow());
+    }
+    let probes = Probes::open(config.probe_listen, health).await?;
+    let guarded = Guard::new(config.callers.clone(), &config.limits).layer(Deadlines.layer(routes));
+    let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), guarded);
 
     tokio::select! {
-        ended = &mut server => return ended.map_err(io::Error::other),
-        refused = watch => return Err(refused),
+        refused = follow_redis(&reporter, service, &store) => return Err(refused),
         () = shutdown => {}
     }
     info!("draining");
     show(&reporter, service, ServingStatus::NotServing).await;
-    tokio::select! {
-        ended = &mut server => return ended.map_err(io::Error::other),
-        () = tokio::time::sleep(config.drain_wait) => {}
-    }
-    let _ = stop.send(());
-    // Clients that keep idle connections open, or streams, would hold it up for ever.
-    if tokio::time::timeout(config.drain_timeout, server).await.is_err() {
+    tokio::time::sleep(config.drain_wait).await;
+    if !connections.drain(config.drain_timeout).await {
         warn!("calls were still under way at the end of the drain");
     }
     info!("stopped");
-    Ok(())
-}
-
-async fn show(reporter: &HealthReporter, service: &str, status: ServingStatus) {
-    reporter.set_service_status("", status).await;
-    reporter.set_service_status(service, status).await;
-}
-
-/// Prepares Redis as soon as it is there, and shows SERVING while it answers. Returns only when this Redis can not be used.
-async fn follow_redis(reporter: &HealthReporter, service: &str, store: &Store) -> io::Error {
-    let mut serving = None;
-    loop {
-        // What comes back may be another Redis, so it is prepared anew.
-        let answer = if serving == Some(true) { store.ping().await } else { store.prepare().await };
-        if let Err(refused @ Error::BucketCount { .. }) = answer {
-            return io::Error::other(refused);
-        }
-        if serving != Some(answer.is_ok()) {
-            serving = Some(answer.is_ok());
-            match answer {
-                Ok(()) => {
-                    info!("serving: Redis is ready");
-                    show(reporter, service, ServingStatus::Serving).await;
-                }
-                Err(error) => {
-                    warn!(%error, "not serving: waiting for Redis");
-                    show(reporter, service, ServingStatus::NotServing).await;
-                }
-            }
-        }
-        tokio::time::sleep(HEALTH_INTERVAL).await;
-    }
+    Ok(probes)
 }
 
 /// Ends at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -3,6 +3,8 @@
 //! clap reads flags and environment as text; [`Problems`] turns texts into values and collects what does not parse or
 //! contradicts something else. Durations are written with their unit: `500ms`, `30s`, `24h`.
 
+mod edge;
+
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -12,6 +14,8 @@ use std::time::Duration;
 use crate::serve::ServeConfig;
 use crate::store::{RedisConfig, StoreConfig};
 use crate::telemetry::{self, LogConfig};
+
+pub use edge::EdgeArgs;
 
 /// What is wrong with the settings, a sentence each.
 #[derive(Debug, Default)]
@@ -114,6 +118,9 @@ pub struct CommonArgs {
     /// How long calls that are under way may take to finish at a stop (duration)
     #[arg(long, env = "FORMID_DRAIN_TIMEOUT", default_value = "30s")]
     pub drain_timeout: String,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub edge: EdgeArgs,
     /// How log lines look: human or json
     #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human")]
     pub log_format: String,
@@ -150,6 +157,7 @@ impl CommonArgs {
         let max_message_bytes = problems.within("--max-message-bytes", &self.max_message_bytes, 1024..=256 << 20);
         let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
         let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
+        let edge = self.edge.read(listen, problems);
         let filter = problems.keep("--log", &self.log, telemetry::check_filter(&self.log));
         let json = match self.log_format.as_str() {
             "json" => Some(true),
@@ -160,6 +168,7 @@ impl CommonArgs {
             }
         };
         let redis = RedisConfig { url: self.redis_url.clone(), connections: connections? as usize, timeout: timeout? };
+        let edge = edge?;
         Some(Common {
             listen: listen?,
             store: StoreConfig { redis, buckets: buckets? as u16, cap: cap? as u16 },
@@ -167,6 +176,11 @@ impl CommonArgs {
                 drain_wait: drain_wait?,
                 drain_timeout: drain_timeout?,
                 max_message_bytes: max_message_bytes? as usize,
+                callers: edge.callers,
+                tls: edge.tls,
+                probe_listen: edge.probe_listen,
+                limits: edge.limits,
+                connections: edge.connections,
             },
             log: LogConfig { json: json?, filter: filter? },
         })

@@ -83,6 +83,12 @@ impl Failure {
             .retry_after(Duration::from_millis(100))
     }
 
+    /// There is no room for another call; those that are under way are served as fast as before.
+    pub fn overloaded() -> Self {
+        Self::new(Code::ResourceExhausted, "OVERLOADED", "this replica has all the calls it can serve; try again")
+            .retry_after(Duration::from_millis(500))
+    }
+
     /// Something that should not happen; the cause is in the log.
     pub fn internal() -> Self {
         Self::new(Code::Internal, "INTERNAL", "an error on the side of the service; its log has the cause")

@@ -1,19 +1,24 @@
 //! CollectStream: batches in, acknowledgements out.
 //!
 //! The flow is driven by whoever reads the acknowledgements: nothing is read from the caller while [`BATCHES_IN_FLIGHT`]
-//! batches are on their way to Redis or the caller does not read, so HTTP/2 flow control slows the caller down.
+//! batches are on their way to Redis, one waits for room, or the caller does not read, so HTTP/2 flow control slows the
+//! caller down.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _};
+use shared::auth::Caller;
 use shared::proto::{CollectStreamRequest, CollectStreamResponse};
+use shared::serve::connections::Ending;
+use shared::serve::guard::refused_by_tonic;
 use shared::status::Failure;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
 use super::Inner;
 use super::convert::{self, Sorted};
+use crate::ingest::Room;
 
 /// The most batches of one stream on their way at once: 32,000 credentials.
 const BATCHES_IN_FLIGHT: usize = 32;
@@ -21,10 +26,21 @@ const BATCHES_IN_FLIGHT: usize = 32;
 /// The batch's sequence number, which a failure is reported with, and what became of it.
 type Done = (u64, Result<CollectStreamResponse, Failure>);
 
+/// A batch that waits for room.
+struct Entering {
+    sequence: u64,
+    app: usize,
+    sorted: Sorted,
+    room: BoxFuture<'static, Result<Room, Failure>>,
+}
+
 struct Flow {
     service: Arc<Inner>,
+    caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
-    stopping: watch::Receiver<bool>,
+    /// When to end: told by the service, or by the connection.
+    stop: BoxFuture<'static, ()>,
+    entering: Option<Entering>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Whether to read on.
     open: bool,
@@ -33,31 +49,43 @@ struct Flow {
 }
 
 /// Acknowledges the batches of `incoming`, each once Redis holds it. At the first failure, or once `stopping` becomes
-/// true, it reads no more, acknowledges what still reaches Redis, and ends with that failure.
+/// true or the connection is `ending`, it reads no more, acknowledges what still reaches Redis, and ends with that failure.
 pub(super) fn acknowledgements(
     service: Arc<Inner>,
+    caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
     stopping: watch::Receiver<bool>,
+    ending: Ending,
 ) -> impl Stream<Item = Result<CollectStreamResponse, Status>> + Send {
-    let flow = Flow { service, incoming, stopping, in_flight: FuturesUnordered::new(), open: true, end: None };
+    let flow = Flow {
+        service,
+        caller,
+        incoming,
+        stop: Box::pin(stop(stopping, ending)),
+        entering: None,
+        in_flight: FuturesUnordered::new(),
+        open: true,
+        end: None,
+    };
     stream::unfold(flow, |mut flow| async move { flow.next().await.map(|item| (item, flow)) })
 }
 
 impl Flow {
     async fn next(&mut self) -> Option<Result<CollectStreamResponse, Status>> {
         loop {
-            let room = self.in_flight.len() < BATCHES_IN_FLIGHT;
+            let space = self.in_flight.len() < BATCHES_IN_FLIGHT && self.entering.is_none();
             tokio::select! {
                 Some((sequence, done)) = self.in_flight.next() => match done {
                     Ok(acknowledgement) => return Some(Ok(acknowledgement)),
                     Err(failure) => self.end_with(failure.with("sequence", sequence)),
                 },
-                read = self.incoming.message(), if self.open && room => match read {
+                Some(room) = room(&mut self.entering), if self.entering.is_some() => self.enter(room),
+                read = self.incoming.message(), if self.open && space => match read {
                     Ok(Some(batch)) => self.begin(batch),
                     Ok(None) => self.open = false,
-                    Err(status) => self.end_with(status),
+                    Err(status) => self.end_with(refused_by_tonic(&status).map_or(status, Status::from)),
                 },
-                () = stop(&mut self.stopping), if self.open => self.end_with(Failure::shutting_down()),
+                () = &mut self.stop, if self.open => self.end_with(Failure::shutting_down()),
                 else => return self.end.take().map(Err),
             }
         }
@@ -65,12 +93,28 @@ impl Flow {
 
     fn begin(&mut self, batch: CollectStreamRequest) {
         let CollectStreamRequest { sequence, app_id, credentials } = batch;
-        match self.service.sort(app_id, credentials) {
-            Ok((app, Sorted { good, refused })) => {
+        // A stream outlives changes of who may call.
+        let sorted = self.caller.renewed().and_then(|caller| self.service.sort(&caller, app_id, credentials));
+        match sorted {
+            Ok((app, sorted)) => {
+                let room = Box::pin(self.service.ingest.room(sorted.good.len()));
+                self.entering = Some(Entering { sequence, app, sorted, room });
+            }
+            Err(failure) => self.end_with(failure.with("sequence", sequence)),
+        }
+    }
+
+    /// The batch that waited for room has it.
+    fn enter(&mut self, room: Result<Room, Failure>) {
+        let Some(Entering { sequence, app, sorted: Sorted { good, refused }, .. }) = self.entering.take() else {
+            return;
+        };
+        match room {
+            Ok(room) => {
                 let service = Arc::clone(&self.service);
                 self.in_flight.push(Box::pin(async move {
                     let count = good.len();
-                    let stored = service.store(app, good).await;
+                    let stored = service.ingest.store(app, good, room).await;
                     (sequence, stored.map(|found| convert::acknowledgement(sequence, count, &found, refused)))
                 }));
             }
@@ -84,7 +128,18 @@ impl Flow {
     }
 }
 
+/// Waits for the room of the batch that enters.
+async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> {
+    match entering {
+        Some(entering) => Some((&mut entering.room).await),
+        None => None,
+    }
+}
+
 /// Waits until streams are to end; a sender that is gone tells the same.
-async fn stop(stopping: &mut watch::Receiver<bool>) {
-    let _ = stopping.wait_for(|stopping| *stopping).await;
+async fn stop(mut stopping: watch::Receiver<bool>, ending: Ending) {
+    tokio::select! {
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = ending.wait() => {}
+    }
 }

@@ -1,5 +1,6 @@
 //! ReportEvents: what WeChat pushed, acted on item by item.
 
+use shared::auth::Caller;
 use shared::credential::{AppId, Grant, GrantUses};
 use shared::fields::Fields;
 use shared::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsResponse};
@@ -13,8 +14,12 @@ use crate::events::{EventError, Item, Pushed, Report, Status, parse};
 
 /// Takes in one event. Each item is acted on before the next, and once however often it is told; so after a failure
 /// halfway the whole event can be reported again.
-pub(super) async fn report(inner: &Inner, request: ReportEventsRequest) -> Result<ReportEventsResponse, Failure> {
-    let (app, place) = inner.app(request.app_id, Fields::default())?;
+pub(super) async fn report(
+    inner: &Inner,
+    caller: &Caller,
+    request: ReportEventsRequest,
+) -> Result<ReportEventsResponse, Failure> {
+    let (app, place) = inner.app(caller, request.app_id, Fields::default())?;
     if let Some(token) = inner.callback_tokens.get(app)
         && !token.signs(&request.timestamp, &request.nonce, &request.signature)
     {

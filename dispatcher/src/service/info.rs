@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
 use prost_types::Timestamp;
+use shared::auth::Caller;
 use shared::credential::AppId;
 use shared::proto::{
     self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, PauseReason,
@@ -14,7 +16,6 @@ use shared::status::Failure;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::records::State;
 use shared::store::broadcast::tallies::{DELIVERED, ERASED, Tally, Undelivered};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::broadcast::ending::reason;
@@ -65,22 +66,24 @@ pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
     proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode }
 }
 
-/// A broadcast with each change, until its end or the end of this replica.
+/// A broadcast with each change, until its end, or until `ending` comes, or the caller may see it no more.
 pub(super) fn watch(
     office: Arc<Office>,
     id: BroadcastId,
     interval: Duration,
-    drain: CancellationToken,
+    caller: Caller,
+    ending: BoxFuture<'static, ()>,
 ) -> impl Stream<Item = Result<WatchBroadcastResponse, Status>> + Send {
     struct Watcher {
         office: Arc<Office>,
         id: BroadcastId,
+        caller: Caller,
+        ending: BoxFuture<'static, ()>,
         shown: Option<BroadcastInfo>,
         ended: bool,
     }
-    let watcher = Watcher { office, id, shown: None, ended: false };
+    let watcher = Watcher { office, id, caller, ending, shown: None, ended: false };
     stream::unfold(watcher, move |mut watcher| {
-        let drain = drain.clone();
         async move {
             if watcher.ended {
                 return None;
@@ -89,10 +92,14 @@ pub(super) fn watch(
                 if watcher.shown.is_some() {
                     tokio::select! {
                         () = tokio::time::sleep(interval) => {}
-                        () = drain.cancelled() => {
+                        () = &mut watcher.ending => {
                             watcher.ended = true;
                             return Some((Err(Failure::shutting_down().into()), watcher));
                         }
+                    }
+                    if let Err(failure) = welcome(&watcher.caller, &watcher.office.ground().app.id) {
+                        watcher.ended = true;
+                        return Some((Err(failure.into()), watcher));
                     }
                 }
                 let standing = match watcher.office.get(&watcher.id).await {
@@ -113,6 +120,11 @@ pub(super) fn watch(
             }
         }
     })
+}
+
+/// A stream outlives changes of who may call.
+fn welcome(caller: &Caller, app: &AppId) -> Result<(), Failure> {
+    if caller.renewed()?.may_use(app) { Ok(()) } else { Err(Failure::unknown_app()) }
 }
 
 fn tally_of(tally: &Tally) -> BroadcastTally {

@@ -11,8 +11,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream;
+use shared::auth::{Caller, Permission, audit};
 use shared::credential::AppId;
 use shared::fields::Fields;
+use shared::proto::broadcast_request::Audience;
 use shared::proto::dispatcher_service_server::DispatcherService;
 use shared::proto::{
     AddRecipientsRequest, AddRecipientsResponse, BroadcastRequest, BroadcastResponse, CancelBroadcastRequest,
@@ -21,6 +23,7 @@ use shared::proto::{
     ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
     StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
 };
+use shared::serve::connections::Ending;
 use shared::status::Failure;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::records::{Move, Pause};
@@ -28,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::broadcast::ending::reason;
-use crate::broadcast::office::Office;
+use crate::broadcast::office::{Office, Standing};
 use crate::desk::Desk;
 use crate::send::Sender;
 use crate::wechat::message::Delivery;
@@ -56,29 +59,49 @@ impl Service {
         Self { apps, desk, drain }
     }
 
-    fn office(&self, app: &AppId) -> Option<Arc<Office>> {
-        self.apps.get(app).map(|app| Arc::clone(&app.office))
+    /// What an app is served with. To a caller that may not use it, it is not there.
+    fn app(&self, caller: &Caller, app: &AppId) -> Option<&AppService> {
+        self.apps.get(app).filter(|_| caller.may_use(app))
+    }
+
+    fn office(&self, caller: &Caller, app: &AppId) -> Option<Arc<Office>> {
+        self.app(caller, app).map(|app| Arc::clone(&app.office))
     }
 
     /// The office and the broadcast that a call names.
-    fn broadcast_of(&self, app_id: String, broadcast_id: &str) -> Result<(Arc<Office>, BroadcastId), Failure> {
+    fn broadcast_of(
+        &self,
+        caller: &Caller,
+        app_id: String,
+        broadcast_id: &str,
+    ) -> Result<(Arc<Office>, BroadcastId), Failure> {
         let mut fields = Fields::default();
         let app = fields.take("app_id", AppId::parse(app_id));
         let id = broadcast::id(&mut fields, broadcast_id);
-        let office = fields.finish_for(app, |app| self.office(app))?;
+        let office = fields.finish_for(app, |app| self.office(caller, app))?;
         // Without an id there was a bad field.
         Ok((office, id.ok_or_else(Failure::internal)?))
     }
 
+    /// Moves a broadcast to another state, which the audit log calls `did`.
     async fn move_to(
         &self,
-        app_id: String,
-        broadcast_id: &str,
+        caller: &Caller,
+        did: &'static str,
+        (app_id, broadcast_id): (String, String),
         to: Move,
     ) -> Result<Option<shared::proto::BroadcastInfo>, Status> {
-        let (office, id) = self.broadcast_of(app_id, broadcast_id)?;
-        Ok(Some(info::of(&office.ground().app.id, &office.to(&id, to).await?)))
+        let (office, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
+        Ok(Some(changed(did, caller, &office, &office.to(&id, to).await?)))
     }
+}
+
+/// A broadcast that somebody changed: noted for the audit, and told.
+fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> shared::proto::BroadcastInfo {
+    let (app, record) = (&office.ground().app.id, &standing.record);
+    let audience = standing.tally.as_ref().map(|tally| tally.audience);
+    audit::broadcast(did, caller, app, &record.id.to_string(), record.everyone, audience);
+    info::of(app, standing)
 }
 
 #[tonic::async_trait]
@@ -86,29 +109,37 @@ impl DispatcherService for Service {
     type WatchBroadcastStream = Pin<Box<dyn Stream<Item = Result<WatchBroadcastResponse, Status>> + Send>>;
 
     async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
-        let parsed = send::parse(request.into_inner(), |app| Some(self.office(app)?.ground().app.delivery))?;
+        let caller = Caller::of(&request)?;
+        let delivery = |app: &AppId| Some(self.app(&caller, app)?.office.ground().app.delivery);
+        let parsed = send::parse(request.into_inner(), delivery)?;
         let send::Parsed { app, order, warnings, validate_only } = parsed;
         if validate_only {
             return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
         }
-        let service = self.apps.get(&app).ok_or_else(Failure::unknown_app)?;
+        let service = self.app(&caller, &app).ok_or_else(Failure::unknown_app)?;
         let sent = self.desk.send(app, Arc::clone(&service.sender), order).await?;
         Ok(Response::new(send::respond(sent, warnings)))
     }
 
     async fn broadcast(&self, request: Request<BroadcastRequest>) -> Answer<BroadcastResponse> {
-        let parsed = broadcast::parse(request.into_inner(), |app| self.office(app))?;
+        let caller = Caller::of(&request)?;
+        // Before anything is said of the app, so that it tells nothing of it.
+        if matches!(request.get_ref().audience, Some(Audience::AllReachable(_))) {
+            caller.needs(Permission::BroadcastAll)?;
+        }
+        let parsed = broadcast::parse(request.into_inner(), |app| self.office(&caller, app))?;
         let broadcast::Parsed { office, order, duplicates, warnings, validate_only } = parsed;
         if validate_only {
             let preview = Some(info::preview(&office.preview(&order).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
-        let broadcast = Some(info::of(&office.ground().app.id, &office.order(&order).await?));
+        let broadcast = Some(changed("Broadcast", &caller, &office, &office.order(&order).await?));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
-        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(app))?;
+        let caller = Caller::of(&request)?;
+        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(&caller, app))?;
         let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates, values } = parsed;
         if !values.is_empty() && office.delivery_of(&id).await? == Delivery::Subscription {
             values.finish()?;
@@ -122,21 +153,24 @@ impl DispatcherService for Service {
     }
 
     async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {
+        let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (office, id) = self.broadcast_of(app_id, &broadcast_id)?;
-        let broadcast = Some(info::of(&office.ground().app.id, &office.start(&id).await?));
+        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let broadcast = Some(changed("StartBroadcast", &caller, &office, &office.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
 
     async fn get_broadcast(&self, request: Request<GetBroadcastRequest>) -> Answer<GetBroadcastResponse> {
+        let caller = Caller::of(&request)?;
         let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (office, id) = self.broadcast_of(app_id, &broadcast_id)?;
+        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
         let broadcast = Some(info::of(&office.ground().app.id, &office.get(&id).await?));
         Ok(Response::new(GetBroadcastResponse { broadcast }))
     }
 
     async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
-        let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(app))?;
+        let caller = Caller::of(&request)?;
+        let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(&caller, app))?;
         let mut found = office.list(before.as_ref(), size + 1).await?;
         let more = found.len() > size;
         found.truncate(size);
@@ -150,33 +184,46 @@ impl DispatcherService for Service {
     }
 
     async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
-        let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(app))?;
+        let (caller, connection, drain) = (Caller::of(&request)?, Ending::of(&request), self.drain.clone());
+        let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(&caller, app))?;
         // A broadcast that is not there is told at once, and not in the middle of a stream.
         office.get(&id).await?;
-        Ok(Response::new(Box::pin(info::watch(office, id, interval, self.drain.clone()))))
+        let ending = Box::pin(async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = connection.wait() => {}
+            }
+        });
+        Ok(Response::new(Box::pin(info::watch(office, id, interval, caller, ending))))
     }
 
     async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
+        let caller = Caller::of(&request)?;
         let PauseBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let pause = Pause { reason: reason::CALLER.into(), ..Pause::default() };
-        let broadcast = self.move_to(app_id, &broadcast_id, Move::Pause(pause)).await?;
+        let broadcast = self.move_to(&caller, "PauseBroadcast", (app_id, broadcast_id), Move::Pause(pause)).await?;
         Ok(Response::new(PauseBroadcastResponse { broadcast }))
     }
 
     async fn resume_broadcast(&self, request: Request<ResumeBroadcastRequest>) -> Answer<ResumeBroadcastResponse> {
+        let caller = Caller::of(&request)?;
         let ResumeBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let broadcast = self.move_to(app_id, &broadcast_id, Move::Resume { due: false }).await?;
+        let broadcast =
+            self.move_to(&caller, "ResumeBroadcast", (app_id, broadcast_id), Move::Resume { due: false }).await?;
         Ok(Response::new(ResumeBroadcastResponse { broadcast }))
     }
 
     async fn cancel_broadcast(&self, request: Request<CancelBroadcastRequest>) -> Answer<CancelBroadcastResponse> {
+        let caller = Caller::of(&request)?;
         let CancelBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let broadcast = self.move_to(app_id, &broadcast_id, Move::Cancel).await?;
+        let broadcast = self.move_to(&caller, "CancelBroadcast", (app_id, broadcast_id), Move::Cancel).await?;
         Ok(Response::new(CancelBroadcastResponse { broadcast }))
     }
 
     async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
-        let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), |app| self.office(app))?;
+        let caller = Caller::of(&request)?;
+        let office = |app: &AppId| self.office(&caller, app);
+        let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), office)?;
         let (found, next) = office.undelivered(&id, from, size).await?;
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();

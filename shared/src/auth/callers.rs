@@ -1,0 +1,251 @@
+//! Whom a token or a certificate belongs to. The file is followed while the service runs: one that became wrong is refused
+//! with an error in the log, and what was known before stays.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+
+use super::caller::{self, Caller};
+use super::permission::Permission;
+use super::rate::Rate;
+use super::{file, file::FILE};
+use crate::credential::AppId;
+use crate::reload::{Contents, Watched};
+use crate::settings::{Problems, SettingsError};
+use crate::status::Failure;
+
+/// The SHA-256 of a token. `Debug` hides it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash(pub(super) [u8; SHA256_OUTPUT_LEN]);
+
+impl TokenHash {
+    /// Reads 64 hex digits.
+    pub fn parse(hex: &str) -> Option<Self> {
+        let digits: Option<Vec<u8>> = hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
+        let digits = digits.filter(|digits| digits.len() == 2 * SHA256_OUTPUT_LEN)?;
+        let mut hash = [0; SHA256_OUTPUT_LEN];
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+        Some(Self(hash))
+    }
+
+    /// Hashes a token.
+    pub fn of(token: &[u8]) -> Self {
+        let mut hash = [0; SHA256_OUTPUT_LEN];
+        hash.copy_from_slice(digest(&SHA256, token).as_ref());
+        Self(hash)
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("TokenHash(..)")
+    }
+}
+
+/// The apps a caller may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Apps {
+    /// Whichever the service is set up for.
+    All,
+    /// These.
+    These(BTreeSet<AppId>),
+}
+
+impl Apps {
+    /// Whether an app is one of them.
+    pub fn contain(&self, app: &AppId) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(apps) => apps.contains(app),
+        }
+    }
+}
+
+/// One caller of the file.
+#[derive(Debug)]
+pub struct Entry {
+    /// The name, for logs.
+    pub name: Box<str>,
+    pub(super) tokens: Vec<TokenHash>,
+    pub(super) certificate_names: Vec<Box<str>>,
+    pub(super) apps: Apps,
+    permissions: BTreeSet<Permission>,
+    pub(super) rate: Option<Arc<Rate>>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        name: Box<str>,
+        tokens: Vec<TokenHash>,
+        certificate_names: Vec<Box<str>>,
+        apps: Apps,
+        permissions: BTreeSet<Permission>,
+        per_second: Option<f64>,
+    ) -> Self {
+        let rate = per_second.map(|per_second| Arc::new(Rate::new(per_second)));
+        Self { name, tokens, certificate_names, apps, permissions, rate }
+    }
+
+    /// Whether this is permitted.
+    pub fn may(&self, permission: Permission) -> bool {
+        self.permissions.contains(&permission)
+    }
+}
+
+/// What a caller shows.
+#[derive(Debug, Clone)]
+pub(super) enum Proof {
+    /// The hash of a token.
+    Token(TokenHash),
+    /// The names in a certificate that the handshake has verified.
+    Certificate(Arc<[String]>),
+}
+
+impl Proof {
+    /// What a call shows. A token counts before the certificate of its connection, also a wrong one: whoever sends a token
+    /// means it.
+    pub(super) fn of(headers: &HeaderMap, names: Option<&Arc<[String]>>) -> Option<Self> {
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        let Some(header) = given.next() else {
+            return names.filter(|names| !names.is_empty()).map(|names| Self::Certificate(Arc::clone(names)));
+        };
+        let (scheme, token) = header.as_bytes().split_at_checked(7)?;
+        let sound = scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty() && given.next().is_none();
+        sound.then(|| Self::Token(TokenHash::of(token)))
+    }
+}
+
+/// What one state of the file says.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    entries: Vec<Arc<Entry>>,
+    tokens: Vec<(TokenHash, u32)>,
+    names: HashMap<Box<str>, u32>,
+}
+
+impl Book {
+    fn read(text: &[u8], before: Option<&Self>) -> Result<Self, SettingsError> {
+        let mut problems = Problems::default();
+        let mut entries = match std::str::from_utf8(text) {
+            Ok(text) => file::parse(text, &mut problems),
+            Err(_) => {
+                problems.add(format!("{FILE} is not UTF-8"));
+                Vec::new()
+            }
+        };
+        problems.finish()?;
+        for entry in &mut entries {
+            // What a caller has used up of this second is used up, whatever changed about the file.
+            let earlier = before.and_then(|before| before.entries.iter().find(|other| other.name == entry.name));
+            if let (Some(rate), Some(earlier)) = (&mut entry.rate, earlier.and_then(|earlier| earlier.rate.as_ref()))
+                && rate.per_second() == earlier.per_second()
+            {
+                *rate = Arc::clone(earlier);
+            }
+        }
+        let mut book = Self::default();
+        for (entry, place) in entries.into_iter().zip(0..) {
+            book.tokens.extend(entry.tokens.iter().map(|token| (*token, place)));
+            book.names.extend(entry.certificate_names.iter().map(|name| (name.clone(), place)));
+            book.entries.push(Arc::new(entry));
+        }
+        Ok(book)
+    }
+
+    /// The caller of a proof. Every token is compared, in constant time, so that the time taken tells nothing.
+    pub(super) fn find(&self, proof: &Proof) -> Option<&Arc<Entry>> {
+        let place = match proof {
+            Proof::Token(presented) => {
+                let mut found = u32::MAX;
+                for (token, place) in &self.tokens {
+                    found.conditional_assign(place, token.0.ct_eq(&presented.0));
+                }
+                found
+            }
+            Proof::Certificate(names) => {
+                let mut found = names.iter().filter_map(|name| self.names.get(name.as_str()).copied());
+                let first = found.next()?;
+                // A certificate of two callers is neither's.
+                if found.any(|other| other != first) {
+                    return None;
+                }
+                first
+            }
+        };
+        self.entries.get(place as usize)
+    }
+}
+
+/// The callers of the file, as it is now.
+pub struct Callers {
+    file: Watched,
+    book: RwLock<Arc<Book>>,
+}
+
+impl fmt::Debug for Callers {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Callers({})", self.book().entries.len())
+    }
+}
+
+impl Callers {
+    /// Reads the file. Nothing when there is a problem with it, and then `problems` names every one.
+    pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+        let (file, contents) =
+            Watched::read([path.to_owned()]).map_err(|error| problems.add(format!("{FILE} {error}"))).ok()?;
+        match Book::read(contents.first()?, None) {
+            Ok(book) => Some(Self { file, book: RwLock::new(Arc::new(book)) }),
+            Err(SettingsError(found)) => {
+                found.into_iter().for_each(|problem| problems.add(problem));
+                None
+            }
+        }
+    }
+
+    /// The names of callers that only a certificate can prove.
+    pub fn without_token(&self) -> Vec<String> {
+        let book = self.book();
+        book.entries.iter().filter(|entry| entry.tokens.is_empty()).map(|entry| entry.name.to_string()).collect()
+    }
+
+    /// Follows the file for ever.
+    pub async fn follow(self: Arc<Self>) {
+        let change = |contents: Contents| {
+            let text = contents.first().map(Vec::as_slice).unwrap_or_default();
+            let book = Book::read(text, Some(&self.book()))?;
+            // Nothing panics while it holds the lock.
+            *self.book.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
+            Ok::<_, SettingsError>(())
+        };
+        self.file.clone().follow(FILE, change).await;
+    }
+
+    pub(super) fn book(&self) -> Arc<Book> {
+        Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets a call in that needs any one of `needs`, or just a caller when there are none.
+    ///
+    /// Fails with UNAUTHENTICATED when it is nobody's, RATE_LIMITED when it is one too many, NOT_PERMITTED.
+    pub fn admit(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        names: Option<&Arc<[String]>>,
+        needs: &'static [Permission],
+    ) -> Result<Caller, Failure> {
+        let proof = Proof::of(headers, names).ok_or_else(caller::unauthenticated)?;
+        let caller = Caller::admitted(Arc::clone(self), proof, needs);
+        caller?.counted()
+    }
+}
+
+#[cfg(test)]
+mod tests;

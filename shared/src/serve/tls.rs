@@ -1,0 +1,136 @@
+//! TLS: the service's certificate, and whose clients' certificates are taken.
+//!
+//! All of it is one rustls configuration, which is made anew when a file changes and taken by each connection as it opens.
+//! Connections that are open keep what they began with.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::auth::certificate;
+use crate::reload::{Contents, Watched};
+use crate::settings::{Problems, SettingsError};
+
+const CERT: &str = "--tls-cert";
+const KEY: &str = "--tls-key";
+const CLIENT_CA: &str = "--tls-client-ca";
+
+/// TLS as it is now. Cheap to clone.
+#[derive(Clone)]
+pub struct Tls {
+    files: Watched,
+    config: Arc<RwLock<Arc<ServerConfig>>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Tls(..)")
+    }
+}
+
+impl Tls {
+    /// Reads the files (PEM): the service's chain, its key, and the authorities of clients' certificates, which are then
+    /// required. Nothing when there is a problem, and then `problems` names it.
+    pub fn read(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>, problems: &mut Problems) -> Option<Self> {
+        let (files, contents) = Watched::read([cert, key].into_iter().chain(client_ca))
+            .map_err(|error| problems.add(format!("the TLS file {error}")))
+            .ok()?;
+        match config(&contents) {
+            Ok(config) => Some(Self { files, config: Arc::new(RwLock::new(Arc::new(config))) }),
+            Err(SettingsError(found)) => {
+                found.into_iter().for_each(|problem| problems.add(problem));
+                None
+            }
+        }
+    }
+
+    /// Follows the files for ever.
+    pub async fn follow(self) {
+        let change = |contents: Contents| {
+            let config = config(&contents)?;
+            // Nothing panics while it holds the lock.
+            *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+            Ok::<_, SettingsError>(())
+        };
+        self.files.clone().follow("the TLS certificate", change).await;
+    }
+
+    /// The handshake of a connection, and the names in the client's certificate, if there is one.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Arc<[String]>)> {
+        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        // The first is the client's own; others lead from it to the authority.
+        let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let names = own.map(certificate::names).unwrap_or_default();
+        Ok((stream, names.into()))
+    }
+}
+
+/// The configuration from the contents of the files, or all that is wrong with them. No problem quotes what is in a file.
+fn config(contents: &[Vec<u8>]) -> Result<ServerConfig, SettingsError> {
+    let mut problems = Problems::default();
+    let [cert, key, client_ca @ ..] = contents else { return Err(SettingsError(Vec::new())) };
+    let cert = certificates(CERT, cert, &mut problems);
+    let key = PrivateKeyDer::from_pem_slice(key).ok();
+    if key.is_none() {
+        problems.add(format!("{KEY} has no private key that can be read (PEM, not encrypted)"));
+    }
+    let client_ca = client_ca.first().map(|pem| authorities(pem, &mut problems));
+    problems.finish()?;
+    // What is missing was a problem.
+    let (Some(cert), Some(key)) = (cert, key) else { return Err(SettingsError(Vec::new())) };
+
+    let one = |problem: String| SettingsError(vec![problem]);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| one(format!("TLS can not be set up: {error}")))?;
+    let builder = match client_ca.flatten() {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = verifier.map_err(|error| one(format!("{CLIENT_CA} can not be used: {error}")))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(cert, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => one(format!("{KEY} is not the key of {CERT}")),
+        error => one(format!("{CERT} and {KEY} can not be used: {error}")),
+    })?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A session that is resumed does not show its certificate again, which may have expired since. Connections live long
+    // here, so a whole handshake each costs little.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn certificates(flag: &str, pem: &[u8], problems: &mut Problems) -> Option<Vec<CertificateDer<'static>>> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Ok(certificates) if !certificates.is_empty() => Some(certificates),
+        _ => {
+            problems.add(format!("{flag} has no certificate that can be read (PEM)"));
+            None
+        }
+    }
+}
+
+fn authorities(pem: &[u8], problems: &mut Problems) -> Option<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(CLIENT_CA, pem, problems)? {
+        if let Err(error) = roots.add(certificate) {
+            problems.add(format!("{CLIENT_CA} has a certificate that can not be used: {error}"));
+            return None;
+        }
+    }
+    Some(roots)
+}

@@ -1,0 +1,174 @@
+//! The settings of the edge: who may call, over what, and how much at once.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+
+use super::Problems;
+use crate::auth::Callers;
+use crate::serve::connections::ConnectionLimits;
+use crate::serve::guard::Limits;
+use crate::serve::tls::Tls;
+
+/// The shortest keepalive that is not an attack on the peer.
+const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// The flags of the edge. A path that is empty is one that is not given.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EdgeArgs {
+    /// The file that names who may call, and what each may do (TOML)
+    #[arg(long, env = "FORMID_CALLERS_FILE", default_value = "", hide_default_value = true)]
+    pub callers_file: String,
+    /// Let everybody do everything, from anywhere: for networks in which everybody is trusted
+    #[arg(long, env = "FORMID_INSECURE", value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
+    /// The certificate of this service, with those that lead to its authority (PEM)
+    #[arg(long, env = "FORMID_TLS_CERT", default_value = "", hide_default_value = true)]
+    pub tls_cert: String,
+    /// The private key of that certificate (PEM)
+    #[arg(long, env = "FORMID_TLS_KEY", default_value = "", hide_default_value = true)]
+    pub tls_key: String,
+    /// The authorities whose certificates clients must have (PEM); without it clients need none
+    #[arg(long, env = "FORMID_TLS_CLIENT_CA", default_value = "", hide_default_value = true)]
+    pub tls_client_ca: String,
+    /// Where health is answered in plain text besides, for probes that speak no TLS (IP address:port)
+    #[arg(long, env = "FORMID_PROBE_LISTEN", default_value = "", hide_default_value = true)]
+    pub probe_listen: String,
+    /// The most calls under way at once, streams not counted; beyond, they are turned away
+    #[arg(long, env = "FORMID_MAX_REQUESTS", default_value = "1024")]
+    pub max_requests: String,
+    /// The most streams open at once (CollectStream, WatchBroadcast, reflection)
+    #[arg(long, env = "FORMID_MAX_STREAMS", default_value = "512")]
+    pub max_streams: String,
+    /// The most calls under way on one connection; a client that wants more waits, or opens another
+    #[arg(long, env = "FORMID_MAX_CONNECTION_CALLS", default_value = "1000")]
+    pub max_connection_calls: String,
+    /// How often a quiet connection is asked whether somebody is there (duration)
+    #[arg(long, env = "FORMID_KEEPALIVE_INTERVAL", default_value = "30s")]
+    pub keepalive_interval: String,
+    /// How long the answer to that may take, before the connection is closed (duration)
+    #[arg(long, env = "FORMID_KEEPALIVE_TIMEOUT", default_value = "20s")]
+    pub keepalive_timeout: String,
+    /// After which time clients are told to open another connection, give or take a tenth (duration; 0s: never)
+    #[arg(long, env = "FORMID_MAX_CONNECTION_AGE", default_value = "10m")]
+    pub max_connection_age: String,
+    /// How much longer streams may go on on such a connection (duration)
+    #[arg(long, env = "FORMID_MAX_CONNECTION_AGE_GRACE", default_value = "30s")]
+    pub max_connection_age_grace: String,
+}
+
+/// The settings of the edge, checked.
+pub(super) struct Edge {
+    pub(super) callers: Option<Arc<Callers>>,
+    pub(super) tls: Option<Tls>,
+    pub(super) probe_listen: Option<SocketAddr>,
+    pub(super) limits: Limits,
+    pub(super) connections: ConnectionLimits,
+}
+
+impl EdgeArgs {
+    /// Reads the flags and the files they name; `listen` is where the service itself listens, if that could be read.
+    pub(super) fn read(&self, listen: Option<SocketAddr>, problems: &mut Problems) -> Option<Edge> {
+        let callers = given(&self.callers_file).map(|path| Callers::read(path, problems).map(Arc::new));
+        self.contradictions(listen, callers.as_ref().and_then(Option::as_ref), problems);
+        let tls = match (given(&self.tls_cert), given(&self.tls_key)) {
+            (Some(cert), Some(key)) => {
+                let client_ca = given(&self.tls_client_ca).map(Path::to_owned);
+                Some(Tls::read(cert.to_owned(), key.to_owned(), client_ca, problems))
+            }
+            _ => None,
+        };
+        let probe_listen = match self.probe_listen.as_str() {
+            "" => None,
+            text => Some(problems.read("--probe-listen", text)),
+        };
+        let requests = problems.within("--max-requests", &self.max_requests, 1..=1_000_000);
+        let streams = problems.within("--max-streams", &self.max_streams, 1..=1_000_000);
+        let calls = problems.within("--max-connection-calls", &self.max_connection_calls, 1..=1_000_000);
+        let keepalive_interval = keepalive("--keepalive-interval", &self.keepalive_interval, problems);
+        let keepalive_timeout = keepalive("--keepalive-timeout", &self.keepalive_timeout, problems);
+        let age = problems.duration("--max-connection-age", &self.max_connection_age);
+        let grace = problems.duration("--max-connection-age-grace", &self.max_connection_age_grace);
+        Some(Edge {
+            callers: all_or_nothing(callers)?,
+            tls: all_or_nothing(tls)?,
+            probe_listen: all_or_nothing(probe_listen)?,
+            limits: Limits { requests: requests? as usize, streams: streams? as usize },
+            connections: ConnectionLimits {
+                calls: calls? as u32,
+                keepalive_interval: keepalive_interval?,
+                keepalive_timeout: keepalive_timeout?,
+                age: Some(age?).filter(|age| !age.is_zero()),
+                grace: grace?,
+            },
+        })
+    }
+
+    /// What is wrong with the flags taken together.
+    fn contradictions(&self, listen: Option<SocketAddr>, callers: Option<&Arc<Callers>>, problems: &mut Problems) {
+        match given(&self.callers_file) {
+            Some(_) if self.insecure => {
+                problems
+                    .add("--callers-file and --insecure contradict each other: name who may call, or let everybody");
+            }
+            None if !self.insecure => {
+                if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
+                    problems.add(format!(
+                        "--listen is {listen}, which others can reach: name who may call with --callers-file, or let \
+                         everybody do everything with --insecure"
+                    ));
+                }
+            }
+            _ => {}
+        }
+        let (cert, key, client_ca) = (given(&self.tls_cert), given(&self.tls_key), given(&self.tls_client_ca));
+        match (cert, key) {
+            (Some(_), None) => problems.add("--tls-cert needs --tls-key"),
+            (None, Some(_)) => problems.add("--tls-key needs --tls-cert"),
+            (None, None) if client_ca.is_some() => problems.add("--tls-client-ca needs --tls-cert and --tls-key"),
+            _ => {}
+        }
+        if client_ca.is_none()
+            && let Some(callers) = callers
+        {
+            for name in callers.without_token() {
+                let without = "--tls-client-ca, without which nobody can be this caller";
+                problems.add(format!(
+                    "the callers file, [callers.{name}]: has only certificate_names, which need {without}"
+                ));
+            }
+        }
+        if let (Ok(probe), Some(listen)) = (self.probe_listen.parse::<SocketAddr>(), listen)
+            && probe == listen
+            && probe.port() != 0
+        {
+            problems.add(format!("--probe-listen is {probe}, which is what --listen is"));
+        }
+    }
+}
+
+fn given(path: &str) -> Option<&Path> {
+    if path.is_empty() { None } else { Some(Path::new(path)) }
+}
+
+fn keepalive(flag: &str, text: &str, problems: &mut Problems) -> Option<Duration> {
+    let duration = problems.duration(flag, text)?;
+    if duration < SHORTEST_KEEPALIVE {
+        problems.add(format!("{flag} is {duration:?}, but must be at least {SHORTEST_KEEPALIVE:?}"));
+    }
+    Some(duration)
+}
+
+/// What is given must have been read.
+fn all_or_nothing<T>(given: Option<Option<T>>) -> Option<Option<T>> {
+    match given {
+        None => Some(None),
+        Some(read) => read.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests;
