@@ -4,6 +4,7 @@
 mod bad_input;
 mod collecting;
 mod grants;
+mod edge;
 mod grpcurl;
 mod outages;
 mod process;

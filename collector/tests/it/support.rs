@@ -42,13 +42,18 @@ impl Collector {
     /// Starts one with 4 buckets, as [`Redis::store`] has, and further flags.
     pub async fn start(redis: &Redis, flags: &[&str]) -> Self {
         let url = redis.url();
-        let usual = ["collector", "--apps", APP, "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
-        let settings = Settings::read(&Flags::parse_from(usual.iter().chain(flags))).unwrap();
+        let usual = ["collector", "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
+        let apps: &[&str] = if flags.contains(&"--apps") { &[] } else { &["--apps", APP] };
+        let settings = Settings::read(&Flags::parse_from(usual.iter().chain(apps).chain(flags))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or(()) };
         Self { address, stop, served: tokio::spawn(collector::run(listener, settings, shutdown)) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub async fn client(&self) -> Client {

@@ -3,13 +3,16 @@
 //! A test that cannot go on should fail loudly, so the helpers panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod callers;
 mod process;
 mod redis;
+pub mod tls;
 mod tools;
 
+pub use callers::{CallersFile, bearer, called, reason, whole};
 pub use process::{Process, free_port};
 pub use redis::{Redis, store_config};
-pub use tools::{buf_curl, complained, grpcurl, printed};
+pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
 
 use std::time::{Duration, Instant};
 

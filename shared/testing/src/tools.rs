@@ -7,6 +7,11 @@ pub async fn grpcurl(arguments: &[&str]) -> Output {
     run("FORMID_GRPCURL", "grpcurl", &["-plaintext", "-max-time", "20"], arguments).await
 }
 
+/// Runs grpcurl like [`grpcurl`], over TLS.
+pub async fn grpcurl_tls(arguments: &[&str]) -> Output {
+    run("FORMID_GRPCURL", "grpcurl", &["-max-time", "20"], arguments).await
+}
+
 /// Runs `buf curl`, which asks for reflection v1.
 pub async fn buf_curl(arguments: &[&str]) -> Output {
     run("FORMID_BUF", "buf", &["curl", "--protocol", "grpc", "--http2-prior-knowledge"], arguments).await

@@ -1,0 +1,149 @@
+//! How connections end: of age, and at a stop.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use shared::proto::{CollectStatus, CollectStreamRequest};
+use testing::Redis;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+
+/// Opens a connection as HTTP/2 clients do, and then says nothing, not even when asked.
+async fn silent(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The preface, and settings: none.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    stream
+}
+
+/// Waits until the other side closes; how long it took, and the types of the frames that came.
+async fn closed(mut stream: TcpStream) -> (Duration, Vec<u8>) {
+    let (start, mut read) = (Instant::now(), Vec::new());
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut read)).await.expect("it is still open");
+    let (mut rest, mut frames) = (read.as_slice(), Vec::new());
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        frames.push(head[3]);
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        rest = after.get(length..).unwrap_or_default();
+    }
+    (start.elapsed(), frames)
+}
+
+/// The type of the frame that says: use this connection no more.
+const GOAWAY: u8 = 7;
+
+#[tokio::test]
+async fn an_old_connection_is_told_to_go_and_closed_also_when_nobody_is_there() {
+    let redis = Redis::start();
+    let (collector, _client) = collector(&redis, &["--max-connection-age", "1s"]).await;
+    let (lived, frames) = closed(silent(collector.address()).await).await;
+    assert!(lived > Duration::from_millis(850) && lived < Duration::from_secs(8), "{lived:?}");
+    assert!(frames.contains(&GOAWAY), "{frames:?}");
+}
+
+/// Whether a call was not sent, since its connection had just been told to go. Other clients than tonic's repeat these by
+/// themselves.
+fn not_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let said = format!("{error:?}");
+        if said.contains("GoAway") && said.contains("NO_ERROR") || said.contains("Canceled") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_come_of_age_lose_no_call() {
+    let redis = Redis::start();
+    let flags = ["--max-connection-age", "300ms", "--records-per-user", "10000"];
+    let (collector, _client) = collector(&redis, &flags).await;
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..4 {
+        let mut client = collector.client().await;
+        callers.spawn(async move {
+            let (start, mut calls) = (Instant::now(), 0);
+            while start.elapsed() < Duration::from_secs(4) {
+                let form = form(&format!("o{caller}"), &format!("f{calls}"));
+                match collect(&mut client, vec![form]).await {
+                    // A call that was taken in, and whose answer was lost, would make its repetition a duplicate.
+                    Ok(statuses) => assert_eq!(statuses, [CollectStatus::Stored]),
+                    Err(status) => {
+                        assert!(not_sent(&status), "{status:?}");
+                        continue;
+                    }
+                }
+                calls += 1;
+            }
+            calls
+        });
+    }
+    let calls = callers.join_all().await;
+    assert!(calls.iter().all(|calls| *calls > 20), "{calls:?}");
+}
+
+#[tokio::test]
+async fn a_stream_on_an_old_connection_goes_on_for_the_grace_and_ends_with_a_reason() {
+    let redis = Redis::start();
+    let flags = ["--max-connection-age", "500ms", "--max-connection-age-grace", "1500ms"];
+    let (_collector, mut client) = collector(&redis, &flags).await;
+    let (sender, batches) = mpsc::channel::<CollectStreamRequest>(4);
+    let start = Instant::now();
+    let mut acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
+    let mut sequence = 0;
+    let end = loop {
+        // Once the stream has ended nobody takes this.
+        let _ = sender.send(batch(sequence, vec![form("oUser", &format!("f{sequence}"))])).await;
+        match acknowledgements.message().await {
+            Ok(Some(acknowledged)) => assert_eq!(acknowledged.sequence, sequence),
+            end => break end,
+        }
+        sequence += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(reason(&end.unwrap_err()), "SHUTTING_DOWN");
+    let lived = start.elapsed();
+    assert!(lived > Duration::from_millis(1800) && lived < Duration::from_secs(5), "{lived:?}");
+    collect(&mut client, vec![form("oUser", "on a new connection")]).await.unwrap_or_default();
+}
+
+#[tokio::test]
+async fn a_connection_without_an_age_lives_on() {
+    let redis = Redis::start();
+    let (collector, _client) = collector(&redis, &["--max-connection-age", "0s"]).await;
+    let silent = silent(collector.address()).await;
+    assert!(tokio::time::timeout(Duration::from_secs(2), closed(silent)).await.is_err());
+}
+
+#[tokio::test]
+async fn neither_idle_connections_nor_watchers_of_health_hold_up_a_stop() {
+    let redis = Redis::start();
+    let (collector, mut client) = collector(&redis, &["--drain-timeout", "60s"]).await;
+    collect(&mut client, vec![form("oUser", "f")]).await.unwrap();
+    let silent = silent(collector.address()).await;
+    let mut health = HealthClient::new(connect(collector.address()).await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let start = Instant::now();
+    collector.stop().await.unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let (_, frames) = closed(silent).await;
+    assert!(frames.contains(&GOAWAY), "{frames:?}");
+    let end = loop {
+        match watch.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => break String::new(),
+            Err(status) => break reason(&status),
+        }
+    };
+    assert_eq!(end, "SHUTTING_DOWN");
+}

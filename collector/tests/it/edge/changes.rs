@@ -1,0 +1,64 @@
+//! The callers file changes while the collector runs.
+
+use shared::proto::CollectStreamRequest;
+use testing::{Redis, bearer, eventually, reason};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::*;
+
+const NEW: (&str, &str) = ("new", "token_sha256 = ['TOKEN(new)']\napps = ['*']\npermissions = ['read']");
+
+async fn becomes(channel: &Channel, token: &str, outcome: &str) {
+    eventually(&format!("{token}: {outcome}"), SOON, async || stock(channel, token).await == outcome).await;
+}
+
+#[tokio::test]
+async fn callers_are_added_and_removed_and_a_broken_file_changes_nothing_until_it_is_repaired() {
+    let redis = Redis::start();
+    let (_collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
+    assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "UNAUTHENTICATED"]);
+    file.write(&[ALL, NEW]);
+    becomes(&channel, "new", "OK").await;
+    file.write_text("[callers.new\n");
+    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
+    std::fs::remove_file(file.path()).unwrap();
+    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
+    file.write(&[NEW]);
+    becomes(&channel, "all", "UNAUTHENTICATED").await;
+    assert_eq!(stock(&channel, "new").await, "OK");
+    file.write(&[(NEW.0, &NEW.1.replace("read", "erase"))]);
+    becomes(&channel, "new", "NOT_PERMITTED").await;
+}
+
+#[tokio::test]
+async fn a_token_is_replaced_without_a_moment_in_which_neither_works() {
+    let redis = Redis::start();
+    let table = |tokens: &str| format!("token_sha256 = [{tokens}]\napps = ['*']\npermissions = ['read']");
+    let (_collector, channel, file) = guarded(&redis, &[("a", &table("'TOKEN(old)'"))], &[]).await;
+    file.write(&[("a", &table("'TOKEN(old)', 'TOKEN(new)'"))]);
+    becomes(&channel, "new", "OK").await;
+    assert_eq!(stock(&channel, "old").await, "OK");
+    file.write(&[("a", &table("'TOKEN(new)'"))]);
+    becomes(&channel, "old", "UNAUTHENTICATED").await;
+    assert_eq!(stock(&channel, "new").await, "OK");
+}
+
+#[tokio::test]
+async fn an_open_stream_of_a_caller_that_is_removed_takes_in_no_more() {
+    let redis = Redis::start();
+    let (_collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
+    let (sender, batches) = mpsc::channel::<CollectStreamRequest>(4);
+    let mut client = Client::new(channel.clone());
+    let stream = client.collect_stream(bearer("all", ReceiverStream::new(batches))).await.unwrap();
+    let mut acknowledgements = stream.into_inner();
+    sender.send(batch(1, vec![form("oUser", "f1")])).await.unwrap();
+    assert_eq!(acknowledgements.message().await.unwrap().unwrap().sequence, 1);
+    file.write(&[NEW]);
+    becomes(&channel, "new", "OK").await;
+    sender.send(batch(2, vec![form("oUser", "f2")])).await.unwrap();
+    assert_eq!(reason(&acknowledgements.message().await.unwrap_err()), "UNAUTHENTICATED");
+    assert_eq!(stored(&redis.store().await, "oUser").await, ["f1"]);
+}

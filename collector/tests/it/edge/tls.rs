@@ -1,0 +1,181 @@
+//! TLS, and callers that are known by their certificates.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use testing::tls::{Authority, Pair, channel, dial};
+use testing::{CallersFile, Redis, eventually, grpcurl_tls, printed};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// A collector with TLS, and the files it has it from.
+struct Secured {
+    address: SocketAddr,
+    authority: Authority,
+    folder: tempfile::TempDir,
+    _collector: Collector,
+    _callers: CallersFile,
+}
+
+const BY_NAME: (&str, &str) =
+    ("byname", "certificate_names = ['spiffe://test/orders']\napps = ['*']\npermissions = ['read']");
+
+impl Secured {
+    async fn start(redis: &Redis, mutual: bool) -> Self {
+        let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new("ours"));
+        let callers = CallersFile::new(if mutual { &[ALL, BY_NAME] } else { &[ALL] });
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (cert, key, ca) = (path("cert"), path("key"), path("ca"));
+        authority.server().write(cert.as_ref(), key.as_ref());
+        std::fs::write(&ca, &authority.pem).unwrap();
+        let given = callers.flags();
+        let mut flags = vec!["--tls-cert", &cert, "--tls-key", &key, &given[0], &given[1]];
+        if mutual {
+            flags.extend(["--tls-client-ca", &ca]);
+        }
+        let collector = Collector::start(redis, &flags).await;
+        let address = collector.address();
+        let secured = Self { address, authority, folder, _collector: collector, _callers: callers };
+        let own = secured.authority.client("spiffe://test/anybody");
+        eventually("it serves", SOON, async || secured.stock(Some(&own), "all").await == "OK").await;
+        secured
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Asks over a new connection with this certificate: what came of it.
+    async fn stock(&self, own: Option<&Pair>, token: &str) -> String {
+        let channel = channel(self.address, &self.authority.pem, own);
+        let mut client = Client::new(channel);
+        let message = GetStockRequest { app_id: APP.into() };
+        let request = if token.is_empty() { tonic::Request::new(message) } else { bearer(token, message) };
+        match client.get_stock(request).await {
+            Ok(_) => "OK".into(),
+            Err(status) if status.code() == tonic::Code::Unavailable || status.details().is_empty() => "REFUSED".into(),
+            Err(status) => reason(&status),
+        }
+    }
+
+    /// The certificate that a new connection is shown.
+    async fn shown(&self) -> Option<Vec<u8>> {
+        let stream = dial(self.address, &self.authority.pem, None).await.ok()?;
+        Some(stream.get_ref().1.peer_certificates()?.first()?.to_vec())
+    }
+}
+
+#[tokio::test]
+async fn calls_go_over_tls_and_none_in_plain_text() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, false).await;
+    assert_eq!(secured.stock(None, "all").await, "OK");
+    assert_eq!(secured.stock(None, "").await, "UNAUTHENTICATED");
+    assert!(!is_serving(secured.address).await, "health in plain text");
+    let other = Authority::new("other");
+    assert!(dial(secured.address, &other.pem, None).await.is_err(), "a client that trusts others");
+}
+
+#[tokio::test]
+async fn a_client_s_certificate_is_needed_and_may_be_all_that_is_needed() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, true).await;
+    let ours = |uri: &str| secured.authority.client(uri);
+    assert_eq!(secured.stock(Some(&ours("spiffe://test/orders")), "").await, "OK");
+    assert_eq!(secured.stock(Some(&ours("spiffe://test/others")), "").await, "UNAUTHENTICATED");
+    assert_eq!(secured.stock(Some(&ours("spiffe://test/others")), "all").await, "OK");
+    assert_eq!(secured.stock(Some(&ours("spiffe://test/orders")), "wrong").await, "UNAUTHENTICATED");
+    assert_eq!(secured.stock(None, "all").await, "REFUSED", "no certificate");
+    let expired = secured.authority.expired("spiffe://test/orders");
+    assert_eq!(secured.stock(Some(&expired), "all").await, "REFUSED", "an expired certificate");
+    let theirs = Authority::new("ours").client("spiffe://test/orders");
+    assert_eq!(secured.stock(Some(&theirs), "all").await, "REFUSED", "a certificate of another authority");
+}
+
+#[tokio::test]
+async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, false).await;
+    let open = channel(secured.address, &secured.authority.pem, None);
+    assert_eq!(stock(&open, "all").await, "OK");
+    let first = secured.shown().await.unwrap();
+    let second = secured.authority.server();
+    second.write(&secured.path("cert"), &secured.path("key"));
+    let is_second = async || secured.shown().await.as_deref() == Some(&second.der());
+    eventually("the new certificate is shown", SOON, is_second).await;
+    assert_ne!(first, second.der().to_vec());
+    assert_eq!(stock(&open, "all").await, "OK");
+
+    // A certificate without its key, and a key that is none, change nothing.
+    for (cert, key) in [(secured.authority.server().cert, second.key.clone()), (second.cert.clone(), "none".into())] {
+        Pair { cert, key }.write(&secured.path("cert"), &secured.path("key"));
+        tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+        assert!(is_second().await);
+        assert_eq!(secured.stock(None, "all").await, "OK");
+    }
+    let third = secured.authority.server();
+    third.write(&secured.path("cert"), &secured.path("key"));
+    eventually("it is repaired", SOON, async || secured.shown().await.as_deref() == Some(&third.der())).await;
+    assert_eq!(stock(&open, "all").await, "OK");
+}
+
+#[tokio::test]
+async fn clients_of_a_new_authority_are_taken_once_it_is_named() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, true).await;
+    let next = Authority::new("next");
+    let (old, new) = (secured.authority.client("spiffe://test/orders"), next.client("spiffe://test/orders"));
+    assert_eq!(secured.stock(Some(&new), "").await, "REFUSED");
+    std::fs::write(secured.path("ca"), format!("{}{}", secured.authority.pem, next.pem)).unwrap();
+    eventually("both are taken", SOON, async || secured.stock(Some(&new), "").await == "OK").await;
+    assert_eq!(secured.stock(Some(&old), "").await, "OK");
+    std::fs::write(secured.path("ca"), &next.pem).unwrap();
+    eventually("only the new one is", SOON, async || secured.stock(Some(&old), "").await == "REFUSED").await;
+    assert_eq!(secured.stock(Some(&new), "").await, "OK");
+}
+
+#[tokio::test]
+async fn slow_and_broken_handshakes_block_nobody() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, false).await;
+    let mut silent = Vec::new();
+    for n in 0..200 {
+        let mut stream = TcpStream::connect(secured.address).await.unwrap();
+        match n % 3 {
+            0 => {}
+            1 => stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap(),
+            // The beginning of a handshake.
+            _ => stream.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await.unwrap(),
+        }
+        silent.push(stream);
+    }
+    let start = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(secured.stock(None, "all").await, "OK");
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // In the end they are let go.
+    let start = Instant::now();
+    for mut stream in silent {
+        let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("it is still open");
+    }
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_person_calls_with_a_certificate() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, true).await;
+    secured.authority.client("spiffe://test/orders").write(&secured.path("own"), &secured.path("own.key"));
+    let path = |name: &str| secured.path(name).to_str().unwrap().to_owned();
+    let (ca, own, key, address) = (path("ca"), path("own"), path("own.key"), secured.address.to_string());
+    let tls = ["-cacert", &ca, "-cert", &own, "-key", &key];
+    let body = format!(r#"{{"app_id": "{APP}"}}"#);
+    let call = ["-d", &body, &address, "formid.v1.CollectorService/GetStock"];
+    let stock = printed(grpcurl_tls(&[&tls[..], &call].concat()).await);
+    assert!(stock.contains("countedAt"), "{stock}");
+    let token = ["-H", "authorization: Bearer all"];
+    printed(grpcurl_tls(&[&tls[..], &token, &call].concat()).await);
+}
