@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod broadcast;
+mod callers;
 mod crash;
 mod doubt;
 mod grpcurl;

@@ -119,7 +119,7 @@ impl Rig {
     }
 
     /// Flags of a dispatcher that is quick to give up and to recover.
-    fn flags(&self, extra: &[&str]) -> Vec<String> {
+    pub fn flags(&self, extra: &[&str]) -> Vec<String> {
         let (timeout, lease) = if self.patient { ("5s", "30s") } else { ("500ms", "2s") };
         let apps_file = self.apps_file(timeout);
         let mut flags = ["--listen", "127.0.0.1:0", "--drain-wait", "0s"].map(String::from).to_vec();
