@@ -108,3 +108,36 @@ impl HttpBody for Prompt {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    /// A request that never comes.
+    struct Never;
+
+    impl HttpBody for Never {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Polled {
+            Poll::Pending
+        }
+    }
+
+    async fn frame(
+        body: &mut (impl HttpBody<Data = Bytes, Error = Status> + Unpin),
+    ) -> Option<Result<Frame<Bytes>, Status>> {
+        std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_arrive_is_given_up() {
+        let mut body = Prompt::new(Body::new(Never), Duration::from_millis(10));
+        let late = frame(&mut body).await.unwrap().unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        assert_eq!(late.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
+    }
+}

@@ -7,6 +7,7 @@ mod changes;
 mod limits;
 mod logs;
 mod probes;
+mod readme;
 mod tls;
 
 use shared::proto::GetStockRequest;
