@@ -3,8 +3,8 @@
 
 mod bad_input;
 mod collecting;
-mod grants;
 mod edge;
+mod grants;
 mod grpcurl;
 mod outages;
 mod process;
