@@ -93,7 +93,8 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
         };
         let (singles, many) = (sender(&store, &client), Client::new(Arc::clone(app)).map_err(io::Error::other)?);
         let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
-        crews.spawn_on(once_prepared(apart.clone(), crew::work(many, drain.clone())), &hall.handle);
+        crews
+            .spawn_on(once_prepared_until(drain.clone(), apart.clone(), crew::work(many, drain.clone())), &hall.handle);
         let reporter = Arc::clone(&singles);
         background.spawn(async move { reporter.report_forever().await });
         let office = Arc::new(Office::new(ground(store.clone(), client, &singles)));
@@ -150,6 +151,15 @@ impl Drop for Hall {
 async fn once_prepared(store: Store, work: impl Future<Output = ()>) {
     store.prepared().await;
     work.await;
+}
+
+/// The same for work that ends by itself at a drain: where Redis was never there, there is nothing to pass on.
+async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = store.prepared() => work.await,
+        () = drain.cancelled() => {}
+    }
 }
 
 async fn follow_stops(gates: Arc<Gates>, store: Store) {

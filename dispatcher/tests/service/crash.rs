@@ -150,6 +150,17 @@ async fn a_drain_finishes_what_is_under_way() {
 }
 
 #[tokio::test]
+async fn a_dispatcher_that_never_saw_redis_stops_at_once() {
+    let mut rig = Rig::new().await;
+    rig.redis.kill();
+    let port = any_port();
+    let mut process = rig.process(port);
+    connect(port).await;
+    process.signal("TERM");
+    assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
+}
+
+#[tokio::test]
 async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
