@@ -125,6 +125,15 @@ async fn a_connection_without_an_age_lives_on() {
 }
 
 #[tokio::test]
+async fn a_connection_with_nobody_at_its_other_end_is_closed() {
+    let redis = Redis::start();
+    let flags = ["--keepalive-interval", "1s", "--keepalive-timeout", "1s"];
+    let (collector, _client) = collector(&redis, &flags).await;
+    let (lived, _) = closed(silent(collector.address()).await).await;
+    assert!(lived > Duration::from_millis(1500) && lived < Duration::from_secs(8), "{lived:?}");
+}
+
+#[tokio::test]
 async fn neither_idle_connections_nor_watchers_of_health_hold_up_a_stop() {
     let redis = Redis::start();
     let (collector, mut client) = collector(&redis, &["--drain-timeout", "60s"]).await;

@@ -16,8 +16,11 @@ use tonic_types::StatusExt as _;
 use super::*;
 
 fn pause(redis: &Redis, milliseconds: u32) {
-    let pause = ["CLIENT", "PAUSE", &milliseconds.to_string(), "ALL"];
-    let output = Command::new("redis-cli").args(["-u", &redis.url()]).args(pause).output().unwrap();
+    redis_cli(redis, &["CLIENT", "PAUSE", &milliseconds.to_string(), "ALL"]);
+}
+
+fn redis_cli(redis: &Redis, command: &[&str]) {
+    let output = Command::new("redis-cli").args(["-u", &redis.url()]).args(command).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -94,6 +97,42 @@ async fn streams_are_counted_apart_from_calls() {
     eventually("there is room again", SOON, async || client.collect_stream(tokio_stream::empty()).await.is_ok()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &["--redis-timeout", "60s", "--records-per-user", "10"]).await;
+    let room = collector::ingest::ROOM / collector::service::MAX_CREDENTIALS;
+    // Writes only: the command that ends it is none.
+    redis_cli(&redis, &["CLIENT", "PAUSE", "60000", "WRITE"]);
+    let credentials: Vec<_> = (0..1000).map(|n| form(&format!("o{n}"), "f")).collect();
+    let mut calls = JoinSet::new();
+    for _ in 0..room + 20 {
+        let (mut client, credentials) = (client.clone(), credentials.clone());
+        calls.spawn(async move { collect(&mut client, credentials).await });
+    }
+    // While Redis says nothing, no other call can end than one that is turned away.
+    assert_overloaded(&calls.join_next().await.unwrap().unwrap().unwrap_err());
+    let (sender, batches) = mpsc::channel::<CollectStreamRequest>(8);
+    let mut acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
+    for sequence in 0..3 {
+        sender.send(batch(sequence, credentials.clone())).await.unwrap();
+    }
+    let waits = tokio::time::timeout(collector::ingest::PATIENCE * 2, acknowledgements.message());
+    assert!(waits.await.is_err(), "the stream was answered without room");
+    redis_cli(&redis, &["CLIENT", "UNPAUSE"]);
+    for _ in 0..3 {
+        acknowledgements.message().await.unwrap().unwrap();
+    }
+    let stored = calls.join_all().await.into_iter().filter(|call| match call {
+        Ok(_) => true,
+        Err(status) => {
+            assert_overloaded(status);
+            false
+        }
+    });
+    assert_eq!(stored.count(), room);
+}
+
 #[tokio::test]
 async fn a_message_that_is_too_large_or_none_at_all_has_a_reason_too() {
     let redis = Redis::start();
@@ -112,17 +151,24 @@ async fn a_message_that_is_too_large_or_none_at_all_has_a_reason_too() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
 }
 
-/// The time that 99 of 100 calls that were served took at most, of callers that call again at once, and how many of each
-/// there were: served, and turned away.
-async fn hammered(collector: &Collector, callers: usize, span: Duration) -> (Duration, usize, usize) {
+/// The time that half of the calls that were served took at most, of so many callers that call again at once, or when
+/// they are told to; and how many were turned away.
+async fn crowded(redis: &Redis, max_requests: &str) -> (Duration, usize) {
+    const CALLERS: usize = 300;
+    const CONNECTIONS: usize = 8;
+    let (collector, _) = collector(redis, &["--max-requests", max_requests]).await;
     let turned_away = Arc::new(AtomicUsize::new(0));
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(collector.client().await);
+    }
     let mut tasks = JoinSet::new();
-    for caller in 0..callers {
-        let (mut client, turned_away) = (collector.client().await, Arc::clone(&turned_away));
+    for caller in 0..CALLERS {
+        let (mut client, turned_away) = (clients[caller % CONNECTIONS].clone(), Arc::clone(&turned_away));
         tasks.spawn(async move {
             let (start, mut served) = (Instant::now(), Vec::new());
             for n in 0.. {
-                if start.elapsed() > span {
+                if start.elapsed() > Duration::from_secs(3) {
                     break;
                 }
                 let asked = Instant::now();
@@ -131,7 +177,8 @@ async fn hammered(collector: &Collector, callers: usize, span: Duration) -> (Dur
                     Err(status) => {
                         assert_overloaded(&status);
                         turned_away.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        let retry = status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+                        tokio::time::sleep(retry).await;
                     }
                 }
             }
@@ -140,19 +187,24 @@ async fn hammered(collector: &Collector, callers: usize, span: Duration) -> (Dur
     }
     let mut served = tasks.join_all().await.concat();
     served.sort();
-    let slow = served.get(served.len() * 99 / 100).copied().unwrap_or(span);
-    (slow, served.len(), turned_away.load(Ordering::Relaxed))
+    assert!(served.len() > 100, "{}", served.len());
+    (served[served.len() / 2], turned_away.load(Ordering::Relaxed))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_ten_times_the_callers_those_served_are_served_about_as_fast() {
+async fn those_who_are_served_do_not_wait_for_those_who_are_too_many() {
     let redis = Redis::start();
-    let (collector, _) = collector(&redis, &["--max-requests", "16"]).await;
-    let span = Duration::from_secs(2);
-    let (alone, served_alone, turned_away) = hammered(&collector, 16, span).await;
-    assert!(served_alone > 100 && turned_away == 0, "{served_alone} {turned_away}");
-    let (crowded, served, turned_away) = hammered(&collector, 160, span).await;
-    assert!(turned_away > 0 && served > served_alone / 10, "{served} of {served_alone}, {turned_away}");
-    // Ten times the callers in a line would take ten times as long; this machine is also theirs.
-    assert!(crowded < alone * 6 + Duration::from_millis(50), "{crowded:?} after {alone:?}");
+    let mut measured = Vec::new();
+    // What else runs on this machine may get into one of the two, but hardly three times.
+    for _ in 0..3 {
+        let (bounded, turned_away) = crowded(&redis, "16").await;
+        assert!(turned_away > 100, "{turned_away}");
+        let (unbounded, turned_away) = crowded(&redis, "1000000").await;
+        assert_eq!(turned_away, 0);
+        measured.push((bounded, unbounded));
+        if bounded * 2 < unbounded {
+            return;
+        }
+    }
+    panic!("with a bound and without: {measured:?}");
 }
