@@ -32,6 +32,7 @@ use shared::store::keys::Bucket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::metrics::Intake;
 use lanes::{Answer, Group, Lanes};
 
 /// The most credentials that are held in memory on their way to Redis; beyond, calls wait. About 40 MB.
@@ -85,10 +86,10 @@ struct Call {
 }
 
 impl Ingest {
-    /// Starts the gatherer for these apps.
-    pub fn start(store: Store, apps: Arc<[AppId]>) -> (Self, Gatherer) {
+    /// Starts the gatherer for these apps; `intake` counts for each of them.
+    pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Gatherer) {
         let (sender, batches) = mpsc::unbounded_channel();
-        let task = tokio::spawn(gather(store, apps, batches));
+        let task = tokio::spawn(gather(store, apps, intake, batches));
         (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Gatherer(task))
     }
 
@@ -130,7 +131,7 @@ impl Gatherer {
     }
 }
 
-async fn gather(store: Store, apps: Arc<[AppId]>, mut batches: mpsc::UnboundedReceiver<Batch>) {
+async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut batches: mpsc::UnboundedReceiver<Batch>) {
     let mut lanes = Lanes::new(store.clone(), apps.len());
     let mut scripts = FuturesUnordered::new();
     let mut arrived = Vec::with_capacity(BATCHES_AT_ONCE);
@@ -146,13 +147,25 @@ async fn gather(store: Store, apps: Arc<[AppId]>, mut batches: mpsc::UnboundedRe
         while scripts.len() < SCRIPTS_IN_FLIGHT
             && let Some((lane, group)) = lanes.next_group()
         {
-            scripts.push(send(store.clone(), Arc::clone(&apps), lanes.place(lane), lane, group));
+            let (apps, intake) = (Arc::clone(&apps), Arc::clone(&intake));
+            scripts.push(send(store.clone(), apps, intake, lanes.place(lane), lane, group));
         }
     }
 }
 
 /// Brings one group to Redis.
-async fn send(store: Store, apps: Arc<[AppId]>, (app, bucket): (usize, Bucket), lane: usize, group: Group) -> Answer {
+async fn send(
+    store: Store,
+    apps: Arc<[AppId]>,
+    intake: Arc<[Intake]>,
+    (app, bucket): (usize, Bucket),
+    lane: usize,
+    group: Group,
+) -> Answer {
     let outcome = store.collect(&apps[app], bucket, &group.credentials).await;
+    if let Ok(duplicates) = &outcome {
+        // Here and not where calls are answered: it is stored, whoever still waits for it.
+        intake[app].stored(&group.credentials, duplicates);
+    }
     Answer { lane, tickets: group.tickets, outcome }
 }

@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::events::CallbackToken;
 use crate::ingest::Ingest;
+use crate::metrics::Intake;
 use crate::settings::Settings;
 use convert::{Reader, Sorted};
 
@@ -52,6 +53,8 @@ pub struct Service {
 struct Inner {
     store: Store,
     ingest: Ingest,
+    /// By the place of the app.
+    intake: Arc<[Intake]>,
     /// Each app with its place in the list of apps.
     apps: HashMap<AppId, usize>,
     reader: Reader,
@@ -61,11 +64,18 @@ struct Inner {
 }
 
 impl Service {
-    /// Streams end when `stopping` becomes true; `ingest` must have been started for the apps of these settings.
-    pub fn new(store: Store, ingest: Ingest, settings: &Settings, stopping: watch::Receiver<bool>) -> Self {
+    /// Streams end when `stopping` becomes true; `ingest` and `intake` must be for the apps of these settings.
+    pub fn new(
+        store: Store,
+        ingest: Ingest,
+        intake: Arc<[Intake]>,
+        settings: &Settings,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         let inner = Inner {
             store,
             ingest,
+            intake,
             apps: settings.apps.iter().cloned().zip(0..).collect(),
             reader: Reader { prepay_uses: settings.prepay_uses, lease_margin: settings.lease_margin },
             lease_margin: settings.lease_margin,
@@ -109,7 +119,9 @@ impl Inner {
             count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, and are {count}")),
         }
         let (_, app) = self.app(caller, app, fields)?;
-        Ok((app, self.reader.sort(credentials, unix_time())))
+        let sorted = self.reader.sort(credentials, unix_time());
+        sorted.refused.iter().for_each(|(_, refusal)| self.intake[app].refused(*refusal));
+        Ok((app, sorted))
     }
 
     async fn store(&self, app: usize, credentials: Vec<Packed>) -> Result<Vec<u32>, Failure> {

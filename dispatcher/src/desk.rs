@@ -48,7 +48,7 @@ impl Desk {
         }
         let Some(request) = &order.request else {
             self.room()?;
-            return self.through(async move { sender.send(&order).await.map_err(Failure::from) }).await;
+            return self.through(async move { sender.send(&order).await }).await;
         };
         let fingerprint = request.fingerprint;
         let key = (app, order.openid.clone(), request.id.clone());
@@ -70,7 +70,7 @@ impl Desk {
         }
         let listed = Listed { requests: Arc::clone(&self.requests), key };
         self.through(async move {
-            let answer = sender.send(&order).await.map_err(Failure::from);
+            let answer = sender.send(&order).await;
             drop(listed);
             // Nobody may have joined.
             let _ = tell.send(Some(answer.clone()));

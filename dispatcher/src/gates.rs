@@ -15,6 +15,7 @@ use shared::store::{self, Store};
 use tracing::{error, info};
 
 use crate::clock::Clock;
+use crate::metrics::StopMetrics;
 
 /// How often each replica reads the stops of an app.
 pub const REFRESH: Duration = Duration::from_secs(1);
@@ -26,12 +27,13 @@ pub struct Gates {
     clock: Clock,
     stops: RwLock<HashMap<Source, Stop>>,
     not_before_ms: AtomicU64,
+    metrics: StopMetrics,
 }
 
 impl Gates {
     /// All open.
-    pub fn new(app: AppId, clock: Clock) -> Self {
-        Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0) }
+    pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
+        Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
     }
 
     /// Those of `wanted` that may be used now, or the stop that leaves none.
@@ -72,6 +74,8 @@ impl Gates {
                 error!(app = %self.app, %error, "other replicas do not learn of the stop");
             }
         }
+        let (stops, now) = (self.stops.read().unwrap_or_else(PoisonError::into_inner), self.clock.now_ms());
+        self.show(&stops, now);
     }
 
     /// Reads what other replicas have stopped.
@@ -89,7 +93,12 @@ impl Gates {
         if stops.len() < before {
             info!(app = %self.app, "a stop is over: sending is tried again");
         }
+        self.show(&stops, now);
         Ok(())
+    }
+
+    fn show(&self, stops: &HashMap<Source, Stop>, now: u64) {
+        self.metrics.show(|source| stops.get(&source).is_some_and(|stop| stop.until_ms > now));
     }
 
     /// Lets no send of this replica leave for a while: WeChat said that the app sends too fast.

@@ -3,13 +3,15 @@
 //! A call comes in at [`service`], is kept from being cut short at the [`desk`], and is carried out by [`send`]: lease a
 //! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
 //! ([`wechat::answer`]). What is sent to many goes its own way, in [`broadcast`]. [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
-//! which looks after leases left behind, and the [`gates`], which know what WeChat stopped.
+//! which looks after leases left behind, and the [`gates`], which know what WeChat stopped. What is counted of all that
+//! is in [`metrics`].
 
 pub mod apps;
 pub mod broadcast;
 pub mod clock;
 pub mod desk;
 pub mod gates;
+pub mod metrics;
 pub mod outcome;
 pub mod policy;
 pub mod reaper;
@@ -22,10 +24,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use shared::metrics::page::Page;
 use shared::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
 use shared::serve::serve;
 use shared::store::Store;
+use shared::store::broadcast::permits::Budget;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::task::JoinSet;
@@ -33,19 +38,28 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::warn;
 
+use crate::apps::App;
 use crate::broadcast::office::Office;
 use crate::broadcast::{Ground, crew};
+use crate::clock::Clock;
 use crate::desk::Desk;
 use crate::gates::Gates;
+use crate::metrics::{AppMetrics, Metrics, QuotaMetrics};
 use crate::send::Sender;
 use crate::service::{AppService, Service};
 use crate::settings::Settings;
 use crate::wechat::client::Client;
 use crate::wechat::token::Tokens;
 
+/// How often the numbers of the day's quota are read.
+const QUOTA_LOOK: Duration = Duration::from_secs(5);
+
 /// Runs the dispatcher on a listener until `shutdown`, then drains.
 pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-    let store = Store::new(&settings.common.store).map_err(io::Error::other)?;
+    let metrics = Metrics::new().map_err(io::Error::other)?;
+    // Read until all is done.
+    let _page = Page::open(settings.common.metrics_listen, &metrics.service.registry).await?;
+    let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
     // Broadcasts have threads and connections of their own, so that no single message stands in line behind a crowd.
     let hall = Hall::new()?;
     let apart = store.beside(&settings.common.store).map_err(io::Error::other)?;
@@ -56,9 +70,10 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
     let mut crews = JoinSet::new();
     let drain = CancellationToken::new();
     for app in settings.apps.iter() {
-        let client = Client::new(Arc::clone(app)).map_err(io::Error::other)?;
+        let AppMetrics { sends, wechat, stops, quota, broadcasts } = metrics.app(&app.id);
+        let client = Client::counted(Arc::clone(app), wechat.clone()).map_err(io::Error::other)?;
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
-        let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone()));
+        let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone(), stops));
         background.spawn(once_prepared(store.clone(), tokens.clone().renew_forever()));
         background.spawn(reaper::reap_forever(
             store.clone(),
@@ -67,15 +82,19 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
             settings.reap_interval,
         ));
         background.spawn(once_prepared(store.clone(), follow_stops(Arc::clone(&gates), store.clone())));
+        if settings.common.metrics_listen.is_some() {
+            let numbers = follow_quota(Arc::clone(app), store.clone(), settings.clock.clone(), quota);
+            background.spawn(once_prepared(store.clone(), numbers));
+        }
         let sender = |store: &Store, client: &Client| {
             Arc::new(Sender::new(
-                Arc::clone(app),
                 store.clone(),
                 client.clone(),
                 tokens.clone(),
                 Arc::clone(&gates),
                 settings.clock.clone(),
                 settings.limits.clone(),
+                sends.clone(),
             ))
         };
         let ground = |store: Store, client: Client, sender: &Arc<Sender>| {
@@ -89,9 +108,11 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
                 terms: settings.limits.terms,
                 credentials: settings.limits.credentials,
                 limits: settings.broadcasts.clone(),
+                metrics: broadcasts.clone(),
             })
         };
-        let (singles, many) = (sender(&store, &client), Client::new(Arc::clone(app)).map_err(io::Error::other)?);
+        let (singles, many) =
+            (sender(&store, &client), Client::counted(Arc::clone(app), wechat).map_err(io::Error::other)?);
         let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
         crews
             .spawn_on(once_prepared_until(drain.clone(), apart.clone(), crew::work(many, drain.clone())), &hall.handle);
@@ -108,7 +129,8 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
         shutdown.await;
         drain.cancel();
     };
-    let served = serve(listener, SERVICE_NAME, routes, store, &settings.common.serve, shutdown).await;
+    let served =
+        serve(listener, SERVICE_NAME, routes, store, metrics.service.calls, &settings.common.serve, shutdown).await;
     drain.cancel();
     // Answered until all is done.
     let _probes = served?;
@@ -159,6 +181,18 @@ async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl 
         biased;
         () = store.prepared() => work.await,
         () = drain.cancelled() => {}
+    }
+}
+
+/// Keeps the numbers of the day's quota in sight, whoever counts them: of the generation that the app is set to.
+async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaMetrics) {
+    loop {
+        let budget = Budget { api: app.delivery.api(), day: clock.day() };
+        match store.quota(&app.id, budget).await {
+            Ok((limit, used)) => metrics.show(limit.unwrap_or(app.bounds.daily_quota), used),
+            Err(error) => tracing::debug!(app = %app.id, %error, "the numbers of the day are not known"),
+        }
+        tokio::time::sleep(QUOTA_LOOK).await;
     }
 }
 

@@ -184,6 +184,15 @@ pub enum Kind {
 impl Kind {
     /// Every kind there is.
     pub const ALL: [Self; 3] = [Self::FormId, Self::PrepayId, Self::Grant];
+
+    /// What it is called in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FormId => "form_id",
+            Self::PrepayId => "prepay_id",
+            Self::Grant => "grant",
+        }
+    }
 }
 
 /// The id of a credential: what is handed to WeChat. A right to send, so never written to a log.

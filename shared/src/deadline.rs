@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -46,7 +46,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let deadline = request.headers().get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
+        let deadline = of(request.headers());
         let answer = self.inner.call(request);
         let Some(deadline) = deadline else { return Box::pin(answer) };
         let limited = tokio::time::timeout(deadline, answer);
@@ -60,6 +60,11 @@ where
             }
         })
     }
+}
+
+/// How much time a caller gives a call, if it says so.
+pub(crate) fn of(headers: &HeaderMap) -> Option<Duration> {
+    headers.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?))
 }
 
 /// Reads a `grpc-timeout`: up to eight digits and a unit.

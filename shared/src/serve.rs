@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::auth::Callers;
 use crate::deadline::Deadlines;
+use crate::metrics::grpc::Calls;
 use crate::proto::DESCRIPTORS;
 use crate::store::Store;
 use connections::{ConnectionLimits, Connections};
@@ -55,7 +56,8 @@ pub struct ServeConfig {
 }
 
 /// Serves until `shutdown`, then drains: shows NOT_SERVING, waits for load balancers to see it, stops accepting, and lets
-/// calls under way finish, all within a bound. `service` is the full name health is reported under beside `""`.
+/// calls under way finish, all within a bound. `service` is the full name health is reported under beside `""`, and
+/// `calls` counts its calls.
 ///
 /// Answers with the probes, which are to be dropped when all else is done. Fails when the address for them can not be had,
 /// and when this Redis can not be used.
@@ -64,6 +66,7 @@ pub async fn serve(
     service: &'static str,
     routes: Routes,
     store: Store,
+    calls: Calls,
     config: &ServeConfig,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Probes> {
@@ -96,7 +99,9 @@ pub async fn serve(
     }
     let probes = Probes::open(config.probe_listen, health).await?;
     let guarded = Guard::new(config.callers.clone(), &config.limits).layer(Deadlines.layer(routes));
-    let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), guarded);
+    // Outside of all others, to count what they refuse.
+    let counted = calls.layer(guarded);
+    let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), counted);
 
     tokio::select! {
         refused = follow_redis(&reporter, service, &store) => return Err(refused),

@@ -121,6 +121,9 @@ pub struct CommonArgs {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub edge: EdgeArgs,
+    /// Where Prometheus reads metrics: an IP address and a port, for /metrics; without one they are not served
+    #[arg(long, env = "FORMID_METRICS_LISTEN", default_value = "")]
+    pub metrics_listen: String,
     /// How log lines look: human or json
     #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human")]
     pub log_format: String,
@@ -138,6 +141,8 @@ pub struct Common {
     pub store: StoreConfig,
     /// How to serve.
     pub serve: ServeConfig,
+    /// Where metrics are served, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// How to log.
     pub log: LogConfig,
 }
@@ -146,6 +151,13 @@ impl CommonArgs {
     /// Reads the common flags; `listen` is the text of the service's own `--listen`.
     pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
         let listen = problems.read("--listen", listen);
+        let metrics_listen = match self.metrics_listen.as_str() {
+            "" => None,
+            text => problems.read("--metrics-listen", text),
+        };
+        if metrics_listen.is_some_and(|metrics: SocketAddr| metrics.port() > 0 && listen == Some(metrics)) {
+            problems.add("--metrics-listen must not be --listen: metrics are served beside the service, in plain HTTP");
+        }
         if let Err(error) = RedisConfig::check_url(&self.redis_url) {
             // Without the URL itself: it may hold a password.
             problems.add(format!("--redis-url: {error}"));
@@ -182,6 +194,7 @@ impl CommonArgs {
                 limits: edge.limits,
                 connections: edge.connections,
             },
+            metrics_listen,
             log: LogConfig { json: json?, filter: filter? },
         })
     }
@@ -210,6 +223,23 @@ mod tests {
     fn the_defaults_are_usable() {
         let common = read(&[]).unwrap();
         assert_eq!((common.store.buckets, common.store.cap), (512, 120));
+    }
+
+    #[test]
+    fn metrics_are_served_where_the_setting_says_but_not_on_the_port_of_the_service() {
+        assert_eq!(read(&[]).unwrap().metrics_listen, None);
+        let common = read(&["--metrics-listen", "127.0.0.1:9100"]).unwrap();
+        assert_eq!(common.metrics_listen, Some("127.0.0.1:9100".parse().unwrap()));
+        assert!(read(&["--metrics-listen", "nowhere"]).is_err());
+
+        let read_both = |listen, metrics| {
+            let flags = Flags::parse_from(["test", "--metrics-listen", metrics]);
+            let mut problems = Problems::default();
+            flags.common.read(listen, &mut problems);
+            problems.finish()
+        };
+        assert!(read_both("127.0.0.1:7001", "127.0.0.1:7001").is_err());
+        assert!(read_both("127.0.0.1:0", "127.0.0.1:0").is_ok());
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Failure {
         self.0.reason
     }
 
+    /// WeChat's code, where one led to this.
+    pub fn errcode(&self) -> Option<i32> {
+        let (_, errcode) = self.0.metadata.iter().find(|(key, _)| *key == "errcode")?;
+        errcode.parse().ok()
+    }
+
     /// The app is none of those the service is set up for.
     pub fn unknown_app() -> Self {
         Self::new(Code::NotFound, "UNKNOWN_APP", format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)

@@ -78,6 +78,7 @@ impl Crew {
             note(&id, self.begin(&id, now_ms).await);
         }
         let wanted = ground.store.running_broadcasts(app).await?;
+        ground.metrics.show_running(wanted.len());
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
             self.quota_asked = Instant::now();
             let sent =

@@ -95,6 +95,7 @@ async fn page(running: &Running, task: &Task, size: usize) -> Fetched {
     let (owner, asked) = (LeaseId::random(), Instant::now());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, &running.choice, terms).await {
         Ok(page) => {
+            running.ground.metrics.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
@@ -119,7 +120,9 @@ async fn recover(
     openids.retain(|openid| !mine.contains(openid));
     let (asked, mut ready) = (Instant::now(), Vec::new());
     for some in openids.chunks(PAGE) {
-        ready.extend(store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?.ready);
+        let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+        running.ground.metrics.ended(&found.endings);
+        ready.extend(found.ready);
     }
     Ok(Fetched::Recovered { ready, asked })
 }
@@ -132,6 +135,7 @@ async fn flight(running: &Running, task: &Task, mine: &HashSet<OpenId>) -> Resul
     let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
     for some in openids.chunks(PAGE) {
         let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+        running.ground.metrics.ended(&page.endings);
         found.wait = found.wait.into_iter().chain(page.wait).min();
         found.ready.extend(page.ready);
         if found.ready.len() >= PAGE / 2 {
@@ -183,7 +187,10 @@ pub(super) async fn settle_patiently(
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
     loop {
         match store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await {
-            Ok(next) => return next,
+            Ok(settled) => {
+                running.ground.metrics.ended(&settled.endings);
+                return settled.next;
+            }
             Err(error) => {
                 warn!(broadcast = %task.broadcast, %error, "messages are not settled yet");
                 tokio::time::sleep(REDIS_PAUSE).await;

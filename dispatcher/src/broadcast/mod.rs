@@ -31,6 +31,7 @@ use shared::store::wanted::Kinds;
 use self::spec::Spec;
 use crate::apps::App;
 use crate::clock::Clock;
+use crate::metrics::BroadcastMetrics;
 use crate::send::Sender;
 use crate::wechat::client::Client;
 use crate::wechat::message::Delivery;
@@ -67,6 +68,8 @@ pub struct Ground {
     pub credentials: u32,
     /// What bounds them.
     pub limits: BroadcastLimits,
+    /// What is counted of them.
+    pub metrics: BroadcastMetrics,
 }
 
 impl Ground {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shared::credential::OpenId;
+use shared::status::Failure;
 use shared::store::gates::Stop;
 use shared::store::late::LateFailure;
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
@@ -18,6 +19,7 @@ use self::count::Sends;
 use crate::apps::App;
 use crate::clock::Clock;
 use crate::gates::Gates;
+use crate::metrics::SendMetrics;
 use crate::outcome::{End, Outcome, SendError, Verdict};
 use crate::wechat::client::Client;
 use crate::wechat::message::Message;
@@ -78,6 +80,7 @@ pub struct Sender {
     clock: Clock,
     limits: Limits,
     sends: Sends,
+    metrics: SendMetrics,
 }
 
 /// How the attempts with one credential ended.
@@ -96,17 +99,18 @@ pub(crate) enum Conclusion {
 }
 
 impl Sender {
-    /// A sender for `app`.
+    /// A sender for the app of this client.
     pub fn new(
-        app: Arc<App>,
         store: Store,
         client: Client,
         tokens: Tokens,
         gates: Arc<Gates>,
         clock: Clock,
         limits: Limits,
+        metrics: SendMetrics,
     ) -> Self {
-        Self { app, store, client, tokens, gates, clock, limits, sends: Sends::default() }
+        let app = Arc::clone(client.app());
+        Self { app, store, client, tokens, gates, clock, limits, sends: Sends::default(), metrics }
     }
 
     /// Reports what was sent to the other replicas, for ever.
@@ -116,7 +120,22 @@ impl Sender {
 
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
-    pub async fn send(&self, order: &Order) -> Result<Sent, SendError> {
+    pub async fn send(&self, order: &Order) -> Result<Sent, Failure> {
+        let delivery = order.message.delivery;
+        let answer = match self.carry_out(order).await {
+            Ok(Answer::Sent(sent)) => {
+                self.metrics.ended(delivery, &sent);
+                return Ok(sent);
+            }
+            Ok(Answer::Lost) => return Ok(lost()),
+            Ok(Answer::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
+            Err(error) => Failure::from(error),
+        };
+        self.metrics.failed(delivery, &answer);
+        Err(answer)
+    }
+
+    async fn carry_out(&self, order: &Order) -> Result<Answer, SendError> {
         let kinds = match self.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
@@ -126,19 +145,21 @@ impl Sender {
         let mut lease = match leased {
             Leased::Lease(lease) => lease,
             Leased::None => return Err(SendError::NoCredential),
-            Leased::Finished(outcome) => return self.repeat(order, &outcome).await,
+            Leased::Finished(outcome) => return Ok(Answer::Recorded(outcome)),
             Leased::UnderWay(lasts) => return Err(SendError::UnderWay(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),
-            Leased::Lost => return Ok(lost()),
+            Leased::Lost => return Ok(Answer::Lost),
             Leased::Busy(lasts) => return Err(SendError::UserBusy(lasts)),
         };
         let mut tally = Tally::new(asked);
         loop {
+            let before = tally.attempts;
             let conclusion = self.try_credential(order, &lease, &mut tally).await;
+            self.metrics.attempted(order.message.delivery, tally.attempts - before);
             match self.settle(order, lease, conclusion, &mut tally).await? {
                 Next::Done(sent) => {
                     self.sends.note(order.message.delivery.api());
-                    return Ok(sent);
+                    return Ok(Answer::Sent(sent));
                 }
                 Next::Failed(error) => return Err(error),
                 Next::Credential(next) => lease = next,
@@ -168,11 +189,11 @@ impl Sender {
     }
 
     /// The answer while nothing can be sent: what is known of the request, or what is in the way.
-    async fn recall(&self, order: &Order, obstacle: SendError) -> Result<Sent, SendError> {
+    async fn recall(&self, order: &Order, obstacle: SendError) -> Result<Answer, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
         match self.store.recorded(&self.app.id, &order.openid, request).await? {
             Recorded::Nothing => Err(obstacle),
-            Recorded::Finished(outcome) => self.repeat(order, &outcome).await,
+            Recorded::Finished(outcome) => Ok(Answer::Recorded(outcome)),
             Recorded::UnderWay => Err(SendError::InDoubt(Verdict::default())),
             Recorded::Reused => Err(SendError::RequestReused),
         }
@@ -241,6 +262,16 @@ impl Tally {
     pub(crate) fn new(leased_at: Instant) -> Self {
         Self { attempts: 0, credentials: 1, last: Verdict::default(), leased_at, congested: false }
     }
+}
+
+/// What a call is answered with.
+enum Answer {
+    /// What became of the message now.
+    Sent(Sent),
+    /// What became of it in an earlier call, as it was kept.
+    Recorded(Vec<u8>),
+    /// An earlier call was under way when the user was erased.
+    Lost,
 }
 
 enum Next {

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, AsyncConnectionConfig, Cmd, FromRedisValue, RedisError};
@@ -14,6 +14,12 @@ use deadpool_redis::{Connection, Manager, Pool, Runtime};
 
 use super::Error;
 use super::scripts::Script;
+use crate::metrics::redis::RedisMetrics;
+
+/// The plain commands that the store uses, by which they are known in metrics.
+pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HLEN HMGET HSET PING SCARD SCRIPT SET SETNX \
+    SMEMBERS XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
+    ZREVRANGEBYLEX";
 
 /// How the store reaches Redis.
 #[derive(Clone)]
@@ -38,6 +44,7 @@ pub(super) struct Connections {
     lanes: Box<[Lane]>,
     next: AtomicUsize,
     timeout: Duration,
+    metrics: Option<RedisMetrics>,
 }
 
 /// A place for one connection. Filling it is one task's work; the others wait for that instead of asking the pool too.
@@ -54,7 +61,7 @@ struct Shared {
 }
 
 impl Connections {
-    pub(super) fn new(config: &RedisConfig) -> Result<Self, Error> {
+    pub(super) fn new(config: &RedisConfig, metrics: Option<RedisMetrics>) -> Result<Self, Error> {
         let connection = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.timeout))
             .set_response_timeout(Some(config.timeout));
@@ -70,15 +77,43 @@ impl Connections {
             .build()
             .map_err(|_| Error::Unavailable("no runtime for the connection pool".into()))?;
         let lanes = (0..lanes).map(|_| Lane::default()).collect();
-        Ok(Self { pool, lanes, next: AtomicUsize::new(0), timeout: config.timeout })
+        Ok(Self { pool, lanes, next: AtomicUsize::new(0), timeout: config.timeout, metrics })
+    }
+
+    /// What is counted, if anything is.
+    pub(super) fn metrics(&self) -> Option<&RedisMetrics> {
+        self.metrics.as_ref()
     }
 
     /// Runs one command. A reply that does not come in time is an error, and the command may have run.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let name = match command.args_iter().next() {
+            Some(redis::Arg::Simple(name)) => str::from_utf8(name).unwrap_or_default(),
+            _ => "",
+        };
+        self.counted(name, command).await
+    }
+
+    /// Runs a command and counts it under this name.
+    async fn counted<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
+        let result = self.tried(name, command).await;
+        if let (Some(metrics), Err(error)) = (&self.metrics, &result)
+            && !is_missing_script(error)
+        {
+            metrics.failed();
+        }
+        result
+    }
+
+    async fn tried<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let lane = &self.lanes[number % self.lanes.len()];
         let (mut connection, number) = self.connection(lane, number).await?;
+        let begun = Instant::now();
         let result = command.query_async(&mut connection).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.took(name, begun.elapsed());
+        }
         if let Err(error) = &result
             && (error.is_unrecoverable_error() || error.is_timeout())
         {
@@ -100,10 +135,10 @@ impl Connections {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&script.sha);
         arguments(&mut command);
-        match self.run(&command).await {
-            Err(Error::Redis(error)) if error.code() == Some("NOSCRIPT") => {
+        match self.counted(script.file, &command).await {
+            Err(error) if is_missing_script(&error) => {
                 self.load(script).await?;
-                self.run(&command).await
+                self.counted(script.file, &command).await
             }
             result => result,
         }
@@ -132,6 +167,11 @@ impl Connections {
             Err(_) => Err(Error::Unavailable("no connection in time".into())),
         }
     }
+}
+
+/// Redis does not know a script, which is mended by loading it.
+fn is_missing_script(error: &Error) -> bool {
+    matches!(error, Error::Redis(error) if error.code() == Some("NOSCRIPT"))
 }
 
 impl Lane {

@@ -32,6 +32,8 @@ pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
 pub struct Packed {
     /// Whose it is.
     pub openid: OpenId,
+    /// What it is.
+    pub kind: Kind,
     record: Box<[u8]>,
     once: Option<OnceKey>,
 }
@@ -46,12 +48,13 @@ impl Packed {
     pub fn new(openid: OpenId, credential: &Credential) -> Self {
         let mut record = Vec::new();
         record::pack(credential, &mut record);
-        Self { openid, record: record.into(), once: None }
+        Self { openid, kind: credential.kind, record: record.into(), once: None }
     }
 
     /// Packs a grant for a user. With a key it counts once; without, each time it is collected.
     pub fn grant(openid: OpenId, grant: &Grant, once: Option<OnceKey>) -> Self {
-        Self { openid, record: record::pack_grant(grant, once.is_some()).into(), once }
+        let record = record::pack_grant(grant, once.is_some()).into();
+        Self { openid, kind: Kind::Grant, record, once }
     }
 }
 

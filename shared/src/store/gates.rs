@@ -18,7 +18,8 @@ pub enum Source {
 }
 
 impl Source {
-    const ALL: [(Self, &str); 4] = [
+    /// All there are, with their names.
+    pub const ALL: [(Self, &str); 4] = [
         (Self::App, "app"),
         (Self::Kind(Kind::FormId), "form_id"),
         (Self::Kind(Kind::PrepayId), "prepay_id"),

@@ -36,6 +36,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::credential::{AppId, OpenId};
+use crate::metrics::redis::RedisMetrics;
 use connections::Connections;
 pub use connections::RedisConfig;
 use keys::{Bucket, BucketKeys};
@@ -82,6 +83,11 @@ pub struct StoreConfig {
     pub cap: u16,
 }
 
+/// The names that commands and scripts go by in metrics.
+pub(crate) fn commands() -> impl Iterator<Item = &'static str> {
+    connections::COMMANDS.split_whitespace().chain(scripts::all().map(|script| script.file))
+}
+
 /// A handle on Redis, cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -99,7 +105,16 @@ struct Inner {
 impl Store {
     /// Prepares a store without talking to Redis; see [`Store::prepare`]. Fails on a URL that is none.
     pub fn new(config: &StoreConfig) -> Result<Self, Error> {
-        let connections = Connections::new(&config.redis)?;
+        Self::made(config, None)
+    }
+
+    /// The same, with what is asked of Redis counted.
+    pub fn counted(config: &StoreConfig, metrics: RedisMetrics) -> Result<Self, Error> {
+        Self::made(config, Some(metrics))
+    }
+
+    fn made(config: &StoreConfig, metrics: Option<RedisMetrics>) -> Result<Self, Error> {
+        let connections = Connections::new(&config.redis, metrics)?;
         let (buckets, prepared) = (config.buckets.max(1), watch::Sender::new(false));
         Ok(Self { inner: Arc::new(Inner { connections, prepared, buckets, cap: config.cap }) })
     }
@@ -107,14 +122,20 @@ impl Store {
     /// The same store by connections of its own, for work that should not stand in line with other work. It is usable once
     /// the first one is.
     pub fn beside(&self, config: &StoreConfig) -> Result<Self, Error> {
-        let connections = Connections::new(&config.redis)?;
-        let Inner { prepared, buckets, cap, .. } = &*self.inner;
+        let Inner { connections, prepared, buckets, cap } = &*self.inner;
+        let connections = Connections::new(&config.redis, connections.metrics().cloned())?;
         Ok(Self { inner: Arc::new(Inner { connections, prepared: prepared.clone(), buckets: *buckets, cap: *cap }) })
     }
 
     /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which
     /// Redis may forget.
     pub async fn prepare(&self) -> Result<(), Error> {
+        let prepared = self.make_ready().await;
+        self.show_up(prepared.is_ok());
+        prepared
+    }
+
+    async fn make_ready(&self) -> Result<(), Error> {
         let connections = &self.inner.connections;
         let wanted = self.inner.buckets;
         let _: bool = connections.run(redis::cmd("SETNX").arg(keys::BUCKETS).arg(wanted)).await?;
@@ -138,7 +159,15 @@ impl Store {
 
     /// Whether Redis answers.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.inner.connections.run::<String>(&redis::cmd("PING")).await.map(drop)
+        let answer = self.inner.connections.run::<String>(&redis::cmd("PING")).await;
+        self.show_up(answer.is_ok());
+        answer.map(drop)
+    }
+
+    fn show_up(&self, up: bool) {
+        if let Some(metrics) = self.inner.connections.metrics() {
+            metrics.is_up(up);
+        }
     }
 
     async fn warn_of_forgetful_settings(&self) {

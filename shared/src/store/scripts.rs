@@ -6,21 +6,26 @@ use deadpool_redis::redis;
 
 /// A script and the SHA-1 that Redis knows it by.
 pub(super) struct Script {
+    /// Its file, by which it is known in metrics.
+    pub(super) file: &'static str,
     pub(super) source: &'static str,
     pub(super) sha: String,
 }
 
 impl Script {
-    fn new(source: &'static str) -> Self {
-        Self { source, sha: redis::Script::new(source).get_hash().to_owned() }
+    fn new(file: &'static str, source: &'static str) -> Self {
+        Self { file, source, sha: redis::Script::new(source).get_hash().to_owned() }
     }
 }
 
 macro_rules! scripts {
     ($($(#[$doc:meta])* $name:ident = $($file:literal),+;)+) => {
         $($(#[$doc])*
-        pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("scripts/", $file)), "\n"),+)));)+
+        pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+            // The script itself comes last, after its heads.
+            let [.., file] = [$($file),+];
+            Script::new(file, concat!($(include_str!(concat!("scripts/", $file)), "\n"),+))
+        });)+
 
         /// All of them, to be loaded at start.
         pub(super) fn all() -> impl Iterator<Item = &'static Script> {

@@ -196,11 +196,31 @@ impl Store {
         .await
     }
 
+    /// What the sweeps have counted of an app; nothing until they have come to every bucket. The time is that of the oldest
+    /// count.
+    pub async fn swept_stock(&self, app: &AppId) -> Result<Option<Stock>, Error> {
+        let mut counts = std::pin::pin!(self.over_buckets(|bucket| self.last_count(app, bucket)));
+        let mut sum = Stock { counted_at: i64::MAX, ..Stock::default() };
+        while let Some(count) = counts.next().await {
+            let Some(bucket) = count? else { return Ok(None) };
+            sum.add(&bucket);
+            sum.counted_at = sum.counted_at.min(bucket.counted_at);
+        }
+        Ok(Some(sum))
+    }
+
     async fn kept_stock(&self, app: &AppId, bucket: Bucket, now: i64) -> Result<Stock, Error> {
+        match self.last_count(app, bucket).await? {
+            Some(stock) => Ok(stock),
+            // Never counted so far: the first sweep of a new collector has not come here yet.
+            None => self.sweep(app, bucket, now, Duration::ZERO).await,
+        }
+    }
+
+    async fn last_count(&self, app: &AppId, bucket: Bucket) -> Result<Option<Stock>, Error> {
         let text: Option<String> =
             self.redis()?.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
-        // Never counted so far: the first sweep of a new collector has not come here yet.
-        let Some(text) = text else { return self.sweep(app, bucket, now, Duration::ZERO).await };
+        let Some(text) = text else { return Ok(None) };
         let kept: Kept = serde_json::from_str(&text).map_err(|error| Error::Corrupt(error.to_string()))?;
         let mut stock = Stock { reachable: kept.reachable, counted_at: kept.counted_at, ..Stock::default() };
         for (day, number, count) in kept.days {
@@ -209,7 +229,7 @@ impl Store {
         for (id, granted) in kept.templates {
             stock.templates.insert(template(id)?, granted);
         }
-        Ok(stock)
+        Ok(Some(stock))
     }
 
     /// The ledger of an app.

@@ -211,7 +211,11 @@ impl<'a> Broadcast<'a> {
         settlements: &[Settlement],
         terms: &LeaseTerms,
     ) -> Result<Vec<(OpenId, Lease)>, Error> {
-        self.world.store.settle_page(&self.world.app, &self.id, bucket, settlements, &self.choice, terms).await
+        self.world
+            .store
+            .settle_page(&self.world.app, &self.id, bucket, settlements, &self.choice, terms)
+            .await
+            .map(|settled| settled.next)
     }
 
     /// Settles one message.

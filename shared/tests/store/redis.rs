@@ -136,6 +136,7 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
         store.permit(app, id, 1, 0, 0, &bounds, budget),
         store.count_messages(app, budget, 1),
         store.set_quota(app, budget, 1, 1),
+        store.quota(app, budget),
         store.may_ask_quota(app, budget.api, day),
         store.take_tasks(app, id, "c1", day, 1),
         store.keep_task(app, "c1", &task),

@@ -11,15 +11,17 @@
 mod reply;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use serde::Deserialize;
+use shared::metrics::Histogram;
 
 use super::message::Delivery;
 use super::token::refusals::{self, Weight};
 use crate::apps::{App, TokenEndpoint};
+use crate::metrics::WechatMetrics;
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
@@ -57,11 +59,21 @@ struct Inner {
     subscribe_send: Url,
     quota: Url,
     token: Url,
+    metrics: Option<WechatMetrics>,
 }
 
 impl Client {
     /// Opens no connection yet. For https the machine's CA certificates are needed, for http nothing is.
     pub fn new(app: Arc<App>) -> Result<Self, ClientError> {
+        Self::made(app, None)
+    }
+
+    /// The same, with its calls counted.
+    pub fn counted(app: Arc<App>, metrics: WechatMetrics) -> Result<Self, ClientError> {
+        Self::made(app, Some(metrics))
+    }
+
+    fn made(app: Arc<App>, metrics: Option<WechatMetrics>) -> Result<Self, ClientError> {
         let builder = reqwest::Client::builder()
             .connect_timeout(app.connect_timeout)
             .timeout(app.timeout)
@@ -81,7 +93,7 @@ impl Client {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
             TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
         };
-        Ok(Self { inner: Arc::new(Inner { http, app, template_send, subscribe_send, quota, token }) })
+        Ok(Self { inner: Arc::new(Inner { http, app, template_send, subscribe_send, quota, token, metrics }) })
     }
 
     /// The app whose connections these are.
@@ -95,7 +107,13 @@ impl Client {
             Delivery::FormId => &self.inner.template_send,
             Delivery::Subscription => &self.inner.subscribe_send,
         };
-        match self.call(post(with_token(url, token), body)).await {
+        let begun = Instant::now();
+        let answered = self.call(post(with_token(url, token), body)).await;
+        self.took(begun, |metrics| match delivery {
+            Delivery::FormId => &metrics.template_send,
+            Delivery::Subscription => &metrics.subscribe_send,
+        });
+        match answered {
             Ok(answer) => match parse::<SendAnswer>(&answer) {
                 Ok(answer) => {
                     let (errmsg, rid) = words(answer.errmsg);
@@ -115,8 +133,10 @@ impl Client {
         // By WeChat's own path, even where a gateway has it below another.
         let body = serde_json::json!({ "cgi_path": format!("/{}", path(delivery).join("/")) });
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
-        let answer = self.call(request).await?;
-        let answer: QuotaAnswer = parse(&answer)?;
+        let begun = Instant::now();
+        let answer = self.call(request).await;
+        self.took(begun, |metrics| &metrics.quota);
+        let answer: QuotaAnswer = parse(&answer?)?;
         match answer.errcode {
             0 => Ok(Quota::read(&answer.quota).ok_or(Cause::NotJson)?),
             errcode => Err(QuotaError::Refused { errcode, rid: words(answer.errmsg).1 }),
@@ -126,14 +146,24 @@ impl Client {
     /// A token, from the endpoint that the app is set to. `force_refresh` ends the present one at once; only
     /// `stable_token` knows it, and WeChat permits it 20 times a day, 30 seconds apart.
     pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, FetchError> {
-        let answer = self.call(self.token_request(force_refresh)).await?;
-        let answer: TokenAnswer = parse(&answer)?;
-        match answer {
-            TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => Err(refused(errcode, errmsg)),
-            TokenAnswer { access_token: Some(token), expires_in: Some(seconds @ 1..), .. } if plausible(&token) => {
-                Ok(FetchedToken { token, life: Duration::from_secs(seconds).min(MAX_LIFE) })
+        let begun = Instant::now();
+        let answer = self.call(self.token_request(force_refresh)).await;
+        self.took(begun, |metrics| &metrics.token);
+        let fetched = answer.map_err(FetchError::from).and_then(|answer| token_in(&answer));
+        if let Some(metrics) = &self.inner.metrics {
+            match &fetched {
+                Ok(_) => &metrics.tokens_fetched,
+                Err(FetchError::Final { .. }) => &metrics.tokens_refused,
+                Err(FetchError::Transient { .. }) => &metrics.tokens_failed,
             }
-            _ => Err(Cause::NotJson.into()),
+            .inc();
+        }
+        fetched
+    }
+
+    fn took(&self, begun: Instant, histogram: impl FnOnce(&WechatMetrics) -> &Histogram) {
+        if let Some(metrics) = &self.inner.metrics {
+            histogram(metrics).observe(begun.elapsed().as_secs_f64());
         }
     }
 
@@ -288,6 +318,16 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
 
 fn plausible(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn token_in(answer: &[u8]) -> Result<FetchedToken, FetchError> {
+    match parse(answer)? {
+        TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => Err(refused(errcode, errmsg)),
+        TokenAnswer { access_token: Some(token), expires_in: Some(seconds @ 1..), .. } if plausible(&token) => {
+            Ok(FetchedToken { token, life: Duration::from_secs(seconds).min(MAX_LIFE) })
+        }
+        _ => Err(Cause::NotJson.into()),
+    }
 }
 
 fn refused(errcode: i32, errmsg: serde_json::Value) -> FetchError {

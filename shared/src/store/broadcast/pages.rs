@@ -27,6 +27,10 @@ pub struct Ready {
     pub data: Vec<u8>,
 }
 
+/// How many messages ended how, by one call: as [`tallies`](super::tallies) has it. A call that is repeated because its
+/// reply was lost does not tell again what the first one put on record.
+pub type Endings = Vec<(String, u64)>;
+
 /// What was taken of a bucket's audience.
 #[derive(Debug, Default)]
 pub struct Page {
@@ -34,6 +38,8 @@ pub struct Page {
     pub taken: usize,
     /// Of these, back in the audience at once: another subscription message to them is under way.
     pub busy: usize,
+    /// Those whose messages ended at once.
+    pub endings: Endings,
     /// Those among them for whom there is a credential.
     pub ready: Vec<Ready>,
 }
@@ -45,6 +51,17 @@ pub struct TakenOver {
     pub ready: Vec<Ready>,
     /// When the next of the others can be taken over, if there are any.
     pub wait: Option<Duration>,
+    /// Those that were in doubt for too long.
+    pub endings: Endings,
+}
+
+/// What was settled.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Those that go on with their next credential.
+    pub next: Vec<(OpenId, Lease)>,
+    /// Those that ended.
+    pub endings: Endings,
 }
 
 /// What is next for a message.
@@ -103,7 +120,7 @@ impl Store {
             })
             .await?;
         let mut reply = Reply::new(reply);
-        Ok(Page { taken: reply.next()?, busy: reply.next()?, ready: ready(reply, owner)? })
+        Ok(Page { taken: reply.next()?, busy: reply.next()?, endings: reply.next()?, ready: ready(reply, owner)? })
     }
 
     /// Users of a bucket whose messages are in flight or in doubt, whoever sends them. Few: what fits into flight at once.
@@ -139,11 +156,11 @@ impl Store {
             .await?;
         let mut reply = Reply::new(reply);
         let wait: u64 = reply.next()?;
-        Ok(TakenOver { wait: (wait > 0).then(|| Duration::from_millis(wait)), ready: ready(reply, owner)? })
+        let wait = (wait > 0).then(|| Duration::from_millis(wait));
+        Ok(TakenOver { wait, endings: reply.next()?, ready: ready(reply, owner)? })
     }
 
-    /// Settles messages of one bucket, at most [`PAGE`]; answers those that go on with their next credential. A delivered
-    /// one that failed later by now is counted as such. Repeating it changes nothing.
+    /// Settles messages of one bucket, at most [`PAGE`]. A delivered one that failed later by now is counted as such. Repeating it changes nothing.
     pub async fn settle_page(
         &self,
         app: &AppId,
@@ -152,7 +169,7 @@ impl Store {
         settlements: &[Settlement],
         choice: &Choice,
         terms: &LeaseTerms,
-    ) -> Result<Vec<(OpenId, Lease)>, Error> {
+    ) -> Result<Settled, Error> {
         let keys = BucketKeys::new(app, bucket);
         let msgids: Vec<_> = settlements.iter().filter_map(|settlement| settlement.msgid).collect();
         let reply: Vec<Value> = self
@@ -183,16 +200,16 @@ impl Store {
             })
             .await?;
         let mut reply = Reply::new(reply);
-        let mut leased = Vec::new();
+        let mut settled = Settled { endings: reply.next()?, next: Vec::new() };
         while !reply.is_empty() {
             let openid: String = reply.next()?;
-            let settled = settlements.iter().find(|settled| settled.openid.as_str() == openid);
-            let Some(Settlement { openid, next: Next::Credential(owner, _), .. }) = settled else {
+            let settlement = settlements.iter().find(|settlement| settlement.openid.as_str() == openid);
+            let Some(Settlement { openid, next: Next::Credential(owner, _), .. }) = settlement else {
                 return Err(unexpected("a lease that nobody asked for"));
             };
-            leased.push((openid.clone(), reply.lease(*owner)?));
+            settled.next.push((openid.clone(), reply.lease(*owner)?));
         }
-        Ok(leased)
+        Ok(settled)
     }
 }
 

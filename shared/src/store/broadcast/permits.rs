@@ -139,6 +139,15 @@ impl Store {
         Ok(())
     }
 
+    /// The numbers of a day as all replicas know them: how many messages the app may send, if WeChat told, and how many it
+    /// has sent.
+    pub async fn quota(&self, app: &AppId, budget: Budget) -> Result<(Option<u64>, u64), Error> {
+        let key = BroadcastKeys::new(app).quota(budget);
+        let (limit, used): (Option<u64>, Option<u64>) =
+            self.redis()?.run(redis::cmd("HMGET").arg(key).arg("limit").arg("used")).await?;
+        Ok((limit, used.unwrap_or_default()))
+    }
+
     /// The right, among all replicas, to ask WeChat for the quota; given again after `pause`.
     pub async fn may_ask_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
         self.set_once(&BroadcastKeys::new(app).quota_asked(api), "1", pause).await

@@ -6,7 +6,8 @@
 --       8 seconds since a user's last message, below which the user is skipped (0: none is)
 --       9 seconds the broadcast's keys are kept
 -- Reply  how many users were taken, how many of them were put back since somebody else sends with a grant to them (see
---        mark.lua), then for each that has a lease: openid, lease (see lease_reply), data of its own or ''
+--        mark.lua), how many ended how (see count_endings), then for each that has a lease: openid, lease (see
+--        lease_reply), data of its own or ''
 assert(#KEYS == 8 and #ARGV == 9, 'page: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
@@ -19,7 +20,7 @@ if redis.call('HSETNX', KEYS[6], 'begun', 1) == 1 then
   make_table(users)
 end
 local openids = redis.call('SPOP', KEYS[4], ARGV[3])
-if #openids == 0 then return { 0, 0 } end
+if #openids == 0 then return { 0, 0, {} } end
 local fields = redis.call('HMGET', users, unpack(openids))
 
 local endings, held, changed, ready, packed, busy = {}, {}, {}, {}, {}, {}
@@ -54,13 +55,13 @@ for i, openid in ipairs(openids) do
 end
 if #changed > 0 then redis.call('HSET', users, unpack(changed)) end
 tally(ledger, 'expired', gone)
-count_endings(KEYS[6], KEYS[8], keep, endings)
+local noted = count_endings(KEYS[6], KEYS[8], keep, endings)
 
 if #busy > 0 then
   redis.call('SADD', KEYS[4], unpack(busy))
   redis.call('EXPIRE', KEYS[4], keep)
 end
-local reply = { #openids, #busy }
+local reply = { #openids, #busy, noted }
 if #ready > 0 then
   redis.call('HSET', leases, unpack(held))
   redis.call('SADD', flight, unpack(ready))
@@ -69,7 +70,7 @@ if #ready > 0 then
   redis.call('EXPIRE', KEYS[6], keep)
   local data = redis.call('EXPIRE', KEYS[7], keep) == 1 and redis.call('HMGET', KEYS[7], unpack(ready)) or {}
   for n, openid in ipairs(ready) do
-    reply[3 * n], reply[3 * n + 1], reply[3 * n + 2] = openid, packed[n], data[n] or ''
+    reply[3 * n + 1], reply[3 * n + 2], reply[3 * n + 3] = openid, packed[n], data[n] or ''
   end
 end
 return reply

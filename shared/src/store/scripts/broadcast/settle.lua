@@ -15,7 +15,8 @@
 --                  either while somebody else sends with a grant to the user
 --       the next owner or '', the ending or '', and WeChat's msgid or ''. A delivered message with a msgid that failed
 --       later by now ends so, and otherwise the msgid is kept for an hour after the last: see late.lua
--- Reply  for each message that has its next lease: openid, lease (see lease_reply)
+-- Reply  how many messages ended how with this call (see count_endings),
+--        then for each message that has its next lease: openid, lease (see lease_reply)
 assert(#KEYS >= 9 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
@@ -40,7 +41,7 @@ local all_held = redis.call('HMGET', leases, unpack(names))
 local fields = redis.call('HMGET', users, unpack(openids))
 local flying = redis.call('SMISMEMBER', flight, unpack(openids))
 
-local reply, endings, landed, again, freed, changed, kept, emptied, sent = {}, {}, {}, {}, {}, {}, {}, {}, {}
+local reply, endings, landed, again, freed, changed, kept, emptied, sent = { 0 }, {}, {}, {}, {}, {}, {}, {}, {}
 for n, openid in ipairs(openids) do
   local at = places[n]
   local owner, verdict, what, next_owner, ending = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
@@ -115,6 +116,6 @@ if #sent > 0 then
   redis.call('SADD', KEYS[9], unpack(sent))
   redis.call('EXPIRE', KEYS[9], 3600)
 end
-count_endings(KEYS[6], KEYS[8], keep, endings)
+reply[1] = count_endings(KEYS[6], KEYS[8], keep, endings)
 tally_up(ledger)
 return reply

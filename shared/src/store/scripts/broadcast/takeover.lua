@@ -5,7 +5,8 @@
 --
 -- KEYS  1 users  2 leases  3 flight  4 tally  5 data  6 undelivered
 -- ARGV  1 broadcast  2 owner from now on  3 lease in ms  4 seconds the broadcast's keys are kept  then openids
--- Reply  ms until the next of those that are not taken over yet may be (0: there are none),
+-- Reply  ms until the next of those that are not taken over yet may be (0: there are none), how many ended how (see
+--        count_endings),
 --        then for each that was taken over: openid, lease (see lease_reply), data of its own or ''
 assert(#KEYS == 6 and #ARGV >= 5, 'takeover: wrong number of arguments')
 
@@ -18,7 +19,7 @@ end
 local all_held = redis.call('HMGET', leases, unpack(names))
 local flying = redis.call('SMISMEMBER', flight, unpack(openids))
 
-local wait, reply, endings = 0, { 0 }, {}
+local wait, reply, endings = 0, { 0, {} }, {}
 for n, openid in ipairs(openids) do
   local held = all_held[n]
   if flying[n] == 1 and not held then
@@ -48,6 +49,5 @@ for n, openid in ipairs(openids) do
     end
   end
 end
-count_endings(KEYS[4], KEYS[6], ARGV[4], endings)
-reply[1] = math.ceil(wait)
+reply[1], reply[2] = math.ceil(wait), count_endings(KEYS[4], KEYS[6], ARGV[4], endings)
 return reply

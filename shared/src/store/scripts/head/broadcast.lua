@@ -21,7 +21,8 @@ local function failed_later(why)
   return 'FAILED_LATER ' .. string.match(why, '^%-?%d+')
 end
 
--- Notes how messages ended; `endings` is a list of openid, ending, openid, ending.
+-- Notes how messages ended; `endings` is a list of openid, ending, openid, ending. Returns how many ended how: a list of
+-- ending, number, ending, number.
 local function count_endings(tally, undelivered, keep, endings)
   local counts, members = {}, {}
   for i = 1, #endings, 2 do
@@ -32,11 +33,17 @@ local function count_endings(tally, undelivered, keep, endings)
       members[#members + 1] = endings[i] .. ' ' .. ending
     end
   end
-  for ending, count in pairs(counts) do redis.call('HINCRBY', tally, ending, count) end
+  local noted = {}
+  for ending, count in pairs(counts) do
+    redis.call('HINCRBY', tally, ending, count)
+    noted[#noted + 1] = ending
+    noted[#noted + 1] = count
+  end
   -- One that comes after the part has expired would make a tally that stays.
   if #endings > 0 and redis.call('TTL', tally) < 0 then redis.call('EXPIRE', tally, keep) end
   if #members > 0 then
     redis.call('ZADD', undelivered, unpack(members))
     redis.call('EXPIRE', undelivered, keep)
   end
+  return noted
 end

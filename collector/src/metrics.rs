@@ -1,0 +1,191 @@
+//! What the collector counts: credentials as they come in, and what is in stock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use shared::credential::{AppId, Kind, Refusal};
+use shared::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
+use shared::store::credentials::Packed;
+use shared::store::stock::{Ledger, Stock};
+
+use crate::service;
+
+/// Why credentials are refused, as the protocol names the reasons.
+const REASONS: [&str; 13] = [
+    "bad_openid",
+    "empty_id",
+    "id_too_long",
+    "bad_characters",
+    "mock_form_id",
+    "develop_version",
+    "request_failed",
+    "bad_time",
+    "in_the_future",
+    "too_old",
+    "bad_template_id",
+    "bad_count",
+    "bad_grant_key",
+];
+
+/// The metrics of a collector, made once.
+pub struct Metrics {
+    /// Those that both services have.
+    pub service: ServiceMetrics,
+    /// Credentials as they come in, by the place of their app in the list of apps.
+    pub intake: Arc<[Intake]>,
+    /// What is in stock.
+    pub gauges: Gauges,
+}
+
+impl Metrics {
+    /// For the apps of the settings.
+    pub fn new(apps: &[AppId]) -> Result<Self, Error> {
+        let service = ServiceMetrics::new(service::NAME)?;
+        let registry = &service.registry;
+        let by_kind = ["app", "kind"];
+        let help = "Credentials that were stored";
+        let collected = registry.counters("formid_credentials_collected_total", help, &by_kind)?;
+        let help = "Credentials that were stored already";
+        let duplicate = registry.counters("formid_credentials_duplicate_total", help, &by_kind)?;
+        let help = "Credentials that were refused, by reason";
+        let refused = registry.counters("formid_credentials_refused_total", help, &["app", "reason"])?;
+        let intake = apps.iter().map(|app| {
+            let app = app.as_str();
+            Intake {
+                collected: Kind::ALL.map(|kind| collected.with_label_values(&[app, kind.name()])),
+                duplicate: Kind::ALL.map(|kind| duplicate.with_label_values(&[app, kind.name()])),
+                refused: REASONS
+                    .into_iter()
+                    .map(|reason| (reason, refused.with_label_values(&[app, reason])))
+                    .collect(),
+            }
+        });
+        let intake = intake.collect();
+        let gauges = Gauges {
+            stock: registry.gauges(
+                "formid_stock_messages",
+                "Messages that the stock permits, as last counted",
+                &by_kind,
+            )?,
+            users: registry.gauges("formid_reachable_users", "Users who can be sent to, as last counted", &["app"])?,
+            ledger: registry.gauges(
+                "formid_ledger_messages",
+                "Where everything that was ever collected is or went, in messages; unknown is a part of consumed",
+                &["app", "state"],
+            )?,
+        };
+        Ok(Self { service, intake, gauges })
+    }
+}
+
+/// What came in for one app.
+pub struct Intake {
+    collected: [IntCounter; Kind::ALL.len()],
+    duplicate: [IntCounter; Kind::ALL.len()],
+    refused: HashMap<&'static str, IntCounter>,
+}
+
+impl Intake {
+    /// Redis has answered for these; `duplicates` are the places of those that it had already.
+    pub fn stored(&self, credentials: &[Packed], duplicates: &[usize]) {
+        let (mut new, mut known) = ([0_u64; Kind::ALL.len()], [0_u64; Kind::ALL.len()]);
+        credentials.iter().for_each(|credential| new[credential.kind as usize] += 1);
+        duplicates.iter().filter_map(|place| credentials.get(*place)).for_each(|credential| {
+            new[credential.kind as usize] = new[credential.kind as usize].saturating_sub(1);
+            known[credential.kind as usize] += 1;
+        });
+        for (counts, counters) in [(new, &self.collected), (known, &self.duplicate)] {
+            for (count, counter) in counts.into_iter().zip(counters).filter(|(count, _)| *count > 0) {
+                counter.inc_by(count);
+            }
+        }
+    }
+
+    /// One was refused.
+    pub fn refused(&self, refusal: Refusal) {
+        if let Some(counter) = self.refused.get(reason(refusal)) {
+            counter.inc();
+        }
+    }
+}
+
+fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::BadOpenId(_) => "bad_openid",
+        Refusal::EmptyId => "empty_id",
+        Refusal::IdTooLong => "id_too_long",
+        Refusal::BadCharacters => "bad_characters",
+        Refusal::MockFormId => "mock_form_id",
+        Refusal::DevelopVersion => "develop_version",
+        Refusal::RequestFailed => "request_failed",
+        Refusal::BadTime => "bad_time",
+        Refusal::InTheFuture => "in_the_future",
+        Refusal::TooOld => "too_old",
+        Refusal::BadTemplateId(_) => "bad_template_id",
+        Refusal::BadCount => "bad_count",
+        Refusal::BadGrantKey(_) => "bad_grant_key",
+    }
+}
+
+/// What is in stock, and where everything went. An app is missing until it was counted: a zero would be no count.
+#[derive(Clone)]
+pub struct Gauges {
+    stock: IntGaugeVec,
+    users: IntGaugeVec,
+    ledger: IntGaugeVec,
+}
+
+impl Gauges {
+    /// The stock was counted.
+    pub fn show_stock(&self, app: &AppId, stock: &Stock) {
+        let app = app.as_str();
+        let mut messages = [0_u64; Kind::ALL.len()];
+        stock.days.iter().for_each(|((_, kind), count)| messages[*kind as usize] += count.messages);
+        messages[Kind::Grant as usize] += stock.templates.values().map(|granted| granted.messages).sum::<u64>();
+        for kind in Kind::ALL {
+            set(&self.stock, &[app, kind.name()], messages[kind as usize]);
+        }
+        set(&self.users, &[app], stock.reachable);
+    }
+
+    /// The ledger was read.
+    pub fn show_ledger(&self, app: &AppId, ledger: &Ledger) {
+        for (state, messages) in [
+            ("collected", ledger.collected),
+            ("available", ledger.available()),
+            ("leased", ledger.leased),
+            ("consumed", ledger.consumed),
+            ("discarded", ledger.discarded),
+            ("expired", ledger.expired),
+            ("dropped", ledger.dropped),
+            ("erased", ledger.erased),
+            ("unknown", ledger.unknown),
+        ] {
+            set(&self.ledger, &[app.as_str(), state], messages);
+        }
+    }
+}
+
+fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
+    gauges.with_label_values(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::credential::Malformed;
+    use shared::proto::RefusalReason;
+
+    use super::*;
+
+    #[test]
+    fn the_reasons_are_those_of_the_protocol_and_every_refusal_has_one() {
+        for (number, name) in (1..).zip(REASONS) {
+            let wire = RefusalReason::try_from(number).unwrap().as_str_name();
+            assert_eq!(wire, format!("REFUSAL_REASON_{}", name.to_uppercase()));
+        }
+        assert!(RefusalReason::try_from(REASONS.len() as i32 + 1).is_err());
+        for refusal in [Refusal::BadOpenId(Malformed::Empty), Refusal::TooOld, Refusal::BadCount] {
+            assert!(REASONS.contains(&reason(refusal)));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! What the dispatcher counts: sends, calls to WeChat, stops, the day's quota, and broadcasts. A struct for each of them,
+//! made per app, so that a part gets just its own.
+
+use shared::credential::AppId;
+use shared::metrics::registry::CALL_SECONDS;
+use shared::metrics::{
+    Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
+};
+use shared::proto::dispatcher_service_server::SERVICE_NAME;
+use shared::status::Failure;
+use shared::store::broadcast::tallies::DELIVERED;
+use shared::store::gates::Source;
+
+use crate::outcome::{End, Verdict};
+use crate::send::Sent;
+use crate::wechat::answer::TABLE;
+use crate::wechat::message::Delivery;
+
+/// What is counted under a label whose value is in no closed set.
+const OTHER: &str = "other";
+
+/// How messages of broadcasts end, as they are stored, without an errcode; in metrics they are in lower case.
+const ENDINGS: [&str; 9] = [
+    DELIVERED,
+    "UNKNOWN",
+    "NO_CREDENTIAL",
+    "RECENTLY_MESSAGED",
+    "CREDENTIALS_DEAD",
+    "MESSAGE_REFUSED",
+    "USER_REFUSED",
+    "WECHAT_BUSY",
+    "FAILED_LATER",
+];
+
+/// The metrics of a dispatcher, made once.
+pub struct Metrics {
+    /// Those that both services have.
+    pub service: ServiceMetrics,
+    sends: IntCounterVec,
+    attempts: IntCounterVec,
+    wechat: HistogramVec,
+    fetches: IntCounterVec,
+    stopped: IntGaugeVec,
+    quota_limit: IntGaugeVec,
+    quota_used: IntGaugeVec,
+    messages: IntCounterVec,
+    running: IntGaugeVec,
+}
+
+/// The metrics of one app.
+#[derive(Clone)]
+pub struct AppMetrics {
+    /// Messages of SendTemplate.
+    pub sends: SendMetrics,
+    /// Calls to WeChat.
+    pub wechat: WechatMetrics,
+    /// What WeChat stopped.
+    pub stops: StopMetrics,
+    /// The day's quota.
+    pub quota: QuotaMetrics,
+    /// Broadcasts.
+    pub broadcasts: BroadcastMetrics,
+}
+
+impl Metrics {
+    /// Nothing is counted yet.
+    pub fn new() -> Result<Self, Error> {
+        let service = ServiceMetrics::new(SERVICE_NAME)?;
+        let registry = &service.registry;
+        let counters = |name, help, labels| registry.counters(name, help, labels);
+        let gauges = |name, help| registry.gauges(name, help, &["app"]);
+        Ok(Self {
+            sends: counters(
+                "formid_sends_total",
+                "Messages of SendTemplate by their end; not those answered from the record of an earlier call",
+                &["app", "delivery", "outcome", "errcode"],
+            )?,
+            attempts: counters(
+                "formid_send_attempts_total",
+                "Calls to WeChat for messages of SendTemplate",
+                &["app", "delivery"],
+            )?,
+            wechat: registry.histograms(
+                "formid_wechat_seconds",
+                "How long calls to WeChat took, in seconds, whatever came of them",
+                &["app", "endpoint"],
+                CALL_SECONDS,
+            )?,
+            fetches: counters(
+                "formid_token_fetches_total",
+                "Calls to WeChat for an access token: ok, refused until somebody changes something, or failed for now",
+                &["app", "result"],
+            )?,
+            stopped: registry.gauges(
+                "formid_app_stopped",
+                "Whether an app, or a kind of its credentials, is left alone because WeChat stopped it: 1 or 0",
+                &["app", "source"],
+            )?,
+            quota_limit: gauges("formid_quota_limit", "Messages that the app may send on the day, as far as known")?,
+            quota_used: gauges("formid_quota_used", "Messages that the app has sent on the day, over all replicas")?,
+            messages: counters(
+                "formid_broadcast_messages_total",
+                "Messages of broadcasts whose end this replica put on record, by their end",
+                &["app", "ending"],
+            )?,
+            running: gauges("formid_broadcasts_running", "Broadcasts that run, over all replicas")?,
+            service,
+        })
+    }
+
+    /// The part of one app.
+    pub fn app(&self, app: &AppId) -> AppMetrics {
+        let (id, app) = (app, app.as_str());
+        let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
+        let fetched = |result| self.fetches.with_label_values(&[app, result]);
+        AppMetrics {
+            sends: SendMetrics::new(id, &self.sends, &self.attempts),
+            wechat: WechatMetrics {
+                template_send: seconds("template_send"),
+                subscribe_send: seconds("subscribe_send"),
+                quota: seconds("quota"),
+                token: seconds("token"),
+                tokens_fetched: fetched("ok"),
+                tokens_refused: fetched("refused"),
+                tokens_failed: fetched("failed"),
+            },
+            stops: StopMetrics {
+                stopped: Source::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
+            },
+            quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
+            broadcasts: BroadcastMetrics {
+                endings: ENDINGS
+                    .map(|ending| (ending, self.messages.with_label_values(&[app, &ending.to_ascii_lowercase()]))),
+                other: self.messages.with_label_values(&[app, OTHER]),
+                running: self.running.with_label_values(&[app]),
+            },
+        }
+    }
+}
+
+/// Messages of SendTemplate.
+#[derive(Clone)]
+pub struct SendMetrics {
+    app: AppId,
+    sends: IntCounterVec,
+    /// The usual end, by delivery: found without looking up any text.
+    delivered: [IntCounter; 2],
+    attempts: [IntCounter; 2],
+}
+
+impl SendMetrics {
+    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec) -> Self {
+        let id = app.as_str();
+        let deliveries = [Delivery::FormId, Delivery::Subscription].map(name_of);
+        Self {
+            app: app.clone(),
+            sends: sends.clone(),
+            delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, "delivered", "0"])),
+            attempts: deliveries.map(|delivery| attempts.with_label_values(&[id, delivery])),
+        }
+    }
+
+    /// So many calls to WeChat were made for a message.
+    pub(crate) fn attempted(&self, delivery: Delivery, attempts: u32) {
+        self.attempts[place(delivery)].inc_by(attempts.into());
+    }
+
+    /// A message reached its end.
+    pub(crate) fn ended(&self, delivery: Delivery, sent: &Sent) {
+        let Verdict { errcode, .. } = sent.outcome.verdict;
+        match (sent.outcome.end, errcode) {
+            (End::Delivered, Some(0)) => self.delivered[place(delivery)].inc(),
+            (End::Delivered, errcode) => self.count(delivery, "delivered", errcode),
+            (End::Unknown | End::Refused, errcode) => self.count(delivery, "unknown", errcode),
+        }
+    }
+
+    /// A message came to an error, which its caller sees as this.
+    pub(crate) fn failed(&self, delivery: Delivery, failure: &Failure) {
+        self.count(delivery, &failure.reason().to_ascii_lowercase(), failure.errcode());
+    }
+
+    fn count(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
+        let labels = [self.app.as_str(), name_of(delivery), outcome, &label_of(errcode)];
+        self.sends.with_label_values(&labels).inc();
+    }
+}
+
+fn name_of(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::FormId => "form_id",
+        Delivery::Subscription => "subscription",
+    }
+}
+
+fn place(delivery: Delivery) -> usize {
+    match delivery {
+        Delivery::FormId => 0,
+        Delivery::Subscription => 1,
+    }
+}
+
+/// The codes of the table are few; what else WeChat, or a gateway in its place, may answer is not.
+fn label_of(errcode: Option<i32>) -> String {
+    match errcode {
+        None => String::new(),
+        Some(errcode) if TABLE.iter().any(|row| row.errcode == errcode) => errcode.to_string(),
+        Some(_) => OTHER.to_owned(),
+    }
+}
+
+/// Calls to WeChat: how long they took, and what came of those for an access token.
+#[derive(Debug, Clone)]
+pub struct WechatMetrics {
+    pub(crate) template_send: Histogram,
+    pub(crate) subscribe_send: Histogram,
+    pub(crate) quota: Histogram,
+    pub(crate) token: Histogram,
+    pub(crate) tokens_fetched: IntCounter,
+    /// Somebody has to change something.
+    pub(crate) tokens_refused: IntCounter,
+    /// It may pass by itself.
+    pub(crate) tokens_failed: IntCounter,
+}
+
+/// What of an app WeChat stopped.
+#[derive(Debug, Clone)]
+pub struct StopMetrics {
+    stopped: [(Source, IntGauge); Source::ALL.len()],
+}
+
+impl StopMetrics {
+    /// Shows what is stopped now.
+    pub(crate) fn show(&self, is_stopped: impl Fn(Source) -> bool) {
+        self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
+    }
+}
+
+/// The day's quota. Missing until it was read: a zero would be no number.
+#[derive(Clone)]
+pub struct QuotaMetrics {
+    app: AppId,
+    limit: IntGaugeVec,
+    used: IntGaugeVec,
+}
+
+impl QuotaMetrics {
+    /// The numbers as all replicas know them.
+    pub(crate) fn show(&self, limit: u64, used: u64) {
+        for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
+            gauges.with_label_values(&[self.app.as_str()]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// Broadcasts of one app.
+#[derive(Clone)]
+pub struct BroadcastMetrics {
+    endings: [(&'static str, IntCounter); ENDINGS.len()],
+    other: IntCounter,
+    running: IntGauge,
+}
+
+impl BroadcastMetrics {
+    /// So many messages ended so: as they are stored, a reason and perhaps an errcode.
+    pub(crate) fn ended(&self, endings: &[(String, u64)]) {
+        for (ending, count) in endings {
+            let reason = ending.split(' ').next().unwrap_or_default();
+            let known = self.endings.iter().find(|(known, _)| *known == reason);
+            known.map_or(&self.other, |(_, counter)| counter).inc_by(*count);
+        }
+    }
+
+    /// So many run.
+    pub(crate) fn show_running(&self, running: usize) {
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_that_is_in_no_table_gets_no_label_of_its_own() {
+        assert_eq!([None, Some(0), Some(-1), Some(41028)].map(label_of), ["", "0", "-1", "41028"]);
+        for unknown in [1, 99999, i32::MAX, i32::MIN] {
+            assert_eq!(label_of(Some(unknown)), OTHER);
+        }
+    }
+
+    #[test]
+    fn an_ending_is_counted_by_its_reason_and_one_that_is_not_known_as_other() {
+        let metrics = Metrics::new().unwrap();
+        let app = metrics.app(&AppId::parse("wx1").unwrap());
+        let endings = [("delivered", 5), ("USER_REFUSED 43101", 2), ("USER_REFUSED 40003", 1), ("NEW 77777", 1)];
+        app.broadcasts.ended(&endings.map(|(ending, count)| (ending.to_owned(), count)));
+        let text = metrics.service.registry.text().unwrap();
+        for (ending, count) in [("delivered", 5), ("user_refused", 3), ("other", 1), ("no_credential", 0)] {
+            let line = format!("formid_broadcast_messages_total{{app=\"wx1\",ending=\"{ending}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+    }
+}

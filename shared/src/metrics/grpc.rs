@@ -1,0 +1,332 @@
+//! Calls by method and code, under the names that gRPC services have in other languages, so that dashboards made for
+//! those work here.
+//!
+//! The layer stands outside of all others: what they refuse is counted too. A call ends with the code in its trailers, or
+//! in its headers where there is nothing else. One that is given up before has the code CANCELLED, or DEADLINE_EXCEEDED if
+//! its time was over: a client whose deadline passes hangs up by itself, at about the moment at which it would be told.
+//!
+//! Only the methods of the service itself are counted. Health and reflection are not, and neither is a path that is none.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use prometheus::{Error, Histogram, IntCounter, IntGauge};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use prost_types::MethodDescriptorProto;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use super::registry::{CALL_SECONDS, Registry};
+use crate::deadline;
+use crate::proto::DESCRIPTORS;
+
+/// The names of the codes, by their number.
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// A client's clock runs before the call arrives here: one that hangs up so shortly before its deadline has no time left.
+const EARLY: Duration = Duration::from_millis(10);
+
+/// Counts the calls of one service: a layer, whose clones share the counts.
+#[derive(Debug, Clone)]
+pub struct Calls {
+    methods: Arc<Methods>,
+    shed: IntCounter,
+}
+
+#[derive(Debug)]
+struct Methods {
+    /// What the paths of all methods begin with.
+    prefix: String,
+    /// Few: looking through them costs less than a hash.
+    by_name: Vec<(String, Arc<Method>)>,
+}
+
+#[derive(Debug)]
+struct Method {
+    started: IntCounter,
+    handled: [IntCounter; CODES.len()],
+    seconds: Histogram,
+    in_flight: IntGauge,
+}
+
+impl Calls {
+    /// All methods of the service, at 0. Fails when the descriptors have no such service.
+    pub fn new(registry: &Registry, service: &str) -> Result<Self, Error> {
+        let labels = ["grpc_service", "grpc_method", "grpc_type", "grpc_code"];
+        let method = &labels[..3];
+        let started = registry.counters("grpc_server_started_total", "Calls that began", method)?;
+        let handled = registry.counters("grpc_server_handled_total", "Calls that ended, by their code", &labels)?;
+        let help = "How long calls took from their first byte to their last, in seconds";
+        let seconds = registry.histograms("grpc_server_handling_seconds", help, method, CALL_SECONDS)?;
+        let in_flight = registry.gauge("formid_requests_in_flight", "Calls of the service that are under way")?;
+        let shed = registry.counter("formid_requests_shed_total", "Calls that were turned away for want of room")?;
+        let by_name = methods(service)?.into_iter().map(|descriptor| {
+            let name = descriptor.name();
+            let labels = [service, name, kind(&descriptor)];
+            let [service, name, kind] = labels;
+            let method = Method {
+                started: started.with_label_values(&labels),
+                handled: CODES.map(|code| handled.with_label_values(&[service, name, kind, code])),
+                seconds: seconds.with_label_values(&labels),
+                in_flight: in_flight.clone(),
+            };
+            (name.to_owned(), Arc::new(method))
+        });
+        let methods = Methods { prefix: format!("/{service}/"), by_name: by_name.collect() };
+        Ok(Self { methods: Arc::new(methods), shed })
+    }
+
+    /// Counts the calls that are turned away for want of room, for whoever turns them away.
+    pub fn shed(&self) -> &IntCounter {
+        &self.shed
+    }
+
+    fn begin(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
+        let name = path.strip_prefix(&self.methods.prefix)?;
+        let (_, method) = self.methods.by_name.iter().find(|(known, _)| known == name)?;
+        method.started.inc();
+        method.in_flight.inc();
+        Some(Call { method: Arc::clone(method), begun: Instant::now(), limit: deadline::of(headers), code: None })
+    }
+}
+
+fn methods(service: &str) -> Result<Vec<MethodDescriptorProto>, Error> {
+    let files = FileDescriptorSet::decode(DESCRIPTORS).map_err(|error| Error::Msg(error.to_string()))?.file;
+    let named =
+        |package: &str, name: &str| service.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')) == Some(name);
+    let found = files.into_iter().find_map(|file| {
+        let package = file.package().to_owned();
+        file.service.into_iter().find(|service| named(&package, service.name()))
+    });
+    found.map(|service| service.method).ok_or_else(|| Error::Msg(format!("the protos have no service {service}")))
+}
+
+fn kind(method: &MethodDescriptorProto) -> &'static str {
+    match (method.client_streaming(), method.server_streaming()) {
+        (false, false) => "unary",
+        (true, false) => "client_stream",
+        (false, true) => "server_stream",
+        (true, true) => "bidi_stream",
+    }
+}
+
+/// A call under way; it ends when this is dropped.
+struct Call {
+    method: Arc<Method>,
+    begun: Instant,
+    /// How much time the caller gave it.
+    limit: Option<Duration>,
+    /// How it ended, once that is known.
+    code: Option<Code>,
+}
+
+impl Call {
+    fn end(mut self, code: Code) {
+        self.code = Some(code);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let took = self.begun.elapsed();
+        let code = self.code.unwrap_or_else(|| {
+            if self.limit.is_some_and(|limit| took + EARLY >= limit) { Code::DeadlineExceeded } else { Code::Cancelled }
+        });
+        self.method.in_flight.dec();
+        self.method.seconds.observe(took.as_secs_f64());
+        // Every code of tonic's is one of the 17.
+        if let Some(handled) = self.method.handled.get(code as usize) {
+            handled.inc();
+        }
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+impl<S> Layer<S> for Calls {
+    type Service = Counting<S>;
+
+    fn layer(&self, inner: S) -> Counting<S> {
+        Counting { calls: self.clone(), inner }
+    }
+}
+
+/// See [`Calls`].
+#[derive(Debug, Clone)]
+pub struct Counting<S> {
+    calls: Calls,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Counting<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Counted<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Counted<S::Future> {
+        let call = self.calls.begin(request.uri().path(), request.headers());
+        Counted { answer: self.inner.call(request), call }
+    }
+}
+
+pin_project! {
+    /// A call until its headers are there.
+    pub struct Counted<F> {
+        #[pin]
+        answer: F,
+        call: Option<Call>,
+    }
+}
+
+impl<F, E> Future for Counted<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(context));
+        let Some(call) = this.call.take() else { return Poll::Ready(answer) };
+        Poll::Ready(match answer {
+            Ok(answer) => match code(answer.headers()) {
+                Some(code) => {
+                    call.end(code);
+                    Ok(answer)
+                }
+                None if answer.status() != StatusCode::OK => {
+                    call.end(Code::Unknown);
+                    Ok(answer)
+                }
+                None => Ok(answer.map(|body| Body::new(CountedBody { body, call: Some(call) }))),
+            },
+            Err(error) => {
+                call.end(Code::Unknown);
+                Err(error)
+            }
+        })
+    }
+}
+
+/// The rest of a call: what is answered, and the trailers with the code.
+struct CountedBody {
+    body: Body,
+    call: Option<Call>,
+}
+
+impl HttpBody for CountedBody {
+    type Data = <Body as HttpBody>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
+        let polled = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let ended = match &polled {
+            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown)),
+            Some(Err(_)) | None => Some(Code::Unknown),
+        };
+        if let Some(code) = ended
+            && let Some(call) = self.call.take()
+        {
+            call.end(code);
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_a_service_stands_at_zero_and_no_other_path_adds_one() {
+        let registry = Registry::default();
+        let calls = Calls::new(&registry, "formid.v1.CollectorService").unwrap();
+        let text = registry.text().unwrap();
+        let started = |method, kind| {
+            format!(
+                "grpc_server_started_total{{grpc_method=\"{method}\",grpc_service=\"formid.v1.CollectorService\",grpc_type=\"{kind}\"}} 0"
+            )
+        };
+        assert!(text.contains(&started("Collect", "unary")), "{text}");
+        assert!(text.contains(&started("CollectStream", "bidi_stream")), "{text}");
+        for path in ["/", "/formid.v1.CollectorService/", "/formid.v1.CollectorService/Nothing", "/a.B/Collect"] {
+            assert!(calls.begin(path, &HeaderMap::new()).is_none(), "{path}");
+        }
+        assert_eq!(registry.text().unwrap(), text);
+        assert!(Calls::new(&Registry::default(), "formid.v1.NoService").is_err());
+    }
+
+    #[test]
+    fn a_call_that_is_given_up_is_cancelled_unless_its_time_was_over() {
+        let registry = Registry::default();
+        let calls = Calls::new(&registry, "formid.v1.CollectorService").unwrap();
+        let mut headers = HeaderMap::new();
+        drop(calls.begin("/formid.v1.CollectorService/Collect", &headers));
+        headers.insert("grpc-timeout", http::HeaderValue::from_static("5m"));
+        drop(calls.begin("/formid.v1.CollectorService/Collect", &headers));
+        headers.insert("grpc-timeout", http::HeaderValue::from_static("1H"));
+        drop(calls.begin("/formid.v1.CollectorService/Collect", &headers));
+        let text = registry.text().unwrap();
+        let handled = |code, count| {
+            let line = format!("grpc_server_handled_total{{grpc_code=\"{code}\",grpc_method=\"Collect\"");
+            text.lines().any(|found| found.starts_with(&line) && found.ends_with(&format!(" {count}")))
+        };
+        assert!(handled("Canceled", 2) && handled("DeadlineExceeded", 1) && handled("OK", 0), "{text}");
+        assert!(text.contains("formid_requests_in_flight 0"), "{text}");
+    }
+
+    #[test]
+    fn the_names_stand_in_the_order_of_the_codes() {
+        for (number, name) in (0..).zip(CODES) {
+            // tonic spells one of them as the protocol does, with two l and two letters in capitals.
+            let spelt = format!("{:?}", Code::from_i32(number)).replace("Cancelled", "Canceled").replace("Ok", "OK");
+            assert_eq!(spelt, name);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What Redis is asked, how long it takes, and whether it answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{Error, Histogram, IntCounter, IntGauge};
+
+use super::registry::{REDIS_SECONDS, Registry};
+use crate::store;
+
+/// Counts what one service asks of Redis; clones share the counts.
+#[derive(Debug, Clone)]
+pub struct RedisMetrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// By the name of the command or script.
+    seconds: HashMap<&'static str, Histogram>,
+    other: Histogram,
+    errors: IntCounter,
+    up: IntGauge,
+}
+
+impl RedisMetrics {
+    /// Nothing was asked yet, and Redis counts as away.
+    pub fn new(registry: &Registry) -> Result<Self, Error> {
+        let seconds = registry.histograms(
+            "formid_redis_seconds",
+            "How long Redis took to answer, in seconds; a script goes by its file",
+            &["command"],
+            REDIS_SECONDS,
+        )?;
+        let errors = registry.counter(
+            "formid_redis_errors_total",
+            "Commands and scripts that Redis refused, or did not answer, or that found no connection",
+        )?;
+        let up = registry.gauge("formid_redis_up", "Whether Redis answered when it was last looked after: 1 or 0")?;
+        let inner = Inner {
+            seconds: store::commands().map(|name| (name, seconds.with_label_values(&[name]))).collect(),
+            other: seconds.with_label_values(&["other"]),
+            errors,
+            up,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A command was answered, or given up, after this time.
+    pub(crate) fn took(&self, command: &str, time: Duration) {
+        self.inner.seconds.get(command).unwrap_or(&self.inner.other).observe(time.as_secs_f64());
+    }
+
+    /// A command came to nothing.
+    pub(crate) fn failed(&self) {
+        self.inner.errors.inc();
+    }
+
+    /// Redis was looked after.
+    pub(crate) fn is_up(&self, up: bool) {
+        self.inner.up.set(up.into());
+    }
+}
