@@ -22,10 +22,10 @@ pub mod sweeper;
 use std::future::Future;
 use std::io;
 
+use shared::listeners::Listeners;
 use shared::metrics::page::Page;
 use shared::serve::serve;
 use shared::store::Store;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -35,19 +35,26 @@ use metrics::Metrics;
 use service::Service;
 use settings::Settings;
 
-/// Serves on `listener` until `shutdown`, then drains. Redis need not be there yet: until it is, health says NOT_SERVING.
+/// Serves on `listeners`, one for calls at least, until `shutdown`, then drains. Redis need not be there yet: until it
+/// is, health says NOT_SERVING.
 ///
 /// Fails when the Redis URL is none, when this Redis belongs to a deployment with another number of buckets, or when
-/// the address for metrics or for probes can not be had.
-pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+/// the address for probes can not be had.
+pub async fn run(
+    listeners: impl Into<Listeners>,
+    settings: Settings,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let listeners = listeners.into();
+    let measured = listeners.metrics.is_some();
     let metrics = Metrics::new(&settings.apps).map_err(io::Error::other)?;
     // Read until all is done.
-    let _page = Page::open(settings.common.metrics_listen, &metrics.service.registry).await?;
+    let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let store = Store::counted(&settings.common.store, metrics.service.redis).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
     background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period));
-    if settings.common.metrics_listen.is_some() {
+    if measured {
         let period = gauges::PERIOD.min(settings.sweep_period);
         let (apps, few) = (settings.apps.clone(), settings.small_app_users);
         background.spawn(gauges::follow(store.clone(), apps, metrics.gauges, period, few));
@@ -66,7 +73,7 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
             stop.send_replace(true);
         });
     };
-    let served = serve(listener, service::NAME, routes, store, metrics.service.calls, &config, shutdown).await;
+    let served = serve(listeners.calls, service::NAME, routes, store, metrics.service.calls, &config, shutdown).await;
     // What callers left behind that no longer wait for an answer.
     gatherer.finish(settings.common.store.redis.timeout).await;
     served.map(drop)

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use collector::settings::{Flags, Settings};
+use shared::listeners::Listeners;
 use shared::{serve, telemetry};
-use tokio::net::TcpListener;
 use tracing::{error, info};
 
 #[tokio::main]
@@ -27,7 +27,7 @@ async fn main() -> ExitCode {
 
 async fn serve_until_told(settings: Settings) -> io::Result<()> {
     let shutdown = serve::signals()?;
-    let listener = TcpListener::bind(settings.common.listen).await?;
-    info!(listen = %listener.local_addr()?, apps = settings.apps.len(), "collector");
-    collector::run(listener, settings, shutdown).await
+    let listeners = Listeners::open(&settings.common).await?;
+    info!(listen = %listeners.calls.local_addr()?, apps = settings.apps.len(), "collector");
+    collector::run(listeners, settings, shutdown).await
 }

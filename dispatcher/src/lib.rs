@@ -26,12 +26,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::listeners::Listeners;
 use shared::metrics::page::Page;
 use shared::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
 use shared::serve::serve;
 use shared::store::Store;
 use shared::store::broadcast::permits::Budget;
-use tokio::net::TcpListener;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -54,11 +54,17 @@ use crate::wechat::token::Tokens;
 /// How often the numbers of the day's quota are read.
 const QUOTA_LOOK: Duration = Duration::from_secs(5);
 
-/// Runs the dispatcher on a listener until `shutdown`, then drains.
-pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+/// Runs the dispatcher on `listeners`, one for calls at least, until `shutdown`, then drains.
+pub async fn run(
+    listeners: impl Into<Listeners>,
+    settings: Settings,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let listeners = listeners.into();
+    let measured = listeners.metrics.is_some();
     let metrics = Metrics::new().map_err(io::Error::other)?;
     // Read until all is done.
-    let _page = Page::open(settings.common.metrics_listen, &metrics.service.registry).await?;
+    let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
     // Broadcasts have threads and connections of their own, so that no single message stands in line behind a crowd.
     let hall = Hall::new()?;
@@ -82,7 +88,7 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
             settings.reap_interval,
         ));
         background.spawn(once_prepared(store.clone(), follow_stops(Arc::clone(&gates), store.clone())));
-        if settings.common.metrics_listen.is_some() {
+        if measured {
             let numbers = follow_quota(Arc::clone(app), store.clone(), settings.clock.clone(), quota);
             background.spawn(once_prepared(store.clone(), numbers));
         }
@@ -130,7 +136,8 @@ pub async fn run(listener: TcpListener, settings: Settings, shutdown: impl Futur
         drain.cancel();
     };
     let served =
-        serve(listener, SERVICE_NAME, routes, store, metrics.service.calls, &settings.common.serve, shutdown).await;
+        serve(listeners.calls, SERVICE_NAME, routes, store, metrics.service.calls, &settings.common.serve, shutdown)
+            .await;
     drain.cancel();
     // Answered until all is done.
     let _probes = served?;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use dispatcher::settings::Args;
+use shared::listeners::Listeners;
 use shared::{serve, telemetry};
-use tokio::net::TcpListener;
 
 /// A send is many small allocations on several threads, where the C library's allocator has them wait for one another.
 #[global_allocator]
@@ -29,8 +29,8 @@ async fn main() -> ExitCode {
 
 async fn start(settings: dispatcher::settings::Settings) -> std::io::Result<()> {
     let shutdown = serve::signals()?;
-    let listener = TcpListener::bind(settings.common.listen).await?;
+    let listeners = Listeners::open(&settings.common).await?;
     let apps = settings.apps.iter().count();
-    tracing::info!(listen = %listener.local_addr()?, apps, "dispatcher");
-    dispatcher::run(listener, settings, shutdown).await
+    tracing::info!(listen = %listeners.calls.local_addr()?, apps, "dispatcher");
+    dispatcher::run(listeners, settings, shutdown).await
 }

@@ -6,12 +6,14 @@
 //! - [`auth`]: who may call what;
 //! - [`status`]: how errors look to a caller; [`fields`]: collecting every bad field of a request;
 //! - [`metrics`]: what is counted;
-//! - [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: the life of a service around its handlers.
+//! - [`listeners`], [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: the life of a service around its
+//!   handlers.
 
 pub mod auth;
 pub mod credential;
 pub mod deadline;
 pub mod fields;
+pub mod listeners;
 pub mod metrics;
 pub mod proto;
 pub mod reload;

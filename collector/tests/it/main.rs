@@ -6,6 +6,7 @@ mod collecting;
 mod edge;
 mod grants;
 mod grpcurl;
+mod metrics;
 mod outages;
 mod process;
 mod stock;

@@ -13,7 +13,6 @@ use shared::proto::{CollectRequest, CollectResponse, CollectStatus, CollectStrea
 use shared::store::Store;
 use shared::store::record::Record;
 use testing::Redis;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -34,6 +33,8 @@ pub type Client = CollectorServiceClient<Channel>;
 /// A collector served by this process.
 pub struct Collector {
     address: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
 }
@@ -45,11 +46,10 @@ impl Collector {
         let usual = ["collector", "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
         let apps: &[&str] = if flags.contains(&"--apps") { &[] } else { &["--apps", APP] };
         let settings = Settings::read(&Flags::parse_from(usual.iter().chain(apps).chain(flags))).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let (listeners, [address, metrics]) = testing::listeners().await;
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or(()) };
-        Self { address, stop, served: tokio::spawn(collector::run(listener, settings, shutdown)) }
+        Self { address, metrics, stop, served: tokio::spawn(collector::run(listeners, settings, shutdown)) }
     }
 
     pub fn address(&self) -> SocketAddr {

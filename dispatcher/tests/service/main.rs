@@ -7,6 +7,7 @@ mod callers;
 mod crash;
 mod doubt;
 mod grpcurl;
+mod metrics;
 mod readme;
 mod rig;
 mod sends;

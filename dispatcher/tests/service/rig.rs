@@ -281,23 +281,24 @@ impl Rig {
 pub struct Running {
     pub client: DispatcherServiceClient<Channel>,
     pub address: std::net::SocketAddr,
+    /// Where its metrics are.
+    pub metrics: std::net::SocketAddr,
     /// Dropped with this, which begins the drain.
     _stop: oneshot::Sender<()>,
 }
 
 impl Running {
     pub async fn start(settings: Settings) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let (listeners, [address, metrics]) = testing::listeners().await;
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
-            dispatcher::run(listener, settings, async {
+            dispatcher::run(listeners, settings, async {
                 let _ = stopped.await;
             })
             .await
         });
         let client = DispatcherServiceClient::new(connect(address.port()).await);
-        Self { client, address, _stop: stop }
+        Self { client, address, metrics, _stop: stop }
     }
 
     pub async fn send(&self, request: SendTemplateRequest) -> Result<SendTemplateResponse, Status> {

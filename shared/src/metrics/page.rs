@@ -1,9 +1,6 @@
 //! The page that Prometheus reads: `/metrics` on a port of its own, and nothing else there. It talks to nobody, so it
 //! answers while Redis or WeChat do not.
 
-use std::io;
-use std::net::SocketAddr;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -27,11 +24,12 @@ pub struct Page {
 }
 
 impl Page {
-    /// Nothing where there is no address. Fails when the address can not be had.
-    pub async fn open(address: Option<SocketAddr>, registry: &Registry) -> io::Result<Self> {
-        let Some(address) = address else { return Ok(Self { _stop: None }) };
-        let listener = TcpListener::bind(address).await?;
-        info!(listen = %listener.local_addr()?, "metrics");
+    /// Serves these metrics; nothing where there is no listener.
+    pub fn open(listener: Option<TcpListener>, registry: &Registry) -> Self {
+        let Some(listener) = listener else { return Self { _stop: None } };
+        if let Ok(listen) = listener.local_addr() {
+            info!(%listen, "metrics");
+        }
         let routes = Router::new().route("/metrics", get(text)).with_state(registry.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
@@ -42,7 +40,7 @@ impl Page {
                 error!(%error, "metrics are no longer served");
             }
         });
-        Ok(Self { _stop: Some(stop) })
+        Self { _stop: Some(stop) }
     }
 }
 

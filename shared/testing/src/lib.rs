@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod callers;
+mod metrics;
 mod process;
 mod redis;
 pub mod tls;
 mod tools;
 
 pub use callers::{CallersFile, bearer, called, reason, whole};
+pub use metrics::{Scrape, http, listeners};
 pub use process::{Process, free_port};
 pub use redis::{Redis, store_config};
 pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
