@@ -112,6 +112,9 @@ async fn the_page_is_all_there_is_and_it_goes_with_the_service() {
     let gauges = ["formid_ledger_messages", "formid_reachable_users", "formid_stock_messages"];
     let families: Vec<_> = scrape.families().into_iter().filter(|name| !gauges.contains(name)).collect();
     assert_eq!(families, expected);
+    for name in scrape.families() {
+        assert!(include_str!("../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+    }
     assert_eq!(scrape.value("formid_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
     assert_eq!(scrape.value("formid_redis_up", &[]), 1);
     for path in ["/", "/metrics/", "/metrics/x", "/health"] {

