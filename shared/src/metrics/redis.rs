@@ -1,13 +1,16 @@
 //! What Redis is asked, how long it takes, and whether it answers.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::{Error, Histogram, IntCounter, IntGauge};
+use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntGauge};
 
 use super::registry::{REDIS_SECONDS, Registry};
 use crate::store;
+
+/// A command that is missing in the store's list.
+const OTHER: &str = "other";
 
 /// Counts what one service asks of Redis; clones share the counts.
 #[derive(Debug, Clone)]
@@ -17,9 +20,9 @@ pub struct RedisMetrics {
 
 #[derive(Debug)]
 struct Inner {
-    /// By the name of the command or script.
-    seconds: HashMap<&'static str, Histogram>,
-    other: Histogram,
+    seconds: HistogramVec,
+    /// By the name of the command or script; made at its first use, since a service uses few of them.
+    by_command: HashMap<&'static str, OnceLock<Histogram>>,
     errors: IntCounter,
     up: IntGauge,
 }
@@ -39,8 +42,8 @@ impl RedisMetrics {
         )?;
         let up = registry.gauge("formid_redis_up", "Whether Redis answered when it was last looked after: 1 or 0")?;
         let inner = Inner {
-            seconds: store::commands().map(|name| (name, seconds.with_label_values(&[name]))).collect(),
-            other: seconds.with_label_values(&["other"]),
+            seconds,
+            by_command: store::commands().chain([OTHER]).map(|name| (name, OnceLock::new())).collect(),
             errors,
             up,
         };
@@ -49,7 +52,10 @@ impl RedisMetrics {
 
     /// A command was answered, or given up, after this time.
     pub(crate) fn took(&self, command: &str, time: Duration) {
-        self.inner.seconds.get(command).unwrap_or(&self.inner.other).observe(time.as_secs_f64());
+        let Inner { seconds, by_command, .. } = &*self.inner;
+        if let Some((name, made)) = by_command.get_key_value(command).or_else(|| by_command.get_key_value(OTHER)) {
+            made.get_or_init(|| seconds.with_label_values(&[name])).observe(time.as_secs_f64());
+        }
     }
 
     /// A command came to nothing.
