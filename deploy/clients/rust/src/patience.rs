@@ -1,0 +1,41 @@
+//! Which calls are repeated, and when. tonic repeats nothing by itself: it has no service config.
+
+use std::time::{Duration, Instant};
+
+use tonic::{Response, Status};
+
+use crate::problem::Problem;
+use crate::replicas::{Replica, Replicas};
+
+/// The pause before the second try; it doubles from there.
+const BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Makes a call that is safe to repeat, again and again for as long as `patience`, each time with the next replica.
+pub async fn patiently<Q: Clone, A, F: Future<Output = Result<Response<A>, Status>>>(
+    replicas: &Replicas,
+    request: Q,
+    call: impl Fn(Replica, Q) -> F,
+    patience: Duration,
+    tell: impl Fn(String),
+) -> Result<A, Problem> {
+    let (begun, mut backoff) = (Instant::now(), BACKOFF);
+    loop {
+        let (address, replica) = replicas.next().await;
+        let problem = match call(replica, request.clone()).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => Problem::from(status),
+        };
+        if problem.is_of_the_replica() {
+            replicas.avoid(address);
+        }
+        // Not all at the same moment.
+        let wait = problem.retry_after.unwrap_or(backoff).mul_f64(rand::random_range(1.0..1.25));
+        backoff = (2 * backoff).min(LONGEST_BACKOFF);
+        if !problem.passes() || begun.elapsed() + wait > patience {
+            return Err(problem);
+        }
+        tell(format!("{problem}; again in {wait:.1?}"));
+        tokio::time::sleep(wait).await;
+    }
+}

@@ -1,0 +1,78 @@
+//! What an error tells.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// A call that failed: a reason for programs, a sentence for people, and what else the service told.
+#[derive(Debug)]
+pub struct Problem {
+    code: Code,
+    message: String,
+    /// None where it was not formid that answered.
+    reason: Option<String>,
+    facts: BTreeMap<String, String>,
+    fields: Vec<(String, String)>,
+    /// When to try again, where the service says.
+    pub retry_after: Option<Duration>,
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == "formid");
+        let fields = details.bad_request().into_iter().flat_map(|bad| &bad.field_violations);
+        Self {
+            code: status.code(),
+            message: status.message().to_owned(),
+            reason: info.map(|info| info.reason.clone()),
+            facts: info.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default(),
+            fields: fields.map(|field| (field.field.clone(), field.description.clone())).collect(),
+            retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+        }
+    }
+}
+
+impl Problem {
+    /// Whether the same call may fare better later.
+    pub fn passes(&self) -> bool {
+        use Code::{Aborted, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
+        if self.is_formids() {
+            // FAILED_PRECONDITION and the like say the same again.
+            matches!(self.code, Unavailable | Aborted | DeadlineExceeded | ResourceExhausted)
+        } else {
+            // tonic has several codes for a connection that breaks, and CANCELLED for a deadline that passes. Nobody knows
+            // how far the call came; every call here is safe to repeat, by its form id or by its request id.
+            matches!(self.code, Unavailable | DeadlineExceeded | Unknown | Internal | Cancelled)
+        }
+    }
+
+    /// Whether formid answered, and not a proxy, or tonic on this side.
+    pub fn is_formids(&self) -> bool {
+        self.reason.is_some()
+    }
+
+    /// Whether the next call should rather go to another replica.
+    pub fn is_of_the_replica(&self) -> bool {
+        !self.is_formids() || self.reason.as_deref() == Some("SHUTTING_DOWN")
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(out, "{reason}")?,
+            None => write!(out, "{:?}", self.code)?,
+        }
+        for (key, value) in &self.facts {
+            write!(out, ", {key} {value}")?;
+        }
+        write!(out, ": {}", self.message)?;
+        // Of one field the sentence itself tells.
+        let several = if self.fields.len() > 1 { &self.fields[..] } else { &[] };
+        several.iter().try_for_each(|(field, problem)| write!(out, "; {field} {problem}"))
+    }
+}
