@@ -12,6 +12,7 @@ root=$PWD
 need_cargo
 need cc redis-server
 need_tools
+need_client_python
 
 # Unless asked for something else: all tests, also after one that fails.
 everything=""

@@ -146,3 +146,37 @@ fetch_tools() {
             cp "$pins" "$folder/tools.txt"
     ) </dev/null >&2 || die "grpcurl and buf could not be had; set FORMID_GRPCURL and FORMID_BUF to use your own"
 }
+
+# Makes a Python with the packages of the example client available, as FORMID_PYTHON, which may be set beforehand to use
+# another. It is kept in the target folder. Where the packages cannot be had, it is "none", and the tests of that client
+# are skipped.
+need_client_python() {
+    local folder
+    if [ -z "${FORMID_PYTHON:-}" ]; then
+        folder=$(target_folder)/clients/python
+        # In a subshell, because a machine without a package index is no reason to fail.
+        if (make_client_python "$folder"); then
+            FORMID_PYTHON=$folder/bin/python
+        else
+            say "SKIPPED: the tests of the Python client and of the service config, which need these packages"
+            FORMID_PYTHON=none
+        fi
+    fi
+    export FORMID_PYTHON
+}
+
+# make_client_python FOLDER: unless it is there already, a virtual environment with what requirements.txt names.
+make_client_python() {
+    local folder=$1 pins="${root:?}/deploy/clients/python/requirements.txt"
+    # The machine's Python may have been replaced since.
+    if cmp -s "$pins" "$folder/requirements.txt" && "$folder/bin/python" -c 'import grpc' 2>/dev/null; then return 0; fi
+    need python3
+    say "getting the packages of the Python client into $folder"
+    # Wheels only: to compile gRPC takes longer than all tests.
+    {
+        python3 -m venv --clear "$folder" &&
+            "$folder/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+                --only-binary :all: --require-hashes -r "$pins" &&
+            cp "$pins" "$folder/requirements.txt"
+    } </dev/null >&2 || die "the packages of the Python client could not be had"
+}

@@ -1,7 +1,7 @@
 //! Where the replicas of a service are, and which is called next: each in its turn.
 //!
-//! tonic can balance by itself (`Channel::balance_list`), but gives a call to the replica with the fewest calls under way,
-//! and one that is dead has none. Nor does it look a name up again. So here each replica has a channel of its own.
+//! tonic can balance a fixed list by itself (`Channel::balance_list`), but goes on giving calls to a replica that is dead,
+//! and looks no name up again. So here each replica has a channel of its own.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,0 +1,216 @@
+//! What callers are told, held against what the services do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use serde_json::Value;
+
+use crate::rig::{root, text};
+
+/// Of reasons, their codes.
+type Reasons = BTreeMap<String, String>;
+
+/// What callers are told of already, and the services do not answer yet.
+const AHEAD: [&str; 7] = [
+    "UNAUTHENTICATED",
+    "NOT_PERMITTED",
+    "RATE_LIMITED",
+    "OVERLOADED",
+    "MESSAGE_TOO_LARGE",
+    "MALFORMED_MESSAGE",
+    "UNIMPLEMENTED",
+];
+
+fn is_constant(word: &str) -> bool {
+    word.len() > 3 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+}
+
+/// Those in the comments at the heads of the services.
+fn in_protos() -> Reasons {
+    let protos = ["collector", "dispatcher"].map(|name| text(&format!("proto/formid/v1/{name}.proto")));
+    let lines = protos.iter().flat_map(|proto| proto.lines());
+    lines
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("//   ")?.split_whitespace();
+            let (reason, code) = (words.next()?, words.next()?);
+            (is_constant(reason) && is_constant(code)).then(|| (reason.to_owned(), code.to_owned()))
+        })
+        .collect()
+}
+
+/// The rows of a table of a README, as cells without backquotes.
+fn rows(readme: &str, heading: &str) -> Vec<Vec<String>> {
+    let start = readme.find(heading).unwrap_or_else(|| panic!("no table {heading}"));
+    let rows = readme[start..].lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect()).collect()
+}
+
+/// Those in a table; a row may have several.
+fn in_table(readme: &str, heading: &str) -> Reasons {
+    let rows = rows(readme, heading);
+    let reasons = rows.iter().flat_map(|row| row[0].split(", ").map(|reason| (reason.to_owned(), row[1].clone())));
+    reasons.collect()
+}
+
+/// Those that the source of the services makes errors with.
+fn in_source() -> Reasons {
+    let mut reasons = Reasons::new();
+    for folder in ["shared/src", "collector/src", "dispatcher/src"] {
+        visit(&root().join(folder), &mut |source| {
+            let source: String = source.split_whitespace().collect();
+            for (start, _) in source.match_indices("new(Code::") {
+                let mut parts = source[start + "new(Code::".len()..].splitn(3, [',', '"']);
+                let (code, empty, rest) = (parts.next().unwrap(), parts.next(), parts.next().unwrap_or_default());
+                if empty == Some("") {
+                    reasons.insert(rest.split('"').next().unwrap().to_owned(), capitals(code));
+                }
+            }
+            for (call, code) in [("precondition(", "FAILED_PRECONDITION"), ("unavailable(", "UNAVAILABLE")] {
+                for (start, _) in source.match_indices(call) {
+                    // A reason, or a variable with one of several.
+                    let argument = source[start + call.len()..].split(')').next().unwrap();
+                    let choice = source[..start].rfind(&format!("let{argument}="));
+                    let named = choice.map_or(argument, |choice| &source[choice..start]);
+                    let words = named.split('"').skip(1).step_by(2).filter(|word| is_constant(word));
+                    reasons.extend(words.map(|word| (word.to_owned(), code.to_owned())));
+                }
+            }
+        });
+    }
+    reasons
+}
+
+fn visit(folder: &Path, look: &mut impl FnMut(&str)) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            visit(&path, look);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            look(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+/// `FailedPrecondition` as FAILED_PRECONDITION.
+fn capitals(code: &str) -> String {
+    let mut name = String::new();
+    for letter in code.chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+#[test]
+fn callers_are_told_of_every_reason_and_of_no_other() {
+    let (protos, source) = (in_protos(), in_source());
+    assert!(source.len() >= 25, "{source:?}");
+    assert_eq!(protos, source, "the heads of the protos and the source");
+    let told = in_table(&text("proto/README.md"), "| reason | code | what happened |");
+    let known = |reason: &String| source.contains_key(reason) || !AHEAD.contains(&reason.as_str());
+    let mut of_today = told.clone();
+    of_today.retain(|reason, _| known(reason));
+    assert_eq!(of_today, source, "proto/README.md and the source");
+    let mut in_front = in_table(&text("README.md"), "| reason | code | what to do |");
+    in_front.retain(|reason, _| known(reason));
+    assert_eq!(in_front, source, "README.md and the source");
+}
+
+/// What the service config says of a method.
+#[derive(Debug, Default, PartialEq)]
+struct Rules {
+    deadline: Option<Duration>,
+    repeated: bool,
+}
+
+fn service_config() -> BTreeMap<String, Rules> {
+    let config: Value = serde_json::from_str(&text("proto/service-config.json")).unwrap();
+    let mut methods = BTreeMap::new();
+    for part in config["methodConfig"].as_array().unwrap() {
+        let policy = &part["retryPolicy"];
+        if policy.is_object() {
+            // Everything else is either final or asks for a wait of its own.
+            assert_eq!(policy["retryableStatusCodes"], serde_json::json!(["UNAVAILABLE"]));
+            // More than libraries take.
+            assert!(policy["maxAttempts"].as_u64().unwrap() <= 5);
+        }
+        for name in part["name"].as_array().unwrap() {
+            let deadline = Some(humantime(part["timeout"].as_str().unwrap()));
+            let name = format!("{}.{}", name["service"].as_str().unwrap(), name["method"].as_str().unwrap());
+            let twice = methods.insert(name, Rules { deadline, repeated: policy.is_object() });
+            assert_eq!(twice, None);
+        }
+    }
+    methods
+}
+
+fn humantime(seconds: &str) -> Duration {
+    Duration::from_secs(seconds.strip_suffix('s').unwrap().trim().parse().unwrap())
+}
+
+#[test]
+fn the_service_config_does_what_the_table_of_methods_says() {
+    let table: BTreeMap<String, Rules> = rows(&text("proto/README.md"), "| method | deadline |")
+        .into_iter()
+        .map(|row| {
+            let deadline = (row[1] != "none").then(|| humantime(&row[1]));
+            (row[0].clone(), Rules { deadline, repeated: row[2].starts_with("yes") })
+        })
+        .collect();
+    let mut config = service_config();
+    let mut methods = BTreeSet::new();
+    for file in FileDescriptorSet::decode(shared::proto::DESCRIPTORS).unwrap().file {
+        for service in &file.service {
+            for method in &service.method {
+                let rules = config.remove(&format!("{}.{}.{}", file.package(), service.name(), method.name()));
+                assert_eq!(table.get(method.name()), Some(&rules.unwrap_or_default()), "{}", method.name());
+                methods.insert(method.name().to_owned());
+            }
+        }
+    }
+    assert!(config.is_empty(), "no such method: {config:?}");
+    assert_eq!(methods, table.into_keys().collect());
+}
+
+#[test]
+fn the_deadline_of_a_send_leaves_a_dispatcher_with_its_defaults_time_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let apps = folder.path().join("apps.toml");
+    std::fs::write(&apps, "[apps.wx0123456789abcdef]\nsecret = \"secret\"\n").unwrap();
+    let args = clap::Parser::parse_from(["dispatcher", "--apps-file", &apps.display().to_string()]);
+    let settings = dispatcher::settings::Args::read(&args).unwrap();
+    let timeout = settings.apps.iter().next().unwrap().timeout;
+    let pauses: Duration =
+        (1..settings.limits.attempts).map(|tries| settings.limits.backoff * (1 << (tries - 1))).sum();
+    let asked = timeout * settings.limits.attempts + pauses;
+    assert_eq!(asked, Duration::from_millis(26_500), "what proto/README.md says");
+    let turn = timeout;
+    let redis = 2 * settings.common.store.redis.timeout;
+    let deadline = service_config()["formid.v1.DispatcherService.SendTemplate"].deadline.unwrap();
+    assert!(settings.limits.terms.duration + turn + redis <= deadline && asked + turn + redis <= deadline);
+    // Both clients have the same, Python's by the service config.
+    assert!(
+        text("deploy/clients/rust/src/main.rs")
+            .contains(&format!("SEND: Duration = Duration::from_secs({})", deadline.as_secs()))
+    );
+}
+
+#[test]
+fn the_lines_that_read_an_error_are_those_of_the_clients() {
+    let readme = text("proto/README.md");
+    for (language, file) in
+        [("rust", "deploy/clients/rust/src/problem.rs"), ("python", "deploy/clients/python/client.py")]
+    {
+        let block = readme.split(&format!("```{language}\n")).nth(1).unwrap().split("```").next().unwrap();
+        let source = text(file);
+        for line in block.lines() {
+            let line = line.split("  # ").next().unwrap().split(" //").next().unwrap().trim();
+            assert!(source.lines().any(|of_client| of_client.trim() == line), "{file} has no line {line}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! A Redis, a sandbox in place of WeChat, a collector and two dispatchers, and the clients, all as processes but the
+//! sandbox.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sandbox::{Books, Sandbox, Submission};
+use testing::{Process, Redis, eventually, free_port};
+use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+pub const APP: &str = "wx0123456789abcdef";
+const SECRET: &str = "the-secret-of-the-app";
+const SOON: Duration = Duration::from_secs(30);
+
+/// The checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").canonicalize().unwrap()
+}
+
+/// A file of the checkout.
+pub fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A Python with the packages of the client's requirements, which deploy/test.sh makes; none where they cannot be had.
+pub fn python() -> Option<String> {
+    let python = std::env::var("FORMID_PYTHON").unwrap_or_default();
+    assert!(!python.is_empty(), "FORMID_PYTHON names no Python with the client's packages; ./deploy/test.sh makes one");
+    if python == "none" {
+        eprintln!("skipped: there is no Python with the client's packages");
+        return None;
+    }
+    Some(python)
+}
+
+pub struct Rig {
+    pub sandbox: Sandbox,
+    redis: Redis,
+    folder: tempfile::TempDir,
+    flags: Vec<String>,
+    collector: (u16, Process),
+    dispatchers: [(u16, Process); 2],
+}
+
+impl Rig {
+    /// Dispatchers with more flags.
+    pub async fn start(flags: &[&str]) -> Self {
+        let redis = Redis::start();
+        let sandbox = Sandbox::new(sandbox::Settings::default());
+        sandbox.add_app(APP, SECRET).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
+        let folder = tempfile::tempdir().unwrap();
+        let apps = format!(
+            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\n"
+        );
+        std::fs::write(folder.path().join("apps.toml"), apps).unwrap();
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let (port, ports) = (free_port(), [free_port(), free_port()]);
+        let mut rig = Self {
+            collector: (port, service("collector", port, &redis, &["--apps".into(), APP.into()])),
+            dispatchers: ports.map(|port| (port, Process::start(&mut Command::new("true")))),
+            sandbox,
+            redis,
+            folder,
+            flags,
+        };
+        serving(rig.collector.0).await;
+        rig.start_dispatcher(0).await;
+        rig.start_dispatcher(1).await;
+        rig
+    }
+
+    /// Starts a dispatcher, again on its port.
+    pub async fn start_dispatcher(&mut self, which: usize) {
+        let apps_file = self.folder.path().join("apps.toml").display().to_string();
+        let flags = [&["--apps-file".to_owned(), apps_file][..], &self.flags].concat();
+        let port = self.dispatchers[which].0;
+        self.dispatchers[which].1 = service("dispatcher", port, &self.redis, &flags);
+        serving(port).await;
+    }
+
+    /// Ends a dispatcher without warning.
+    pub fn kill_dispatcher(&mut self, which: usize) {
+        self.dispatchers[which].1.kill();
+    }
+
+    /// Ends a dispatcher as an operator does; answers once it has drained.
+    pub async fn stop_dispatcher(&mut self, which: usize) {
+        self.dispatchers[which].1.signal("TERM");
+        let stopped = self.dispatchers[which].1.wait(SOON).await;
+        assert_eq!(stopped, Some(0), "the dispatcher does not end well");
+    }
+
+    /// Lines for the clients: as many orders, each of a user who has submitted a form.
+    pub fn orders(&self, count: usize) -> Vec<String> {
+        let users: Vec<_> = (0..count).map(|number| format!("oUser{number}")).collect();
+        let ids = self.sandbox.submit(APP, users.iter().map(Submission::form).collect()).unwrap();
+        users.iter().zip(ids).enumerate().map(|(number, (user, id))| format!("{number} {user} {id}\n")).collect()
+    }
+
+    /// The client in Rust.
+    pub fn rust(&self) -> Command {
+        let [first, second] = self.dispatchers.each_ref().map(|(port, _)| *port);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_example-client"));
+        command.args(["--app", APP, "--collector", &format!("127.0.0.1:{}", self.collector.0)]);
+        command.args(["--dispatcher", &format!("127.0.0.1:{first},127.0.0.1:{second}")]);
+        command
+    }
+
+    /// The client in Python, where there is one.
+    pub fn python(&self) -> Option<Command> {
+        let [first, second] = self.dispatchers.each_ref().map(|(port, _)| *port);
+        let mut command = Command::new(python()?);
+        command.arg(root().join("deploy/clients/python/client.py"));
+        command.args(["--app", APP, "--collector", &format!("ipv4:127.0.0.1:{}", self.collector.0)]);
+        command.args(["--dispatcher", &format!("ipv4:127.0.0.1:{first},127.0.0.1:{second}")]);
+        Some(command)
+    }
+
+    pub fn address(&self, service: &str) -> String {
+        let port = if service == "collector" { self.collector.0 } else { self.dispatchers[0].0 };
+        format!("127.0.0.1:{port}")
+    }
+
+    pub fn books(&self) -> Books {
+        self.sandbox.books(Some(APP)).unwrap()
+    }
+
+    /// Waits until WeChat has so many messages.
+    pub async fn delivered(&self, count: u64) {
+        eventually("messages arrive", SOON, async || self.books().delivered >= count).await;
+    }
+}
+
+/// A service of this build. It is beside the clients, unless they alone were asked for.
+fn service(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
+    let program = Path::new(env!("CARGO_BIN_EXE_example-client")).with_file_name(name);
+    assert!(program.is_file(), "{} is missing: cargo build --workspace --bins", program.display());
+    let mut command = Command::new(program);
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--log", "warn"]);
+    Process::start(command.args(flags))
+}
+
+async fn serving(port: u16) {
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect_lazy();
+    eventually("a service serves", SOON, async || {
+        let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await;
+        answer.is_ok_and(|answer| answer.into_inner().status == 1)
+    })
+    .await;
+}
+
+/// A client at work.
+pub struct Client {
+    enough: Arc<AtomicBool>,
+    feeder: JoinHandle<usize>,
+    runner: JoinHandle<Output>,
+}
+
+/// What a client has left behind.
+pub struct Ended {
+    /// It ended with 0.
+    pub well: bool,
+    /// How many lines it was given.
+    pub given: usize,
+    /// What it printed, sorted.
+    pub lines: Vec<String>,
+    /// What it told beside that.
+    pub told: String,
+}
+
+impl Client {
+    /// Starts one and gives it a line after each `pause`.
+    pub fn start(mut command: Command, lines: Vec<String>, pause: Duration) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let enough = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&enough);
+        let feeder = std::thread::spawn(move || {
+            let begun = Instant::now();
+            for (number, line) in lines.iter().enumerate() {
+                std::thread::sleep((pause * number as u32).saturating_sub(begun.elapsed()));
+                // One that has ended says why itself.
+                if stop.load(Ordering::Relaxed) || input.write_all(line.as_bytes()).is_err() {
+                    return number;
+                }
+            }
+            lines.len()
+        });
+        let runner = std::thread::spawn(move || child.wait_with_output().unwrap());
+        Self { enough, feeder, runner }
+    }
+
+    /// It gets no more lines.
+    pub fn enough(&self) {
+        self.enough.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for its end.
+    pub async fn end(self) -> Ended {
+        eventually("the client ends", Duration::from_secs(90), async || self.runner.is_finished()).await;
+        let (given, output) = (self.feeder.join().unwrap(), self.runner.join().unwrap());
+        let [printed, told] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        let mut lines: Vec<_> = printed.lines().map(str::to_owned).collect();
+        lines.sort();
+        Ended { well: output.status.success(), given, lines, told }
+    }
+}
+
+/// What a client prints when all of `count` orders went well.
+pub fn all_delivered(count: usize) -> Vec<String> {
+    let mut lines: Vec<_> = (0..count).map(|number| format!("{number}: delivered")).collect();
+    lines.sort();
+    lines
+}
