@@ -31,6 +31,11 @@ sys.path.insert(0, str(PROTO))
 collector_pb2, collector_grpc = grpc.protos_and_services("formid/v1/collector.proto")
 dispatcher_pb2, dispatcher_grpc = grpc.protos_and_services("formid/v1/dispatcher.proto")
 
+# The deadlines, in seconds: see proto/README.md for how long either can take. The service config has them too, but gRPC's
+# core keeps that to itself, so the services are not told, and is up to a second short.
+COLLECT = 15
+SEND = 40
+
 # One thing at a time on standard output and standard error.
 printing = threading.Lock()
 
@@ -42,12 +47,15 @@ def open_channel(target, ca):
     "ipv4:10.0.0.1:7002,10.0.0.2:7002".
     """
     options = [
-        # Deadlines, balancing, and which calls are repeated on UNAVAILABLE: see proto/README.md.
+        # Balancing, and which calls are repeated on UNAVAILABLE: see proto/README.md.
         ("grpc.service_config", (PROTO / "service-config.json").read_text()),
         # A list of addresses is no name that a server could be asked for by.
         ("grpc.default_authority", target.removeprefix("dns:///").removeprefix("ipv4:").split(",")[0]),
         # Replicas that are new are looked for after this long, when one of those known goes; unless said, after 30 s.
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        # One that was lost is tried again soon; unless said, after 1 s and, when it is gone for longer, every 2 minutes.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         # A replica that vanished without a word is noticed.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 5_000),
@@ -114,7 +122,7 @@ class Problem(Exception):
         return f"{self.reason or self.code.name}{facts}: {self.args[0]}{fields}"
 
 
-def patiently(call, request, patience, tell):
+def patiently(call, request, deadline, patience, tell):
     """Makes a call that is safe to repeat, again and again for as long as `patience`, in seconds.
 
     What the channel repeats by itself comes on top. It heeds codes and not what the service says about them, so it
@@ -124,7 +132,7 @@ def patiently(call, request, patience, tell):
     end, backoff = time.monotonic() + patience, 0.1
     while True:
         try:
-            return call(request)
+            return call(request, timeout=deadline)
         except grpc.RpcError as error:
             problem = Problem(error)
         # Not all at the same moment.
@@ -165,11 +173,12 @@ def handle(args, collector, dispatcher, line):
         # One at a time because it is an example: a call takes up to 1000.
         credential = {"openid": openid, "form_id": form_id}
         request = collector_pb2.CollectRequest(app_id=args.app, credentials=[credential])
-        for result in patiently(collector.Collect, request, patience, tell).results:
+        for result in patiently(collector.Collect, request, COLLECT, patience, tell).results:
             # Of another form id the user may have one all the same.
             if result.status == collector_pb2.COLLECT_STATUS_REFUSED:
                 tell(f"the form id is refused: {result.message}")
-        answer = patiently(dispatcher.SendTemplate, ready_message(args, order, openid), patience, tell)
+        message = ready_message(args, order, openid)
+        answer = patiently(dispatcher.SendTemplate, message, SEND, patience, tell)
         # OUTCOME_UNKNOWN: it went out once or not at all, and nobody can tell. To send again may be to send twice.
         delivered = answer.outcome == dispatcher_pb2.OUTCOME_DELIVERED
         ending = "delivered" if delivered else "unknown"

@@ -193,11 +193,14 @@ fn the_deadline_of_a_send_leaves_a_dispatcher_with_its_defaults_time_to_end() {
     let redis = 2 * settings.common.store.redis.timeout;
     let deadline = service_config()["formid.v1.DispatcherService.SendTemplate"].deadline.unwrap();
     assert!(settings.limits.terms.duration + turn + redis <= deadline && asked + turn + redis <= deadline);
-    // Both clients have the same, Python's by the service config.
-    assert!(
-        text("deploy/clients/rust/src/main.rs")
-            .contains(&format!("SEND: Duration = Duration::from_secs({})", deadline.as_secs()))
-    );
+    // Both clients have the same.
+    let collect = service_config()["formid.v1.CollectorService.Collect"].deadline.unwrap();
+    for (name, deadline) in [("COLLECT", collect.as_secs()), ("SEND", deadline.as_secs())] {
+        let rust = format!("const {name}: Duration = Duration::from_secs({deadline});\n");
+        assert!(text("deploy/clients/rust/src/main.rs").contains(&rust), "{rust}");
+        let python = format!("\n{name} = {deadline}\n");
+        assert!(text("deploy/clients/python/client.py").contains(&python), "{python}");
+    }
 }
 
 #[test]
