@@ -19,10 +19,7 @@ WITHOUT_SCHEMA = {"PodMonitor"}
 # These may be variables though they are secret: a URL with its password is all that the services take.
 SECRET_VARIABLES = {"FORMID_REDIS_URL"}
 # Settings that the manifests name and that are on their way into the services.
-NOT_YET = {
-    "FORMID_CALLERS_FILE", "FORMID_INSECURE", "FORMID_METRICS_LISTEN", "FORMID_PROBE_LISTEN",
-    "FORMID_TLS_CERT", "FORMID_TLS_KEY", "FORMID_TLS_CLIENT_CA", "FORMID_OTLP_ENDPOINT",
-}  # fmt: skip
+NOT_YET = {"FORMID_OTLP_ENDPOINT"}
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -98,7 +98,8 @@ pub async fn serve(
         followers.spawn(tls.clone().follow());
     }
     let probes = Probes::open(config.probe_listen, health).await?;
-    let guarded = Guard::new(config.callers.clone(), &config.limits).layer(Deadlines.layer(routes));
+    let guarded =
+        Guard::new(config.callers.clone(), &config.limits, calls.shed().clone()).layer(Deadlines.layer(routes));
     // Outside of all others, to count what they refuse.
     let counted = calls.layer(guarded);
     let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), counted);

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
+use prometheus::IntCounter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -42,6 +43,8 @@ pub(super) struct Guard {
     anonymous: Caller,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Counts what finds no room.
+    shed: IntCounter,
 }
 
 /// What becomes of a call.
@@ -58,9 +61,9 @@ enum Way {
 
 impl Guard {
     /// Without callers, everybody may do everything.
-    pub(super) fn new(callers: Option<Arc<Callers>>, limits: &Limits) -> Self {
+    pub(super) fn new(callers: Option<Arc<Callers>>, limits: &Limits, shed: IntCounter) -> Self {
         let (requests, streams) = (Arc::new(Semaphore::new(limits.requests)), Arc::new(Semaphore::new(limits.streams)));
-        Self { callers, anonymous: Caller::anonymous(), requests, streams }
+        Self { callers, anonymous: Caller::anonymous(), requests, streams, shed }
     }
 
     fn admit(&self, request: &mut Request<Body>) -> Result<Way, Failure> {
@@ -76,17 +79,20 @@ impl Guard {
             None => self.anonymous.clone(),
         };
         let way = match door {
-            Door::Method(method) if method.stream => Way::Stream(room(&self.streams)?),
-            Door::Reflection => Way::Foreign(room(&self.streams)?),
-            Door::Method(_) | Door::Nothing | Door::Open => Way::Request(room(&self.requests)?),
+            Door::Method(method) if method.stream => Way::Stream(self.room(&self.streams)?),
+            Door::Reflection => Way::Foreign(self.room(&self.streams)?),
+            Door::Method(_) | Door::Nothing | Door::Open => Way::Request(self.room(&self.requests)?),
         };
         request.extensions_mut().insert(caller);
         Ok(way)
     }
-}
 
-fn room(room: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    Arc::clone(room).try_acquire_owned().map_err(|_| Failure::overloaded())
+    fn room(&self, room: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(room).try_acquire_owned().map_err(|_| {
+            self.shed.inc();
+            Failure::overloaded()
+        })
+    }
 }
 
 impl<S> Layer<S> for Guard {
