@@ -144,7 +144,7 @@ pub enum Settled {
     Stale,
     /// Done, and here is the next lease that was asked for.
     Next(Lease),
-    /// Done, and there is no next credential.
+    /// Done, and there is no next credential; or it is a grant, and another message to the user is under way.
     NoNext,
 }
 

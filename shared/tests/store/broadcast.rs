@@ -192,7 +192,8 @@ impl<'a> Broadcast<'a> {
             loop {
                 let page = self.take(bucket, owner, 64, terms).await;
                 ready.extend(page.ready);
-                if page.taken == 0 {
+                // Who is busy stays so.
+                if page.taken == page.busy {
                     break;
                 }
             }

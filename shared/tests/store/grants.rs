@@ -158,6 +158,24 @@ async fn a_record_whose_last_use_is_leased_takes_in_what_is_collected_meanwhile(
 }
 
 #[tokio::test]
+async fn no_record_stays_empty_when_its_use_comes_back() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
+    world.grant(&anna, "t1", GrantUses::Count(32), None).await;
+    for _ in 0..30 {
+        world.settle(&anna, lease().await, Verdict::Consume).await;
+    }
+    // The last of each of the two, the first by somebody who is late.
+    let late = lease().await;
+    world.advance(1).await;
+    let id = lease().await;
+    world.settle(&anna, id, Verdict::Return).await;
+    world.settle(&anna, late, Verdict::Consume).await;
+    assert_eq!(uses(&world, &anna).await, [1]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
 async fn one_call_takes_form_ids_and_grants_of_many_users_with_keys_and_without() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);

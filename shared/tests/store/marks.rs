@@ -146,6 +146,27 @@ async fn a_message_that_is_taken_over_has_the_user_for_its_new_owner_unless_anot
 }
 
 #[tokio::test]
+async fn a_message_is_taken_over_as_soon_as_its_deadline_has_passed_while_the_mark_may_last_a_little_longer() {
+    let (world, anna) = with_grants().await;
+    let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
+    let (message, wanted) = (request("r1", 1), Wanted::grants(template("t1")));
+    let lease = world.store.lease(&world.app, &anna, LeaseId::random(), &brief, &wanted, Some(&message));
+    leased(lease.await.unwrap());
+    let mut broadcast = Broadcast::to(&world, &[world.neighbour(&anna)]).await;
+    broadcast.choice.wanted = wanted;
+    let bob = world.neighbour(&anna);
+    world.grant(&bob, "t1", GrantUses::Count(1), None).await;
+    let bucket = world.store.bucket_of(&bob);
+    assert_eq!(broadcast.take(bucket, LeaseId::random(), 9, &brief).await.ready.len(), 1);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let (second, third) = (LeaseId::random(), LeaseId::random());
+    assert!(leased(ask(&world, &anna, second, &message).await).taken_over);
+    assert_eq!(broadcast.take_over(bucket, third, std::slice::from_ref(&bob)).await.ready.len(), 1);
+    assert_eq!((owner(&world, &anna).await, owner(&world, &bob).await), (Some(second), Some(third)));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
 async fn a_takeover_drops_what_expired_meanwhile_and_counts_it() {
     let (world, anna) = with_grants().await;
     world.collect(&anna, &[form_id("f1", 0)]).await;
@@ -219,12 +240,13 @@ async fn a_broadcast_puts_back_who_is_sent_another_message_and_leaves_that_user_
     let bob = world.neighbour(&anna);
     let bucket = world.store.bucket_of(&anna);
     world.grant(&bob, "t1", GrantUses::Count(1), None).await;
+    // Something that expires meanwhile.
     world.collect(&anna, &[form_id("f1", 0)]).await;
     let mut broadcast = Broadcast::to(&world, &[anna.clone(), bob.clone()]).await;
     broadcast.choice.wanted = Wanted::grants(template("t1"));
+    let long = LeaseTerms { duration: TERMS.duration * 5, ..TERMS };
+    let single = leased(world.ask_for(&anna, LeaseId::random(), &long, "t2").await);
     world.advance(1).await;
-    let single = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await);
-    world.collect(&anna, &[form_id("f2", 0)]).await;
     let (field, owner_of_page) = (world.field(&anna).await, LeaseId::random());
     let page = broadcast.take(bucket, owner_of_page, 9, &TERMS).await;
     assert_eq!((page.taken, page.busy), (2, 1));
