@@ -95,7 +95,7 @@ impl Redis {
 
 /// The settings of [`Redis::store`].
 pub fn store_config(url: String) -> StoreConfig {
-    StoreConfig { redis: RedisConfig { url, connections: 2, timeout: Duration::from_secs(2) }, buckets: 4, cap: 120 }
+    StoreConfig { redis: RedisConfig { url, connections: 2, timeout: Duration::from_secs(10) }, buckets: 4, cap: 120 }
 }
 
 /// Whether this very Redis answers PONG: one that is still loading its file does not, and another test's is none of ours.
