@@ -96,8 +96,8 @@ async fn what_users_decide_and_what_becomes_of_messages_comes_in_by_events() {
         let (rig, _collector) = connected(format).await;
         let dispatcher = rig.dispatcher().await;
         // The user accepts: the grant is there, and spent by a message.
-        rig.sandbox.grant(APP, vec![Granting { count: 2, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
-        eventually("grants come in", SOON, async || rig.granted("oUser", TEMPLATE).await == 2).await;
+        rig.sandbox.grant(APP, vec![Granting::new("oUser", TEMPLATE)]).unwrap();
+        eventually("a grant comes in", SOON, async || rig.granted("oUser", TEMPLATE).await == 1).await;
         let sent = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
         // WeChat finds later that it cannot deliver the next one.
         rig.sandbox.grant(APP, vec![Granting::new("oGone", TEMPLATE)]).unwrap();
@@ -113,11 +113,11 @@ async fn what_users_decide_and_what_becomes_of_messages_comes_in_by_events() {
         })
         .await;
         assert_eq!(dispatcher.send(request("oUser", "ready", "r1")).await.unwrap().late_failure, None);
-        // The user takes it all back.
-        rig.sandbox.grant(APP, vec![Granting { count: 1, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
-        eventually("one more", SOON, async || rig.granted("oUser", TEMPLATE).await == 2).await;
-        rig.sandbox.withdraw(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
-        eventually("the grants are void", SOON, async || rig.granted("oUser", TEMPLATE).await == 0).await;
+        // The user takes another one back.
+        rig.sandbox.grant(APP, vec![Granting::new("oUser", "another")]).unwrap();
+        eventually("one more", SOON, async || rig.granted("oUser", "another").await == 1).await;
+        rig.sandbox.withdraw(APP, vec![Subscription::new("oUser", "another")]).unwrap();
+        eventually("the grant is void", SOON, async || rig.granted("oUser", "another").await == 0).await;
         assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
         rig.assert_settled(0).await;
     }
