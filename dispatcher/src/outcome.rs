@@ -69,7 +69,7 @@ impl Outcome {
 
     /// As it was kept.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
-        serde_json::from_slice(bytes).map_err(|error| store::Error::Corrupt(error.to_string()))
+        Ok(serde_json::from_slice(bytes)?)
     }
 }
 

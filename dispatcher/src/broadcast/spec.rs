@@ -36,7 +36,7 @@ impl Spec {
 
     /// As it was kept.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
-        serde_json::from_slice(bytes).map_err(|error| store::Error::Corrupt(error.to_string()))
+        Ok(serde_json::from_slice(bytes)?)
     }
 
     /// The message for one user.
@@ -44,7 +44,7 @@ impl Spec {
         if own.is_empty() {
             return Ok(Arc::clone(&self.message));
         }
-        let own: OwnData = serde_json::from_slice(own).map_err(|error| store::Error::Corrupt(error.to_string()))?;
+        let own: OwnData = serde_json::from_slice(own)?;
         let mut message = Message::clone(&self.message);
         message.data.extend(own);
         Ok(Arc::new(message))

@@ -12,8 +12,8 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, AsyncConnectionConfig, Cmd, FromRedisValue, RedisError};
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
 
-use super::Error;
 use super::scripts::Script;
+use super::{Error, told};
 use crate::metrics::redis::RedisMetrics;
 
 /// The plain commands that the store uses, by which they are known in metrics.
@@ -157,7 +157,7 @@ impl Connections {
             if let Some(there) = lane.connection() {
                 return Ok(there);
             }
-            let loan = self.pool.get().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+            let loan = self.pool.get().await.map_err(|error| told::no_connection(&error))?;
             let connection = (*loan).clone();
             *lane.shared() = Some(Shared { loan, number });
             Ok((connection, number))

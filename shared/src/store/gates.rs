@@ -53,7 +53,7 @@ impl Store {
     /// Stops a source of an app; every replica hears of it. The record goes by itself a day after the stop at the latest.
     pub async fn stop(&self, app: &AppId, source: Source, stop: &Stop) -> Result<(), Error> {
         let key = keys::gates(app);
-        let text = serde_json::to_string(stop).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let text = serde_json::to_string(stop)?;
         self.redis()?.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;
         // The longest stop lasts until the next day, so two days outlive every field of the hash.
         self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(2 * 24 * 3600)).await

@@ -26,6 +26,7 @@ mod reply;
 mod scripts;
 pub mod stock;
 pub mod tokens;
+mod told;
 pub mod wanted;
 
 use std::sync::Arc;
@@ -40,13 +41,14 @@ use crate::metrics::redis::RedisMetrics;
 use connections::Connections;
 pub use connections::RedisConfig;
 use keys::{Bucket, BucketKeys};
-use reply::{Reply, unexpected};
+use reply::Reply;
+use told::{Told, unexpected};
 
 /// What can go wrong in the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Redis answered with an error, or not at all. Whether a write took place is not known.
-    #[error("Redis: {0}")]
+    #[error("Redis: {}", Told(.0))]
     Redis(#[source] Box<RedisError>),
     /// There is no connection to Redis: nothing was written.
     #[error("Redis is not reachable: {0}")]

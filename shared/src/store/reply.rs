@@ -5,14 +5,10 @@ use deadpool_redis::redis::{FromRedisValue, Value};
 use super::Error;
 use super::leases::{Lease, LeaseId};
 use super::record::{self, Record};
+use super::told::unexpected;
 
 /// The bit of a lease's state that says so; see head/leases.lua.
 const TAKEN_OVER: u8 = 2;
-
-/// A reply that no script of this release gives.
-pub(super) fn unexpected(reply: &str) -> Error {
-    Error::Corrupt(format!("a script answered {reply:?}"))
-}
 
 /// The reply of a script, read from left to right.
 pub(super) struct Reply(std::vec::IntoIter<Value>);
@@ -30,7 +26,7 @@ impl Reply {
     /// The next value.
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
         let value = self.0.next().ok_or_else(|| unexpected("too little"))?;
-        T::from_redis_value(value).map_err(|error| Error::Corrupt(error.to_string()))
+        Ok(T::from_redis_value(value)?)
     }
 
     /// The next value, which is a lease as head/leases.lua hands it out.

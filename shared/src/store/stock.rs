@@ -139,7 +139,7 @@ impl Store {
             templates: stock.templates.iter().map(|(id, &granted)| (id.as_str().to_owned(), granted)).collect(),
             counted_at: now,
         };
-        let text = serde_json::to_string(&kept).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let text = serde_json::to_string(&kept)?;
         let mut command = redis::cmd("SET");
         command.arg(keys.stock()).arg(text).arg("EX").arg(KEPT.as_secs());
         self.redis()?.run::<()>(&command).await?;
@@ -221,7 +221,7 @@ impl Store {
         let text: Option<String> =
             self.redis()?.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
         let Some(text) = text else { return Ok(None) };
-        let kept: Kept = serde_json::from_str(&text).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let kept: Kept = serde_json::from_str(&text)?;
         let mut stock = Stock { reachable: kept.reachable, counted_at: kept.counted_at, ..Stock::default() };
         for (day, number, count) in kept.days {
             stock.days.insert((day, kind(number)?), count);

@@ -11,6 +11,9 @@ use crate::wechat::token::refusals;
 /// The longest rid; WeChat's have about 26 characters.
 const MAX_RID: usize = 64;
 
+/// The longest group of digits in one.
+const MAX_GROUP: usize = 12;
+
 /// Why an HTTP client cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -176,6 +179,16 @@ pub(super) fn msgid(value: &serde_json::Value) -> Option<MsgId> {
     (number > 0).then_some(MsgId(number))
 }
 
+/// Groups of hex digits, as in `5f9a8b1d-1d6f1e9a-2c5d6f7b`. A rid goes into logs, traces and errors, and a gateway may
+/// write anything in its place: a form id or a secret is one long group, an openid or a token is no hex.
+fn is_rid(text: &str) -> bool {
+    let mut groups = text.split('-');
+    text.len() <= MAX_RID
+        && text.contains('-')
+        && groups
+            .all(|group| (1..=MAX_GROUP).contains(&group.len()) && group.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// Splits an errmsg into WeChat's words and the rid, which stands at the end as `rid: 5f...-...`.
 pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
     let serde_json::Value::String(mut errmsg) = errmsg else {
@@ -185,10 +198,8 @@ pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
         return (errmsg, String::new());
     };
     let rid = rid.split_whitespace().next().unwrap_or_default();
-    // It goes into logs and errors, so it is taken only in the shape of a rid.
-    let sound =
-        rid.len() <= MAX_RID && rid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    let (end, rid) = (words.trim_end_matches([' ', ',']).len(), if sound { rid.to_owned() } else { String::new() });
+    let (end, rid) =
+        (words.trim_end_matches([' ', ',']).len(), if is_rid(rid) { rid.to_owned() } else { String::new() });
     errmsg.truncate(end);
     (errmsg, rid)
 }
@@ -235,13 +246,15 @@ mod tests {
         for (errmsg, expected, rid) in [
             ("ok", "ok", ""),
             ("invalid openid rid: 5f9a8b1d-1d6f1e9a-2c5d6f7b", "invalid openid", "5f9a8b1d-1d6f1e9a-2c5d6f7b"),
-            ("invalid, rid: 5f9a tail", "invalid", "5f9a"),
-            ("rid: x", "", "x"),
+            ("invalid, rid: 5f9a-1 tail", "invalid", "5f9a-1"),
             ("odd rid: {\"a\"}", "odd", ""),
+            ("a form id rid: 5f9a8b1d1d6f1e9a2c5d6f7b5f9a8b1d", "a form id", ""),
+            ("an openid rid: oABCD-0123_abcd", "an openid", ""),
+            ("rid: -", "", ""),
         ] {
             assert_eq!(words(errmsg.into()), (expected.into(), rid.into()), "{errmsg}");
         }
-        let long = format!("odd rid: {}", "x".repeat(MAX_RID + 1));
+        let long = format!("odd rid: {}", "a-".repeat(MAX_RID) + "a");
         assert_eq!(words(long.into()).1, "");
     }
 }
