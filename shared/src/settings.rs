@@ -7,12 +7,13 @@ mod edge;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::serve::ServeConfig;
-use crate::store::{RedisConfig, StoreConfig};
+use crate::store::{BadUrl, RedisConfig, RedisUrl, StoreConfig};
 use crate::telemetry::{self, LogConfig};
 
 pub use edge::EdgeArgs;
@@ -94,10 +95,16 @@ pub fn refuse(error: &SettingsError) -> ExitCode {
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CommonArgs {
-    /// Where Redis is: redis://[user:password@]host[:port][/db], or unix://path
+    /// Where Redis is: redis://[user:password@]host[:port][/db], unix://path,
+    /// redis-cluster://[user:password@]host:port[,host:port...], or
+    /// redis-sentinel://[user:password@]host:port[,host:port...]/MASTER[/db][?sentinel_user=USER&sentinel_password=PASSWORD];
+    /// with rediss for redis it is encrypted
     #[arg(long, env = "FORMID_REDIS_URL", default_value = "redis://127.0.0.1:6379", hide_env_values = true)]
     pub redis_url: String,
-    /// How many connections to Redis are shared by all calls; one is the fastest while Redis is near
+    /// Whom to trust where Redis is encrypted: a file with CA certificates in PEM; the machine's roots if not given
+    #[arg(long, env = "FORMID_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
+    /// How many connections to Redis, to each master, are shared by all calls; one is the fastest while Redis is near
     #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1")]
     pub redis_connections: String,
     /// How long Redis may take to answer (duration)
@@ -158,10 +165,7 @@ impl CommonArgs {
         if metrics_listen.is_some_and(|metrics: SocketAddr| metrics.port() > 0 && listen == Some(metrics)) {
             problems.add("--metrics-listen must not be --listen: metrics are served beside the service, in plain HTTP");
         }
-        if let Err(error) = RedisConfig::check_url(&self.redis_url) {
-            // Without the URL itself: it may hold a password.
-            problems.add(format!("--redis-url: {error}"));
-        }
+        let url = self.redis(problems);
         let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
         let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
         let buckets = problems.within("--buckets", &self.buckets, 1..=16384);
@@ -179,7 +183,7 @@ impl CommonArgs {
                 None
             }
         };
-        let redis = RedisConfig { url: self.redis_url.clone(), connections: connections? as usize, timeout: timeout? };
+        let redis = RedisConfig { url: url?, connections: connections? as usize, timeout: timeout? };
         let edge = edge?;
         Some(Common {
             listen: listen?,
@@ -197,6 +201,15 @@ impl CommonArgs {
             metrics_listen,
             log: LogConfig { json: json?, filter: filter? },
         })
+    }
+
+    /// Where Redis is. The URL itself is in no problem: it may hold a password.
+    fn redis(&self, problems: &mut Problems) -> Option<RedisUrl> {
+        let ca = self.redis_ca.as_ref().map(std::fs::read).transpose();
+        let ca = ca.map_err(|error| problems.add(format!("--redis-ca cannot be read: {error}")));
+        let url = RedisUrl::parse(&self.redis_url, ca.as_ref().ok().and_then(Option::as_deref));
+        let flag = |bad: BadUrl| if bad.is_of_ca() { "--redis-ca" } else { "--redis-url" };
+        url.map_err(|bad| problems.add(format!("{}: {bad}", flag(bad)))).ok().filter(|_| ca.is_ok())
     }
 }
 
@@ -250,5 +263,22 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
         }
         assert_eq!(problems.len(), 4);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_ca_is_said_of_its_own_flag() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for (url, ca, flag) in [
+            ("rediss://redis", "/no/such/file", "--redis-ca cannot be read"),
+            ("rediss://redis", path, "--redis-ca: there is no certificate"),
+            ("redis://redis", path, "--redis-ca: there is a CA"),
+            ("rediss-cluster://redis", path, "--redis-url: host number 1"),
+        ] {
+            let Err(SettingsError(problems)) = read(&["--redis-url", url, "--redis-ca", ca]) else {
+                panic!("accepted")
+            };
+            assert!(problems.len() == 1 && problems[0].starts_with(flag), "{problems:?}");
+        }
     }
 }

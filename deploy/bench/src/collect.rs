@@ -48,7 +48,7 @@ fn random_user() -> usize {
 
 /// Bare ZADDs to the sets of random users.
 fn zadd() -> f64 {
-    let redis = Redis::start();
+    let redis = Redis::alone();
     let port = redis.url().rsplit(':').next().unwrap().to_owned();
     let output = Command::new("redis-benchmark")
         .args(["-p", &port, "-P", "16", "-r", &USERS.to_string(), "-n", &FORM_IDS.to_string(), "--csv"])
@@ -62,7 +62,7 @@ fn zadd() -> f64 {
 
 /// The collect script on prepared commands, as many form ids in flight and a script as the streams below make it.
 async fn raw_script() -> f64 {
-    let redis = Redis::start();
+    let redis = Redis::alone();
     let app = AppId::parse(APP).unwrap();
     let mut buckets = vec![Vec::new(); 512];
     for _ in 0..FORM_IDS {
@@ -125,7 +125,7 @@ async fn raw_script() -> f64 {
 
 /// The collector as a process, fed over streams.
 async fn collect_stream() -> f64 {
-    let redis = Redis::start();
+    let redis = Redis::alone();
     let port = free_port();
     let mut command = program("collector");
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--apps", APP, "--redis-url", &redis.url()]);

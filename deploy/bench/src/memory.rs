@@ -18,7 +18,7 @@ pub async fn measure(table: &mut Table) {
 }
 
 async fn bytes_for_each(each: usize) -> f64 {
-    let redis = Redis::start();
+    let redis = Redis::alone();
     // Prepared before the first look: what the scripts themselves take is not a form id's.
     fill(&redis, std::iter::empty()).await;
     let before = used(&redis).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use shared::store::credentials::{MAX_COLLECT, Packed};
-use shared::store::{RedisConfig, Store, StoreConfig};
+use shared::store::{RedisConfig, RedisUrl, Store, StoreConfig};
 use testing::{Process, Redis, eventually, free_port};
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,7 +51,8 @@ pub fn granted(user: usize, template: &str) -> Packed {
 
 /// Stores credentials as the collector does, with its usual settings.
 pub async fn fill(redis: &Redis, credentials: impl Iterator<Item = Packed>) {
-    let config = RedisConfig { url: redis.url(), connections: 2, timeout: Duration::from_secs(10) };
+    let url = RedisUrl::parse(&redis.url(), None).unwrap();
+    let config = RedisConfig { url, connections: 2, timeout: Duration::from_secs(10) };
     let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
     store.prepare().await.unwrap();
     let app = AppId::parse(APP).unwrap();
@@ -84,7 +85,7 @@ pub fn start(mut command: Command) -> Process {
 
 /// A Redis that keeps what it is told, as one in production does.
 pub fn redis() -> Redis {
-    Redis::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
+    Redis::alone_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
 }
 
 /// A dispatcher for the app, connections to it, and the file that it was started with.

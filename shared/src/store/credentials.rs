@@ -7,9 +7,9 @@ use deadpool_redis::redis;
 
 use super::keys::{Bucket, BucketKeys};
 use super::leases::KEEP_REQUESTS;
-use super::record::{self, Record};
+use super::record::{self, Known, Record};
 use super::{Error, Store, scripts};
-use crate::credential::{AppId, Credential, Grant, Kind, OpenId, TemplateId};
+use crate::credential::{AppId, Credential, Grant, GrantUses, Kind, OpenId, TemplateId};
 
 /// The most credentials one call of the collect script takes: long enough to share its fixed cost, short enough to
 /// keep Redis free for others (well under a millisecond).
@@ -51,10 +51,15 @@ impl Packed {
         Self { openid, kind: credential.kind, record: record.into(), once: None }
     }
 
-    /// Packs a grant for a user. With a key it counts once; without, each time it is collected.
+    /// Packs a grant for a user. With a key it counts once; without, each time one is packed, but once each: the same call
+    /// may come to Redis twice.
     pub fn grant(openid: OpenId, grant: &Grant, once: Option<OnceKey>) -> Self {
-        let record = record::pack_grant(grant, once.is_some()).into();
-        Self { openid, kind: Kind::Grant, record, once }
+        let (known, once) = match (once, grant.uses) {
+            (Some(key), _) => (Known::Key, Some(key)),
+            (None, GrantUses::Count(_)) => (Known::Call, Some(OnceKey(rand::random()))),
+            (None, GrantUses::LongTerm) => (Known::Itself, None),
+        };
+        Self { openid, kind: Kind::Grant, record: record::pack_grant(grant, known).into(), once }
     }
 }
 
@@ -78,7 +83,7 @@ pub struct Available {
 
 impl Store {
     /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]; answers the places of those that were stored
-    /// already. Repeating it changes nothing.
+    /// already. Repeating it with the same ones changes nothing.
     pub async fn collect(&self, app: &AppId, bucket: Bucket, credentials: &[Packed]) -> Result<Vec<usize>, Error> {
         if credentials.is_empty() {
             return Ok(Vec::new());

@@ -6,6 +6,7 @@
 //! | key | bound |
 //! |---|---|
 //! | `formid:buckets` | one number |
+//! | `formid:{probeN}` | looked for, and never there |
 //! | `..:users` | a field a user, at most the cap of records each and two beside them, swept within the hour |
 //! | `..:leases` | what is in flight or in doubt; the reaper ends each |
 //! | `..:ledger` | eight counters |
@@ -257,6 +258,11 @@ pub fn token_lock(app: &AppId) -> String {
 /// String: present while no replica may force WeChat to hand out a new token.
 pub fn token_forced(app: &AppId) -> String {
     format!("formid:{{{app}}}:token:forced")
+}
+
+/// Nothing is ever there: keys that lie all over a cluster, to see whether it answers for any.
+pub fn probe(number: usize) -> String {
+    format!("formid:{{probe{number}}}")
 }
 
 /// Hash: what of the app WeChat refuses for now, and until when.

@@ -43,7 +43,10 @@ impl Store {
     ) -> Result<bool, Error> {
         let keys = self.keys(app, openid);
         let why = format!("{} {}", failure.errcode, failure.status);
-        let new = self.set_once(&keys.failed(msgid), &why, KEEP_FAILED).await?;
+        // Told again after its reply was lost it looks as if it had been known: then only the answer is wrong.
+        let mut command = redis::cmd("SET");
+        command.arg(keys.failed(msgid)).arg(&why).arg("NX").arg("EX").arg(KEEP_FAILED.as_secs());
+        let new = self.redis()?.run::<Option<String>>(&command).await?.is_some();
         // Before the broadcasts are asked: a message that is settled meanwhile finds the failure. The newest come first,
         // since most failures are reported within seconds.
         let mut command = redis::cmd("ZREVRANGE");

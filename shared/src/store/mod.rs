@@ -32,14 +32,14 @@ pub mod wanted;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::redis::{self, RedisError};
+use deadpool_redis::redis::{self, FromRedisValue as _, RedisError};
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::credential::{AppId, OpenId};
 use crate::metrics::redis::RedisMetrics;
 use connections::Connections;
-pub use connections::RedisConfig;
+pub use connections::{BadUrl, RedisConfig, RedisUrl};
 use keys::{Bucket, BucketKeys};
 use reply::Reply;
 use told::{Told, unexpected};
@@ -105,7 +105,7 @@ struct Inner {
 }
 
 impl Store {
-    /// Prepares a store without talking to Redis; see [`Store::prepare`]. Fails on a URL that is none.
+    /// Prepares a store without talking to Redis; see [`Store::prepare`].
     pub fn new(config: &StoreConfig) -> Result<Self, Error> {
         Self::made(config, None)
     }
@@ -159,11 +159,11 @@ impl Store {
         let _ = self.inner.prepared.subscribe().wait_for(|prepared| *prepared).await;
     }
 
-    /// Whether Redis answers.
+    /// Whether Redis takes commands; of a cluster, whether any of its masters does.
     pub async fn ping(&self) -> Result<(), Error> {
-        let answer = self.inner.connections.run::<String>(&redis::cmd("PING")).await;
+        let answer = self.inner.connections.ping().await;
         self.show_up(answer.is_ok());
-        answer.map(drop)
+        answer
     }
 
     fn show_up(&self, up: bool) {
@@ -173,19 +173,20 @@ impl Store {
     }
 
     async fn warn_of_forgetful_settings(&self) {
-        let policy = self.setting("maxmemory-policy").await;
-        if policy.as_deref().is_some_and(|policy| policy != "noeviction") {
+        let policies = self.setting("maxmemory-policy").await;
+        if let Some(policy) = policies.iter().find(|policy| *policy != "noeviction") {
             warn!(maxmemory_policy = policy, "Redis may evict credentials: set maxmemory-policy to noeviction");
         }
-        if self.setting("appendonly").await.as_deref() == Some("no") {
+        if self.setting("appendonly").await.iter().any(|value| value == "no") {
             warn!("Redis has no append-only file: a restart of Redis loses what came since its last snapshot");
         }
     }
 
-    /// One of Redis' own settings; nothing where CONFIG is forbidden, as some hosted services do.
-    async fn setting(&self, name: &str) -> Option<String> {
-        let reply: Vec<String> = self.inner.connections.run(redis::cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
-        reply.into_iter().nth(1)
+    /// One of Redis' own settings, on each master; nothing where CONFIG is forbidden, as some hosted services do.
+    async fn setting(&self, name: &str) -> Vec<String> {
+        let masters = self.inner.connections.everywhere(redis::cmd("CONFIG").arg("GET").arg(name)).await;
+        let value = |reply| Vec::<String>::from_redis_value(reply).ok()?.into_iter().nth(1);
+        masters.unwrap_or_default().into_iter().filter_map(value).collect()
     }
 
     /// The connections, once this Redis was found usable.
@@ -196,11 +197,18 @@ impl Store {
         Err(Error::Unavailable("it was not reached so far".into()))
     }
 
-    /// Sets a key that must not be there, for `ttl`; false when it is.
-    async fn set_once(&self, key: &str, value: &str, ttl: Duration) -> Result<bool, Error> {
-        let mut command = redis::cmd("SET");
-        command.arg(key).arg(value).arg("NX").arg("PX").arg((ttl.as_millis() as u64).max(1));
-        self.redis()?.run::<Option<String>>(&command).await.map(|reply| reply.is_some())
+    /// Takes a key for `ttl` by a value chosen at random; false when another has it.
+    async fn take(&self, key: &str, value: &str, ttl: Duration) -> Result<bool, Error> {
+        self.redis()?
+            .invoke(&scripts::SET_ONCE, |command| {
+                command.arg(1).arg(key).arg(value).arg((ttl.as_millis() as u64).max(1));
+            })
+            .await
+    }
+
+    /// Takes a key for `ttl` that nobody gives back before; false when somebody has it.
+    async fn take_turn(&self, key: &str, ttl: Duration) -> Result<bool, Error> {
+        self.take(key, &format!("{:016x}", rand::random::<u64>()), ttl).await
     }
 
     /// The bucket a user lives in: what [`Store::collect`] wants its credentials grouped by.

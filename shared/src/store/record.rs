@@ -67,8 +67,19 @@ pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     }
 }
 
+/// By what a grant is known again when it is collected again; for the collect script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// By what is stored: it is a long-term subscription.
+    Itself = 0,
+    /// By a key, for a day.
+    Key = SUSPECT as isize,
+    /// By a key made for one call, while that may be resent.
+    Call = SUSPECT as isize + 1,
+}
+
 /// Packs a grant as the collect script takes it: not as it is stored, but with its count in place of the expiry.
-pub fn pack_grant(grant: &Grant, once: bool) -> Vec<u8> {
+pub fn pack_grant(grant: &Grant, known: Known) -> Vec<u8> {
     let template = grant.template.as_str().as_bytes();
     let count = match grant.uses {
         // None at all would read as a long-term subscription.
@@ -77,7 +88,7 @@ pub fn pack_grant(grant: &Grant, once: bool) -> Vec<u8> {
     };
     let mut item = Vec::with_capacity(OVERHEAD + template.len());
     item.extend_from_slice(&count.to_be_bytes());
-    item.push(((Kind::Grant as u8) << KIND_SHIFT) | if once { SUSPECT } else { 0 });
+    item.push(((Kind::Grant as u8) << KIND_SHIFT) | known as u8);
     item.extend_from_slice(template);
     item.push((template.len() - 1) as u8);
     item
@@ -238,11 +249,11 @@ mod tests {
     #[test]
     fn a_count_that_is_out_of_bounds_never_reads_as_a_long_term_subscription() {
         let template = TemplateId::parse("t1").unwrap();
-        let item = |uses, once| pack_grant(&Grant { template: template.clone(), uses }, once);
+        let item = |uses, known| pack_grant(&Grant { template: template.clone(), uses }, known);
         for (uses, count) in [(0, 1_u32), (1, 1), (1000, 1000), (u16::MAX, 1000)] {
-            assert_eq!(item(GrantUses::Count(uses), false), [&count.to_be_bytes()[..], b"\x80t1\x01"].concat());
+            assert_eq!(item(GrantUses::Count(uses), Known::Call), [&count.to_be_bytes()[..], b"\xa1t1\x01"].concat());
         }
-        assert_eq!(item(GrantUses::LongTerm, true), [&[0; 4][..], b"\xa0t1\x01"].concat());
+        assert_eq!(item(GrantUses::LongTerm, Known::Key), [&[0; 4][..], b"\xa0t1\x01"].concat());
     }
 
     proptest! {

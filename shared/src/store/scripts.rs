@@ -88,6 +88,8 @@ scripts! {
     BROADCAST_CLOSE = "broadcast/close.lua";
     /// Removes a user from a broadcast.
     BROADCAST_FORGET = "broadcast/forget.lua";
+    /// Sets what is not there.
+    SET_ONCE = "set_once.lua";
     /// Compare and delete.
     DROP_IF = "drop_if.lua";
 }

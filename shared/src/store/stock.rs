@@ -166,7 +166,7 @@ impl Store {
 
     /// Takes the turn to sweep a bucket; false when it was swept less than `interval` ago.
     pub async fn claim_sweep(&self, app: &AppId, bucket: Bucket, interval: Duration) -> Result<bool, Error> {
-        self.set_once(&BucketKeys::new(app, bucket).swept(), "1", interval).await
+        self.take_turn(&BucketKeys::new(app, bucket).swept(), interval).await
     }
 
     /// How many users an app has, reachable or not.

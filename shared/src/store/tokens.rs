@@ -47,12 +47,12 @@ impl Store {
 
     /// Takes the right to fetch a token, for at most `ttl`; `owner` is random. False when another has it.
     pub async fn lock_token(&self, app: &AppId, owner: &str, ttl: Duration) -> Result<bool, Error> {
-        self.set_once(&keys::token_lock(app), owner, ttl).await
+        self.take(&keys::token_lock(app), owner, ttl).await
     }
 
     /// Takes the one permission among all replicas to force a new token, which is given again after `pause`.
     pub async fn permit_forced_token(&self, app: &AppId, pause: Duration) -> Result<bool, Error> {
-        self.set_once(&keys::token_forced(app), "1", pause).await
+        self.take_turn(&keys::token_forced(app), pause).await
     }
 
     /// Gives it back.

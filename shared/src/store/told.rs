@@ -31,10 +31,15 @@ impl fmt::Display for Told<'_> {
 
 /// Why there is no connection.
 pub(super) fn no_connection(error: &PoolError) -> Error {
-    Error::Unavailable(match error {
-        PoolError::Backend(error) => Told(error).to_string(),
-        other => other.to_string(),
-    })
+    match error {
+        PoolError::Backend(error) => not_open(error),
+        other => Error::Unavailable(other.to_string()),
+    }
+}
+
+/// The same where no pool is asked for one.
+pub(super) fn not_open(error: &RedisError) -> Error {
+    Error::Unavailable(Told(error).to_string())
 }
 
 impl From<ParsingError> for Error {

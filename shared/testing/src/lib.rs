@@ -1,12 +1,16 @@
-//! What the tests stand on: a real redis-server that belongs to the test, and services run as real processes.
+//! What the tests stand on: a real Redis that belongs to the test, and services run as real processes.
 //!
 //! A test that cannot go on should fail loudly, so the helpers panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod callers;
+mod cluster;
 mod metrics;
 mod process;
 mod redis;
+pub mod resp;
+mod sentinel;
+mod server;
 pub mod tls;
 mod tools;
 
@@ -14,6 +18,7 @@ pub use callers::{CallersFile, bearer, called, reason, whole};
 pub use metrics::{Scrape, http, listeners};
 pub use process::{Process, free_port};
 pub use redis::{Redis, store_config};
+pub use server::Server;
 pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
 
 use std::time::{Duration, Instant};

@@ -131,7 +131,7 @@ async fn a_snapshot_has_all_who_can_be_reached_and_not_who_is_excluded_or_has_on
 #[tokio::test]
 async fn a_snapshot_goes_on_where_it_was_and_misses_nobody_when_redis_is_restarted_meanwhile() {
     for restart in [false, true] {
-        let mut world = World::on(Redis::durable(), 120).await;
+        let mut world = World::on(Redis::durable_alone(), 120).await;
         let bucket = world.store.bucket_of(&user("oA"));
         let users = world.crowd(bucket, 1500).await;
         let id = {

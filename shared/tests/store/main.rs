@@ -7,8 +7,9 @@
 //!   [`broadcast_pages`]: to whom, and how each message ends; [`broadcast_ends`], [`broadcast_keys`]: what stays;
 //! - [`format`]: what Rust packs is what the scripts read;
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
-//! - [`redis`]: what Redis may do to the store, and what the store may do to Redis;
-//! - [`world`], [`broadcast`]: what the tests stand on.
+//! - [`redis`]: what Redis may do to the store, and what the store may do to Redis; [`elsewhere`]: clusters, Sentinels,
+//!   encryption, users of few rights;
+//! - [`world`], [`broadcast`], [`raw`], [`twice`]: what the tests stand on.
 
 // A test that cannot go on should fail loudly.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -23,6 +24,7 @@ mod broadcast_permits;
 mod broadcast_sequences;
 mod broadcast_tasks;
 mod concurrency;
+mod elsewhere;
 mod erased;
 mod format;
 mod grants;
@@ -31,11 +33,13 @@ mod leases;
 mod long_term;
 mod marks;
 mod model;
+mod raw;
 mod reaper;
 mod redis;
 mod requests;
 mod sequences;
 mod stock;
 mod touch;
+mod twice;
 mod void;
 mod world;

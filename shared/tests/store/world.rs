@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, Cmd, FromRedisValue};
 use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, OpenId, RequestId, TemplateId};
 use shared::store::credentials::{MAX_COLLECT, OnceKey, Packed};
@@ -12,6 +11,8 @@ use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Request,
 use shared::store::wanted::Wanted;
 use shared::store::{Store, StoreConfig, record};
 use testing::{Redis, store_config};
+
+use crate::raw::Raw;
 
 pub const HOUR: i64 = 3600;
 
@@ -30,7 +31,7 @@ pub struct World {
     pub redis: Redis,
     pub store: Store,
     pub app: AppId,
-    raw: MultiplexedConnection,
+    raw: Raw,
 }
 
 impl World {
@@ -39,19 +40,19 @@ impl World {
     }
 
     pub async fn with_cap(cap: u16) -> Self {
-        Self::on(Redis::start(), cap).await
+        Self::on(Redis::alone(), cap).await
     }
 
-    pub async fn on(redis: Redis, cap: u16) -> Self {
+    pub async fn on(mut redis: Redis, cap: u16) -> Self {
         let store = store(&redis, cap);
         store.prepare().await.unwrap();
-        let raw = connect(&redis).await;
+        let raw = Raw::to(&mut redis).await;
         Self { redis, store, app: AppId::parse("wx1").unwrap(), raw }
     }
 
     /// After Redis was started again. The store has to cope by itself.
     pub async fn reconnect(&mut self) {
-        self.raw = connect(&self.redis).await;
+        self.raw = Raw::to(&mut self.redis).await;
     }
 
     pub async fn raw<T: FromRedisValue>(&self, command: &Cmd) -> T {
@@ -228,14 +229,8 @@ impl World {
             let gone: u64 = ledger.values().sum();
             assert_eq!(collected, available + leases - lost + gone, "available {available}, ledger {ledger:?}");
         }
-        // The number of buckets, to begin with: a pipeline must not be empty.
-        let keys = [self.keys().await, vec![shared::store::keys::BUCKETS.to_owned()]].concat();
-        let mut pipe = redis::pipe();
-        for key in &keys {
-            pipe.cmd("PTTL").arg(key);
-        }
-        let left: Vec<i64> = self.all(&pipe).await;
-        for (key, left) in keys.iter().zip(left) {
+        for key in self.keys().await {
+            let left: i64 = self.raw(redis::cmd("PTTL").arg(&key)).await;
             // -1: no expiry; -2: gone since.
             let bounded = ["users", "leases", "ledger", "buckets", ":broadcasts:due", ":broadcasts:running"];
             let bounded = bounded.iter().any(|name| key.ends_with(name));
@@ -246,11 +241,6 @@ impl World {
 
 pub fn store(redis: &Redis, cap: u16) -> Store {
     Store::new(&StoreConfig { cap, ..store_config(redis.url()) }).unwrap()
-}
-
-async fn connect(redis: &Redis) -> MultiplexedConnection {
-    let client = redis::Client::open(redis.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
 }
 
 pub fn any_kind() -> Wanted {

@@ -150,6 +150,6 @@ impl Store {
 
     /// The right, among all replicas, to ask WeChat for the quota; given again after `pause`.
     pub async fn may_ask_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
-        self.set_once(&BroadcastKeys::new(app).quota_asked(api), "1", pause).await
+        self.take_turn(&BroadcastKeys::new(app).quota_asked(api), pause).await
     }
 }

@@ -1,11 +1,12 @@
 -- Stores credentials of users of one bucket. Repeating it changes nothing: what is stored is found again. A grant is added
--- to what there is of its template; it needs a key to be known again, unless it is a long-term subscription.
+-- to what there is of its template; it needs a key to be known again, unless it is a long-term subscription: its caller's,
+-- or one made for this call, by which it is known while the call may be resent.
 --
 -- KEYS  1 users  2 ledger  then the key of each grant that has one
 -- ARGV  1 the cap on records a user  2 seconds the key of a grant is kept
 --       then for each credential: openid, and its record (see records.lua). That of a grant has in place of the expiry how
---       many uses it adds (0: it is a long-term subscription), for flags 128, or 160 if it has a key, and for an id the
---       template.
+--       many uses it adds (0: it is a long-term subscription), for flags 128, or 160 if it has a key, or 161 if that was
+--       made for this call, and for an id the template.
 --       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 86400 oUser1 <record> oUser2 <record>
 -- Reply  the places (from 0, in the order given) of those that were stored already
 assert(#KEYS >= 2 and #ARGV >= 4 and #ARGV % 2 == 0, 'collect: wrong number of arguments')
@@ -26,7 +27,7 @@ for i = 1, count do
     local new, left, uses = true
     if flags >= 160 then
       keys_used = keys_used + 1
-      new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', ARGV[2])
+      new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', flags == 161 and 60 or ARGV[2])
     end
     if new then
       uses = expiry_at(record, 1)

@@ -1,4 +1,5 @@
--- Counts messages that were sent without a permit: those of a broadcast are fewer by them.
+-- Counts messages that were sent without a permit: those of a broadcast are fewer by them. Sent again after a lost reply it
+-- counts them again.
 --
 -- KEYS  1 pace of the app  2 quota of the day
 -- ARGV  1 how many  2 seconds the day is kept

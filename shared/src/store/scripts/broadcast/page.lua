@@ -14,6 +14,8 @@ local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local id, owner, deadline, margin, kinds = ARGV[1], ARGV[2], now_ms + tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local template, interval, keep = ARGV[7], tonumber(ARGV[8]), ARGV[9]
 
+-- Where a replica became master that had not heard of the end of the snapshot, it has to end first: see snapshot.lua.
+if redis.call('HEXISTS', KEYS[6], 'cursor') == 1 then return { 0, 0, {} } end
 -- From now on nobody is added: see recipients.lua.
 if redis.call('HSETNX', KEYS[6], 'begun', 1) == 1 then
   redis.call('EXPIRE', KEYS[6], keep)

@@ -1,5 +1,6 @@
 -- Permits a number of messages of a broadcast to be sent, as far as its state, its canary, the app's daily quota, and the
--- pace of the app and of the broadcast let it.
+-- pace of the app and of the broadcast let it. Sent again after a lost reply it permits as many again, and those of the
+-- first time count as used: a canary pauses early.
 --
 -- KEYS  1 record  2 pace of the app  3 pace of the broadcast  4 quota of the day
 -- ARGV  1 how many are wanted  2 how many of those permitted before are given back

@@ -1,4 +1,5 @@
 -- Counts one more message in a row that was refused for what is in it. A broadcast that is gone does not come back by it.
+-- Sent again after a lost reply it counts again.
 --
 -- KEYS  1 record
 -- Reply  how many in a row
