@@ -4,6 +4,7 @@
 mod bad_input;
 mod collecting;
 mod edge;
+mod failover;
 mod grants;
 mod grpcurl;
 mod metrics;

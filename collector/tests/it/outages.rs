@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use crate::support::*;
 
-fn assert_redis_unavailable(status: &Status) {
+pub fn assert_redis_unavailable(status: &Status) {
     assert_eq!((status.code(), reason(status).as_str()), (Code::Unavailable, "REDIS_UNAVAILABLE"), "{status:?}");
 }
 
@@ -89,7 +89,7 @@ async fn a_redis_that_hangs_fails_all_that_waits_about_when_the_first_times_out(
     let redis = Redis::start();
     let flags = ["--redis-timeout", "300ms", "--records-per-user", "10000"];
     let (collector, mut client) = collector(&redis, &flags).await;
-    redis_cli(&redis, &["CLIENT", "PAUSE", "60000", "ALL"]);
+    redis.everywhere("CLIENT PAUSE 60000 ALL");
     let start = std::time::Instant::now();
     // More than the scripts in flight can carry: one user's credentials go one script after the other.
     let mut calls = tokio::task::JoinSet::new();
@@ -112,7 +112,7 @@ async fn a_lost_connection_is_replaced() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     collect(&mut client, vec![form("oUser", "f0")]).await.unwrap();
-    redis_cli(&redis, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    redis.everywhere("CLIENT KILL TYPE normal SKIPME yes");
     eventually("it stores again", SOON, async || collect(&mut client, vec![form("oUser", "f1")]).await.is_ok()).await;
 }
 
@@ -120,11 +120,6 @@ async fn a_lost_connection_is_replaced() {
 async fn a_redis_that_forgot_the_scripts_gets_them_again() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
-    redis_cli(&redis, &["SCRIPT", "FLUSH"]);
+    redis.everywhere("SCRIPT FLUSH");
     assert_eq!(collect(&mut client, vec![form("oUser", "f")]).await.unwrap(), [CollectStatus::Stored]);
-}
-
-fn redis_cli(redis: &Redis, command: &[&str]) {
-    let output = std::process::Command::new("redis-cli").args(["-u", &redis.url()]).args(command).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }

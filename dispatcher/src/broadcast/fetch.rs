@@ -147,9 +147,16 @@ async fn flight(running: &Running, task: &Task, mine: &HashSet<OpenId>) -> Resul
     {
         tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
     }
-    // Others may have put somebody back meanwhile, so only one step tells.
-    let through =
-        openids.is_empty() && mine.is_empty() && store.close_part(app, &task.broadcast, task.bucket, false).await?;
+    let mut through = openids.is_empty() && mine.is_empty();
+    if through {
+        if running.everyone {
+            // What was taken into the audience may be lost with a master; then those who were not sent to are taken in
+            // again.
+            snapshot(running, task).await?;
+        }
+        // Others may have put somebody back meanwhile, so only one step tells.
+        through = store.close_part(app, &task.broadcast, task.bucket, false).await?;
+    }
     Ok(Fetched::Flight { through, found, asked })
 }
 

@@ -6,6 +6,7 @@ mod broadcast;
 mod callers;
 mod crash;
 mod doubt;
+mod failover;
 mod grpcurl;
 mod metrics;
 mod readme;

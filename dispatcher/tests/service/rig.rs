@@ -58,7 +58,12 @@ impl Rig {
 
     /// One whose dispatchers take no answer for lost on a busy machine: for tests in which nothing gets lost.
     pub async fn patient() -> Self {
-        Self { patient: true, ..Self::new().await }
+        Self::new().await.patiently()
+    }
+
+    /// The same with such dispatchers.
+    pub fn patiently(self) -> Self {
+        Self { patient: true, ..self }
     }
 
     /// A patient one whose app sends subscription messages unless told otherwise.

@@ -1,6 +1,5 @@
 //! How much may be under way at once.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,12 +15,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 
 fn pause(redis: &Redis, milliseconds: u32) {
-    redis_cli(redis, &["CLIENT", "PAUSE", &milliseconds.to_string(), "ALL"]);
-}
-
-fn redis_cli(redis: &Redis, command: &[&str]) {
-    let output = Command::new("redis-cli").args(["-u", &redis.url()]).args(command).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    redis.everywhere(&format!("CLIENT PAUSE {milliseconds} ALL"));
 }
 
 fn assert_overloaded(status: &Status) {
@@ -103,7 +97,7 @@ async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
     let (_collector, mut client) = collector(&redis, &["--redis-timeout", "60s", "--records-per-user", "10"]).await;
     let room = collector::ingest::ROOM / collector::service::MAX_CREDENTIALS;
     // Writes only: the command that ends it is none.
-    redis_cli(&redis, &["CLIENT", "PAUSE", "60000", "WRITE"]);
+    redis.everywhere("CLIENT PAUSE 60000 WRITE");
     let credentials: Vec<_> = (0..1000).map(|n| form(&format!("o{n}"), "f")).collect();
     let mut calls = JoinSet::new();
     for _ in 0..room + 20 {
@@ -119,7 +113,7 @@ async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
     }
     let waits = tokio::time::timeout(collector::ingest::PATIENCE * 2, acknowledgements.message());
     assert!(waits.await.is_err(), "the stream was answered without room");
-    redis_cli(&redis, &["CLIENT", "UNPAUSE"]);
+    redis.everywhere("CLIENT UNPAUSE");
     for _ in 0..3 {
         acknowledgements.message().await.unwrap().unwrap();
     }

@@ -1,0 +1,178 @@
+//! A master that is killed while messages are sent, and a replica in its place. Replication is asynchronous, so the replica
+//! may not know the last moment. What was sent in it is sent again with the same form ids, which WeChat refuses (41029), or
+//! not looked at again where its bucket was finished. So nobody gets anything twice and nobody is left out, but those
+//! messages count as refused, or as left, or are not counted, though they arrived.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::broadcast::{look, tally, to_all, undelivered};
+use crate::rig::{APP, Rig, Running, reason, request};
+use shared::proto::{BroadcastState, Outcome};
+use testing::{Redis, eventually};
+use tonic::Code;
+
+const BUCKETS: u16 = 64;
+
+/// Longer than a replica takes to become the master, and leases to run out.
+const FAILOVER: Duration = Duration::from_secs(60);
+
+/// The most that two dispatchers have taken out of the audience and not settled when the master goes: in each of 4 buckets
+/// what is in flight, and a page and a half beside.
+const TAKEN: u64 = 2 * (128 + 4 * 96);
+
+/// How many callers there are for single messages.
+const CALLERS: u64 = 16;
+
+/// Long enough that a message is settled after a failover, short enough to wait for.
+const LEASE: [&str; 2] = ["--lease", "6s"];
+
+/// A key in the slot where the broadcasts of the app are, and one of a bucket of users that another master has.
+fn keys(redis: &mut Redis) -> [String; 2] {
+    let broadcasts = format!("formid:{{{APP}}}:broadcasts");
+    let master = redis.master(&broadcasts).url();
+    let mut buckets = (0..BUCKETS).map(|bucket| format!("formid:{{{APP}:{bucket}}}:users"));
+    let other = buckets.find(|key| redis.master(key).url() != master);
+    [broadcasts.clone(), other.unwrap_or(broadcasts)]
+}
+
+async fn rig(redis: Redis) -> Rig {
+    let rig = Rig::with_buckets(redis, BUCKETS).await.patiently();
+    rig.change(serde_json::json!({ "latency_ms": 5, "jitter_ms": 10 }));
+    rig
+}
+
+/// The replica of the master that has the key falls behind, as it may at any time, then that master dies, and the replica
+/// takes its place. Answers how many messages at most it does not know of.
+async fn fall_behind_and_die(rig: &mut Rig, key: &str) -> u64 {
+    let before = rig.delivered();
+    rig.redis.master(key).cut_off_replicas();
+    eventually("more are sent", FAILOVER, async || rig.delivered() > before + 200).await;
+    rig.redis.master(key).kill();
+    // What had its credential by then went on.
+    rig.redis.master(key);
+    rig.delivered() - before
+}
+
+/// 41029s: form ids that were spent already.
+fn spent(rig: &Rig) -> u64 {
+    rig.sandbox.books(Some(APP)).unwrap().answers.get(&41029).copied().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_outlives_the_master_that_has_its_tasks() {
+    broadcast_through_a_failover(Redis::cluster(), 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_outlives_a_master_that_has_a_third_of_its_users() {
+    broadcast_through_a_failover(Redis::cluster(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_outlives_the_master_under_sentinels() {
+    broadcast_through_a_failover(Redis::sentinel(), 0).await;
+}
+
+async fn broadcast_through_a_failover(redis: Redis, which: usize) {
+    const USERS: u64 = 6000;
+    let mut rig = rig(redis).await;
+    rig.submit_crowd(0..USERS as usize).await;
+    let running = [rig.dispatcher_with(&LEASE).await, rig.dispatcher_with(&LEASE).await];
+    let id = running[0].answer(to_all()).await.unwrap().broadcast.unwrap().broadcast_id;
+    let key = keys(&mut rig.redis)[which].clone();
+    eventually("it is some way on", FAILOVER, async || rig.delivered() > USERS / 4).await;
+    let lost = fall_behind_and_die(&mut rig, &key).await + TAKEN;
+    let mut done = None;
+    eventually("the broadcast ends", FAILOVER, async || {
+        let info = look(&mut running[1].client.clone(), &id).await.ok();
+        done = info.filter(|info| info.state() == BroadcastState::Done);
+        done.is_some()
+    })
+    .await;
+    let done = done.unwrap();
+
+    let (books, tally) = (rig.sandbox.books(Some(APP)).unwrap(), tally(&done));
+    let dead: u64 = tally.failed.iter().map(|failure| failure.count).sum();
+    // Everyone got it, and nobody twice.
+    assert_eq!((books.delivered, books.delivered_twice), (USERS, 0), "{books:?}");
+    assert_eq!(rig.received().len() as u64, USERS);
+    assert!(spent(&rig) <= lost, "at most {lost} are lost: {books:?}");
+    // The tally adds up, and falls short by no more than what is lost.
+    assert_eq!(tally.audience, tally.delivered + dead + tally.left, "{tally:?}");
+    assert!(tally.audience <= USERS && tally.delivered + lost >= USERS, "{tally:?}");
+    assert!(tally.failed.iter().all(|failure| failure.errcode == Some(41029)), "{tally:?}");
+    assert_eq!(undelivered(&mut running[1].client.clone(), &id).await.len() as u64, dead);
+    // So does the ledger. A lease is left where its bucket was finished, for as long as a request is kept.
+    eventually("only leases that nobody looks at are left", FAILOVER, async || {
+        rig.store.ledger(&rig.app()).await.is_ok_and(|ledger| ledger.leased <= tally.left)
+    })
+    .await;
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!((ledger.collected, ledger.consumed, ledger.discarded), (USERS, tally.delivered, dead), "{ledger:?}");
+    rig.assert_settled(ledger.leased).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn single_messages_outlive_a_master_of_a_cluster() {
+    send_through_a_failover(Redis::cluster()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn single_messages_outlive_the_master_under_sentinels() {
+    send_through_a_failover(Redis::sentinel()).await;
+}
+
+/// Sends to one user after the other, and repeats each request until it is answered; tells which were refused as spent.
+async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> (usize, usize) {
+    let (mut delivered, mut dead) = (0, 0);
+    loop {
+        let user = next.fetch_add(1, Ordering::Relaxed);
+        if user >= users {
+            return (delivered, dead);
+        }
+        let message = request(&format!("oUser{user}"), "hello", &format!("r{user}"));
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < FAILOVER, "never answered");
+            match running.send(message.clone()).await {
+                Ok(answer) if answer.outcome() == Outcome::Delivered => delivered += 1,
+                // It had been sent, and the record of that was lost.
+                Err(status) if reason(&status) == "CREDENTIALS_DEAD" => dead += 1,
+                Err(status) if matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            }
+            break;
+        }
+    }
+}
+
+async fn send_through_a_failover(redis: Redis) {
+    const USERS: usize = 4000;
+    let mut rig = rig(redis).await;
+    rig.submit_crowd(0..USERS).await;
+    let running = Arc::new(rig.dispatcher_with(&LEASE).await);
+    let next = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> =
+        (0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&running), Arc::clone(&next), USERS))).collect();
+    let key = keys(&mut rig.redis)[1].clone();
+    eventually("some are sent", FAILOVER, async || rig.delivered() > USERS as u64 / 4).await;
+    let lost = fall_behind_and_die(&mut rig, &key).await + CALLERS;
+    let (mut delivered, mut dead) = (0, 0);
+    for caller in callers {
+        let (its, not) = caller.await.unwrap();
+        (delivered, dead) = (delivered + its, dead + not);
+    }
+    assert_eq!(delivered + dead, USERS);
+    // Repeated, every request has its answer still, but for those that are lost: they count as new.
+    let (_, forgotten) = caller(Arc::clone(&running), Arc::new(AtomicUsize::new(0)), USERS).await;
+    let books = rig.sandbox.books(Some(APP)).unwrap();
+    assert_eq!((books.delivered, books.delivered_twice), (USERS as u64, 0), "{books:?}");
+    assert!(spent(&rig) > 0 && (forgotten as u64) <= spent(&rig) && spent(&rig) <= lost, "{lost}: {books:?}");
+    rig.no_lease_left().await;
+    rig.assert_settled(0).await;
+}
