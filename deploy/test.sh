@@ -14,17 +14,29 @@ need cc redis-server
 need_tools
 need_client_python
 
-# Unless asked for something else: all tests, also after one that fails.
-everything=""
-if [ $# -eq 0 ]; then
-    everything=yes
-    set -- --no-fail-fast
+# One runner or the other: `test_with ARGUMENTS`.
+if cargo nextest --version >/dev/null 2>&1; then
+    test_with() { cargo nextest run "$@"; }
+else
+    test_with() { cargo test "$@"; }
 fi
-if ! cargo nextest --version >/dev/null 2>&1; then
-    exec cargo test --workspace "$@"
+
+if [ $# -gt 0 ]; then
+    test_with --workspace "$@"
+    exit
 fi
-# nextest leaves out the examples in the documentation.
-if [ -n "$everything" ]; then
-    cargo test --doc --workspace
+
+# All tests, also after one that fails. nextest leaves out the examples in the documentation.
+failed=0
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo test --doc --workspace || failed=1
 fi
-exec cargo nextest run --workspace "$@"
+test_with --workspace --no-fail-fast || failed=1
+
+# Once more on a Redis Cluster, whatever stands on a Redis and does not choose its kind itself: all of Collect, SendTemplate
+# and Broadcast, and the store under them. "it", "service" and "store" are what the tests of the three are called.
+say "the same on a Redis Cluster"
+export FORMID_TEST_REDIS=cluster
+test_with -p collector -p dispatcher -p shared --test it --test service --test store --no-fail-fast -- \
+    --skip failover:: --skip elsewhere:: --skip edge:: || failed=1
+exit "$failed"
