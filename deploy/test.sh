@@ -34,9 +34,10 @@ fi
 test_with --workspace --no-fail-fast || failed=1
 
 # Once more on a Redis Cluster, whatever stands on a Redis and does not choose its kind itself: all of Collect, SendTemplate
-# and Broadcast, and the store under them. "it", "service" and "store" are what the tests of the three are called.
+# and Broadcast, and the store under them. "it", "service" and "store" are what the tests of the three are called. Of the
+# whole workspace, since a part of it would be built anew, with fewer features.
 say "the same on a Redis Cluster"
 export FORMID_TEST_REDIS=cluster
-test_with -p collector -p dispatcher -p shared --test it --test service --test store --no-fail-fast -- \
+test_with --workspace --test it --test service --test store --no-fail-fast -- \
     --skip failover:: --skip elsewhere:: --skip edge:: || failed=1
 exit "$failed"

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod collecting;
+mod crowd;
 mod edge;
 mod failover;
 mod grants;

@@ -1,13 +1,12 @@
 //! Redis away, and back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shared::proto::{CollectStatus, EraseUserRequest, GetInventoryRequest, GetStockRequest};
 use testing::{Redis, eventually};
 use tonic::{Code, Status};
 
+use crate::crowd::Crowd;
 use crate::support::*;
 
 pub fn assert_redis_unavailable(status: &Status) {
@@ -40,48 +39,13 @@ async fn a_collector_started_before_its_redis_waits_for_it() {
 async fn a_redis_that_is_killed_and_comes_back_misses_nothing_that_was_acknowledged() {
     let mut redis = Redis::durable();
     let (collector, _client) = collector(&redis, &["--redis-timeout", "1s"]).await;
-    let (done, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let stored_since = Arc::new(AtomicUsize::new(0));
-    let mut tasks = Vec::new();
-    for task in 0..8 {
-        let mut client = collector.client().await;
-        let (done, failed, stored_since) = (Arc::clone(&done), Arc::clone(&failed), Arc::clone(&stored_since));
-        tasks.push(tokio::spawn(async move {
-            let mut acknowledged = Vec::new();
-            for call in 0.. {
-                if done.load(Ordering::Relaxed) {
-                    break;
-                }
-                let ids: Vec<_> = (0..20).map(|n| (format!("o{task}x{call}x{}", n % 7), format!("f{n}"))).collect();
-                match collect(&mut client, ids.iter().map(|(openid, id)| form(openid, id)).collect()).await {
-                    Ok(_) => {
-                        acknowledged.extend(ids);
-                        stored_since.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(status) => {
-                        assert_redis_unavailable(&status);
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
-            }
-            acknowledged
-        }));
-    }
-    eventually("some are stored", SOON, async || stored_since.load(Ordering::Relaxed) > 100).await;
+    let crowd = Crowd::start(&collector).await;
+    crowd.stores(100, SOON).await;
     redis.kill();
-    eventually("calls fail", SOON, async || failed.load(Ordering::Relaxed) > 8).await;
+    crowd.fails().await;
     redis.resume();
-    stored_since.store(0, Ordering::Relaxed);
-    eventually("it recovers by itself", SOON, async || stored_since.load(Ordering::Relaxed) > 100).await;
-    done.store(true, Ordering::Relaxed);
-
-    let store = redis.store().await;
-    for task in tasks {
-        for (openid, id) in task.await.unwrap() {
-            assert!(stored(&store, &openid).await.contains(&id), "an acknowledged credential is missing");
-        }
-    }
+    crowd.stores(100, SOON).await;
+    assert!(crowd.missing(&redis.store().await).await.is_empty(), "an acknowledged credential is missing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

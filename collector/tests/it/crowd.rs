@@ -1,0 +1,90 @@
+//! Callers that collect all the time, also while Redis is away, and remember what was acknowledged and when.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use shared::store::Store;
+use testing::eventually;
+use tokio::task::JoinSet;
+
+use crate::outages::assert_redis_unavailable;
+use crate::support::*;
+
+/// How many there are.
+const CALLERS: usize = 8;
+
+/// The callers at work.
+pub struct Crowd {
+    watch: Arc<Watch>,
+    callers: JoinSet<Vec<Acknowledged>>,
+}
+
+/// What can be seen of them meanwhile.
+#[derive(Default)]
+struct Watch {
+    done: AtomicBool,
+    stored: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+/// When a call was answered, and its openids and form ids.
+type Acknowledged = (Instant, Vec<(String, String)>);
+
+impl Crowd {
+    /// Begins.
+    pub async fn start(collector: &Collector) -> Self {
+        let (watch, mut callers) = (Arc::<Watch>::default(), JoinSet::new());
+        for caller in 0..CALLERS {
+            callers.spawn(collect_on(collector.client().await, caller, Arc::clone(&watch)));
+        }
+        Self { watch, callers }
+    }
+
+    /// Waits until so many more calls have succeeded.
+    pub async fn stores(&self, calls: usize, bound: Duration) {
+        let before = self.watch.stored.load(Ordering::Relaxed);
+        eventually("calls succeed", bound, async || self.watch.stored.load(Ordering::Relaxed) > before + calls).await;
+    }
+
+    /// Waits until as many calls have failed as there are callers, since the beginning.
+    pub async fn fails(&self) {
+        eventually("calls fail", SOON, async || self.watch.failed.load(Ordering::Relaxed) > CALLERS).await;
+    }
+
+    /// Ends; answers when those credentials were acknowledged that are not stored.
+    pub async fn missing(self, store: &Store) -> Vec<Instant> {
+        self.watch.done.store(true, Ordering::Relaxed);
+        let mut missing = Vec::new();
+        for (at, ids) in self.callers.join_all().await.into_iter().flatten() {
+            for (openid, id) in ids {
+                if !stored(store, &openid).await.contains(&id) {
+                    missing.push(at);
+                }
+            }
+        }
+        missing
+    }
+}
+
+async fn collect_on(mut client: Client, caller: usize, watch: Arc<Watch>) -> Vec<Acknowledged> {
+    let mut acknowledged = Vec::new();
+    for call in 0.. {
+        if watch.done.load(Ordering::Relaxed) {
+            break;
+        }
+        let ids: Vec<_> = (0..20).map(|n| (format!("o{caller}x{call}x{}", n % 7), format!("f{n}"))).collect();
+        match collect(&mut client, ids.iter().map(|(openid, id)| form(openid, id)).collect()).await {
+            Ok(_) => {
+                acknowledged.push((Instant::now(), ids));
+                watch.stored.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(status) => {
+                assert_redis_unavailable(&status);
+                watch.failed.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    acknowledged
+}
