@@ -15,8 +15,10 @@ async fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(problems) => return shared::settings::refuse(&problems),
     };
-    telemetry::init(&settings.common.log);
-    match serve_until_told(settings).await {
+    let telemetry = telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
+    let ended = serve_until_told(settings).await;
+    telemetry.stop().await;
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(%error, "cannot go on");

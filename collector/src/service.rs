@@ -22,8 +22,10 @@ use shared::serve::connections::Ending;
 use shared::status::Failure;
 use shared::store::Store;
 use shared::store::credentials::Packed;
+use shared::traces::TARGET;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::info_span;
 
 use crate::events::CallbackToken;
 use crate::ingest::Ingest;
@@ -136,7 +138,10 @@ impl CollectorService for Service {
         let CollectRequest { app_id, credentials } = request.into_inner();
         let (app, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         let count = good.len();
+        // From the gathering to the last script's answer. Not for the batches of a stream, which has no end.
+        let span = info_span!(target: TARGET, "store", formid.credentials = count);
         let duplicates = self.inner.store(app, good).await?;
+        drop(span);
         Ok(Response::new(convert::results(count, &duplicates, refused)))
     }
 

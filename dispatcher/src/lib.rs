@@ -4,7 +4,7 @@
 //! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
 //! ([`wechat::answer`]). What is sent to many goes its own way, in [`broadcast`]. [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
 //! which looks after leases left behind, and the [`gates`], which know what WeChat stopped. What is counted of all that
-//! is in [`metrics`].
+//! is in [`metrics`], and what traces tell of it in [`spans`].
 
 pub mod apps;
 pub mod broadcast;
@@ -18,6 +18,7 @@ pub mod reaper;
 pub mod send;
 pub mod service;
 pub mod settings;
+pub mod spans;
 pub mod wechat;
 
 use std::collections::HashMap;
@@ -118,7 +119,7 @@ pub async fn run(
             })
         };
         let (singles, many) =
-            (sender(&store, &client), Client::counted(Arc::clone(app), wechat).map_err(io::Error::other)?);
+            (sender(&store, &client), Client::counted(Arc::clone(app), wechat).map_err(io::Error::other)?.untraced());
         let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
         crews
             .spawn_on(once_prepared_until(drain.clone(), apart.clone(), crew::work(many, drain.clone())), &hall.handle);

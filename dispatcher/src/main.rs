@@ -17,8 +17,10 @@ async fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return shared::settings::refuse(&error),
     };
-    telemetry::init(&settings.common.log);
-    match start(settings).await {
+    let telemetry = telemetry::start("formid-dispatcher", &settings.common.log, &settings.common.traces);
+    let ended = start(settings).await;
+    telemetry.stop().await;
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the dispatcher ends");

@@ -5,7 +5,7 @@
 //! - [`proto`]: the generated protocol;
 //! - [`auth`]: who may call what;
 //! - [`status`]: how errors look to a caller; [`fields`]: collecting every bad field of a request;
-//! - [`metrics`]: what is counted;
+//! - [`metrics`]: what is counted; [`traces`]: what one call did, and how long each part took;
 //! - [`listeners`], [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: the life of a service around its
 //!   handlers.
 
@@ -22,3 +22,4 @@ pub mod settings;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod traces;

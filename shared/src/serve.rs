@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tower::Layer as _;
+use tower::util::option_layer;
 use tracing::{info, warn};
 
 use crate::auth::Callers;
@@ -29,6 +30,7 @@ use crate::deadline::Deadlines;
 use crate::metrics::grpc::Calls;
 use crate::proto::DESCRIPTORS;
 use crate::store::Store;
+use crate::traces::rpc;
 use connections::{ConnectionLimits, Connections};
 use guard::{Guard, Limits};
 use health::{LIVENESS, Probes, follow_redis, show};
@@ -98,8 +100,10 @@ pub async fn serve(
         followers.spawn(tls.clone().follow());
     }
     let probes = Probes::open(config.probe_listen, health).await?;
-    let guarded =
-        Guard::new(config.callers.clone(), &config.limits, calls.shed().clone()).layer(Deadlines.layer(routes));
+    // Outside of deadlines, so that one is seen as the end it is; behind the guard, so that neither strangers nor what
+    // finds no room get a trace made.
+    let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
+    let guarded = Guard::new(config.callers.clone(), &config.limits, calls.shed().clone()).layer(traced);
     // Outside of all others, to count what they refuse.
     let counted = calls.layer(guarded);
     let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), counted);

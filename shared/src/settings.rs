@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::serve::ServeConfig;
 use crate::store::{BadUrl, RedisConfig, RedisUrl, StoreConfig};
 use crate::telemetry::{self, LogConfig};
+use crate::traces::TraceConfig;
 
 pub use edge::EdgeArgs;
 
@@ -137,6 +138,12 @@ pub struct CommonArgs {
     /// What is logged: a level, or levels by module such as info,dispatcher=debug
     #[arg(long, env = "FORMID_LOG", default_value = "info")]
     pub log: String,
+    /// Where traces go, by OTLP over gRPC: http://host:port or https://host:port; without it there are none
+    #[arg(long, env = "FORMID_OTLP_ENDPOINT", default_value = "", hide_env_values = true)]
+    pub otlp_endpoint: String,
+    /// The part of the calls that is traced, where the caller's own trace does not say (0 to 1)
+    #[arg(long, env = "FORMID_TRACE_RATIO", default_value = "1")]
+    pub trace_ratio: String,
 }
 
 /// What both services know from their settings.
@@ -152,6 +159,8 @@ pub struct Common {
     pub metrics_listen: Option<SocketAddr>,
     /// How to log.
     pub log: LogConfig,
+    /// What to trace.
+    pub traces: TraceConfig,
 }
 
 impl CommonArgs {
@@ -175,6 +184,7 @@ impl CommonArgs {
         let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
         let edge = self.edge.read(listen, problems);
         let filter = problems.keep("--log", &self.log, telemetry::check_filter(&self.log));
+        let traces = TraceConfig::read(&self.otlp_endpoint, &self.trace_ratio, problems);
         let json = match self.log_format.as_str() {
             "json" => Some(true),
             "human" => Some(false),
@@ -200,6 +210,7 @@ impl CommonArgs {
             },
             metrics_listen,
             log: LogConfig { json: json?, filter: filter? },
+            traces: traces?,
         })
     }
 

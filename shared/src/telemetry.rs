@@ -1,10 +1,17 @@
-//! Logs: one line an event on standard error, for people or as JSON. No openid, credential, token or secret, at any level.
+//! Logs and traces. Logs are one line an event on standard error, for people or as JSON. No openid, credential, token
+//! or secret, in either, at any level.
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, info, warn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::auth::audit::TARGET as AUDIT;
+use crate::traces::lines::WithTraceId;
+use crate::traces::{self, Exporting, TraceConfig};
 
 /// What is logged, and how it looks.
 #[derive(Debug, Clone)]
@@ -15,16 +22,73 @@ pub struct LogConfig {
     pub filter: String,
 }
 
-/// Starts logging; call once, at the start of `main`.
-pub fn init(config: &LogConfig) {
+/// What was started with the process, and is to be stopped with it.
+#[derive(Debug)]
+#[must_use = "the last traces are exported by its stop"]
+pub struct Telemetry {
+    traces: Option<Exporting>,
+}
+
+/// Starts logs and traces; call once, at the start of `main`, within the runtime. `service` is what traces call it.
+pub fn start(service: &'static str, log: &LogConfig, config: &TraceConfig) -> Telemetry {
+    let exporting = config.endpoint.as_deref().map(|endpoint| Exporting::new(service, endpoint, config)).transpose();
+    // One way of laying the layers, whether there are traces or not.
+    let mut layers = vec![lines(log, matches!(exporting, Ok(Some(_))))];
+    if let Ok(Some(exporting)) = &exporting {
+        layers.push(exporting.layer().boxed());
+    }
+    tracing_subscriber::registry().with(layers).init();
+    let traces = exporting.unwrap_or_else(|error| {
+        // Whoever wants traces wants the service first.
+        warn!(error, "traces are not exported");
+        None
+    });
+    if let Some(traces) = &traces {
+        info!(instance = traces.instance(), ratio = config.ratio, "traces are exported");
+    }
+    Telemetry { traces }
+}
+
+impl Telemetry {
+    /// Exports what is left of the traces, within a bound.
+    pub async fn stop(self) {
+        if let Some(traces) = self.traces {
+            traces.stop().await;
+        }
+    }
+}
+
+fn lines(config: &LogConfig, traced: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
     // Settings have refused a bad filter before this; "info" is what is left if one slips through.
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = with_audit(filter, &config.filter);
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    if config.json { lines.json().init() } else { lines.with_target(false).init() }
+    let asked = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // With the hint, what is below the level asked for goes on costing one comparison.
+    let permitted = filter_fn(|metadata| permitted(metadata.target(), *metadata.level()));
+    let filter = with_audit(asked, &config.filter).and(permitted.with_max_level_hint(Level::TRACE));
+    let ansi = std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    let format = tracing_subscriber::fmt::format().with_ansi(ansi);
+    if config.json {
+        let lines = WithTraceId { lines: format.json(), json: true, traced };
+        layer.json().event_format(lines).with_filter(filter).boxed()
+    } else {
+        let lines = WithTraceId { lines: format.with_target(false), json: false, traced };
+        layer.event_format(lines).with_filter(filter).boxed()
+    }
+}
+
+/// What may be printed, whatever is asked for.
+///
+/// What a library prints at its finest is for those who mend the library. Nothing secret was found in it, but bytes,
+/// headers and URLs may come into it with any release; so there, `trace` is not to be had. The Redis client prints its
+/// errors in full at `debug`, and those may quote a command. Spans of traces are for traces.
+fn permitted(target: &str, level: Level) -> bool {
+    let room = target.split("::").next().unwrap_or_default();
+    match room {
+        _ if target == traces::TARGET => false,
+        AUDIT | "collector" | "dispatcher" | "shared" => true,
+        "redis" | "deadpool" | "deadpool_redis" => level <= Level::INFO,
+        _ => level <= Level::DEBUG,
+    }
 }
 
 /// What has to be found later is not lost by filtering the rest, unless the filter says so.
@@ -38,4 +102,26 @@ fn with_audit(filter: EnvFilter, text: &str) -> EnvFilter {
 /// Whether a filter can be read.
 pub fn check_filter(filter: &str) -> Result<String, String> {
     EnvFilter::try_new(filter).map(|_| filter.to_owned()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_not_heard_at_their_finest() {
+        for (target, finest) in [
+            ("dispatcher::send", Level::TRACE),
+            ("shared::store", Level::TRACE),
+            ("h2::codec::framed_read", Level::DEBUG),
+            ("hyper_util::client::legacy", Level::DEBUG),
+            ("log", Level::DEBUG),
+            ("redis::cluster_handling", Level::INFO),
+        ] {
+            for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+                assert_eq!(permitted(target, level), level <= finest, "{target} {level}");
+            }
+        }
+        assert!(!permitted(traces::TARGET, Level::INFO));
+    }
 }

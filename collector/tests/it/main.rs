@@ -14,3 +14,4 @@ mod process;
 mod stock;
 mod streams;
 mod support;
+mod traces;

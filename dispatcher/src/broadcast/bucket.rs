@@ -17,13 +17,14 @@ use shared::store::broadcast::records::State;
 use shared::store::broadcast::tasks::{Left, Task};
 use shared::store::leases::{Lease, LeaseId, Verdict};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use super::ending::{self, Sign};
 use super::fetch::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
 use super::flow::Place;
 use super::running::Running;
 use crate::send::{Order, Tally};
+use crate::spans;
 
 /// So many messages are settled in one step, where as many end within [`SETTLE_WAIT`].
 const SETTLE_BATCH: usize = 48;
@@ -79,6 +80,12 @@ struct Bucket {
 
 /// Works on a bucket until there is nothing more to do, or the broadcast stops, or `drain`.
 pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
+    let span = spans::bucket(&task.broadcast, running.spec.ordered_by.as_deref());
+    // Boxed, once a bucket: what is nested below is deeper than the compiler follows.
+    Box::pin(work_on(running, task, consumer, drain)).instrument(span).await;
+}
+
+async fn work_on(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
     let mut bucket = Bucket::new(Arc::clone(&running), task.clone());
     let stop = bucket.run(&consumer, &drain).await;
     running.give_back().await;
@@ -308,6 +315,7 @@ impl Bucket {
         Box::pin(async move {
             let (messages, settlements): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let asked = Instant::now();
+            let _span = spans::settle_page(settlements.len());
             let next = settle_patiently(&running, &task, &settlements).await;
             Settled { messages, settlements, next, asked }
         })

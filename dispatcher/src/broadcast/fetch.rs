@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::ending;
 use super::running::Running;
+use crate::spans;
 
 /// How long to wait before Redis is asked again.
 const REDIS_PAUSE: Duration = Duration::from_millis(200);
@@ -92,9 +93,11 @@ async fn page(running: &Running, task: &Task, size: usize) -> Fetched {
         Err(error) => return or_nothing(Err(error)).await,
     };
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
-    let (owner, asked) = (LeaseId::random(), Instant::now());
+    let (owner, asked, span) = (LeaseId::random(), Instant::now(), spans::page());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, &running.choice, terms).await {
         Ok(page) => {
+            span.record("formid.messages", page.ready.len());
+            drop(span);
             running.ground.metrics.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;

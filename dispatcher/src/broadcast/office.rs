@@ -13,6 +13,7 @@ use shared::store::broadcast::records::{Created, Draft, Move, Moved, Record, Sta
 use shared::store::broadcast::tallies::{Place, Tally, Undelivered};
 use shared::store::keys::Bucket;
 use shared::store::stock::{DAY, DAY_OFFSET};
+use shared::traces;
 use tonic::Code;
 
 use super::Ground;
@@ -105,9 +106,14 @@ impl Office {
         if earlier.is_none() {
             self.check(order).await?;
         }
+        // Only now: a repeated request is another call, and must not look like another order.
+        let spec = match traces::link() {
+            Some(link) => Spec { ordered_by: Some(link), ..order.spec.clone() }.encode(),
+            None => order.spec.encode(),
+        };
         let draft = Draft {
             id: BroadcastId::new(clock.now_ms()),
-            spec: order.spec.encode(),
+            spec,
             everyone: matches!(order.audience, Audience::Everyone),
             not_before_ms: order.not_before_ms,
             canary: order.canary,

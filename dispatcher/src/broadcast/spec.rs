@@ -22,6 +22,9 @@ pub struct Spec {
     pub min_interval: Duration,
     /// The caller prefers a second message over none where nobody can tell.
     pub retry_unknown: bool,
+    /// The trace of the call that ordered it, if there was one: see [`shared::traces::link`]. No part of what is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_by: Option<String>,
 }
 
 /// What of the message is one user's own.
@@ -73,7 +76,8 @@ mod tests {
         let plain = Message::empty(Delivery::FormId, TemplateId::parse("t").unwrap());
         let message = Message { page: "p".into(), data, ..plain };
         let (rate, min_interval) = (7, Duration::from_secs(3600));
-        let spec = Spec { name: "spring".into(), message: Arc::new(message), rate, min_interval, retry_unknown: true };
+        let (message, ordered_by) = (Arc::new(message), Some("00-1-2-01".into()));
+        let spec = Spec { name: "spring".into(), message, rate, min_interval, retry_unknown: true, ordered_by };
         assert_eq!(Spec::decode(&spec.encode()).unwrap(), spec);
         assert_eq!(spec.message_for(b"").unwrap(), spec.message);
         let own = OwnData::from([("thing2".into(), value("mine"))]);

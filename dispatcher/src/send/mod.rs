@@ -14,6 +14,7 @@ use shared::store::late::LateFailure;
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
 use shared::store::wanted::{Kinds, Wanted};
 use shared::store::{self, Store};
+use tracing::Instrument as _;
 
 use self::count::Sends;
 use crate::apps::App;
@@ -21,6 +22,7 @@ use crate::clock::Clock;
 use crate::gates::Gates;
 use crate::metrics::SendMetrics;
 use crate::outcome::{End, Outcome, SendError, Verdict};
+use crate::spans;
 use crate::wechat::client::Client;
 use crate::wechat::message::Message;
 use crate::wechat::token::Tokens;
@@ -121,6 +123,14 @@ impl Sender {
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
     pub async fn send(&self, order: &Order) -> Result<Sent, Failure> {
+        let span = spans::send();
+        let result = self.answer(order).instrument(span.clone()).await;
+        spans::sent(&span, &result);
+        result
+    }
+
+    /// What the caller gets to hear, counted.
+    async fn answer(&self, order: &Order) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
         let answer = match self.carry_out(order).await {
             Ok(Answer::Sent(sent)) => {
@@ -216,14 +226,16 @@ impl Sender {
     }
 
     async fn lease(&self, order: &Order, wanted: &Wanted) -> Result<Leased, store::Error> {
-        let id = LeaseId::random();
+        let (id, span) = (LeaseId::random(), spans::lease());
         let ask =
             || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
-        match ask().await {
+        let leased = match ask().await {
             // The reply may be all that was lost; asking again with the same id gets the same lease.
             Err(store::Error::Redis(_)) => ask().await,
             result => result,
-        }
+        };
+        spans::leased(&span, &leased);
+        leased
     }
 
     async fn repeat(&self, order: &Order, outcome: &[u8]) -> Result<Sent, SendError> {

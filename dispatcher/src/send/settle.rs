@@ -8,6 +8,7 @@ use tracing::{error, warn};
 
 use super::{Conclusion, Next, Order, Sender, Sent, Tally};
 use crate::outcome::{End, Outcome, SendError};
+use crate::spans;
 
 /// How long to wait before Redis is told again what became of a message.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
@@ -81,6 +82,7 @@ impl Sender {
         tally: &Tally,
     ) -> Option<Settled> {
         let outcome = end.map(Outcome::encode);
+        let _span = spans::settle();
         loop {
             let settled = self
                 .store

@@ -115,6 +115,7 @@ pub(super) fn parse(
         rate: request.messages_per_second,
         min_interval,
         retry_unknown: request.retry_unknown,
+        ordered_by: None,
     };
     let canary = (request.limit > 0).then_some(request.limit);
     let order = Order { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };

@@ -13,4 +13,5 @@ mod readme;
 mod rig;
 mod sends;
 mod subscription;
+mod traces;
 mod whole;

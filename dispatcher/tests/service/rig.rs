@@ -163,13 +163,18 @@ impl Rig {
 
     /// A dispatcher as a process of its own.
     pub fn process(&self, port: u16) -> Process {
+        Process::start(&mut self.command(port, &[]))
+    }
+
+    /// What starts it, with further flags.
+    pub fn command(&self, port: u16, extra: &[&str]) -> Command {
         // A client must find it again on the same port after a crash.
         let listen = format!("127.0.0.1:{port}");
-        let mut flags: Vec<String> = self.flags(&[]);
+        let mut flags: Vec<String> = self.flags(extra);
         flags[1] = listen;
         let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
         command.args(flags);
-        Process::start(&mut command)
+        command
     }
 
     /// Users submit forms: the sandbox knows the ids and the store has them. Answers the ids.

@@ -1,4 +1,5 @@
-//! What the tests stand on: a real Redis that belongs to the test, and services run as real processes.
+//! What the tests stand on: a real Redis that belongs to the test, a collector of traces, and services run as real
+//! processes.
 //!
 //! A test that cannot go on should fail loudly, so the helpers panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -6,6 +7,7 @@
 mod callers;
 mod cluster;
 mod metrics;
+mod otlp;
 mod process;
 mod redis;
 pub mod resp;
@@ -16,6 +18,7 @@ mod tools;
 
 pub use callers::{CallersFile, bearer, called, reason, whole};
 pub use metrics::{Scrape, http, listeners};
+pub use otlp::{Span, TraceCollector, attribute};
 pub use process::{Process, free_port};
 pub use redis::{Redis, store_config};
 pub use server::Server;

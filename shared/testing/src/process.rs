@@ -1,6 +1,8 @@
 //! Programs as processes: started, signalled, killed, and never left behind.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,15 @@ impl Process {
             panic!("{} does not start: {error}", command.get_program().to_string_lossy());
         });
         Self { child }
+    }
+
+    /// Starts a program, and gathers all that it prints, on either stream, in a file.
+    pub fn start_printing(command: &mut Command, file: &Path) -> Self {
+        let out = File::options().create(true).append(true).open(file).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn();
+        Self {
+            child: child.unwrap_or_else(|error| panic!("{} does not start: {error}", command.get_program().display())),
+        }
     }
 
     /// Its process id.

@@ -17,11 +17,13 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use serde::Deserialize;
 use shared::metrics::Histogram;
+use tracing::Span;
 
 use super::message::Delivery;
 use super::token::refusals::{self, Weight};
 use crate::apps::{App, TokenEndpoint};
 use crate::metrics::WechatMetrics;
+use crate::spans;
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
@@ -30,6 +32,14 @@ fn path(delivery: Delivery) -> &'static [&'static str] {
     match delivery {
         Delivery::FormId => &["cgi-bin", "message", "wxopen", "template", "send"],
         Delivery::Subscription => &["cgi-bin", "message", "subscribe", "send"],
+    }
+}
+
+/// What a send is called in traces.
+fn name(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::FormId => "template/send",
+        Delivery::Subscription => "subscribe/send",
     }
 }
 
@@ -50,6 +60,8 @@ const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Whether its calls are spans.
+    traced: bool,
 }
 
 struct Inner {
@@ -93,7 +105,14 @@ impl Client {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
             TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
         };
-        Ok(Self { inner: Arc::new(Inner { http, app, template_send, subscribe_send, quota, token, metrics }) })
+        let inner = Inner { http, app, template_send, subscribe_send, quota, token, metrics };
+        Ok(Self { inner: Arc::new(inner), traced: true })
+    }
+
+    /// One whose calls are no spans of their own: for broadcasts, which would have one for each message.
+    #[must_use]
+    pub fn untraced(self) -> Self {
+        Self { traced: false, ..self }
     }
 
     /// The app whose connections these are.
@@ -107,13 +126,13 @@ impl Client {
             Delivery::FormId => &self.inner.template_send,
             Delivery::Subscription => &self.inner.subscribe_send,
         };
-        let begun = Instant::now();
-        let answered = self.call(post(with_token(url, token), body)).await;
+        let (begun, span) = (Instant::now(), self.span(name(delivery), "POST"));
+        let answered = self.call(post(with_token(url, token), body), &span).await;
         self.took(begun, |metrics| match delivery {
             Delivery::FormId => &metrics.template_send,
             Delivery::Subscription => &metrics.subscribe_send,
         });
-        match answered {
+        let reply = match answered {
             Ok(answer) => match parse::<SendAnswer>(&answer) {
                 Ok(answer) => {
                     let (errmsg, rid) = words(answer.errmsg);
@@ -123,7 +142,13 @@ impl Client {
             },
             Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Reply::NotSent(cause),
             Err(cause) => Reply::Unanswered(cause),
-        }
+        };
+        spans::replied(&span, &reply);
+        reply
+    }
+
+    fn span(&self, api: &'static str, method: &'static str) -> Span {
+        if self.traced { spans::call(api, method) } else { Span::none() }
     }
 
     /// How much of the day's sends of a generation the app has used, by WeChat's count. A gateway may not serve this, so a
@@ -133,23 +158,26 @@ impl Client {
         // By WeChat's own path, even where a gateway has it below another.
         let body = serde_json::json!({ "cgi_path": format!("/{}", path(delivery).join("/")) });
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
-        let begun = Instant::now();
-        let answer = self.call(request).await;
+        let (begun, span) = (Instant::now(), self.span("quota/get", "POST"));
+        let answer = self.call(request, &span).await;
         self.took(begun, |metrics| &metrics.quota);
-        let answer: QuotaAnswer = parse(&answer?)?;
-        match answer.errcode {
-            0 => Ok(Quota::read(&answer.quota).ok_or(Cause::NotJson)?),
-            errcode => Err(QuotaError::Refused { errcode, rid: words(answer.errmsg).1 }),
-        }
+        let quota = answer.map_err(QuotaError::from).and_then(|answer| quota_in(&answer));
+        spans::counted(&span, &quota);
+        quota
     }
 
     /// A token, from the endpoint that the app is set to. `force_refresh` ends the present one at once; only
     /// `stable_token` knows it, and WeChat permits it 20 times a day, 30 seconds apart.
     pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, FetchError> {
-        let begun = Instant::now();
-        let answer = self.call(self.token_request(force_refresh)).await;
+        let (api, method) = match self.inner.app.token_endpoint {
+            TokenEndpoint::Stable => ("stable_token", "POST"),
+            TokenEndpoint::Plain => ("token", "GET"),
+        };
+        let (begun, span) = (Instant::now(), self.span(api, method));
+        let answer = self.call(self.token_request(force_refresh), &span).await;
         self.took(begun, |metrics| &metrics.token);
         let fetched = answer.map_err(FetchError::from).and_then(|answer| token_in(&answer));
+        spans::fetched(&span, &fetched);
         if let Some(metrics) = &self.inner.metrics {
             match &fetched {
                 Ok(_) => &metrics.tokens_fetched,
@@ -191,9 +219,10 @@ impl Client {
     }
 
     /// The body of a success. Both connect causes, and only they, mean that nothing was sent.
-    async fn call(&self, request: Request) -> Result<Vec<u8>, Cause> {
+    async fn call(&self, request: Request, span: &Span) -> Result<Vec<u8>, Cause> {
         let response = self.inner.http.execute(request).await.map_err(|error| cause_of(&error))?;
         let status = response.status();
+        spans::status(span, status);
         if status.is_redirection() {
             return Err(Cause::Redirected(status.as_u16()));
         }
@@ -318,6 +347,14 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
 
 fn plausible(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn quota_in(answer: &[u8]) -> Result<Quota, QuotaError> {
+    let answer: QuotaAnswer = parse(answer)?;
+    match answer.errcode {
+        0 => Ok(Quota::read(&answer.quota).ok_or(Cause::NotJson)?),
+        errcode => Err(QuotaError::Refused { errcode, rid: words(answer.errmsg).1 }),
+    }
 }
 
 fn token_in(answer: &[u8]) -> Result<FetchedToken, FetchError> {

@@ -27,9 +27,10 @@ use shared::credential::AppId;
 use shared::store::Store;
 use shared::store::tokens::SharedToken;
 use tokio::sync::{Notify, OwnedMutexGuard};
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use super::client::{Cause, Client, FetchError};
+use crate::spans;
 use pace::Work;
 
 /// The longest time that a renewal takes place before the end. `stable_token` hands out a new token only in the last
@@ -232,7 +233,8 @@ impl Tokens {
 
     async fn search(&self, mut work: OwnedMutexGuard<Work>, old: Option<Arc<Token>>) -> Result<Arc<Token>, TokenError> {
         let inner = Arc::clone(&self.inner);
-        let search = tokio::spawn(async move { inner.obtain(&mut work, old.as_deref()).await });
+        let search = async move { inner.obtain(&mut work, old.as_deref()).await };
+        let search = tokio::spawn(search.instrument(spans::token()));
         search.await.unwrap_or(Err(TokenError::Transient(Trouble::Stopping)))
     }
 }

@@ -1,0 +1,157 @@
+//! How spans leave: from a bounded queue, in the background, over gRPC.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{RetryPolicy, WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanData, SpanExporter,
+};
+use tokio::runtime::Handle;
+use tonic::transport::{ClientTlsConfig, Endpoint};
+use tracing::{Subscriber, info, warn};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::Layer;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::{TARGET, TraceConfig};
+
+/// How many spans may wait. What comes when so many do is dropped; about 4 MB.
+const QUEUE: usize = 4096;
+
+/// How many spans go at once.
+const BATCH: usize = 512;
+
+/// The longest time that a span waits for others.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a connection may take, and how long an export on one that is there.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an export may take with all that comes before it, such as a TLS handshake.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// How long a stop may be held up by what still waits: by an export that hangs, and a moment for the last.
+const FLUSH: Duration = Duration::from_secs(7);
+
+/// The spans of this process on their way out.
+#[derive(Debug)]
+pub(crate) struct Exporting {
+    provider: SdkTracerProvider,
+    instance: String,
+}
+
+impl Exporting {
+    /// Nothing is connected yet, so that a collector of traces that is away keeps no service from starting. Must be
+    /// called within a runtime, which the connection then lives on.
+    pub(crate) fn new(service: &'static str, endpoint: &str, config: &TraceConfig) -> Result<Self, String> {
+        let mut channel = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(|error| error.to_string())?
+            .connect_timeout(TIMEOUT)
+            .timeout(TIMEOUT);
+        if endpoint.starts_with("https:") {
+            // There may be a default already, and then that one is used.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            channel =
+                channel.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|error| error.to_string())?;
+        }
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .with_channel(channel.connect_lazy())
+            .with_timeout(TIMEOUT)
+            // The queue is patience enough.
+            .with_retry_policy(RetryPolicy::disabled())
+            .build()
+            .map_err(|error| error.to_string())?;
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(QUEUE)
+            .with_max_export_batch_size(BATCH)
+            .with_scheduled_delay(INTERVAL)
+            .build();
+        let exporter = Watched { exporter, runtime: Handle::current(), failing: AtomicBool::new(false) };
+        let instance = format!("{:032x}", rand::random::<u128>());
+        let resource = Resource::builder()
+            .with_service_name(service)
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("service.instance.id", instance.clone()))
+            .build();
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio))))
+            .with_resource(resource)
+            .build();
+        Ok(Self { provider, instance })
+    }
+
+    /// What this process is called in its traces.
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Takes up the spans of [`TARGET`], with no more attributes than they were given.
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
+    where
+        S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+    {
+        let spans = filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET);
+        tracing_opentelemetry::layer()
+            .with_tracer(self.provider.tracer("formid"))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(spans.with_max_level_hint(LevelFilter::INFO))
+    }
+
+    /// Exports what still waits, within a bound.
+    pub(crate) async fn stop(self) {
+        // It waits for a thread of its own.
+        let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
+        if !matches!(stopped, Ok(Ok(()))) {
+            warn!("the last traces are lost: their collector does not take them in time");
+        }
+    }
+}
+
+/// Tells the operator once when exports begin to fail, and once when they no longer do; and ends those that hang.
+#[derive(Debug)]
+struct Watched<E> {
+    exporter: E,
+    /// Has the timer: exports are awaited on a thread of their own, outside of any runtime.
+    runtime: Handle,
+    failing: AtomicBool,
+}
+
+impl<E: SpanExporter> SpanExporter for Watched<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let bounded = {
+            let _within = self.runtime.enter();
+            tokio::time::timeout(LONGEST, self.exporter.export(batch))
+        };
+        let result = bounded.await.unwrap_or(Err(OTelSdkError::Timeout(LONGEST)));
+        let before = self.failing.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
+            // No text of the other side is in it, only the code and what went wrong in between.
+            Err(error) if !before => warn!(%error, "traces are lost: they cannot be exported"),
+            Ok(()) if before => info!("traces are exported again"),
+            _ => {}
+        }
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}

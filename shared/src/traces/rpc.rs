@@ -1,0 +1,215 @@
+//! A span for each call of the API. Its parent is the caller's, where a `traceparent` came along.
+//!
+//! Health checks and reflection have none: they would be most of what there is to see. Nor has a call that is turned away
+//! at the door, by a stranger or one too many: whoever may not call must not fill the traces either. Metrics count those.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use prost::Message as _;
+use prost::bytes::Bytes;
+use prost_types::FileDescriptorSet;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::TARGET;
+use crate::proto::DESCRIPTORS;
+use crate::serve::guard::refused_by_tonic;
+
+/// The layer; nothing where no spans are taken up.
+pub fn layer() -> Option<Traced> {
+    tracing::span_enabled!(target: TARGET, tracing::Level::INFO).then(|| Traced { methods: Arc::new(methods()) })
+}
+
+/// Traces the calls of the API.
+#[derive(Debug, Clone)]
+pub struct Traced {
+    /// By path. Only what is in here is named in a trace: any other path is the caller's invention.
+    methods: Arc<HashMap<String, Method>>,
+}
+
+#[derive(Debug)]
+struct Method {
+    service: String,
+    method: String,
+}
+
+fn methods() -> HashMap<String, Method> {
+    // Our own descriptors, made by the build.
+    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
+    let services = files.into_iter().flat_map(|file| {
+        let package = file.package.unwrap_or_default();
+        file.service.into_iter().map(move |service| (format!("{package}.{}", service.name()), service.method))
+    });
+    let methods = services.flat_map(|(service, methods)| {
+        methods.into_iter().map(move |method| (service.clone(), method.name.unwrap_or_default()))
+    });
+    methods.map(|(service, method)| (format!("/{service}/{method}"), Method { service, method })).collect()
+}
+
+impl<S> Layer<S> for Traced {
+    type Service = WithSpan<S>;
+
+    fn layer(&self, inner: S) -> WithSpan<S> {
+        WithSpan { inner, methods: Arc::clone(&self.methods) }
+    }
+}
+
+/// See [`Traced`].
+#[derive(Debug, Clone)]
+pub struct WithSpan<S> {
+    inner: S,
+    methods: Arc<HashMap<String, Method>>,
+}
+
+impl<S, B> Service<Request<B>> for WithSpan<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Some(Method { service, method }) = self.methods.get(request.uri().path()) else {
+            return Box::pin(self.inner.call(request));
+        };
+        let span = info_span!(
+            target: TARGET,
+            "rpc",
+            otel.name = format_args!("{service}/{method}"),
+            otel.kind = "server",
+            otel.status_code = Empty,
+            rpc.system = "grpc",
+            rpc.service = service,
+            rpc.method = method,
+            rpc.grpc.status_code = Empty,
+        );
+        // Fails where the span is not taken up after all, and then it has no parent to miss.
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&Metadata(request.headers())));
+        let mut ending = Ending { span: span.clone(), told: false };
+        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
+        Box::pin(async move {
+            let (head, body) = answer.await?.into_parts();
+            // An error, most often: its status stands at the head, and there is no body.
+            if let Some(status) = Status::from_header_map(&head.headers) {
+                // As the guard outside of this is going to tell it.
+                ending.tell(refused_by_tonic(&status).map_or(status, Status::from).code());
+            }
+            Ok(Response::from_parts(head, Body::new(TracedBody { body, ending })))
+        })
+    }
+}
+
+/// What the caller sent along.
+struct Metadata<'a>(&'a HeaderMap);
+
+impl Extractor for Metadata<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+/// Tells the span how its call ended. One that was not told so by its end was given up by the caller.
+struct Ending {
+    span: Span,
+    told: bool,
+}
+
+impl Ending {
+    fn tell(&mut self, code: Code) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        self.span.record("rpc.grpc.status_code", code as i32);
+        // Those that are a fault of the service, as the conventions for spans of servers have it.
+        if matches!(
+            code,
+            Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+        ) {
+            self.span.record("otel.status_code", "ERROR");
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.tell(Code::Cancelled);
+    }
+}
+
+/// A body that looks for the status at its end. For a stream that is where the call ends.
+struct TracedBody {
+    body: Body,
+    ending: Ending,
+}
+
+impl http_body::Body for TracedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { body, ending } = self.get_mut();
+        let span = ending.span.clone();
+        let frame = span.in_scope(|| Pin::new(body).poll_frame(context));
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get(Status::GRPC_STATUS))
+        {
+            ending.tell(Code::from_bytes(code.as_bytes()));
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_both_services_has_a_name_and_no_other_path_has() {
+        let methods = methods();
+        let found = &methods["/formid.v1.DispatcherService/SendTemplate"];
+        assert_eq!((found.service.as_str(), found.method.as_str()), ("formid.v1.DispatcherService", "SendTemplate"));
+        assert!(methods.contains_key("/formid.v1.CollectorService/CollectStream"));
+        assert!(methods.keys().all(|path| path.starts_with("/formid.v1.")), "{methods:?}");
+    }
+
+    #[test]
+    fn without_a_collector_of_traces_there_is_no_layer() {
+        assert!(layer().is_none());
+    }
+}

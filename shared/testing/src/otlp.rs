@@ -1,0 +1,86 @@
+//! A collector of traces, as a service exports them to: a real OTLP server on a free port.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+pub use opentelemetry_proto::tonic::trace::v1::Span;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+/// Takes in traces until it is dropped with its runtime.
+#[derive(Debug, Clone)]
+pub struct TraceCollector {
+    address: SocketAddr,
+    exports: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+}
+
+impl TraceCollector {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let collector = Self { address: listener.local_addr().unwrap(), exports: Arc::default() };
+        let server = Server::builder().add_service(TraceServiceServer::new(collector.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        collector
+    }
+
+    /// What `--otlp-endpoint` takes.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Everything that came in.
+    pub fn exports(&self) -> Vec<ExportTraceServiceRequest> {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All spans that came in.
+    pub fn spans(&self) -> Vec<Span> {
+        let resources = self.exports().into_iter().flat_map(|export| export.resource_spans);
+        resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+    }
+
+    /// The spans of this name.
+    pub fn named(&self, name: &str) -> Vec<Span> {
+        self.spans().into_iter().filter(|span| span.name == name).collect()
+    }
+
+    /// What the exporting processes say of themselves.
+    pub fn resource(&self, key: &str) -> Vec<String> {
+        let resources = self.exports().into_iter().flat_map(|export| export.resource_spans);
+        resources.filter_map(|spans| text_of(&spans.resource?.attributes, key)).collect()
+    }
+}
+
+/// An attribute of a span, as text.
+pub fn attribute(span: &Span, key: &str) -> Option<String> {
+    text_of(&span.attributes, key)
+}
+
+fn text_of(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let found = attributes.iter().find(|attribute| attribute.key == key)?;
+    let AnyValue { value } = found.value.clone()?;
+    Some(match value? {
+        Value::StringValue(text) => text,
+        Value::IntValue(number) => number.to_string(),
+        Value::BoolValue(truth) => truth.to_string(),
+        other => format!("{other:?}"),
+    })
+}
+
+#[tonic::async_trait]
+impl TraceService for TraceCollector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner).push(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
