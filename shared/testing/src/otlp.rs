@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 pub use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -18,13 +19,26 @@ use tonic::{Request, Response, Status};
 pub struct TraceCollector {
     address: SocketAddr,
     exports: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    headers: Arc<Mutex<Vec<MetadataMap>>>,
+    /// Whether it takes in nothing, and repeats what it is shown.
+    quotes: bool,
 }
 
 impl TraceCollector {
     /// Starts one.
     pub async fn start() -> Self {
+        Self::started(false).await
+    }
+
+    /// Starts one that refuses all, in words that quote what it was shown.
+    pub async fn quoting() -> Self {
+        Self::started(true).await
+    }
+
+    async fn started(quotes: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let collector = Self { address: listener.local_addr().unwrap(), exports: Arc::default() };
+        let address = listener.local_addr().unwrap();
+        let collector = Self { address, exports: Arc::default(), headers: Arc::default(), quotes };
         let server = Server::builder().add_service(TraceServiceServer::new(collector.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         collector
@@ -38,6 +52,12 @@ impl TraceCollector {
     /// Everything that came in.
     pub fn exports(&self) -> Vec<ExportTraceServiceRequest> {
         self.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What exports, taken in or not, showed as this header.
+    pub fn headers(&self, key: &str) -> Vec<String> {
+        let headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        headers.iter().filter_map(|headers| Some(headers.get(key)?.to_str().ok()?.to_owned())).collect()
     }
 
     /// All spans that came in.
@@ -80,6 +100,12 @@ impl TraceService for TraceCollector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let shown = request.metadata().clone();
+        let quoted = format!("{shown:?}");
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+        if self.quotes {
+            return Err(Status::permission_denied(quoted));
+        }
         self.exports.lock().unwrap_or_else(PoisonError::into_inner).push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }

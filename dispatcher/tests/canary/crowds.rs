@@ -1,0 +1,92 @@
+//! Broadcasts that fail, with lists whose users have data of their own.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use shared::proto::broadcast_request::Audience;
+use shared::proto::{
+    AddRecipientsRequest, AllReachable, BroadcastRequest, BroadcastState, CancelBroadcastRequest,
+    ListUndeliveredRequest, Recipient, Recipients, ResumeBroadcastRequest, WatchBroadcastRequest,
+};
+
+use crate::liar::{Liar, Mood, Rid};
+use crate::secrets::{BODY, OPENID, REQUEST_ID, openid};
+use crate::troubles::{TEMPLATE, data, value};
+use crate::world::{APP, Dispatcher, World};
+
+pub fn recipient(user: usize) -> Recipient {
+    Recipient { openid: openid(user), data: HashMap::from([("thing2".into(), value(BODY))]) }
+}
+
+pub fn list(list: impl IntoIterator<Item = Recipient>) -> Option<Audience> {
+    Some(Audience::Recipients(Recipients { list: list.into_iter().collect() }))
+}
+
+pub fn to_all() -> BroadcastRequest {
+    BroadcastRequest {
+        app_id: APP.into(),
+        template_id: TEMPLATE.into(),
+        data: data(),
+        name: BODY.into(),
+        audience: Some(Audience::AllReachable(AllReachable {})),
+        ..BroadcastRequest::default()
+    }
+}
+
+pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
+    for (number, mood) in [
+        Mood::Refuse(40003, Rid::Openid),
+        Mood::Refuse(47003, Rid::FormId),
+        Mood::Refuse(99999, Rid::Secret),
+        Mood::Quote(500),
+        Mood::Hang,
+        Mood::Fine,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        wechat.sends(mood);
+        let request = BroadcastRequest {
+            request_id: format!("{REQUEST_ID}b{number}"),
+            audience: list((0..70).map(recipient)),
+            exclude: vec![openid(5)],
+            hold: true,
+            retry_unknown: true,
+            ..to_all()
+        };
+        let info = dispatcher.broadcast(request).await.unwrap().into_inner().broadcast.unwrap();
+        let (app_id, broadcast_id) = (APP.to_owned(), info.broadcast_id);
+        let add = AddRecipientsRequest {
+            app_id: app_id.clone(),
+            broadcast_id: broadcast_id.clone(),
+            recipients: vec![recipient(80), Recipient { openid: format!("{OPENID} x"), data: data() }],
+            exclude: vec![],
+        };
+        world.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
+        let start = shared::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
+        dispatcher.start_broadcast(start.clone()).await.unwrap();
+        world.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap_err();
+        let watch =
+            WatchBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
+        let mut watched = dispatcher.watch_broadcast(watch).await.unwrap().into_inner();
+        let bound = tokio::time::sleep(Duration::from_millis(700));
+        tokio::pin!(bound);
+        loop {
+            tokio::select! {
+                () = &mut bound => break,
+                answer = watched.message() => match world.note("WatchBroadcast", answer) {
+                    Ok(Some(answer)) if answer.broadcast.as_ref().is_some_and(|info| info.state() != BroadcastState::Running) => break,
+                    Ok(Some(_)) => {}
+                    _ => break,
+                },
+            }
+        }
+        let undelivered =
+            ListUndeliveredRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
+        let _ = world.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await);
+        let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
+        let _ = world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume).await);
+        let cancel = CancelBroadcastRequest { app_id, broadcast_id };
+        let _ = world.note("CancelBroadcast", dispatcher.cancel_broadcast(cancel).await);
+    }
+}

@@ -1,0 +1,271 @@
+//! Both services as processes that log everything, and all that comes out of them.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use shared::proto::collector_service_client::CollectorServiceClient;
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use testing::{CallersFile, Process, TraceCollector, eventually, http};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::liar::TOKEN_MOODS;
+use crate::secrets::{BEARER, CALLBACK_TOKEN, EXPORTER, OPENID, SECRET, found};
+
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// The app whose token endpoint does as it should.
+pub const APP: &str = "wx0000000000000000";
+/// One whose WeChat cannot be found.
+pub const NOWHERE: &str = "wx1111111111111111";
+/// One whose WeChat does not listen.
+pub const CLOSED: &str = "wx2222222222222222";
+
+/// A port of our own, below those that connections are given: many are opened here while services start.
+pub fn port() -> u16 {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 60 * 200;
+    loop {
+        let port = 20_000 + (first + TRIED.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// The app of a mood of the token endpoint, of either kind of endpoint.
+pub fn app_of(mood: usize, endpoint: usize) -> String {
+    format!("wx33333333{endpoint:04}{mood:04}")
+}
+
+/// What a caller that may do everything with everything is known by.
+pub const EVERYTHING: &str =
+    "apps = ['*']\npermissions = ['collect', 'read', 'erase', 'send', 'broadcast', 'broadcast_all']";
+
+pub type Metadata = fn(Request<()>) -> Result<Request<()>, Status>;
+type Connection = InterceptedService<Channel, Metadata>;
+pub type Dispatcher = DispatcherServiceClient<Connection>;
+pub type Collector = CollectorServiceClient<Connection>;
+
+/// Where everything that can be seen goes.
+pub struct World {
+    pub traces: TraceCollector,
+    pub format: &'static str,
+    wechat: String,
+    folder: tempfile::TempDir,
+    callers: CallersFile,
+    /// Secrets that are made on the way, beside those that all tests have.
+    made: Mutex<Vec<(&'static str, String)>>,
+    seen: Mutex<Vec<(String, Vec<u8>)>>,
+    pages: Mutex<Vec<String>>,
+    metrics: Mutex<Vec<u16>>,
+    logs: Mutex<Vec<PathBuf>>,
+}
+
+impl World {
+    pub async fn new(format: &'static str, wechat: String) -> Self {
+        let world = Self {
+            traces: TraceCollector::start().await,
+            format,
+            wechat,
+            folder: tempfile::tempdir().unwrap(),
+            callers: CallersFile::new(&[("everything", &format!("token_sha256 = ['TOKEN({BEARER})']\n{EVERYTHING}"))]),
+            made: Mutex::default(),
+            seen: Mutex::default(),
+            pages: Mutex::default(),
+            metrics: Mutex::default(),
+            logs: Mutex::default(),
+        };
+        world.keep_hashes(&world.callers);
+        world
+    }
+
+    /// What must not be found either.
+    pub fn keep_secret(&self, what: &'static str, secret: &str) {
+        self.made.lock().unwrap().push((what, secret.to_owned()));
+    }
+
+    /// A private key: any line of it.
+    pub fn keep_key(&self, pem: &str) {
+        let lines = pem.lines().filter(|line| line.len() > 16 && !line.starts_with("-----"));
+        lines.for_each(|line| self.keep_secret("a private key", line));
+    }
+
+    /// The hashes of a callers file.
+    pub fn keep_hashes(&self, callers: &CallersFile) {
+        let text = std::fs::read_to_string(callers.path()).unwrap();
+        for hash in text.split('\'').filter(|part| part.len() == 64) {
+            self.keep_secret("the hash of a caller's token", hash);
+            self.keep_secret("the hash of a caller's token", &hash.to_uppercase());
+        }
+    }
+
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        let mut logs = self.logs.lock().unwrap();
+        let path = self.folder.path().join(format!("{name}-{}.log", logs.len()));
+        logs.push(path.clone());
+        path
+    }
+
+    /// A dispatcher; its flags in full but for the common ones.
+    pub fn dispatcher(&self, flags: &[&str]) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
+        command.args(self.flags(flags)).env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={EXPORTER}"));
+        Process::start_printing(&mut command, &self.log("dispatcher"))
+    }
+
+    /// A collector, which is this very program in another role: see `collector_process`.
+    pub fn collector(&self, flags: &[&str]) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "collector_process", "--ignored", "--nocapture"]);
+        command.env("CANARY_COLLECTOR", self.flags(flags).join("\n"));
+        command.env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={EXPORTER}"));
+        Process::start_printing(&mut command, &self.log("collector"))
+    }
+
+    fn flags(&self, flags: &[&str]) -> Vec<String> {
+        let (traces, port, [callers, file]) = (self.traces.url(), port(), self.callers.flags());
+        self.metrics.lock().unwrap().push(port);
+        let metrics = format!("127.0.0.1:{port}");
+        let common = ["--log", "trace", "--log-format", self.format, "--metrics-listen", &metrics];
+        let usual = ["--drain-wait", "0s", "--drain-timeout", "1s", "--buckets", "4", "--redis-timeout", "1s"];
+        let mut all: Vec<String> = common.iter().chain(&usual).chain(flags).map(ToString::to_string).collect();
+        for (flag, value) in [("--otlp-endpoint", traces), (&callers, file)] {
+            if !flags.contains(&flag) {
+                all.extend([flag.to_owned(), value]);
+            }
+        }
+        all
+    }
+
+    /// Reads all pages of metrics that there are now, and asks them for something else.
+    pub async fn read_pages(&self) {
+        let ports = self.metrics.lock().unwrap().clone();
+        for address in ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))) {
+            for path in ["/metrics".to_owned(), format!("/{OPENID}?access_token={BEARER}")] {
+                if let Ok((head, body)) = http(address, "GET", &path).await {
+                    self.pages.lock().unwrap().push(format!("{head}{body}"));
+                }
+            }
+        }
+    }
+
+    /// All pages of metrics that were read.
+    pub fn pages(&self) -> String {
+        self.pages.lock().unwrap().concat()
+    }
+
+    /// The apps file of everything that can go wrong with a WeChat.
+    pub fn apps_file(&self) -> String {
+        let mut text = String::new();
+        let mut app = |id: &str, base_url: &str, token: &str| {
+            text += &format!(
+                "[apps.{id}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntoken = \"{token}\"\n\
+                 timeout = \"500ms\"\nconnect_timeout = \"300ms\"\n"
+            );
+        };
+        app(APP, &self.wechat, "stable_token");
+        app(NOWHERE, "http://no-such-host.invalid", "token");
+        app(CLOSED, &format!("http://127.0.0.1:{}", port()), "token");
+        for mood in 0..TOKEN_MOODS.len() {
+            for (endpoint, token) in ["stable_token", "token"].into_iter().enumerate() {
+                app(&app_of(mood, endpoint), &format!("{}/{mood}", self.wechat), token);
+            }
+        }
+        self.file("apps.toml", &text)
+    }
+
+    pub fn callback_tokens(&self) -> String {
+        self.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{CALLBACK_TOKEN}\"\n"))
+    }
+
+    /// Notes an answer: of a failure everything that the caller gets to see.
+    pub fn note<T>(&self, what: &str, answer: Result<T, Status>) -> Result<T, Status> {
+        if let Err(status) = &answer {
+            let mut bytes = format!("{status:?} {status} {:?}", status.metadata()).into_bytes();
+            bytes.extend_from_slice(status.message().as_bytes());
+            bytes.extend_from_slice(status.details());
+            self.seen.lock().unwrap().push((format!("the status of {what}"), bytes));
+        }
+        answer
+    }
+
+    /// Everything that was printed so far.
+    pub fn printed(&self) -> String {
+        let logs = self.logs.lock().unwrap();
+        logs.iter().map(|path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()).collect()
+    }
+
+    /// How many failures callers got to see.
+    pub fn failures(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    /// What is found where nothing should be: each kind of secret once for each kind of place.
+    pub fn leaks(&self) -> Vec<String> {
+        let (mut leaks, made) = (BTreeMap::new(), self.made.lock().unwrap());
+        let mut search = |place: &str, bytes: &[u8]| {
+            for (what, around) in found(bytes, &made) {
+                leaks.entry(format!("{what} in {place}")).or_insert(around);
+            }
+        };
+        for path in &*self.logs.lock().unwrap() {
+            let name = path.file_name().unwrap().to_string_lossy();
+            search(&format!("the log of a {}", name.split('-').next().unwrap()), &std::fs::read(path).unwrap());
+        }
+        for (what, bytes) in &*self.seen.lock().unwrap() {
+            search(what, bytes);
+        }
+        search("a page of metrics", self.pages().as_bytes());
+        for export in self.traces.exports() {
+            search("a trace", &prost::Message::encode_to_vec(&export));
+        }
+        leaks.into_iter().map(|(place, around)| format!("{place}: ...{around}...")).collect()
+    }
+}
+
+/// Callers show their token, and something of their own.
+fn with_metadata(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let metadata = request.metadata_mut();
+    metadata.insert("authorization", format!("Bearer {BEARER}").parse().unwrap());
+    metadata.insert("x-request-id", BEARER.parse().unwrap());
+    Ok(request)
+}
+
+async fn channel(port: u16) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", SocketAddr::from(([127, 0, 0, 1], port)))).unwrap();
+    eventually("it listens", SOON, async || endpoint.connect().await.is_ok()).await;
+    endpoint.connect_lazy()
+}
+
+/// Waits until it serves, or shows that it does not.
+pub async fn serving(port: u16, wanted: bool) {
+    let channel = channel(port).await;
+    eventually("health follows", SOON, async || {
+        let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
+        answer.is_ok_and(|answer| answer.into_inner().status == 1) == wanted
+    })
+    .await;
+}
+
+pub async fn dispatcher(port: u16) -> Dispatcher {
+    DispatcherServiceClient::with_interceptor(channel(port).await, with_metadata)
+}
+
+pub async fn collector(port: u16) -> Collector {
+    CollectorServiceClient::with_interceptor(channel(port).await, with_metadata)
+}
