@@ -4,8 +4,9 @@
 //! - A connection that reached its age is told to be used no more (GOAWAY); clients open another and go on there without
 //!   losing a call. Load balancers that spread connections, not calls, get a new chance by it, and a client's certificate
 //!   that was valid once does not stay so for ever. After a grace, streams are ended with a status; then it is cut.
-//! - At a stop all connections are told so at once. One that is idle closes then by itself, or is closed soon, when nobody
-//!   is at its other end.
+//! - At a stop the door is closed first, and whoever stood before it is let in: to the system they are connected, may have
+//!   sent calls, and would be cut without a word. Then all connections are told at once, so that nobody who is told comes
+//!   back by the same door. One that is idle closes then by itself, or is closed soon, when nobody is at its other end.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -109,7 +110,9 @@ pub(super) struct Connections {
 /// What connections are told.
 #[derive(Debug, Clone, Default)]
 struct Signals {
-    /// Accept no more, and finish.
+    /// Accept no more.
+    close: CancellationToken,
+    /// Finish.
     stop: CancellationToken,
     /// Be gone.
     cut: CancellationToken,
@@ -125,18 +128,20 @@ impl Connections {
     ) -> Self {
         let (signals, tasks) = (Signals::default(), TaskTracker::new());
         let (told, spawner) = (signals.clone(), tasks.clone());
+        let open = move |stream| {
+            let connection = Connection { signals: told.clone(), limits: limits.clone() };
+            spawner.spawn(connection.secured(stream, tls.clone(), service.clone()));
+        };
+        let told = signals.clone();
         tasks.spawn(async move {
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
-                    () = told.stop.cancelled() => break,
+                    () = told.close.cancelled() => break,
                     () = told.cut.cancelled() => break,
                 };
                 match accepted {
-                    Ok((stream, _)) => {
-                        let connection = Connection { signals: told.clone(), limits: limits.clone() };
-                        spawner.spawn(connection.secured(stream, tls.clone(), service.clone()));
-                    }
+                    Ok((stream, _)) => open(stream),
                     Err(error) if of_one_peer(&error) => debug!(%error, "a connection broke while it was accepted"),
                     Err(error) => {
                         warn!(%error, "no connection can be accepted");
@@ -144,6 +149,10 @@ impl Connections {
                     }
                 }
             }
+            if !told.cut.is_cancelled() {
+                waiting(listener).for_each(open);
+            }
+            told.stop.cancel();
         });
         let cut = signals.cut.clone().drop_guard();
         Self { signals, tasks, _cut: cut }
@@ -151,10 +160,24 @@ impl Connections {
 
     /// Accepts no more, and lets calls finish within a bound; false when some were cut.
     pub(super) async fn drain(self, bound: Duration) -> bool {
-        self.signals.stop.cancel();
+        self.signals.close.cancel();
         self.tasks.close();
         tokio::time::timeout(bound, self.tasks.wait()).await.is_ok()
     }
+}
+
+/// Those who wait to be accepted at a listener, which is closed after the last of them.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = TcpStream> {
+    // By the system's own word: the runtime's may be a moment old.
+    let listener = listener.into_std().ok();
+    let next = move || loop {
+        match listener.as_ref()?.accept() {
+            Ok((stream, _)) => return stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)).ok(),
+            Err(error) if of_one_peer(&error) => {}
+            Err(_) => return None,
+        }
+    };
+    std::iter::from_fn(next)
 }
 
 /// A connection that broke while it was accepted is the peer's affair.
@@ -283,4 +306,51 @@ impl Drop for Counted {
 /// Give or take a tenth, so that connections that were opened together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(rand::random_range(0.9..=1.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream as Client;
+
+    use tonic::service::Routes;
+
+    use super::*;
+
+    /// What HTTP/2 begins with: the preface and settings of no content.
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const GOAWAY: u8 = 7;
+
+    /// The types of the frames of a connection until its end.
+    fn frames(mut client: Client) -> Vec<u8> {
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (mut bytes, mut types) = (Vec::new(), Vec::new());
+        // One that is cut ends with an error, and what came before is there all the same.
+        let _ = client.read_to_end(&mut bytes);
+        let mut rest = &bytes[..];
+        while let [high, middle, low, kind, ..] = rest {
+            types.push(*kind);
+            let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+            rest = rest.get(9 + length..).unwrap_or_default();
+        }
+        types
+    }
+
+    #[tokio::test]
+    async fn who_stood_before_the_door_when_it_closed_is_told_to_go_elsewhere() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Connections::accept(listener, None, ConnectionLimits::default(), Routes::default());
+        // Nothing else runs on this thread until the drain waits, so none of them is accepted before.
+        let clients = [(); 20].map(|()| {
+            let mut client = Client::connect(address).unwrap();
+            client.write_all(HELLO).unwrap();
+            client
+        });
+        let told = tokio::task::spawn_blocking(|| clients.map(frames));
+        assert!(connections.drain(Duration::from_secs(20)).await);
+        for frames in told.await.unwrap() {
+            assert!(frames.contains(&GOAWAY), "{frames:?}");
+        }
+    }
 }

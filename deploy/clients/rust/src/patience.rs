@@ -19,7 +19,7 @@ pub async fn patiently<Q: Clone, A, F: Future<Output = Result<Response<A>, Statu
     patience: Duration,
     tell: impl Fn(String),
 ) -> Result<A, Problem> {
-    let (begun, mut backoff) = (Instant::now(), BACKOFF);
+    let (begun, mut backoff, mut elsewhere) = (Instant::now(), BACKOFF, false);
     loop {
         let (address, replica) = replicas.next().await;
         let problem = match call(replica, request.clone()).await {
@@ -28,6 +28,11 @@ pub async fn patiently<Q: Clone, A, F: Future<Output = Result<Response<A>, Statu
         };
         if problem.is_of_the_replica() {
             replicas.avoid(address);
+        }
+        // Once, that is: when all replicas are away, there is nothing to hurry for.
+        if problem.never_left() && !elsewhere {
+            elsewhere = true;
+            continue;
         }
         // Not all at the same moment.
         let wait = problem.retry_after.unwrap_or(backoff).mul_f64(rand::random_range(1.0..1.25));

@@ -1,10 +1,11 @@
 //! What an error tells.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::{Code, ConnectError, Status};
 use tonic_types::StatusExt as _;
 
 /// A call that failed: a reason for programs, a sentence for people, and what else the service told.
@@ -18,6 +19,7 @@ pub struct Problem {
     fields: Vec<(String, String)>,
     /// When to try again, where the service says.
     pub retry_after: Option<Duration>,
+    never_left: bool,
 }
 
 impl From<Status> for Problem {
@@ -32,6 +34,7 @@ impl From<Status> for Problem {
             facts: info.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default(),
             fields: fields.map(|field| (field.field.clone(), field.description.clone())).collect(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+            never_left: causes(&status).any(is_before_the_call),
         }
     }
 }
@@ -55,10 +58,35 @@ impl Problem {
         self.reason.is_some()
     }
 
+    /// Whether no service has seen the call: there was no connection, or the service had said before that it takes no more
+    /// calls on it (GOAWAY), as one does that stops. Such a call is safe to repeat, whatever it is, and a moment later comes
+    /// to another replica. gRPC's own libraries do that unseen.
+    pub fn never_left(&self) -> bool {
+        self.never_left
+    }
+
     /// Whether the next call should rather go to another replica.
     pub fn is_of_the_replica(&self) -> bool {
         !self.is_formids() || self.reason.as_deref() == Some("SHUTTING_DOWN")
     }
+}
+
+/// What stands behind an error of tonic's.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |&cause| cause.source())
+}
+
+fn is_before_the_call(cause: &(dyn Error + 'static)) -> bool {
+    let unseen = |error: &h2::Error| {
+        // A GOAWAY ends only the calls that came too late for it; those before it are still answered.
+        let too_late = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (too_late || refused)
+    };
+    cause.is::<ConnectError>()
+        || cause.downcast_ref::<h2::Error>().is_some_and(unseen)
+        // What hyper could not begin, because the connection went in this moment.
+        || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
 }
 
 impl fmt::Display for Problem {

@@ -91,7 +91,8 @@ impl Replicas {
         let good = |place: &&Place| place.avoid_until.is_none_or(|until| until <= now);
         let mut fit: Vec<_> = known.replicas.iter().filter(good).collect();
         if fit.is_empty() {
-            fit = known.replicas.iter().collect();
+            // The one that has been left alone the longest.
+            fit.extend(known.replicas.iter().min_by_key(|place| place.avoid_until));
         }
         let place = fit[turn % fit.len()];
         (place.address, InterceptedService::new(place.channel.clone(), self.headers.clone()))

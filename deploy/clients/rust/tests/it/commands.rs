@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::rig::{Rig, python, root, text};
+use crate::rig::{Rig, Service, python, root, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_that_make_stubs_work() {
@@ -14,7 +14,7 @@ async fn the_commands_that_make_stubs_work() {
     for (name, variable) in [("grpcurl", "FORMID_GRPCURL"), ("buf", "FORMID_BUF")] {
         script.push_str(&format!("[ -z \"${variable}\" ] || {name}() {{ \"${variable}\" \"$@\"; }}\n"));
     }
-    script.extend(blocks.map(|block| block.replace("127.0.0.1:7002", &rig.address("dispatcher"))));
+    script.extend(blocks.map(|block| block.replace("127.0.0.1:7002", &rig.addresses(Service::Dispatcher)[0])));
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(root().join("proto"), folder.path().join("proto")).unwrap();
     let command = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output();

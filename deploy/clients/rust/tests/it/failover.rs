@@ -1,11 +1,20 @@
 //! Dispatchers that die and stop in the middle of sends, as the clients see it.
 
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::rig::{Client, Ended, Rig, all_delivered};
+use testing::eventually;
+
+use crate::load::{Done, Load};
+use crate::rig::{Client, Ended, Rig, Service, all_delivered};
 
 const MESSAGES: usize = 200;
+
+/// Users of the load, which sends 100 messages a second.
+const USERS: usize = 6000;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// A dispatcher that dies leaves messages behind, which another may take over after the lease.
 const SHORT_LEASE: [&str; 6] = ["--lease", "2s", "--reap-interval", "200ms", "--drain-wait", "300ms"];
@@ -20,10 +29,10 @@ async fn survives_kills(client: impl FnOnce(&Rig) -> Option<Command>) {
     rig.sandbox.set_settings(slow).unwrap();
     let client = Client::start(command, rig.orders(MESSAGES), Duration::ZERO);
     rig.delivered(40).await;
-    rig.kill_dispatcher(0);
-    rig.start_dispatcher(0).await;
+    rig.kill(Service::Dispatcher, 0);
+    rig.start_replica(Service::Dispatcher, 0).await;
     rig.delivered(120).await;
-    rig.kill_dispatcher(1);
+    rig.kill(Service::Dispatcher, 1);
     let Ended { well, lines, told, .. } = client.end().await;
     assert_eq!(lines, all_delivered(MESSAGES), "{told}");
     assert!(well);
@@ -43,39 +52,60 @@ async fn the_python_client_loses_no_message_and_sends_none_twice_when_dispatcher
     survives_kills(Rig::python).await;
 }
 
-/// 50 messages a second, and both dispatchers are restarted meanwhile, one after the other.
-async fn survives_restarts(client: impl FnOnce(&Rig) -> Option<Command>) -> String {
-    let mut rig = Rig::start(&["--drain-wait", "500ms"]).await;
-    let Some(command) = client(&rig) else { return String::new() };
+/// One replica after the other is stopped as an operator does it and started again, each once `some_more` happened.
+async fn restart_all(rig: &mut Rig, mut some_more: impl AsyncFnMut(&Rig)) {
+    for service in [Service::Collector, Service::Dispatcher] {
+        for which in [0, 1] {
+            some_more(rig).await;
+            rig.stop(service, which).await;
+            rig.start_replica(service, which).await;
+        }
+    }
+    some_more(rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_and_nothing_is_lost_or_sent_twice_while_all_replicas_are_restarted_under_load() {
+    let mut rig = Rig::start_both(&["--drain-wait", "500ms"]).await;
+    let load = Load::new(&rig.addresses(Service::Collector), &rig.addresses(Service::Dispatcher)).await;
+    // More users than it will come to, and two rights for each, so that a second message to one would go out.
+    let (users, rights) = rig.submissions(USERS, 2);
+    load.collect_all(rights).await;
+    let under_way = load.start(users);
+    restart_all(&mut rig, async |_| {
+        let enough = load.ended() + 200;
+        eventually("calls end", SOON, async || load.ended() >= enough || under_way.is_finished()).await;
+    })
+    .await;
+    load.enough();
+    let done = under_way.await.unwrap();
+    let Done { collected, sent, batches, resumed, longest } = done;
+    let [transparent, repeated] = [&load.transparent, &load.repeated].map(|count| count.load(Ordering::Relaxed));
+    println!("{done:?}, {transparent} transparent retries, {repeated} by the policy");
+    assert!(resumed >= 1, "the stream came through a restart of its collector");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    let books = rig.books();
+    assert_eq!((books.delivered, books.delivered_twice, books.answers.len()), (sent, 0, 1), "{books:?}");
+    let ledger = rig.ledger().await;
+    let taken_in = 2 * USERS as u64 + collected + batches;
+    assert_eq!((ledger.collected, ledger.consumed, ledger.available), (taken_in, sent, taken_in - sent), "{ledger:?}");
+}
+
+/// A client that has no patience of its own: the library repeats, by the service config.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_service_config_alone_no_call_fails_in_a_restart_of_all_replicas() {
+    let mut rig = Rig::start_both(&["--drain-wait", "500ms"]).await;
+    let Some(mut command) = rig.python() else { return };
+    command.arg("--policy-only");
     // More than it will come to: the load goes on for as long as the restarts take.
     let client = Client::start(command, rig.orders(3000), Duration::from_millis(20));
-    for which in [0, 1] {
-        rig.delivered(rig.books().delivered + 25).await;
-        rig.stop_dispatcher(which).await;
-        rig.start_dispatcher(which).await;
-    }
-    rig.delivered(rig.books().delivered + 25).await;
+    restart_all(&mut rig, async |rig| rig.delivered(rig.books().delivered + 25).await).await;
     client.enough();
     let Ended { well, given, lines, told } = client.end().await;
     assert_eq!(lines, all_delivered(given), "{told}");
     assert!(well);
     let books = rig.books();
     assert_eq!((books.delivered, books.delivered_twice), (given as u64, 0), "{books:?}");
-    told
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rust_client_gets_through_a_restart_of_all_dispatchers() {
-    survives_restarts(|rig| Some(rig.rust())).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_service_config_alone_no_call_fails_in_a_restart_of_all_dispatchers() {
-    let told = survives_restarts(|rig| {
-        let mut command = rig.python()?;
-        command.arg("--policy-only");
-        Some(command)
-    });
     // It would tell of each call that it repeats by itself.
-    assert_eq!(told.await, "");
+    assert_eq!(told, "");
 }

@@ -1,4 +1,4 @@
-//! A Redis, a sandbox in place of WeChat, a collector and two dispatchers, and the clients, all as processes but the
+//! A Redis, a sandbox in place of WeChat, two collectors and two dispatchers, and the clients, all as processes but the
 //! sandbox.
 
 use std::io::Write as _;
@@ -10,11 +10,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sandbox::{Books, Sandbox, Submission};
+use shared::proto::collector_service_client::CollectorServiceClient;
+use shared::proto::{Credential, GetStockRequest, Ledger};
 use testing::{Process, Redis, eventually, free_port};
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+
+use crate::load::form;
 
 pub const APP: &str = "wx0123456789abcdef";
 const SECRET: &str = "the-secret-of-the-app";
@@ -45,14 +49,40 @@ pub struct Rig {
     pub sandbox: Sandbox,
     redis: Redis,
     folder: tempfile::TempDir,
-    flags: Vec<String>,
-    collector: (u16, Process),
-    dispatchers: [(u16, Process); 2],
+    flags: Flags,
+    collectors: [Replica; 2],
+    dispatchers: [Replica; 2],
+}
+
+/// A port, and what listens there; nothing while it is down.
+type Replica = (u16, Option<Process>);
+
+/// What services are given beside the usual.
+#[derive(Default)]
+struct Flags {
+    both: Vec<String>,
+    dispatchers: Vec<String>,
+}
+
+/// One of the two services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    Collector,
+    Dispatcher,
 }
 
 impl Rig {
     /// Dispatchers with more flags.
     pub async fn start(flags: &[&str]) -> Self {
+        Self::start_with(Flags { dispatchers: owned(flags), ..Flags::default() }).await
+    }
+
+    /// Both services with more flags.
+    pub async fn start_both(flags: &[&str]) -> Self {
+        Self::start_with(Flags { both: owned(flags), ..Flags::default() }).await
+    }
+
+    async fn start_with(flags: Flags) -> Self {
         let redis = Redis::start();
         let sandbox = Sandbox::new(sandbox::Settings::default());
         sandbox.add_app(APP, SECRET).unwrap();
@@ -64,41 +94,57 @@ impl Rig {
             "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\n"
         );
         std::fs::write(folder.path().join("apps.toml"), apps).unwrap();
-        let flags = flags.iter().map(ToString::to_string).collect();
-        let (port, ports) = (free_port(), [free_port(), free_port()]);
-        let mut rig = Self {
-            collector: (port, service("collector", port, &redis, &["--apps".into(), APP.into()])),
-            dispatchers: ports.map(|port| (port, Process::start(&mut Command::new("true")))),
-            sandbox,
-            redis,
-            folder,
-            flags,
-        };
-        serving(rig.collector.0).await;
-        rig.start_dispatcher(0).await;
-        rig.start_dispatcher(1).await;
+        let down = || [(); 2].map(|()| (free_port(), None));
+        let mut rig = Self { collectors: down(), dispatchers: down(), sandbox, redis, folder, flags };
+        for service in [Service::Collector, Service::Dispatcher] {
+            rig.start_replica(service, 0).await;
+            rig.start_replica(service, 1).await;
+        }
         rig
     }
 
-    /// Starts a dispatcher, again on its port.
-    pub async fn start_dispatcher(&mut self, which: usize) {
+    fn replica(&mut self, service: Service, which: usize) -> &mut Replica {
+        match service {
+            Service::Collector => &mut self.collectors[which],
+            Service::Dispatcher => &mut self.dispatchers[which],
+        }
+    }
+
+    /// Starts a replica, again on its port; answers once it is ready.
+    pub async fn start_replica(&mut self, service: Service, which: usize) {
         let apps_file = self.folder.path().join("apps.toml").display().to_string();
-        let flags = [&["--apps-file".to_owned(), apps_file][..], &self.flags].concat();
-        let port = self.dispatchers[which].0;
-        self.dispatchers[which].1 = service("dispatcher", port, &self.redis, &flags);
+        let (name, own) = match service {
+            Service::Collector => ("collector", vec!["--apps".to_owned(), APP.to_owned()]),
+            Service::Dispatcher => {
+                let apps = ["--apps-file".to_owned(), apps_file];
+                ("dispatcher", [&apps[..], &self.flags.dispatchers].concat())
+            }
+        };
+        let flags = [&own[..], &self.flags.both].concat();
+        let port = self.replica(service, which).0;
+        self.replica(service, which).1 = Some(start(name, port, &self.redis, &flags));
         serving(port).await;
     }
 
-    /// Ends a dispatcher without warning.
-    pub fn kill_dispatcher(&mut self, which: usize) {
-        self.dispatchers[which].1.kill();
+    /// Ends a replica without warning.
+    pub fn kill(&mut self, service: Service, which: usize) {
+        self.replica(service, which).1 = None;
     }
 
-    /// Ends a dispatcher as an operator does; answers once it has drained.
-    pub async fn stop_dispatcher(&mut self, which: usize) {
-        self.dispatchers[which].1.signal("TERM");
-        let stopped = self.dispatchers[which].1.wait(SOON).await;
-        assert_eq!(stopped, Some(0), "the dispatcher does not end well");
+    /// Ends a replica as an operator does; answers once it has drained.
+    pub async fn stop(&mut self, service: Service, which: usize) {
+        let process = self.replica(service, which).1.as_mut().expect("it is down");
+        process.signal("TERM");
+        assert_eq!(process.wait(SOON).await, Some(0), "the {service:?} does not end well");
+    }
+
+    /// Where both replicas are.
+    pub fn addresses(&self, service: Service) -> [String; 2] {
+        let replicas = match service {
+            Service::Collector => &self.collectors,
+            Service::Dispatcher => &self.dispatchers,
+        };
+        replicas.each_ref().map(|(port, _)| format!("127.0.0.1:{port}"))
     }
 
     /// Lines for the clients: as many orders, each of a user who has submitted a form.
@@ -108,28 +154,40 @@ impl Rig {
         users.iter().zip(ids).enumerate().map(|(number, (user, id))| format!("{number} {user} {id}\n")).collect()
     }
 
+    /// Users, and what each has submitted.
+    pub fn submissions(&self, users: usize, each: usize) -> (Vec<String>, Vec<Credential>) {
+        let users: Vec<_> = (0..users).map(|number| format!("oUser{number}")).collect();
+        let submitters: Vec<_> = users.iter().flat_map(|user| std::iter::repeat_n(user, each)).collect();
+        let submissions = submitters.iter().map(|user| Submission::form(user.as_str())).collect();
+        let ids = self.sandbox.submit(APP, submissions).unwrap();
+        let rights = submitters.iter().zip(ids).map(|(user, id)| form((*user).clone(), id)).collect();
+        (users, rights)
+    }
+
+    /// Where all that was collected is.
+    pub async fn ledger(&self) -> Ledger {
+        let address = format!("http://{}", self.addresses(Service::Collector)[0]);
+        let mut client = CollectorServiceClient::connect(address).await.unwrap();
+        let stock = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap();
+        stock.into_inner().ledger.unwrap()
+    }
+
     /// The client in Rust.
     pub fn rust(&self) -> Command {
-        let [first, second] = self.dispatchers.each_ref().map(|(port, _)| *port);
         let mut command = Command::new(env!("CARGO_BIN_EXE_example-client"));
-        command.args(["--app", APP, "--collector", &format!("127.0.0.1:{}", self.collector.0)]);
-        command.args(["--dispatcher", &format!("127.0.0.1:{first},127.0.0.1:{second}")]);
+        command.args(["--app", APP, "--collector", &self.addresses(Service::Collector).join(",")]);
+        command.args(["--dispatcher", &self.addresses(Service::Dispatcher).join(",")]);
         command
     }
 
     /// The client in Python, where there is one.
     pub fn python(&self) -> Option<Command> {
-        let [first, second] = self.dispatchers.each_ref().map(|(port, _)| *port);
         let mut command = Command::new(python()?);
         command.arg(root().join("deploy/clients/python/client.py"));
-        command.args(["--app", APP, "--collector", &format!("ipv4:127.0.0.1:{}", self.collector.0)]);
-        command.args(["--dispatcher", &format!("ipv4:127.0.0.1:{first},127.0.0.1:{second}")]);
+        let target = |service| format!("ipv4:{}", self.addresses(service).join(","));
+        command.args(["--app", APP, "--collector", &target(Service::Collector)]);
+        command.args(["--dispatcher", &target(Service::Dispatcher)]);
         Some(command)
-    }
-
-    pub fn address(&self, service: &str) -> String {
-        let port = if service == "collector" { self.collector.0 } else { self.dispatchers[0].0 };
-        format!("127.0.0.1:{port}")
     }
 
     pub fn books(&self) -> Books {
@@ -142,8 +200,12 @@ impl Rig {
     }
 }
 
+fn owned(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(ToString::to_string).collect()
+}
+
 /// A service of this build. It is beside the clients, unless they alone were asked for.
-fn service(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
+fn start(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
     let program = Path::new(env!("CARGO_BIN_EXE_example-client")).with_file_name(name);
     assert!(program.is_file(), "{} is missing: cargo build --workspace --bins", program.display());
     let mut command = Command::new(program);
