@@ -136,12 +136,14 @@ impl CollectorService for Service {
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
         let caller = Caller::of(&request)?;
         let CollectRequest { app_id, credentials } = request.into_inner();
+        let twice = credentials.iter().any(convert::counts_again);
         let (app, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         let count = good.len();
         // From the gathering to the last script's answer. Not for the batches of a stream, which has no end.
         let span = info_span!(target: TARGET, "store", formid.credentials = count);
-        let duplicates = self.inner.store(app, good).await?;
+        let stored = self.inner.store(app, good).await;
         drop(span);
+        let duplicates = stored.map_err(|failure| if twice { failure.perhaps_done() } else { failure })?;
         Ok(Response::new(convert::results(count, &duplicates, refused)))
     }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use tracing::{error, warn};
@@ -15,6 +16,14 @@ pub const DOMAIN: &str = "formid";
 
 /// What is wrong with an app_id that is well-formed, and none of those the service is set up for.
 pub(crate) const UNKNOWN_APP: &str = "is not an app this service is set up for";
+
+/// Tells gRPC libraries that repeat calls by a policy when to do so (gRFC A6): after so many milliseconds, or, below 0, not
+/// at all. They know nothing of RetryInfo, which says the same to programs.
+pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// The longest wait that a library is asked for. It waits with the call open, so one that ends later than the call's
+/// deadline would only hide the reason from the caller.
+const LONGEST_PUSHBACK: Duration = Duration::from_secs(30);
 
 /// An error on its way to a caller. Boxed, since it is the rare half of nearly every result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +37,7 @@ struct Facts {
     metadata: Vec<(&'static str, String)>,
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
+    perhaps_done: bool,
     quota: Option<(String, String)>,
 }
 
@@ -36,7 +46,8 @@ impl Failure {
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
         let (metadata, fields) = (Vec::new(), Vec::new());
-        Self(Box::new(Facts { code, reason, message, metadata, fields, retry_after: None, quota: None }))
+        let (retry_after, perhaps_done, quota) = (None, false, None);
+        Self(Box::new(Facts { code, reason, message, metadata, fields, retry_after, perhaps_done, quota }))
     }
 
     /// Adds a fact for programs.
@@ -57,6 +68,17 @@ impl Failure {
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.0.retry_after = Some(delay);
+        self
+    }
+
+    /// Where the service could not come to an end, part of the call may be done, and a repeat would do it again: of a call
+    /// that has nothing to be known again by. Then nothing says when to repeat it, and libraries are told not to.
+    #[must_use]
+    pub fn perhaps_done(mut self) -> Self {
+        if self.0.code == Code::Unavailable {
+            self.0.perhaps_done = true;
+            self.0.retry_after = None;
+        }
         self
     }
 
@@ -101,12 +123,30 @@ impl Failure {
     }
 }
 
+impl Facts {
+    /// What a library that repeats by itself is told. Nothing where no policy repeats the code anyway.
+    fn pushback(&self) -> Option<i64> {
+        const NEVER: i64 = -1;
+        if self.perhaps_done {
+            return Some(NEVER);
+        }
+        let delay = self.retry_after?;
+        // Of other codes RetryInfo says when somebody who mended something need not wait any more.
+        let passes = matches!(self.code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
+        let soon = (passes && delay <= LONGEST_PUSHBACK).then(|| delay.as_micros().div_ceil(1000));
+        Some(soon.and_then(|soon| i64::try_from(soon).ok()).unwrap_or(NEVER))
+    }
+}
+
 impl From<Failure> for Status {
     fn from(Failure(failure): Failure) -> Self {
+        let mut metadata = MetadataMap::new();
+        if let Some(pushback) = failure.pushback() {
+            metadata.insert(PUSHBACK, pushback.into());
+        }
         let mut details = ErrorDetails::new();
-        let metadata: HashMap<_, _> =
-            failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        details.set_error_info(failure.reason, DOMAIN, metadata);
+        let facts: HashMap<_, _> = failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        details.set_error_info(failure.reason, DOMAIN, facts);
         if !failure.fields.is_empty() {
             let violations: Vec<_> =
                 failure.fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
@@ -118,7 +158,7 @@ impl From<Failure> for Status {
         if failure.retry_after.is_some() {
             details.set_retry_info(failure.retry_after);
         }
-        Self::with_error_details(failure.code, failure.message, details)
+        Self::with_error_details_and_metadata(failure.code, failure.message, details, metadata)
     }
 }
 
@@ -161,6 +201,27 @@ mod tests {
         assert_eq!(info.metadata["errcode"], "40037");
         assert_eq!(details.bad_request().unwrap().field_violations.len(), 2);
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_library_that_repeats_is_told_when_and_not_to_where_it_would_do_no_good() {
+        let pushback = |failure: Failure| {
+            let status = Status::from(failure);
+            status.metadata().get(PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
+        };
+        let after = |code, delay| Failure::new(code, "REASON", "a sentence").retry_after(delay);
+        let (soon, midnight) = (Duration::from_micros(1_500_001), Duration::from_secs(3600));
+        for code in [Code::Unavailable, Code::Aborted, Code::ResourceExhausted] {
+            assert_eq!(pushback(after(code, soon)).as_deref(), Some("1501"));
+            assert_eq!(pushback(after(code, midnight)).as_deref(), Some("-1"));
+            assert_eq!(pushback(Failure::new(code, "REASON", "a sentence")), None);
+        }
+        assert_eq!(pushback(after(Code::FailedPrecondition, soon)).as_deref(), Some("-1"));
+        let perhaps_done = after(Code::Unavailable, soon).perhaps_done();
+        assert_eq!(pushback(perhaps_done.clone()).as_deref(), Some("-1"));
+        assert!(Status::from(perhaps_done).get_error_details().retry_info().is_none());
+        // Nothing was begun.
+        assert_eq!(pushback(Failure::overloaded().perhaps_done()).as_deref(), Some("500"));
     }
 
     #[test]

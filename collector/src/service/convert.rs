@@ -25,6 +25,12 @@ const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_4
 /// The longest grant key, in bytes.
 const MAX_GRANT_KEY: usize = 128;
 
+/// Whether a repeat of the call would collect this once more: only ids and keys tell one credential from another, and a
+/// long-term grant is there or not.
+pub(super) fn counts_again(credential: &Credential) -> bool {
+    matches!(&credential.right, Some(Right::Grant(grant)) if grant.grant_key.is_empty() && !grant.unlimited)
+}
+
 /// Reads credentials as the settings say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use shared::proto::{CollectStatus, EraseUserRequest, GetInventoryRequest, GetStockRequest};
+use shared::proto::credential::Right;
+use shared::proto::{CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, Grant};
 use testing::{Redis, eventually};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::crowd::Crowd;
 use crate::support::*;
@@ -29,6 +31,16 @@ async fn a_collector_started_before_its_redis_waits_for_it() {
         client.erase_user(EraseUserRequest { app_id, openid }).await.unwrap_err(),
     ] {
         assert_redis_unavailable(&status);
+        assert_eq!(pushback(&status).as_deref(), Some("1000"));
+    }
+    // What a repeat would count once more is not to be repeated by a library, which cannot tell.
+    for (grant_key, unlimited, told) in [("", false, "-1"), ("", true, "1000"), ("form-77", false, "1000")] {
+        let grant = Grant { template_id: "t".into(), count: 1, unlimited, grant_key: grant_key.into() };
+        let credential = Credential { openid: "oUser".into(), right: Some(Right::Grant(grant)), obtained_at: None };
+        let status = collect(&mut client, vec![form("oUser", "f"), credential]).await.unwrap_err();
+        assert_redis_unavailable(&status);
+        assert_eq!(pushback(&status).as_deref(), Some(told), "{grant_key:?} {unlimited}");
+        assert_eq!(status.get_error_details().retry_info().is_some(), told != "-1");
     }
     redis.resume();
     eventually("it serves", SOON, async || collector.is_serving().await).await;

@@ -153,3 +153,8 @@ pub fn bad_fields(status: &Status) -> Vec<String> {
     fields.sort();
     fields
 }
+
+/// When a library that repeats calls by itself is asked to do so, in milliseconds.
+pub fn pushback(status: &Status) -> Option<String> {
+    status.metadata().get(shared::status::PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
+}

@@ -133,7 +133,10 @@ impl DispatcherService for Service {
             let preview = Some(info::preview(&office.preview(&order).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
-        let broadcast = Some(changed("Broadcast", &caller, &office, &office.order(&order).await?));
+        let ordered = office.order(&order).await;
+        // Without a request id, the next call would be another broadcast.
+        let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
+        let broadcast = Some(changed("Broadcast", &caller, &office, &ordered.map_err(once)?));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 

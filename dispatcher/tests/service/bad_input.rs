@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::broadcast::to_all;
 use crate::rig::{Rig, Running, fields, message, reason};
 use clap::Parser as _;
 use dispatcher::settings::Args;
-use shared::proto::{Outcome, TemplateValue};
+use shared::proto::{BroadcastRequest, Outcome, TemplateValue};
+use shared::status::PUSHBACK;
 use testing::{Redis, eventually};
 use tonic::Code;
 
@@ -105,6 +107,13 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
     let unavailable = |status: tonic::Status| (status.code(), reason(&status));
     let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
     expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
+    // A library that repeats by itself would begin a second broadcast, where nothing tells it from the first.
+    for (request_id, told) in [("", "-1"), ("spring-1", "1000")] {
+        let request = BroadcastRequest { request_id: request_id.into(), ..to_all() };
+        let status = dispatcher.broadcast(request).await.unwrap_err();
+        assert_eq!(status.metadata().get(PUSHBACK).unwrap(), told);
+        expected(unavailable(status));
+    }
     for text in ["1", "2"] {
         rig.redis.resume();
         eventually("it recovers by itself", Duration::from_secs(10), async || {

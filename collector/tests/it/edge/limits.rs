@@ -21,6 +21,7 @@ fn pause(redis: &Redis, milliseconds: u32) {
 fn assert_overloaded(status: &Status) {
     assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "OVERLOADED"), "{status:?}");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    assert_eq!(pushback(status).as_deref(), Some("500"));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The service config at work in a gRPC library that takes one: Python's, which is that of C++ too.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandbox::{FaultKind, Rule};
 
@@ -25,7 +25,10 @@ async fn the_policy_repeats_what_is_unavailable_and_nothing_else() {
         let before = rig.books().calls;
         // Another order each time, and so another request id.
         let order = format!("{times}-{errcode}-{}", rig.orders(1)[0]);
+        let begun = Instant::now();
         let Ended { lines, told, .. } = Client::start(command, vec![order], Duration::ZERO).end().await;
+        // Each after the second that WECHAT_BUSY asks for, which is more than the policy would wait before the first ones.
+        assert!(begun.elapsed() >= Duration::from_secs(calls - 1), "it did not wait as it was told");
         let ending = lines[0].split_once(": ").unwrap().1;
         assert!(ending.starts_with(ends), "{lines:?} {told}");
         assert_eq!(rig.books().calls - before, calls, "{errcode} {lines:?}");
