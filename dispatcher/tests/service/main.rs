@@ -9,6 +9,7 @@ mod doubt;
 mod failover;
 mod grpcurl;
 mod metrics;
+mod overload;
 mod readme;
 mod rig;
 mod sends;

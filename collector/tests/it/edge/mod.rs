@@ -6,6 +6,7 @@ mod callers;
 mod changes;
 mod limits;
 mod logs;
+mod overload;
 mod probes;
 mod readme;
 mod tls;
