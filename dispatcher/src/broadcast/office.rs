@@ -65,6 +65,15 @@ pub struct Standing {
     pub tally: Option<Tally>,
 }
 
+/// What came of a call that moves a broadcast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// The broadcast since.
+    pub standing: Standing,
+    /// Whether the call moved it; otherwise it was there already.
+    pub moved: bool,
+}
+
 /// What a broadcast would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outlook {
@@ -271,24 +280,31 @@ impl Office {
     }
 
     /// Starts a broadcast that is held.
-    pub async fn start(&self, id: &BroadcastId) -> Result<Standing, Failure> {
+    pub async fn start(&self, id: &BroadcastId) -> Result<Asked, Failure> {
         let record = self.record(id).await?;
         let Ground { app, store, .. } = &*self.ground;
-        if record.state == State::Pending && !record.everyone && !store.has_recipients(&app.id, id).await? {
-            return Err(empty_audience());
+        let waits = record.state == State::Pending;
+        if waits && record.scheduled {
+            return Ok(Asked { standing: self.get(id).await?, moved: false });
         }
-        if record.state == State::Pending && record.scheduled {
-            return Err(wrong_state(record.state, true));
+        if waits && !record.everyone && !store.has_recipients(&app.id, id).await? {
+            return Err(empty_audience());
         }
         self.to(id, Move::Start { everyone: record.everyone }).await
     }
 
-    /// Moves a broadcast to another state.
-    pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Standing, Failure> {
+    /// Moves a broadcast to another state, as a caller asks; one that is there already stays as it is.
+    pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Asked, Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         match store.move_broadcast(&app.id, id, &to, clock.now_ms()).await? {
-            Moved::To(_) => self.get(id).await,
-            Moved::Wrong(state) => Err(wrong_state(state, false)),
+            Moved::To(_) => Ok(Asked { standing: self.get(id).await?, moved: true }),
+            Moved::Wrong(state) => {
+                let standing = self.get(id).await?;
+                if is_there(&to, &standing.record) {
+                    return Ok(Asked { standing, moved: false });
+                }
+                Err(wrong_state(state, false))
+            }
             Moved::Missing => Err(not_found()),
         }
     }
@@ -327,6 +343,19 @@ impl Office {
 
     async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
         self.ground.store.broadcast(&self.ground.app.id, id).await?.ok_or_else(not_found)
+    }
+}
+
+/// Whether a broadcast that can not make a move is where the move leads, so that the call can only be a repeat, or as good
+/// as one.
+fn is_there(to: &Move, Record { state, pause, .. }: &Record) -> bool {
+    match to {
+        // It has run, so it was started. PAUSED is left out: who says start may well mean resume.
+        Move::Start { .. } => matches!(state, State::Running | State::Done),
+        // One that paused by itself may go on by itself.
+        Move::Pause(asked) => pause.as_ref().is_some_and(|pause| pause.reason == asked.reason),
+        Move::Resume { .. } => *state == State::Running,
+        Move::Cancel => *state == State::Cancelled,
     }
 }
 

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::broadcast::ending::reason;
-use crate::broadcast::office::{Office, Standing};
+use crate::broadcast::office::{Asked, Office, Standing};
 use crate::desk::Desk;
 use crate::send::Sender;
 use crate::wechat::message::Delivery;
@@ -92,8 +92,16 @@ impl Service {
         to: Move,
     ) -> Result<Option<shared::proto::BroadcastInfo>, Status> {
         let (office, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
-        Ok(Some(changed(did, caller, &office, &office.to(&id, to).await?)))
+        Ok(Some(asked(did, caller, &office, &office.to(&id, to).await?)))
     }
+}
+
+/// A broadcast that somebody asked to change: told, and noted if it did.
+fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> shared::proto::BroadcastInfo {
+    if asked.moved {
+        return changed(did, caller, office, &asked.standing);
+    }
+    info::of(&office.ground().app.id, &asked.standing)
 }
 
 /// A broadcast that somebody changed: noted for the audit, and told.
@@ -159,7 +167,7 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let broadcast = Some(changed("StartBroadcast", &caller, &office, &office.start(&id).await?));
+        let broadcast = Some(asked("StartBroadcast", &caller, &office, &office.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
 

@@ -208,8 +208,10 @@ async fn who_changed_a_broadcast_is_in_the_log_and_no_user_is() {
     let id = begun.broadcast_id;
     let cancel = CancelBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone() };
     client.cancel_broadcast(bearer("all", cancel.clone())).await.unwrap();
-    // What failed changed nothing.
-    client.cancel_broadcast(bearer("all", cancel)).await.unwrap_err();
+    // What failed changed nothing, and neither does a repeat.
+    client.cancel_broadcast(bearer("all", cancel)).await.unwrap();
+    let resume = ResumeBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone() };
+    client.resume_broadcast(bearer("all", resume)).await.unwrap_err();
     drop(process);
     let log = std::fs::read_to_string(log).unwrap();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("night-shift")).collect();
