@@ -107,6 +107,10 @@ pub(super) struct Connections {
     _cut: DropGuard,
 }
 
+/// How many may wait to be accepted: as many as the runtime asks the system for. Whoever comes while they are let in must
+/// not keep the door open.
+const DOORSTEP: usize = 1024;
+
 /// What connections are told.
 #[derive(Debug, Clone, Default)]
 struct Signals {
@@ -150,7 +154,7 @@ impl Connections {
                 }
             }
             if !told.cut.is_cancelled() {
-                waiting(listener).for_each(open);
+                waiting(listener).take(DOORSTEP).for_each(open);
             }
             told.stop.cancel();
         });
