@@ -57,6 +57,9 @@ class Build:
         pods = [(each, each["spec"]["template"]) for each in self.of("Deployment", "StatefulSet")]
         for owner, template in pods:
             self.pod(owner, template["spec"])
+            rolling = owner["spec"].get("strategy", {}).get("rollingUpdate", {})
+            if rolling.get("maxUnavailable") == 0 and not owner["spec"].get("minReadySeconds"):
+                self.problem(owner, "a rollout takes old pods away before clients can know of the new ones")
             if owner["spec"]["selector"]["matchLabels"].items() - template["metadata"]["labels"].items():
                 self.problem(owner, "its selector does not fit its own pods")
         for each in self.of("Service", "PodDisruptionBudget", "NetworkPolicy"):
