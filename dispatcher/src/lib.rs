@@ -41,7 +41,7 @@ use tracing::warn;
 
 use crate::apps::App;
 use crate::broadcast::office::Office;
-use crate::broadcast::{Ground, crew};
+use crate::broadcast::{Ground, crew, pauses};
 use crate::clock::Clock;
 use crate::desk::Desk;
 use crate::gates::Gates;
@@ -77,7 +77,7 @@ pub async fn run(
     let mut crews = JoinSet::new();
     let drain = CancellationToken::new();
     for app in settings.apps.iter() {
-        let AppMetrics { sends, wechat, stops, quota, broadcasts } = metrics.app(&app.id);
+        let AppMetrics { sends, wechat, stops, quota, broadcasts, pauses } = metrics.app(&app.id);
         let client = Client::counted(Arc::clone(app), wechat.clone()).map_err(io::Error::other)?;
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
         let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone(), stops));
@@ -92,6 +92,8 @@ pub async fn run(
         if measured {
             let numbers = follow_quota(Arc::clone(app), store.clone(), settings.clock.clone(), quota);
             background.spawn(once_prepared(store.clone(), numbers));
+            let paused = pauses::follow(store.clone(), app.id.clone(), pauses);
+            background.spawn(once_prepared(store.clone(), paused));
         }
         let sender = |store: &Store, client: &Client| {
             Arc::new(Sender::new(

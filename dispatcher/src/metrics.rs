@@ -11,6 +11,7 @@ use shared::status::Failure;
 use shared::store::broadcast::tallies::DELIVERED;
 use shared::store::gates::Source;
 
+use crate::broadcast::ending::reason;
 use crate::outcome::{End, Verdict};
 use crate::send::Sent;
 use crate::wechat::answer::TABLE;
@@ -45,6 +46,7 @@ pub struct Metrics {
     quota_used: IntGaugeVec,
     messages: IntCounterVec,
     running: IntGaugeVec,
+    paused: IntGaugeVec,
 }
 
 /// The metrics of one app.
@@ -60,6 +62,8 @@ pub struct AppMetrics {
     pub quota: QuotaMetrics,
     /// Broadcasts.
     pub broadcasts: BroadcastMetrics,
+    /// Those of them that are paused.
+    pub pauses: PauseMetrics,
 }
 
 impl Metrics {
@@ -104,6 +108,11 @@ impl Metrics {
                 &["app", "ending"],
             )?,
             running: gauges("formid_broadcasts_running", "Broadcasts that run, over all replicas")?,
+            paused: registry.gauges(
+                "formid_broadcasts_paused",
+                "Broadcasts that are paused, over all replicas, by the reason",
+                &["app", "reason"],
+            )?,
             service,
         })
     }
@@ -134,6 +143,7 @@ impl Metrics {
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
             },
+            pauses: PauseMetrics { app: id.clone(), paused: self.paused.clone() },
         }
     }
 }
@@ -277,6 +287,28 @@ impl BroadcastMetrics {
     }
 }
 
+/// Paused broadcasts of one app. Missing until they were counted, as the day's quota is.
+#[derive(Clone)]
+pub struct PauseMetrics {
+    app: AppId,
+    paused: IntGaugeVec,
+}
+
+impl PauseMetrics {
+    /// One for each paused broadcast: its reason, as it is stored.
+    pub(crate) fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
+        let known = |reason: &str| reason::ALL.contains(&reason);
+        let show = |label: &str, count: usize| {
+            let gauge = self.paused.with_label_values(&[self.app.as_str(), &label.to_ascii_lowercase()]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        for one in reason::ALL {
+            show(one, paused.clone().filter(|reason| *reason == one).count());
+        }
+        show(OTHER, paused.filter(|reason| !known(reason)).count());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,5 +332,21 @@ mod tests {
             let line = format!("formid_broadcast_messages_total{{app=\"wx1\",ending=\"{ending}\"}} {count}\n");
             assert!(text.contains(&line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn paused_broadcasts_are_counted_by_reason_and_all_reasons_are_there() {
+        let metrics = Metrics::new().unwrap();
+        let app = metrics.app(&AppId::parse("wx1").unwrap());
+        assert!(!metrics.service.registry.text().unwrap().contains("formid_broadcasts_paused{"));
+        app.pauses.show(["QUOTA", "CANARY", "QUOTA", "OF_A_NEWER_RELEASE"].into_iter());
+        let text = metrics.service.registry.text().unwrap();
+        for (reason, count) in [("quota", 2), ("canary", 1), ("other", 1), ("caller", 0), ("token_refused", 0)] {
+            let line = format!("formid_broadcasts_paused{{app=\"wx1\",reason=\"{reason}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        assert_eq!(text.matches("formid_broadcasts_paused{").count(), reason::ALL.len() + 1);
+        app.pauses.show([].into_iter());
+        assert!(!metrics.service.registry.text().unwrap().contains("reason=\"quota\"} 2"));
     }
 }

@@ -30,6 +30,9 @@ pub mod reason {
     pub const FAILURE_RATIO: &str = "FAILURE_RATIO";
     /// There is no access token to be had.
     pub const TOKEN_REFUSED: &str = "TOKEN_REFUSED";
+
+    /// All of them.
+    pub const ALL: [&str; 7] = [CALLER, CANARY, QUOTA, APP_STOPPED, MESSAGE_REFUSED, FAILURE_RATIO, TOKEN_REFUSED];
 }
 
 /// What a message tells of its broadcast.

@@ -16,6 +16,7 @@ pub mod ending;
 mod fetch;
 pub mod flow;
 pub mod office;
+pub mod pauses;
 pub mod quota;
 pub mod rules;
 pub mod running;

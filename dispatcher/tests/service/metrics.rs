@@ -144,6 +144,24 @@ async fn the_endings_of_a_broadcast_are_counted_once_over_all_dispatchers() {
         Scrape::of(first_metrics).await.value("formid_broadcasts_running", &[("app", APP)]) == 0
     })
     .await;
+    // One waits for a look, one for whoever paused it, and that is told by all replicas.
+    let paused = async |metrics| Scrape::of(metrics).await.by("formid_broadcasts_paused", "reason");
+    let late = names("oLate", 4);
+    for openid in &late {
+        rig.submit(openid, 2).await;
+    }
+    let late = || to_list(&late.iter().map(String::as_str).collect::<Vec<_>>());
+    let canary = first.broadcast(BroadcastRequest { limit: 1, ..late() }).await.unwrap().broadcast_id;
+    let slow = BroadcastRequest { messages_per_second: 1, ..late() };
+    let slow = first.broadcast(slow).await.unwrap().broadcast_id;
+    first.until(&canary, BroadcastState::Paused).await;
+    first.done("PauseBroadcast", &slow).await;
+    for metrics in [first_metrics, second_metrics] {
+        let both = counts([("canary", 1), ("caller", 1)]);
+        eventually("both are counted", SOON, async || paused(metrics).await == both).await;
+    }
+    first.done("CancelBroadcast", &canary).await;
+    eventually("one is left", SOON, async || paused(first_metrics).await == counts([("caller", 1)])).await;
     // Broadcasts are no sends of SendTemplate.
     let scrape = Scrape::of(first_metrics).await;
     assert_eq!((scrape.sum("formid_sends_total", &[]), scrape.sum("formid_send_attempts_total", &[])), (0, 0));

@@ -214,6 +214,27 @@ impl Store {
         if fields.is_empty() { Ok(None) } else { read(id, &fields).map(Some) }
     }
 
+    /// The state of a broadcast, and the reason while it is paused.
+    pub async fn broadcast_pause(
+        &self,
+        app: &AppId,
+        id: &BroadcastId,
+    ) -> Result<Option<(State, Option<String>)>, Error> {
+        let key = BroadcastKeys::new(app).record(id);
+        let (state, reason): (Option<String>, Option<String>) =
+            self.redis()?.run(redis::cmd("HMGET").arg(key).arg("state").arg("reason")).await?;
+        let state = state.as_deref().map(State::parse).transpose()?;
+        Ok(state.map(|state| (state, reason.filter(|_| state == State::Paused))))
+    }
+
+    /// The ids of an app's broadcasts, the newest first.
+    pub async fn newest_broadcasts(&self, app: &AppId, count: usize) -> Result<Vec<BroadcastId>, Error> {
+        let mut command = redis::cmd("ZREVRANGEBYLEX");
+        command.arg(BroadcastKeys::new(app).index()).arg("+").arg("-").arg("LIMIT").arg(0).arg(count);
+        let ids: Vec<String> = self.redis()?.run(&command).await?;
+        Ok(ids.iter().filter_map(|id| BroadcastId::parse(id)).collect())
+    }
+
     /// The state of a broadcast, and nothing else.
     pub async fn broadcast_state(&self, app: &AppId, id: &BroadcastId) -> Result<Option<State>, Error> {
         let key = BroadcastKeys::new(app).record(id);
