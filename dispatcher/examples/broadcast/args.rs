@@ -17,6 +17,13 @@ pub struct Args {
     /// Where the dispatcher listens
     #[arg(long, default_value = "127.0.0.1:7002", env = "FORMID_DISPATCHER")]
     pub address: String,
+    /// A file with the authority of the dispatcher's certificate; without it, no TLS
+    #[arg(long, value_name = "FILE", env = "FORMID_CA")]
+    pub ca: Option<PathBuf>,
+    /// A file with the token to show, over TLS only; or else the environment has it as FORMID_TOKEN. There is no flag for
+    /// the token itself, since all processes may read command lines
+    #[arg(long, value_name = "FILE", env = "FORMID_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// The mini program's app id
     #[arg(long)]
     pub app: String,

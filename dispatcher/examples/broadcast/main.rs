@@ -7,22 +7,18 @@
 
 mod args;
 mod list;
+mod reach;
 mod start;
 mod watch;
 mod words;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser as _;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{BroadcastState, CancelBroadcastRequest, PauseBroadcastRequest, ResumeBroadcastRequest};
-use tonic::transport::{Channel, Endpoint};
 
 use args::Args;
-
-/// A dispatcher, through its client.
-type Client = DispatcherServiceClient<Channel>;
+use reach::Client;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -39,7 +35,7 @@ async fn main() -> ExitCode {
 
 /// True when all that was asked for was done.
 async fn run(args: &Args) -> Result<bool, String> {
-    let mut client = DispatcherServiceClient::new(connect(&args.address)?);
+    let mut client = reach::client(args)?;
     let told = |status: tonic::Status| words::status(&status);
     let (app_id, id) = (args.app.clone(), args.existing().unwrap_or_default().to_owned());
     if args.pause.is_some() {
@@ -65,7 +61,7 @@ async fn run(args: &Args) -> Result<bool, String> {
     } else {
         start::start(&mut client, args).await?
     };
-    let again = format!("--address {} --app {} --watch {id}", args.address, args.app);
+    let again = format!("{} --app {} --watch {id}", reach::flags(args), args.app);
     tokio::select! {
         ended = watch::follow(&mut client, &args.app, &id) => {
             let info = ended.map_err(|problem| format!("{problem}\nto watch the broadcast again: {again}"))?;
@@ -77,12 +73,4 @@ async fn run(args: &Args) -> Result<bool, String> {
             Ok(false)
         }
     }
-}
-
-fn connect(address: &str) -> Result<Channel, String> {
-    let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(address).map_err(|error| format!("--address: {error}"))?;
-    // Whoever watches is sent something only when something changes: a silent death shows by this.
-    let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(10));
-    Ok(endpoint.connect_lazy())
 }

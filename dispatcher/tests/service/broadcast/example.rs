@@ -8,7 +8,8 @@ use super::{tally, to_all};
 use crate::rig::{APP, Rig, Running, any_port, connect, serving};
 use sandbox::{FaultKind, Match, Reading, Rule};
 use shared::proto::BroadcastState;
-use testing::eventually;
+use testing::tls::Authority;
+use testing::{CallersFile, eventually};
 
 /// The client for a dispatcher. It is built with the tests, beside the folder that they are in, unless a single target is
 /// asked for.
@@ -212,4 +213,42 @@ async fn a_person_sends_subscription_messages_to_those_who_accepted() {
     let received = rig.sandbox.deliveries(APP, &Reading::default()).unwrap();
     assert!(received.iter().all(|delivery| delivery.lang.as_deref() == Some("en_US")));
     assert_eq!(received.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatcher_with_tls_is_reached_with_a_token_from_a_file_or_the_environment_and_not_in_the_clear() {
+    let (rig, files, authority) = (Rig::new().await, Files::new(), Authority::new("ours"));
+    rig.submit_crowd(0..5).await;
+    let everything =
+        "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'broadcast', 'broadcast_all']";
+    let callers = CallersFile::new(&[("all", everything)]);
+    let server = authority.server();
+    let (cert, key) = (files.write("cert", &server.cert), files.write("key", &server.key));
+    let given = callers.flags();
+    let flags = ["--tls-cert", &cert, "--tls-key", &key, &given[0], &given[1]];
+    let dispatcher = Running::start(rig.settings(&flags)).await;
+    let (ca, token) = (files.write("ca", &authority.pem), files.write("token", "all\n"));
+    let start = ["--template", "t1", "--data", "keyword1=hello"];
+    let to = |flags: &[&str]| client(&dispatcher.at(), &[flags, &start[..]].concat());
+    let of = async |mut command: Command| {
+        told(tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap())
+    };
+
+    let done = of(to(&["--ca", &ca, "--token-file", &token])).await;
+    assert_eq!((done.0, done.1.as_str()), (Some(0), "done: 5 of 5 delivered\n"), "{done:?}");
+    rig.submit_crowd(0..3).await;
+    let mut by_environment = to(&["--ca", &ca]);
+    by_environment.env("FORMID_TOKEN", "all");
+    let done = of(by_environment).await;
+    assert_eq!((done.0, done.1.as_str()), (Some(0), "done: 3 of 3 delivered\n"), "{done:?}");
+
+    let mut wrong = to(&["--ca", &ca]);
+    wrong.env("FORMID_TOKEN", "CANARY");
+    let clear = to(&["--token-file", &token]);
+    let nothing = to(&["--ca", &ca]);
+    for (command, sentence) in [(wrong, "UNAUTHENTICATED"), (clear, "over TLS only"), (nothing, "UNAUTHENTICATED")] {
+        let (code, printed, told) = of(command).await;
+        assert_eq!((code, printed.as_str()), (Some(1), ""), "{told}");
+        assert!(told.contains(sentence) && !told.contains("CANARY"), "{told}");
+    }
 }
