@@ -190,4 +190,10 @@ mod tests {
         assert!(problems.len() == 1 && problems[0].starts_with("--redis-url"), "{problems:?}");
         assert!(!problems[0].contains("hunter2"));
     }
+
+    #[test]
+    fn the_readme_has_each_flag_with_its_variable_and_default() {
+        let amiss = testing::flags_amiss(&<Flags as clap::CommandFactory>::command());
+        assert!(amiss.is_empty(), "{amiss:#?}");
+    }
 }

@@ -143,3 +143,14 @@ fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Durati
         problems.add("--reap-interval must not be 0");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_each_flag_with_its_variable_and_default() {
+        let amiss = testing::flags_amiss(&<Args as clap::CommandFactory>::command());
+        assert!(amiss.is_empty(), "{amiss:#?}");
+    }
+}

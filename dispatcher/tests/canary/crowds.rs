@@ -64,8 +64,10 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
         };
         world.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
         let start = shared::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
-        dispatcher.start_broadcast(start.clone()).await.unwrap();
-        world.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap_err();
+        let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
+        // One that was not started yet.
+        world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume.clone()).await).unwrap_err();
+        world.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap();
         let watch =
             WatchBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
         let mut watched = dispatcher.watch_broadcast(watch).await.unwrap().into_inner();
@@ -84,7 +86,6 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
         let undelivered =
             ListUndeliveredRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
         let _ = world.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await);
-        let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         let _ = world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume).await);
         let cancel = CancelBroadcastRequest { app_id, broadcast_id };
         let _ = world.note("CancelBroadcast", dispatcher.cancel_broadcast(cancel).await);

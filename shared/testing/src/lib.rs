@@ -6,6 +6,7 @@
 
 mod callers;
 mod cluster;
+mod flags;
 mod metrics;
 mod otlp;
 mod overload;
@@ -19,6 +20,7 @@ pub mod tls;
 mod tools;
 
 pub use callers::{CallersFile, bearer, called, reason, whole};
+pub use flags::flags_amiss;
 pub use metrics::{Scrape, http, listeners};
 pub use otlp::{Span, TraceCollector, attribute};
 pub use overload::withstands_ten_times_too_much;

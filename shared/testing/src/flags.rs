@@ -1,0 +1,27 @@
+//! Whether the README says of the settings what the services do.
+
+/// What is amiss in the README's tables of settings about the flags of a service: a row that is missing, or that names
+/// another variable or default.
+pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
+    let readme = include_str!("../../../README.md");
+    let rows: Vec<Vec<&str>> =
+        readme.lines().filter(|line| line.starts_with("| `--")).map(|line| line.split('|').collect()).collect();
+    let mut amiss = Vec::new();
+    for argument in command.get_arguments() {
+        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else { continue };
+        let (flag, variable) = (format!("`--{flag}`"), format!("`{}`", variable.display()));
+        let Some([_, _, variables, default, ..]) =
+            rows.iter().find(|row| row[1].contains(&flag) && row[2].contains(&variable)).map(Vec::as_slice)
+        else {
+            amiss.push(format!("{flag} has no row that names {variable}"));
+            continue;
+        };
+        // What is empty is told in words, and a switch is off.
+        let values: Vec<_> = argument.get_default_values().iter().filter_map(|value| value.to_str()).collect();
+        let value = values.concat();
+        if !value.is_empty() && value != "false" && !default.split([' ', ',', '`']).any(|word| word == value) {
+            amiss.push(format!("{variables} is {value} by default, and not {default}"));
+        }
+    }
+    amiss
+}
