@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use shared::credential::AppId;
-use shared::settings::Problems;
+use shared::problems::Problems;
 use toml::Value;
 
 use crate::events::CallbackToken;
@@ -87,7 +87,7 @@ fn named<'a>(id: &'a str, apps: &[AppId]) -> &'a str {
 
 #[cfg(test)]
 mod tests {
-    use shared::settings::SettingsError;
+    use shared::problems::SettingsError;
 
     use super::*;
 

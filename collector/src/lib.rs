@@ -24,6 +24,7 @@ use std::io;
 
 use shared::listeners::Listeners;
 use shared::metrics::page::Page;
+use shared::proto::collector_service_server::SERVICE_NAME;
 use shared::serve::serve;
 use shared::store::Store;
 use tokio::sync::watch;
@@ -73,7 +74,7 @@ pub async fn run(
             stop.send_replace(true);
         });
     };
-    let served = serve(listeners.calls, service::NAME, routes, store, metrics.service.calls, &config, shutdown).await;
+    let served = serve(listeners.calls, SERVICE_NAME, routes, store, metrics.service.calls, &config, shutdown).await;
     // What callers left behind that no longer wait for an answer.
     gatherer.finish(settings.common.store.redis.timeout).await;
     served.map(drop)

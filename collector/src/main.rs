@@ -13,7 +13,7 @@ use tracing::{error, info};
 async fn main() -> ExitCode {
     let settings = match Settings::read(&Flags::parse()) {
         Ok(settings) => settings,
-        Err(problems) => return shared::settings::refuse(&problems),
+        Err(problems) => return shared::problems::refuse(&problems),
     };
     let telemetry = telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
     let ended = serve_until_told(settings).await;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use shared::credential::{AppId, Kind, Refusal};
 use shared::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
+use shared::proto::collector_service_server::SERVICE_NAME;
 use shared::store::credentials::Packed;
 use shared::store::stock::{Ledger, Stock};
-
-use crate::service;
 
 /// Why credentials are refused, as the protocol names the reasons.
 const REASONS: [&str; 13] = [
@@ -40,7 +39,7 @@ pub struct Metrics {
 impl Metrics {
     /// For the apps of the settings.
     pub fn new(apps: &[AppId]) -> Result<Self, Error> {
-        let service = ServiceMetrics::new(service::NAME)?;
+        let service = ServiceMetrics::new(SERVICE_NAME)?;
         let registry = &service.registry;
         let by_kind = ["app", "kind"];
         let help = "Credentials that were stored";

@@ -12,7 +12,7 @@ use futures_util::stream::BoxStream;
 use shared::auth::{Caller, audit};
 use shared::credential::{AppId, OpenId};
 use shared::fields::Fields;
-use shared::proto::collector_service_server::{CollectorService, CollectorServiceServer, SERVICE_NAME};
+use shared::proto::collector_service_server::{CollectorService, CollectorServiceServer};
 use shared::proto::{
     CollectRequest, CollectResponse, CollectStreamRequest, CollectStreamResponse, Credential, EraseUserRequest,
     EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
@@ -32,9 +32,6 @@ use crate::ingest::Ingest;
 use crate::metrics::Intake;
 use crate::settings::Settings;
 use convert::{Reader, Sorted};
-
-/// The full name of the service, which health is reported under.
-pub const NAME: &str = SERVICE_NAME;
 
 /// The most credentials of one call or one batch of a stream.
 pub const MAX_CREDENTIALS: usize = 1000;

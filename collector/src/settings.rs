@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::credential::{AppId, LIFETIME};
-use shared::settings::{Common, CommonArgs, Problems, SettingsError};
+use shared::problems::{Problems, SettingsError};
+use shared::settings::{Common, CommonArgs};
 use shared::store::record::MAX_USES;
 
 use crate::callbacks;

@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> ExitCode {
     let settings = match Args::parse().read() {
         Ok(settings) => settings,
-        Err(error) => return shared::settings::refuse(&error),
+        Err(error) => return shared::problems::refuse(&error),
     };
     let telemetry = telemetry::start("formid-dispatcher", &settings.common.log, &settings.common.traces);
     let ended = start(settings).await;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use shared::settings::{Common, CommonArgs, Problems, SettingsError};
+use shared::problems::{Problems, SettingsError};
+use shared::settings::{Common, CommonArgs};
 use shared::store::leases::LeaseTerms;
 
 use crate::apps::Apps;

@@ -5,93 +5,16 @@
 
 mod edge;
 
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::str::FromStr;
-use std::time::Duration;
 
+use crate::problems::Problems;
 use crate::serve::ServeConfig;
 use crate::store::{BadUrl, RedisConfig, RedisUrl, StoreConfig};
 use crate::telemetry::{self, LogConfig};
 use crate::traces::TraceConfig;
 
 pub use edge::EdgeArgs;
-
-/// What is wrong with the settings, a sentence each.
-#[derive(Debug, Default)]
-pub struct Problems(Vec<String>);
-
-impl Problems {
-    /// Notes a problem.
-    pub fn add(&mut self, problem: impl Into<String>) {
-        self.0.push(problem.into());
-    }
-
-    /// Reads a TOML file that may hold secrets: `file` is what people call it.
-    pub fn toml(&mut self, file: &str, text: &str) -> Option<toml::Table> {
-        match toml::from_str(text) {
-            Ok(table) => Some(table),
-            Err(error) => {
-                // The error as a whole quotes the line, and the line may hold a secret.
-                let start = error.span().map_or(0, |span| span.start).min(text.len());
-                let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
-                self.add(format!("{file}, line {line}: {}", error.message()));
-                None
-            }
-        }
-    }
-
-    /// Reads the text of a flag.
-    pub fn read<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
-        self.keep(flag, text, text.parse::<T>())
-    }
-
-    /// Reads a duration with its unit.
-    pub fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
-        self.keep(flag, text, humantime::parse_duration(text))
-    }
-
-    /// Reads a number that must lie within a range.
-    pub fn within(&mut self, flag: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
-        let number = self.read::<u64>(flag, text)?;
-        if range.contains(&number) {
-            return Some(number);
-        }
-        self.add(format!("{flag} is {number}, but must lie between {} and {}", range.start(), range.end()));
-        None
-    }
-
-    fn keep<T, E: Display>(&mut self, flag: &str, text: &str, parsed: Result<T, E>) -> Option<T> {
-        parsed.map_err(|error| self.add(format!("{flag} is {text:?}: {error}"))).ok()
-    }
-
-    /// All problems, if there are any.
-    pub fn finish(self) -> Result<(), SettingsError> {
-        if self.0.is_empty() { Ok(()) } else { Err(SettingsError(self.0)) }
-    }
-}
-
-/// Everything that is wrong with the settings.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SettingsError(pub Vec<String>);
-
-impl Display for SettingsError {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "the settings are not usable:")?;
-        self.0.iter().try_for_each(|problem| write!(out, "\n  {problem}"))
-    }
-}
-
-impl std::error::Error for SettingsError {}
-
-/// Tells the operator what is wrong with the settings; the exit code is that of a wrong use.
-#[allow(clippy::print_stderr, reason = "logging is not set up before the settings are read")]
-pub fn refuse(error: &SettingsError) -> ExitCode {
-    eprintln!("{error}");
-    ExitCode::from(2)
-}
 
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
@@ -229,6 +152,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::problems::SettingsError;
 
     #[derive(Parser)]
     struct Flags {

@@ -9,9 +9,9 @@ use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
 use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
+use shared::problems::Problems;
 use shared::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
 use shared::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
-use shared::settings::Problems;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 

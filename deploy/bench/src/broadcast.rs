@@ -11,13 +11,13 @@ use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
 use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
+use shared::problems::Problems;
 use shared::proto::broadcast_request::Audience;
 use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{
     AllReachable, BroadcastInfo, BroadcastRequest, BroadcastState, CancelBroadcastRequest, SendTemplateRequest,
     TemplateValue, WatchBroadcastRequest,
 };
-use shared::settings::Problems;
 use testing::{Process, Redis};
 use tonic::transport::Channel;
 

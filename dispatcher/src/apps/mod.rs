@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use shared::credential::AppId;
-use shared::settings::Problems;
+use shared::problems::Problems;
 use shared::store::broadcast::permits::Bounds;
 use shared::store::wanted::Kinds;
 use toml::Value;
@@ -152,7 +152,7 @@ impl Apps {
 #[cfg(test)]
 mod tests {
     use shared::credential::Kind;
-    use shared::settings::SettingsError;
+    use shared::problems::SettingsError;
 
     use super::*;
 

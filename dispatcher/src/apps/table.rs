@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use shared::credential::{AppId, Kind};
-use shared::settings::Problems;
+use shared::problems::Problems;
 use shared::store::broadcast::permits::Bounds;
 use shared::store::wanted::Kinds;
 use toml::{Table, Value};

@@ -106,7 +106,7 @@ async fn collector_process() {
     let settings = match collector::settings::Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => {
-            let _: ExitCode = shared::settings::refuse(&problems);
+            let _: ExitCode = shared::problems::refuse(&problems);
             std::process::exit(2);
         }
     };

@@ -16,8 +16,8 @@ use super::permission::Permission;
 use super::rate::Rate;
 use super::{file, file::FILE};
 use crate::credential::AppId;
+use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
-use crate::settings::{Problems, SettingsError};
 use crate::status::Failure;
 
 /// The SHA-256 of a token. `Debug` hides it.

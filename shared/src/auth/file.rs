@@ -19,7 +19,7 @@ use toml::{Table, Value};
 use super::callers::{Apps, Entry, TokenHash};
 use super::permission::Permission;
 use crate::credential::{AppId, visible};
-use crate::settings::Problems;
+use crate::problems::Problems;
 
 /// What people call the file.
 pub(super) const FILE: &str = "the callers file";
@@ -185,7 +185,7 @@ fn quoted(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::SettingsError;
+    use crate::problems::SettingsError;
 
     const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 

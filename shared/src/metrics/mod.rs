@@ -24,6 +24,8 @@ use grpc::Calls;
 use redis::RedisMetrics;
 use registry::Registry;
 
+use crate::store;
+
 /// The metrics that both services have.
 #[derive(Clone)]
 pub struct ServiceMetrics {
@@ -40,7 +42,7 @@ impl ServiceMetrics {
     pub fn new(service: &str) -> Result<Self, Error> {
         let registry = Registry::default();
         let calls = Calls::new(&registry, service)?;
-        let redis = RedisMetrics::new(&registry)?;
+        let redis = RedisMetrics::new(&registry, store::commands())?;
         process::register(&registry)?;
         let build = registry.gauges("formid_build_info", "1, for each version that runs", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);

@@ -7,9 +7,8 @@ use std::time::Duration;
 use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntGauge};
 
 use super::registry::{REDIS_SECONDS, Registry};
-use crate::store;
 
-/// A command that is missing in the store's list.
+/// A command that nobody named.
 const OTHER: &str = "other";
 
 /// Counts what one service asks of Redis; clones share the counts.
@@ -28,8 +27,8 @@ struct Inner {
 }
 
 impl RedisMetrics {
-    /// Nothing was asked yet, and Redis counts as away.
-    pub fn new(registry: &Registry) -> Result<Self, Error> {
+    /// Nothing was asked yet, and Redis counts as away. The commands are what may be asked: commands and files of scripts.
+    pub fn new(registry: &Registry, commands: impl Iterator<Item = &'static str>) -> Result<Self, Error> {
         let seconds = registry.histograms(
             "formid_redis_seconds",
             "How long Redis took to answer, in seconds; a script goes by its file",
@@ -43,7 +42,7 @@ impl RedisMetrics {
         let up = registry.gauge("formid_redis_up", "Whether Redis answered when it was last looked after: 1 or 0")?;
         let inner = Inner {
             seconds,
-            by_command: store::commands().chain([OTHER]).map(|name| (name, OnceLock::new())).collect(),
+            by_command: commands.chain([OTHER]).map(|name| (name, OnceLock::new())).collect(),
             errors,
             up,
         };

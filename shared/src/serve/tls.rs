@@ -17,8 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::auth::certificate;
+use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
-use crate::settings::{Problems, SettingsError};
 
 const CERT: &str = "--tls-cert";
 const KEY: &str = "--tls-key";

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 
-use super::Problems;
 use crate::auth::Callers;
+use crate::problems::Problems;
 use crate::serve::connections::ConnectionLimits;
 use crate::serve::guard::Limits;
 use crate::serve::tls::Tls;

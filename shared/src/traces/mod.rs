@@ -26,7 +26,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub(crate) use export::Exporting;
 
-use crate::settings::Problems;
+use crate::problems::Problems;
 
 /// The target of the spans that are exported, and of nothing else.
 pub const TARGET: &str = "formid::traces";

@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair};
 
-use super::super::{CommonArgs, SettingsError};
+use super::super::CommonArgs;
 use super::*;
+use crate::problems::SettingsError;
 
 #[derive(Parser)]
 struct Flags {
