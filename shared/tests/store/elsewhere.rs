@@ -170,8 +170,7 @@ async fn a_replica_that_takes_over_from_a_dead_master_is_found_without_being_tol
         let mut world = impatient(redis).await;
         store_patiently(&world, "oAnna", "f1").await;
         let key = users_key(&world, "oAnna");
-        // What it has is with its replica.
-        let _: u32 = world.raw(redis::cmd("WAIT").arg(1).arg(5000)).await;
+        world.redis.master(&key).pass_on(&key);
         world.redis.master(&key).kill();
         store_patiently(&world, "oAnna", "f2").await;
         assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 2);
