@@ -109,7 +109,7 @@ async fn killed_dispatchers_and_lost_answers_cost_nobody_a_message_and_give_nobo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_restarts_costs_nobody_a_message_and_gives_nobody_two() {
-    const USERS: usize = 5000;
+    const USERS: usize = 20_000;
     let mut rig = Rig::with_buckets(Redis::durable(), BUCKETS).await;
     rig.submit_crowd(0..USERS).await;
     rig.weather(&LOST_ANSWERS);
