@@ -27,6 +27,7 @@ use tower::{Layer, Service};
 use super::registry::{CALL_SECONDS, Registry};
 use crate::deadline;
 use crate::proto::DESCRIPTORS;
+use crate::status;
 
 /// The names of the codes, by their number.
 const CODES: [&str; 17] = [
@@ -167,10 +168,6 @@ impl Drop for Call {
     }
 }
 
-fn code(headers: &HeaderMap) -> Option<Code> {
-    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
-}
-
 impl<S> Layer<S> for Calls {
     type Service = Counting<S>;
 
@@ -224,7 +221,7 @@ where
         let answer = ready!(this.answer.poll(context));
         let Some(call) = this.call.take() else { return Poll::Ready(answer) };
         Poll::Ready(match answer {
-            Ok(answer) => match code(answer.headers()) {
+            Ok(answer) => match status::code(answer.headers()) {
                 Some(code) => {
                     call.end(code);
                     Ok(answer)
@@ -259,7 +256,7 @@ impl HttpBody for CountedBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         let polled = ready!(Pin::new(&mut self.body).poll_frame(context));
         let ended = match &polled {
-            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown)),
+            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| status::code(trailers).unwrap_or(Code::Unknown)),
             Some(Err(_)) | None => Some(Code::Unknown),
         };
         if let Some(code) = ended

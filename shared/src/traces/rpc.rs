@@ -3,19 +3,15 @@
 //! Health checks and reflection have none: they would be most of what there is to see. Nor has a call that is turned away
 //! at the door, by a stranger or one too many: whoever may not call must not fill the traces either. Metrics count those.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use prost::Message as _;
 use prost::bytes::Bytes;
-use prost_types::FileDescriptorSet;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -24,45 +20,33 @@ use tracing::{Instrument as _, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::TARGET;
-use crate::proto::DESCRIPTORS;
+use crate::auth::methods::{Door, door};
 use crate::serve::guard::refused_by_tonic;
+use crate::status;
 
 /// The layer; nothing where no spans are taken up.
 pub fn layer() -> Option<Traced> {
-    tracing::span_enabled!(target: TARGET, tracing::Level::INFO).then(|| Traced { methods: Arc::new(methods()) })
+    tracing::span_enabled!(target: TARGET, tracing::Level::INFO).then_some(Traced)
 }
 
 /// Traces the calls of the API.
-#[derive(Debug, Clone)]
-pub struct Traced {
-    /// By path. Only what is in here is named in a trace: any other path is the caller's invention.
-    methods: Arc<HashMap<String, Method>>,
-}
+#[derive(Debug, Clone, Copy)]
+pub struct Traced;
 
-#[derive(Debug)]
-struct Method {
-    service: String,
-    method: String,
-}
-
-fn methods() -> HashMap<String, Method> {
-    // Our own descriptors, made by the build.
-    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
-    let services = files.into_iter().flat_map(|file| {
-        let package = file.package.unwrap_or_default();
-        file.service.into_iter().map(move |service| (format!("{package}.{}", service.name()), service.method))
-    });
-    let methods = services.flat_map(|(service, methods)| {
-        methods.into_iter().map(move |method| (service.clone(), method.name.unwrap_or_default()))
-    });
-    methods.map(|(service, method)| (format!("/{service}/{method}"), Method { service, method })).collect()
+/// The service and the method of a path. Only what is in the table of methods is named in a trace: any other path is the
+/// caller's invention.
+fn named(path: &str) -> Option<(&'static str, &'static str)> {
+    match door(path) {
+        Door::Method(method) => method.path.strip_prefix('/')?.split_once('/'),
+        Door::Open | Door::Reflection | Door::Nothing => None,
+    }
 }
 
 impl<S> Layer<S> for Traced {
     type Service = WithSpan<S>;
 
     fn layer(&self, inner: S) -> WithSpan<S> {
-        WithSpan { inner, methods: Arc::clone(&self.methods) }
+        WithSpan { inner }
     }
 }
 
@@ -70,7 +54,6 @@ impl<S> Layer<S> for Traced {
 #[derive(Debug, Clone)]
 pub struct WithSpan<S> {
     inner: S,
-    methods: Arc<HashMap<String, Method>>,
 }
 
 impl<S, B> Service<Request<B>> for WithSpan<S>
@@ -88,7 +71,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(Method { service, method }) = self.methods.get(request.uri().path()) else {
+        let Some((service, method)) = named(request.uri().path()) else {
             return Box::pin(self.inner.call(request));
         };
         let span = info_span!(
@@ -179,9 +162,9 @@ impl http_body::Body for TracedBody {
         let span = ending.span.clone();
         let frame = span.in_scope(|| Pin::new(body).poll_frame(context));
         if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get(Status::GRPC_STATUS))
+            && let Some(code) = frame.trailers_ref().and_then(status::code)
         {
-            ending.tell(Code::from_bytes(code.as_bytes()));
+            ending.tell(code);
         }
         frame
     }
@@ -198,14 +181,20 @@ impl http_body::Body for TracedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::methods::METHODS;
 
     #[test]
     fn every_method_of_both_services_has_a_name_and_no_other_path_has() {
-        let methods = methods();
-        let found = &methods["/formid.v1.DispatcherService/SendTemplate"];
-        assert_eq!((found.service.as_str(), found.method.as_str()), ("formid.v1.DispatcherService", "SendTemplate"));
-        assert!(methods.contains_key("/formid.v1.CollectorService/CollectStream"));
-        assert!(methods.keys().all(|path| path.starts_with("/formid.v1.")), "{methods:?}");
+        for path in [
+            ("/formid.v1.DispatcherService/SendTemplate", "formid.v1.DispatcherService", "SendTemplate"),
+            ("/formid.v1.CollectorService/CollectStream", "formid.v1.CollectorService", "CollectStream"),
+        ] {
+            assert_eq!(named(path.0), Some((path.1, path.2)));
+        }
+        assert!(METHODS.iter().all(|method| named(method.path).is_some()));
+        for path in ["", "/", "/formid.v1.CollectorService/Steal", "/grpc.health.v1.Health/Check"] {
+            assert_eq!(named(path), None, "{path}");
+        }
     }
 
     #[test]
