@@ -32,7 +32,7 @@ pub async fn follow(store: Store, apps: Arc<[AppId]>, gauges: Gauges, period: Du
 
 async fn show(store: &Store, app: &AppId, gauges: &Gauges, period: Duration, few: u64) -> Result<(), Error> {
     if let Some(stock) = count(store, app, period, few).await? {
-        gauges.show_stock(app, &stock);
+        gauges.show_stock(app, &stock, unix_time());
     }
     gauges.show_ledger(app, &store.ledger(app).await?);
     Ok(())

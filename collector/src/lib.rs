@@ -51,7 +51,7 @@ pub async fn run(
     let metrics = Metrics::new(&settings.apps).map_err(io::Error::other)?;
     // Read until all is done.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
-    let store = Store::counted(&settings.common.store, metrics.service.redis).map_err(io::Error::other)?;
+    let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
     background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period));
@@ -74,7 +74,7 @@ pub async fn run(
             stop.send_replace(true);
         });
     };
-    let served = serve(listeners.calls, SERVICE_NAME, routes, store, metrics.service.calls, &config, shutdown).await;
+    let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &config, shutdown).await;
     // What callers left behind that no longer wait for an answer.
     gatherer.finish(settings.common.store.redis.timeout).await;
     served.map(drop)

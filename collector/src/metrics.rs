@@ -7,7 +7,7 @@ use shared::credential::{AppId, Kind, Refusal};
 use shared::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
 use shared::proto::collector_service_server::SERVICE_NAME;
 use shared::store::credentials::Packed;
-use shared::store::stock::{Ledger, Stock};
+use shared::store::stock::{DAY, DAY_OFFSET, Ledger, Stock};
 
 /// Why credentials are refused, as the protocol names the reasons.
 const REASONS: [&str; 13] = [
@@ -25,6 +25,10 @@ const REASONS: [&str; 13] = [
     "bad_count",
     "bad_grant_key",
 ];
+
+/// In how many days form ids and prepay ids expire: 0 is today. They live for 7 times 24 hours, and days begin at midnight
+/// of UTC+8.
+const DAYS: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
 
 /// The metrics of a collector, made once.
 pub struct Metrics {
@@ -65,6 +69,11 @@ impl Metrics {
                 "formid_stock_messages",
                 "Messages that the stock permits, as last counted",
                 &by_kind,
+            )?,
+            expiring: registry.gauges(
+                "formid_stock_expiring_messages",
+                "Messages of form ids and prepay ids in stock, by the days until they expire (days of UTC+8; 0 is today)",
+                &["app", "days"],
             )?,
             users: registry.gauges("formid_reachable_users", "Users who can be sent to, as last counted", &["app"])?,
             ledger: registry.gauges(
@@ -130,17 +139,27 @@ fn reason(refusal: Refusal) -> &'static str {
 #[derive(Clone)]
 pub struct Gauges {
     stock: IntGaugeVec,
+    expiring: IntGaugeVec,
     users: IntGaugeVec,
     ledger: IntGaugeVec,
 }
 
 impl Gauges {
-    /// The stock was counted.
-    pub fn show_stock(&self, app: &AppId, stock: &Stock) {
-        let app = app.as_str();
+    /// The stock was counted; it is `now` (seconds since 1970).
+    pub fn show_stock(&self, app: &AppId, stock: &Stock, now: i64) {
+        let (app, today) = (app.as_str(), (now + DAY_OFFSET).div_euclid(DAY));
         let mut messages = [0_u64; Kind::ALL.len()];
         stock.days.iter().for_each(|((_, kind), count)| messages[*kind as usize] += count.messages);
         messages[Kind::Grant as usize] += stock.templates.values().map(|granted| granted.messages).sum::<u64>();
+        let mut expiring = [0_u64; DAYS.len()];
+        for ((day, _), count) in &stock.days {
+            // What has expired since it was counted goes with today, and what a fast clock dates later with the last day.
+            let days = usize::try_from(day - today).unwrap_or_default().min(DAYS.len() - 1);
+            expiring[days] += count.messages;
+        }
+        for (days, messages) in DAYS.iter().zip(expiring) {
+            set(&self.expiring, &[app, days], messages);
+        }
         for kind in Kind::ALL {
             set(&self.stock, &[app, kind.name()], messages[kind as usize]);
         }
@@ -173,8 +192,29 @@ fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
 mod tests {
     use shared::credential::Malformed;
     use shared::proto::RefusalReason;
+    use shared::store::stock::Count;
 
     use super::*;
+
+    #[test]
+    fn the_stock_is_shown_by_the_days_until_it_expires() {
+        let app = AppId::parse("wx1").unwrap();
+        let metrics = Metrics::new(std::slice::from_ref(&app)).unwrap();
+        // 07:59 on the day 20000 of UTC+8 is still the day before in UTC.
+        let (today, now) = (20_000, 20_000 * DAY - DAY_OFFSET + 8 * 3600 - 60);
+        let count = |messages| Count { credentials: 1, messages };
+        let days = [(today - 1, 1), (today, 2), (today + 3, 4), (today + 7, 8), (today + 8, 16)];
+        let days = days.map(|(day, messages)| ((day, Kind::FormId), count(messages)));
+        let prepay = ((today + 3, Kind::PrepayId), count(32));
+        let stock = Stock { days: days.into_iter().chain([prepay]).collect(), ..Stock::default() };
+        metrics.gauges.show_stock(&app, &stock, now);
+        let text = metrics.service.registry.text().unwrap();
+        for (days, messages) in [("0", 3), ("1", 0), ("2", 0), ("3", 36), ("6", 0), ("7", 24)] {
+            let line = format!("formid_stock_expiring_messages{{app=\"wx1\",days=\"{days}\"}} {messages}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        assert_eq!(text.matches("formid_stock_expiring_messages{").count(), DAYS.len());
+    }
 
     #[test]
     fn the_reasons_are_those_of_the_protocol_and_every_refusal_has_one() {

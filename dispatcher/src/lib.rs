@@ -50,6 +50,7 @@ use crate::send::Sender;
 use crate::service::{AppService, Service};
 use crate::settings::Settings;
 use crate::wechat::client::Client;
+use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
 
 /// How often the numbers of the day's quota are read.
@@ -139,8 +140,7 @@ pub async fn run(
         drain.cancel();
     };
     let served =
-        serve(listeners.calls, SERVICE_NAME, routes, store, metrics.service.calls, &settings.common.serve, shutdown)
-            .await;
+        serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &settings.common.serve, shutdown).await;
     drain.cancel();
     // Answered until all is done.
     let _probes = served?;
@@ -194,13 +194,15 @@ async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl 
     }
 }
 
-/// Keeps the numbers of the day's quota in sight, whoever counts them: of the generation that the app is set to.
+/// Keeps the numbers of the day's quota in sight, whoever counts them: of both generations.
 async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaMetrics) {
     loop {
-        let budget = Budget { api: app.delivery.api(), day: clock.day() };
-        match store.quota(&app.id, budget).await {
-            Ok((limit, used)) => metrics.show(limit.unwrap_or(app.bounds.daily_quota), used),
-            Err(error) => tracing::debug!(app = %app.id, %error, "the numbers of the day are not known"),
+        for delivery in Delivery::ALL {
+            let budget = Budget { api: delivery.api(), day: clock.day() };
+            match store.quota(&app.id, budget).await {
+                Ok((limit, used)) => metrics.show(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used),
+                Err(error) => tracing::debug!(app = %app.id, %error, "the numbers of the day are not known"),
+            }
         }
         tokio::time::sleep(QUOTA_LOOK).await;
     }

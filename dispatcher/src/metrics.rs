@@ -2,7 +2,7 @@
 //! made per app, so that a part gets just its own.
 
 use shared::credential::AppId;
-use shared::metrics::registry::CALL_SECONDS;
+use shared::metrics::registry::WECHAT_SECONDS;
 use shared::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
@@ -47,6 +47,8 @@ pub struct Metrics {
     messages: IntCounterVec,
     running: IntGaugeVec,
     paused: IntGaugeVec,
+    audience: IntGaugeVec,
+    left: IntGaugeVec,
 }
 
 /// The metrics of one app.
@@ -62,7 +64,7 @@ pub struct AppMetrics {
     pub quota: QuotaMetrics,
     /// Broadcasts.
     pub broadcasts: BroadcastMetrics,
-    /// Those of them that are paused.
+    /// Those of them that are paused, and how far all that are not over have come.
     pub pauses: PauseMetrics,
 }
 
@@ -88,7 +90,7 @@ impl Metrics {
                 "formid_wechat_seconds",
                 "How long calls to WeChat took, in seconds, whatever came of them",
                 &["app", "endpoint"],
-                CALL_SECONDS,
+                WECHAT_SECONDS,
             )?,
             fetches: counters(
                 "formid_token_fetches_total",
@@ -100,8 +102,16 @@ impl Metrics {
                 "Whether an app, or a kind of its credentials, is left alone because WeChat stopped it: 1 or 0",
                 &["app", "source"],
             )?,
-            quota_limit: gauges("formid_quota_limit", "Messages that the app may send on the day, as far as known")?,
-            quota_used: gauges("formid_quota_used", "Messages that the app has sent on the day, over all replicas")?,
+            quota_limit: registry.gauges(
+                "formid_quota_limit",
+                "Messages that the app may send on the day, as far as known, by generation",
+                &["app", "delivery"],
+            )?,
+            quota_used: registry.gauges(
+                "formid_quota_used",
+                "Messages that the app has sent on the day, over all replicas, by generation",
+                &["app", "delivery"],
+            )?,
             messages: counters(
                 "formid_broadcast_messages_total",
                 "Messages of broadcasts whose end this replica put on record, by their end",
@@ -112,6 +122,14 @@ impl Metrics {
                 "formid_broadcasts_paused",
                 "Broadcasts that are paused, over all replicas, by the reason",
                 &["app", "reason"],
+            )?,
+            audience: gauges(
+                "formid_broadcast_audience_users",
+                "Users whom the running and paused broadcasts are for, over all replicas",
+            )?,
+            left: gauges(
+                "formid_broadcast_left_users",
+                "Users of the running and paused broadcasts whose message has not ended, over all replicas",
             )?,
             service,
         })
@@ -143,7 +161,12 @@ impl Metrics {
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
             },
-            pauses: PauseMetrics { app: id.clone(), paused: self.paused.clone() },
+            pauses: PauseMetrics {
+                app: id.clone(),
+                paused: self.paused.clone(),
+                audience: self.audience.clone(),
+                left: self.left.clone(),
+            },
         }
     }
 }
@@ -255,12 +278,16 @@ pub struct QuotaMetrics {
 }
 
 impl QuotaMetrics {
-    /// The numbers as all replicas know them.
-    pub(crate) fn show(&self, limit: u64, used: u64) {
+    /// The numbers of a generation, as all replicas know them.
+    pub(crate) fn show(&self, delivery: Delivery, limit: u64, used: u64) {
         for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
-            gauges.with_label_values(&[self.app.as_str()]).set(i64::try_from(value).unwrap_or(i64::MAX));
+            set(gauges, &[self.app.as_str(), name_of(delivery)], value);
         }
     }
+}
+
+fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
+    gauges.with_label_values(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// Broadcasts of one app.
@@ -287,11 +314,14 @@ impl BroadcastMetrics {
     }
 }
 
-/// Paused broadcasts of one app. Missing until they were counted, as the day's quota is.
+/// Paused broadcasts of one app, and how far all that are not over have come. Missing until they were counted, as the day's
+/// quota is.
 #[derive(Clone)]
 pub struct PauseMetrics {
     app: AppId,
     paused: IntGaugeVec,
+    audience: IntGaugeVec,
+    left: IntGaugeVec,
 }
 
 impl PauseMetrics {
@@ -299,13 +329,18 @@ impl PauseMetrics {
     pub(crate) fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
         let known = |reason: &str| reason::ALL.contains(&reason);
         let show = |label: &str, count: usize| {
-            let gauge = self.paused.with_label_values(&[self.app.as_str(), &label.to_ascii_lowercase()]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&self.paused, &[self.app.as_str(), &label.to_ascii_lowercase()], count as u64);
         };
         for one in reason::ALL {
             show(one, paused.clone().filter(|reason| *reason == one).count());
         }
         show(OTHER, paused.filter(|reason| !known(reason)).count());
+    }
+
+    /// How many users the running and paused broadcasts are for, and how many of them are left.
+    pub(crate) fn show_progress(&self, audience: u64, left: u64) {
+        set(&self.audience, &[self.app.as_str()], audience);
+        set(&self.left, &[self.app.as_str()], left);
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntGauge;
 use ring::digest::{SHA256, digest};
 use tracing::{error, info};
 
@@ -49,8 +50,15 @@ impl Watched {
 
     /// Hands what the files hold to `change` whenever it is something else than before, for ever. What `change` refuses is
     /// logged, and not tried again until it is something else once more. `what` is what people call the files.
-    pub async fn follow<E: Display>(self, what: &str, mut change: impl FnMut(Contents) -> Result<(), E>) {
-        let (mut tried, mut last, mut readable) = (self.seen.clone(), self.seen, true);
+    /// `in_use` is 1 while the content of the files is in use, and 0 while it is refused or can not be read.
+    pub async fn follow<E: Display>(
+        self,
+        what: &str,
+        in_use: &IntGauge,
+        mut change: impl FnMut(Contents) -> Result<(), E>,
+    ) {
+        let (mut tried, mut last, mut readable, mut accepted) = (self.seen.clone(), self.seen, true, true);
+        in_use.set(1);
         loop {
             tokio::time::sleep(INTERVAL).await;
             let paths = Arc::clone(&self.paths);
@@ -59,6 +67,7 @@ impl Watched {
             let contents = match contents {
                 Ok(contents) => contents,
                 Err(error) => {
+                    in_use.set(0);
                     if std::mem::replace(&mut readable, false) {
                         error!(%error, "{what} is gone; what was known stays");
                     }
@@ -71,11 +80,14 @@ impl Watched {
             last.clone_from(&now);
             if settled && now != tried {
                 tried = now;
-                match change(contents) {
+                let changed = change(contents);
+                accepted = changed.is_ok();
+                match changed {
                     Ok(()) => info!("{what} changed, and is in use"),
                     Err(error) => error!(%error, "{what} changed and is refused; what was known stays"),
                 }
             }
+            in_use.set(accepted.into());
         }
     }
 }
@@ -126,7 +138,8 @@ mod tests {
                 tell.lock().unwrap().push(text.clone());
                 if text == "bad" { Err("it is bad") } else { Ok(()) }
             };
-            watched.follow("the file", change).await;
+            let in_use = IntGauge::new("in_use", "test").unwrap();
+            watched.follow("the file", &in_use, change).await;
         });
         two_looks().await;
         assert!(told.lock().unwrap().is_empty());
@@ -141,6 +154,42 @@ mod tests {
         point("1");
         two_looks().await;
         assert_eq!(*told.lock().unwrap(), ["2", "bad", "1"]);
+        following.abort();
+    }
+
+    #[tokio::test]
+    async fn the_gauge_is_0_while_the_content_is_refused_or_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, away) = (folder.path().join("file"), folder.path().join("away"));
+        std::fs::write(&file, "good").unwrap();
+        let (watched, _) = Watched::read([file.clone()]).unwrap();
+        let in_use = IntGauge::new("in_use", "test").unwrap();
+        let gauge = in_use.clone();
+        let following = tokio::spawn(async move {
+            let change = |contents: Contents| if contents == [b"bad"] { Err("it is bad") } else { Ok(()) };
+            watched.follow("the file", &gauge, change).await;
+        });
+        let becomes = async |value| {
+            testing::eventually("the gauge follows", INTERVAL * 30, async || in_use.get() == value).await;
+        };
+        becomes(1).await;
+        std::fs::write(&file, "bad").unwrap();
+        becomes(0).await;
+        std::fs::write(&file, "better").unwrap();
+        becomes(1).await;
+        // A file that comes back as it was is no change.
+        std::fs::rename(&file, &away).unwrap();
+        becomes(0).await;
+        std::fs::rename(&away, &file).unwrap();
+        becomes(1).await;
+        // One that is refused, goes and comes back is still refused.
+        std::fs::write(&file, "bad").unwrap();
+        becomes(0).await;
+        std::fs::rename(&file, &away).unwrap();
+        tokio::time::sleep(INTERVAL * 2).await;
+        std::fs::rename(&away, &file).unwrap();
+        tokio::time::sleep(INTERVAL * 3).await;
+        assert_eq!(in_use.get(), 0);
         following.abort();
     }
 }

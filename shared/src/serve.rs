@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::auth::Callers;
 use crate::deadline::Deadlines;
-use crate::metrics::grpc::Calls;
+use crate::metrics::ServiceMetrics;
 use crate::proto::DESCRIPTORS;
 use crate::store::Store;
 use crate::traces::rpc;
@@ -59,7 +59,7 @@ pub struct ServeConfig {
 
 /// Serves until `shutdown`, then drains: shows NOT_SERVING, waits for load balancers to see it, stops accepting, and lets
 /// calls under way finish, all within a bound. `service` is the full name health is reported under beside `""`, and
-/// `calls` counts its calls.
+/// `metrics` count its calls and tell of its files.
 ///
 /// Answers with the probes, which are to be dropped when all else is done. Fails when the address for them can not be had,
 /// and when this Redis can not be used.
@@ -68,7 +68,7 @@ pub async fn serve(
     service: &'static str,
     routes: Routes,
     store: Store,
-    calls: Calls,
+    metrics: &ServiceMetrics,
     config: &ServeConfig,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Probes> {
@@ -94,18 +94,18 @@ pub async fn serve(
     // Ended with this function, whichever way it ends.
     let mut followers = JoinSet::new();
     if let Some(callers) = &config.callers {
-        followers.spawn(Arc::clone(callers).follow());
+        followers.spawn(Arc::clone(callers).follow(metrics.files.in_use("callers")));
     }
     if let Some(tls) = &config.tls {
-        followers.spawn(tls.clone().follow());
+        followers.spawn(tls.clone().follow(metrics.files.clone()));
     }
     let probes = Probes::open(config.probe_listen, health).await?;
     // Outside of deadlines, so that one is seen as the end it is; behind the guard, so that neither strangers nor what
     // finds no room get a trace made.
     let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
-    let guarded = Guard::new(config.callers.clone(), &config.limits, calls.shed().clone()).layer(traced);
+    let guarded = Guard::new(config.callers.clone(), &config.limits, metrics.calls.shed().clone()).layer(traced);
     // Outside of all others, to count what they refuse.
-    let counted = calls.layer(guarded);
+    let counted = metrics.calls.layer(guarded);
     let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), counted);
 
     tokio::select! {

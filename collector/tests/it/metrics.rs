@@ -77,7 +77,9 @@ async fn the_gauges_are_what_get_stock_answers() {
             let ledger = stock.ledger.unwrap();
             let scrape = Scrape::of(metrics).await;
             let states = scrape.by("formid_ledger_messages", "state");
+            let ids = stock.days.iter().map(|day| day.messages).sum::<u64>();
             scrape.sum("formid_stock_messages", &[]) == ledger.available
+                && scrape.sum("formid_stock_expiring_messages", &[]) == ids
                 && scrape.sum("formid_stock_messages", &[("kind", "grant")]) == stock.templates[0].messages
                 && scrape.sum("formid_reachable_users", &[("app", APP)]) == stock.reachable_users
                 && states.get("collected") == Some(&ledger.collected)
@@ -109,7 +111,8 @@ async fn the_page_is_all_there_is_and_it_goes_with_the_service() {
         "process_resident_memory_bytes",
         "process_start_time_seconds",
     ];
-    let gauges = ["formid_ledger_messages", "formid_reachable_users", "formid_stock_messages"];
+    let gauges =
+        ["formid_ledger_messages", "formid_reachable_users", "formid_stock_expiring_messages", "formid_stock_messages"];
     let families: Vec<_> = scrape.families().into_iter().filter(|name| !gauges.contains(name)).collect();
     assert_eq!(families, expected);
     for name in scrape.families() {

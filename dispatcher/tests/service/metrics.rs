@@ -167,6 +167,35 @@ async fn the_endings_of_a_broadcast_are_counted_once_over_all_dispatchers() {
     assert_eq!((scrape.sum("formid_sends_total", &[]), scrape.sum("formid_send_attempts_total", &[])), (0, 0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_users_that_open_broadcasts_have_left_are_shown_until_they_are_over() {
+    let rig = Rig::patient().await;
+    let (dispatcher, metrics) = measured(&rig, &[]).await;
+    let users: Vec<_> = (0..10).map(|n| format!("oUser{n}")).collect();
+    for openid in &users {
+        rig.submit(openid, 1).await;
+    }
+    let list = || to_list(&users.iter().map(String::as_str).collect::<Vec<_>>());
+    let becomes = async |audience: u64, left: u64| {
+        eventually(&format!("{left} of {audience} are left"), 4 * SOON, async || {
+            let scrape = Scrape::of(metrics).await;
+            let users = |name| scrape.value(name, &[("app", APP)]);
+            scrape.has("formid_broadcast_left_users")
+                && (users("formid_broadcast_audience_users"), users("formid_broadcast_left_users")) == (audience, left)
+        })
+        .await;
+    };
+    // One that has not begun is not counted.
+    dispatcher.broadcast(BroadcastRequest { hold: true, ..list() }).await.unwrap();
+    becomes(0, 0).await;
+    let canary = dispatcher.broadcast(BroadcastRequest { limit: 4, ..list() }).await.unwrap().broadcast_id;
+    dispatcher.until(&canary, BroadcastState::Paused).await;
+    becomes(10, 6).await;
+    dispatcher.done("ResumeBroadcast", &canary).await;
+    dispatcher.until(&canary, BroadcastState::Done).await;
+    becomes(0, 0).await;
+}
+
 #[tokio::test]
 async fn calls_are_counted_by_the_code_that_they_end_with() {
     let rig = Rig::patient().await;
@@ -285,19 +314,24 @@ async fn stops_and_the_quota_of_the_day_are_shown() {
     let (dispatcher, metrics) = measured(&rig, &["--stop", "1s"]).await;
     rig.submit("oUser", 3).await;
     dispatcher.send(message("oUser", "x")).await.unwrap();
+    rig.accept("oGiver", subscription::TEMPLATE, 2).await;
+    for n in 0..2 {
+        dispatcher.send(by_grant("oGiver", &n.to_string())).await.unwrap();
+    }
     let stopped = async || Scrape::of(metrics).await.by("formid_app_stopped", "source");
     assert!(stopped().await.is_empty());
     rig.answer(41032, 1);
     dispatcher.send(message("oUser", "y")).await.unwrap_err();
     assert_eq!(stopped().await, counts([("form_id", 1)]));
     eventually("the stop is over", SOON, async || stopped().await.is_empty()).await;
-    eventually("the quota is shown", SOON, async || {
-        let scrape = Scrape::of(metrics).await;
-        scrape.has("formid_quota_used") && scrape.value("formid_quota_used", &[("app", APP)]) == 1
+    let used = counts([("form_id", 1), ("subscription", 2)]);
+    eventually("the quota of both generations is shown", SOON, async || {
+        Scrape::of(metrics).await.by("formid_quota_used", "delivery") == used
     })
     .await;
     let scrape = Scrape::of(metrics).await;
-    assert_eq!(scrape.value("formid_quota_limit", &[("app", APP)]), 1_000_000);
+    let limits = counts([("form_id", 1_000_000), ("subscription", 10_000_000)]);
+    assert_eq!(scrape.by("formid_quota_limit", "delivery"), limits);
     for name in scrape.families() {
         assert!(include_str!("../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
     }

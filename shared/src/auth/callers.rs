@@ -16,6 +16,7 @@ use super::permission::Permission;
 use super::rate::Rate;
 use super::{file, file::FILE};
 use crate::credential::AppId;
+use crate::metrics::IntGauge;
 use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
 use crate::status::Failure;
@@ -216,8 +217,8 @@ impl Callers {
         book.entries.iter().filter(|entry| entry.tokens.is_empty()).map(|entry| entry.name.to_string()).collect()
     }
 
-    /// Follows the file for ever.
-    pub async fn follow(self: Arc<Self>) {
+    /// Follows the file for ever; `in_use` shows whether its content is in use.
+    pub async fn follow(self: Arc<Self>, in_use: IntGauge) {
         let change = |contents: Contents| {
             let text = contents.first().map(Vec::as_slice).unwrap_or_default();
             let book = Book::read(text, Some(&self.book()))?;
@@ -225,7 +226,7 @@ impl Callers {
             *self.book.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
             Ok::<_, SettingsError>(())
         };
-        self.file.clone().follow(FILE, change).await;
+        self.file.clone().follow(FILE, &in_use, change).await;
     }
 
     pub(super) fn book(&self) -> Arc<Book> {

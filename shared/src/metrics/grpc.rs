@@ -279,6 +279,7 @@ impl HttpBody for CountedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::registry::{REDIS_SECONDS, WECHAT_SECONDS};
 
     #[test]
     fn every_method_of_a_service_stands_at_zero_and_no_other_path_adds_one() {
@@ -297,6 +298,21 @@ mod tests {
         }
         assert_eq!(registry.text().unwrap(), text);
         assert!(Calls::new(&Registry::default(), "formid.v1.NoService").is_err());
+    }
+
+    #[test]
+    fn the_histograms_reach_as_far_as_a_call_may_take() {
+        let config: serde_json::Value =
+            serde_json::from_str(include_str!("../../../proto/service-config.json")).unwrap();
+        let timeouts =
+            config["methodConfig"].as_array().unwrap().iter().filter_map(|method| method["timeout"].as_str());
+        let seconds = timeouts.map(|timeout| timeout.strip_suffix('s').unwrap().parse::<f64>().unwrap());
+        let longest = seconds.fold(0.0, f64::max);
+        assert!(longest > 30.0 && CALL_SECONDS.contains(&longest), "{longest}");
+        let connection = 1.1 * 600.0 + 30.0;
+        assert!(CALL_SECONDS.last().is_some_and(|last| *last > connection));
+        assert!(WECHAT_SECONDS.last().is_some_and(|last| *last > 30.0), "calls end within --lease");
+        assert!(REDIS_SECONDS.last().is_some_and(|last| *last > 2.0), "commands end within --redis-timeout");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! - [`registry`]: where metrics are made, and the text they are read as;
 //! - [`page`]: the HTTP endpoint for that text;
-//! - [`grpc`]: calls, by method and code; [`redis`]: commands; `process`: memory and CPU.
+//! - [`grpc`]: calls, by method and code; [`redis`]: commands; [`files`]: certificates and files that are read again;
+//! - `process`: memory and CPU.
 //!
 //! There are no globals: each service makes its metrics once and hands them to its parts, so that several services in one
 //! process do not mix. A part gets a small struct with the handles it needs, looked up before the first call; to count is
@@ -12,6 +13,7 @@
 //! comes from outside and is in no such set becomes `other`, or is not counted. No label tells of a user, a template, a
 //! request or a credential.
 
+pub mod files;
 pub mod grpc;
 pub mod page;
 mod process;
@@ -20,6 +22,7 @@ pub mod registry;
 
 pub use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use files::FileMetrics;
 use grpc::Calls;
 use redis::RedisMetrics;
 use registry::Registry;
@@ -35,6 +38,8 @@ pub struct ServiceMetrics {
     pub calls: Calls,
     /// What Redis is asked.
     pub redis: RedisMetrics,
+    /// Files that are read again while the service runs.
+    pub files: FileMetrics,
 }
 
 impl ServiceMetrics {
@@ -43,9 +48,10 @@ impl ServiceMetrics {
         let registry = Registry::default();
         let calls = Calls::new(&registry, service)?;
         let redis = RedisMetrics::new(&registry, store::commands())?;
+        let files = FileMetrics::new(&registry)?;
         process::register(&registry)?;
         let build = registry.gauges("formid_build_info", "1, for each version that runs", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self { registry, calls, redis })
+        Ok(Self { registry, calls, redis, files })
     }
 }

@@ -15,8 +15,11 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
 
 use crate::auth::certificate;
+use crate::metrics::files::FileMetrics;
 use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
 
@@ -28,7 +31,15 @@ const CLIENT_CA: &str = "--tls-client-ca";
 #[derive(Clone)]
 pub struct Tls {
     files: Watched,
-    config: Arc<RwLock<Arc<ServerConfig>>>,
+    current: Arc<RwLock<Current>>,
+}
+
+/// What the files hold.
+#[derive(Clone)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// When the first certificate of the service's chain expires, in seconds since 1970.
+    expiry: Option<i64>,
 }
 
 impl fmt::Debug for Tls {
@@ -44,8 +55,8 @@ impl Tls {
         let (files, contents) = Watched::read([cert, key].into_iter().chain(client_ca))
             .map_err(|error| problems.add(format!("the TLS file {error}")))
             .ok()?;
-        match config(&contents) {
-            Ok(config) => Some(Self { files, config: Arc::new(RwLock::new(Arc::new(config))) }),
+        match read(&contents) {
+            Ok(current) => Some(Self { files, current: Arc::new(RwLock::new(current)) }),
             Err(SettingsError(found)) => {
                 found.into_iter().for_each(|problem| problems.add(problem));
                 None
@@ -53,21 +64,26 @@ impl Tls {
         }
     }
 
-    /// Follows the files for ever.
-    pub async fn follow(self) {
+    /// Follows the files for ever; `metrics` show whether they are in use, and when the certificate expires.
+    pub async fn follow(self, metrics: FileMetrics) {
+        metrics.certificate_expires(self.current().expiry);
         let change = |contents: Contents| {
-            let config = config(&contents)?;
+            let current = read(&contents)?;
+            metrics.certificate_expires(current.expiry);
             // Nothing panics while it holds the lock.
-            *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
             Ok::<_, SettingsError>(())
         };
-        self.files.clone().follow("the TLS certificate", change).await;
+        self.files.clone().follow("the TLS certificate", &metrics.in_use("tls"), change).await;
+    }
+
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The handshake of a connection, and the names in the client's certificate, if there is one.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Arc<[String]>)> {
-        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
-        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let stream = TlsAcceptor::from(self.current().config).accept(stream).await?;
         // The first is the client's own; others lead from it to the authority.
         let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let names = own.map(certificate::names).unwrap_or_default();
@@ -76,7 +92,7 @@ impl Tls {
 }
 
 /// The configuration from the contents of the files, or all that is wrong with them. No problem quotes what is in a file.
-fn config(contents: &[Vec<u8>]) -> Result<ServerConfig, SettingsError> {
+fn read(contents: &[Vec<u8>]) -> Result<Current, SettingsError> {
     let mut problems = Problems::default();
     let [cert, key, client_ca @ ..] = contents else { return Err(SettingsError(Vec::new())) };
     let cert = certificates(CERT, cert, &mut problems);
@@ -102,6 +118,7 @@ fn config(contents: &[Vec<u8>]) -> Result<ServerConfig, SettingsError> {
             builder.with_client_cert_verifier(verifier)
         }
     };
+    let expiry = expiry(&cert);
     let mut config = builder.with_single_cert(cert, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => one(format!("{KEY} is not the key of {CERT}")),
         error => one(format!("{CERT} and {KEY} can not be used: {error}")),
@@ -111,7 +128,17 @@ fn config(contents: &[Vec<u8>]) -> Result<ServerConfig, SettingsError> {
     // here, so a whole handshake each costs little.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    Ok(Current { config: Arc::new(config), expiry })
+}
+
+/// When the first certificate of a chain expires, in seconds since 1970; nothing when one of them can not be read.
+fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    let one = |certificate: &CertificateDer<'_>| {
+        let certificate = Certificate::from_der(certificate).ok()?;
+        let expiry = certificate.tbs_certificate().validity().not_after.to_unix_duration().as_secs();
+        i64::try_from(expiry).ok()
+    };
+    chain.iter().map(one).collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
 fn certificates(flag: &str, pem: &[u8], problems: &mut Problems) -> Option<Vec<CertificateDer<'static>>> {
@@ -133,4 +160,26 @@ fn authorities(pem: &[u8], problems: &mut Problems) -> Option<RootCertStore> {
         }
     }
     Some(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn a_chain_expires_with_its_first_certificate() {
+        let until = |year| {
+            let mut params = CertificateParams::default();
+            params.not_after = date_time_ymd(year, 1, 1);
+            params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+        };
+        let at_2040 = 2_208_988_800;
+        assert_eq!(expiry(&[until(2040)]), Some(at_2040));
+        // From 2050 on the time is written in another way.
+        assert_eq!(expiry(&[until(2060), until(2040), until(2055)]), Some(at_2040));
+        assert_eq!(expiry(&[until(2040), CertificateDer::from(vec![1, 2, 3])]), None);
+        assert_eq!(expiry(&[]), None);
+    }
 }

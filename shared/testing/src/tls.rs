@@ -46,6 +46,13 @@ impl Authority {
         self.sign(CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap())
     }
 
+    /// For a service on this machine, until the first day of this year.
+    pub fn server_until(&self, year: i32) -> Pair {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        self.sign(params)
+    }
+
     /// For a client of this URI.
     pub fn client(&self, uri: &str) -> Pair {
         self.sign(client(uri))

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use testing::tls::{Authority, Pair, channel, dial};
-use testing::{CallersFile, Redis, eventually, grpcurl_tls, printed};
+use testing::{CallersFile, Redis, Scrape, eventually, grpcurl_tls, printed};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -13,10 +13,11 @@ use super::*;
 /// A collector with TLS, and the files it has it from.
 struct Secured {
     address: SocketAddr,
+    metrics: SocketAddr,
     authority: Authority,
     folder: tempfile::TempDir,
     _collector: Collector,
-    _callers: CallersFile,
+    callers: CallersFile,
 }
 
 const BY_NAME: (&str, &str) =
@@ -37,7 +38,8 @@ impl Secured {
         }
         let collector = Collector::start(redis, &flags).await;
         let address = collector.address();
-        let secured = Self { address, authority, folder, _collector: collector, _callers: callers };
+        let metrics = collector.metrics;
+        let secured = Self { address, metrics, authority, folder, _collector: collector, callers };
         let own = secured.authority.client("spiffe://test/anybody");
         eventually("it serves", SOON, async || secured.stock(Some(&own), "all").await == "OK").await;
         secured
@@ -119,6 +121,38 @@ async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
     third.write(&secured.path("cert"), &secured.path("key"));
     eventually("it is repaired", SOON, async || secured.shown().await.as_deref() == Some(&third.der())).await;
     assert_eq!(stock(&open, "all").await, "OK");
+}
+
+#[tokio::test]
+async fn metrics_tell_when_the_certificate_expires_and_which_files_are_refused() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, false).await;
+    // 2040-01-01 and 2050-01-01, in seconds since 1970.
+    let (at_2040, at_2050) = (2_208_988_800, 2_524_608_000);
+    let becomes = async |callers, tls, expiry: Option<u64>| {
+        eventually("the metrics follow", SOON, async || {
+            let scrape = Scrape::of(secured.metrics).await;
+            let in_use = |file| scrape.value("formid_reload_successful", &[("file", file)]);
+            let expires = scrape.value("formid_tls_certificate_expiry_timestamp_seconds", &[]);
+            (in_use("callers"), in_use("tls")) == (callers, tls) && expiry.is_none_or(|expiry| expiry == expires)
+        })
+        .await;
+    };
+    let write = |pair: &Pair| pair.write(&secured.path("cert"), &secured.path("key"));
+    becomes(1, 1, None).await;
+    let (first, second) = (secured.authority.server_until(2040), secured.authority.server_until(2050));
+    write(&first);
+    becomes(1, 1, Some(at_2040)).await;
+    write(&Pair { cert: second.cert.clone(), key: first.key.clone() });
+    secured.callers.write_text("[callers.new\n");
+    becomes(0, 0, Some(at_2040)).await;
+    write(&second);
+    becomes(0, 1, Some(at_2050)).await;
+    secured.callers.write(&[ALL]);
+    becomes(1, 1, Some(at_2050)).await;
+    for name in Scrape::of(secured.metrics).await.families() {
+        assert!(include_str!("../../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+    }
 }
 
 #[tokio::test]
