@@ -1,8 +1,9 @@
-"""Holds the dashboard and the alerts to metrics.txt: python3 check.py OUTPUT
+"""Compares the dashboard and the alerts with metrics.txt: python3 check.py OUTPUT
 
-Every metric, label and value of a label that an expression names must be one that a service exports, and every metric
-of the list must be shown or alerted on, and stand in the source of a service. The dashboard's expressions are also written to the file OUTPUT as recording
-rules, which `promtool check rules` then reads: it knows PromQL, and this does not.
+Every metric, label and value of a label that an expression names must be one that a service exports. Every metric of the
+list must be shown or alerted on, and be named in the source of a service. Every selector of the dashboard must follow its
+variables. The PrometheusRule of deploy/kubernetes must hold the same alerts. The dashboard's expressions are also written
+to the file OUTPUT as recording rules for `promtool check rules`, which can parse PromQL; this script can not.
 """
 
 import json
@@ -13,10 +14,13 @@ import sys
 import yaml
 
 HERE = pathlib.Path(__file__).parent
+PROMETHEUS_RULE = HERE.parent / "kubernetes/components/alerts/prometheusrule.yaml"
 # What Prometheus adds to everything.
 TARGET_LABELS = {"job", "instance", "namespace", "pod"}
 # What Grafana puts in, and something of the same shape for promtool.
-VARIABLES = {"$__rate_interval": "5m", "$app": ".*"}
+VARIABLES = {"$__rate_interval": "5m", "$__range": "1h", "$namespace": ".*", "$instance": ".*", "$app": ".*"}
+# What every selector of a panel must have.
+FOLLOWED = ('namespace=~"$namespace"', 'instance=~"$instance"')
 
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -79,6 +83,16 @@ def wrong(expression, metrics, used):
             yield f"none of its metrics has the label {label}"
 
 
+def unfiltered(expression, metrics):
+    """The metrics of an expression whose selectors do not follow the variables of the dashboard."""
+    for match in NAME.finditer(STRING.sub(lambda string: "_" * len(string[0]), expression)):
+        if match[0] in metrics:
+            selector = re.match(r"\{[^}]*\}", expression[match.end() :])
+            wanted = FOLLOWED + (('app=~"$app"',) if "app" in metrics[match[0]] else ())
+            if missing := [label for label in wanted if selector is None or label not in selector[0]]:
+                yield f"{match[0]} must be selected by {', '.join(missing)}"
+
+
 def missing_in_source(names):
     """Which of the services' own metrics no source names; some libraries append _total by themselves."""
     crates = [HERE.parents[1] / crate / "src" for crate in ("shared", "collector", "dispatcher")]
@@ -109,6 +123,9 @@ def main(output):
         if rule.get("labels", {}).get("severity") == "critical" and rule["alert"] not in tests:
             problems.append(f"{where}: it wakes people, and has no test")
 
+    if yaml.safe_load(PROMETHEUS_RULE.read_text())["spec"] != alerts:
+        problems.append(f"{PROMETHEUS_RULE.name}: its spec must be what alerts.yaml has: run make.sh beside it")
+
     try:
         dashboard = json.loads((HERE / "formid.json").read_text())
     except json.JSONDecodeError as error:
@@ -126,6 +143,7 @@ def main(output):
             for variable in set(re.findall(r"\$\w+", expression)) - variables - set(VARIABLES):
                 problems.append(f"{where}: there is no variable {variable}")
             problems += [f"{where}: {problem}" for problem in wrong(expression, metrics, used)]
+            problems += [f"{where}: {problem}" for problem in unfiltered(expression, metrics)]
             for variable, value in VARIABLES.items():
                 expression = expression.replace(variable, value)
             shown.append({"record": f"panel:{panel['id']}:{target['refId']}", "expr": expression})
