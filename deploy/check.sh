@@ -58,32 +58,6 @@ for schemas in folder.glob("kubernetes_validate/kubernetes-json-schema/v*"):
 END
 )
 
-# promtool, of the machine or out of Debian's package, which is only unpacked: installed, it would start a server.
-get_promtool() {
-    if command -v promtool >/dev/null; then return 0; fi
-    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then return 1; fi
-    say "getting promtool into $tools/check/bin"
-    # In subshells joined by &&, as above.
-    (
-        cd "$made" &&
-            { download_prometheus || { refresh_packages && download_prometheus; }; } &&
-            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool &&
-            mkdir -p "$tools/check/bin" &&
-            mv usr/bin/promtool "$tools/check/bin/promtool"
-    ) </dev/null >&2
-}
-
-download_prometheus() {
-    apt-get -q -o APT::Sandbox::User=root download prometheus
-}
-
-# A new machine has no list of packages, and only root can get one.
-refresh_packages() {
-    local as_root="sudo -n"
-    if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
-    $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-}
-
 failed="" skipped=""
 # try WHAT COMMAND...: says what is checked, shows what the command says, and remembers if it failed.
 try() {
@@ -120,10 +94,10 @@ for package in json.load(sys.stdin)["packages"]: print(os.path.relpath(package["
     hadolint deploy/images/Dockerfile
 }
 
-# What is built from each folder goes to the folder "built". Components cannot be built by themselves, so there is one
-# more build: production with all of them.
+# What is built from each folder goes to the folder "built". Components cannot be built by themselves, so each is built
+# with each base, and production once more with all of them and with another label for Prometheus.
 kustomizations() {
-    local each path name all_well=0
+    local each base path name all_well=0
     mkdir -p "$made/built"
     cp -R deploy/kubernetes "$made/kubernetes"
     mkdir "$made/kubernetes/overlays/everything"
@@ -134,7 +108,17 @@ kustomizations() {
             grep -q "^  - ../../components/$(basename "$each")\$" deploy/kubernetes/overlays/production/kustomization.yaml ||
                 printf '  - ../../components/%s\n' "$(basename "$each")"
         done
+        printf 'patches:\n  - target: {kind: PodMonitor|PrometheusRule}\n    patch: |\n'
+        printf '      - {op: replace, path: /metadata/labels/release, value: replaced}\n'
     } >"$made/kubernetes/overlays/everything/kustomization.yaml"
+    for base in collector dispatcher; do
+        for each in deploy/kubernetes/components/*/; do
+            path=$made/kubernetes/overlays/$base-with-$(basename "$each")
+            mkdir "$path"
+            printf 'resources:\n  - ../../base/%s\ncomponents:\n  - ../../components/%s\n' "$base" "$(basename "$each")" \
+                >"$path/kustomization.yaml"
+        done
+    done
     for path in "$made"/kubernetes/*/*/kustomization.yaml; do
         path=${path%/kustomization.yaml}
         name=${path#"$made/kubernetes/"}
@@ -145,6 +129,10 @@ kustomizations() {
             all_well=1
         }
     done
+    if [ "$(grep -c '^    release: replaced$' "$made/built/overlays-everything.yaml")" != 2 ]; then
+        say "an overlay cannot replace the label of the PodMonitor and of the PrometheusRule"
+        all_well=1
+    fi
     return $all_well
 }
 
@@ -197,7 +185,7 @@ if [ -n "$modules" ]; then
 else
     skip "metrics of alerts and dashboard: there is no Python module yaml"
 fi
-if get_promtool; then
+if need_prometheus; then
     try "alerts" alerts
     if [ -f "$made/expressions.yaml" ]; then
         try "expressions of the dashboard" expressions

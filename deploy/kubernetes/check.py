@@ -15,7 +15,12 @@ from kubernetes_validate import utils as kubernetes
 
 VERSIONS = ("1.31", "1.37")
 # Kinds of the Prometheus Operator: the schemas are of what Kubernetes itself has.
-WITHOUT_SCHEMA = {"PodMonitor"}
+WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule"}
+# The label by which the Prometheus of the chart kube-prometheus-stack selects them.
+SELECTED_BY = "release"
+# What a rule for any address must leave out, lest it reach other pods, the cluster's API or the metadata of machines.
+PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
+PRIVATE_6 = {"fc00::/7", "fe80::/10"}
 # These may be variables though they are secret: a URL with its password is all that the services take.
 SECRET_VARIABLES = {"FORMID_REDIS_URL"}
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
@@ -69,6 +74,17 @@ class Build:
             owner = self.find(target["kind"], target["name"])
             if owner is None or "replicas" in owner["spec"]:
                 self.problem(each, "its target is not here, or has a number of replicas of its own")
+                continue
+            containers = {container["name"] for container in owner["spec"]["template"]["spec"]["containers"]}
+            for metric in each["spec"]["metrics"]:
+                if metric.get("containerResource", {}).get("container") not in containers:
+                    self.problem(each, "it must go by a container of its target, not by the whole pod with its sidecars")
+        for each in self.of("NetworkPolicy"):
+            for rule in each["spec"].get("egress", []):
+                self.egress(each, rule)
+        for each in self.of(*WITHOUT_SCHEMA):
+            if SELECTED_BY not in each["metadata"].get("labels", {}):
+                self.problem(each, f"it has no label {SELECTED_BY}, so the usual Prometheus does not select it")
         for each in self.of("ConfigMap"):
             for key, text in each.get("data", {}).items():
                 if key.endswith(".toml"):
@@ -87,6 +103,14 @@ class Build:
                 self.problem(each, f"Kubernetes {version}: {place}: {error.message[:300]}")
             except (kubernetes.SchemaNotFoundError, kubernetes.VersionNotSupportedError) as error:
                 self.problem(each, error.message)
+
+    def egress(self, each, rule):
+        if not rule.get("to"):
+            self.problem(each, "a rule of its egress permits every address, also private ones")
+        for block in (to["ipBlock"] for to in rule.get("to", []) if "ipBlock" in to):
+            private = {"0.0.0.0/0": PRIVATE, "::/0": PRIVATE_6}.get(block["cidr"], set())
+            if missing := private - set(block.get("except", [])):
+                self.problem(each, f"its egress to {block['cidr']} must except {', '.join(sorted(missing))}")
 
     def pod(self, owner, spec):
         around = spec.get("securityContext", {})
@@ -114,6 +138,8 @@ class Build:
             problem(f"the image {image!r} may be another one tomorrow")
         if container.get("securityContext") != RESTRICTED:
             problem(f"its security context is not {RESTRICTED}")
+        if container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+            problem("its terminationMessagePolicy is not FallbackToLogsOnError, so its pod does not say why it ended")
         resources = container.get("resources", {})
         if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
             problem("it must request CPU and memory, and have a limit on memory")

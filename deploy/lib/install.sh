@@ -2,7 +2,7 @@
 # Packages and tools: gets what is missing, leaves what is there. Wants say.sh, and $root: the checkout.
 
 # need THING...: installs those that are missing, or says what to install and exits.
-# Things: cc redis-server python3 shellcheck.
+# Things: cc openssl prometheus (by brew) redis-server python3 shellcheck.
 need() {
     local thing missing=""
     for thing in "$@"; do
@@ -145,6 +145,41 @@ fetch_tools() {
             "$folder/grpcurl" --version && "$folder/buf" --version >/dev/null &&
             cp "$pins" "$folder/tools.txt"
     ) </dev/null >&2 || die "grpcurl and buf could not be had; set FORMID_GRPCURL and FORMID_BUF to use your own"
+}
+
+# Makes prometheus and promtool available on the PATH: those of the machine, of brew, or out of Debian's package. That is
+# only unpacked into the target folder, since its installation would start a server. Fails where none can be had.
+need_prometheus() {
+    local folder
+    if has prometheus && has promtool; then return 0; fi
+    if has brew; then
+        need prometheus
+        return
+    fi
+    folder=$(target_folder)/tools/prometheus
+    PATH="$folder:$PATH"
+    if has prometheus && has promtool; then return 0; fi
+    if ! has apt-get || ! has dpkg-deb; then return 1; fi
+    say "getting prometheus and promtool into $folder"
+    mkdir -p "$folder"
+    # In a subshell joined by &&: "set -e" counts for nothing where the caller asks for the result.
+    (
+        made=$(mktemp -d "$folder/package.XXXXXX") && trap 'rm -rf "$made"' EXIT && cd "$made" &&
+            { download_prometheus || { refresh_packages && download_prometheus; }; } &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/prometheus ./usr/bin/promtool &&
+            mv usr/bin/prometheus usr/bin/promtool "$folder"
+    ) </dev/null >&2
+}
+
+download_prometheus() {
+    apt-get -q -o APT::Sandbox::User=root download prometheus
+}
+
+# A new machine has no list of packages, and only root can get one.
+refresh_packages() {
+    local as_root="sudo -n"
+    if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
+    $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
 }
 
 # Makes a Python with the packages of the example client available, as FORMID_PYTHON, which may be set beforehand to use
