@@ -94,6 +94,11 @@ for package in json.load(sys.stdin)["packages"]: print(os.path.relpath(package["
     hadolint deploy/images/Dockerfile
 }
 
+# The image of a service needs what its Dockerfile copies, which .dockerignore may leave out. -B: no __pycache__ here.
+build_context() {
+    python3 -B deploy/images/check_test.py && python3 -B deploy/images/check.py
+}
+
 # What is built from each folder goes to the folder "built". Components cannot be built by themselves, so each is built
 # with each base, and production once more with all of them and with another label for Prometheus.
 kustomizations() {
@@ -157,6 +162,7 @@ if python3 -c 'import kubernetes_validate, yaml, yamllint' 2>/dev/null; then mod
 kustomize=""
 if has kustomize; then kustomize="kustomize build"; elif has kubectl; then kustomize="kubectl kustomize"; fi
 
+try "build context of the images" build_context
 if has hadolint; then
     try "images" dockerfile
 else
@@ -164,7 +170,7 @@ else
 fi
 
 if [ -n "$modules" ]; then
-    try "style of YAML" python3 -m yamllint --strict -d "$yaml_style" deploy/kubernetes deploy/dashboards
+    try "style of YAML" python3 -m yamllint --strict -d "$yaml_style" deploy/kubernetes deploy/dashboards deploy/compose.yaml
 else
     skip "style of YAML: there is no Python module yamllint"
 fi
