@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures formid beside the ceilings of this machine, in one run, and prints a table; ends with 1 where a bar is missed.
-# Arguments go on to the benchmark: collect, send, broadcast or memory for a part of it, --rounds N for how often (5 unless given).
+# Arguments go on to the benchmark: collect, send, broadcast, memory, overload or rest for a part of it, --rounds N for how often (5 unless given).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::credential::AppId;
+use shared::outage::Outages;
 use shared::store::stock::Stock;
 use shared::store::{Error, Store};
-use tracing::debug;
 
 use crate::metrics::Gauges;
 use crate::service::unix_time;
@@ -17,14 +17,22 @@ pub const PERIOD: Duration = Duration::from_secs(60);
 
 /// Sets the gauges once every `period`, until it is dropped. Up to `few` users an app is counted anew when nobody did so
 /// within the period, which costs Redis some ten milliseconds; a larger one goes by what the sweep has counted.
-pub async fn follow(store: Store, apps: Arc<[AppId]>, gauges: Gauges, period: Duration, few: u64) -> Infallible {
+pub async fn follow(
+    store: Store,
+    apps: Arc<[AppId]>,
+    gauges: Gauges,
+    period: Duration,
+    few: u64,
+    outages: Outages,
+) -> Infallible {
+    let (begins, ends) = ("metrics of the stock cannot be read", "metrics of the stock are read again");
+    let outage = outages.outage("gauges", begins, ends);
+    let mut reading: Vec<_> = apps.iter().map(|app| (app, outage.operation())).collect();
     store.prepared().await;
     loop {
-        for app in &*apps {
-            if let Err(error) = show(&store, app, &gauges, period, few).await {
-                // What was counted last stands: that Redis is away is told by another metric.
-                debug!(%app, %error, "the stock is not counted");
-            }
+        for (app, reading) in &mut reading {
+            // What was counted last stands where Redis is away.
+            reading.note(&show(&store, app, &gauges, period, few).await);
         }
         tokio::time::sleep(period).await;
     }

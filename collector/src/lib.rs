@@ -51,14 +51,15 @@ pub async fn run(
     let metrics = Metrics::new(&settings.apps).map_err(io::Error::other)?;
     // Read until all is done.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
+    let outages = &metrics.service.outages;
     let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
-    background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period));
+    background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period, outages.clone()));
     if measured {
         let period = gauges::PERIOD.min(settings.sweep_period);
         let (apps, few) = (settings.apps.clone(), settings.small_app_users);
-        background.spawn(gauges::follow(store.clone(), apps, metrics.gauges, period, few));
+        background.spawn(gauges::follow(store.clone(), apps, metrics.gauges, period, few, outages.clone()));
     }
 
     let (stop, stopping) = watch::channel(false);

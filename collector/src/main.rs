@@ -3,7 +3,6 @@
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use collector::settings::{Flags, Settings};
 use shared::listeners::Listeners;
 use shared::{serve, telemetry};
@@ -11,9 +10,13 @@ use tracing::{error, info};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let settings = match Settings::read(&Flags::parse()) {
+    let flags: Flags = match telemetry::parse() {
+        Ok(flags) => flags,
+        Err(code) => return code,
+    };
+    let settings = match Settings::read(&flags) {
         Ok(settings) => settings,
-        Err(problems) => return shared::problems::refuse(&problems),
+        Err(problems) => return telemetry::refuse(&problems, flags.common.log_json()),
     };
     let telemetry = telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
     let ended = serve_until_told(settings).await;

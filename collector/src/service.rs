@@ -22,12 +22,11 @@ use shared::serve::connections::Ending;
 use shared::status::Failure;
 use shared::store::Store;
 use shared::store::credentials::Packed;
-use shared::traces::TARGET;
+use shared::traces::{redis, rpc};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::info_span;
 
-use crate::events::CallbackToken;
+use crate::events::{CallbackToken, MaxAge};
 use crate::ingest::Ingest;
 use crate::metrics::Intake;
 use crate::settings::Settings;
@@ -60,6 +59,7 @@ struct Inner {
     lease_margin: u32,
     small_app_users: u64,
     callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
+    max_age: MaxAge,
 }
 
 impl Service {
@@ -80,6 +80,7 @@ impl Service {
             lease_margin: settings.lease_margin,
             small_app_users: settings.small_app_users,
             callback_tokens: Arc::clone(&settings.callback_tokens),
+            max_age: settings.callback_max_age,
         };
         Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
     }
@@ -105,22 +106,28 @@ impl Inner {
         let mut fields = Fields::default();
         let openid = fields.take("openid", OpenId::parse(openid));
         let (app, _) = self.app(caller, app, fields)?;
+        rpc::note_app(app);
         // Without an openid there was a bad field.
         Ok((app, openid.ok_or_else(Failure::internal)?))
     }
 
     /// Checks a call of credentials as a whole, then sorts the good ones from the refused.
-    fn sort(&self, caller: &Caller, app: String, credentials: Vec<Credential>) -> Result<(usize, Sorted), Failure> {
+    fn sort(
+        &self,
+        caller: &Caller,
+        app: String,
+        credentials: Vec<Credential>,
+    ) -> Result<(&AppId, usize, Sorted), Failure> {
         let mut fields = Fields::default();
         match credentials.len() {
             0 => fields.refuse("credentials", "must not be empty"),
             1..=MAX_CREDENTIALS => {}
             count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, and are {count}")),
         }
-        let (_, app) = self.app(caller, app, fields)?;
+        let (app, place) = self.app(caller, app, fields)?;
         let sorted = self.reader.sort(credentials, unix_time());
-        sorted.refused.iter().for_each(|(_, refusal)| self.intake[app].refused(*refusal));
-        Ok((app, sorted))
+        sorted.refused.iter().for_each(|(_, refusal)| self.intake[place].refused(*refusal));
+        Ok((app, place, sorted))
     }
 
     async fn store(&self, app: usize, credentials: Vec<Packed>) -> Result<Vec<u32>, Failure> {
@@ -134,11 +141,16 @@ impl CollectorService for Service {
         let caller = Caller::of(&request)?;
         let CollectRequest { app_id, credentials } = request.into_inner();
         let twice = credentials.iter().any(convert::counts_again);
-        let (app, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
+        let (app, place, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
+        rpc::note_app(app);
         let count = good.len();
         // From the gathering to the last script's answer. Not for the batches of a stream, which has no end.
-        let span = info_span!(target: TARGET, "store", formid.credentials = count);
-        let stored = self.inner.store(app, good).await;
+        let span = redis::script("store", "collect.lua", app);
+        span.record("formid.credentials", count);
+        let stored = self.inner.store(place, good).await;
+        if let Err(failure) = &stored {
+            redis::failed_as(&span, failure.reason());
+        }
         drop(span);
         let duplicates = stored.map_err(|failure| if twice { failure.perhaps_done() } else { failure })?;
         Ok(Response::new(convert::results(count, &duplicates, refused)))
@@ -181,6 +193,7 @@ impl CollectorService for Service {
     async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (app, _) = self.inner.app(&caller, request.into_inner().app_id, Fields::default())?;
+        rpc::note_app(app);
         let store = &self.inner.store;
         let stock = store.stock(app, unix_time(), self.inner.small_app_users).await.map_err(Failure::from)?;
         // After the count, which moves what it finds expired to its place in the ledger.

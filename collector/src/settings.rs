@@ -2,6 +2,7 @@
 //! tell what comes from there.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,11 @@ use shared::settings::{Common, CommonArgs};
 use shared::store::record::MAX_USES;
 
 use crate::callbacks;
-use crate::events::CallbackToken;
+use crate::events::{CallbackToken, MaxAge};
+
+/// The ages of events that can be asked for: WeChat repeats an event within seconds, and for each one that is accepted a
+/// key in Redis lives as long.
+const CALLBACK_AGES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
 
 /// The shortest sweep period: below it the sweep would be a load of its own.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
@@ -42,6 +47,9 @@ pub struct Flags {
     /// The file with the token of each app's callback, which WeChat signs with (path); without it there are none
     #[arg(long, env = "FORMID_CALLBACK_TOKENS", default_value = "")]
     pub callback_tokens: String,
+    /// How long ago an event of WeChat's, and the timestamp that it is signed with, may be (duration, 1m to 30d)
+    #[arg(long, env = "FORMID_CALLBACK_MAX_AGE", default_value = "24h")]
+    pub callback_max_age: String,
     /// What both services have.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -64,6 +72,8 @@ pub struct Settings {
     pub small_app_users: u64,
     /// What WeChat signs with when it calls an app's callback, for those of `apps` that have a token.
     pub callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
+    /// How old what WeChat pushed may be.
+    pub callback_max_age: MaxAge,
 }
 
 impl Settings {
@@ -86,10 +96,17 @@ impl Settings {
             "" => HashMap::new(),
             path => callbacks::read(Path::new(path), &apps, &mut problems),
         };
+        let max_age = problems.duration("--callback-max-age", &flags.callback_max_age);
+        if max_age.is_some_and(|age| !CALLBACK_AGES.contains(&age)) {
+            problems.add("--callback-max-age must lie between 1m and 30d");
+        }
         problems.finish()?;
         let settings = || {
+            let (mut common, callback_max_age) = (common?, MaxAge(max_age?));
+            common.store.keep_once = callback_max_age.keep();
             Some(Self {
-                common: common?,
+                common,
+                callback_max_age,
                 apps,
                 prepay_uses: u8::try_from(prepay_uses?).ok()?,
                 lease_margin: u32::try_from(lease_margin?.as_secs()).ok()?,
@@ -172,13 +189,15 @@ mod tests {
             "1ms",
             "--small-app-users",
             "many",
+            "--callback-max-age",
+            "31d",
             "--callback-tokens",
             "/does/not/exist",
             "--redis-timeout",
             "2",
         ]);
         let flags = ["--apps", "--listen", "--prepay-uses", "--lease-margin", "--sweep-period", "--small-app-users"];
-        for flag in flags.iter().chain(&["--redis-timeout"]) {
+        for flag in flags.iter().chain(&["--redis-timeout", "--callback-max-age"]) {
             assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
         }
         assert!(problems.iter().any(|problem| problem.starts_with("the callback tokens file")), "{problems:?}");

@@ -3,15 +3,17 @@
 //! Every replica walks; a bucket is swept by whoever claims it first. An interrupted sweep harms nothing: each of its
 //! steps is whole, and the bucket comes round again.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::credential::AppId;
+use shared::outage::Outages;
 use shared::store::keys::Bucket;
 use shared::store::{Error, Store};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::service::unix_time;
 
@@ -22,25 +24,31 @@ const PAUSE: Duration = Duration::from_millis(2);
 const RESPITE: Duration = Duration::from_secs(1);
 
 /// Sweeps until it is dropped.
-pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration) -> Infallible {
+pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: Outages) -> Infallible {
     let buckets: Vec<(&AppId, Bucket)> =
         apps.iter().flat_map(|app| store.buckets().map(move |bucket| (app, bucket))).collect();
     let step = period / u32::try_from(buckets.len()).unwrap_or(u32::MAX).max(1);
     store.prepared().await;
-    let mut failing = false;
+    let mut sweeping = outages.outage("sweep", "the sweep waits for Redis", "the sweep goes on").operation();
+    // What somebody has to repair is logged once, and does not keep the sweep from the other buckets.
+    let mut unswept = HashSet::new();
     loop {
         let start = Instant::now();
         let mut swept = 0_usize;
         for (turn, (app, bucket)) in (0..).zip(&buckets) {
             sleep_until(start + step * turn).await;
             let result = sweep_one(&store, app, *bucket, period).await;
-            if result.is_err() != failing {
-                failing = result.is_err();
-                match &result {
-                    Err(error) => warn!(%error, "the sweep waits for Redis"),
-                    Ok(_) => info!("the sweep goes on"),
+            match &result {
+                Err(error) if error.is_lasting() => {
+                    if unswept.insert(turn) {
+                        warn!(%app, bucket = bucket.0, %error, "a bucket is not swept");
+                    }
+                    continue;
                 }
+                Err(_) => {}
+                Ok(_) => _ = unswept.remove(&turn),
             }
+            sweeping.note(&result);
             match result {
                 Ok(mine) => swept += usize::from(mine),
                 Err(_) => sleep(RESPITE).await,

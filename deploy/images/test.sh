@@ -84,6 +84,7 @@ started=""
 clean_up() {
     trap '' HUP INT TERM
     if [ -n "$started" ]; then compose down --volumes --timeout 10 >>"$folder/compose.log" 2>&1 || true; fi
+    docker rmi formid-local/changed >/dev/null 2>&1 || true
     # debootstrap mounts these, and may have been ended before it took them away.
     umount "$folder/tree/proc" "$folder/tree/sys" 2>/dev/null || true
     rm -rf "$folder"
@@ -100,7 +101,7 @@ timed() {
     local what=$1 from=$SECONDS
     shift
     "$@"
-    printf '%-26s %6d s\n' "$what" $((SECONDS - from)) >>"$table"
+    printf '%-26s %6d s\n' "$what" $((SECONDS - from)) | tee -a "$table" >&2
 }
 
 # import_image NAME FOLDER OPTION...: makes an image of one layer, with all that is in the folder.
@@ -242,7 +243,6 @@ build_changed() {
     printf '// changed\n' >>"$copy/dispatcher/src/main.rs"
     : >"$folder/build.log"
     for name in $names; do build "$name" "$copy" formid-local/changed; done
-    docker rmi formid-local/changed >/dev/null
     again=$(compiled)
     [[ $again =~ ^dispatcher\ v[^$'\n']*$ ]] || die "after a change of the dispatcher these were compiled: ${again:-none}"
 }

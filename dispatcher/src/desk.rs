@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use shared::credential::{AppId, OpenId, RequestId};
+use shared::serve::budget::Charge;
 use shared::status::Failure;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -41,14 +42,14 @@ impl Desk {
     }
 
     /// Sends a message, or joins the send of the same request. Dropping the future stops nothing. Fails with OVERLOADED
-    /// when there is no room.
-    pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: Order) -> Answer {
+    /// when there is no room. The send holds `charge`, what its request takes up in memory, until it ends.
+    pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: Order, charge: Charge) -> Answer {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
         }
         let Some(request) = &order.request else {
             self.room()?;
-            return self.through(async move { sender.send(&order).await }).await;
+            return self.through(charge, async move { sender.send(&order).await }).await;
         };
         let fingerprint = request.fingerprint;
         let key = (app, order.openid.clone(), request.id.clone());
@@ -69,7 +70,7 @@ impl Desk {
             return ended.unwrap_or_else(|| Err(Failure::internal()));
         }
         let listed = Listed { requests: Arc::clone(&self.requests), key };
-        self.through(async move {
+        self.through(charge, async move {
             let answer = sender.send(&order).await;
             drop(listed);
             // Nobody may have joined.
@@ -83,8 +84,12 @@ impl Desk {
         if self.tasks.len() < self.bound { Ok(()) } else { Err(Failure::overloaded()) }
     }
 
-    fn through(&self, send: impl Future<Output = Answer> + Send + 'static) -> Through {
-        Through { send: Some(Box::pin(send)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
+    fn through(&self, charge: Charge, send: impl Future<Output = Answer> + Send + 'static) -> Through {
+        let charged = async move {
+            let _charge = charge;
+            send.await
+        };
+        Through { send: Some(Box::pin(charged)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
     }
 
     /// Takes in no more, and waits for what is under way.

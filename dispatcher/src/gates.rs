@@ -67,15 +67,26 @@ impl Gates {
 
     /// Stops sources of the app, here at once and elsewhere within [`REFRESH`].
     pub async fn stop(&self, store: &Store, sources: &[Source], stop: Stop) {
-        error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?sources, until_ms = stop.until_ms, "WeChat stopped the app");
+        // All messages in flight may be answered alike, and only the first answer is news.
+        if self.insert(sources, &stop) {
+            error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?sources, until_ms = stop.until_ms, "WeChat stopped the app");
+        }
         for source in sources {
-            self.stops.write().unwrap_or_else(PoisonError::into_inner).insert(*source, stop.clone());
-            if let Err(error) = store.stop(&self.app, *source, &stop).await {
-                error!(app = %self.app, %error, "other replicas do not learn of the stop");
-            }
+            self.metrics.sharing.operation().note(&store.stop(&self.app, *source, &stop).await);
         }
         let (stops, now) = (self.stops.read().unwrap_or_else(PoisonError::into_inner), self.clock.now_ms());
         self.show(&stops, now);
+    }
+
+    /// Whether any of the sources was not stopped already.
+    fn insert(&self, sources: &[Source], stop: &Stop) -> bool {
+        let now = self.clock.now_ms();
+        let mut stops = self.stops.write().unwrap_or_else(PoisonError::into_inner);
+        let mut news = false;
+        for source in sources {
+            news |= stops.insert(*source, stop.clone()).is_none_or(|known| known.until_ms <= now);
+        }
+        news
     }
 
     /// Reads what other replicas have stopped.

@@ -4,7 +4,7 @@
 //! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
 //! ([`wechat::answer`]). What is sent to many goes its own way, in [`broadcast`]. [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
 //! which looks after leases left behind, and the [`gates`], which know what WeChat stopped. What is counted of all that
-//! is in [`metrics`], and what traces tell of it in [`spans`].
+//! is in [`metrics`], what traces tell of it in [`spans`], and what is logged of work that is repeated in [`outages`].
 
 pub mod apps;
 pub mod broadcast;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod desk;
 pub mod gates;
 pub mod metrics;
+pub mod outages;
 pub mod outcome;
 pub mod policy;
 pub mod reaper;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use shared::listeners::Listeners;
 use shared::metrics::page::Page;
+use shared::outage::Operation;
 use shared::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
 use shared::serve::serve;
 use shared::store::Store;
@@ -83,17 +85,21 @@ pub async fn run(
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
         let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone(), stops));
         background.spawn(once_prepared(store.clone(), tokens.clone().renew_forever()));
-        background.spawn(reaper::reap_forever(
+        let reaping = reaper::reap_forever(
             store.clone(),
             app.id.clone(),
             settings.limits.terms,
             settings.reap_interval,
-        ));
-        background.spawn(once_prepared(store.clone(), follow_stops(Arc::clone(&gates), store.clone())));
+            metrics.loops.reaps.operation(),
+        );
+        background.spawn(once_prepared(store.clone(), reaping));
+        let following = follow_stops(Arc::clone(&gates), store.clone(), metrics.loops.stops.operation());
+        background.spawn(once_prepared(store.clone(), following));
         if measured {
-            let numbers = follow_quota(Arc::clone(app), store.clone(), settings.clock.clone(), quota);
+            let reading = || metrics.loops.gauges.operation();
+            let numbers = follow_quota(Arc::clone(app), store.clone(), settings.clock.clone(), quota, reading());
             background.spawn(once_prepared(store.clone(), numbers));
-            let paused = pauses::follow(store.clone(), app.id.clone(), pauses);
+            let paused = pauses::follow(store.clone(), app.id.clone(), pauses, reading());
             background.spawn(once_prepared(store.clone(), paused));
         }
         let sender = |store: &Store, client: &Client| {
@@ -195,24 +201,23 @@ async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl 
 }
 
 /// Keeps the numbers of the day's quota in sight, whoever counts them: of both generations.
-async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaMetrics) {
+async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaMetrics, mut reading: Operation) {
     loop {
         for delivery in Delivery::ALL {
             let budget = Budget { api: delivery.api(), day: clock.day() };
-            match store.quota(&app.id, budget).await {
-                Ok((limit, used)) => metrics.show(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used),
-                Err(error) => tracing::debug!(app = %app.id, %error, "the numbers of the day are not known"),
+            let quota = store.quota(&app.id, budget).await;
+            reading.note(&quota);
+            if let Ok((limit, used)) = quota {
+                metrics.show(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used);
             }
         }
         tokio::time::sleep(QUOTA_LOOK).await;
     }
 }
 
-async fn follow_stops(gates: Arc<Gates>, store: Store) {
+async fn follow_stops(gates: Arc<Gates>, store: Store, mut reading: Operation) {
     loop {
-        if let Err(error) = gates.refresh(&store).await {
-            tracing::debug!(%error, "stops of other replicas are not known");
-        }
+        reading.note(&gates.refresh(&store).await);
         tokio::time::sleep(gates::REFRESH).await;
     }
 }

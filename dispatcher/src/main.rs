@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use dispatcher::settings::Args;
 use shared::listeners::Listeners;
 use shared::{serve, telemetry};
@@ -13,9 +12,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let settings = match Args::parse().read() {
+    let args: Args = match telemetry::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    let settings = match args.read() {
         Ok(settings) => settings,
-        Err(error) => return shared::problems::refuse(&error),
+        Err(error) => return telemetry::refuse(&error, args.common.log_json()),
     };
     let telemetry = telemetry::start("formid-dispatcher", &settings.common.log, &settings.common.traces);
     let ended = start(settings).await;

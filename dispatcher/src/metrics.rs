@@ -6,12 +6,14 @@ use shared::metrics::registry::WECHAT_SECONDS;
 use shared::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
+use shared::outage::{Operation, Outage, Outages};
 use shared::proto::dispatcher_service_server::SERVICE_NAME;
 use shared::status::Failure;
 use shared::store::broadcast::tallies::DELIVERED;
 use shared::store::gates::Source;
 
 use crate::broadcast::ending::reason;
+use crate::outages::{Loops, WechatOutages};
 use crate::outcome::{End, Verdict};
 use crate::send::Sent;
 use crate::wechat::answer::TABLE;
@@ -37,6 +39,8 @@ const ENDINGS: [&str; 9] = [
 pub struct Metrics {
     /// Those that both services have.
     pub service: ServiceMetrics,
+    /// Work for all apps that is repeated until it succeeds.
+    pub loops: Loops,
     sends: IntCounterVec,
     attempts: IntCounterVec,
     wechat: HistogramVec,
@@ -131,17 +135,20 @@ impl Metrics {
                 "formid_broadcast_left_users",
                 "Users of the running and paused broadcasts whose message has not ended, over all replicas",
             )?,
+            loops: Loops::new(&service.outages),
             service,
         })
     }
 
     /// The part of one app.
     pub fn app(&self, app: &AppId) -> AppMetrics {
-        let (id, app) = (app, app.as_str());
+        let (id, app, outages) = (app, app.as_str(), &self.service.outages);
+        let quota =
+            |_| outages.outage_of(id, "quota", "WeChat does not tell the quota", "WeChat tells the quota again");
         let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
         let fetched = |result| self.fetches.with_label_values(&[app, result]);
         AppMetrics {
-            sends: SendMetrics::new(id, &self.sends, &self.attempts),
+            sends: SendMetrics::new(id, &self.sends, &self.attempts, &self.loops),
             wechat: WechatMetrics {
                 template_send: seconds("template_send"),
                 subscribe_send: seconds("subscribe_send"),
@@ -150,9 +157,11 @@ impl Metrics {
                 tokens_fetched: fetched("ok"),
                 tokens_refused: fetched("refused"),
                 tokens_failed: fetched("failed"),
+                outages: WechatOutages::new(id, outages),
             },
             stops: StopMetrics {
                 stopped: Source::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
+                sharing: self.loops.stop_shares.clone(),
             },
             quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
             broadcasts: BroadcastMetrics {
@@ -160,6 +169,10 @@ impl Metrics {
                     .map(|ending| (ending, self.messages.with_label_values(&[app, &ending.to_ascii_lowercase()]))),
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
+                settles: self.loops.settles.clone(),
+                work: self.loops.broadcasts.clone(),
+                quotas: Delivery::ALL.map(quota),
+                outages: outages.clone(),
             },
             pauses: PauseMetrics {
                 app: id.clone(),
@@ -179,10 +192,12 @@ pub struct SendMetrics {
     /// The usual end, by delivery: found without looking up any text.
     delivered: [IntCounter; 2],
     attempts: [IntCounter; 2],
+    pub(crate) settles: Outage,
+    pub(crate) counts: Outage,
 }
 
 impl SendMetrics {
-    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec) -> Self {
+    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec, loops: &Loops) -> Self {
         let id = app.as_str();
         let deliveries = [Delivery::FormId, Delivery::Subscription].map(name_of);
         Self {
@@ -190,6 +205,8 @@ impl SendMetrics {
             sends: sends.clone(),
             delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, "delivered", "0"])),
             attempts: deliveries.map(|delivery| attempts.with_label_values(&[id, delivery])),
+            settles: loops.settles.clone(),
+            counts: loops.counts.clone(),
         }
     }
 
@@ -254,12 +271,14 @@ pub struct WechatMetrics {
     pub(crate) tokens_refused: IntCounter,
     /// It may pass by itself.
     pub(crate) tokens_failed: IntCounter,
+    pub(crate) outages: WechatOutages,
 }
 
 /// What of an app WeChat stopped.
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
     stopped: [(Source, IntGauge); Source::ALL.len()],
+    pub(crate) sharing: Outage,
 }
 
 impl StopMetrics {
@@ -296,6 +315,11 @@ pub struct BroadcastMetrics {
     endings: [(&'static str, IntCounter); ENDINGS.len()],
     other: IntCounter,
     running: IntGauge,
+    pub(crate) settles: Outage,
+    /// All but settling.
+    pub(crate) work: Outage,
+    quotas: [Outage; 2],
+    outages: Outages,
 }
 
 impl BroadcastMetrics {
@@ -306,6 +330,17 @@ impl BroadcastMetrics {
             let known = self.endings.iter().find(|(known, _)| *known == reason);
             known.map_or(&self.other, |(_, counter)| counter).inc_by(*count);
         }
+    }
+
+    /// Questions for the quota of this generation of messages.
+    pub(crate) fn quota(&self, delivery: Delivery) -> &Outage {
+        &self.quotas[place(delivery)]
+    }
+
+    /// One broadcast that cannot be worked on, whatever becomes of the others.
+    pub(crate) fn unusable(&self) -> Operation {
+        let (begins, ends) = ("nothing can be done for a broadcast", "a broadcast goes on");
+        self.outages.outage("broadcast_record", begins, ends).operation()
     }
 
     /// So many run.

@@ -13,6 +13,9 @@ use crate::broadcast::BroadcastLimits;
 use crate::clock::Clock;
 use crate::send::Limits;
 
+/// The shortest lease. What looks after one does so several times in it, and Redis counts it in milliseconds.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
 /// Sends template messages to users of WeChat mini programs, over gRPC
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dispatcher", version)]
@@ -129,6 +132,9 @@ fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Durati
                 terms.duration, app.id, app.timeout
             ));
         }
+    }
+    if terms.duration < SHORTEST_LEASE {
+        problems.add(format!("--lease is {:?}, but must be at least {SHORTEST_LEASE:?}", terms.duration));
     }
     if terms.margin < terms.duration {
         problems.add(format!(

@@ -1,23 +1,39 @@
 //! Every span of the dispatcher but those of its calls, and everything that is written on them: see [`shared::traces`].
 //!
-//! A send is a few spans. Of a broadcast there is a trace for each bucket of users, with a span for each page of them and
-//! for each step that settles some, and none for a single message: they would be as many as the messages.
+//! A send is a few spans. Of a broadcast there is one trace for each replica that works on it, of bounded size: a sample of
+//! the steps and of the messages, see [`Run`].
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::StatusCode;
+use shared::credential::AppId;
 use shared::status::Failure;
+use shared::store;
 use shared::store::broadcast::BroadcastId;
+use shared::store::broadcast::pages::Next;
+use shared::store::broadcast::tallies::DELIVERED;
 use shared::store::leases::Leased;
-use shared::traces::{self, TARGET};
-use tracing::field::Empty;
+use shared::traces::{self, TARGET, redis};
+use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
+use crate::apps::App;
 use crate::outcome::End;
 use crate::send::Sent;
-use crate::wechat::client::{FetchError, FetchedToken, Quota, QuotaError, Reply};
+use crate::wechat::answer::TABLE;
+use crate::wechat::client::{Cause, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
 /// One message, start to end. It may last longer than its call.
-pub fn send() -> Span {
-    info_span!(target: TARGET, "send", formid.outcome = Empty, formid.attempts = Empty, formid.reason = Empty)
+pub fn send(app: &AppId) -> Span {
+    info_span!(
+        target: TARGET,
+        "send",
+        formid.app = %app,
+        formid.broadcast = Empty,
+        formid.outcome = Empty,
+        formid.attempts = Empty,
+        formid.reason = Empty,
+    )
 }
 
 /// Notes how a message ended.
@@ -39,12 +55,12 @@ pub fn sent(span: &Span, result: &Result<Sent, Failure>) {
 }
 
 /// The step that takes a credential out of stock.
-pub fn lease() -> Span {
-    info_span!(target: TARGET, "lease", formid.leased = Empty)
+pub fn lease(app: &AppId) -> Span {
+    redis::script("lease", "lease.lua", app)
 }
 
 /// Notes what was leased.
-pub fn leased<E>(span: &Span, leased: &Result<Leased, E>) {
+pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     let what = match leased {
         Ok(Leased::Lease(_)) => "credential",
         Ok(Leased::None) => "none",
@@ -53,23 +69,32 @@ pub fn leased<E>(span: &Span, leased: &Result<Leased, E>) {
         Ok(Leased::Reused) => "reused",
         Ok(Leased::Lost) => "lost",
         Ok(Leased::Busy(_)) => "busy",
-        Err(_) => "failed",
+        Err(error) => {
+            redis::failed(span, error);
+            "failed"
+        }
     };
     span.record("formid.leased", what);
 }
 
 /// The step that tells Redis what became of a message.
-pub fn settle() -> Span {
-    info_span!(target: TARGET, "settle")
+pub fn settle(app: &AppId) -> Span {
+    redis::script("settle", "settle.lua", app)
+}
+
+/// Notes that a message could not be settled before its lease was over.
+pub fn not_settled(span: &Span, error: &store::Error) {
+    redis::failed(span, error);
 }
 
 /// The way to an access token that is not in memory.
-pub fn token() -> Span {
-    info_span!(target: TARGET, "token")
+pub fn token(app: &AppId) -> Span {
+    info_span!(target: TARGET, "token", formid.app = %app)
 }
 
-/// One call to WeChat; `api` is a name for it, and no URL.
-pub fn call(api: &'static str, method: &'static str) -> Span {
+/// One call to WeChat, or to the gateway in its place; `api` is a name for it. The conventions want the URL too, which holds
+/// the access token.
+pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
     info_span!(
         target: TARGET,
         "wechat",
@@ -78,6 +103,10 @@ pub fn call(api: &'static str, method: &'static str) -> Span {
         otel.status_code = Empty,
         http.request.method = method,
         http.response.status_code = Empty,
+        server.address = app.base_url.host_str(),
+        server.port = app.base_url.port_or_known_default(),
+        error.type = Empty,
+        formid.app = %app.id,
         wechat.errcode = Empty,
         wechat.rid = Empty,
     )
@@ -95,20 +124,37 @@ pub fn errcode(span: &Span, errcode: i32, rid: &str) {
         span.record("wechat.rid", rid);
     }
     if errcode != 0 {
-        failed(span);
+        // A gateway may answer with any number; kinds of errors are few.
+        let known = TABLE.iter().any(|row| row.errcode == errcode);
+        let kind = if known { errcode.to_string() } else { "_OTHER".into() };
+        failed(span, &kind);
     }
 }
 
-/// Notes that a call brought no answer to use.
-pub fn failed(span: &Span) {
-    span.record("otel.status_code", "ERROR");
+/// Notes that a call brought no answer to use, and why; once for a call.
+fn failed(span: &Span, kind: &str) {
+    span.record("error.type", kind).record("otel.status_code", "ERROR");
+}
+
+fn unanswered(span: &Span, cause: Cause) {
+    let kind = match cause {
+        Cause::Connect => "no_connection",
+        Cause::ConnectTimeout => "connect_timeout",
+        Cause::Timeout => "timeout",
+        Cause::BrokenOff => "connection_lost",
+        Cause::HttpStatus(status) | Cause::Redirected(status) => return failed(span, &status.to_string()),
+        Cause::NotJson => "not_json",
+        Cause::TooLarge => "too_large",
+        Cause::Refused(code) => return errcode(span, code, ""),
+    };
+    failed(span, kind);
 }
 
 /// Notes what a message was answered with.
 pub fn replied(span: &Span, reply: &Reply) {
     match reply {
         Reply::Answered { errcode: code, rid, .. } => errcode(span, *code, rid),
-        Reply::NotSent(_) | Reply::Unanswered(_) => failed(span),
+        Reply::NotSent(cause) | Reply::Unanswered(cause) => unanswered(span, *cause),
     }
 }
 
@@ -117,8 +163,7 @@ pub fn fetched(span: &Span, fetched: &Result<FetchedToken, FetchError>) {
     match fetched {
         Ok(_) => {}
         Err(FetchError::Final { errcode: code, rid, .. }) => errcode(span, *code, rid),
-        Err(FetchError::Transient { errcode: Some(code), .. }) => errcode(span, *code, ""),
-        Err(FetchError::Transient { errcode: None, .. }) => failed(span),
+        Err(FetchError::Transient { cause, .. }) => unanswered(span, *cause),
     }
 }
 
@@ -127,25 +172,165 @@ pub fn counted(span: &Span, quota: &Result<Quota, QuotaError>) {
     match quota {
         Ok(_) => {}
         Err(QuotaError::Refused { errcode: code, rid }) => errcode(span, *code, rid),
-        Err(QuotaError::Unanswered(_)) => failed(span),
+        Err(QuotaError::Unanswered(cause)) => unanswered(span, *cause),
     }
 }
 
-/// The work on one bucket of a broadcast: a trace of its own, linked to the call that ordered the broadcast.
-pub fn bucket(broadcast: &BroadcastId, ordered_by: Option<&str>) -> Span {
-    let span = info_span!(target: TARGET, parent: None, "broadcast bucket", formid.broadcast = %broadcast);
-    if let Some(link) = ordered_by {
-        traces::link_to(&span, link);
+/// The work of this replica on one broadcast, until it pauses or ends: one trace, linked to the call that ordered the
+/// broadcast. Every span of it has the app and the id of the broadcast.
+///
+/// A long broadcast has millions of steps, and a trace that is of use has a few hundred spans. So the first steps of each
+/// kind are in it, then ever fewer: the number of spans grows with the logarithm of the number of messages. For each page
+/// that is in it so is one of its messages, with its calls to WeChat. Where no user was taken there is no trace.
+pub struct Run {
+    root: Span,
+    app: AppId,
+    broadcast: BroadcastId,
+    worked: AtomicBool,
+    pages: Sample,
+    losses: Sample,
+    settles: Sample,
+    messages: AtomicU64,
+}
+
+impl Run {
+    /// Begins with the work.
+    pub fn new(app: &AppId, broadcast: &BroadcastId, ordered_by: Option<&str>) -> Self {
+        let root = info_span!(
+            target: TARGET,
+            parent: None,
+            "broadcast",
+            formid.app = %app,
+            formid.broadcast = %broadcast,
+            formid.messages = Empty,
+        );
+        if let Some(link) = ordered_by {
+            traces::link_to(&root, link);
+        }
+        Self {
+            root,
+            app: app.clone(),
+            broadcast: broadcast.clone(),
+            worked: AtomicBool::new(false),
+            pages: Sample::default(),
+            losses: Sample::default(),
+            settles: Sample::default(),
+            messages: AtomicU64::new(0),
+        }
     }
-    span
+
+    /// The step that takes users out of the audience, with a credential for each. See [`Run::page_taken`].
+    pub fn page(&self) -> Span {
+        if self.pages.would_take() { redis::script("page", "broadcast/page.lua", &self.app) } else { Span::none() }
+    }
+
+    /// Puts a page into the trace, or drops one without users. Answers whether one of its messages is to be in it too.
+    pub fn page_taken(&self, page: Span, users: usize) -> bool {
+        if users == 0 {
+            traces::discard(&page);
+            return false;
+        }
+        // Another page may have been taken since this one began.
+        let sampled = self.pages.take();
+        self.worked.store(true, Ordering::Relaxed);
+        self.adopt(&page, users);
+        sampled && !page.is_disabled()
+    }
+
+    /// A page whose reply was lost.
+    pub fn page_lost(&self, page: Span, error: &store::Error) {
+        if !self.losses.take() {
+            return traces::discard(&page);
+        }
+        self.worked.store(true, Ordering::Relaxed);
+        redis::failed(&page, error);
+        self.adopt(&page, 0);
+    }
+
+    /// The step that settles messages which ended.
+    pub fn settle(&self, messages: usize) -> Span {
+        self.messages.fetch_add(messages as u64, Ordering::Relaxed);
+        if !self.settles.take() {
+            return Span::none();
+        }
+        self.worked.store(true, Ordering::Relaxed);
+        let span = redis::script("settle", "broadcast/settle.lua", &self.app);
+        self.adopt(&span, messages);
+        span
+    }
+
+    /// One message of a page that is in the trace.
+    pub fn message(&self) -> Span {
+        let span = send(&self.app);
+        span.record("formid.broadcast", display(&self.broadcast));
+        traces::adopt(&span, &self.root);
+        span
+    }
+
+    fn adopt(&self, span: &Span, messages: usize) {
+        span.record("formid.broadcast", display(&self.broadcast)).record("formid.messages", messages);
+        traces::adopt(span, &self.root);
+    }
 }
 
-/// The step that takes users out of an audience, with a credential for each.
-pub fn page() -> Span {
-    info_span!(target: TARGET, "page", formid.messages = Empty)
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.worked.load(Ordering::Relaxed) {
+            self.root.record("formid.messages", self.messages.load(Ordering::Relaxed));
+        } else {
+            traces::discard(&self.root);
+        }
+    }
 }
 
-/// The step that settles messages which ended.
-pub fn settle_page(messages: usize) -> Span {
-    info_span!(target: TARGET, "settle", formid.messages = messages)
+/// Notes what becomes of a message of a broadcast after the attempts with one credential.
+pub fn ended(span: &Span, next: &Next, attempts: u32) {
+    let outcome = match next {
+        Next::End(end) => match end.split(' ').next().unwrap_or_default() {
+            DELIVERED => "delivered",
+            "UNKNOWN" => "unknown",
+            reason => {
+                span.record("formid.reason", reason);
+                "refused"
+            }
+        },
+        Next::Credential(..) => "next credential",
+        Next::Again => "again",
+        Next::Hold => "in doubt",
+    };
+    span.record("formid.outcome", outcome).record("formid.attempts", attempts);
+}
+
+/// Takes the first [`Sample::ALL`] of something, then each whose number is a power of two.
+#[derive(Debug, Default)]
+struct Sample(AtomicU64);
+
+impl Sample {
+    const ALL: u64 = 16;
+
+    /// Whether the next one is taken.
+    fn would_take(&self) -> bool {
+        Self::takes(self.0.load(Ordering::Relaxed) + 1)
+    }
+
+    /// Counts one; answers whether it is taken.
+    fn take(&self) -> bool {
+        Self::takes(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn takes(number: u64) -> bool {
+        number <= Self::ALL || number.is_power_of_two()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_of_millions_is_a_few() {
+        let sample = Sample::default();
+        let taken = (0..5_000_000).filter(|_| sample.take()).count();
+        assert_eq!(taken, 16 + 18, "1 to 16, then 32, 64, and so on up to 4194304");
+    }
 }

@@ -2,9 +2,11 @@
 //! that name the flag or the line, and quote no secret.
 
 use std::fmt::Display;
-use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// The longest duration that can be set. All are added to times, and sent to Redis as numbers: none of that overflows.
+pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What is wrong with the settings, a sentence each.
 #[derive(Debug, Default)]
@@ -35,9 +37,14 @@ impl Problems {
         self.keep(flag, text, text.parse::<T>())
     }
 
-    /// Reads a duration with its unit.
+    /// Reads a duration with its unit, of at most [`LONGEST`].
     pub fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
-        self.keep(flag, text, humantime::parse_duration(text))
+        let duration = self.keep(flag, text, humantime::parse_duration(text))?;
+        if duration > LONGEST {
+            self.add(format!("{flag} is {text:?}, but must be at most 365 days"));
+            return None;
+        }
+        Some(duration)
     }
 
     /// Reads a number that must lie within a range.
@@ -74,9 +81,16 @@ impl Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
-/// Tells the operator what is wrong with the settings; the exit code is that of a wrong use.
-#[allow(clippy::print_stderr, reason = "logging is not set up before the settings are read")]
-pub fn refuse(error: &SettingsError) -> ExitCode {
-    eprintln!("{error}");
-    ExitCode::from(2)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_that_could_overflow_a_time_is_refused() {
+        for (text, sound) in [("365d", true), ("0s", true), ("365d 1ns", false), ("584542046090y", false)] {
+            let mut problems = Problems::default();
+            assert_eq!(problems.duration("--lease", text).is_some(), sound, "{text}");
+            assert_eq!(problems.finish().is_ok(), sound, "{text}");
+        }
+    }
 }

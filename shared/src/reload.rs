@@ -14,6 +14,8 @@ use prometheus::IntGauge;
 use ring::digest::{SHA256, digest};
 use tracing::{error, info};
 
+use crate::outage::Outages;
+
 /// How often files are looked at.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -50,31 +52,28 @@ impl Watched {
 
     /// Hands what the files hold to `change` whenever it is something else than before, for ever. What `change` refuses is
     /// logged, and not tried again until it is something else once more. `what` is what people call the files.
-    /// `in_use` is 1 while the content of the files is in use, and 0 while it is refused or can not be read.
+    /// `in_use` is 1 while the content of the files is in use, and 0 while it is refused or cannot be read.
     pub async fn follow<E: Display>(
         self,
         what: &str,
         in_use: &IntGauge,
+        outages: &Outages,
         mut change: impl FnMut(Contents) -> Result<(), E>,
     ) {
-        let (mut tried, mut last, mut readable, mut accepted) = (self.seen.clone(), self.seen, true, true);
+        let begins = format!("{what} cannot be read; what was read last stays in use");
+        let mut reading = outages.loop_outage("reload", begins, format!("{what} can be read again")).operation();
+        let (mut tried, mut last, mut accepted) = (self.seen.clone(), self.seen, true);
         in_use.set(1);
         loop {
             tokio::time::sleep(INTERVAL).await;
             let paths = Arc::clone(&self.paths);
             // A disk that is slow must not hold up calls. The task can only fail with the runtime.
             let Ok(contents) = tokio::task::spawn_blocking(move || read(&paths)).await else { return };
-            let contents = match contents {
-                Ok(contents) => contents,
-                Err(error) => {
-                    in_use.set(0);
-                    if std::mem::replace(&mut readable, false) {
-                        error!(%error, "{what} is gone; what was known stays");
-                    }
-                    continue;
-                }
+            reading.note(&contents);
+            let Ok(contents) = contents else {
+                in_use.set(0);
+                continue;
             };
-            readable = true;
             let now = seen(&contents);
             let settled = now == last;
             last.clone_from(&now);
@@ -107,7 +106,8 @@ mod tests {
 
     use super::*;
 
-    /// Waits for as many looks as it takes to find something and believe it.
+    /// Waits for as many looks as it takes on a machine that is not busy to find something and believe it, where nothing is
+    /// to be found.
     async fn two_looks() {
         tokio::time::sleep(INTERVAL * 2 + INTERVAL / 2).await;
     }
@@ -139,21 +139,24 @@ mod tests {
                 if text == "bad" { Err("it is bad") } else { Ok(()) }
             };
             let in_use = IntGauge::new("in_use", "test").unwrap();
-            watched.follow("the file", &in_use, change).await;
+            watched.follow("the file", &in_use, &Outages::default(), change).await;
         });
         two_looks().await;
         assert!(told.lock().unwrap().is_empty());
+        let becomes = async |all: &[&str]| {
+            let holds = async || told.lock().unwrap().len() >= all.len();
+            testing::eventually("the change is told", INTERVAL * 10, holds).await;
+            assert_eq!(*told.lock().unwrap(), all);
+        };
         point("2");
-        two_looks().await;
-        assert_eq!(*told.lock().unwrap(), ["2"]);
+        becomes(&["2"]).await;
         std::fs::write(&file, "bad").unwrap();
-        two_looks().await;
+        becomes(&["2", "bad"]).await;
         std::fs::remove_file(&now).unwrap();
         two_looks().await;
-        assert_eq!(*told.lock().unwrap(), ["2", "bad"]);
+        becomes(&["2", "bad"]).await;
         point("1");
-        two_looks().await;
-        assert_eq!(*told.lock().unwrap(), ["2", "bad", "1"]);
+        becomes(&["2", "bad", "1"]).await;
         following.abort();
     }
 
@@ -167,7 +170,7 @@ mod tests {
         let gauge = in_use.clone();
         let following = tokio::spawn(async move {
             let change = |contents: Contents| if contents == [b"bad"] { Err("it is bad") } else { Ok(()) };
-            watched.follow("the file", &gauge, change).await;
+            watched.follow("the file", &gauge, &Outages::default(), change).await;
         });
         let becomes = async |value| {
             testing::eventually("the gauge follows", INTERVAL * 30, async || in_use.get() == value).await;

@@ -1,14 +1,22 @@
 //! A service's life: who is let in, health, reflection, deadlines, and a stop that loses nothing.
 //!
-//! - [`connections`]: accepting, TLS, and how connections end; [`tls`]: certificates;
-//! - [`guard`]: who may call, and how much at once;
+//! - `accept`: accepting, and how many connections there may be; [`connections`]: TLS, and how they end; [`tls`]:
+//!   certificates;
+//! - [`guard`]: who may call, and how much at once; [`budget`]: how much memory that may take up;
 //! - [`health`]: readiness, liveness, and the port for probes.
 
+pub(crate) mod accept;
+mod arrival;
 mod body;
+pub mod budget;
 pub mod connections;
+mod discard;
 pub mod guard;
 pub mod health;
+mod lists;
+mod streams;
 pub mod tls;
+mod turns;
 
 use std::future::Future;
 use std::io;
@@ -31,6 +39,7 @@ use crate::metrics::ServiceMetrics;
 use crate::proto::DESCRIPTORS;
 use crate::store::Store;
 use crate::traces::rpc;
+use accept::within_files;
 use connections::{ConnectionLimits, Connections};
 use guard::{Guard, Limits};
 use health::{LIVENESS, Probes, follow_redis, show};
@@ -72,6 +81,7 @@ pub async fn serve(
     config: &ServeConfig,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Probes> {
+    let outages = &metrics.outages;
     let (reporter, health) = tonic_health::server::health_reporter();
     show(&reporter, service, ServingStatus::NotServing).await;
     reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
@@ -94,22 +104,25 @@ pub async fn serve(
     // Ended with this function, whichever way it ends.
     let mut followers = JoinSet::new();
     if let Some(callers) = &config.callers {
-        followers.spawn(Arc::clone(callers).follow(metrics.files.in_use("callers")));
+        followers.spawn(Arc::clone(callers).follow(metrics.files.in_use("callers"), outages.clone()));
     }
     if let Some(tls) = &config.tls {
-        followers.spawn(tls.clone().follow(metrics.files.clone()));
+        followers.spawn(tls.clone().follow(metrics.files.clone(), outages.clone()));
     }
-    let probes = Probes::open(config.probe_listen, health).await?;
+    let probes = Probes::open(config.probe_listen, health, metrics.calls.shed().clone()).await?;
     // Outside of deadlines, so that one is seen as the end it is; behind the guard, so that neither strangers nor what
     // finds no room get a trace made.
     let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
-    let guarded = Guard::new(config.callers.clone(), &config.limits, metrics.calls.shed().clone()).layer(traced);
+    let (callers, shed) = (config.callers.clone(), metrics.calls.shed().clone());
+    let guarded = Guard::new(callers, &config.limits, config.max_message_bytes, shed).layer(traced);
     // Outside of all others, to count what they refuse.
     let counted = metrics.calls.layer(guarded);
-    let connections = Connections::accept(listener, config.tls.clone(), config.connections.clone(), counted);
+    let mut limits = config.connections.clone();
+    limits.bounds.connections = within_files(limits.bounds.connections);
+    let connections = Connections::accept(listener, config.tls.clone(), limits, counted);
 
     tokio::select! {
-        refused = follow_redis(&reporter, service, &store) => return Err(refused),
+        refused = follow_redis(&reporter, service, &store, outages) => return Err(refused),
         () = shutdown => {}
     }
     info!("draining");

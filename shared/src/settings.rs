@@ -10,10 +10,13 @@ use std::path::PathBuf;
 
 use crate::problems::Problems;
 use crate::serve::ServeConfig;
+use crate::serve::budget::least_bytes;
+use crate::store::credentials::KEEP_ONCE;
 use crate::store::{BadUrl, RedisConfig, RedisUrl, StoreConfig};
 use crate::telemetry::{self, LogConfig};
 use crate::traces::TraceConfig;
 
+use edge::Edge;
 pub use edge::EdgeArgs;
 
 /// The flags that both services have.
@@ -87,6 +90,11 @@ pub struct Common {
 }
 
 impl CommonArgs {
+    /// Whether the log is JSON, also where other settings are not usable.
+    pub fn log_json(&self) -> bool {
+        self.log_format == "json"
+    }
+
     /// Reads the common flags; `listen` is the text of the service's own `--listen`.
     pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
         let listen = problems.read("--listen", listen);
@@ -106,6 +114,16 @@ impl CommonArgs {
         let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
         let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
         let edge = self.edge.read(listen, problems);
+        if let (Some(largest), Some(Edge { limits, .. })) = (max_message_bytes, &edge)
+            && limits.bytes < least_bytes(largest as usize)
+        {
+            problems.add(format!(
+                "--max-bytes-in-flight is {}, but must be at least {} for the messages of {largest} bytes that \
+                 --max-message-bytes permits: each takes up twice its size, and no more than half of the memory",
+                limits.bytes,
+                least_bytes(largest as usize)
+            ));
+        }
         let filter = problems.keep("--log", &self.log, telemetry::check_filter(&self.log));
         let traces = TraceConfig::read(&self.otlp_endpoint, &self.trace_ratio, problems);
         let json = match self.log_format.as_str() {
@@ -120,7 +138,7 @@ impl CommonArgs {
         let edge = edge?;
         Some(Common {
             listen: listen?,
-            store: StoreConfig { redis, buckets: buckets? as u16, cap: cap? as u16 },
+            store: StoreConfig { redis, buckets: buckets? as u16, cap: cap? as u16, keep_once: KEEP_ONCE },
             serve: ServeConfig {
                 drain_wait: drain_wait?,
                 drain_timeout: drain_timeout?,
@@ -198,6 +216,15 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
         }
         assert_eq!(problems.len(), 4);
+    }
+
+    #[test]
+    fn memory_for_messages_must_suffice_for_the_largest() {
+        let large = ["--max-message-bytes", "104857600"];
+        let Err(SettingsError(problems)) = read(&large) else { panic!("accepted") };
+        assert!(problems.len() == 1 && problems[0].starts_with("--max-bytes-in-flight is 134217728, "), "{problems:?}");
+        assert!(read(&[&large[..], &["--max-bytes-in-flight", "419463168"]].concat()).is_ok());
+        assert!(read(&[&large[..], &["--max-bytes-in-flight", "419463167"]].concat()).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
-use tracing::{error, warn};
+use tracing::{debug, error};
 
 use crate::store;
 
@@ -26,6 +26,25 @@ pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// deadline would only hide the reason from the caller.
 const LONGEST_PUSHBACK: Duration = Duration::from_secs(30);
 
+/// The most that a status takes up of the headers that end a call, in bytes, as HTTP/2 counts them. Clients of gRPC's own
+/// libraries take 8 KiB of headers, unless they are set otherwise, and see another error where there are more.
+pub const MAX_STATUS: usize = 7 * 1024;
+
+/// What HTTP/2 counts for each header besides its name and value.
+const HEADER: usize = 32;
+
+/// The most bad fields that are named.
+pub(crate) const MAX_FIELDS: usize = 64;
+
+/// The longest sentence, in bytes. It travels twice, and with three bytes for each that is not ASCII.
+const MAX_MESSAGE: usize = 1024;
+
+/// The longest value of a fact, or name of a field or sentence about it, in bytes.
+const MAX_TEXT: usize = 256;
+
+/// Tells programs how many bad fields there are that BadRequest does not name.
+pub const MORE_FIELDS: &str = "more_fields";
+
 /// An error on its way to a caller. Boxed, since it is the rare half of nearly every result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure(Box<Facts>);
@@ -37,6 +56,7 @@ struct Facts {
     message: String,
     metadata: Vec<(&'static str, String)>,
     fields: Vec<(String, String)>,
+    more_fields: usize,
     retry_after: Option<Duration>,
     perhaps_done: bool,
     quota: Option<(String, String)>,
@@ -45,23 +65,30 @@ struct Facts {
 impl Failure {
     /// A failure with its stable reason, in capitals, and a sentence.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
-        let (metadata, fields) = (Vec::new(), Vec::new());
+        let message = clipped(message.into(), MAX_MESSAGE);
+        let (metadata, fields, more_fields) = (Vec::new(), Vec::new(), 0);
         let (retry_after, perhaps_done, quota) = (None, false, None);
-        Self(Box::new(Facts { code, reason, message, metadata, fields, retry_after, perhaps_done, quota }))
+        Self(Box::new(Facts { code, reason, message, metadata, fields, more_fields, retry_after, perhaps_done, quota }))
     }
 
     /// Adds a fact for programs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
-        self.0.metadata.push((key, value.to_string()));
+        self.0.metadata.push((key, clipped(value.to_string(), MAX_TEXT)));
         self
     }
 
-    /// Names a bad field and what is wrong with it.
+    /// Names a bad field and what is wrong with it. As many are sent as fit into a status; the others are counted.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
-        self.0.fields.push((name.into(), problem.into()));
+        self.0.fields.push((clipped(name.into(), MAX_TEXT), clipped(problem.into(), MAX_TEXT)));
+        self
+    }
+
+    /// There are so many bad fields besides those that are named.
+    #[must_use]
+    pub fn more_fields(mut self, count: usize) -> Self {
+        self.0.more_fields += count;
         self
     }
 
@@ -86,7 +113,7 @@ impl Failure {
     /// Names a quota that is used up: whose, and how.
     #[must_use]
     pub fn quota(mut self, subject: impl Into<String>, description: impl Into<String>) -> Self {
-        self.0.quota = Some((subject.into(), description.into()));
+        self.0.quota = Some((clipped(subject.into(), MAX_TEXT), clipped(description.into(), MAX_TEXT)));
         self
     }
 
@@ -112,10 +139,27 @@ impl Failure {
             .retry_after(Duration::from_millis(100))
     }
 
-    /// There is no room for another call; those that are under way are served as fast as before.
+    /// There is no room for another call, or no memory for its message; those in progress are served as fast as before.
     pub fn overloaded() -> Self {
         Self::new(Code::ResourceExhausted, "OVERLOADED", "this replica has all the calls it can serve; try again")
             .retry_after(Duration::from_millis(500))
+    }
+
+    /// The message is over the limit, by its size or by what its lists would take up.
+    pub fn too_large() -> Self {
+        let sentence = "the message is larger than this service takes in; send less at a time";
+        Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence)
+    }
+
+    /// The bytes are not a message of the method's request type.
+    pub fn malformed() -> Self {
+        Self::new(Code::InvalidArgument, "MALFORMED_MESSAGE", "the bytes are not a message that this method takes")
+    }
+
+    /// The caller has as many streams open as are left for the others.
+    pub fn share_taken() -> Self {
+        let sentence = "this caller has its share of the streams open; close one, or try again";
+        Self::new(Code::ResourceExhausted, "OVERLOADED", sentence).retry_after(Duration::from_millis(500))
     }
 
     /// Something that should not happen; the cause is in the log.
@@ -137,42 +181,79 @@ impl Facts {
         let soon = (passes && delay <= LONGEST_PUSHBACK).then(|| delay.as_micros().div_ceil(1000));
         Some(soon.and_then(|soon| i64::try_from(soon).ok()).unwrap_or(NEVER))
     }
-}
 
-impl From<Failure> for Status {
-    fn from(Failure(failure): Failure) -> Self {
+    /// The status, which names the first `named` of the bad fields.
+    fn status(&self, named: usize) -> Status {
         let mut metadata = MetadataMap::new();
-        if let Some(pushback) = failure.pushback() {
+        if let Some(pushback) = self.pushback() {
             metadata.insert(PUSHBACK, pushback.into());
         }
         let mut details = ErrorDetails::new();
-        let facts: HashMap<_, _> = failure.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        details.set_error_info(failure.reason, DOMAIN, facts);
-        if !failure.fields.is_empty() {
-            let violations: Vec<_> =
-                failure.fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
+        let mut facts: HashMap<_, _> =
+            self.metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let more_fields = self.more_fields + self.fields.len() - named;
+        if more_fields > 0 {
+            facts.insert(MORE_FIELDS.to_owned(), more_fields.to_string());
+        }
+        details.set_error_info(self.reason, DOMAIN, facts);
+        if named > 0 {
+            let named = self.fields[..named].iter();
+            let violations: Vec<_> = named.map(|(field, problem)| FieldViolation::new(field, problem)).collect();
             details.set_bad_request(violations);
         }
-        if let Some((subject, description)) = failure.quota {
+        if let Some((subject, description)) = &self.quota {
             details.set_quota_failure(vec![QuotaViolation::new(subject, description)]);
         }
-        if failure.retry_after.is_some() {
-            details.set_retry_info(failure.retry_after);
+        if self.retry_after.is_some() {
+            details.set_retry_info(self.retry_after);
         }
-        Self::with_error_details_and_metadata(failure.code, failure.message, details, metadata)
+        Status::with_error_details_and_metadata(self.code, self.message.clone(), details, metadata)
     }
+}
+
+impl From<Failure> for Status {
+    fn from(Failure(facts): Failure) -> Self {
+        let mut named = facts.fields.len().min(MAX_FIELDS);
+        loop {
+            let status = facts.status(named);
+            if named == 0 || size(&status) <= MAX_STATUS {
+                return status;
+            }
+            named /= 2;
+        }
+    }
+}
+
+/// What a status takes up of the headers that end a call.
+fn size(status: &Status) -> usize {
+    let mut headers = HeaderMap::new();
+    // What cannot be a header is not sent.
+    let _ = status.add_header(&mut headers);
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum()
+}
+
+/// A text that is cut where it is longer than `most` bytes.
+fn clipped(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
+    }
+    text
 }
 
 impl From<store::Error> for Failure {
     fn from(cause: store::Error) -> Self {
         match &cause {
             // A script that fails is a mistake of ours, which waiting does not mend.
-            store::Error::Redis(error) if error.code() == Some("ERR") => {
+            store::Error::Redis(_) if cause.is_lasting() => {
                 error!(error = %cause, "Redis refuses a command");
                 Self::internal()
             }
+            // The store logs it, once for each key.
+            store::Error::WrongType { .. } => Self::internal(),
             store::Error::Redis(_) | store::Error::Unavailable(_) => {
-                warn!(error = %cause, "Redis failed");
+                // The store logs that Redis fails, once for all calls.
+                debug!(error = %cause, "a call fails for lack of Redis");
                 Self::new(Code::Unavailable, "REDIS_UNAVAILABLE", "Redis does not answer; try again")
                     .retry_after(Duration::from_secs(1))
             }
@@ -207,6 +288,42 @@ mod tests {
         assert_eq!(info.metadata["errcode"], "40037");
         assert_eq!(details.bad_request().unwrap().field_violations.len(), 2);
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_status_is_never_larger_than_clients_take() {
+        // A sentence that grows threefold on its way, and one that does not.
+        for letter in ["字", "x"] {
+            let long = letter.repeat(2000);
+            let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", &long)
+                .with("errcode", &long)
+                .with("rid", &long)
+                .with("field", &long)
+                .with("sequence", &long)
+                .quota(&long, &long)
+                .retry_after(Duration::MAX);
+            let bare = Status::from(failure.clone());
+            assert!(size(&bare) <= MAX_STATUS, "{}", size(&bare));
+            for count in [1, 2, 50, 1000] {
+                let many = (0..count).fold(failure.clone().more_fields(7), |failure, _| failure.field(&long, &long));
+                let status = Status::from(many);
+                assert!(size(&status) <= MAX_STATUS, "{count}: {}", size(&status));
+                let details = status.get_error_details();
+                let named = details.bad_request().map_or(0, |bad| bad.field_violations.len());
+                assert_eq!(details.error_info().unwrap().metadata[MORE_FIELDS], (count + 7 - named).to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_bad_fields_are_named_as_fit() {
+        let usual = (0..64)
+            .fold(Failure::new(Code::InvalidArgument, "INVALID_FIELDS", "64 are wrong"), |failure, at| {
+                failure.field(format!("recipients.list[{at}].openid"), "must not be empty")
+            });
+        let details = Status::from(usual).get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations.len(), 64);
+        assert!(!details.error_info().unwrap().metadata.contains_key(MORE_FIELDS));
     }
 
     #[test]

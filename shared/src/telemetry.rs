@@ -2,14 +2,17 @@
 //! or secret, in either, at any level.
 
 use std::io::IsTerminal as _;
+use std::process::ExitCode;
 
-use tracing::{Level, info, warn};
+use clap::error::ErrorKind;
+use tracing::{Level, error, info, warn};
 use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::auth::audit::TARGET as AUDIT;
+use crate::problems::SettingsError;
 use crate::traces::lines::WithTraceId;
 use crate::traces::{self, Exporting, TraceConfig};
 
@@ -20,6 +23,48 @@ pub struct LogConfig {
     pub json: bool,
     /// A filter as tracing-subscriber reads it: `info`, or `info,dispatcher=debug`.
     pub filter: String,
+}
+
+/// Reads the arguments of the process. Where they cannot be read, what is wrong is printed, and the process is to end with
+/// the code.
+pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        if !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) && asks_for_json() {
+            // Without the usage, which is for people.
+            let text = error.to_string();
+            let problem = text.split("\n\nUsage").next().unwrap_or_default().trim_start_matches("error: ");
+            return refuse(&SettingsError(vec![problem.split_whitespace().collect::<Vec<_>>().join(" ")]), true);
+        }
+        // Nothing is left to be done where it cannot be printed.
+        let _ = error.print();
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    })
+}
+
+/// Whether `--log-format` or its variable is json, where the arguments as a whole cannot be read.
+fn asks_for_json() -> bool {
+    let mut arguments = std::env::args().skip_while(|argument| !argument.starts_with("--log-format"));
+    let format = arguments.next().and_then(|flag| match flag.split_once('=') {
+        Some((_, value)) => Some(value.to_owned()),
+        None => arguments.next(),
+    });
+    format.or_else(|| std::env::var("FORMID_LOG_FORMAT").ok()).is_some_and(|format| format == "json")
+}
+
+/// Prints why a service does not start: a list for people, or a line of the log for each problem. The exit code is that of
+/// a wrong use.
+#[allow(clippy::print_stderr, reason = "logging is not set up before the settings are read")]
+pub fn refuse(error: &SettingsError, json: bool) -> ExitCode {
+    if json {
+        let config = LogConfig { json, filter: "error".into() };
+        let lines = tracing_subscriber::registry().with(lines(&config, false));
+        tracing::subscriber::with_default(lines, || {
+            error.0.iter().for_each(|problem| error!(problem, "the settings are not usable"));
+        });
+    } else {
+        eprintln!("{error}");
+    }
+    ExitCode::from(2)
 }
 
 /// What was started with the process, and is to be stopped with it.

@@ -85,6 +85,12 @@ pub enum Fault {
     /// A field that is something else than a text.
     #[error("is not a text")]
     NotText,
+    /// A time beyond the age at which events are accepted.
+    #[error("is longer ago than --callback-max-age of the collector permits")]
+    TooOld,
+    /// A time that is still to come.
+    #[error("lies in the future, by the clock of the collector")]
+    InTheFuture,
     /// A field, or an item, that should have fields of its own.
     #[error("does not consist of fields")]
     NotFields,
@@ -109,7 +115,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub(super) const fn of(self, place: Place) -> EventError {
+    pub(crate) const fn of(self, place: Place) -> EventError {
         EventError { place, fault: self }
     }
 }

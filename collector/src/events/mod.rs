@@ -14,9 +14,11 @@
 //!
 //! - [`signature`]: whether a request to the callback came from WeChat;
 //! - `json`, `xml`: a body becomes a tree; `read`: the tree becomes a report;
+//! - `age`: how old an event may be;
 //! - `once`: what the repetition of an event is known by;
 //! - `error`: what can be wrong.
 
+mod age;
 mod error;
 mod json;
 mod once;
@@ -31,6 +33,7 @@ mod tests;
 
 use shared::credential::{OpenId, TemplateId};
 
+pub use age::MaxAge;
 pub use error::{EventError, Fault, Place};
 pub use signature::CallbackToken;
 

@@ -48,8 +48,9 @@ pub(super) struct Lanes {
     /// The lanes that may send, each once, the longest waiting first.
     ready: VecDeque<usize>,
     calls: Slab<Call>,
-    /// The last answer of Redis, when it was a failure: callers get the same until it recovers, the log gets one line.
-    failure: Option<Failure>,
+    /// The last answer of Redis, when it was a failure, and whether that is a lasting one: callers get the same until it
+    /// recovers, the log gets one line.
+    failure: Option<(bool, Failure)>,
 }
 
 impl Lanes {
@@ -109,8 +110,12 @@ impl Lanes {
                 self.release(&tickets);
             }
             Err(error) => {
-                let away = is_away(&error);
-                let failure = self.failure.get_or_insert_with(|| error.into()).clone();
+                let (away, lasting) = (is_away(&error), error.is_lasting());
+                let failure = match self.failure.take() {
+                    Some((same, failure)) if same == lasting => failure,
+                    _ => error.into(),
+                };
+                self.failure = Some((lasting, failure.clone()));
                 self.fail(&tickets, &failure);
                 if away {
                     self.fail_all_that_wait(&failure);
@@ -158,7 +163,7 @@ fn is_away(error: &Error) -> bool {
     match error {
         Error::Unavailable(_) => true,
         Error::Redis(cause) => cause.is_timeout() || cause.is_connection_refusal(),
-        Error::Corrupt(_) | Error::BucketCount { .. } => false,
+        Error::WrongType { .. } | Error::Corrupt(_) | Error::BucketCount { .. } => false,
     }
 }
 
@@ -236,5 +241,21 @@ mod tests {
             assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), "REDIS_UNAVAILABLE");
         }
         assert_eq!(room.available_permits(), 300);
+    }
+
+    #[test]
+    fn a_failure_that_lasts_is_not_taken_for_one_that_passes() {
+        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        for (error, reason) in [
+            (Error::Unavailable("no connection".into()), "REDIS_UNAVAILABLE"),
+            (Error::Corrupt("half a record".into()), "INTERNAL"),
+            (Error::Unavailable("no connection".into()), "REDIS_UNAVAILABLE"),
+        ] {
+            let (batch, mut answered) = call(&room, "oUser", 1);
+            lanes.take_in(batch);
+            let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
+            lanes.settle(Answer { lane, tickets, outcome: Err(error) });
+            assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), reason);
+        }
     }
 }

@@ -38,8 +38,8 @@ struct Flow {
     service: Arc<Inner>,
     caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
-    /// When to end: told by the service, or by the connection.
-    stop: BoxFuture<'static, ()>,
+    /// When to end, and why: told by the service, by the connection, or because the caller may not call any more.
+    stop: BoxFuture<'static, Failure>,
     entering: Option<Entering>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Whether to read on.
@@ -49,7 +49,7 @@ struct Flow {
 }
 
 /// Acknowledges the batches of `incoming`, each once Redis holds it. At the first failure, or once `stopping` becomes
-/// true or the connection is `ending`, it reads no more, acknowledges what still reaches Redis, and ends with that failure.
+/// true, the connection is `ending`, or the caller loses its rights, it reads no more, acknowledges what still reaches Redis, and ends with that failure.
 pub(super) fn acknowledgements(
     service: Arc<Inner>,
     caller: Caller,
@@ -57,11 +57,12 @@ pub(super) fn acknowledgements(
     stopping: watch::Receiver<bool>,
     ending: Ending,
 ) -> impl Stream<Item = Result<CollectStreamResponse, Status>> + Send {
+    let stop = Box::pin(stop(stopping, ending, caller.revoked(None)));
     let flow = Flow {
         service,
         caller,
         incoming,
-        stop: Box::pin(stop(stopping, ending)),
+        stop,
         entering: None,
         in_flight: FuturesUnordered::new(),
         open: true,
@@ -85,7 +86,7 @@ impl Flow {
                     Ok(None) => self.open = false,
                     Err(status) => self.end_with(refused_by_tonic(&status).map_or(status, Status::from)),
                 },
-                () = &mut self.stop, if self.open => self.end_with(Failure::shutting_down()),
+                failure = &mut self.stop, if self.open => self.end_with(failure),
                 else => return self.end.take().map(Err),
             }
         }
@@ -96,7 +97,7 @@ impl Flow {
         // A stream outlives changes of who may call.
         let sorted = self.caller.renewed().and_then(|caller| self.service.sort(&caller, app_id, credentials));
         match sorted {
-            Ok((app, sorted)) => {
+            Ok((_, app, sorted)) => {
                 let room = Box::pin(self.service.ingest.room(sorted.good.len()));
                 self.entering = Some(Entering { sequence, app, sorted, room });
             }
@@ -137,9 +138,10 @@ async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> 
 }
 
 /// Waits until streams are to end; a sender that is gone tells the same.
-async fn stop(mut stopping: watch::Receiver<bool>, ending: Ending) {
+async fn stop(mut stopping: watch::Receiver<bool>, ending: Ending, revoked: impl Future<Output = Failure>) -> Failure {
     tokio::select! {
-        _ = stopping.wait_for(|stopping| *stopping) => {}
-        () = ending.wait() => {}
+        _ = stopping.wait_for(|stopping| *stopping) => Failure::shutting_down(),
+        () = ending.wait() => Failure::shutting_down(),
+        failure = revoked => failure,
     }
 }

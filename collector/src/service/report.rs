@@ -1,5 +1,7 @@
 //! ReportEvents: what WeChat pushed, acted on item by item.
 
+use std::fmt::Display;
+
 use shared::auth::Caller;
 use shared::credential::{AppId, Grant, GrantUses};
 use shared::fields::Fields;
@@ -7,10 +9,15 @@ use shared::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsR
 use shared::status::Failure;
 use shared::store::credentials::Packed;
 use shared::store::late::{LateFailure, MsgId};
+use shared::traces::rpc;
 use tonic::Code;
 
 use super::Inner;
-use crate::events::{EventError, Item, Pushed, Report, Status, parse};
+use super::unix_time;
+use crate::events::{EventError, Item, Place, Pushed, Report, Status, parse};
+
+/// The longest query parameter that WeChat signs with, in bytes. WeChat's have 40 at most.
+const MAX_PARAMETER: usize = 128;
 
 /// Takes in one event. Each item is acted on before the next, and once however often it is told; so after a failure
 /// halfway the whole event can be reported again.
@@ -19,20 +26,32 @@ pub(super) async fn report(
     caller: &Caller,
     request: ReportEventsRequest,
 ) -> Result<ReportEventsResponse, Failure> {
-    let (app, place) = inner.app(caller, request.app_id, Fields::default())?;
-    if let Some(token) = inner.callback_tokens.get(app)
-        && !token.signs(&request.timestamp, &request.nonce, &request.signature)
-    {
-        let sentence = "the signature is not made with the app's callback token from this timestamp and nonce";
-        return Err(Failure::new(Code::PermissionDenied, "BAD_SIGNATURE", sentence));
+    let ReportEventsRequest { app_id, body, timestamp, nonce, signature } = request;
+    let mut fields = Fields::default();
+    for (field, value) in [("timestamp", &timestamp), ("nonce", &nonce), ("signature", &signature)] {
+        fields.fits(field, value, MAX_PARAMETER);
     }
-    let pushed = match parse(&request.body).map_err(bad_body)? {
+    let (app, place) = inner.app(caller, app_id, fields)?;
+    rpc::note_app(app);
+    if let Some(token) = inner.callback_tokens.get(app) {
+        if !token.signs(&timestamp, &nonce, &signature) {
+            return Err(bad_signature("is not made with the app's callback token from this timestamp and nonce"));
+        }
+        let signed = timestamp.parse().map_err(|_| bad_signature("is made from a timestamp that is no number"))?;
+        inner
+            .max_age
+            .check(signed, unix_time())
+            .map_err(|fault| bad_signature(format_args!("is made from a timestamp that {fault}")))?;
+    }
+    let pushed = match parse(&body).map_err(bad_body)? {
         Report::Subscription(pushed) => pushed,
         Report::Other { name } => {
             let event = name.map(String::from).unwrap_or_default();
             return Ok(ReportEventsResponse { event, results: Vec::new() });
         }
     };
+    let created = inner.max_age.check(pushed.created, unix_time());
+    created.map_err(|fault| bad_body(fault.of(Place::Field("CreateTime"))))?;
     let mut results = Vec::with_capacity(pushed.items.len());
     for item in &pushed.items {
         results.push(match item {
@@ -45,6 +64,10 @@ pub(super) async fn report(
         });
     }
     Ok(ReportEventsResponse { event: pushed.event.name().into(), results })
+}
+
+fn bad_signature(why: impl Display) -> Failure {
+    Failure::new(Code::PermissionDenied, "BAD_SIGNATURE", format!("the signature {why}"))
 }
 
 fn bad_body(error: EventError) -> Failure {

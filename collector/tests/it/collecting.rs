@@ -108,16 +108,3 @@ async fn everything_collected_at_the_same_time_is_kept_where_the_cap_allows() {
     let ledger = store.ledger(&app()).await.unwrap();
     assert_eq!((ledger.collected, ledger.dropped, ledger.available()), (4000, 0, 4000));
 }
-
-#[tokio::test]
-async fn a_collector_at_rest_answers_at_once() {
-    let redis = Redis::start();
-    let (_collector, mut client) = collector(&redis, &[]).await;
-    let mut best = SOON;
-    for n in 0..50 {
-        let start = std::time::Instant::now();
-        collect(&mut client, vec![form("oUser", &format!("f{n}"))]).await.unwrap();
-        best = best.min(start.elapsed());
-    }
-    assert!(best.as_millis() < 10, "the best of 50 took {best:?}");
-}

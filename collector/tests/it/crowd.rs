@@ -1,5 +1,6 @@
 //! Callers that collect all the time, also while Redis is away, and remember what was acknowledged and when.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,8 +29,11 @@ struct Watch {
     failed: AtomicUsize,
 }
 
-/// When a call was answered, and its openids and form ids.
-type Acknowledged = (Instant, Vec<(String, String)>);
+/// A call that was answered: when it was made and answered, and its openids and form ids.
+struct Acknowledged {
+    time: Range<Instant>,
+    ids: Vec<(String, String)>,
+}
 
 impl Crowd {
     /// Begins.
@@ -52,14 +56,14 @@ impl Crowd {
         eventually("calls fail", SOON, async || self.watch.failed.load(Ordering::Relaxed) > CALLERS).await;
     }
 
-    /// Ends; answers when those credentials were acknowledged that are not stored.
-    pub async fn missing(self, store: &Store) -> Vec<Instant> {
+    /// Ends; answers when the calls were made and answered whose credentials are not stored.
+    pub async fn missing(self, store: &Store) -> Vec<Range<Instant>> {
         self.watch.done.store(true, Ordering::Relaxed);
         let mut missing = Vec::new();
-        for (at, ids) in self.callers.join_all().await.into_iter().flatten() {
+        for Acknowledged { time, ids } in self.callers.join_all().await.into_iter().flatten() {
             for (openid, id) in ids {
                 if !stored(store, &openid).await.contains(&id) {
-                    missing.push(at);
+                    missing.push(time.clone());
                 }
             }
         }
@@ -74,9 +78,10 @@ async fn collect_on(mut client: Client, caller: usize, watch: Arc<Watch>) -> Vec
             break;
         }
         let ids: Vec<_> = (0..20).map(|n| (format!("o{caller}x{call}x{}", n % 7), format!("f{n}"))).collect();
+        let begun = Instant::now();
         match collect(&mut client, ids.iter().map(|(openid, id)| form(openid, id)).collect()).await {
             Ok(_) => {
-                acknowledged.push((Instant::now(), ids));
+                acknowledged.push(Acknowledged { time: begun..Instant::now(), ids });
                 watch.stored.fetch_add(1, Ordering::Relaxed);
             }
             Err(status) => {

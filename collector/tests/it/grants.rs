@@ -9,9 +9,7 @@ use shared::proto::{
 use testing::Redis;
 use tonic::{Code, Status};
 
-use crate::support::{APP, Client, bad_fields, batch, collect, collector, form, reason, request};
-
-const SIGNED: [&str; 3] = ["1714036504", "1514711492", "f464b24fc39322e44b38aa78f5edd27bd1441696"];
+use crate::support::{APP, Client, bad_fields, batch, collect, collector, form, popup, reason, request, signature};
 
 fn grant(openid: &str, template: &str, count: u32) -> Credential {
     keyed(openid, template, count, "")
@@ -35,21 +33,6 @@ async fn inventory(client: &mut Client, openid: &str) -> GetInventoryResponse {
 async fn report(client: &mut Client, body: &str) -> Result<ReportEventsResponse, Status> {
     let request = ReportEventsRequest { app_id: APP.into(), body: body.into(), ..ReportEventsRequest::default() };
     client.report_events(request).await.map(tonic::Response::into_inner)
-}
-
-/// A pop-up that the user answered, item by item.
-fn popup(created: u32, items: &[(&str, &str)]) -> String {
-    let items: Vec<_> = items
-        .iter()
-        .map(|(template, status)| {
-            format!(r#"{{"TemplateId":"{template}","SubscribeStatusString":"{status}","PopupScene":"0"}}"#)
-        })
-        .collect();
-    format!(
-        r#"{{"ToUserName":"gh_1","FromUserName":"oUser","CreateTime":"{created}","MsgType":"event",
-            "Event":"subscribe_msg_popup_event","List":[{}]}}"#,
-        items.join(",")
-    )
 }
 
 fn actions(response: &ReportEventsResponse) -> Vec<(EventAction, u32)> {
@@ -139,6 +122,8 @@ async fn an_event_is_acted_on_once_item_by_item() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     use EventAction::{Duplicate, Granted, Refused, Voided};
+    let start = testing::now() - 60;
+    let popup = |second, items: &[(&str, &str)]| popup(start + second, items);
     let first = popup(10, &[("t1", "accept"), ("t2", "accept"), ("t3", "reject"), ("t4", "maybe")]);
     let told = report(&mut client, &first).await.unwrap();
     assert_eq!(told.event, "subscribe_msg_popup_event");
@@ -160,9 +145,10 @@ async fn an_event_is_acted_on_once_item_by_item() {
 async fn what_became_of_a_message_is_recorded_once() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
+    let created = testing::now();
     let sent = |msgid: u64, code: i32| {
         format!(
-            "<xml><ToUserName>gh_1</ToUserName><FromUserName><![CDATA[oUser]]></FromUserName><CreateTime>1</CreateTime>\
+            "<xml><ToUserName>gh_1</ToUserName><FromUserName><![CDATA[oUser]]></FromUserName><CreateTime>{created}</CreateTime>\
              <MsgType>event</MsgType><Event>subscribe_msg_sent_event</Event><SubscribeMsgSentEvent><List>\
              <TemplateId>t1</TemplateId><MsgID>{msgid}</MsgID><ErrorCode>{code}</ErrorCode>\
              <ErrorStatus>user refuse</ErrorStatus></List></SubscribeMsgSentEvent></xml>"
@@ -209,14 +195,9 @@ async fn an_event_must_be_signed_where_the_apps_token_is_known() {
     let tokens = folder.path().join("tokens.toml");
     std::fs::write(&tokens, format!("[callback_tokens]\n{APP} = \"AAAAA\"\n")).unwrap();
     let (_collector, mut client) = collector(&redis, &["--callback-tokens", tokens.to_str().unwrap()]).await;
-    let [timestamp, nonce, signature] = SIGNED.map(String::from);
-    let signed = ReportEventsRequest {
-        app_id: APP.into(),
-        body: popup(10, &[("t1", "accept")]).into(),
-        timestamp,
-        nonce,
-        signature,
-    };
+    let (timestamp, nonce) = (testing::now().to_string(), "1514711492".to_owned());
+    let (signature, body) = (signature("AAAAA", &timestamp, &nonce), popup(testing::now(), &[("t1", "accept")]).into());
+    let signed = ReportEventsRequest { app_id: APP.into(), body, timestamp, nonce, signature };
     for bad in [
         ReportEventsRequest { signature: String::new(), ..signed.clone() },
         ReportEventsRequest { nonce: "1".into(), ..signed.clone() },

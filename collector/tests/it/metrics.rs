@@ -34,11 +34,10 @@ async fn what_comes_in_is_counted_by_what_its_callers_are_told() {
     let batches = vec![batch(1, vec![form("o9", "s1"), form("o9", "s1"), mock]), batch(2, vec![form("o9", "f9")])];
     let mut acknowledged = client.collect_stream(iter(batches)).await.unwrap().into_inner();
     while acknowledged.message().await.unwrap().is_some() {}
-    let body = r#"{"ToUserName":"gh_1","FromUserName":"o7","CreateTime":"1700000000","MsgType":"event",
-        "Event":"subscribe_msg_popup_event","List":[{"TemplateId":"order-ready","SubscribeStatusString":"accept",
-        "PopupScene":"0"}]}"#;
+    let body = popup(testing::now(), &[("order-ready", "accept")]);
     for _ in 0..2 {
-        let event = ReportEventsRequest { app_id: APP.into(), body: body.into(), ..ReportEventsRequest::default() };
+        let event =
+            ReportEventsRequest { app_id: APP.into(), body: body.clone().into(), ..ReportEventsRequest::default() };
         client.report_events(event).await.unwrap();
     }
 
@@ -104,6 +103,7 @@ async fn the_page_is_all_there_is_and_it_goes_with_the_service() {
         "formid_redis_up",
         "formid_requests_in_flight",
         "formid_requests_shed_total",
+        "formid_retries_total",
         "grpc_server_handled_total",
         "grpc_server_handling_seconds",
         "grpc_server_started_total",

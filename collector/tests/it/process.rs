@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::proto::collector_service_client::CollectorServiceClient;
 use testing::{Process, Redis, eventually, free_port};
@@ -22,6 +22,7 @@ fn program() -> Command {
 async fn start(redis: &Redis, command: &mut Command) -> (Process, SocketAddr) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     command.args(["--apps", APP, "--redis-url", &redis.url(), "--listen", &address.to_string()]);
+    command.args(["--redis-timeout", "20s"]);
     let process = Process::start(command);
     eventually("it serves", SOON, async || is_serving(address).await).await;
     (process, address)
@@ -62,13 +63,11 @@ async fn sigterm_drains_and_ends_well_while_a_stream_is_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
     let redis = Redis::start();
-    let (mut process, address) = start(&redis, program().args(["--drain-wait", "60s"])).await;
+    let (mut process, address) = start(&redis, program().args(["--drain-wait", "1h"])).await;
     process.signal("TERM");
     eventually("it drains", SOON, async || !is_serving(address).await).await;
-    let start = Instant::now();
     process.signal("INT");
     assert_eq!(process.wait(SOON).await, Some(130));
-    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +86,7 @@ async fn no_user_and_no_credential_reaches_the_log() {
     process.signal("TERM");
     assert_eq!(process.wait(SOON).await, Some(0));
     let log = std::fs::read_to_string(log).unwrap();
-    assert!(log.contains("Redis failed"), "{log}");
+    assert!(log.contains("commands to Redis fail"), "{log}");
     assert!(!log.contains("CANARY"), "{log}");
 }
 
@@ -101,6 +100,68 @@ async fn a_redis_that_may_forget_is_warned_of() {
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("maxmemory-policy") && log.contains("allkeys-lru"), "{log}");
     assert!(log.contains("append-only"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_redis_is_a_few_lines_however_many_calls_it_fails() {
+    let mut redis = Redis::durable_alone();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut command = program();
+    // Swept all the time, so that the sweep fails too.
+    let flags = ["--log-format", "json", "--sweep-period", "1s", "--buckets", "16", "--drain-wait", "0s"];
+    command.stderr(Stdio::from(File::create(&log).unwrap())).args(flags);
+    let (mut process, address) = start(&redis, &mut command).await;
+    let client = CollectorServiceClient::new(connect(address).await);
+    let said = |message: &str| std::fs::read_to_string(&log).unwrap().matches(message).count();
+    redis.kill();
+    for n in 0..300 {
+        collect(&mut client.clone(), vec![form("oUser", &format!("f{n}"))]).await.unwrap_err();
+    }
+    eventually("the sweep fails", SOON, async || said("the sweep waits for Redis") > 0).await;
+    redis.resume();
+    eventually("all is well", SOON, async || said("the sweep goes on") > 0 && said("succeed again") > 0).await;
+    collect(&mut client.clone(), vec![form("oUser", "f")]).await.unwrap();
+    process.signal("TERM");
+    assert_eq!(process.wait(SOON).await, Some(0));
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.lines().count() <= 20, "{log}");
+    assert_eq!(log.matches("commands to Redis fail").count(), 1, "{log}");
+    let end = log.lines().find(|line| line.contains("commands to Redis succeed again")).unwrap();
+    let end: serde_json::Value = serde_json::from_str(end).unwrap();
+    assert!(end["fields"]["failures"].as_u64() >= Some(300), "{end}");
+}
+
+#[test]
+fn a_refusal_to_start_is_json_where_the_log_is() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.toml");
+    std::fs::write(&path, "[callers.x]\napps = 3\n").unwrap();
+    let bad = path.to_str().unwrap();
+    for (flags, code, expected) in [
+        (vec!["--no-such-flag"], 2, vec!["--no-such-flag"]),
+        (vec!["--buckets", "0", "--prepay-uses", "0"], 2, vec!["--buckets", "--prepay-uses"]),
+        (vec!["--callers-file", bad], 2, vec!["the callers file"]),
+        (vec!["--callback-tokens", bad], 2, vec!["the callback tokens file"]),
+        (vec!["--listen", &taken], 1, vec!["--listen"]),
+        (vec!["--metrics-listen", &taken, "--listen", "127.0.0.1:0"], 1, vec!["--metrics-listen"]),
+    ] {
+        for (flag, variable) in [(&["--log-format", "json"][..], "human"), (&[][..], "json")] {
+            let mut command = program();
+            command.args(["--apps", APP]).args(&flags).args(flag).env("FORMID_LOG_FORMAT", variable);
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{flags:?}");
+            let log = String::from_utf8(output.stderr).unwrap();
+            let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            for part in &expected {
+                let error =
+                    |line: &serde_json::Value| line["level"] == "ERROR" && line["fields"].to_string().contains(part);
+                assert!(lines.iter().any(error), "{part} in {log}");
+            }
+        }
+    }
 }
 
 /// A store with as many buckets as the program has by itself.

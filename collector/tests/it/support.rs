@@ -44,8 +44,10 @@ impl Collector {
     pub async fn start(redis: &Redis, flags: &[&str]) -> Self {
         let url = redis.url();
         let usual = ["collector", "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
-        let apps: &[&str] = if flags.contains(&"--apps") { &[] } else { &["--apps", APP] };
-        let settings = Settings::read(&Flags::parse_from(usual.iter().chain(apps).chain(flags))).unwrap();
+        // A busy machine takes its time, which is nothing that the tests are about.
+        let more = [["--apps", APP], ["--redis-timeout", "20s"]].into_iter().filter(|[flag, _]| !flags.contains(flag));
+        let flags: Vec<_> = usual.into_iter().chain(more.flatten()).chain(flags.iter().copied()).collect();
+        let settings = Settings::read(&Flags::parse_from(flags)).unwrap();
         let (listeners, [address, metrics]) = testing::listeners().await;
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or(()) };
@@ -157,4 +159,26 @@ pub fn bad_fields(status: &Status) -> Vec<String> {
 /// When a library that repeats calls by itself is asked to do so, in milliseconds.
 pub fn pushback(status: &Status) -> Option<String> {
     status.metadata().get(shared::status::PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
+}
+
+/// A pop-up that the user answered at a time, item by item: what WeChat pushes.
+pub fn popup(created: i64, items: &[(&str, &str)]) -> String {
+    let items: Vec<_> = items
+        .iter()
+        .map(|(template, status)| {
+            format!(r#"{{"TemplateId":"{template}","SubscribeStatusString":"{status}","PopupScene":"0"}}"#)
+        })
+        .collect();
+    format!(
+        r#"{{"ToUserName":"gh_1","FromUserName":"oUser","CreateTime":"{created}","MsgType":"event",
+            "Event":"subscribe_msg_popup_event","List":[{}]}}"#,
+        items.join(",")
+    )
+}
+
+/// What WeChat signs the parameters of a push with.
+pub fn signature(token: &str, timestamp: &str, nonce: &str) -> String {
+    let mut parts = [token, timestamp, nonce];
+    parts.sort_unstable();
+    sha1_smol::Sha1::from(parts.concat()).digest().to_string()
 }

@@ -36,9 +36,18 @@ async fn a_collect_is_a_part_of_its_callers_trace_and_a_stream_is_one_span() {
     assert_eq!(PARENT, format!("00-{}-{}-01", hex(&call.trace_id), hex(&call.parent_span_id)));
     let stored = traces.named("store");
     assert_eq!((stored.len(), &stored[0].parent_span_id), (1, &call.span_id));
-    assert_eq!(attribute(&stored[0], "formid.credentials").as_deref(), Some("2"));
+    for (key, value) in [
+        ("formid.credentials", "2"),
+        ("formid.app", APP),
+        ("db.system.name", "redis"),
+        ("db.operation.name", "EVALSHA"),
+        ("db.stored_procedure.name", "collect.lua"),
+    ] {
+        assert_eq!(attribute(&stored[0], key).as_deref(), Some(value), "{key} {:?}", stored[0]);
+    }
+    assert_eq!(attribute(&call, "formid.app").as_deref(), Some(APP), "{call:?}");
     let stream = traces.named("formid.v1.CollectorService/CollectStream").remove(0);
-    assert_eq!(attribute(&stream, "rpc.grpc.status_code").as_deref(), Some("0"), "{stream:?}");
+    assert_eq!(attribute(&stream, "rpc.response.status_code").as_deref(), Some("OK"), "{stream:?}");
     assert!(traces.resource("service.name").iter().all(|name| name == "formid-collector"));
 }
 
@@ -80,5 +89,5 @@ async fn a_trace_has_the_status_that_the_caller_gets_also_where_the_message_was_
     process.signal("TERM");
     assert_eq!(process.wait(SOON).await, Some(0));
     let call = traces.named("formid.v1.CollectorService/Collect").remove(0);
-    assert_eq!(attribute(&call, "rpc.grpc.status_code"), Some((refused.code() as i32).to_string()));
+    assert_eq!(attribute(&call, "rpc.response.status_code").as_deref(), Some("RESOURCE_EXHAUSTED"));
 }

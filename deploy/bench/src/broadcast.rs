@@ -134,6 +134,15 @@ async fn broadcast(users: usize) -> Figures {
     Figures { rate, peak_mb: peak_mb(stage.dispatcher.id()), slowest_ms: slowest as f64 / 1000.0 }
 }
 
+/// Messages a second of a broadcast that is to keep a pace, but for those that may go at once: a fifth of a second's worth.
+pub async fn paced(users: usize, pace: u32) -> f64 {
+    let stage = stage(users, 0).await;
+    let mut client = DispatcherServiceClient::new(stage.channels[0].clone());
+    let started = start(&mut client, pace).await;
+    let done = until_done(&mut client, &started.broadcast_id).await;
+    (users as f64 - f64::from(pace) / 5.0) / (seconds(done.end_time) - seconds(done.create_time))
+}
+
 /// The p99 of single messages sent at a steady rate, alone or beside a broadcast at a pace.
 async fn beside(pace: Option<u32>) -> Duration {
     let (a_second, singles) = SENDS;

@@ -13,6 +13,8 @@ mod bare;
 mod broadcast;
 mod collect;
 mod memory;
+mod overload;
+mod rest;
 mod send;
 mod setup;
 mod table;
@@ -41,6 +43,10 @@ enum What {
     Broadcast,
     /// Bytes of Redis memory for a form id
     Memory,
+    /// Ten times more calls than a service can do
+    Overload,
+    /// A service that is not busy
+    Rest,
     /// Serves as the bare handler (started by the benchmark itself)
     #[command(hide = true)]
     Bare {
@@ -63,11 +69,15 @@ async fn main() {
         Some(What::Send) => send::measure(args.rounds, &mut table).await,
         Some(What::Broadcast) => broadcast::measure(args.rounds, &mut table).await,
         Some(What::Memory) => memory::measure(&mut table).await,
+        Some(What::Overload) => overload::measure(args.rounds, &mut table).await,
+        Some(What::Rest) => rest::measure(&mut table).await,
         None => {
             collect::measure(args.rounds, &mut table).await;
             send::measure(args.rounds, &mut table).await;
             broadcast::measure(args.rounds, &mut table).await;
             memory::measure(&mut table).await;
+            overload::measure(args.rounds, &mut table).await;
+            rest::measure(&mut table).await;
         }
     }
     table.print();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use shared::store::credentials::{MAX_COLLECT, Packed};
-use shared::store::{RedisConfig, RedisUrl, Store, StoreConfig};
+use shared::store::{Store, StoreConfig};
 use testing::{Process, Redis, eventually, free_port};
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,9 +51,7 @@ pub fn granted(user: usize, template: &str) -> Packed {
 
 /// Stores credentials as the collector does, with its usual settings.
 pub async fn fill(redis: &Redis, credentials: impl Iterator<Item = Packed>) {
-    let url = RedisUrl::parse(&redis.url(), None).unwrap();
-    let config = RedisConfig { url, connections: 2, timeout: Duration::from_secs(10) };
-    let store = Store::new(&StoreConfig { redis: config, buckets: 512, cap: 120 }).unwrap();
+    let store = Store::new(&StoreConfig { buckets: 512, ..testing::store_config(redis.url()) }).unwrap();
     store.prepare().await.unwrap();
     let app = AppId::parse(APP).unwrap();
     let mut buckets = BTreeMap::<_, Vec<_>>::new();
@@ -117,6 +115,16 @@ pub async fn submit(base_url: &str, count: usize) -> Vec<String> {
 pub async fn accept(base_url: &str, template: &str, count: usize) {
     let grant = |user| serde_json::json!({"openid": openid(user), "template_id": template});
     tell(base_url, "grants", (0..count).map(grant).collect()).await;
+}
+
+/// Changes settings of the sandbox.
+pub async fn change_sandbox(base_url: &str, settings: &serde_json::Value) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = http.put(format!("{base_url}/sandbox/settings")).header("content-type", "application/json");
+    assert!(
+        request.body(settings.to_string()).send().await.unwrap().status().is_success(),
+        "the sandbox takes settings"
+    );
 }
 
 /// Tells the sandbox what users do, in parts.

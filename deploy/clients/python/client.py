@@ -79,10 +79,12 @@ class Problem(Exception):
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
-    # What a connection that breaks looks like, in one library or another.
+    # What a connection that breaks looks like, in one library or another. RESOURCE_EXHAUSTED is what they make of HTTP/2's
+    # ENHANCE_YOUR_CALM.
     BROKEN = {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.CANCELLED,

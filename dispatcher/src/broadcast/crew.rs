@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use shared::outage::Operation;
 use shared::store;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::records::{Move, State};
 use shared::store::broadcast::tasks::{Left, Task};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info};
 
 use super::Ground;
 use super::bucket;
@@ -35,6 +36,8 @@ struct Crew {
     drain: CancellationToken,
     at_work: JoinSet<BroadcastId>,
     running: HashMap<BroadcastId, OnReplica>,
+    /// Broadcasts that cannot be worked on, say because they are of a newer release.
+    unusable: HashMap<BroadcastId, Operation>,
     quota_asked: Instant,
 }
 
@@ -47,12 +50,11 @@ struct OnReplica {
 /// Works until `drain`, and then until what is under way is settled and passed on.
 pub async fn work(ground: Arc<Ground>, drain: CancellationToken) {
     let name = format!("{:016x}", rand::random::<u64>()).into();
-    let (at_work, running, quota_asked) = (JoinSet::new(), HashMap::new(), Instant::now());
-    let mut crew = Crew { ground, name, drain, at_work, running, quota_asked };
+    let mut looking = ground.metrics.work.operation();
+    let (at_work, running, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
+    let mut crew = Crew { ground, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
     while !crew.drain.is_cancelled() {
-        if let Err(error) = crew.look_for_work().await {
-            debug!(%error, "broadcasts wait for Redis");
-        }
+        looking.note(&crew.look_for_work().await);
         tokio::select! {
             () = crew.drain.cancelled() => {}
             Some(ended) = crew.at_work.join_next(), if !crew.at_work.is_empty() => crew.note_end(ended),
@@ -68,16 +70,13 @@ impl Crew {
     async fn look_for_work(&mut self) -> Result<(), store::Error> {
         let ground = Arc::clone(&self.ground);
         let (app, now_ms) = (&ground.app.id, ground.clock.now_ms());
-        // One that cannot be read, say of a newer release, does not hold up the others.
-        let note = |id: &BroadcastId, result: Result<(), store::Error>| {
-            if let Err(error) = result {
-                warn!(%app, broadcast = %id, %error, "nothing can be done for a broadcast now");
-            }
-        };
-        for id in ground.store.due_broadcasts(app, now_ms).await? {
-            note(&id, self.begin(&id, now_ms).await);
+        let due = ground.store.due_broadcasts(app, now_ms).await?;
+        for id in &due {
+            let begun = self.begin(id, now_ms).await;
+            self.note(id, begun)?;
         }
         let wanted = ground.store.running_broadcasts(app).await?;
+        self.unusable.retain(|id, _| due.contains(id) || wanted.contains(id));
         ground.metrics.show_running(wanted.len());
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
             self.quota_asked = Instant::now();
@@ -90,8 +89,22 @@ impl Crew {
             }
         }
         self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
-        for id in wanted {
-            note(&id, self.take_part(&id, now_ms).await);
+        for id in &wanted {
+            let taken = self.take_part(id, now_ms).await;
+            self.note(id, taken)?;
+        }
+        Ok(())
+    }
+
+    /// A broadcast that cannot be read does not hold up the others; Redis that is away holds up all.
+    fn note(&mut self, id: &BroadcastId, result: Result<(), store::Error>) -> Result<(), store::Error> {
+        match result {
+            Ok(()) => _ = self.unusable.remove(id).map(|mut broadcast| broadcast.succeeded()),
+            Err(error) if !error.is_lasting() => return Err(error),
+            Err(error) => {
+                let broadcast = self.unusable.entry(id.clone()).or_insert_with(|| self.ground.metrics.unusable());
+                broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.ground.app.id));
+            }
         }
         Ok(())
     }
@@ -100,13 +113,17 @@ impl Crew {
     async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let ground = Arc::clone(&self.ground);
         let app = &ground.app.id;
-        let busy = self.running.get(id).map_or(0, |on_replica| on_replica.buckets);
+        let on_replica = self.running.get(id);
+        let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
         let free = ground.limits.tasks.saturating_sub(busy);
-        if free == 0 {
+        // Buckets that wait for permits do not count: the permits may be in buckets of a replica that died.
+        let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
+        let most = if waits { (2 * ground.limits.tasks).saturating_sub(busy) } else { free };
+        if most == 0 {
             return Ok(());
         }
         // Whoever works on a task shows it three times in a lease.
-        let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free).await?;
+        let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free, most).await?;
         if tasks.is_empty() && !self.running.contains_key(id) && ground.store.broadcast(app, id).await?.is_none() {
             // Asking for any move takes it off the list.
             ground.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;

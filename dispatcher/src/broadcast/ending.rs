@@ -1,6 +1,5 @@
 //! What becomes of a message of a broadcast once its attempts are over: data, so that every case can be tested.
 
-use shared::credential::Kind;
 use shared::store::broadcast::pages::Next;
 use shared::store::broadcast::records::Pause;
 use shared::store::broadcast::tallies::DELIVERED;
@@ -138,11 +137,10 @@ pub fn unsent(in_doubt: bool) -> (Fate, Next) {
     if in_doubt { (Fate::Hold, Next::Hold) } else { (Fate::Return, Next::Again) }
 }
 
-/// What becomes of a message in doubt when its broadcast is cancelled: nobody will ask any more. A form id may serve
-/// another message, marked; a use of anything else counts as spent.
-pub fn abandoned(kind: Kind) -> (Fate, Next) {
-    let verdict = if kind == Kind::FormId { Fate::Suspect } else { Fate::Unknown };
-    (verdict, Next::End("UNKNOWN".into()))
+/// What becomes of a message in doubt when its broadcast is cancelled: WeChat is not asked again, so its credential is spent
+/// on it. If a form id were used for another message, that one could end as unknown too.
+pub fn abandoned() -> (Fate, Next) {
+    (Fate::Unknown, Next::End("UNKNOWN".into()))
 }
 
 fn with_errcode(reason: &str, verdict: &Verdict) -> String {
@@ -225,8 +223,7 @@ mod tests {
         assert_eq!((ending.verdict, ending.next), (Fate::Hold, Next::Hold));
         assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
         assert_eq!(unsent(false), (Fate::Return, Next::Again));
-        assert_eq!(abandoned(Kind::FormId).0, Fate::Suspect);
-        assert_eq!((abandoned(Kind::PrepayId).0, abandoned(Kind::Grant).0), (Fate::Unknown, Fate::Unknown));
+        assert_eq!(abandoned(), (Fate::Unknown, Next::End("UNKNOWN".into())));
     }
 
     #[test]

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use shared::credential::OpenId;
 use shared::store;
 use shared::store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
+use shared::store::broadcast::permits::Permits;
 use shared::store::broadcast::tasks::Task;
 use shared::store::leases::{Lease, LeaseId};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::ending;
 use super::running::Running;
-use crate::spans;
 
 /// How long to wait before Redis is asked again.
 const REDIS_PAUSE: Duration = Duration::from_millis(200);
@@ -40,11 +40,11 @@ pub(super) enum Stage {
 pub(super) enum Fetched {
     /// The audience is there.
     Snapshot,
-    /// Users of the audience, of so many as were permitted.
+    /// Users of the audience; whether one of their messages is traced.
     Page {
-        permitted: usize,
         page: Page,
         asked: Instant,
+        traced: bool,
     },
     Flight {
         through: bool,
@@ -58,26 +58,36 @@ pub(super) enum Fetched {
     /// The reply is lost; there may be leases of this owner.
     Lost(LeaseId),
     Nothing,
+    /// What is in Redis has to be repaired first.
+    Unusable,
 }
 
-/// What is next for a bucket; `mine` are the users who are dealt with here already.
+/// What is next for a bucket, and its permits then; `mine` are the users who are dealt with here already.
 pub(super) async fn fetch(
     running: Arc<Running>,
     task: Task,
     stage: Stage,
     size: usize,
     mine: HashSet<OpenId>,
-) -> Fetched {
-    match stage {
-        Stage::Snapshot => or_nothing(snapshot(&running, &task).await).await,
-        Stage::Pages => page(&running, &task, size).await,
-        Stage::Flight => or_nothing(flight(&running, &task, &mine).await).await,
-    }
+    mut permits: Permits,
+) -> (Fetched, Permits) {
+    let fetched = match stage {
+        Stage::Snapshot => or_nothing(&running, snapshot(&running, &task).await).await,
+        Stage::Pages => page(&running, &task, size, &mut permits).await,
+        Stage::Flight => or_nothing(&running, flight(&running, &task, &mine, &mut permits).await).await,
+    };
+    (fetched, permits)
 }
 
 /// Finds the leases that a page made though its reply was lost.
-pub(super) async fn fetch_lost(running: Arc<Running>, task: Task, owner: LeaseId, mine: HashSet<OpenId>) -> Fetched {
-    or_nothing(recover(&running, &task, owner, &mine).await).await
+pub(super) async fn fetch_lost(
+    running: Arc<Running>,
+    task: Task,
+    owner: LeaseId,
+    mine: HashSet<OpenId>,
+    permits: Permits,
+) -> (Fetched, Permits) {
+    (or_nothing(&running, recover(&running, &task, owner, &mine).await).await, permits)
 }
 
 async fn snapshot(running: &Running, task: &Task) -> Result<Fetched, store::Error> {
@@ -86,26 +96,30 @@ async fn snapshot(running: &Running, task: &Task) -> Result<Fetched, store::Erro
     Ok(Fetched::Snapshot)
 }
 
-async fn page(running: &Running, task: &Task, size: usize) -> Fetched {
-    let permitted = match running.permit(size).await {
+async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
+    let permitted = match running.permit(task.bucket, permits, size).await {
         Ok(0) => return Fetched::Nothing,
         Ok(permitted) => permitted,
-        Err(error) => return or_nothing(Err(error)).await,
+        Err(error) => return or_nothing(running, Err(error)).await,
     };
+    let (granted, choice) = (permits.granted, &running.choice);
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
-    let (owner, asked, span) = (LeaseId::random(), Instant::now(), spans::page());
-    match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, &running.choice, terms).await {
+    let (owner, asked, span) = (LeaseId::random(), Instant::now(), running.trace.page());
+    match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
         Ok(page) => {
-            span.record("formid.messages", page.ready.len());
-            drop(span);
+            *permits = page.permits;
+            let traced = running.trace.page_taken(span, page.ready.len());
+            running.ground.metrics.work.succeeded();
             running.ground.metrics.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
-            Fetched::Page { permitted, page, asked }
+            Fetched::Page { page, asked, traced }
         }
+        Err(error) if error.is_lasting() => or_nothing(running, Err(error)).await,
         Err(error) => {
-            debug!(broadcast = %task.broadcast, %error, "a page is lost and looked for");
+            running.trace.page_lost(span, &error);
+            running.ground.metrics.work.failed(&error);
             Fetched::Lost(owner)
         }
     }
@@ -131,8 +145,17 @@ async fn recover(
 }
 
 /// Takes over what nobody goes on with, but for `mine`; waits a moment where there is nothing yet that could be.
-async fn flight(running: &Running, task: &Task, mine: &HashSet<OpenId>) -> Result<Fetched, store::Error> {
+async fn flight(
+    running: &Running,
+    task: &Task,
+    mine: &HashSet<OpenId>,
+    permits: &mut Permits,
+) -> Result<Fetched, store::Error> {
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    if permits.usable() > 0 {
+        // The audience is through here: other buckets may need them.
+        *permits = running.give_back(task.bucket, *permits).await?;
+    }
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
     openids.retain(|openid| !mine.contains(openid));
     let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
@@ -170,51 +193,62 @@ pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::E
         if store.close_part(app, &task.broadcast, task.bucket, true).await? {
             return Ok(());
         }
-        let Fetched::Flight { found, .. } = flight(running, task, &HashSet::new()).await? else { continue };
+        let fetched = flight(running, task, &HashSet::new(), &mut Permits::default()).await?;
+        let Fetched::Flight { found, .. } = fetched else { continue };
         let settlements: Vec<_> = found
             .ready
             .into_iter()
             .map(|ready| {
-                let (verdict, next) = ending::abandoned(ready.lease.kind);
+                let (verdict, next) = ending::abandoned();
                 Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next, msgid: None }
             })
             .collect();
         if !settlements.is_empty() {
             for some in settlements.chunks(PAGE) {
-                settle_patiently(running, task, some).await;
+                settle_patiently(running, task, some).await?;
             }
         }
     }
 }
 
 /// Settles, again and again while Redis is away: what WeChat said is known only here. If it takes too long the messages
-/// are taken over, and what they were sent with tells the others.
+/// are taken over, and what they were sent with tells the others. Fails only where waiting does not help.
 pub(super) async fn settle_patiently(
     running: &Running,
     task: &Task,
     settlements: &[Settlement],
-) -> Vec<(OpenId, Lease)> {
+) -> Result<Vec<(OpenId, Lease)>, store::Error> {
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let mut settling = running.ground.metrics.settles.operation_for(settlements.len());
     loop {
-        match store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await {
+        let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await;
+        settling.note(&settled);
+        match settled {
             Ok(settled) => {
                 running.ground.metrics.ended(&settled.endings);
-                return settled.next;
+                return Ok(settled.next);
             }
-            Err(error) => {
-                warn!(broadcast = %task.broadcast, %error, "messages are not settled yet");
-                tokio::time::sleep(REDIS_PAUSE).await;
-            }
+            Err(error) if error.is_lasting() => return Err(error),
+            Err(_) => {}
         }
+        tokio::time::sleep(REDIS_PAUSE).await;
     }
 }
 
 /// Without Redis there is nothing to do but to wait a moment.
-async fn or_nothing(fetched: Result<Fetched, store::Error>) -> Fetched {
+async fn or_nothing(running: &Running, fetched: Result<Fetched, store::Error>) -> Fetched {
+    let outage = &running.ground.metrics.work;
     match fetched {
-        Ok(fetched) => fetched,
+        Ok(fetched) => {
+            outage.succeeded();
+            fetched
+        }
+        Err(error) if error.is_lasting() => {
+            debug!(%error, "what a broadcast needs in Redis is not usable");
+            Fetched::Unusable
+        }
         Err(error) => {
-            debug!(%error, "a broadcast waits for Redis");
+            outage.failed(&error);
             tokio::time::sleep(REDIS_PAUSE).await;
             Fetched::Nothing
         }

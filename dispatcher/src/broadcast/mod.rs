@@ -8,13 +8,15 @@
 //!
 //! Nothing that matters is only in memory. A user leaves the audience in one step with the lease of a credential, and
 //! goes on being in flight until in one step with the credential it is settled how the message ended. Whoever goes on
-//! with a bucket asks again with the same credential where nobody knows.
+//! with a bucket asks again with the same credential where nobody knows. Permits to send are kept with the
+//! bucket too: see [`permits`](shared::store::broadcast::permits).
 
 pub mod bucket;
 pub mod crew;
 pub mod ending;
 mod fetch;
 pub mod flow;
+mod lookup;
 pub mod office;
 pub mod pauses;
 pub mod quota;

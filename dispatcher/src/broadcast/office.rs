@@ -10,15 +10,16 @@ use shared::status::Failure;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::audience::{Added, Preview, Recipient};
 use shared::store::broadcast::records::{Created, Draft, Move, Moved, Record, State};
-use shared::store::broadcast::tallies::{Place, Tally, Undelivered};
+use shared::store::broadcast::tallies::Tally;
 use shared::store::keys::Bucket;
 use shared::store::stock::{DAY, DAY_OFFSET};
+use shared::store::turns::{SingleFlight, Work};
 use shared::traces;
 use tonic::Code;
 
 use super::Ground;
 use super::spec::Spec;
-use crate::wechat::message::{Delivery, fingerprint};
+use crate::wechat::message::fingerprint;
 
 /// How many buckets are written or asked at once.
 const AT_ONCE: usize = 32;
@@ -69,7 +70,7 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
     /// The broadcast since.
-    pub standing: Standing,
+    pub standing: Arc<Standing>,
     /// Whether the call moved it; otherwise it was there already.
     pub moved: bool,
 }
@@ -89,13 +90,15 @@ pub struct Outlook {
 
 /// Answers calls about the broadcasts of one app.
 pub struct Office {
-    ground: Arc<Ground>,
+    pub(super) ground: Arc<Ground>,
+    /// Broadcasts that callers ask for, or watch.
+    pub(super) standings: Arc<SingleFlight<BroadcastId, Result<Arc<Standing>, Failure>>>,
 }
 
 impl Office {
     /// For the app of `ground`.
     pub fn new(ground: Arc<Ground>) -> Self {
-        Self { ground }
+        Self { ground, standings: Arc::default() }
     }
 
     /// What the broadcasts stand on.
@@ -104,7 +107,7 @@ impl Office {
     }
 
     /// Stores a broadcast and, unless it is held, starts it. Repeated with the same request it finds the first one.
-    pub async fn order(&self, order: &Order) -> Result<Standing, Failure> {
+    pub async fn order(&self, order: &Order) -> Result<Arc<Standing>, Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         let request = order.request.as_ref().map(|request| (request, digest(order)));
         let earlier = match request {
@@ -157,6 +160,7 @@ impl Office {
     pub async fn preview(&self, order: &Order) -> Result<Outlook, Failure> {
         self.check(order).await?;
         let (choice, Ground { app, store, terms, .. }) = (self.ground.choice(&order.spec), &*self.ground);
+        let _turn = store.turn(Work::Preview, &app.id).await;
         let sum = async |mut sum: Preview, part: Preview| {
             sum.add(part);
             Ok(sum)
@@ -201,7 +205,10 @@ impl Office {
     async fn check(&self, order: &Order) -> Result<(), Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         let nobody = match &order.audience {
-            Audience::Everyone => !store.has_users(&app.id).await?,
+            Audience::Everyone => {
+                let _turn = store.turn(Work::List, &app.id).await;
+                !store.has_users(&app.id).await?
+            }
             Audience::List(list) => {
                 let exclude: HashSet<&OpenId> = order.exclude.iter().collect();
                 !order.hold && list.iter().all(|recipient| exclude.contains(&recipient.openid))
@@ -251,6 +258,7 @@ impl Office {
 
     async fn add(&self, id: &BroadcastId, recipients: &[Recipient], exclude: &[OpenId]) -> Result<Added, Failure> {
         let Ground { app, store, .. } = &*self.ground;
+        let _turn = store.turn(Work::Recipients, &app.id).await;
         let mut parts: BTreeMap<Bucket, (Vec<Recipient>, Vec<OpenId>)> = BTreeMap::new();
         for (bucket, recipients) in self.by_bucket(recipients.to_vec(), |recipient| recipient.openid.clone()) {
             parts.entry(bucket).or_default().0 = recipients;
@@ -308,42 +316,6 @@ impl Office {
             Moved::Missing => Err(not_found()),
         }
     }
-
-    /// One broadcast with its tally.
-    pub async fn get(&self, id: &BroadcastId) -> Result<Standing, Failure> {
-        let record = self.record(id).await?;
-        let tally = self.ground.store.tally(&self.ground.app.id, &record).await?;
-        Ok(Standing { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) })
-    }
-
-    /// By which generation a broadcast is sent.
-    pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
-        Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
-    }
-
-    /// Broadcasts without tallies, the newest first, from those older than `before`.
-    pub async fn list(&self, before: Option<&BroadcastId>, count: usize) -> Result<Vec<Standing>, Failure> {
-        let records = self.ground.store.broadcasts(&self.ground.app.id, before, count).await?;
-        records
-            .into_iter()
-            .map(|record| Ok(Standing { spec: Spec::decode(&record.spec)?, record, tally: None }))
-            .collect()
-    }
-
-    /// Users who were not reached, from a place on.
-    pub async fn undelivered(
-        &self,
-        id: &BroadcastId,
-        from: Option<Place>,
-        count: usize,
-    ) -> Result<(Vec<Undelivered>, Option<Place>), Failure> {
-        let record = self.record(id).await?;
-        Ok(self.ground.store.undelivered(&self.ground.app.id, &record, from, count).await?)
-    }
-
-    async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
-        self.ground.store.broadcast(&self.ground.app.id, id).await?.ok_or_else(not_found)
-    }
 }
 
 /// Whether a broadcast that can not make a move is where the move leads, so that the call can only be a repeat, or as good
@@ -379,7 +351,7 @@ fn digest(order: &Order) -> [u8; 16] {
     fingerprint(&bytes)
 }
 
-fn not_found() -> Failure {
+pub(super) fn not_found() -> Failure {
     let sentence = "the app has no broadcast of this id; they are kept for 7 days after their end";
     Failure::new(Code::NotFound, "BROADCAST_NOT_FOUND", sentence).field("broadcast_id", "is not known")
 }

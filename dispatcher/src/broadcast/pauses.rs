@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use shared::credential::AppId;
+use shared::outage::Operation;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::records::State;
 use shared::store::{Error, Store};
@@ -21,16 +22,15 @@ const RECOUNT: Duration = Duration::from_secs(15);
 const MOST: usize = 1000;
 
 /// Keeps the metrics of an app in sight of what all replicas and callers paused.
-pub async fn follow(store: Store, app: AppId, metrics: PauseMetrics) {
+pub async fn follow(store: Store, app: AppId, metrics: PauseMetrics, mut reading: Operation) {
     let mut seen = Seen::default();
     loop {
-        match seen.look(&store, &app).await {
-            Ok(reasons) => {
-                metrics.show(reasons.iter().map(String::as_str));
-                let sum = |part: fn(&Progress) -> u64| seen.open.values().map(part).sum();
-                metrics.show_progress(sum(|progress| progress.audience), sum(|progress| progress.left));
-            }
-            Err(error) => tracing::debug!(%app, %error, "what is paused is not known"),
+        let reasons = seen.look(&store, &app).await;
+        reading.note(&reasons);
+        if let Ok(reasons) = reasons {
+            metrics.show(reasons.iter().map(String::as_str));
+            let sum = |part: fn(&Progress) -> u64| seen.open.values().map(part).sum();
+            metrics.show_progress(sum(|progress| progress.audience), sum(|progress| progress.left));
         }
         tokio::time::sleep(LOOK).await;
     }

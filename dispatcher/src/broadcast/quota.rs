@@ -1,5 +1,6 @@
 //! Keeps the app's numbers of messages of the day true: WeChat is asked now and then.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::store::broadcast::permits::Budget;
@@ -11,31 +12,63 @@ use crate::wechat::message::Delivery;
 /// How often WeChat is asked, over all replicas, while there are broadcasts.
 const ASK: Duration = Duration::from_secs(300);
 
+/// How often WeChat is asked again, over all replicas, where the number is not exact.
+const RECOUNT: Duration = Duration::from_secs(2);
+
 /// The longest time that a broadcast waits for WeChat's answer before it starts.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks WeChat how much of the day's quota is used, unless a replica did so not long ago. Where WeChat does not tell, the
 /// count goes on from what is known.
-pub async fn ask(ground: &Ground, delivery: Delivery) {
-    if tokio::time::timeout(PATIENCE, try_to_ask(ground, delivery)).await.is_err() {
+pub async fn ask(ground: &Arc<Ground>, delivery: Delivery) {
+    // In a task of its own: a late answer is as good, and WeChat is not asked again soon.
+    let asking = tokio::spawn({
+        let ground = Arc::clone(ground);
+        async move { try_to_ask(&ground, delivery).await }
+    });
+    if tokio::time::timeout(PATIENCE, asking).await.is_err() {
         debug!(app = %ground.app.id, "WeChat takes its time to tell the quota");
     }
 }
 
-async fn try_to_ask(ground: &Ground, delivery: Delivery) {
-    let Ground { app, store, client, tokens, clock, .. } = ground;
-    if !store.may_ask_quota(&app.id, delivery.api(), ASK).await.unwrap_or(false) {
-        return;
+/// Asks WeChat once more where the day's quota seems used up and the number is not exact, because it was reported while
+/// messages were in flight. False if there is no new number.
+pub async fn recount(ground: &Ground, delivery: Delivery) -> bool {
+    let turn = ground.store.may_recount_quota(&ground.app.id, delivery.api(), RECOUNT).await;
+    if turn.unwrap_or(false) {
+        return tokio::time::timeout(PATIENCE, update(ground, delivery)).await.unwrap_or(false);
     }
-    let Ok(token) = tokens.get().await else { return };
+    // Another replica asks.
+    tokio::time::sleep(RECOUNT / 10).await;
+    true
+}
+
+async fn try_to_ask(ground: &Ground, delivery: Delivery) {
+    if ground.store.may_ask_quota(&ground.app.id, delivery.api(), ASK).await.unwrap_or(false) {
+        update(ground, delivery).await;
+    }
+}
+
+/// Stores WeChat's present numbers for all replicas; false if there are none.
+async fn update(ground: &Ground, delivery: Delivery) -> bool {
+    let Ground { app, store, client, tokens, clock, metrics, .. } = ground;
+    let budget = Budget { api: delivery.api(), day: clock.day() };
+    let Ok(token) = tokens.get().await else { return false };
+    let Ok(ended) = store.ended_messages(&app.id, budget).await else { return false };
+    let outage = metrics.quota(delivery);
     match client.quota(delivery, token.value()).await {
         Ok(quota) => {
-            let budget = Budget { api: delivery.api(), day: clock.day() };
+            outage.succeeded();
             info!(app = %app.id, limit = quota.daily_limit, used = quota.used, "the day's quota, by WeChat");
-            if let Err(error) = store.set_quota(&app.id, budget, quota.daily_limit, quota.used).await {
+            let set = store.set_quota(&app.id, budget, quota.daily_limit, quota.used, ended).await;
+            if let Err(error) = &set {
                 debug!(app = %app.id, %error, "the quota is asked for later");
             }
+            set.is_ok()
         }
-        Err(error) => debug!(app = %app.id, %error, "WeChat does not tell the quota"),
+        Err(error) => {
+            outage.failed(&error);
+            false
+        }
     }
 }

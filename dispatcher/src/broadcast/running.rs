@@ -1,14 +1,16 @@
 //! One broadcast as it runs on this replica: what its buckets share.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use shared::outage::Operation;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::audience::Choice;
 use shared::store::broadcast::pages::PAGE;
-use shared::store::broadcast::permits::{Budget, Held, Permit};
+use shared::store::broadcast::permits::{Budget, Held, Permits};
 use shared::store::broadcast::records::{Move, Moved, Pause, Record, State};
+use shared::store::keys::Bucket;
 use shared::store::{self};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -16,9 +18,11 @@ use tracing::{debug, info, warn};
 use super::Ground;
 use super::ending::{Sign, reason, stopped, token_refused};
 use super::flow::Flow;
+use super::quota;
 use super::rules::{STREAK, Window};
 use super::spec::Spec;
 use crate::outcome::{SendError, Verdict};
+use crate::spans::Run;
 
 /// How often a replica looks whether a broadcast it works on is still wanted. A pause takes effect within this time and
 /// that of the calls under way.
@@ -27,8 +31,12 @@ const LOOK: Duration = Duration::from_millis(300);
 /// At a pace, about so many pages are taken a second.
 const PAGES_A_SECOND: usize = 3000;
 
-/// How long others have to give back what they did not use of a canary or of the quota, before it counts as reached.
-const LAST_WAIT: (u32, Duration) = (5, Duration::from_millis(200));
+/// How often a bucket without a permit looks whether one came back that others had.
+const PERMIT_LOOK: Duration = Duration::from_millis(200);
+
+/// The longest wait for open permits while their number stays the same, in leases. Messages of a replica that died take two:
+/// one until their task is claimed, one until their lease ends.
+const PERMIT_WAIT: u32 = 4;
 
 /// What the buckets of a broadcast share on this replica.
 pub struct Running {
@@ -44,10 +52,12 @@ pub struct Running {
     pub choice: Choice,
     /// How much of it is in flight here.
     pub flow: Arc<Flow>,
+    /// What is traced of it.
+    pub trace: Run,
     window: Mutex<Window>,
     streak_seen: AtomicBool,
-    /// Permitted, and not sent.
-    unused: AtomicUsize,
+    /// While buckets wait for open permits: how many are open, and since when there are so many.
+    waiting: Mutex<Option<(u64, Instant)>>,
     state: watch::Sender<State>,
 }
 
@@ -62,12 +72,13 @@ impl Running {
             flow: Arc::new(Flow::new(ground.limits.in_flight)),
             window: Mutex::new(Window::new(ground.limits.failure_ratio)),
             streak_seen: AtomicBool::new(false),
-            unused: AtomicUsize::new(0),
+            waiting: Mutex::new(None),
             state: watch::Sender::new(record.state),
+            trace: Run::new(&ground.app.id, &record.id, spec.ordered_by.as_deref()),
             spec,
             ground,
         });
-        tokio::spawn(look(Arc::downgrade(&running)));
+        tokio::spawn(look(Arc::downgrade(&running), running.ground.metrics.work.operation()));
         Ok(running)
     }
 
@@ -83,9 +94,9 @@ impl Running {
         pace.map_or(PAGE, |pace| (pace as usize / PAGES_A_SECOND).clamp(1, PAGE))
     }
 
-    /// Permits up to `wanted` messages; waits for the pace, and pauses the broadcast when something else holds it. None
-    /// means that nothing may be sent for now.
-    pub async fn permit(&self, wanted: usize) -> Result<usize, store::Error> {
+    /// How many messages of a bucket may be sent now, at most `wanted`; updates its `permits`. Waits for the pace and for open
+    /// permits, and pauses the broadcast when its limit is reached; then it returns 0.
+    pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All: whoever has only what is barred would count as without a credential.
         match self.ground.sender.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
@@ -98,56 +109,91 @@ impl Running {
                 return Ok(0);
             }
         }
-        let mut asked = 0;
-        loop {
-            let Permit { messages, why } = self.ask_permit(wanted).await?;
-            let reached = match why {
-                _ if messages > 0 => return Ok(messages),
-                None => return Ok(0),
-                Some(Held::Pace(wait)) => {
-                    tokio::time::sleep(wait.min(LOOK)).await;
-                    return Ok(0);
-                }
-                Some(Held::State(state)) => {
-                    self.enter(state.unwrap_or(State::Cancelled));
-                    return Ok(0);
-                }
-                Some(Held::Quota) => {
-                    let resume_ms = Some(self.ground.clock.next_day_ms());
-                    Pause { reason: reason::QUOTA.into(), resume_ms, ..Pause::default() }
-                }
-                Some(Held::Canary) => Pause { reason: reason::CANARY.into(), ..Pause::default() },
-            };
-            asked += 1;
-            if asked > LAST_WAIT.0 {
-                // At once: it may be paused and resumed by others in any moment that is waited here.
-                self.pause(reached).await;
-                return Ok(0);
-            }
-            tokio::time::sleep(LAST_WAIT.1).await;
+        let left = usize::try_from(permits.left).unwrap_or(usize::MAX);
+        let why = self.ask_permit(bucket, permits, wanted.saturating_sub(left)).await?;
+        if !matches!(why, Some(Held::Open { .. })) {
+            *self.waiting() = None;
         }
+        match why {
+            Some(Held::State(state)) => self.enter(state.unwrap_or(State::Cancelled)),
+            _ if permits.usable() > 0 => {
+                return Ok(usize::try_from(permits.usable()).unwrap_or(usize::MAX).min(wanted));
+            }
+            None => {}
+            Some(Held::Pace(wait)) => tokio::time::sleep(wait.min(LOOK)).await,
+            Some(Held::Canary) => self.limit_reached(true).await,
+            Some(Held::Quota { unsure: true }) if quota::recount(&self.ground, self.spec.message.delivery).await => {}
+            Some(Held::Quota { .. }) => self.limit_reached(false).await,
+            Some(Held::Open { canary, permits: open }) => {
+                if self.waited_too_long(open) {
+                    warn!(app = %self.ground.app.id, broadcast = %self.id, open, "broadcast pauses with messages in doubt");
+                    self.limit_reached(canary).await;
+                    return Ok(0);
+                }
+                tokio::time::sleep(PERMIT_LOOK).await;
+                // Messages of this bucket may have ended since, or may have been put back.
+                *permits = self.bucket_permits(bucket, permits.granted, false).await?;
+            }
+        }
+        Ok(0)
     }
 
-    async fn ask_permit(&self, wanted: usize) -> Result<Permit, store::Error> {
+    async fn ask_permit(
+        &self,
+        bucket: Bucket,
+        permits: &mut Permits,
+        wanted: usize,
+    ) -> Result<Option<Held>, store::Error> {
         let Ground { app, store, clock, .. } = &*self.ground;
-        let unused = self.unused.swap(0, Ordering::Relaxed);
         let delivery = self.spec.message.delivery;
         let budget = Budget { api: delivery.api(), day: clock.day() };
-        store.permit(&app.id, &self.id, wanted, unused, self.spec.rate, &app.bounds(delivery), budget).await
+        let (rate, bounds) = (self.spec.rate, app.bounds(delivery));
+        let permit = store.permit(&app.id, &self.id, bucket, permits, wanted, rate, &bounds, budget).await?;
+        permits.granted = permit.granted;
+        Ok(permit.why)
     }
 
-    /// Notes messages that were permitted and will not be sent.
-    pub fn unused(&self, messages: usize) {
-        self.unused.fetch_add(messages, Ordering::Relaxed);
+    async fn bucket_permits(&self, bucket: Bucket, granted: u64, give_back: bool) -> Result<Permits, store::Error> {
+        self.ground.store.bucket_permits(&self.ground.app.id, &self.id, bucket, granted, give_back).await
     }
 
-    /// Gives back what was not used, for others to use.
-    pub async fn give_back(&self) {
-        if self.unused.load(Ordering::Relaxed) > 0
-            && let Err(error) = self.ask_permit(0).await
-        {
-            debug!(broadcast = %self.id, %error, "permits are not given back");
+    /// Gives back the permits that are left in a bucket, for other buckets, and reports how many messages have ended.
+    pub async fn give_back(&self, bucket: Bucket, mut permits: Permits) -> Result<Permits, store::Error> {
+        loop {
+            permits = self.bucket_permits(bucket, permits.granted, true).await?;
+            self.ask_permit(bucket, &mut permits, 0).await?;
+            // A replica may have died before the bucket received all that was granted.
+            if permits.granted <= permits.received {
+                return Ok(permits);
+            }
         }
+    }
+
+    /// Whether buckets of this replica wait for open permits.
+    pub fn waits_for_permits(&self) -> bool {
+        self.waiting().is_some()
+    }
+
+    fn waited_too_long(&self, open: u64) -> bool {
+        let mut waiting = self.waiting();
+        match *waiting {
+            Some((known, since)) if known == open => since.elapsed() > self.ground.terms.duration * PERMIT_WAIT,
+            _ => {
+                *waiting = Some((open, Instant::now()));
+                false
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pauses because all that the canary or the quota permits was sent.
+    async fn limit_reached(&self, canary: bool) {
+        let (reason, resume_ms) =
+            if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.ground.clock.next_day_ms())) };
+        self.pause(Pause { reason: reason.into(), resume_ms, ..Pause::default() }).await;
     }
 
     /// Draws the conclusions from one message for all of the broadcast.
@@ -210,7 +256,7 @@ impl Running {
             Ok(Moved::Wrong(state)) => self.enter(state),
             Ok(Moved::Missing) => self.enter(State::Cancelled),
             // What led to it will lead to it again.
-            Err(error) => warn!(app = %app.id, broadcast = %self.id, %error, "a broadcast could not be paused"),
+            Err(error) => self.ground.metrics.work.failed(&error),
         }
     }
 
@@ -236,18 +282,17 @@ impl Running {
             new
         });
         if state != State::Running {
+            *self.waiting() = None;
             self.window.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
 }
 
 /// Follows what other replicas and callers make of the broadcast.
-async fn look(running: Weak<Running>) {
+async fn look(running: Weak<Running>, mut looking: Operation) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(running) = running.upgrade() else { return };
-        if let Err(error) = running.refresh().await {
-            debug!(broadcast = %running.id, %error, "a broadcast waits for Redis");
-        }
+        looking.note(&running.refresh().await);
     }
 }

@@ -35,7 +35,7 @@ impl Sender {
         }
         if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
             // WeChat answers 41028 for an expired form id, used or not: it may no longer tell anything.
-            return Conclusion::End(End::Unknown, Fate::Return);
+            return Conclusion::End(End::Unknown, Fate::Unknown);
         }
         let body = order.message.body(&order.openid, &lease.credential);
         let (mut attempts, mut new_tokens) = (0, 0);
@@ -55,12 +55,12 @@ impl Sender {
             let pause = match step {
                 Step::Delivered => return Conclusion::End(End::Delivered, Fate::Consume),
                 Step::Unknown => return Conclusion::End(End::Unknown, Fate::Unknown),
-                Step::UnknownAndDead => return Conclusion::End(End::Unknown, Fate::Discard),
+                Step::UnknownAndDead => return Conclusion::End(End::Unknown, Fate::UnknownDiscard),
                 Step::NextCredential => return Conclusion::NextCredential,
                 Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
                 Step::Refused => return Conclusion::End(End::Refused, Fate::Return),
                 // An earlier attempt is not answered by that.
-                Step::Voided if situation.in_doubt => return Conclusion::End(End::Unknown, Fate::Void),
+                Step::Voided if situation.in_doubt => return Conclusion::End(End::Unknown, Fate::UnknownVoid),
                 Step::Voided => return Conclusion::End(End::Refused, Fate::Void),
                 Step::Stopped => return self.stopped(situation, &tally.last).await,
                 Step::Again(Pause::NewToken) => {
@@ -117,14 +117,12 @@ impl Sender {
                 }
                 Attempt::Answered(meaning)
             }
-            Reply::NotSent(cause) => {
+            Reply::NotSent(_) => {
                 tally.congested = true;
-                warn!(app = %self.app.id, %cause, "WeChat cannot be reached");
                 Attempt::NotSent
             }
-            Reply::Unanswered(cause) => {
+            Reply::Unanswered(_) => {
                 tally.congested = true;
-                warn!(app = %self.app.id, %cause, "WeChat did not answer");
                 Attempt::Unanswered
             }
         }

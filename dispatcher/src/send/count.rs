@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shared::credential::AppId;
+use shared::outage::Operation;
 use shared::store::Store;
 use shared::store::broadcast::permits::{Api, Budget};
-use tracing::debug;
 
 use crate::clock::Clock;
 
@@ -34,7 +34,7 @@ impl Sends {
     }
 
     /// Reports them to the other replicas, for ever.
-    pub async fn report_forever(&self, store: &Store, app: &AppId, clock: &Clock) {
+    pub async fn report_forever(&self, store: &Store, app: &AppId, clock: &Clock, mut reporting: Operation) {
         loop {
             tokio::time::sleep(REPORT).await;
             for api in [Api::Template, Api::Subscribe] {
@@ -43,8 +43,9 @@ impl Sends {
                     continue;
                 }
                 let budget = Budget { api, day: clock.day() };
-                if let Err(error) = store.count_messages(app, budget, messages).await {
-                    debug!(%app, %error, "sends are counted later");
+                let counted = store.count_messages(app, budget, messages).await;
+                reporting.note(&counted);
+                if counted.is_err() {
                     self.count(api).fetch_add(messages, Ordering::Relaxed);
                 }
             }

@@ -117,13 +117,14 @@ impl Sender {
 
     /// Reports what was sent to the other replicas, for ever.
     pub async fn report_forever(&self) {
-        self.sends.report_forever(&self.store, &self.app.id, &self.clock).await;
+        let reporting = self.metrics.counts.operation();
+        self.sends.report_forever(&self.store, &self.app.id, &self.clock, reporting).await;
     }
 
     /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
     /// in doubt until the lease is over.
     pub async fn send(&self, order: &Order) -> Result<Sent, Failure> {
-        let span = spans::send();
+        let span = spans::send(&self.app.id);
         let result = self.answer(order).instrument(span.clone()).await;
         spans::sent(&span, &result);
         result
@@ -226,7 +227,7 @@ impl Sender {
     }
 
     async fn lease(&self, order: &Order, wanted: &Wanted) -> Result<Leased, store::Error> {
-        let (id, span) = (LeaseId::random(), spans::lease());
+        let (id, span) = (LeaseId::random(), spans::lease(&self.app.id));
         let ask =
             || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
         let leased = match ask().await {

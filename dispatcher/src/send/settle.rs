@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use shared::store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
 use shared::store::wanted::Wanted;
-use tracing::{error, warn};
 
 use super::{Conclusion, Next, Order, Sender, Sent, Tally};
 use crate::outcome::{End, Outcome, SendError};
@@ -82,7 +81,8 @@ impl Sender {
         tally: &Tally,
     ) -> Option<Settled> {
         let outcome = end.map(Outcome::encode);
-        let _span = spans::settle();
+        let span = spans::settle(&self.app.id);
+        let mut settling = self.metrics.settles.operation();
         loop {
             let settled = self
                 .store
@@ -97,14 +97,15 @@ impl Sender {
                     next.map(|(id, wanted)| (*id, wanted)),
                 )
                 .await;
+            settling.note(&settled);
             match settled {
                 Ok(settled) => return Some(settled),
-                Err(error) if tally.leased_at.elapsed() < self.limits.terms.duration => {
-                    warn!(app = %self.app.id, %error, "a message is not settled yet");
+                Err(error) if !error.is_lasting() && tally.leased_at.elapsed() < self.limits.terms.duration => {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
+                // Given up: the reaper will settle this message.
                 Err(error) => {
-                    error!(app = %self.app.id, %error, "a message is left to the reaper");
+                    spans::not_settled(&span, &error);
                     return None;
                 }
             }

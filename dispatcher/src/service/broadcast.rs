@@ -31,6 +31,8 @@ const MAX_LIST: usize = 10_000;
 const MAX_NAME: usize = 128;
 /// The fastest pace that can be asked for, in messages a second.
 const MAX_RATE: u32 = 1_000_000;
+/// The longest page token, in bytes: a bucket, and an openid and how its message ended, in hex.
+const MAX_PAGE_TOKEN: usize = 512;
 /// How often a watched broadcast is looked at: unless it is said, and the bounds.
 const INTERVALS: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
@@ -178,7 +180,10 @@ pub(super) fn parse_undelivered(
     let size = page_size(&mut fields, request.page_size, 100, 1000);
     let from = match request.page_token.as_str() {
         "" => None,
-        token => fields.take("page_token", place_of(token).ok_or(BAD_TOKEN)),
+        token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
+            fields.take("page_token", place_of(token).ok_or(BAD_TOKEN))
+        }
+        _ => None,
     };
     let office = fields.finish_for(app, office)?;
     Ok((office, id.ok_or_else(Failure::internal)?, from, size))
@@ -194,10 +199,12 @@ pub(super) fn token_of(place: &Place) -> String {
 
 fn place_of(token: &str) -> Option<Place> {
     let (bucket, hex) = token.split_once('.')?;
-    let bytes: Option<Vec<u8>> = (0..hex.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok().filter(|_| hex.is_ascii()))
-        .collect();
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    };
+    let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
     let after = String::from_utf8(bytes?).ok()?;
     Some(Place { bucket: Bucket(bucket.parse().ok()?), after })
 }
@@ -283,7 +290,12 @@ mod tests {
     fn a_page_token_reads_back_and_nothing_else_is_one() {
         let place = Place { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
         assert_eq!(place_of(&token_of(&place)), Some(place));
-        for bad in ["x", "1", "1.0", "1.zz", "70000.00", "1.é", "-1.00", "1.ff"] {
+        let longest = Place {
+            bucket: Bucket(u16::MAX),
+            after: format!("{} {}", "o".repeat(shared::credential::MAX_OPENID), "E".repeat(160)),
+        };
+        assert!(token_of(&longest).len() <= MAX_PAGE_TOKEN);
+        for bad in ["x", "1", "1.0", "1.zz", "1.+1", "70000.00", "1.é", "-1.00", "1.ff"] {
             assert_eq!(place_of(bad), None, "{bad}");
         }
     }

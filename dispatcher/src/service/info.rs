@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
 use prost_types::Timestamp;
-use shared::auth::Caller;
 use shared::credential::AppId;
 use shared::proto::{
     self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, PauseReason,
@@ -66,43 +65,42 @@ pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
     proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode }
 }
 
-/// A broadcast with each change, until its end, or until `ending` comes, or the caller may see it no more.
+/// A broadcast with each change, until its end, or until `ending` comes with another.
 pub(super) fn watch(
     office: Arc<Office>,
     id: BroadcastId,
     interval: Duration,
-    caller: Caller,
-    ending: BoxFuture<'static, ()>,
+    ending: BoxFuture<'static, Failure>,
 ) -> impl Stream<Item = Result<WatchBroadcastResponse, Status>> + Send {
     struct Watcher {
         office: Arc<Office>,
         id: BroadcastId,
-        caller: Caller,
-        ending: BoxFuture<'static, ()>,
+        ending: BoxFuture<'static, Failure>,
         shown: Option<BroadcastInfo>,
         ended: bool,
     }
-    let watcher = Watcher { office, id, caller, ending, shown: None, ended: false };
+    let watcher = Watcher { office, id, ending, shown: None, ended: false };
     stream::unfold(watcher, move |mut watcher| {
         async move {
             if watcher.ended {
                 return None;
             }
             loop {
-                if watcher.shown.is_some() {
-                    tokio::select! {
-                        () = tokio::time::sleep(interval) => {}
-                        () = &mut watcher.ending => {
-                            watcher.ended = true;
-                            return Some((Err(Failure::shutting_down().into()), watcher));
-                        }
+                let look = async {
+                    if watcher.shown.is_some() {
+                        tokio::time::sleep(interval).await;
                     }
-                    if let Err(failure) = welcome(&watcher.caller, &watcher.office.ground().app.id) {
+                    watcher.office.get(&watcher.id).await
+                };
+                let looked = tokio::select! {
+                    biased;
+                    failure = &mut watcher.ending => {
                         watcher.ended = true;
                         return Some((Err(failure.into()), watcher));
                     }
-                }
-                let standing = match watcher.office.get(&watcher.id).await {
+                    looked = look => looked,
+                };
+                let standing = match looked {
                     Ok(standing) => standing,
                     // Redis may come back; whoever watches does not care.
                     Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && watcher.shown.is_some() => continue,
@@ -120,11 +118,6 @@ pub(super) fn watch(
             }
         }
     })
-}
-
-/// A stream outlives changes of who may call.
-fn welcome(caller: &Caller, app: &AppId) -> Result<(), Failure> {
-    if caller.renewed()?.may_use(app) { Ok(()) } else { Err(Failure::unknown_app()) }
 }
 
 fn tally_of(tally: &Tally) -> BroadcastTally {

@@ -110,7 +110,10 @@ pub(super) fn check_values(
     data: &HashMap<String, TemplateValue>,
     warnings: &mut Vec<ValueWarning>,
 ) {
-    for (key, value) in sorted(data).into_iter().filter(|(key, _)| is_key(key)) {
+    // What is too large was noted by `check_data`.
+    let small = data.len() <= MAX_KEYS;
+    let sound = |(key, value): &(&String, &TemplateValue)| is_key(key) && value.value.len() <= MAX_VALUE;
+    for (key, value) in sorted(data).into_iter().filter(|entry| small && sound(entry)) {
         let place = format!("{field}.{key}.value");
         match judge(key, &value.value) {
             Judgement::Fine => {}
@@ -136,7 +139,7 @@ fn is_key(key: &str) -> bool {
 }
 
 fn check_emphasis(fields: &mut Fields, emphasis: &str, data: &HashMap<String, TemplateValue>) {
-    if emphasis.is_empty() {
+    if emphasis.is_empty() || !fields.fits("emphasis_keyword", emphasis, MAX_KEY + ".DATA".len()) {
         return;
     }
     if !emphasis.strip_suffix(".DATA").is_some_and(|key| data.contains_key(key)) {

@@ -23,10 +23,12 @@ use shared::proto::{
     ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
     StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
 };
+use shared::serve::budget::Charge;
 use shared::serve::connections::Ending;
 use shared::status::Failure;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::records::{Move, Pause};
+use shared::traces::rpc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -79,6 +81,7 @@ impl Service {
         let app = fields.take("app_id", AppId::parse(app_id));
         let id = broadcast::id(&mut fields, broadcast_id);
         let office = fields.finish_for(app, |app| self.office(caller, app))?;
+        rpc::note_app(&office.ground().app.id);
         // Without an id there was a bad field.
         Ok((office, id.ok_or_else(Failure::internal)?))
     }
@@ -117,15 +120,16 @@ impl DispatcherService for Service {
     type WatchBroadcastStream = Pin<Box<dyn Stream<Item = Result<WatchBroadcastResponse, Status>> + Send>>;
 
     async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
-        let caller = Caller::of(&request)?;
+        let (caller, charge) = (Caller::of(&request)?, Charge::of(&request));
         let delivery = |app: &AppId| Some(self.app(&caller, app)?.office.ground().app.delivery);
         let parsed = send::parse(request.into_inner(), delivery)?;
         let send::Parsed { app, order, warnings, validate_only } = parsed;
+        rpc::note_app(&app);
         if validate_only {
             return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
         }
         let service = self.app(&caller, &app).ok_or_else(Failure::unknown_app)?;
-        let sent = self.desk.send(app, Arc::clone(&service.sender), order).await?;
+        let sent = self.desk.send(app, Arc::clone(&service.sender), order, charge).await?;
         Ok(Response::new(send::respond(sent, warnings)))
     }
 
@@ -137,6 +141,7 @@ impl DispatcherService for Service {
         }
         let parsed = broadcast::parse(request.into_inner(), |app| self.office(&caller, app))?;
         let broadcast::Parsed { office, order, duplicates, warnings, validate_only } = parsed;
+        rpc::note_app(&office.ground().app.id);
         if validate_only {
             let preview = Some(info::preview(&office.preview(&order).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
@@ -144,7 +149,9 @@ impl DispatcherService for Service {
         let ordered = office.order(&order).await;
         // Without a request id, the next call would be another broadcast.
         let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
-        let broadcast = Some(changed("Broadcast", &caller, &office, &ordered.map_err(once)?));
+        let standing = ordered.map_err(once)?;
+        rpc::note_broadcast(&standing.record.id);
+        let broadcast = Some(changed("Broadcast", &caller, &office, &standing));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 
@@ -152,6 +159,7 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(&caller, app))?;
         let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates, values } = parsed;
+        rpc::note_app(&office.ground().app.id);
         if !values.is_empty() && office.delivery_of(&id).await? == Delivery::Subscription {
             values.finish()?;
         }
@@ -175,13 +183,15 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let broadcast = Some(info::of(&office.ground().app.id, &office.get(&id).await?));
+        let standing = office.get(&id).await?;
+        let broadcast = Some(info::of(&office.ground().app.id, &standing));
         Ok(Response::new(GetBroadcastResponse { broadcast }))
     }
 
     async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
         let caller = Caller::of(&request)?;
         let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(&caller, app))?;
+        rpc::note_app(&office.ground().app.id);
         let mut found = office.list(before.as_ref(), size + 1).await?;
         let more = found.len() > size;
         found.truncate(size);
@@ -197,15 +207,18 @@ impl DispatcherService for Service {
     async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
         let (caller, connection, drain) = (Caller::of(&request)?, Ending::of(&request), self.drain.clone());
         let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(&caller, app))?;
+        rpc::note_app(&office.ground().app.id);
         // A broadcast that is not there is told at once, and not in the middle of a stream.
         office.get(&id).await?;
+        let revoked = caller.revoked(Some(office.ground().app.id.clone()));
         let ending = Box::pin(async move {
             tokio::select! {
-                () = drain.cancelled() => {}
-                () = connection.wait() => {}
+                () = drain.cancelled() => Failure::shutting_down(),
+                () = connection.wait() => Failure::shutting_down(),
+                failure = revoked => failure,
             }
         });
-        Ok(Response::new(Box::pin(info::watch(office, id, interval, caller, ending))))
+        Ok(Response::new(Box::pin(info::watch(office, id, interval, ending))))
     }
 
     async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
@@ -235,6 +248,7 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let office = |app: &AppId| self.office(&caller, app);
         let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), office)?;
+        rpc::note_app(&office.ground().app.id);
         let (found, next) = office.undelivered(&id, from, size).await?;
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();

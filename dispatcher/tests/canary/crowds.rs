@@ -8,11 +8,12 @@ use shared::proto::{
     AddRecipientsRequest, AllReachable, BroadcastRequest, BroadcastState, CancelBroadcastRequest,
     ListUndeliveredRequest, Recipient, Recipients, ResumeBroadcastRequest, WatchBroadcastRequest,
 };
+use testing::eventually;
 
 use crate::liar::{Liar, Mood, Rid};
 use crate::secrets::{BODY, OPENID, REQUEST_ID, openid};
 use crate::troubles::{TEMPLATE, data, value};
-use crate::world::{APP, Dispatcher, World};
+use crate::world::{APP, Dispatcher, SOON, World};
 
 pub fn recipient(user: usize) -> Recipient {
     Recipient { openid: openid(user), data: HashMap::from([("thing2".into(), value(BODY))]) }
@@ -83,6 +84,8 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
                 },
             }
         }
+        // On a busy machine it may have come to nothing so far.
+        eventually("a page of users is traced", SOON, async || !world.traces.named("page").is_empty()).await;
         let undelivered =
             ListUndeliveredRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
         let _ = world.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await);

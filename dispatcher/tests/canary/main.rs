@@ -36,7 +36,7 @@ const MET: [&str; 28] = [
     "forcing a new one",
     "a code that is not known here",
     "WeChat refused",
-    "Redis failed",
+    "commands to Redis fail",
     "Redis refuses a command",
     "unusable data in Redis",
     "unknown command",
@@ -56,7 +56,7 @@ const MET: [&str; 28] = [
 ];
 
 /// And what must have been in the traces.
-const SPANS: [&str; 10] = [
+const SPANS: [&str; 11] = [
     "formid.v1.CollectorService/ReportEvents",
     "send",
     "lease",
@@ -67,6 +67,7 @@ const SPANS: [&str; 10] = [
     "stable_token",
     "store",
     "page",
+    "broadcast",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,7 +107,7 @@ async fn collector_process() {
     let settings = match collector::settings::Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => {
-            let _: ExitCode = shared::problems::refuse(&problems);
+            let _: ExitCode = shared::telemetry::refuse(&problems, flags.common.log_json());
             std::process::exit(2);
         }
     };

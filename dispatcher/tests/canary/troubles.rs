@@ -170,9 +170,10 @@ async fn collect(world: &World, collector: &mut Collector) {
 }
 
 async fn events(world: &World, collector: &mut Collector) {
+    let created = testing::now();
     let json = |event: &str, list: String| {
         format!(
-            r#"{{"ToUserName":"{TOKEN}","FromUserName":"{}","CreateTime":"1610969440","MsgType":"event","Event":"{event}","List":{list}}}"#,
+            r#"{{"ToUserName":"{TOKEN}","FromUserName":"{}","CreateTime":"{created}","MsgType":"event","Event":"{event}","List":{list}}}"#,
             openid(3)
         )
     };

@@ -14,7 +14,7 @@ use tonic::Code;
 
 #[tokio::test]
 async fn every_bad_field_is_named_at_once() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut request = message("", "x");
     request.app_id = "no such app!".into();
@@ -41,7 +41,7 @@ async fn every_bad_field_is_named_at_once() {
 
 #[tokio::test]
 async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
     let long = "x".repeat(5000);
@@ -75,7 +75,7 @@ async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
 
 #[tokio::test]
 async fn data_has_a_bound_and_its_keys_are_words() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let value = || TemplateValue { value: "x".into(), color: String::new() };
     let mut many = message("oUser", "x");
@@ -89,7 +89,7 @@ async fn data_has_a_bound_and_its_keys_are_words() {
 
 #[tokio::test]
 async fn an_unknown_app_is_told() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut request = message("oUser", "x");
     request.app_id = "wxfeedfeedfeedfeed".into();
@@ -100,10 +100,10 @@ async fn an_unknown_app_is_told() {
 
 #[tokio::test]
 async fn redis_may_be_down_at_the_start_and_go_away_midway() {
-    let mut rig = Rig::on(Redis::durable()).await;
+    let mut rig = Rig::on(Redis::durable()).await.patiently();
     rig.submit("oUser", 3).await;
     rig.redis.kill();
-    let dispatcher = Running::start(rig.settings(&[])).await;
+    let dispatcher = Running::start(rig.settings(&["--redis-timeout", "2s"])).await;
     let unavailable = |status: tonic::Status| (status.code(), reason(&status));
     let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
     expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
@@ -131,7 +131,7 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
 #[tokio::test]
 async fn health_follows_redis() {
     let mut rig = Rig::on(Redis::durable()).await;
-    let dispatcher = rig.dispatcher().await;
+    let dispatcher = rig.dispatcher_with(&["--redis-timeout", "2s"]).await;
     let channel = crate::rig::connect(dispatcher.address.port()).await;
     let serving = async |wanted| crate::rig::serving(channel.clone(), wanted).await;
     serving(true).await;

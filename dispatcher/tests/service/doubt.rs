@@ -6,7 +6,7 @@ use crate::rig::{APP, Rig, message, reason, request};
 use dispatcher::wechat::message::{Delivery, Message, Value};
 use sandbox::FaultKind;
 use shared::credential::{OpenId, TemplateId};
-use shared::proto::Outcome;
+use shared::proto::{Outcome, SendTemplateRequest};
 use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request};
 use shared::store::wanted::{Kinds, Wanted};
 use testing::{eventually, now};
@@ -26,7 +26,7 @@ const LOSSES: [FaultKind; 8] = [
 #[tokio::test]
 async fn a_lost_answer_is_found_out_with_the_same_form_id() {
     for kind in LOSSES {
-        let rig = Rig::new().await;
+        let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
         rig.submit("oUser", 3).await;
         rig.fault(kind, 2);
@@ -54,7 +54,7 @@ async fn a_timeout_is_found_out_with_the_same_form_id() {
 
 #[tokio::test]
 async fn a_message_in_doubt_keeps_its_form_id_until_it_is_repeated() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "2"]).await;
     rig.submit("oUser", 2).await;
     rig.fault(FaultKind::CutAfter, 2);
@@ -71,7 +71,7 @@ async fn a_message_in_doubt_keeps_its_form_id_until_it_is_repeated() {
 
 #[tokio::test]
 async fn without_a_request_id_the_form_id_returns_marked_and_proves_nothing_later() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 1).await;
     rig.fault(FaultKind::CutAfter, 1);
@@ -85,7 +85,7 @@ async fn without_a_request_id_the_form_id_returns_marked_and_proves_nothing_late
 
 #[tokio::test]
 async fn a_prepay_id_is_spent_when_nobody_can_tell() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
     rig.fault(FaultKind::CutBefore, 1);
@@ -98,8 +98,43 @@ async fn a_prepay_id_is_spent_when_nobody_can_tell() {
 }
 
 #[tokio::test]
+async fn every_message_that_ends_unknown_is_booked_as_consumed_and_unknown() {
+    // What WeChat answers after an answer was lost, and the ledger then: consumed, unknown, discarded, available.
+    let (form, prepay, suspect) = ("oForm", "oPayer", "oSuspect");
+    for (openid, errcode, wanted) in [
+        (form, Some(41031), (1, 1, 0, 1)),
+        (prepay, Some(41029), (1, 1, 2, 0)),
+        (prepay, Some(41028), (1, 1, 2, 0)),
+        (suspect, None, (1, 1, 0, 1)),
+    ] {
+        let rig = Rig::new().await;
+        let dispatcher = rig.dispatcher_with(&["--attempts", "2"]).await;
+        if openid == prepay {
+            rig.pay(openid, now() - 60).await;
+        } else {
+            rig.submit(openid, 2).await;
+        }
+        if openid == suspect {
+            // Two attempts without an answer, and no request id: its form id goes back.
+            rig.fault(FaultKind::CutAfter, 2);
+            assert_eq!(dispatcher.send(message(openid, "gone")).await.unwrap().outcome(), Outcome::Unknown);
+        }
+        rig.fault(FaultKind::CutBefore, 1);
+        if let Some(errcode) = errcode {
+            rig.answer(errcode, 1);
+        }
+        let answer = dispatcher.send(SendTemplateRequest { retry_unknown: true, ..request(openid, "x", "r1") }).await;
+        assert_eq!(answer.unwrap().outcome(), Outcome::Unknown, "{openid} {errcode:?}");
+        let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+        let booked = (ledger.consumed, ledger.unknown, ledger.discarded, ledger.available());
+        assert_eq!(booked, wanted, "{openid} {errcode:?}: {ledger:?}");
+        rig.assert_settled(0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_caller_may_prefer_a_second_message_over_none() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
     rig.fault(FaultKind::CutBefore, 1);
@@ -112,7 +147,7 @@ async fn a_caller_may_prefer_a_second_message_over_none() {
 
 #[tokio::test]
 async fn a_refused_connection_spends_nothing() {
-    let mut rig = Rig::new().await;
+    let mut rig = Rig::patient().await;
     rig.submit("oUser", 1).await;
     let dispatcher = rig.dispatcher().await;
     assert!(dispatcher.send(message("oNobody", "warms the token")).await.is_err());
@@ -127,10 +162,10 @@ async fn a_refused_connection_spends_nothing() {
 
 #[tokio::test]
 async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 40).await;
-    let slow = sandbox::Settings { latency_ms: 60, ..rig.sandbox.settings() };
+    let slow = sandbox::Settings { latency_ms: 500, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
     for number in 0..20 {
         let mut hasty = tonic::Request::new(request("oUser", &format!("message {number}"), &format!("r{number}")));
@@ -150,7 +185,7 @@ async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later(
 
 #[tokio::test]
 async fn repeated_requests_join_the_send_that_is_under_way() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 5).await;
     let slow = sandbox::Settings { latency_ms: 100, ..rig.sandbox.settings() };
@@ -169,7 +204,7 @@ async fn repeated_requests_join_the_send_that_is_under_way() {
 
 #[tokio::test]
 async fn what_is_known_of_a_request_is_told_even_while_the_app_is_stopped() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 3).await;
     assert_eq!(dispatcher.send(request("oUser", "first", "r1")).await.unwrap().outcome(), Outcome::Delivered);
@@ -188,10 +223,10 @@ async fn what_is_known_of_a_request_is_told_even_while_the_app_is_stopped() {
 
 #[tokio::test]
 async fn another_replica_says_that_the_request_is_under_way() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let (first, second) = (rig.dispatcher().await, rig.dispatcher().await);
     rig.submit("oUser", 2).await;
-    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
+    let slow = sandbox::Settings { latency_ms: 2000, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
     let sending = tokio::spawn(async move { first.send(request("oUser", "once", "r1")).await });
     eventually("the first has its lease", Duration::from_secs(5), async || {
@@ -209,7 +244,7 @@ async fn another_replica_says_that_the_request_is_under_way() {
 
 #[tokio::test]
 async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let week = 7 * 24 * 3600;
     let mut submission = sandbox::Submission::form("oUser");
     submission.submitted_at = Some((now() - week + 62) as u64);
@@ -237,4 +272,7 @@ async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again
     let answer = dispatcher.send(message).await.unwrap();
     assert_eq!((answer.outcome(), answer.attempts), (Outcome::Unknown, 0));
     assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, 0);
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (1, 1, 0), "{ledger:?}");
+    rig.assert_settled(0).await;
 }

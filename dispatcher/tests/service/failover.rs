@@ -2,15 +2,18 @@
 //! may not know the last moment. What was sent in it is sent again with the same form ids, which WeChat refuses (41029), or
 //! not looked at again where its bucket was finished. So nobody gets anything twice and nobody is left out, but those
 //! messages count as refused, or as left, or are not counted, though they arrived.
+//!
+//! What proves it is the one moment in which the master goes, with a few hundred messages in flight; the others must only
+//! be enough for it to come in their middle. `./deploy/test.sh --soak` sends more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::broadcast::{look, tally, to_all, undelivered};
 use crate::rig::{APP, Rig, Running, reason, request};
 use shared::proto::{BroadcastState, Outcome};
-use testing::{Redis, eventually};
+use testing::{Redis, eventually, sized};
 use tonic::Code;
 
 const BUCKETS: u16 = 64;
@@ -25,8 +28,9 @@ const TAKEN: u64 = 2 * (128 + 4 * 96);
 /// How many callers there are for single messages.
 const CALLERS: u64 = 16;
 
-/// Long enough that a message is settled after a failover, short enough to wait for.
-const LEASE: [&str; 2] = ["--lease", "6s"];
+/// How long dispatchers wait for an answer of WeChat and of Redis, and their lease: long enough that a message is settled
+/// after a failover, short enough to wait for.
+const WAITS: [&str; 3] = ["5s", "2s", "7s"];
 
 /// A key in the slot where the broadcasts of the app are, and one of a bucket of users that another master has.
 fn keys(redis: &mut Redis) -> [String; 2] {
@@ -38,7 +42,8 @@ fn keys(redis: &mut Redis) -> [String; 2] {
 }
 
 async fn rig(redis: Redis) -> Rig {
-    let rig = Rig::with_buckets(redis, BUCKETS).await.patiently();
+    let mut rig = Rig::with_buckets(redis, BUCKETS).await;
+    rig.waits = WAITS;
     rig.change(serde_json::json!({ "latency_ms": 5, "jitter_ms": 10 }));
     rig
 }
@@ -76,13 +81,13 @@ async fn a_broadcast_outlives_the_master_under_sentinels() {
 }
 
 async fn broadcast_through_a_failover(redis: Redis, which: usize) {
-    const USERS: u64 = 6000;
+    let users: u64 = sized(2500, 6000);
     let mut rig = rig(redis).await;
-    rig.submit_crowd(0..USERS as usize).await;
-    let running = [rig.dispatcher_with(&LEASE).await, rig.dispatcher_with(&LEASE).await];
+    rig.submit_crowd(0..users as usize).await;
+    let running = [rig.dispatcher().await, rig.dispatcher().await];
     let id = running[0].answer(to_all()).await.unwrap().broadcast.unwrap().broadcast_id;
     let key = keys(&mut rig.redis)[which].clone();
-    eventually("it is some way on", FAILOVER, async || rig.delivered() > USERS / 4).await;
+    eventually("it is some way on", FAILOVER, async || rig.delivered() > users / 4).await;
     let lost = fall_behind_and_die(&mut rig, &key).await + TAKEN;
     let mut done = None;
     eventually("the broadcast ends", FAILOVER, async || {
@@ -96,12 +101,12 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     let (books, tally) = (rig.sandbox.books(Some(APP)).unwrap(), tally(&done));
     let dead: u64 = tally.failed.iter().map(|failure| failure.count).sum();
     // Everyone got it, and nobody twice.
-    assert_eq!((books.delivered, books.delivered_twice), (USERS, 0), "{books:?}");
-    assert_eq!(rig.received().len() as u64, USERS);
+    assert_eq!((books.delivered, books.delivered_twice), (users, 0), "{books:?}");
+    assert_eq!(rig.received().len() as u64, users);
     assert!(spent(&rig) <= lost, "at most {lost} are lost: {books:?}");
     // The tally adds up, and falls short by no more than what is lost.
     assert_eq!(tally.audience, tally.delivered + dead + tally.left, "{tally:?}");
-    assert!(tally.audience <= USERS && tally.delivered + lost >= USERS, "{tally:?}");
+    assert!(tally.audience <= users && tally.delivered + lost >= users, "{tally:?}");
     assert!(tally.failed.iter().all(|failure| failure.errcode == Some(41029)), "{tally:?}");
     assert_eq!(undelivered(&mut running[1].client.clone(), &id).await.len() as u64, dead);
     // So does the ledger. A lease is left where its bucket was finished, for as long as a request is kept.
@@ -110,7 +115,7 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     })
     .await;
     let ledger = rig.store.ledger(&rig.app()).await.unwrap();
-    assert_eq!((ledger.collected, ledger.consumed, ledger.discarded), (USERS, tally.delivered, dead), "{ledger:?}");
+    assert_eq!((ledger.collected, ledger.consumed, ledger.discarded), (users, tally.delivered, dead), "{ledger:?}");
     rig.assert_settled(ledger.leased).await;
 }
 
@@ -133,9 +138,7 @@ async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> 
             return (delivered, dead);
         }
         let message = request(&format!("oUser{user}"), "hello", &format!("r{user}"));
-        let start = Instant::now();
         loop {
-            assert!(start.elapsed() < FAILOVER, "never answered");
             match running.send(message.clone()).await {
                 Ok(answer) if answer.outcome() == Outcome::Delivered => delivered += 1,
                 // It had been sent, and the record of that was lost.
@@ -152,26 +155,26 @@ async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> 
 }
 
 async fn send_through_a_failover(redis: Redis) {
-    const USERS: usize = 4000;
+    let users: usize = sized(1500, 4000);
     let mut rig = rig(redis).await;
-    rig.submit_crowd(0..USERS).await;
-    let running = Arc::new(rig.dispatcher_with(&LEASE).await);
+    rig.submit_crowd(0..users).await;
+    let running = Arc::new(rig.dispatcher().await);
     let next = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> =
-        (0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&running), Arc::clone(&next), USERS))).collect();
+        (0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&running), Arc::clone(&next), users))).collect();
     let key = keys(&mut rig.redis)[1].clone();
-    eventually("some are sent", FAILOVER, async || rig.delivered() > USERS as u64 / 4).await;
+    eventually("some are sent", FAILOVER, async || rig.delivered() > users as u64 / 4).await;
     let lost = fall_behind_and_die(&mut rig, &key).await + CALLERS;
     let (mut delivered, mut dead) = (0, 0);
     for caller in callers {
         let (its, not) = caller.await.unwrap();
         (delivered, dead) = (delivered + its, dead + not);
     }
-    assert_eq!(delivered + dead, USERS);
+    assert_eq!(delivered + dead, users);
     // Repeated, every request has its answer still, but for those that are lost: they count as new.
-    let (_, forgotten) = caller(Arc::clone(&running), Arc::new(AtomicUsize::new(0)), USERS).await;
+    let (_, forgotten) = caller(Arc::clone(&running), Arc::new(AtomicUsize::new(0)), users).await;
     let books = rig.sandbox.books(Some(APP)).unwrap();
-    assert_eq!((books.delivered, books.delivered_twice), (USERS as u64, 0), "{books:?}");
+    assert_eq!((books.delivered, books.delivered_twice), (users as u64, 0), "{books:?}");
     assert!(spent(&rig) > 0 && (forgotten as u64) <= spent(&rig) && spent(&rig) <= lost, "{lost}: {books:?}");
     rig.no_lease_left().await;
     rig.assert_settled(0).await;

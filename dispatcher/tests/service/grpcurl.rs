@@ -9,7 +9,7 @@ const SEND: &str = "formid.v1.DispatcherService/SendTemplate";
 
 #[tokio::test]
 async fn a_person_lists_describes_and_sends() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
     let address = dispatcher.address.to_string();
@@ -36,7 +36,7 @@ async fn a_person_lists_describes_and_sends() {
 
 #[tokio::test]
 async fn buf_curl_sends_too() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
     let body = json!({"app_id": APP, "openid": "oUser", "template_id": "t", "data": {"keyword1": {"value": "x"}}});
@@ -47,7 +47,7 @@ async fn buf_curl_sends_too() {
 
 #[tokio::test]
 async fn a_person_can_read_why_a_send_failed() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.collect("oUser", "made-up", shared::credential::Kind::FormId, 1, now()).await;
     let address = dispatcher.address.to_string();
@@ -74,7 +74,7 @@ async fn a_person_can_read_why_a_send_failed() {
 
 #[tokio::test]
 async fn a_person_broadcasts_watches_and_reads_who_was_not_reached() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oReached", 1).await;
     rig.submit("oRefused", 1).await;

@@ -8,6 +8,7 @@ mod crash;
 mod doubt;
 mod failover;
 mod grpcurl;
+mod logs;
 mod metrics;
 mod overload;
 mod readme;

@@ -43,7 +43,7 @@ fn by_grant(openid: &str, text: &str) -> SendTemplateRequest {
 
 #[tokio::test]
 async fn after_a_known_load_the_numbers_are_those_of_the_books_and_of_the_ledger() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let (dispatcher, metrics) = measured(&rig, &[]).await;
     rig.submit("oUser", 30).await;
     for n in 0..20 {
@@ -213,7 +213,7 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
 
     // A deadline, whoever notices it first.
     rig.submit("oUser", 1).await;
-    rig.change(serde_json::json!({"latency_ms": 600}));
+    rig.change(serde_json::json!({"latency_ms": 4000}));
     let mut late = Request::new(message("oUser", "late"));
     late.set_timeout(Duration::from_millis(150));
     assert!(dispatcher.client.clone().send_template(late).await.is_err());
@@ -285,8 +285,8 @@ async fn whatever_callers_and_wechat_say_adds_no_labels_and_nothing_of_it_is_sho
 
 #[tokio::test]
 async fn metrics_are_read_while_redis_is_down_and_say_so() {
-    let mut rig = Rig::new().await;
-    let (dispatcher, metrics) = measured(&rig, &["--redis-timeout", "300ms"]).await;
+    let mut rig = Rig::patient().await;
+    let (dispatcher, metrics) = measured(&rig, &["--redis-timeout", "5s"]).await;
     assert_eq!(Scrape::of(metrics).await.value("formid_redis_up", &[]), 1);
     let failures = async || Scrape::of(metrics).await.value("formid_redis_errors_total", &[]);
     let before = failures().await;
@@ -311,7 +311,7 @@ async fn metrics_are_read_while_redis_is_down_and_say_so() {
 #[tokio::test]
 async fn stops_and_the_quota_of_the_day_are_shown() {
     let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &["--stop", "1s"]).await;
+    let (dispatcher, metrics) = measured(&rig, &["--stop", "4s"]).await;
     rig.submit("oUser", 3).await;
     dispatcher.send(message("oUser", "x")).await.unwrap();
     rig.accept("oGiver", subscription::TEMPLATE, 2).await;

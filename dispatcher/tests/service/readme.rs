@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use testing::{Redis, eventually};
+use testing::{Redis, eventually, replaced};
 
 use crate::rig::{Rig, message};
 use crate::whole::Collector;
@@ -50,16 +50,15 @@ fn constants(shown: &str) -> Vec<String> {
 }
 
 /// Runs all steps in one shell, so that one may use what another has set; answers the exit code and output of each.
-fn run(steps: &[Step], folder: &Path, places: &[(&str, String)]) -> Vec<(i32, String)> {
+fn run(steps: &[Step], folder: &Path, places: &[(&str, &str)]) -> Vec<(i32, String)> {
     let mut script = "[ -z \"$FORMID_GRPCURL\" ] || grpcurl() { \"$FORMID_GRPCURL\" \"$@\"; }\n".to_owned();
     for (number, Step { command, .. }) in steps.iter().enumerate() {
-        let command = places.iter().fold(command.clone(), |command, (shown, here)| command.replace(shown, here));
         let file = folder.join(format!("{number}.sh"));
-        std::fs::write(&file, command).unwrap();
+        std::fs::write(&file, replaced(command, places)).unwrap();
         let file = file.display();
         script.push_str(&format!(". '{file}' >'{file}.out' 2>&1; echo $? >'{file}.code'\n"));
     }
-    let status = Command::new("timeout").args(["90", "bash", "-c", &script]).status().unwrap();
+    let status = Command::new("timeout").args(["600", "bash", "-c", &script]).status().unwrap();
     assert!(status.success(), "{status}");
     (0..steps.len())
         .map(|number| {
@@ -93,6 +92,7 @@ async fn every_grpcurl_command_of_the_readme_does_what_is_shown() {
     let results = {
         let folder = folder.path().to_owned();
         let (steps, results) = tokio::task::spawn_blocking(move || {
+            let places = places.each_ref().map(|(shown, here)| (*shown, here.as_str()));
             let results = run(&steps, &folder, &places);
             (steps, results)
         })

@@ -44,10 +44,10 @@ pub struct Rig {
     buckets: u16,
     /// More lines for the app in the apps file.
     pub app_settings: String,
-    /// Dispatchers wait for answers as long as the busiest machine takes.
-    patient: bool,
+    /// How long dispatchers wait for an answer of WeChat and of Redis, and their lease.
+    pub waits: [&'static str; 3],
     /// Which of WeChat's endpoints goes wrong.
-    endpoint: WeChatEndpoint,
+    pub endpoint: WeChatEndpoint,
     folder: tempfile::TempDir,
 }
 
@@ -63,7 +63,7 @@ impl Rig {
 
     /// The same with such dispatchers.
     pub fn patiently(self) -> Self {
-        Self { patient: true, ..self }
+        Self { waits: ["20s", "20s", "60s"], ..self }
     }
 
     /// A patient one whose app sends subscription messages unless told otherwise.
@@ -97,7 +97,7 @@ impl Rig {
             base_url,
             buckets,
             app_settings: String::new(),
-            patient: false,
+            waits: ["500ms", "2s", "2s"],
             endpoint: WeChatEndpoint::Send,
             folder,
         }
@@ -125,13 +125,14 @@ impl Rig {
 
     /// Flags of a dispatcher that is quick to give up and to recover.
     pub fn flags(&self, extra: &[&str]) -> Vec<String> {
-        let (timeout, lease) = if self.patient { ("5s", "30s") } else { ("500ms", "2s") };
+        let [timeout, redis_timeout, lease] = self.waits;
         let apps_file = self.apps_file(timeout);
         let mut flags = ["--listen", "127.0.0.1:0", "--drain-wait", "0s"].map(String::from).to_vec();
         flags.extend(["--buckets".into(), self.buckets.to_string()]);
         flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file]);
         // A later flag replaces an earlier one of the same name.
         for pair in [
+            ["--redis-timeout", redis_timeout],
             ["--lease", lease],
             ["--lease-margin", "60s"],
             ["--backoff", "5ms"],

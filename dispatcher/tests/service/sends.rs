@@ -11,7 +11,7 @@ use tonic::Code;
 
 #[tokio::test]
 async fn a_message_is_delivered_with_the_form_id_that_expires_soonest() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let ids = rig.submit("oUser", 2).await;
     let answer = dispatcher.send(message("oUser", "hello")).await.unwrap();
@@ -27,7 +27,7 @@ async fn a_message_is_delivered_with_the_form_id_that_expires_soonest() {
 
 #[tokio::test]
 async fn a_user_without_credentials_is_told_apart() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let status = dispatcher.send(message("oNobody", "x")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_CREDENTIAL"));
@@ -36,7 +36,7 @@ async fn a_user_without_credentials_is_told_apart() {
 
 #[tokio::test]
 async fn a_prepay_id_is_good_for_three_messages() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
     for left in [2, 1, 0] {
@@ -51,7 +51,7 @@ async fn a_prepay_id_is_good_for_three_messages() {
 
 #[tokio::test]
 async fn dead_form_ids_are_discarded_and_the_next_is_taken() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.collect_dead("oUser", 3).await;
     rig.submit("oUser", 1).await;
@@ -64,7 +64,7 @@ async fn dead_form_ids_are_discarded_and_the_next_is_taken() {
 
 #[tokio::test]
 async fn tries_with_dead_form_ids_are_bounded() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--credentials-per-message", "3"]).await;
     rig.collect_dead("oUser", 4).await;
     rig.submit("oUser", 1).await;
@@ -79,7 +79,7 @@ async fn tries_with_dead_form_ids_are_bounded() {
 
 #[tokio::test]
 async fn a_blocked_form_id_is_discarded() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let ids = rig.submit("oUser", 2).await;
     rig.sandbox.block(APP, &ids[0]).unwrap();
@@ -89,7 +89,7 @@ async fn a_blocked_form_id_is_discarded() {
 
 #[tokio::test]
 async fn what_is_wrong_with_the_message_or_its_user_spends_nothing() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
     for (errcode, expected) in [
@@ -122,7 +122,7 @@ async fn what_is_wrong_with_the_message_or_its_user_spends_nothing() {
 #[tokio::test]
 async fn passing_trouble_is_waited_out_with_the_same_form_id() {
     for errcode in [-1, 43108, 45011] {
-        let rig = Rig::new().await;
+        let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
         rig.submit("oUser", 2).await;
         rig.answer(errcode, 2);
@@ -134,7 +134,7 @@ async fn passing_trouble_is_waited_out_with_the_same_form_id() {
 
 #[tokio::test]
 async fn lasting_trouble_is_told_and_spends_nothing() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "3"]).await;
     rig.submit("oUser", 1).await;
     rig.answer(-1, 3);
@@ -148,7 +148,7 @@ async fn lasting_trouble_is_told_and_spends_nothing() {
 #[tokio::test]
 async fn an_app_that_wechat_stops_is_left_alone_and_everything_is_back() {
     for errcode in [40013, 43104, 43107, 43116, 45102, 45103, 45501, 48001, 48004, 50002] {
-        let rig = Rig::new().await;
+        let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
         rig.submit("oUser", 1).await;
         rig.answer(errcode, 1);
@@ -165,8 +165,9 @@ async fn an_app_that_wechat_stops_is_left_alone_and_everything_is_back() {
 
 #[tokio::test]
 async fn a_stop_reaches_other_replicas_and_ends_by_itself() {
-    let rig = Rig::new().await;
-    let (first, second) = (rig.dispatcher_with(&["--stop", "3s"]).await, rig.dispatcher_with(&["--stop", "3s"]).await);
+    let rig = Rig::patient().await;
+    let stop = ["--stop", "6s"];
+    let (first, second) = (rig.dispatcher_with(&stop).await, rig.dispatcher_with(&stop).await);
     rig.submit("oUser", 1).await;
     rig.answer(45102, 1);
     assert_eq!(reason(&first.send(message("oUser", "x")).await.unwrap_err()), "APP_STOPPED");
@@ -185,7 +186,7 @@ async fn a_stop_reaches_other_replicas_and_ends_by_itself() {
 
 #[tokio::test]
 async fn a_barred_source_gives_way_to_another() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oUser", now() - 120).await;
     rig.submit("oUser", 1).await;
@@ -200,7 +201,7 @@ async fn a_barred_source_gives_way_to_another() {
 
 #[tokio::test]
 async fn the_daily_quota_pauses_the_app_until_midnight() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let settings = rig.settings(&[]);
     let clock = settings.clock.clone();
     let dispatcher = crate::rig::Running::start(settings).await;
@@ -219,7 +220,7 @@ async fn the_daily_quota_pauses_the_app_until_midnight() {
 #[tokio::test]
 async fn a_stale_token_is_replaced_and_the_same_form_id_goes_on() {
     for errcode in [40001, 40014, 42001, 41001] {
-        let rig = Rig::new().await;
+        let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
         rig.submit("oUser", 2).await;
         rig.answer(errcode, 1);
@@ -231,7 +232,7 @@ async fn a_stale_token_is_replaced_and_the_same_form_id_goes_on() {
 
 #[tokio::test]
 async fn a_young_prepay_id_gets_the_time_it_needs() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--lease", "30s"]).await;
     let settings = sandbox::Settings { young_prepay_seconds: 10, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(settings).unwrap();
@@ -245,7 +246,7 @@ async fn a_young_prepay_id_gets_the_time_it_needs() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 1).await;
     let rule = sandbox::Rule {
@@ -263,7 +264,7 @@ async fn a_redirect_is_not_followed() {
 
 #[tokio::test]
 async fn a_credential_close_to_its_end_is_not_used() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let week = 7 * 24 * 3600;
     rig.collect("oUser", "0123456789abcdef0123456789abcdef", Kind::FormId, 1, now() - week + 30).await;

@@ -37,6 +37,7 @@ impl Collector {
     pub async fn start(rig: &Rig, flags: &[&str]) -> Self {
         let (url, buckets) = (rig.redis.url(), rig.store.buckets().len().to_string());
         let usual = ["collector", "--apps", APP, "--buckets", &buckets, "--redis-url", &url, "--drain-wait", "0s"];
+        let usual = [&usual[..], &["--redis-timeout", "20s"]].concat();
         let flags = collector::settings::Flags::parse_from(usual.iter().chain(flags));
         let settings = collector::settings::Settings::read(&flags).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -28,6 +28,9 @@ pub struct WeChat {
     pub refusal: Option<Value>,
     pub issued: u32,
     pub since: Instant,
+    /// When each call came in.
+    pub asked: Vec<Instant>,
+    /// Those that were answered.
     pub calls: u32,
     pub forced: u32,
 }
@@ -52,7 +55,11 @@ impl WeChat {
 }
 
 async fn answer(wechat: Shared, force: bool, stable: bool) -> Json<Value> {
-    let pause = wechat.lock().unwrap().pause;
+    let pause = {
+        let mut wechat = wechat.lock().unwrap();
+        wechat.asked.push(Instant::now());
+        wechat.pause
+    };
     tokio::time::sleep(pause).await;
     let answer = wechat.lock().unwrap().token(force, stable);
     Json(answer)
@@ -75,6 +82,7 @@ impl Rig {
             refusal: None,
             issued: 0,
             since: Instant::now(),
+            asked: Vec::new(),
             calls: 0,
             forced: 0,
         };
@@ -98,7 +106,7 @@ impl Rig {
     /// Prepared, if Redis is up.
     pub async fn store(&self) -> Store {
         let mut config = store_config(self.redis.url());
-        config.redis.timeout = Duration::from_millis(500);
+        config.redis.timeout = Duration::from_secs(10);
         let store = Store::new(&config).unwrap();
         let _ = store.prepare().await;
         store
@@ -114,8 +122,8 @@ impl Rig {
             id: id(),
             secret: Secret::parse("CANARY-secret").unwrap(),
             base_url: url.parse().unwrap(),
-            connect_timeout: Duration::from_secs(2),
-            timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(30),
             token_endpoint: self.endpoint,
             bounds: Bounds::default(),
             delivery: Delivery::FormId,
@@ -130,6 +138,10 @@ impl Rig {
 
     pub fn calls(&self) -> u32 {
         self.wechat.lock().unwrap().calls
+    }
+
+    pub fn asked(&self) -> Vec<Instant> {
+        self.wechat.lock().unwrap().asked.clone()
     }
 
     pub fn forced(&self) -> u32 {

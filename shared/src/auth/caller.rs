@@ -86,6 +86,35 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Waits until this caller may no longer do what it was let in for, or use this app; answers with what a new call would
+    /// be refused with. Streams end by it.
+    pub fn revoked(&self, app: Option<AppId>) -> impl Future<Output = Failure> + Send + use<> {
+        let caller = self.clone();
+        async move {
+            let Some(pass) = &caller.pass else { return std::future::pending().await };
+            let mut changes = pass.callers.changes();
+            loop {
+                let renewed = caller.renewed();
+                match (renewed, &app) {
+                    (Err(failure), _) => return failure,
+                    (Ok(caller), Some(app)) if !caller.may_use(app) => return Failure::unknown_app(),
+                    _ => {}
+                }
+                // The sender lives as long as the callers, which this holds.
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Whether there is a callers file, in which this caller stands.
+    pub(crate) fn is_known(&self) -> bool {
+        self.pass.is_some()
+    }
+}
+
 impl fmt::Debug for Caller {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "Caller({})", self.entry.name)

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+use tokio::sync::watch;
 
 use super::caller::{self, Caller};
 use super::permission::Permission;
@@ -17,6 +18,7 @@ use super::rate::Rate;
 use super::{file, file::FILE};
 use crate::credential::AppId;
 use crate::metrics::IntGauge;
+use crate::outage::Outages;
 use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
 use crate::status::Failure;
@@ -189,6 +191,8 @@ impl Book {
 pub struct Callers {
     file: Watched,
     book: RwLock<Arc<Book>>,
+    /// Tells that there is another book.
+    changed: watch::Sender<()>,
 }
 
 impl fmt::Debug for Callers {
@@ -203,7 +207,7 @@ impl Callers {
         let (file, contents) =
             Watched::read([path.to_owned()]).map_err(|error| problems.add(format!("{FILE} {error}"))).ok()?;
         match Book::read(contents.first()?, None) {
-            Ok(book) => Some(Self { file, book: RwLock::new(Arc::new(book)) }),
+            Ok(book) => Some(Self { file, book: RwLock::new(Arc::new(book)), changed: watch::Sender::new(()) }),
             Err(SettingsError(found)) => {
                 found.into_iter().for_each(|problem| problems.add(problem));
                 None
@@ -218,15 +222,21 @@ impl Callers {
     }
 
     /// Follows the file for ever; `in_use` shows whether its content is in use.
-    pub async fn follow(self: Arc<Self>, in_use: IntGauge) {
+    pub async fn follow(self: Arc<Self>, in_use: IntGauge, outages: Outages) {
         let change = |contents: Contents| {
             let text = contents.first().map(Vec::as_slice).unwrap_or_default();
             let book = Book::read(text, Some(&self.book()))?;
             // Nothing panics while it holds the lock.
             *self.book.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
+            self.changed.send_replace(());
             Ok::<_, SettingsError>(())
         };
-        self.file.clone().follow(FILE, &in_use, change).await;
+        self.file.clone().follow(FILE, &in_use, &outages, change).await;
+    }
+
+    /// To hear of each change of the file that is in use.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     pub(super) fn book(&self) -> Arc<Book> {

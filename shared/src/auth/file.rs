@@ -13,6 +13,7 @@
 //! quotes what may be a token or a hash.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
@@ -27,7 +28,9 @@ const KEYS: [&str; 5] = ["token_sha256", "certificate_names", "apps", "permissio
 /// The longest name of a caller, in bytes: shorter than a token, so that none gets into the log by mistake.
 const MAX_NAME: usize = 40;
 const MAX_CERTIFICATE_NAME: usize = 1024;
-const MAX_RATE: f64 = 1_000_000.0;
+/// The calls a second that a caller can be given. Below the lowest, a caller would wait longer than a process lives, or
+/// than a duration can say.
+const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 
 /// Reads the text of the file. What is wrong is noted; then what is answered is of no use.
 pub fn parse(text: &str, problems: &mut Problems) -> Vec<Entry> {
@@ -162,9 +165,9 @@ impl Reader<'_> {
     fn rate(&mut self, table: &Table) -> Option<f64> {
         let value = table.get("calls_per_second")?;
         let rate = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
-        let rate = rate.filter(|rate| *rate > 0.0 && *rate <= MAX_RATE);
+        let rate = rate.filter(|rate| RATES.contains(rate));
         if rate.is_none() {
-            self.wrong("calls_per_second must be a number above 0, and at most a million");
+            self.wrong("calls_per_second must be a number from 0.001 to a million");
         }
         rate
     }
@@ -248,6 +251,22 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(&expected)), "{expected} in {problems:#?}");
         }
         assert_eq!(problems.len(), 20, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_rate_that_no_wait_could_be_told_for_is_refused() {
+        let with = |rate: &str| {
+            parsed(&format!(
+                "[callers.a]\ntoken_sha256 = ['{HASH}']\napps = ['*']\npermissions = ['send']\ncalls_per_second = {rate}"
+            ))
+        };
+        for rate in ["1e-300", "5e-324", "0.0009", "0.0", "-0.0", "-1", "nan", "inf", "1e300", "1000001"] {
+            let problems = with(rate).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].contains("calls_per_second must be"), "{rate}: {problems:?}");
+        }
+        for rate in ["0.001", "1", "1_000_000"] {
+            with(rate).unwrap();
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ const fn stream(path: &'static str, needs: &'static [Permission]) -> Method {
 /// What only looks at broadcasts is open to `broadcast`, since whoever starts one has to see how it goes, and to `read`
 /// alone, so that a dashboard or a person on call can watch without being able to send anything. Broadcast to everybody
 /// needs [`Permission::BroadcastAll`] besides, which only its request tells.
-pub const METHODS: [Method; 17] = [
+pub static METHODS: [Method; 17] = [
     unary("/formid.v1.CollectorService/Collect", &[Collect]),
     stream("/formid.v1.CollectorService/CollectStream", &[Collect]),
     unary("/formid.v1.CollectorService/ReportEvents", &[Collect]),
@@ -66,11 +66,16 @@ pub enum Door {
     Nothing,
 }
 
+/// Whether a path is of health.
+pub(crate) fn is_health(path: &str) -> bool {
+    path.starts_with(HEALTH)
+}
+
 /// What the path of a call asks for.
 pub fn door(path: &str) -> Door {
     match METHODS.iter().find(|method| method.path == path) {
         Some(method) => Door::Method(method),
-        None if path.starts_with(HEALTH) => Door::Open,
+        None if is_health(path) => Door::Open,
         None if path.starts_with(REFLECTION) => Door::Reflection,
         None => Door::Nothing,
     }

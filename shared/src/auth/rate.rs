@@ -12,7 +12,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A full bucket. `per_second` is more than zero.
+    /// A full bucket. `per_second` is more than zero, and no smaller than the callers file permits.
     pub fn new(per_second: f64) -> Self {
         Self { per_second, left: Mutex::new((per_second.max(1.0), Instant::now())) }
     }
@@ -39,7 +39,8 @@ impl Rate {
         }
         *bucket = (left, now.max(since));
         // Rounded up, so that who waits so long is not told to wait another nanosecond.
-        Err(Duration::from_secs_f64((1.0 - left) / self.per_second) + Duration::from_millis(1))
+        let wait = Duration::try_from_secs_f64((1.0 - left) / self.per_second).unwrap_or(Duration::MAX);
+        Err(wait.saturating_add(Duration::from_millis(1)))
     }
 }
 
@@ -58,6 +59,13 @@ mod tests {
         let later = start + Duration::from_secs(60);
         let through = (0..10).filter(|_| rate.take_at(later).is_ok()).count();
         assert_eq!(through, 5, "no more than a second's worth is saved up");
+    }
+
+    #[test]
+    fn a_rate_of_next_to_nothing_is_a_long_wait_and_no_panic() {
+        let (rate, start) = (Rate::new(f64::MIN_POSITIVE), Instant::now());
+        assert_eq!(rate.take_at(start), Ok(()));
+        assert_eq!(rate.take_at(start), Err(Duration::MAX));
     }
 
     #[test]

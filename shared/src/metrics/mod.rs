@@ -27,6 +27,7 @@ use grpc::Calls;
 use redis::RedisMetrics;
 use registry::Registry;
 
+use crate::outage::Outages;
 use crate::store;
 
 /// The metrics that both services have.
@@ -40,6 +41,8 @@ pub struct ServiceMetrics {
     pub redis: RedisMetrics,
     /// Files that are read again while the service runs.
     pub files: FileMetrics,
+    /// Work that is repeated until it succeeds.
+    pub outages: Outages,
 }
 
 impl ServiceMetrics {
@@ -49,9 +52,10 @@ impl ServiceMetrics {
         let calls = Calls::new(&registry, service)?;
         let redis = RedisMetrics::new(&registry, store::commands())?;
         let files = FileMetrics::new(&registry)?;
+        let outages = Outages::new(&registry)?;
         process::register(&registry)?;
         let build = registry.gauges("formid_build_info", "1, for each version that runs", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self { registry, calls, redis, files })
+        Ok(Self { registry, calls, redis, files, outages })
     }
 }

@@ -1,26 +1,44 @@
 //! The page that Prometheus reads: `/metrics` on a port of its own, and nothing else there. It talks to nobody, so it
 //! answers while Redis or WeChat do not.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tracing::{error, info};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt as _;
+use tracing::{debug, error, info};
 
 use super::registry::Registry;
+use crate::serve::accept::{Acceptor, Bounds, Opened};
 
 /// The text format that every Prometheus reads.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// More than a few who read it at once, and longer than there is between two times that one does.
+const BOUNDS: Bounds =
+    Bounds { listener: "metrics", connections: 32, idle: Duration::from_secs(120), replace_busy: true };
+
+/// How long a connection that is to be closed may take to finish its answer.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The page while it is served. Dropped, it takes in no more, closes its idle connections, and finishes the others.
 #[derive(Debug)]
 #[must_use = "the page is served until this is dropped"]
 pub struct Page {
-    _stop: Option<oneshot::Sender<()>>,
+    _stop: Option<DropGuard>,
 }
 
 impl Page {
@@ -31,16 +49,52 @@ impl Page {
             info!(%listen, "metrics");
         }
         let routes = Router::new().route("/metrics", get(text)).with_state(registry.clone());
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, mut acceptor) = (CancellationToken::new(), Acceptor::new(listener, BOUNDS));
+        let stopped = stop.clone();
         tokio::spawn(async move {
-            let served = axum::serve(listener, routes).with_graceful_shutdown(async {
-                let _ = stopped.await;
-            });
-            if let Err(error) = served.await {
-                error!(%error, "metrics are no longer served");
+            loop {
+                tokio::select! {
+                    (stream, opened) = acceptor.next() => {
+                        tokio::spawn(drive(stream, opened, routes.clone(), stopped.clone()));
+                    }
+                    () = stopped.cancelled() => return,
+                }
             }
         });
-        Self { _stop: Some(stop) }
+        Self { _stop: Some(stop.drop_guard()) }
+    }
+}
+
+/// Answers what comes by one connection, until its end, or `stop`.
+async fn drive(stream: TcpStream, opened: Opened, routes: Router, stop: CancellationToken) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (answer, call) = (routes.clone().oneshot(request), opened.usage().begin());
+        async move {
+            let answer = answer.await;
+            drop(call);
+            answer
+        }
+    });
+    let mut builder = Builder::new();
+    // From the end of the answer before.
+    builder.timer(TokioTimer::new()).header_read_timeout(BOUNDS.idle);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                debug!(%error, "a connection for metrics broke");
+            }
+            return;
+        }
+        () = opened.replaced() => return,
+        () = opened.idle_too_long() => {}
+        () = stop.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection => {}
+        () = opened.replaced() => {}
+        () = sleep(FAREWELL) => {}
     }
 }
 

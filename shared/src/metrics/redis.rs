@@ -1,12 +1,14 @@
 //! What Redis is asked, how long it takes, and whether it answers.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntGauge};
 
 use super::registry::{REDIS_SECONDS, Registry};
+use crate::outage::{Outage, QUIET};
 
 /// A command that nobody named.
 const OTHER: &str = "other";
@@ -23,6 +25,8 @@ struct Inner {
     /// By the name of the command or script; made at its first use, since a service uses few of them.
     by_command: HashMap<&'static str, OnceLock<Histogram>>,
     errors: IntCounter,
+    /// Counts the same errors, but for those that are about one command.
+    outage: Outage,
     up: IntGauge,
 }
 
@@ -40,10 +44,13 @@ impl RedisMetrics {
             "Commands and scripts that Redis refused, or did not answer, or that found no connection",
         )?;
         let up = registry.gauge("formid_redis_up", "Whether Redis answered when it was last looked after: 1 or 0")?;
+        let (begins, ends) = ("commands to Redis fail", "commands to Redis succeed again");
+        let outage = Outage::new("redis", None, begins.into(), ends.into(), Some(errors.clone()), QUIET);
         let inner = Inner {
             seconds,
             by_command: commands.chain([OTHER]).map(|name| (name, OnceLock::new())).collect(),
             errors,
+            outage,
             up,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -57,9 +64,19 @@ impl RedisMetrics {
         }
     }
 
-    /// A command came to nothing.
-    pub(crate) fn failed(&self) {
+    /// Redis did what a command asked for.
+    pub(crate) fn succeeded(&self) {
+        self.inner.outage.succeeded();
+    }
+
+    /// Redis refused a command for what it asks for.
+    pub(crate) fn refused(&self) {
         self.inner.errors.inc();
+    }
+
+    /// A command was not answered, or with an error that may pass.
+    pub(crate) fn failed(&self, error: &dyn Display) {
+        self.inner.outage.failed(error);
     }
 
     /// Redis was looked after.

@@ -1,4 +1,5 @@
-//! Connections: accepted, secured, driven, and ended well when they are old or the service stops.
+//! Connections: secured, driven, and ended well when they are old or idle or the service stops. How they are accepted is in
+//! `accept`.
 //!
 //! - A TLS handshake happens in the connection's own task and within a bound, so a slow or broken one blocks nobody.
 //! - A connection that reached its age is told to be used no more (GOAWAY); clients open another and go on there without
@@ -7,15 +8,27 @@
 //! - At a stop the door is closed first, and whoever stood before it is let in: to the system they are connected, may have
 //!   sent calls, and would be cut without a word. Then all connections are told at once, so that nobody who is told comes
 //!   back by the same door. One that is idle closes then by itself, or is closed soon, when nobody is at its other end.
+//!
+//! Callers that share a connection must not hurt each other by ending calls early, and a peer that does so on purpose must
+//! not get more than its share:
+//!
+//! - What a peer sends on a stream that was answered early is read and thrown away ([`discard`](super::discard)), so that
+//!   it does not count among the 1024 errors for which HTTP/2 ends a connection. That limit stays, against peers that make
+//!   the service reset streams on purpose: they break rules that clients keep.
+//! - A peer may open a stream and reset it at once, and is not held to the number of calls on a connection by that. HTTP/2
+//!   counts those that were reset before they were begun, and ends the connection at a limit. Callers that hang up soon
+//!   would reach a low one, so reading in turns ([`turns`](super::turns)) keeps their number, and with it their memory,
+//!   below a limit that is never reached. What is begun then costs what a call costs that is turned away: who calls and
+//!   how often is looked at, it takes up room among all calls, and its handler ends as soon as the reset is noticed; work
+//!   that goes on without its caller is bounded where it is done.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
@@ -23,25 +36,42 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
-use tracing::{debug, warn};
+use tracing::debug;
 
+pub use super::accept::Bounds;
+use super::accept::{Acceptor, Opened};
 use super::body::Held;
+use super::budget::Charge;
+use super::discard::DiscardRest;
 use super::tls::Tls;
+use super::turns::Turns;
+use crate::auth::methods::is_health;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long to wait before accepting again when the system refuses, as it does when it is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long streams that were told to end may take to do so.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a connection that is to be closed is looked at, and after how many looks without a call it is closed.
 const LOOK: Duration = Duration::from_secs(1);
 const IDLE_LOOKS: u32 = 3;
+/// How many bytes a peer may send on a stream, and on all streams of a connection, before they are read. A stream that is
+/// not read on, because Redis is behind or memory is short, keeps as much in memory, and leaves the rest of the
+/// connection's to others.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// About how many bytes of a stream's answers wait for a peer that does not read.
+const SEND_BUFFER: usize = 64 << 10;
+/// Calls of one connection that are given up again before they begin: more than come in one turn, so that callers that
+/// hang up never reach it.
+const RESETS_IN_A_TURN: usize = 2048;
+/// The most calls of health on one connection at once: a client watches one.
+const HEALTH_CALLS: usize = 8;
 /// As good as never.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -58,18 +88,27 @@ pub struct ConnectionLimits {
     pub age: Option<Duration>,
     /// How much longer its calls may take before streams are told to end.
     pub grace: Duration,
+    /// What bounds all connections of a listener.
+    pub bounds: Bounds,
 }
 
 impl Default for ConnectionLimits {
+    /// For the port for probes, which nobody needs for long.
     fn default() -> Self {
         let (keepalive_interval, keepalive_timeout) = (Duration::from_secs(30), Duration::from_secs(20));
-        Self { calls: 1000, keepalive_interval, keepalive_timeout, age: None, grace: Duration::from_secs(30) }
+        let idle = Duration::from_secs(60);
+        let bounds = Bounds { listener: "probes", connections: 64, idle, replace_busy: true };
+        Self { calls: 1000, keepalive_interval, keepalive_timeout, age: None, grace: Duration::from_secs(30), bounds }
     }
 }
 
 /// The names in the client's certificate, in the extensions of each request; none without mutual TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerNames(pub(crate) Arc<[String]>);
+
+/// Room for the calls of health of one connection, in the extensions of each of them.
+#[derive(Debug, Clone)]
+pub(super) struct HealthCalls(pub(super) Arc<Semaphore>);
 
 /// Tells, in the extensions of each request, when streams of its connection are to end: the connection is old, or the
 /// service stops.
@@ -132,29 +171,22 @@ impl Connections {
     ) -> Self {
         let (signals, tasks) = (Signals::default(), TaskTracker::new());
         let (told, spawner) = (signals.clone(), tasks.clone());
-        let open = move |stream| {
-            let connection = Connection { signals: told.clone(), limits: limits.clone() };
+        let mut acceptor = Acceptor::new(listener, limits.bounds.clone());
+        let open = move |(stream, opened)| {
+            let connection = Connection { signals: told.clone(), limits: limits.clone(), opened };
             spawner.spawn(connection.secured(stream, tls.clone(), service.clone()));
         };
         let told = signals.clone();
         tasks.spawn(async move {
             loop {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
+                tokio::select! {
+                    accepted = acceptor.next() => open(accepted),
                     () = told.close.cancelled() => break,
                     () = told.cut.cancelled() => break,
-                };
-                match accepted {
-                    Ok((stream, _)) => open(stream),
-                    Err(error) if of_one_peer(&error) => debug!(%error, "a connection broke while it was accepted"),
-                    Err(error) => {
-                        warn!(%error, "no connection can be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
                 }
             }
             if !told.cut.is_cancelled() {
-                waiting(listener).take(DOORSTEP).for_each(open);
+                acceptor.waiting().take(DOORSTEP).for_each(open);
             }
             told.stop.cancel();
         });
@@ -170,29 +202,10 @@ impl Connections {
     }
 }
 
-/// Those who wait to be accepted at a listener, which is closed after the last of them.
-fn waiting(listener: TcpListener) -> impl Iterator<Item = TcpStream> {
-    // By the system's own word: the runtime's may be a moment old.
-    let listener = listener.into_std().ok();
-    let next = move || loop {
-        match listener.as_ref()?.accept() {
-            Ok((stream, _)) => return stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)).ok(),
-            Err(error) if of_one_peer(&error) => {}
-            Err(_) => return None,
-        }
-    };
-    std::iter::from_fn(next)
-}
-
-/// A connection that broke while it was accepted is the peer's affair.
-fn of_one_peer(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
 struct Connection {
     signals: Signals,
     limits: ConnectionLimits,
+    opened: Opened,
 }
 
 /// Where a connection is in its life.
@@ -217,6 +230,7 @@ impl Connection {
             shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
             () = self.signals.stop.cancelled() => return,
             () = self.signals.cut.cancelled() => return,
+            () = self.opened.replaced() => return,
         };
         match shaken {
             Ok(Ok((stream, names))) => self.drive(stream, names, service).await,
@@ -231,25 +245,42 @@ impl Connection {
         names: Arc<[String]>,
         service: impl Served,
     ) {
-        let (ending, calls) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
-        let (told, under_way) = (Ending(ending.clone()), Arc::clone(&calls));
+        let (ending, calls) = (CancellationToken::new(), self.opened.usage());
+        let (told, under_way) = (Ending(ending.clone()), Arc::clone(calls));
+        let health_calls = Arc::new(Semaphore::new(HEALTH_CALLS));
         let service = service_fn(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
+            let mut request = request.map(|body| Body::new(DiscardRest::new(body)));
+            let charge = Charge::default();
+            if is_health(request.uri().path()) {
+                request.extensions_mut().insert(HealthCalls(Arc::clone(&health_calls)));
+            }
             request.extensions_mut().insert(PeerNames(Arc::clone(&names)));
             request.extensions_mut().insert(told.clone());
-            let (answer, counted) = (service.clone().oneshot(request), Counted::new(&under_way));
-            async move { answer.await.map(|answer| answer.map(|body| Body::new(Held::new(body, counted)))) }
+            request.extensions_mut().insert(charge.clone());
+            let held = (under_way.begin(), charge);
+            let answer = service.clone().oneshot(request);
+            async move { answer.await.map(|answer| answer.map(|body| Body::new(Held::new(body, held)))) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.limits.keepalive_interval)
             .keep_alive_timeout(self.limits.keepalive_timeout)
-            .max_concurrent_streams(self.limits.calls);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            .max_concurrent_streams(self.limits.calls)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(RESETS_IN_A_TURN);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Turns::new(stream)), service));
 
         let mut phase = Phase::Open;
         let mut timer = pin!(tokio::time::sleep(self.limits.age.map_or(NEVER, jittered)));
+        let mut too_many_or_idle = pin!(async {
+            tokio::select! {
+                () = self.opened.replaced() => true,
+                () = self.opened.idle_too_long() => false,
+            }
+        });
         let (mut looks, mut idle) = (tokio::time::interval(LOOK), 0);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -261,6 +292,17 @@ impl Connection {
                     return;
                 }
                 () = self.signals.cut.cancelled() => return,
+                replaced = too_many_or_idle.as_mut(), if phase == Phase::Open => {
+                    phase = Phase::Old;
+                    connection.as_mut().graceful_shutdown();
+                    timer.as_mut().reset(Instant::now() + self.limits.grace);
+                    // Another has come in its place, so it is closed as soon as what tells the peer is written. A call
+                    // that has begun in this moment goes on.
+                    if replaced && (calls.is_idle() || self.limits.bounds.replace_busy) {
+                        connection.as_mut().now_or_never();
+                        return;
+                    }
+                }
                 () = self.signals.stop.cancelled(), if phase != Phase::Stopping => {
                     phase = Phase::Stopping;
                     connection.as_mut().graceful_shutdown();
@@ -281,29 +323,13 @@ impl Connection {
                     Phase::Ending | Phase::Stopping => return,
                 },
                 _ = looks.tick(), if phase != Phase::Open => {
-                    idle = if calls.load(Ordering::Relaxed) == 0 { idle + 1 } else { 0 };
+                    idle = if calls.is_idle() { idle + 1 } else { 0 };
                     if idle >= IDLE_LOOKS {
                         return;
                     }
                 }
             }
         }
-    }
-}
-
-/// A call that is under way, from its head to the end of its answer.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(calls: &Arc<AtomicUsize>) -> Self {
-        calls.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(calls))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -20,6 +20,7 @@ use x509_cert::der::Decode as _;
 
 use crate::auth::certificate;
 use crate::metrics::files::FileMetrics;
+use crate::outage::Outages;
 use crate::problems::{Problems, SettingsError};
 use crate::reload::{Contents, Watched};
 
@@ -65,7 +66,7 @@ impl Tls {
     }
 
     /// Follows the files for ever; `metrics` show whether they are in use, and when the certificate expires.
-    pub async fn follow(self, metrics: FileMetrics) {
+    pub async fn follow(self, metrics: FileMetrics, outages: Outages) {
         metrics.certificate_expires(self.current().expiry);
         let change = |contents: Contents| {
             let current = read(&contents)?;
@@ -74,7 +75,7 @@ impl Tls {
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
             Ok::<_, SettingsError>(())
         };
-        self.files.clone().follow("the TLS certificate", &metrics.in_use("tls"), change).await;
+        self.files.clone().follow("the TLS certificate", &metrics.in_use("tls"), &outages, change).await;
     }
 
     fn current(&self) -> Current {

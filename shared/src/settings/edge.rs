@@ -9,12 +9,15 @@ use clap::builder::FalseyValueParser;
 
 use crate::auth::Callers;
 use crate::problems::Problems;
-use crate::serve::connections::ConnectionLimits;
+use crate::serve::connections::{Bounds, ConnectionLimits};
 use crate::serve::guard::Limits;
 use crate::serve::tls::Tls;
 
 /// The shortest keepalive that is not an attack on the peer.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// The shortest time that a connection may be idle: clients open one some time before they call.
+const SHORTEST_IDLE: Duration = Duration::from_secs(1);
 
 /// The flags of the edge. A path that is empty is one that is not given.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,9 +46,18 @@ pub struct EdgeArgs {
     /// The most streams open at once (CollectStream, WatchBroadcast, reflection)
     #[arg(long, env = "FORMID_MAX_STREAMS", default_value = "512")]
     pub max_streams: String,
+    /// The most memory that the messages of calls take up at once (bytes); beyond, calls are turned away and streams wait
+    #[arg(long, env = "FORMID_MAX_BYTES_IN_FLIGHT", default_value = "134217728")]
+    pub max_bytes_in_flight: String,
     /// The most calls under way on one connection; a client that wants more waits, or opens another
     #[arg(long, env = "FORMID_MAX_CONNECTION_CALLS", default_value = "1000")]
     pub max_connection_calls: String,
+    /// The most connections at once; beyond, idle ones are closed for new ones
+    #[arg(long, env = "FORMID_MAX_CONNECTIONS", default_value = "1000")]
+    pub max_connections: String,
+    /// How long a connection may be open without a call (duration)
+    #[arg(long, env = "FORMID_MAX_CONNECTION_IDLE", default_value = "5m")]
+    pub max_connection_idle: String,
     /// How often a quiet connection is asked whether somebody is there (duration)
     #[arg(long, env = "FORMID_KEEPALIVE_INTERVAL", default_value = "30s")]
     pub keepalive_interval: String,
@@ -87,7 +99,13 @@ impl EdgeArgs {
         };
         let requests = problems.within("--max-requests", &self.max_requests, 1..=1_000_000);
         let streams = problems.within("--max-streams", &self.max_streams, 1..=1_000_000);
+        let bytes = problems.within("--max-bytes-in-flight", &self.max_bytes_in_flight, 1 << 20..=1 << 40);
         let calls = problems.within("--max-connection-calls", &self.max_connection_calls, 1..=1_000_000);
+        let connections = problems.within("--max-connections", &self.max_connections, 1..=1_000_000);
+        let idle = problems.duration("--max-connection-idle", &self.max_connection_idle);
+        if idle.is_some_and(|idle| idle < SHORTEST_IDLE) {
+            problems.add(format!("--max-connection-idle must be at least {SHORTEST_IDLE:?}"));
+        }
         let keepalive_interval = keepalive("--keepalive-interval", &self.keepalive_interval, problems);
         let keepalive_timeout = keepalive("--keepalive-timeout", &self.keepalive_timeout, problems);
         let age = problems.duration("--max-connection-age", &self.max_connection_age);
@@ -96,13 +114,19 @@ impl EdgeArgs {
             callers: all_or_nothing(callers)?,
             tls: all_or_nothing(tls)?,
             probe_listen: all_or_nothing(probe_listen)?,
-            limits: Limits { requests: requests? as usize, streams: streams? as usize },
+            limits: Limits { requests: requests? as usize, streams: streams? as usize, bytes: bytes? as usize },
             connections: ConnectionLimits {
                 calls: calls? as u32,
                 keepalive_interval: keepalive_interval?,
                 keepalive_timeout: keepalive_timeout?,
                 age: Some(age?).filter(|age| !age.is_zero()),
                 grace: grace?,
+                bounds: Bounds {
+                    listener: "calls",
+                    connections: connections? as usize,
+                    idle: idle?,
+                    replace_busy: false,
+                },
             },
         })
     }

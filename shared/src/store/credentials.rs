@@ -24,7 +24,7 @@ pub fn collect_script() -> &'static str {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnceKey(pub [u8; 16]);
 
-/// How long a [`OnceKey`] is remembered.
+/// How long a [`OnceKey`] is remembered, unless the store is set to longer.
 pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
 
 /// A credential ready to be stored.
@@ -98,7 +98,7 @@ impl Store {
                 for key in &once {
                     command.arg(keys.once(*key));
                 }
-                command.arg(self.inner.cap).arg(KEEP_ONCE.as_secs());
+                command.arg(self.inner.cap).arg(self.inner.keep_once.as_secs());
                 for credential in credentials {
                     command.arg(credential.openid.as_str()).arg(&*credential.record);
                 }
@@ -162,7 +162,7 @@ impl Store {
             .redis()?
             .invoke(&scripts::VOID, |command| {
                 command.arg(3).arg(keys.users()).arg(keys.ledger()).arg(keys.once(once));
-                command.arg(openid.as_str()).arg(template.as_str()).arg(KEEP_ONCE.as_secs());
+                command.arg(openid.as_str()).arg(template.as_str()).arg(self.inner.keep_once.as_secs());
             })
             .await?;
         Ok(u32::try_from(voided).ok())

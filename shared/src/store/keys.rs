@@ -11,16 +11,16 @@
 //! | `..:leases` | what is in flight or in doubt; the reaper ends each |
 //! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, 24 h unless set otherwise |
-//! | `..:once:KEY`, `..:failed:MSGID` | expire, after one day and two |
+//! | `..:once:KEY`, `..:failed:MSGID` | expire, after one day and two, or when no event so old is accepted any more |
 //! | `..:stock`, `..:swept` | expire |
-//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached, msgids of an hour; expire |
+//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached, permits, msgids of an hour; expire |
 //! | `..:broadcasts` | broadcasts with a part in the bucket; trimmed when one is added, and expires |
 //! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
 //! | `formid:{app}:broadcast:ID`, `..:broadcast:ID:*`, `..:broadcasts:request:ID` | expire |
 //! | `formid:{app}:broadcasts` | expires after the last was stored; trimmed when they are listed |
 //! | `formid:{app}:broadcasts:due` | broadcasts that wait for their time; one that is gone by then goes when it is moved |
 //! | `formid:{app}:broadcasts:running` | broadcasts whose tasks are handed out; one that is gone goes when it is looked for |
-//! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked` | expire |
+//! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted` | expire |
 
 use super::broadcast::BroadcastId;
 use super::broadcast::permits::{Api, Budget};
@@ -145,6 +145,11 @@ impl PartKeys {
         self.key("sent")
     }
 
+    /// Hash: how many messages may be sent here, see `head/permits.lua`.
+    pub fn permits(&self) -> String {
+        self.key("permits")
+    }
+
     /// Hash: openid to the data of that user's own.
     pub fn data(&self) -> String {
         self.key("data")
@@ -193,6 +198,11 @@ impl BroadcastKeys {
         format!("{}broadcast:{broadcast}:pace", self.tag)
     }
 
+    /// Hash: the permits that each bucket was granted, see `permit.lua`.
+    pub fn permits(&self, broadcast: &BroadcastId) -> String {
+        format!("{}broadcast:{broadcast}:permits", self.tag)
+    }
+
     /// String: which broadcast a request made.
     pub fn request(&self, request: &RequestId) -> String {
         format!("{}broadcasts:request:{}", self.tag, request.as_str())
@@ -231,6 +241,11 @@ impl BroadcastKeys {
     /// String: present while WeChat was asked for the quota not long ago.
     pub fn quota_asked(&self, api: Api) -> String {
         format!("{}quota:{}:asked", self.tag, api.name())
+    }
+
+    /// String: present while WeChat was asked once more not long ago, because the number was not exact.
+    pub fn quota_recounted(&self, api: Api) -> String {
+        format!("{}quota:{}:recounted", self.tag, api.name())
     }
 }
 
@@ -302,7 +317,7 @@ mod tests {
             names.extend([keys.once(OnceKey([7; 16])), keys.failed(MsgId(u64::MAX))]);
             let part = keys.broadcast(&broadcast);
             names.extend([part.todo(), part.flight(), part.tally(), part.data(), part.undelivered(), part.excluded()]);
-            names.extend([part.sent(), keys.broadcasts()]);
+            names.extend([part.sent(), part.permits(), keys.broadcasts()]);
             assert!(names.iter().all(|name| slot(name) == slot(&keys.users())));
             slots.insert(slot(&keys.users()));
         }
@@ -313,6 +328,7 @@ mod tests {
             keys.open(&broadcast),
             keys.parts(&broadcast),
             keys.own_pace(&broadcast),
+            keys.permits(&broadcast),
             keys.request(&request),
             keys.index(),
             keys.due(),
@@ -321,6 +337,7 @@ mod tests {
             keys.pace(),
             keys.quota(Budget { api: Api::Subscribe, day: 20000 }),
             keys.quota_asked(Api::Template),
+            keys.quota_recounted(Api::Template),
         ];
         assert!(names.iter().all(|name| slot(name) == slot(&keys.record(&broadcast))));
     }

@@ -1,8 +1,8 @@
 //! Failures that WeChat reports later: it accepted a subscription message, gave it a msgid, and tells by an event that it
 //! could not deliver it.
 //!
-//! The event may come before the message is settled, so each side looks for the other: a failure is kept for two days by
-//! its msgid, where the message of a broadcast finds it in the step that settles it, and a broadcast keeps the msgids of
+//! The event may come before the message is settled, so each side looks for the other: a failure is kept for two days, or
+//! for as long as events are accepted, by its msgid, where the message of a broadcast finds it in the step that settles it, and a broadcast keeps the msgids of
 //! what it delivered for an hour, where the failure finds the message. So a message is counted in one way at any moment,
 //! and as failed once.
 
@@ -15,7 +15,7 @@ use super::broadcast::BroadcastId;
 use super::{Error, Store, scripts, unexpected};
 use crate::credential::{AppId, OpenId};
 
-/// How long a failure is known.
+/// How long a failure is known, unless events are accepted for longer.
 pub const KEEP_FAILED: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// WeChat's id of a subscription message.
@@ -45,7 +45,8 @@ impl Store {
         let why = format!("{} {}", failure.errcode, failure.status);
         // Told again after its reply was lost it looks as if it had been known: then only the answer is wrong.
         let mut command = redis::cmd("SET");
-        command.arg(keys.failed(msgid)).arg(&why).arg("NX").arg("EX").arg(KEEP_FAILED.as_secs());
+        command.arg(keys.failed(msgid)).arg(&why).arg("NX").arg("EX");
+        command.arg(KEEP_FAILED.max(self.inner.keep_once).as_secs());
         let new = self.redis()?.run::<Option<String>>(&command).await?.is_some();
         // Before the broadcasts are asked: a message that is settled meanwhile finds the failure. The newest come first,
         // since most failures are reported within seconds.

@@ -106,9 +106,13 @@ pub enum Verdict {
     Consume,
     /// The same where nobody knows whether it was delivered; counted apart too.
     Unknown,
+    /// The same, and WeChat calls the credential invalid: it is deleted with its remaining uses.
+    UnknownDiscard,
+    /// The same, and the user refuses the template: all other grants of that template are deleted.
+    UnknownVoid,
     /// It was not spent: back into stock.
     Return,
-    /// Its message is gone and may have used it: back into stock, marked.
+    /// Its message is gone and may have used it: back into stock, marked, and the user is touched.
     Suspect,
     /// WeChat calls it dead: it goes, with all its uses.
     Discard,
@@ -123,6 +127,8 @@ impl Verdict {
         match self {
             Self::Consume => "consume",
             Self::Unknown => "unknown",
+            Self::UnknownDiscard => "unknown_discard",
+            Self::UnknownVoid => "unknown_void",
             Self::Return => "return",
             Self::Suspect => "suspect",
             Self::Discard => "discard",
@@ -155,10 +161,8 @@ pub struct Reaped {
     pub pinned: u32,
     /// Form ids put back into stock, marked.
     pub suspect: u32,
-    /// Uses of other kinds, counted as spent, and their users as touched.
+    /// Uses counted as spent: it is not known whether their messages were delivered.
     pub spent: u32,
-    /// Expired meanwhile.
-    pub expired: u32,
 }
 
 impl Store {
@@ -259,7 +263,7 @@ impl Store {
         let mut reaped = Reaped::default();
         let mut cursor = "0".to_owned();
         loop {
-            let (next, pinned, suspect, spent, expired): (String, u32, u32, u32, u32) = self
+            let (next, pinned, suspect, spent): (String, u32, u32, u32) = self
                 .redis()?
                 .invoke(&scripts::REAP, |command| {
                     command.arg(3).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
@@ -269,7 +273,6 @@ impl Store {
             reaped.pinned += pinned;
             reaped.suspect += suspect;
             reaped.spent += spent;
-            reaped.expired += expired;
             if next == "0" {
                 return Ok(reaped);
             }

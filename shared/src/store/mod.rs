@@ -5,10 +5,11 @@
 //! ledger (where everything went), and a record for each request id. All changes are made by Lua scripts, each in one
 //! step on the keys of one bucket.
 //!
-//! - [`keys`]: the names of all keys; [`record`]: the packed format; `scripts`: the Lua files;
+//! - [`keys`]: the names of all keys; [`kinds`]: what each holds; [`record`]: the packed format; `scripts`: the Lua files;
 //! - [`credentials`]: collect, look up, void, erase; [`leases`]: lease, settle, reap; [`wanted`]: what may be leased;
 //!   [`stock`]: sweep and count;
 //! - [`broadcast`]: what is sent to many, and how far it is; [`late`]: what WeChat could not deliver after all;
+//! - [`turns`]: who may ask every bucket of an app, which is much work;
 //! - [`tokens`]: the shared access token; [`gates`]: what WeChat refuses of an app for now;
 //! - `connections`: how commands travel; `reply`: how answers of scripts are read.
 //!
@@ -19,6 +20,7 @@ mod connections;
 pub mod credentials;
 pub mod gates;
 pub mod keys;
+pub mod kinds;
 pub mod late;
 pub mod leases;
 pub mod record;
@@ -27,12 +29,13 @@ mod scripts;
 pub mod stock;
 pub mod tokens;
 mod told;
+pub mod turns;
 pub mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::redis::{self, FromRedisValue as _, RedisError};
+use deadpool_redis::redis::{self, ErrorKind, FromRedisValue as _, RedisError};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -41,11 +44,14 @@ use crate::metrics::redis::RedisMetrics;
 use connections::Connections;
 pub use connections::{BadUrl, RedisConfig, RedisUrl};
 use keys::{Bucket, BucketKeys};
+use kinds::KeyKind;
 use reply::Reply;
+use stock::{Ledger, Stock};
 use told::{Told, unexpected};
+use turns::{SingleFlight, Turns};
 
 /// What can go wrong in the store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis answered with an error, or not at all. Whether a write took place is not known.
     #[error("Redis: {}", Told(.0))]
@@ -53,6 +59,14 @@ pub enum Error {
     /// There is no connection to Redis: nothing was written.
     #[error("Redis is not reachable: {0}")]
     Unavailable(String),
+    /// A key holds another type of value than is stored there.
+    #[error("{key} in Redis holds a {found}, and should hold a {}", .key.holds)]
+    WrongType {
+        /// Which kind of key, of which bucket or app.
+        key: KeyKind,
+        /// The type that Redis has there.
+        found: String,
+    },
     /// What was read is not in the format of this release.
     #[error("stored data that this release cannot read: {0}")]
     Corrupt(String),
@@ -66,6 +80,38 @@ pub enum Error {
         /// What the setting says.
         wanted: u16,
     },
+}
+
+impl Error {
+    /// The code that Redis answered with, such as READONLY.
+    pub fn code(&self) -> Option<&str> {
+        let Self::Redis(error) = self else { return None };
+        error.code().filter(|code| code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase()))
+    }
+
+    /// What kind of error it is, in few words for traces.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Redis(error) if error.is_timeout() => "timeout",
+            Self::Redis(_) => "connection_lost",
+            Self::Unavailable(_) => "no_connection",
+            Self::WrongType { .. } => "wrong_type",
+            Self::Corrupt(_) => "corrupt_data",
+            Self::BucketCount { .. } => "bucket_count",
+        }
+    }
+
+    /// Whether it stays until somebody repairs what is in Redis, or this program: to wait and try again is of no use.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Redis(error) => match error.kind() {
+                ErrorKind::Parse | ErrorKind::UnexpectedReturnType => true,
+                _ => error.code() == Some("ERR") || told::is_wrong_type(error),
+            },
+            Self::Unavailable(_) => false,
+            Self::WrongType { .. } | Self::Corrupt(_) | Self::BucketCount { .. } => true,
+        }
+    }
 }
 
 impl From<record::Corrupt> for Error {
@@ -83,6 +129,8 @@ pub struct StoreConfig {
     pub buckets: u16,
     /// The most credentials kept for one user.
     pub cap: u16,
+    /// How long it is known that a grant or an event was told before: see [`credentials::KEEP_ONCE`].
+    pub keep_once: Duration,
 }
 
 /// The names that commands and scripts go by in metrics.
@@ -96,12 +144,32 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+/// Counts in progress, by what is counted.
+type Counts<K, T> = Arc<SingleFlight<K, Result<T, Error>>>;
+
 struct Inner {
     connections: Connections,
     /// This Redis was found usable: users are in the buckets where they are looked for.
     prepared: watch::Sender<bool>,
     buckets: u16,
     cap: u16,
+    keep_once: Duration,
+    turns: Turns,
+    /// Counts that are asked for: of the stock, by app and up to how many users it is counted on the spot.
+    stocks: Counts<(AppId, u64), Arc<Stock>>,
+    ledgers: Counts<AppId, Ledger>,
+}
+
+impl Inner {
+    fn new(
+        connections: Connections,
+        prepared: watch::Sender<bool>,
+        buckets: u16,
+        &StoreConfig { cap, keep_once, .. }: &StoreConfig,
+    ) -> Arc<Self> {
+        let (turns, stocks, ledgers) = (Turns::default(), Arc::default(), Arc::default());
+        Arc::new(Self { connections, prepared, buckets, cap, keep_once, turns, stocks, ledgers })
+    }
 }
 
 impl Store {
@@ -118,15 +186,15 @@ impl Store {
     fn made(config: &StoreConfig, metrics: Option<RedisMetrics>) -> Result<Self, Error> {
         let connections = Connections::new(&config.redis, metrics)?;
         let (buckets, prepared) = (config.buckets.max(1), watch::Sender::new(false));
-        Ok(Self { inner: Arc::new(Inner { connections, prepared, buckets, cap: config.cap }) })
+        Ok(Self { inner: Inner::new(connections, prepared, buckets, config) })
     }
 
     /// The same store by connections of its own, for work that should not stand in line with other work. It is usable once
     /// the first one is.
     pub fn beside(&self, config: &StoreConfig) -> Result<Self, Error> {
-        let Inner { connections, prepared, buckets, cap } = &*self.inner;
-        let connections = Connections::new(&config.redis, connections.metrics().cloned())?;
-        Ok(Self { inner: Arc::new(Inner { connections, prepared: prepared.clone(), buckets: *buckets, cap: *cap }) })
+        let Inner { connections, prepared, buckets, .. } = &*self.inner;
+        let connections = connections.beside(&config.redis)?;
+        Ok(Self { inner: Inner::new(connections, prepared.clone(), *buckets, config) })
     }
 
     /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which

@@ -61,6 +61,10 @@ scripts! {
     BROADCAST_STREAK = "broadcast/streak.lua";
     /// Permits messages of a broadcast.
     BROADCAST_PERMIT = "broadcast/permit.lua";
+    /// Tells the permits of a bucket, or gives them back.
+    BROADCAST_ACCOUNT = "head/permits.lua", "broadcast/account.lua";
+    /// Sets the day's quota.
+    BROADCAST_QUOTA = "broadcast/quota.lua";
     /// Counts messages that had no permit.
     BROADCAST_COUNT = "broadcast/count.lua";
     /// Notes a part of the list of a broadcast.
@@ -70,11 +74,11 @@ scripts! {
     /// Puts users of a bucket into the audience.
     BROADCAST_SNAPSHOT = "head/records.lua", "head/reach.lua", "head/table.lua", "broadcast/snapshot.lua";
     /// Tells whom a broadcast would reach.
-    BROADCAST_PREVIEW = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/reach.lua",
-        "broadcast/preview.lua";
+    BROADCAST_PREVIEW = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua",
+        "head/recent.lua", "head/reach.lua", "broadcast/preview.lua";
     /// Takes users out of the audience, with a lease each.
-    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/mark.lua",
-        "head/take.lua", "head/broadcast.lua", "head/table.lua", "broadcast/page.lua";
+    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/recent.lua",
+        "head/mark.lua", "head/take.lua", "head/broadcast.lua", "head/table.lua", "head/permits.lua", "broadcast/page.lua";
     /// Takes over messages in flight.
     BROADCAST_TAKEOVER = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/mark.lua", "head/broadcast.lua",
         "broadcast/takeover.lua";

@@ -1,6 +1,7 @@
 //! The sweep: drops what has expired and counts what is in stock, bucket by bucket, a few users a call.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::redis;
@@ -8,6 +9,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{Bucket, BucketKeys};
+use super::turns::Work;
 use super::{Error, Store, scripts};
 use crate::credential::{AppId, Kind, TemplateId};
 
@@ -178,8 +180,16 @@ impl Store {
         .await
     }
 
-    /// The stock of an app: counted on the spot when it has at most `few` users, from the last sweep otherwise.
+    /// The stock of an app: counted on the spot when it has at most `few` users, from the last sweep otherwise. All who
+    /// ask before a count begins share it.
     pub async fn stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
+        let (store, counted) = (self.clone(), app.clone());
+        let count = async move { store.count_stock(&counted, now, few).await.map(Arc::new) };
+        let stock = self.inner.stocks.join((app.clone(), few), self.turn(Work::Count, app), count).await?;
+        Ok(Arc::unwrap_or_clone(stock))
+    }
+
+    async fn count_stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
         let on_the_spot = self.users(app).await? <= few;
         self.over_buckets(async |bucket| {
             if on_the_spot {
@@ -232,8 +242,14 @@ impl Store {
         Ok(Some(stock))
     }
 
-    /// The ledger of an app.
+    /// The ledger of an app. All who ask before it is read share it.
     pub async fn ledger(&self, app: &AppId) -> Result<Ledger, Error> {
+        let (store, read) = (self.clone(), app.clone());
+        let read = async move { store.read_ledger(&read).await };
+        self.inner.ledgers.join(app.clone(), self.turn(Work::Count, app), read).await
+    }
+
+    async fn read_ledger(&self, app: &AppId) -> Result<Ledger, Error> {
         self.over_buckets(async |bucket| {
             let keys = BucketKeys::new(app, bucket);
             let counters: BTreeMap<String, u64> = self.redis()?.run(redis::cmd("HGETALL").arg(keys.ledger())).await?;

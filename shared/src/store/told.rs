@@ -29,6 +29,13 @@ impl fmt::Display for Told<'_> {
     }
 }
 
+/// Whether a command met a key with a value of another type. Before Redis 7 a script answers with a code of its own.
+pub(super) fn is_wrong_type(error: &RedisError) -> bool {
+    const CODE: &str = "WRONGTYPE";
+    error.code() == Some(CODE)
+        || (error.code() == Some("ERR") && error.detail().is_some_and(|words| words.contains(CODE)))
+}
+
 /// Why there is no connection.
 pub(super) fn no_connection(error: &PoolError) -> Error {
     match error {

@@ -1,24 +1,25 @@
 //! How spans leave: from a bounded queue, in the background, over gRPC.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{Link, SpanKind, TracerProvider as _};
+use opentelemetry::{Context, KeyValue, TraceId};
 use opentelemetry_otlp::{RetryPolicy, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanData, SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingResult, SdkTracerProvider, ShouldSample, SpanData,
+    SpanExporter,
 };
 use tokio::runtime::Handle;
 use tonic::transport::{ClientTlsConfig, Endpoint};
-use tracing::{Subscriber, info, warn};
+use tracing::{Subscriber, warn};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::{TARGET, TraceConfig};
+use crate::outage::Outage;
 
 /// How many spans may wait. What comes when so many do is dropped; about 4 MB.
 const QUEUE: usize = 4096;
@@ -72,7 +73,9 @@ impl Exporting {
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(INTERVAL)
             .build();
-        let exporter = Watched { exporter, runtime: Handle::current(), failing: AtomicBool::new(false) };
+        let (begins, ends) = ("traces are lost: they cannot be exported", "traces are exported again");
+        let outage = Outage::new("export", None, begins.into(), ends.into(), None, Duration::ZERO);
+        let exporter = Watched { exporter, runtime: Handle::current(), outage };
         let instance = format!("{:032x}", rand::random::<u128>());
         let resource = Resource::builder()
             .with_service_name(service)
@@ -81,7 +84,7 @@ impl Exporting {
             .build();
         let provider = SdkTracerProvider::builder()
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
-            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio))))
+            .with_sampler(Sampler::ParentBased(Box::new(LinkBased(Sampler::TraceIdRatioBased(config.ratio)))))
             .with_resource(resource)
             .build();
         Ok(Self { provider, instance })
@@ -117,29 +120,47 @@ impl Exporting {
     }
 }
 
-/// Tells the operator once when exports begin to fail, and once when they no longer do; and ends those that hang.
+/// Samples a trace that is linked to a sampled one, as that of a broadcast is to the call that ordered it; any other as
+/// within.
+#[derive(Debug, Clone)]
+struct LinkBased(Sampler);
+
+impl ShouldSample for LinkBased {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let linked = links.iter().any(|link| link.span_context.is_sampled());
+        let sampler = if linked { &Sampler::AlwaysOn } else { &self.0 };
+        sampler.should_sample(parent, trace, name, kind, attributes, links)
+    }
+}
+
+/// Logs once when exports begin to fail, and once when they succeed again; and ends those that hang.
 #[derive(Debug)]
 struct Watched<E> {
     exporter: E,
     /// Has the timer: exports are awaited on a thread of their own, outside of any runtime.
     runtime: Handle,
-    failing: AtomicBool,
+    /// Of spans: those of a batch that fails are lost.
+    outage: Outage,
 }
 
 impl<E: SpanExporter> SpanExporter for Watched<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
         let bounded = {
             let _within = self.runtime.enter();
             tokio::time::timeout(LONGEST, self.exporter.export(batch))
         };
         let result = bounded.await.unwrap_or(Err(OTelSdkError::Timeout(LONGEST)));
-        let before = self.failing.swap(result.is_err(), Ordering::Relaxed);
-        match &result {
-            // No text of the other side is in it, only the code and what went wrong in between.
-            Err(error) if !before => warn!(%error, "traces are lost: they cannot be exported"),
-            Ok(()) if before => info!("traces are exported again"),
-            _ => {}
-        }
+        // No text of the other side is in an error, only the code and what went wrong in between.
+        self.outage.operation_for(spans).note(&result);
         result
     }
 

@@ -5,7 +5,7 @@
 //! logs. Names and attributes are chosen here, never taken from a request: no openid, credential, request id, token,
 //! text of a message or URL. What passes through as it comes is the caller's own trace: its ids, and its `tracestate`.
 //!
-//! - [`rpc`]: a span for each call of the API, whose parent may come from the caller;
+//! - [`rpc`]: a span for each call of the API, whose parent may come from the caller; [`redis`]: spans of steps in Redis;
 //! - [`export`]: how spans leave, in the background and within bounds;
 //! - [`lines`]: the trace id in log lines, so that logs and traces join.
 //!
@@ -14,11 +14,12 @@
 
 mod export;
 pub(crate) mod lines;
+pub mod redis;
 pub mod rpc;
 
 use http::Uri;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{SpanContext, TraceContextExt as _};
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceState};
 use opentelemetry::{Context, TraceId};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
@@ -88,6 +89,24 @@ pub fn link_to(span: &Span, link: &str) {
         let from = TraceContextPropagator::new().extract_with_context(&Context::new(), &Line(Some(link.to_owned())));
         let from: SpanContext = from.span().span_context().clone();
         span.add_link(from);
+    }
+}
+
+/// Makes a span a child of another, after it began. Neither may have been entered: a span that was has its parent.
+pub fn adopt(span: &Span, parent: &Span) {
+    if !span.is_disabled() {
+        // Fails where the span is not taken up, and then it has no parent to miss.
+        let _ = span.set_parent(parent.context());
+    }
+}
+
+/// Drops a span that turned out to say nothing. Only for one that was never entered and has no children.
+pub fn discard(span: &Span) {
+    if !span.is_disabled() {
+        // A span is sampled as its parent is.
+        let (trace, parent) = (TraceId::from(1), SpanId::from(1));
+        let unsampled = SpanContext::new(trace, parent, TraceFlags::NOT_SAMPLED, true, TraceState::default());
+        let _ = span.set_parent(Context::new().with_remote_span_context(unsampled));
     }
 }
 

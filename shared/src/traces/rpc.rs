@@ -15,14 +15,16 @@ use prost::bytes::Bytes;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::field::Empty;
+use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::TARGET;
 use crate::auth::methods::{Door, door};
+use crate::credential::AppId;
 use crate::serve::guard::refused_by_tonic;
 use crate::status;
+use crate::store::broadcast::BroadcastId;
 
 /// The layer; nothing where no spans are taken up.
 pub fn layer() -> Option<Traced> {
@@ -33,11 +35,21 @@ pub fn layer() -> Option<Traced> {
 #[derive(Debug, Clone, Copy)]
 pub struct Traced;
 
-/// The service and the method of a path. Only what is in the table of methods is named in a trace: any other path is the
+/// Notes the app of the present call, which must be one of the settings; once for a call.
+pub fn note_app(app: &AppId) {
+    Span::current().record("formid.app", app.as_str());
+}
+
+/// Notes the broadcast that the present call ordered, by the id that it was given here.
+pub fn note_broadcast(id: &BroadcastId) {
+    Span::current().record("formid.broadcast", display(id));
+}
+
+/// The full name of the method of a path. Only what is in the table of methods is named in a trace: any other path is the
 /// caller's invention.
-fn named(path: &str) -> Option<(&'static str, &'static str)> {
+fn named(path: &str) -> Option<&'static str> {
     match door(path) {
-        Door::Method(method) => method.path.strip_prefix('/')?.split_once('/'),
+        Door::Method(method) => method.path.strip_prefix('/'),
         Door::Open | Door::Reflection | Door::Nothing => None,
     }
 }
@@ -71,19 +83,21 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some((service, method)) = named(request.uri().path()) else {
+        let Some(method) = named(request.uri().path()) else {
             return Box::pin(self.inner.call(request));
         };
         let span = info_span!(
             target: TARGET,
             "rpc",
-            otel.name = format_args!("{service}/{method}"),
+            otel.name = method,
             otel.kind = "server",
             otel.status_code = Empty,
-            rpc.system = "grpc",
-            rpc.service = service,
+            rpc.system.name = "grpc",
             rpc.method = method,
-            rpc.grpc.status_code = Empty,
+            rpc.response.status_code = Empty,
+            error.type = Empty,
+            formid.app = Empty,
+            formid.broadcast = Empty,
         );
         // Fails where the span is not taken up after all, and then it has no parent to miss.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Metadata(request.headers())));
@@ -114,6 +128,27 @@ impl Extractor for Metadata<'_> {
     }
 }
 
+/// The codes by their numbers, as gRPC's own list spells them.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
 /// Tells the span how its call ended. One that was not told so by its end was given up by the caller.
 struct Ending {
     span: Span,
@@ -125,7 +160,8 @@ impl Ending {
         if std::mem::replace(&mut self.told, true) {
             return;
         }
-        self.span.record("rpc.grpc.status_code", code as i32);
+        let name = CODES[code as usize];
+        self.span.record("rpc.response.status_code", name);
         // Those that are a fault of the service, as the conventions for spans of servers have it.
         if matches!(
             code,
@@ -136,7 +172,7 @@ impl Ending {
                 | Code::Unavailable
                 | Code::DataLoss
         ) {
-            self.span.record("otel.status_code", "ERROR");
+            self.span.record("error.type", name).record("otel.status_code", "ERROR");
         }
     }
 }
@@ -185,15 +221,22 @@ mod tests {
 
     #[test]
     fn every_method_of_both_services_has_a_name_and_no_other_path_has() {
-        for path in [
-            ("/formid.v1.DispatcherService/SendTemplate", "formid.v1.DispatcherService", "SendTemplate"),
-            ("/formid.v1.CollectorService/CollectStream", "formid.v1.CollectorService", "CollectStream"),
-        ] {
-            assert_eq!(named(path.0), Some((path.1, path.2)));
+        for name in ["formid.v1.DispatcherService/SendTemplate", "formid.v1.CollectorService/CollectStream"] {
+            assert_eq!(named(&format!("/{name}")), Some(name));
         }
         assert!(METHODS.iter().all(|method| named(method.path).is_some()));
         for path in ["", "/", "/formid.v1.CollectorService/Steal", "/grpc.health.v1.Health/Check"] {
             assert_eq!(named(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn codes_are_spelt_as_in_the_list_of_grpc() {
+        for (number, name) in (0..).zip(CODES) {
+            let code = Code::from_i32(number);
+            assert_eq!(code as i32, number);
+            // The same words as the library's names, such as DataLoss.
+            assert_eq!(name.replace('_', ""), format!("{code:?}").to_uppercase());
         }
     }
 

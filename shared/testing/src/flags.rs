@@ -25,3 +25,11 @@ pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
     }
     amiss
 }
+
+/// The flags of a service that take a duration, by their help.
+pub fn duration_flags(command: &clap::Command) -> Vec<String> {
+    let takes_one =
+        |argument: &&clap::Arg| argument.get_help().is_some_and(|help| help.to_string().contains("(duration"));
+    let flags = command.get_arguments().filter(takes_one).filter_map(clap::Arg::get_long);
+    flags.map(|flag| format!("--{flag}")).collect()
+}

@@ -6,39 +6,63 @@
 
 mod callers;
 mod cluster;
+mod content;
 mod flags;
+pub mod http2;
 mod metrics;
 mod otlp;
 mod overload;
+mod oversized;
+mod patience;
 mod process;
 mod proxy;
 mod redis;
 pub mod resp;
 mod sentinel;
 mod server;
+mod size;
 pub mod tls;
 mod tools;
 
 pub use callers::{CallersFile, bearer, called, reason, whole};
-pub use flags::flags_amiss;
+pub use content::call_with;
+pub use flags::{duration_flags, flags_amiss};
 pub use metrics::{Scrape, http, listeners};
-pub use otlp::{Span, TraceCollector, attribute};
-pub use overload::withstands_ten_times_too_much;
-pub use process::{Process, free_port};
+pub use otlp::{Span, SpanKind, StatusCode, TraceCollector, attribute};
+pub use overload::{assert_overloaded, refuses_what_is_too_many};
+pub use oversized::{Oversized, SilentStream, called_raw, oversized_requests};
+pub use patience::note;
+pub use process::{Process, cpu_time, free_port};
 pub use proxy::slowed;
 pub use redis::{Redis, store_config};
 pub use server::Server;
+pub use size::{sized, soak};
 pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Polls a condition until it holds; panics with `what` after `bound`.
-pub async fn eventually(what: &str, bound: Duration, mut holds: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
+/// Polls a condition until it holds, however long that takes. A busy machine is no failure; a test that hangs is ended by
+/// the test runner (slow-timeout in .config/nextest.toml), and its output then names the condition, which is printed when
+/// it takes longer than `usual`.
+pub async fn eventually(what: &str, usual: Duration, mut holds: impl AsyncFnMut() -> bool) {
+    let mut wait = patience::Wait::new(what, usual);
     while !holds().await {
-        assert!(start.elapsed() < bound, "{what}: not within {bound:?}");
+        wait.check();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A text with each pair's first part replaced by its second, wherever it stands in `text` itself: what is put in is not
+/// looked at again, so that no place can be taken for the name of another.
+pub fn replaced(text: &str, pairs: &[(&str, &str)]) -> String {
+    let (mut done, mut rest) = (String::new(), text);
+    let next = |rest: &str| pairs.iter().filter_map(|(from, to)| Some((rest.find(from)?, *from, *to))).min();
+    while let Some((at, from, to)) = next(rest) {
+        done += &rest[..at];
+        done += to;
+        rest = &rest[at + from.len()..];
+    }
+    done + rest
 }
 
 /// Seconds since 1970.

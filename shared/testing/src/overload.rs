@@ -1,170 +1,98 @@
-//! More calls than a service can serve, and what must hold then.
+//! More calls than a service takes at once, and what must hold then. How fast it is then is the benchmark's to say.
 
-#![allow(clippy::print_stdout, reason = "what was measured is worth a look, and the runner shows it")]
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::patience::Wait;
 use crate::{Process, reason};
 
-/// How long there is too much.
-const TOO_MUCH: Duration = Duration::from_secs(20);
-/// How long it takes to see what is usual.
-const LOOK: Duration = Duration::from_secs(2);
-/// How soon all is well again after it.
-const RECOVERY: Duration = Duration::from_secs(2);
-/// The longest that 99 of 100 calls may take that are served: several times what they take else, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How much more memory it may take: less than the calls that are too many would, if they waited.
-const MEMORY: u64 = 48 << 20;
-/// Between two bursts of calls.
-const PACE: Duration = Duration::from_millis(5);
-
-/// What became of calls.
-#[derive(Debug, Default)]
-struct Measured {
-    /// How long each took that was served, in order.
-    served: Vec<Duration>,
-    /// The same of each that was turned away.
-    refused: Vec<Duration>,
-}
-
-impl Measured {
-    fn of(calls: Vec<(Duration, Result<(), Status>)>) -> Self {
-        let mut measured = Self::default();
-        for (took, ended) in calls {
-            match ended {
-                Ok(()) => measured.served.push(took),
-                Err(status) => {
-                    assert_turned_away(&status);
-                    measured.refused.push(took);
-                }
-            }
-        }
-        measured.served.sort();
-        measured.refused.sort();
-        measured
-    }
-}
+/// How many calls are too many, in all and at once. Each that is refused and leaves 8 kB behind shows in the memory.
+const TOO_MANY: usize = 4000;
+const AT_A_TIME: usize = 400;
+/// How much more memory the service may take for them.
+const MEMORY: u64 = 32 << 20;
 
 /// RESOURCE_EXHAUSTED, and when to come again, for programs and for libraries.
-fn assert_turned_away(status: &Status) {
+pub fn assert_overloaded(status: &Status) {
     assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "OVERLOADED"), "{status:?}");
     let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
     let pushback = retry.expect("no RetryInfo").as_millis().to_string();
     assert_eq!(status.metadata().get("grpc-retry-pushback-ms").expect("no pushback"), pushback.as_str());
 }
 
-/// The part of a sorted list below which so many of a hundred are.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+/// Calls that were begun together.
+struct Calls<F> {
+    call: F,
+    pending: JoinSet<Result<(), Status>>,
 }
 
-async fn timed(call: impl Future<Output = Result<(), Status>>) -> (Duration, Result<(), Status>) {
-    let begun = Instant::now();
-    let ended = call.await;
-    (begun.elapsed(), ended)
-}
+impl<R: Future<Output = Result<(), Status>> + Send + 'static, F: Fn() -> R> Calls<F> {
+    fn begin(&mut self, count: usize) {
+        for _ in 0..count {
+            self.pending.spawn((self.call)());
+        }
+    }
 
-/// So many callers, each of which calls again at once.
-async fn in_turn<F: Future<Output = Result<(), Status>> + Send + 'static>(
-    callers: usize,
-    time: Duration,
-    call: &Arc<impl Fn() -> F + Send + Sync + 'static>,
-) -> Measured {
-    let mut tasks = JoinSet::new();
-    for _ in 0..callers {
-        let (begun, call) = (Instant::now(), Arc::clone(call));
-        tasks.spawn(async move {
-            let mut calls = Vec::new();
-            while begun.elapsed() < time {
-                calls.push(timed(call()).await);
+    /// Waits for the end of so many; how many of them were served. The others must have been refused as they should.
+    async fn end(&mut self, count: usize) -> usize {
+        let mut served = 0;
+        for _ in 0..count {
+            match self.pending.join_next().await.expect("a call is missing").unwrap() {
+                Ok(()) => served += 1,
+                Err(status) => assert_overloaded(&status),
             }
-            calls
-        });
+        }
+        served
     }
-    Measured::of(tasks.join_all().await.concat())
 }
 
-/// So many calls a second, whatever becomes of those before; and how many were made.
-async fn at_a_rate<F: Future<Output = Result<(), Status>> + Send + 'static>(
-    rate: f64,
-    time: Duration,
-    call: &Arc<impl Fn() -> F + Send + Sync + 'static>,
-) -> Measured {
-    let (begun, mut tasks, mut calls, mut made) = (Instant::now(), JoinSet::new(), Vec::new(), 0);
-    let mut ticks = tokio::time::interval(PACE);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    while begun.elapsed() < time {
-        ticks.tick().await;
-        // What a busy machine delays is made up for.
-        while (made as f64) < begun.elapsed().as_secs_f64() * rate {
-            tasks.spawn(timed(call()));
-            made += 1;
-        }
-        while let Some(ended) = tasks.try_join_next() {
-            calls.push(ended.unwrap());
-        }
-    }
-    calls.extend(tasks.join_all().await);
-    Measured::of(calls)
-}
-
-/// Offers a service that serves `at_once` calls at once ten times what it can do, and holds it to this: those too many are
-/// turned away at once and told when to come again, the others are as many as before and hardly slower, its memory does not
-/// grow, and soon after it serves as usual. Answers how many calls were served in all.
+/// Makes far more calls than the `at_once` that a service takes at once, while none of these can end, and holds it to this:
+/// those that are too many do not wait for the others, they are refused and told when to come again; the memory of the
+/// service does not grow with them; those that it took are served, and then it takes as many as before. Answers how many
+/// calls were served in all.
 ///
-/// What one call costs must be waiting rather than computing, since this machine makes the calls too.
-pub async fn withstands_ten_times_too_much<F: Future<Output = Result<(), Status>> + Send + 'static>(
+/// From `hold` on no call may be able to end that was taken, until `release`.
+pub async fn refuses_what_is_too_many<F: Future<Output = Result<(), Status>> + Send + 'static>(
     process: &Process,
     at_once: usize,
-    call: impl Fn() -> F + Send + Sync + 'static,
+    call: impl Fn() -> F,
+    hold: impl FnOnce(),
+    release: impl FnOnce(),
 ) -> usize {
-    let served = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&served);
-    let call = Arc::new(move || {
-        let (call, count) = (call(), Arc::clone(&count));
-        async move { call.await.inspect(|()| _ = count.fetch_add(1, Ordering::Relaxed)) }
-    });
-    // Connections are opened, and caches filled.
-    in_turn(at_once, LOOK / 4, &call).await;
-    let usual = in_turn(at_once, LOOK, &call).await;
-    assert!(usual.refused.is_empty(), "{} were turned away with room for all", usual.refused.len());
-    let rate = usual.served.len() as f64 / LOOK.as_secs_f64();
-    let before = process.peak_memory();
+    let mut calls = Calls { call, pending: JoinSet::new() };
+    calls.begin(at_once);
+    assert_eq!(calls.end(at_once).await, at_once, "with room for all, some were refused");
+    let mut served = at_once;
 
-    let crowded = at_a_rate(10.0 * rate, TOO_MUCH, &call).await;
-    let grown = process.peak_memory().saturating_sub(before);
-    let [half, most] = [50, 99].map(|percent| percentile(&crowded.served, percent));
-    println!(
-        "{rate:.0} a second; of ten times that {} were served and {} not; usually in {:?}, now in {half:?}, 99 of 100 in \
-         {most:?}, and turned away in {:?}; {} KB more",
-        crowded.served.len(),
-        crowded.refused.len(),
-        percentile(&usual.served, 50),
-        percentile(&crowded.refused, 50),
-        grown >> 10,
-    );
-    let all = crowded.served.len() + crowded.refused.len();
-    assert!(all as f64 > 8.0 * rate * TOO_MUCH.as_secs_f64(), "this machine makes no more than {all} calls");
-    assert!(crowded.served.len() as f64 > 0.5 * rate * TOO_MUCH.as_secs_f64(), "the crowd keeps it from serving");
-    assert!(most < PATIENCE, "those who are served wait for those who are too many");
-    assert!(percentile(&crowded.refused, 90) < PATIENCE / 2, "those who are too many wait");
-    assert!(grown < MEMORY, "those who are too many take up memory");
+    hold();
+    calls.begin(at_once);
+    let mut before = None;
+    for _ in 0..TOO_MANY / AT_A_TIME {
+        calls.begin(AT_A_TIME);
+        // Since no call that was taken can end, these never would if they waited.
+        assert_eq!(calls.end(AT_A_TIME).await, 0, "a call ended that could not");
+        // The first calls have opened what there is to be opened.
+        before.get_or_insert_with(|| process.peak_memory());
+    }
+    let grown = process.peak_memory().saturating_sub(before.unwrap_or_default());
+    assert!(grown < MEMORY, "calls that were refused took {} KB of memory", grown >> 10);
 
-    let since = Instant::now();
+    release();
+    assert_eq!(calls.end(at_once).await, at_once, "calls that were taken were not served");
+    served += at_once;
+    // A place is free again a moment after its answer was read.
+    let mut wait = Wait::new("it takes as many calls as before", Duration::from_secs(10));
     loop {
-        let now = in_turn(at_once, RECOVERY / 8, &call).await;
-        let well = now.refused.is_empty() && now.served.len() as f64 > 0.5 * rate * (RECOVERY / 8).as_secs_f64();
-        assert!(well || since.elapsed() < RECOVERY, "it does not recover: {now:?}");
-        if well {
-            return served.load(Ordering::Relaxed);
+        calls.begin(at_once);
+        let now = calls.end(at_once).await;
+        served += now;
+        if now == at_once {
+            return served;
         }
+        wait.check();
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -4,11 +4,19 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::patience::Wait;
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// How long this thread has computed. Unlike the time that passes, it does not depend on what else runs on the machine.
+pub fn cpu_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
 /// A running program, killed when dropped.
@@ -42,8 +50,17 @@ impl Process {
 
     /// The most memory it ever had at a time, in bytes.
     pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory it has now, in bytes.
+    pub fn resident_memory(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("no peak in its status");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("not in its status");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
@@ -65,16 +82,15 @@ impl Process {
         assert!(status.success(), "kill -{name}");
     }
 
-    /// Waits for the end; its exit code, or nothing when it did not end in time or was killed.
-    pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
-        let start = Instant::now();
+    /// Waits for the end, however long it takes, and prints that it waits when that is longer than `usual`. Answers the exit
+    /// code; none if a signal ended it.
+    pub async fn wait(&mut self, usual: Duration) -> Option<i32> {
+        let mut wait = Wait::new("a process ends", usual);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            if start.elapsed() > bound {
-                return None;
-            }
+            wait.check();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use shared::store::credentials::KEEP_ONCE;
 use shared::store::{RedisConfig, RedisUrl, Store, StoreConfig};
 
 use crate::server::{Server, start_all, start_on_free_ports, wait};
@@ -184,5 +185,6 @@ impl Redis {
 /// The settings of [`Redis::store`].
 pub fn store_config(url: String) -> StoreConfig {
     let url = RedisUrl::parse(&url, None).unwrap();
-    StoreConfig { redis: RedisConfig { url, connections: 2, timeout: Duration::from_secs(10) }, buckets: 4, cap: 120 }
+    let redis = RedisConfig { url, connections: 2, timeout: Duration::from_secs(60) };
+    StoreConfig { redis, buckets: 4, cap: 120, keep_once: KEEP_ONCE }
 }

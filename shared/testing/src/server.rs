@@ -3,16 +3,20 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::patience::Wait;
 use crate::process::Process;
 use crate::resp;
 use crate::tls::{Authority, Pair};
 
-/// How long a redis-server may take to start, and a set of them to find together.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a redis-server takes at most to start, and a set of them to find together, on a machine that is not busy.
+const USUAL: Duration = Duration::from_secs(20);
+
+/// How often other ports are tried where a redis-server ended at once.
+const TRIES: usize = 20;
 
 /// A redis-server, which may be down for a while.
 #[derive(Debug)]
@@ -127,7 +131,7 @@ impl Server {
         let Ok(mut stream) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.port))) else {
             return String::new();
         };
-        let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
         let _ = stream.write_all(format!("{}\r\n", commands.join("\r\n")).as_bytes());
         let (mut answers, mut piece) = (Vec::new(), [0; 4096]);
         let all_there = |answers: &[u8]| {
@@ -146,13 +150,13 @@ impl Server {
 /// Starts some of them together; false when one ended at once, and then all are down.
 pub(crate) fn start_all(servers: &mut [Server]) -> bool {
     servers.iter_mut().for_each(Server::spawn);
-    let start = Instant::now();
+    let mut wait = Wait::new("redis-server answers", USUAL);
     while !servers.iter().all(Server::is_up) {
         if servers.iter_mut().any(Server::ended) {
             servers.iter_mut().for_each(Server::kill);
             return false;
         }
-        assert!(start.elapsed() < PATIENCE, "redis-server does not answer");
+        wait.check();
         std::thread::sleep(Duration::from_millis(5));
     }
     true
@@ -160,21 +164,20 @@ pub(crate) fn start_all(servers: &mut [Server]) -> bool {
 
 /// Makes servers on free ports and starts them; again with others where another test was faster.
 pub(crate) fn start_on_free_ports<const PORTS: usize>(make: impl Fn([u16; PORTS]) -> Vec<Server>) -> Vec<Server> {
-    let start = Instant::now();
-    loop {
+    for _ in 0..TRIES {
         let mut servers = make(free_ports());
         if start_all(&mut servers) {
             return servers;
         }
-        assert!(start.elapsed() < PATIENCE, "redis-server does not start");
     }
+    panic!("redis-server ended at once, {TRIES} times");
 }
 
-/// Waits until something holds.
+/// Waits until something holds, however long it takes.
 pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let mut wait = Wait::new(what, USUAL);
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not in time");
+        wait.check();
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -4,12 +4,12 @@ use std::process::{Command, Output};
 
 /// Runs grpcurl, which asks for reflection v1alpha, with an address and what else it takes.
 pub async fn grpcurl(arguments: &[&str]) -> Output {
-    run("FORMID_GRPCURL", "grpcurl", &["-plaintext", "-max-time", "20"], arguments).await
+    run("FORMID_GRPCURL", "grpcurl", &["-plaintext", "-max-time", "300"], arguments).await
 }
 
 /// Runs grpcurl like [`grpcurl`], over TLS.
 pub async fn grpcurl_tls(arguments: &[&str]) -> Output {
-    run("FORMID_GRPCURL", "grpcurl", &["-max-time", "20"], arguments).await
+    run("FORMID_GRPCURL", "grpcurl", &["-max-time", "300"], arguments).await
 }
 
 /// Runs `buf curl`, which asks for reflection v1.

@@ -9,7 +9,7 @@ use shared::store::Error;
 use shared::store::broadcast::BroadcastId;
 use shared::store::broadcast::audience::{Added, Choice, Recipient};
 use shared::store::broadcast::pages::{Next, Page, Ready, Settlement, TakenOver};
-use shared::store::broadcast::permits::{Api, Bounds, Budget};
+use shared::store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use shared::store::broadcast::records::{Created, Draft, Move, Moved, Pause, Record, State};
 use shared::store::broadcast::tallies::{DELIVERED, Tally, Undelivered};
 use shared::store::broadcast::tasks::Left;
@@ -18,6 +18,9 @@ use shared::store::late::{LateFailure, MsgId};
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, user};
+
+/// More permits than any test has messages.
+pub const MANY: u64 = 1_000_000;
 
 /// The time of the dispatchers, which the store is told.
 pub const NOW_MS: u64 = 1_800_000_000_000;
@@ -45,17 +48,20 @@ pub async fn two_whole_broadcasts(world: &World) {
         let start = Move::Start { everyone: false };
         assert_eq!(store.due_broadcasts(app, NOW_MS + 1).await.unwrap(), std::slice::from_ref(&draft.id));
         store.move_broadcast(app, &draft.id, &start, NOW_MS + 1).await.unwrap();
-        store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9).await.unwrap();
+        store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap();
         store.count_messages(app, budget, 1).await.unwrap();
-        store.set_quota(app, budget, 100, 1).await.unwrap();
+        store.set_quota(app, budget, 100, 1, 1).await.unwrap();
         store.may_ask_quota(app, budget.api, Duration::from_secs(9)).await.unwrap();
-        assert_eq!(store.permit(app, &draft.id, 9, 0, 10, &bounds, budget).await.unwrap().messages, 2);
+        let permits = Permits::default();
+        let permit = store.permit(app, &draft.id, bucket, &permits, 9, 10, &bounds, budget).await.unwrap();
+        assert_eq!(permit.granted, 2);
         let owner = LeaseId::random();
         for openid in [&anna, &bob] {
             broadcast.take(store.bucket_of(openid), LeaseId::random(), 9, &BRIEF).await;
         }
         broadcast.take_over(bucket, owner, std::slice::from_ref(&anna)).await;
         broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await;
+        assert!(store.bucket_permits(app, &draft.id, bucket, 2, true).await.unwrap().left == 0);
         let next_owner = LeaseId::random();
         let next = Next::Credential(next_owner, "CREDENTIALS_DEAD".into());
         broadcast.settle(&anna, owner, Verdict::Discard, next).await;
@@ -70,14 +76,14 @@ pub async fn two_whole_broadcasts(world: &World) {
         }
         let mut state = None;
         for _ in 0..2 {
-            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9).await.unwrap() {
+            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap() {
                 store.close_part(app, &draft.id, task.bucket, true).await.unwrap();
                 state = store.leave_task(app, &task, Left::Passed).await.unwrap();
             }
-            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9).await.unwrap() {
+            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap() {
                 state = store.leave_task(app, &task, Left::Done).await.unwrap();
             }
-            for task in store.take_tasks(app, &draft.id, "c2", Duration::ZERO, 9).await.unwrap() {
+            for task in store.take_tasks(app, &draft.id, "c2", Duration::ZERO, 9, 9).await.unwrap() {
                 store.close_part(app, &draft.id, task.bucket, true).await.unwrap();
                 state = store.leave_task(app, &task, Left::Done).await.unwrap();
             }
@@ -182,7 +188,7 @@ impl<'a> Broadcast<'a> {
 
     pub async fn take(&self, bucket: Bucket, owner: LeaseId, count: usize, terms: &LeaseTerms) -> Page {
         let (store, app) = (&self.world.store, &self.world.app);
-        store.take_page(app, &self.id, bucket, owner, count, &self.choice, terms).await.unwrap()
+        store.take_page(app, &self.id, bucket, owner, count, MANY, &self.choice, terms).await.unwrap()
     }
 
     /// Takes all there are, under one owner.

@@ -20,12 +20,12 @@ use shared::store::wanted::Wanted;
 
 use crate::broadcast::Broadcast;
 use crate::model::{self, Grant, Held, Item, Model, Step};
-use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, template, timeless, user};
+use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, cases, template, timeless, user};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 8] = ["oA", "oAB", "oB", "oC", "oD", "oE", "oF", "oG"];
 
-const VERDICTS: [Verdict; 7] = [
+const VERDICTS: [Verdict; 9] = [
     Verdict::Consume,
     Verdict::Return,
     Verdict::Suspect,
@@ -33,6 +33,8 @@ const VERDICTS: [Verdict; 7] = [
     Verdict::Hold,
     Verdict::Unknown,
     Verdict::Void,
+    Verdict::UnknownDiscard,
+    Verdict::UnknownVoid,
 ];
 
 /// In all, less than any key of a broadcast is kept.
@@ -93,7 +95,7 @@ fn op() -> impl Strategy<Value = Op> {
         9 => vec(message, 1..4).prop_map(Op::Settle),
         4 => (0..2_usize, user(), any::<bool>())
             .prop_map(|(broadcast, user, long)| Op::TakeOver(broadcast, user, long)),
-        3 => (user(), prop::option::of(prop_oneof![0..4_usize, 5..7_usize]), any::<bool>())
+        3 => (user(), prop::option::of(prop_oneof![0..4_usize, 5..9_usize]), any::<bool>())
             .prop_map(|(user, verdict, granted)| Op::Single(user, verdict, granted)),
         3 => prop::option::weighted(0.5, any::<Index>()).prop_map(Op::FailLater),
         1 => (0..USERS.len()).prop_map(Op::Erase),
@@ -258,8 +260,8 @@ impl Run<'_> {
     }
 
     async fn page(&mut self, number: usize, bucket: Bucket, count: usize, skip: bool, terms: &LeaseTerms) {
-        // Between whole hours, as all times here.
-        let interval = if skip { 5400 } else { 0 };
+        // Between half hours: messages are sent at whole hours, and deadlines lie between those.
+        let interval = if skip { 4500 } else { 0 };
         let wanted = self.models[number].wanted.clone();
         self.real[number].choice = Choice { wanted, min_interval: interval };
         if number == 0 && self.seen[0].insert(bucket) {
@@ -312,7 +314,7 @@ impl Run<'_> {
 fn broadcasts_do_what_the_model_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::with_cap(4));
-    let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(12, 150);
     let wanted = [any_kind(), Wanted::grants(template("t1")), Wanted { template: Some(template("t1")), ..any_kind() }];
     let wanted = prop::array::uniform2(prop::sample::select(wanted.to_vec()));
     proptest!(config, |(wanted in wanted, start in beginning(), ops in vec((op(), prop::bool::weighted(0.3)), 20..60))| {

@@ -12,9 +12,8 @@ use tokio::task::JoinSet;
 use crate::broadcast::Broadcast;
 use crate::world::{World, user};
 
-const SILENCE: Duration = Duration::from_millis(150);
-
-/// Nobody is silent for so long in a test.
+/// Nobody is silent for so long in a test, unless [`silence`] says so.
+const SILENCE: Duration = Duration::from_secs(1800);
 const NEVER: Duration = Duration::from_secs(3600);
 
 async fn take(broadcast: &Broadcast<'_>, consumer: &str, count: usize) -> Vec<Task> {
@@ -24,7 +23,7 @@ async fn take(broadcast: &Broadcast<'_>, consumer: &str, count: usize) -> Vec<Ta
 /// Also what others were silent about for so long.
 async fn take_over(broadcast: &Broadcast<'_>, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
     let World { store, app, .. } = broadcast.world;
-    store.take_tasks(app, &broadcast.id, consumer, silence, count).await.unwrap()
+    store.take_tasks(app, &broadcast.id, consumer, silence, count, count).await.unwrap()
 }
 
 async fn leave(world: &World, task: &Task, left: Left) -> Option<State> {
@@ -33,6 +32,17 @@ async fn leave(world: &World, task: &Task, left: Left) -> Option<State> {
 
 async fn keep(world: &World, consumer: &str, task: &Task) -> bool {
     world.store.keep_task(&world.app, consumer, task).await.unwrap()
+}
+
+/// From now on Redis knows of nothing that the consumer did about these tasks for [`SILENCE`].
+async fn silence(broadcast: &Broadcast<'_>, consumer: &str, tasks: &[Task]) {
+    let key = BroadcastKeys::new(&broadcast.world.app).tasks(&broadcast.id);
+    let mut claim = redis::cmd("XCLAIM");
+    claim.arg(key).arg("dispatchers").arg(consumer).arg(0);
+    tasks.iter().for_each(|task| _ = claim.arg(&task.entry));
+    let claimed: Vec<String> =
+        broadcast.world.raw(claim.arg("IDLE").arg(SILENCE.as_millis() as u64).arg("JUSTID")).await;
+    assert_eq!(claimed.len(), tasks.len());
 }
 
 async fn running(world: &World) -> Broadcast<'_> {
@@ -89,7 +99,7 @@ async fn each_task_is_handed_to_one_of_many_consumers_that_ask_at_once() {
             let mut mine = Vec::new();
             for _ in 0..4 {
                 for id in &broadcasts {
-                    mine.extend(store.take_tasks(&app, id, &format!("c{number}"), NEVER, 1).await.unwrap());
+                    mine.extend(store.take_tasks(&app, id, &format!("c{number}"), NEVER, 1, 1).await.unwrap());
                 }
             }
             mine
@@ -176,7 +186,7 @@ async fn a_task_is_taken_over_after_a_silence_and_not_from_who_keeps_it() {
     let broadcast = running(&world).await;
     let mine = take(&broadcast, "a", 100).await;
     assert_eq!(take_over(&broadcast, "b", SILENCE, 100).await, []);
-    tokio::time::sleep(SILENCE).await;
+    silence(&broadcast, "a", &mine).await;
     assert!(keep(&world, "a", &mine[1]).await);
     let over = take_over(&broadcast, "b", SILENCE, 2).await;
     assert_eq!(over, [mine[0].clone(), mine[2].clone()]);
@@ -203,7 +213,9 @@ async fn a_silent_consumers_task_is_found_behind_any_number_that_are_alive() {
     let broadcast = running(&world).await;
     let (alive, silent) = (take(&broadcast, "a", 3).await, take(&broadcast, "b", 100).await);
     assert_eq!((alive.len(), silent.len()), (3, 1));
-    tokio::time::sleep(SILENCE).await;
+    for (consumer, tasks) in [("a", &alive), ("b", &silent)] {
+        silence(&broadcast, consumer, tasks).await;
+    }
     for task in &alive {
         assert!(keep(&world, "a", task).await);
     }
@@ -215,4 +227,17 @@ async fn where_there_is_no_broadcast_there_is_nothing_to_take() {
     let world = World::new().await;
     let pending = Broadcast::new(&world, true).await;
     assert_eq!(take_over(&pending, "a", Duration::ZERO, 1).await, []);
+}
+
+#[tokio::test]
+async fn who_has_no_hand_free_may_still_claim_what_others_were_silent_about() {
+    let world = World::new().await;
+    let broadcast = running(&world).await;
+    let silent = take(&broadcast, "a", 2).await;
+    tokio::time::sleep(SILENCE).await;
+    let World { store, app, .. } = &world;
+    let claim = async |most| store.take_tasks(app, &broadcast.id, "b", SILENCE, 0, most).await.unwrap();
+    assert_eq!(claim(1).await, silent[..1]);
+    assert_eq!(claim(9).await, silent[1..], "and not what nobody has");
+    assert_eq!(take(&broadcast, "b", 100).await.len(), 2);
 }

@@ -168,8 +168,7 @@ async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once()
             }
         });
     }
-    let ends = tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await;
-    let (mine, busy): (Vec<u64>, Vec<u64>) = ends.expect("somebody is busy for ever").into_iter().unzip();
+    let (mine, busy): (Vec<u64>, Vec<u64>) = tasks.join_all().await.into_iter().unzip();
     // Who met the last one under way may have been told that there are none, so somebody else took what came back.
     assert_eq!(mine.iter().sum::<u64>(), 200);
     assert!(busy.iter().sum::<u64>() > 0, "nobody had to wait");

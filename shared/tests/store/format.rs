@@ -14,7 +14,7 @@ use shared::store::leases::{LeaseId, Leased, Verdict};
 use shared::store::record::{self, KEEP_TOUCH, Record};
 use shared::store::stock::Count;
 
-use crate::world::{TERMS, World, expiries, form_id, leased, user};
+use crate::world::{TERMS, World, cases, expiries, form_id, leased, user};
 
 fn tail(credential: &Credential) -> Vec<u8> {
     let mut packed = Vec::new();
@@ -56,7 +56,7 @@ fn credentials() -> impl Strategy<Value = Vec<Credential>> {
 fn what_rust_packs_the_scripts_read_the_same() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (world, anna) = (runtime.block_on(World::with_cap(1000)), user("oAnna"));
-    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(32, 400);
     proptest!(config, |(credentials in credentials(), consumed in vec(any::<bool>(), 24))| {
         runtime.block_on(async {
             world.raw::<()>(&redis::cmd("FLUSHALL")).await;
@@ -110,14 +110,14 @@ fn the_scripts_touch_a_user_and_rust_reads_when() {
         include_str!("../../src/store/scripts/head/records.lua"),
         include_str!("../../src/store/scripts/head/stock.lua"),
         include_str!("../../src/store/scripts/head/touch.lua"),
-        "return { now, keep_touch, touched_at(ARGV[1]) or -1, touch(ARGV[1]) }",
+        "return { now, keep_touch, touched_at(ARGV[1]) or -1, touch(ARGV[1], now) }",
     );
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());
     let run = async |field: &[u8]| -> (u32, u64, i64, Vec<u8>) {
         world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field)).await
     };
-    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(32, 400);
     // Ids in whose bytes the mark of a touch hides, and a touch older than now or none.
     let decoys = vec(("([0-9a-f]{2}){0,3}", "([0-9a-f]{2}){0,3}", 1..1000_i64), 0..3);
     proptest!(config, |(mut credentials in credentials(), decoys in decoys, ago in prop::option::of(1..604_800_u32))| {

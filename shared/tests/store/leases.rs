@@ -188,6 +188,9 @@ async fn each_verdict_does_to_a_prepay_id_what_it_says() {
         (Verdict::Return, 3, false),
         (Verdict::Suspect, 3, true),
         (Verdict::Discard, 0, false),
+        (Verdict::Unknown, 2, false),
+        (Verdict::UnknownDiscard, 0, false),
+        (Verdict::UnknownVoid, 0, false),
     ] {
         let world = World::new().await;
         world.collect(&anna, &[prepay_id("p1", 3, 1)]).await;

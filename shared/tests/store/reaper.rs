@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use shared::store::leases::{LeaseId, LeaseTerms, Leased, Reaped, Settled, Verdict};
+use shared::store::stock::Ledger;
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, prepay_id, request, user};
 
-const NOTHING: Reaped = Reaped { pinned: 0, suspect: 0, spent: 0, expired: 0 };
+const NOTHING: Reaped = Reaped { pinned: 0, suspect: 0, spent: 0 };
 
 #[tokio::test]
 async fn a_lease_that_is_not_late_is_left_alone() {
@@ -35,14 +36,15 @@ async fn without_a_request_a_form_id_comes_back_as_suspect_and_a_prepay_use_is_s
 }
 
 #[tokio::test]
-async fn what_expired_in_flight_is_counted_as_expired() {
+async fn a_form_id_that_expired_in_flight_is_spent_on_an_unknown_message() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1)]).await;
     world.lease(&anna).await;
     world.advance(2).await;
-    assert_eq!(world.reap(&TERMS).await, Reaped { expired: 1, ..NOTHING });
+    assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..NOTHING });
     assert_eq!(world.stored(&anna).await, []);
-    assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 1);
+    let ledger = world.store.ledger(&world.app).await.unwrap();
+    assert_eq!(ledger, Ledger { collected: 1, consumed: 1, unknown: 1, ..Ledger::default() });
     world.assert_sound().await;
 }
 

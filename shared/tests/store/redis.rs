@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use shared::credential::{AppId, GrantUses, OpenId};
 use shared::store::broadcast::audience::Choice;
 use shared::store::broadcast::pages::{Next, Settlement};
-use shared::store::broadcast::permits::{Api, Bounds, Budget};
+use shared::store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use shared::store::broadcast::records::Move;
 use shared::store::broadcast::tasks::{Left, Task};
 use shared::store::credentials::{OnceKey, Packed};
@@ -129,16 +129,19 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
         store.has_users(app),
         store.has_recipients(app, id),
         store.close_part(app, id, bucket, false),
-        store.take_page(app, id, bucket, owner, 1, &choice, &TERMS),
+        store.take_page(app, id, bucket, owner, 1, 1, &choice, &TERMS),
         store.in_flight(app, id, bucket),
         store.take_over(app, id, bucket, owner, users, &TERMS),
         store.settle_page(app, id, bucket, &[settlement], &choice, &TERMS),
-        store.permit(app, id, 1, 0, 0, &bounds, budget),
+        store.permit(app, id, bucket, &Permits::default(), 1, 0, &bounds, budget),
+        store.bucket_permits(app, id, bucket, 0, true),
         store.count_messages(app, budget, 1),
-        store.set_quota(app, budget, 1, 1),
+        store.ended_messages(app, budget),
+        store.set_quota(app, budget, 1, 1, 1),
         store.quota(app, budget),
         store.may_ask_quota(app, budget.api, day),
-        store.take_tasks(app, id, "c1", day, 1),
+        store.may_recount_quota(app, budget.api, day),
+        store.take_tasks(app, id, "c1", day, 1, 1),
         store.keep_task(app, "c1", &task),
         store.leave_task(app, &task, Left::Done),
     );
@@ -244,6 +247,6 @@ async fn scripts_touch_no_key_that_they_were_not_given() {
             _ => {}
         }
     }
-    assert_eq!(scripts.len(), 25, "not every script ran");
+    assert_eq!(scripts.len(), 27, "not every script ran");
     assert!(touched > 50);
 }

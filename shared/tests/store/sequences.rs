@@ -17,7 +17,9 @@ use shared::store::stock::Stock;
 use shared::store::wanted::{Kinds, Wanted};
 
 use crate::model::{Grant, Held, Item, Model};
-use crate::world::{HOUR, TERMS, World, any_kind, marks, packed_grant, request, store, template, timeless, user};
+use crate::world::{
+    HOUR, TERMS, World, any_kind, cases, marks, packed_grant, request, store, template, timeless, user,
+};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 5] = ["oA", "oB", "oC", "oD", "oE"];
@@ -39,7 +41,7 @@ const IDS: [(&str, Kind); 10] = [
 /// Templates that are the ids of other credentials, too.
 const TEMPLATES: [&str; 3] = ["a", "6100", "p"];
 
-const VERDICTS: [Verdict; 7] = [
+const VERDICTS: [Verdict; 9] = [
     Verdict::Consume,
     Verdict::Return,
     Verdict::Suspect,
@@ -47,6 +49,8 @@ const VERDICTS: [Verdict; 7] = [
     Verdict::Hold,
     Verdict::Unknown,
     Verdict::Void,
+    Verdict::UnknownDiscard,
+    Verdict::UnknownVoid,
 ];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
 
@@ -342,7 +346,7 @@ fn the_store_does_what_the_model_does() {
     for store in &stores {
         runtime.block_on(store.prepare()).unwrap();
     }
-    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(32, 400);
     proptest!(config, |(cap in 0..CAPS.len(), ops in vec((op(), prop::bool::weighted(0.2)), 1..60))| {
         runtime.block_on(async {
             world.raw::<()>(&redis::cmd("FLUSHALL")).await;

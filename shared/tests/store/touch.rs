@@ -35,7 +35,17 @@ async fn bytes(world: &World, user: &OpenId) -> usize {
 async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
     let anna = user("oAnna");
     for credential in [form_id("c1", 9), prepay_id("c1", 2, 9)] {
-        for verdict in [Verdict::Hold, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Consume] {
+        for verdict in [
+            Verdict::Hold,
+            Verdict::Return,
+            Verdict::Discard,
+            Verdict::Void,
+            Verdict::Suspect,
+            Verdict::Consume,
+            Verdict::Unknown,
+            Verdict::UnknownDiscard,
+            Verdict::UnknownVoid,
+        ] {
             let (world, message) = (World::new().await, request("r1", 1));
             world.collect(&anna, &[credential.clone(), form_id("f2", 9)]).await;
             let bob = world.neighbour(&anna);
@@ -43,7 +53,8 @@ async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
             let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
             assert_eq!(touched(&world, &anna).await, None, "not by a lease");
             world.settle_request(&anna, lease.id, verdict, None, &message).await;
-            let wanted = (verdict == Verdict::Consume).then_some(0);
+            let not_sent = [Verdict::Hold, Verdict::Return, Verdict::Discard, Verdict::Void].contains(&verdict);
+            let wanted = (!not_sent).then_some(0);
             assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (wanted, None), "{verdict:?}");
             world.assert_sound().await;
         }
@@ -63,7 +74,7 @@ async fn a_message_is_known_too_when_the_next_credential_is_leased_in_the_same_s
 }
 
 #[tokio::test]
-async fn the_reaper_touches_whose_prepay_use_it_counts_as_spent_and_not_whose_form_id_it_puts_back() {
+async fn the_reaper_touches_each_user_with_the_time_of_the_deadline() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     world.collect(&anna, &[prepay_id("p1", 1, 9)]).await;
@@ -71,9 +82,26 @@ async fn the_reaper_touches_whose_prepay_use_it_counts_as_spent_and_not_whose_fo
     for owner in [&anna, &bob] {
         leased(world.ask(owner, LeaseId::random(), &BRIEF, None).await);
     }
+    world.advance(2).await;
     assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, spent: 1, ..Reaped::default() });
-    assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (Some(0), None));
+    assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (Some(2), Some(2)));
     assert_eq!(bytes(&world, &anna).await, 7, "the touch is all that is left");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn the_reaper_leaves_a_newer_touch_and_adds_none_that_has_expired() {
+    let (world, anna) = (World::new().await, user("oAnna"));
+    world.collect(&anna, &[prepay_id("p1", 2, 9)]).await;
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    world.advance(2).await;
+    send(&world, &anna).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..Reaped::default() });
+    assert_eq!(touched(&world, &anna).await, Some(0));
+    leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    world.advance(8 * 24).await;
+    assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..Reaped::default() });
+    assert_eq!(world.store.users(&world.app).await.unwrap(), 0, "nothing is stored of the user");
     world.assert_sound().await;
 }
 

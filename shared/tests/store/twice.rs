@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Scripts that are known to do more the second time: see `connections` in the store.
-const ADD_UP: [&[u8]; 4] = [b"'permit: ", b"'count: ", b"'streak: ", b"'page: "];
+const ADD_UP: [&[u8]; 3] = [b"'count: ", b"'streak: ", b"'page: "];
 
 /// Stands before a Redis; answers where.
 pub async fn before(redis: &Redis) -> String {

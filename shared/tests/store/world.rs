@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deadpool_redis::redis::{self, Cmd, FromRedisValue};
+use proptest::prelude::ProptestConfig;
 use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, OpenId, RequestId, TemplateId};
 use shared::store::credentials::{MAX_COLLECT, OnceKey, Packed};
 use shared::store::keys::{Bucket, BucketKeys};
 use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
 use shared::store::wanted::Wanted;
 use shared::store::{Store, StoreConfig, record};
-use testing::{Redis, store_config};
+use testing::{Redis, sized, store_config};
 
 use crate::raw::Raw;
 
@@ -128,7 +129,6 @@ impl World {
             sum.pinned += reaped.pinned;
             sum.suspect += reaped.suspect;
             sum.spent += reaped.spent;
-            sum.expired += reaped.expired;
         }
         sum
     }
@@ -241,6 +241,12 @@ impl World {
 
 pub fn store(redis: &Redis, cap: u16) -> Store {
     Store::new(&StoreConfig { cap, ..store_config(redis.url()) }).unwrap()
+}
+
+/// How many random cases a property is held against. Each run draws others, so what a few hundred would find in one run a
+/// few runs find too; `./deploy/test.sh --soak` takes the larger number.
+pub fn cases(usual: u32, soak: u32) -> ProptestConfig {
+    ProptestConfig { cases: sized(usual, soak), failure_persistence: None, ..ProptestConfig::default() }
 }
 
 pub fn any_kind() -> Wanted {

@@ -1,8 +1,6 @@
 //! How much may be under way at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::proto::{CollectStreamRequest, CollectStreamResponse, EraseUserRequest};
 use testing::{Redis, called, eventually};
@@ -10,34 +8,27 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
-use tonic_types::StatusExt as _;
 
 use super::*;
 
-fn pause(redis: &Redis, milliseconds: u32) {
-    redis.everywhere(&format!("CLIENT PAUSE {milliseconds} ALL"));
-}
-
 fn assert_overloaded(status: &Status) {
-    assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "OVERLOADED"), "{status:?}");
-    assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    testing::assert_overloaded(status);
     assert_eq!(pushback(status).as_deref(), Some("500"));
 }
 
 #[tokio::test]
 async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
-    let redis = Redis::start();
-    let (collector, mut client) = collector(&redis, &["--max-requests", "3", "--redis-timeout", "10s"]).await;
-    pause(&redis, 2000);
+    let redis = Redis::alone();
+    let (collector, mut client) = collector(&redis, &["--max-requests", "3", "--redis-timeout", "10m"]).await;
+    // Until it goes on, no call ends that has to wait for one of the three.
+    redis.servers()[0].hang();
     let mut calls = JoinSet::new();
     for n in 0..3 {
         let mut client = client.clone();
         calls.spawn(async move { collect(&mut client, vec![form("oUser", &format!("f{n}"))]).await });
     }
     let mut turned_away = 0;
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(800) {
-        let asked = Instant::now();
+    while turned_away < 20 {
         // Until those three have arrived, one of these may take a place. It has no user, so it needs no Redis.
         match client.erase_user(EraseUserRequest { app_id: APP.into(), openid: String::new() }).await {
             Err(status) if status.code() == Code::InvalidArgument => {}
@@ -46,12 +37,11 @@ async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
                 turned_away += 1;
             }
         }
-        assert!(asked.elapsed() < Duration::from_millis(500), "it waited");
     }
-    assert!(turned_away > 10, "{turned_away}");
     assert!(collector.is_serving().await);
     let status = called(connect(collector.address()).await, "/formid.v1.CollectorService/Nothing", Request::new(()));
     assert_overloaded(&status.await.unwrap_err());
+    redis.servers()[0].go_on();
     while let Some(call) = calls.join_next().await {
         call.unwrap().unwrap();
     }
@@ -60,18 +50,24 @@ async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
 
 #[tokio::test]
 async fn a_call_that_is_given_up_makes_room() {
-    let redis = Redis::start();
-    let (_collector, client) = collector(&redis, &["--max-requests", "1", "--redis-timeout", "10s"]).await;
-    pause(&redis, 1500);
+    let redis = Redis::alone();
+    let (_collector, client) = collector(&redis, &["--max-requests", "1", "--redis-timeout", "10m"]).await;
+    redis.servers()[0].hang();
     let inventory = || shared::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
     for _ in 0..5 {
-        let mut given_up = Request::new(inventory());
-        given_up.set_timeout(Duration::from_millis(50));
-        let status = client.clone().get_inventory(given_up).await.unwrap_err();
-        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // It gets the place of the one before, a moment after that was given up.
+        eventually("a call is taken and given up", SOON, async || {
+            let mut given_up = Request::new(inventory());
+            given_up.set_timeout(Duration::from_millis(50));
+            let status = client.clone().get_inventory(given_up).await.unwrap_err();
+            let refused = status.code() == Code::ResourceExhausted;
+            assert!(refused || matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+            !refused
+        })
+        .await;
     }
-    client.clone().get_inventory(inventory()).await.unwrap();
+    redis.servers()[0].go_on();
+    eventually("a call is served", SOON, async || client.clone().get_inventory(inventory()).await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -95,10 +91,10 @@ async fn streams_are_counted_apart_from_calls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
     let redis = Redis::start();
-    let (_collector, mut client) = collector(&redis, &["--redis-timeout", "60s", "--records-per-user", "10"]).await;
+    let (_collector, mut client) = collector(&redis, &["--redis-timeout", "10m", "--records-per-user", "10"]).await;
     let room = collector::ingest::ROOM / collector::service::MAX_CREDENTIALS;
     // Writes only: the command that ends it is none.
-    redis.everywhere("CLIENT PAUSE 60000 WRITE");
+    redis.everywhere("CLIENT PAUSE 600000 WRITE");
     let credentials: Vec<_> = (0..1000).map(|n| form(&format!("o{n}"), "f")).collect();
     let mut calls = JoinSet::new();
     for _ in 0..room + 20 {
@@ -144,62 +140,4 @@ async fn a_message_that_is_too_large_or_none_at_all_has_a_reason_too() {
     let channel = connect(collector.address()).await;
     let status = called(channel, "/formid.v1.CollectorService/GetStock", Request::new(wrong)).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
-}
-
-/// The time that half of the calls that were served took at most, of so many callers that call again at once, or when
-/// they are told to; and how many were turned away.
-async fn crowded(redis: &Redis, max_requests: &str) -> (Duration, usize) {
-    const CALLERS: usize = 300;
-    const CONNECTIONS: usize = 8;
-    let (collector, _) = collector(redis, &["--max-requests", max_requests]).await;
-    let turned_away = Arc::new(AtomicUsize::new(0));
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        clients.push(collector.client().await);
-    }
-    let mut tasks = JoinSet::new();
-    for caller in 0..CALLERS {
-        let (mut client, turned_away) = (clients[caller % CONNECTIONS].clone(), Arc::clone(&turned_away));
-        tasks.spawn(async move {
-            let (start, mut served) = (Instant::now(), Vec::new());
-            for n in 0.. {
-                if start.elapsed() > Duration::from_secs(3) {
-                    break;
-                }
-                let asked = Instant::now();
-                match collect(&mut client, vec![form(&format!("o{caller}"), &format!("{n}"))]).await {
-                    Ok(_) => served.push(asked.elapsed()),
-                    Err(status) => {
-                        assert_overloaded(&status);
-                        turned_away.fetch_add(1, Ordering::Relaxed);
-                        let retry = status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
-                        tokio::time::sleep(retry).await;
-                    }
-                }
-            }
-            served
-        });
-    }
-    let mut served = tasks.join_all().await.concat();
-    served.sort();
-    assert!(served.len() > 100, "{}", served.len());
-    (served[served.len() / 2], turned_away.load(Ordering::Relaxed))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn those_who_are_served_do_not_wait_for_those_who_are_too_many() {
-    let redis = Redis::start();
-    let mut measured = Vec::new();
-    // What else runs on this machine may get into one of the two, but hardly three times.
-    for _ in 0..3 {
-        let (bounded, turned_away) = crowded(&redis, "16").await;
-        assert!(turned_away > 100, "{turned_away}");
-        let (unbounded, turned_away) = crowded(&redis, "1000000").await;
-        assert_eq!(turned_away, 0);
-        measured.push((bounded, unbounded));
-        if bounded * 2 < unbounded {
-            return;
-        }
-    }
-    panic!("with a bound and without: {measured:?}");
 }

@@ -90,13 +90,16 @@ async fn neither_tokens_nor_hashes_nor_keys_reach_the_log_and_who_erased_does() 
     // Files that become wrong are told of, with nothing of what is in them.
     callers.write_text(&format!("[callers.a]\ntoken_sha256 = ['{hash}CANARY', 'CANARY\napps = ['CANARY']"));
     std::fs::write(path("key"), pair.key.replace("PRIVATE KEY", "CANARY")).unwrap();
-    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    let refused = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains("refused"));
+    eventually("what became wrong is logged", SOON, async || {
+        let log = std::fs::read_to_string(path("log")).unwrap();
+        refused(&log, "the callers file") && refused(&log, "the TLS certificate")
+    })
+    .await;
     process.signal("TERM");
     assert_eq!(process.wait(SOON).await, Some(0));
 
     let log = std::fs::read_to_string(path("log")).unwrap();
-    let refused = |what: &str| log.lines().any(|line| line.contains(what) && line.contains("refused"));
-    assert!(refused("the callers file") && refused("the TLS certificate"), "what became wrong is not told");
     let audit = log.lines().find(|line| line.contains("EraseUser")).expect("no audit event");
     assert!(audit.contains("privacy-desk") && audit.contains(APP), "{audit}");
     let key_lines = pair.key.lines().chain(client_pair.key.lines()).filter(|line| !line.starts_with("-----"));

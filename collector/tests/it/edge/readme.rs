@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use testing::{Redis, free_port};
+use testing::{Redis, free_port, replaced};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_way_to_make_a_token_that_the_readme_shows_works() {
@@ -16,14 +16,15 @@ async fn the_way_to_make_a_token_that_the_readme_shows_works() {
         ("./target/debug/collector", env!("CARGO_BIN_EXE_collector")),
         ("redis://127.0.0.1:7000", &redis.url()),
         ("7011", &port),
+        // The checkout, and so the program, may be in the temporary folder too.
         ("/tmp/", &format!("{}/", folder.path().display())),
     ];
-    let pasted = here.iter().fold(pasted.to_owned(), |pasted, (shown, here)| {
+    for (shown, _) in here {
         assert!(pasted.contains(shown), "{shown} in {pasted}");
-        pasted.replace(shown, here)
-    });
+    }
+    let pasted = replaced(pasted, &here);
     let script = format!("[ -z \"$FORMID_GRPCURL\" ] || grpcurl() {{ \"$FORMID_GRPCURL\" \"$@\"; }}\n{pasted}\n");
-    let run = move || Command::new("timeout").args(["60", "bash", "-c", &script]).output().unwrap();
+    let run = move || Command::new("timeout").args(["600", "bash", "-c", &script]).output().unwrap();
     let output = tokio::task::spawn_blocking(run).await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("countedAt"), "{out}\n{err}");

@@ -1,8 +1,8 @@
 //! TLS, and callers that are known by their certificates.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use testing::tls::{Authority, Pair, channel, dial};
 use testing::{CallersFile, Redis, Scrape, eventually, grpcurl_tls, printed};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -185,17 +185,16 @@ async fn slow_and_broken_handshakes_block_nobody() {
         }
         silent.push(stream);
     }
-    let start = Instant::now();
     for _ in 0..5 {
         assert_eq!(secured.stock(None, "all").await, "OK");
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Of those that say nothing at all, the last to come is still waited for: no call has waited for its end.
+    let last = silent.iter_mut().step_by(3).next_back().unwrap().read_to_end(&mut Vec::new()).now_or_never();
+    assert!(last.is_none(), "the calls waited for the handshakes: {last:?}");
     // In the end they are let go.
-    let start = Instant::now();
     for mut stream in silent {
-        let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("it is still open");
+        let _ = stream.read_to_end(&mut Vec::new()).await;
     }
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 }
 
 #[tokio::test]

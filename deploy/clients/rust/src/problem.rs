@@ -47,9 +47,10 @@ impl Problem {
             // FAILED_PRECONDITION and the like say the same again.
             matches!(self.code, Unavailable | Aborted | DeadlineExceeded | ResourceExhausted)
         } else {
-            // tonic has several codes for a connection that breaks, and CANCELLED for a deadline that passes. Nobody knows
-            // how far the call came; every call here is safe to repeat, by its form id or by its request id.
-            matches!(self.code, Unavailable | DeadlineExceeded | Unknown | Internal | Cancelled)
+            // tonic has several codes for a connection that breaks (RESOURCE_EXHAUSTED where HTTP/2 says ENHANCE_YOUR_CALM),
+            // and CANCELLED for a deadline that passes. How far the call came is not known; every call here is safe to
+            // repeat, by its form id or by its request id.
+            matches!(self.code, Unavailable | DeadlineExceeded | Unknown | Internal | Cancelled | ResourceExhausted)
         }
     }
 

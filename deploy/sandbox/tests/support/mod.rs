@@ -196,15 +196,18 @@ pub fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Waits for something that happens by itself, and not for long.
+/// Waits for something that happens by itself, however long that takes: the test runner ends a test that hangs, and shows
+/// what it waited for.
+#[allow(clippy::print_stderr, reason = "see above")]
 pub async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if happened() {
-            return;
+    let mut polls = 0_u64;
+    while !happened() {
+        polls += 1;
+        if polls >= 1000 && polls.is_power_of_two() {
+            eprintln!("still waiting: {what}");
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("{what}: not in ten seconds");
 }
 
 pub fn settings(fields: Value) -> Settings {

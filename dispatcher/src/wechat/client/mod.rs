@@ -17,12 +17,14 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use serde::Deserialize;
 use shared::metrics::Histogram;
+use shared::outage::Outages;
 use tracing::Span;
 
 use super::message::Delivery;
 use super::token::refusals::{self, Weight};
 use crate::apps::{App, TokenEndpoint};
 use crate::metrics::WechatMetrics;
+use crate::outages::WechatOutages;
 use crate::spans;
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
@@ -60,7 +62,7 @@ const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
-    /// Whether its calls are spans.
+    /// Whether its calls are spans where nothing around them is one.
     traced: bool,
 }
 
@@ -72,6 +74,7 @@ struct Inner {
     quota: Url,
     token: Url,
     metrics: Option<WechatMetrics>,
+    outages: WechatOutages,
 }
 
 impl Client {
@@ -105,11 +108,13 @@ impl Client {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
             TokenEndpoint::Plain => endpoint(&app.base_url, &["cgi-bin", "token"])?,
         };
-        let inner = Inner { http, app, template_send, subscribe_send, quota, token, metrics };
+        let outages = metrics.as_ref().map(|metrics| metrics.outages.clone());
+        let outages = outages.unwrap_or_else(|| WechatOutages::new(&app.id, &Outages::default()));
+        let inner = Inner { http, app, template_send, subscribe_send, quota, token, metrics, outages };
         Ok(Self { inner: Arc::new(inner), traced: true })
     }
 
-    /// One whose calls are no spans of their own: for broadcasts, which would have one for each message.
+    /// One whose calls are spans only within another: for broadcasts, which would have one for each message.
     #[must_use]
     pub fn untraced(self) -> Self {
         Self { traced: false, ..self }
@@ -118,6 +123,11 @@ impl Client {
     /// The app whose connections these are.
     pub fn app(&self) -> &Arc<App> {
         &self.inner.app
+    }
+
+    /// What is logged while WeChat is away.
+    pub(crate) fn outages(&self) -> &WechatOutages {
+        &self.inner.outages
     }
 
     /// `template/send` or `subscribe/send`, once. The body is [`super::message::Message::body`].
@@ -144,11 +154,15 @@ impl Client {
             Err(cause) => Reply::Unanswered(cause),
         };
         spans::replied(&span, &reply);
+        match &reply {
+            Reply::Answered { .. } => _ = self.inner.outages.sends.succeeded(),
+            Reply::NotSent(cause) | Reply::Unanswered(cause) => self.inner.outages.sends.failed(cause),
+        }
         reply
     }
 
     fn span(&self, api: &'static str, method: &'static str) -> Span {
-        if self.traced { spans::call(api, method) } else { Span::none() }
+        if self.traced || !Span::current().is_none() { spans::call(&self.inner.app, api, method) } else { Span::none() }
     }
 
     /// How much of the day's sends of a generation the app has used, by WeChat's count. A gateway may not serve this, so a

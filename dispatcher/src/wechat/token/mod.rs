@@ -144,6 +144,7 @@ struct Inner {
 impl Tokens {
     /// Nothing is fetched yet.
     pub fn new(app: AppId, client: Client, store: Store) -> Self {
+        let work = Work::new(client.outages());
         let inner = Inner {
             app,
             client,
@@ -151,7 +152,7 @@ impl Tokens {
             present: RwLock::default(),
             dead: Mutex::default(),
             bereft: AtomicBool::new(false),
-            work: Arc::default(),
+            work: Arc::new(tokio::sync::Mutex::new(work)),
             changed: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -234,7 +235,7 @@ impl Tokens {
     async fn search(&self, mut work: OwnedMutexGuard<Work>, old: Option<Arc<Token>>) -> Result<Arc<Token>, TokenError> {
         let inner = Arc::clone(&self.inner);
         let search = async move { inner.obtain(&mut work, old.as_deref()).await };
-        let search = tokio::spawn(search.instrument(spans::token()));
+        let search = tokio::spawn(search.instrument(spans::token(&self.inner.app)));
         search.await.unwrap_or(Err(TokenError::Transient(Trouble::Stopping)))
     }
 }

@@ -62,6 +62,7 @@ impl Inner {
             if let Some(shared) = self.store.token(&self.app).await?
                 && self.will_do(&shared, old)
             {
+                work.sharing.succeeded();
                 return Ok(self.install(Token::new(shared)));
             }
             if self.store.lock_token(&self.app, &owner, ttl).await? {
@@ -91,9 +92,8 @@ impl Inner {
             }
         }
         let (shared, life) = self.fetch(work).await?;
-        if let Err(error) = self.store.put_token(&self.app, &shared, life).await {
-            warn!(app = %self.app, %error, "an access token is not shared: the other replicas fetch their own");
-        }
+        // Without it the other replicas fetch their own.
+        work.sharing.note(&self.store.put_token(&self.app, &shared, life).await);
         Ok(self.install(Token::new(shared)))
     }
 
@@ -101,7 +101,7 @@ impl Inner {
         match self.client.app().token_endpoint {
             TokenEndpoint::Plain => Err(TokenError::Transient(Trouble::Store)),
             TokenEndpoint::Stable => {
-                warn!(app = %self.app, %error, "Redis does not answer: fetching an access token without sharing it");
+                work.sharing.failed(error);
                 let (shared, _) = self.fetch(work).await?;
                 Ok(self.install(Token::new(shared)))
             }

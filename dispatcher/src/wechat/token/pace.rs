@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use shared::credential::AppId;
-use tracing::{debug, error, info, warn};
+use shared::outage::Operation;
+use tracing::{debug, error, warn};
 
 use super::refusals::{self, Weight};
 use super::{TokenError, Trouble};
+use crate::outages::WechatOutages;
 use crate::wechat::client::Cause;
 
 /// The first pause after an error that may pass by itself.
@@ -34,11 +36,12 @@ const DEATH_PAUSE: Duration = Duration::from_secs(60);
 pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What the one task that looks for a token knows of earlier attempts.
-#[derive(Default)]
 pub(super) struct Work {
     hold: Option<Hold>,
     pub(super) forced: Forced,
     pub(super) deaths: Deaths,
+    obtaining: Operation,
+    pub(super) sharing: Operation,
 }
 
 /// An error that is answered without a new attempt for a while.
@@ -50,6 +53,11 @@ struct Hold {
 }
 
 impl Work {
+    pub(super) fn new(outages: &WechatOutages) -> Self {
+        let (obtaining, sharing) = (outages.tokens.operation(), outages.sharing.operation());
+        Self { hold: None, forced: Forced::default(), deaths: Deaths::default(), obtaining, sharing }
+    }
+
     /// The last error while it stands, and for how much longer.
     pub(super) fn standing(&self) -> Option<(TokenError, Duration)> {
         let hold = self.hold.as_ref()?;
@@ -71,11 +79,12 @@ impl Work {
     /// Takes note of an attempt, and tells the operator what is new.
     pub(super) fn note(&mut self, app: &AppId, result: Result<(), &TokenError>) {
         let Err(error) = result else {
-            if self.hold.take().is_some() {
-                info!(%app, "there is an access token again");
-            }
+            self.hold = None;
+            self.obtaining.succeeded();
             return;
         };
+        // What is to be done about it is logged below.
+        self.obtaining.fails();
         let before = self.hold.take();
         let refused = matches!(error, TokenError::Refused { .. });
         let (first, longest) =
@@ -98,13 +107,13 @@ fn tell(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
         (TokenError::Refused { errcode, rid, sentence }, _) => {
             error!(%app, errcode, rid, todo = sentence, "WeChat refuses an access token: nothing is sent for this app");
         }
-        (TokenError::Transient(trouble), Some(TokenError::Transient(known))) if trouble == known => {
-            debug!(%app, %trouble, "still no access token");
-        }
-        (TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))), _)
-            if refusals::row_of(*errcode).weight == Weight::Unknown =>
+        (TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))), before)
+            if refusals::row_of(*errcode).weight == Weight::Unknown && before != Some(error) =>
         {
             error!(%app, errcode, "WeChat refuses an access token with a code that is not known here");
+        }
+        (TokenError::Transient(trouble), Some(TokenError::Transient(_))) => {
+            debug!(%app, %trouble, "still no access token");
         }
         (TokenError::Transient(trouble), _) => warn!(%app, %trouble, "no access token for now"),
     }
@@ -162,6 +171,8 @@ impl Deaths {
 
 #[cfg(test)]
 mod tests {
+    use shared::outage::Outages;
+
     use super::*;
 
     fn app() -> AppId {
@@ -175,7 +186,7 @@ mod tests {
         for (error, first, longest) in
             [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]
         {
-            let mut work = Work::default();
+            let mut work = Work::new(&WechatOutages::new(&app(), &Outages::default()));
             work.note(&app(), Err(&error));
             let (standing, left) = work.standing().unwrap();
             assert!(standing == error && left > first / 2 && left < first * 2, "{left:?}");

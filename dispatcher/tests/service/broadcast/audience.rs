@@ -195,7 +195,7 @@ async fn form_ids_that_come_in_meanwhile_are_kept_and_bring_nobody_a_second_mess
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..600).await;
     rig.change(json!({"latency_ms": 5}));
-    let request = BroadcastRequest { messages_per_second: 400, ..to_all() };
+    let request = BroadcastRequest { messages_per_second: 200, ..to_all() };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&id, 50).await;
     rig.submit_crowd(0..600).await;

@@ -63,7 +63,7 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
-    let (rig, files) = (Rig::new().await, Files::new());
+    let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..40).await;
     let mut list = String::from("oUser0 {\"keyword1\": \"you\"}\noUser1\t{\"keyword1\": {\"value\": \"and you\"}}\n\n");
@@ -97,7 +97,7 @@ async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_too_long_for_a_call_goes_in_several() {
-    let (rig, files) = (Rig::new().await, Files::new());
+    let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(9_990..10_020).await;
     let list: String = (0..10_020).rev().map(|user| format!("oUser{user}\n")).collect();
@@ -111,7 +111,7 @@ async fn a_list_too_long_for_a_call_goes_in_several() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..20).await;
     let mut canary = to_all();
@@ -152,7 +152,7 @@ async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_dispatcher_is_found_when_one_goes() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     rig.submit_crowd(0..150).await;
     let port = any_port();
     let mut first = rig.process(port);
@@ -173,7 +173,7 @@ async fn the_next_dispatcher_is_found_when_one_goes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_went_wrong_is_told() {
-    let (rig, files) = (Rig::new().await, Files::new());
+    let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..10).await;
     let (code, printed, beside) = run(&dispatcher.at(), &["--template", "", "--page", &"p".repeat(2000)]).await;
@@ -217,7 +217,7 @@ async fn a_person_sends_subscription_messages_to_those_who_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispatcher_with_tls_is_reached_with_a_token_from_a_file_or_the_environment_and_not_in_the_clear() {
-    let (rig, files, authority) = (Rig::new().await, Files::new(), Authority::new("ours"));
+    let (rig, files, authority) = (Rig::patient().await, Files::new(), Authority::new("ours"));
     rig.submit_crowd(0..5).await;
     let everything =
         "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'broadcast', 'broadcast_all']";

@@ -4,9 +4,11 @@ mod audience;
 mod basics;
 mod calls;
 mod example;
+mod intervals;
 mod lists;
 mod outages;
 mod pauses;
+mod permits;
 mod quota;
 mod states;
 mod stops;
@@ -28,7 +30,7 @@ use shared::proto::{
     StartBroadcastRequest, TemplateValue, WatchBroadcastRequest,
 };
 use shared::store::credentials::{MAX_COLLECT, Packed};
-use testing::{eventually, now};
+use testing::{eventually, note, now};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -169,9 +171,12 @@ impl Running {
             }
             panic!("it ended before it was {states:?}: {last:?}");
         };
-        match tokio::time::timeout(Duration::from_secs(60), watch).await {
-            Ok(info) => info,
-            Err(_) => panic!("never {states:?}: {:?}", self.look(id).await),
+        tokio::pin!(watch);
+        loop {
+            match tokio::time::timeout(Duration::from_secs(30), &mut watch).await {
+                Ok(info) => return info,
+                Err(_) => note(&format!("still waiting for {states:?}: {:?}", self.look(id).await)),
+            }
         }
     }
 }

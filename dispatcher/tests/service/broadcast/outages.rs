@@ -1,7 +1,7 @@
 //! WeChat away, answers that do not come, and tokens that die, in the middle of a broadcast.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{tally, to_all};
 use crate::rig::{APP, Rig, Running, any_port, message};
@@ -25,12 +25,12 @@ async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..800).await;
     rig.submit_crowd(0..800).await;
     rig.change(json!({"latency_ms": 5}));
-    let request = BroadcastRequest { messages_per_second: 800, ..to_all() };
+    let request = BroadcastRequest { messages_per_second: 400, ..to_all() };
     let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
     dispatchers[0].until_delivered(&id, 100).await;
     rig.sandbox.add_faults(vec![Rule::new(FaultKind::Http500Before)]).unwrap();
@@ -41,17 +41,17 @@ async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
     .await;
     // The length of the outage: there is nothing to wait for in it.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = rig.calls();
+    let (before, since) = (rig.calls(), Instant::now());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let tried = rig.calls() - before;
-    assert!(tried < 60, "{tried} calls in the second second of an outage");
+    let tried = (rig.calls() - before) as f64 / since.elapsed().as_secs_f64();
+    assert!(tried < 60.0, "{tried} calls a second in an outage");
     rig.sandbox.clear_faults();
     assert_everyone_once(&rig, &dispatchers[0], &id, 800).await;
 }
 
 #[tokio::test]
 async fn a_wechat_that_refuses_connections_is_waited_for_and_nothing_is_in_doubt() {
-    let mut rig = Rig::new().await;
+    let mut rig = Rig::patient().await;
     rig.submit_crowd(0..60).await;
     let warm = rig.dispatcher().await;
     assert!(warm.send(message("oNobody", "gets a token for all")).await.is_err());
@@ -95,7 +95,7 @@ async fn lost_answers_are_found_out_and_everyone_is_reached_once() {
 
 #[tokio::test]
 async fn messages_with_a_payment_that_are_not_answered_are_unknown_and_listed() {
-    let rig = Rig::new().await;
+    let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let payers = 12;
     for user in 0..payers {
@@ -136,7 +136,7 @@ async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_c
     rig.assert_settled(3).await;
     dispatcher.done("ResumeBroadcast", &id).await;
     assert_everyone_once(&rig, &dispatcher, &id, 30).await;
-    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().answers[&41029], 3, "they had been delivered");
+    assert!(rig.sandbox.books(Some(APP)).unwrap().answers[&41029] >= 3, "they had been delivered");
 
     rig.submit_crowd(0..30).await;
     let id = in_doubt(&rig, &dispatcher, cancelled).await;
@@ -146,13 +146,23 @@ async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_c
     assert_eq!((tally(&ended).unknown, tally(&ended).left, tally(&ended).delivered), (3, 27, 0));
     assert_eq!(dispatcher.undelivered(&id).await.len(), 3);
     rig.assert_settled(0).await;
+    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (30 + 3, 3, 27), "{ledger:?}");
+    // None of their form ids is left to make the next broadcast's messages unknown.
+    rig.fault(FaultKind::CutAfter, 3);
+    let next = BroadcastRequest { template_id: "template-3".into(), ..to_all() };
+    let id = dispatcher.broadcast(next).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).unknown), (27, 0));
+    rig.assert_settled(0).await;
 }
 
 /// A broadcast whose first three messages were delivered, and nobody knows; paused there.
 async fn in_doubt(rig: &Rig, dispatcher: &Running, request: BroadcastRequest) -> String {
     rig.sandbox.add_faults(vec![Rule::new(FaultKind::CutAfter)]).unwrap();
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
-    eventually("three are in doubt, and nothing else is under way", Duration::from_secs(20), async || {
+    // It waits for some leases whether the doubt passes, before the canary counts as reached.
+    eventually("three are in doubt, and nothing else is under way", Duration::from_secs(60), async || {
         let info = dispatcher.look(&id).await;
         info.state() == BroadcastState::Paused && tally(&info).in_flight == 3
     })
@@ -167,7 +177,7 @@ async fn a_token_that_dies_in_the_middle_is_fetched_once_for_all_dispatchers() {
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..900).await;
     rig.change(json!({"latency_ms": 10}));
-    let request = BroadcastRequest { messages_per_second: 800, ..to_all() };
+    let request = BroadcastRequest { messages_per_second: 400, ..to_all() };
     let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
     dispatchers[0].until_delivered(&id, 200).await;
     // Somebody else forces a new one, which ends the one in use.

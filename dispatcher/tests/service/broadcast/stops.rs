@@ -73,7 +73,7 @@ async fn a_code_that_stops_the_app_pauses_it_at_once() {
     rig.submit_crowd(0..400).await;
     rig.change(json!({"latency_ms": 5}));
     let id =
-        dispatcher.broadcast(BroadcastRequest { messages_per_second: 400, ..to_all() }).await.unwrap().broadcast_id;
+        dispatcher.broadcast(BroadcastRequest { messages_per_second: 200, ..to_all() }).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&id, 50).await;
     rig.change(json!({"answer": 48001}));
     let stopped = paused(&dispatcher, &id, PauseReason::AppStopped).await;

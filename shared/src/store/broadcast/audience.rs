@@ -24,7 +24,7 @@ const AT_ONCE: usize = 32;
 pub struct Choice {
     /// What the broadcast may spend.
     pub wanted: Wanted,
-    /// Users who got a message within so many seconds are skipped; 0 skips none.
+    /// Users who got a message within so many seconds, or may have, are skipped; 0 skips none.
     pub min_interval: u32,
 }
 
@@ -185,11 +185,11 @@ impl Store {
         terms: &LeaseTerms,
         what: &[&str],
     ) -> Result<(String, Preview), Error> {
-        let users = BucketKeys::new(app, bucket).users();
+        let keys = BucketKeys::new(app, bucket);
         let (cursor, reached, no_credential, recently_messaged) = self
             .redis()?
             .invoke(&scripts::BROADCAST_PREVIEW, |command| {
-                command.arg(1).arg(&users);
+                command.arg(2).arg(keys.users()).arg(keys.leases());
                 command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
                 command.arg(choice.min_interval).arg(what);
             })
@@ -225,8 +225,8 @@ impl Store {
         let part = BucketKeys::new(app, bucket).broadcast(id);
         self.redis()?
             .invoke(&scripts::BROADCAST_CLOSE, |command| {
-                command.arg(6).arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data());
-                command.arg(part.undelivered()).arg(part.excluded());
+                command.arg(7).arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data());
+                command.arg(part.undelivered()).arg(part.excluded()).arg(part.permits());
                 command.arg(KEEP_OPEN.as_secs()).arg(u8::from(cancelled));
             })
             .await

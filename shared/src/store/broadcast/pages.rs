@@ -5,6 +5,7 @@ use std::time::Duration;
 use deadpool_redis::redis::{self, Cmd, Value};
 
 use super::audience::Choice;
+use super::permits::{Permits, read_permits};
 use super::{BroadcastId, KEEP_OPEN};
 use crate::credential::{AppId, OpenId};
 use crate::store::keys::{Bucket, BucketKeys};
@@ -34,14 +35,18 @@ pub type Endings = Vec<(String, u64)>;
 /// What was taken of a bucket's audience.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// How many users; none when the audience is through.
+    /// How many users.
     pub taken: usize,
+    /// No user of the audience waits any more.
+    pub through: bool,
     /// Of these, back in the audience at once: another subscription message to them is under way.
     pub busy: usize,
     /// Those whose messages ended at once.
     pub endings: Endings,
     /// Those among them for whom there is a credential.
     pub ready: Vec<Ready>,
+    /// The permits of the bucket after it.
+    pub permits: Permits,
 }
 
 /// Messages that were in flight, or in doubt.
@@ -94,8 +99,9 @@ pub struct Settlement {
 }
 
 impl Store {
-    /// Takes up to `count` users out of the audience of a bucket, at most [`PAGE`], and leases a credential for each under
-    /// one owner. If the reply is lost the leases run out and are taken over.
+    /// Takes up to `count` users out of the audience of a bucket, at most [`PAGE`] and as many as there are permits, and
+    /// leases a credential for each under one owner. `granted` are the permits of the bucket in all. If the reply is lost the
+    /// leases run out and are taken over.
     #[allow(clippy::too_many_arguments)]
     pub async fn take_page(
         &self,
@@ -104,6 +110,7 @@ impl Store {
         bucket: Bucket,
         owner: LeaseId,
         count: usize,
+        granted: u64,
         choice: &Choice,
         terms: &LeaseTerms,
     ) -> Result<Page, Error> {
@@ -111,16 +118,19 @@ impl Store {
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_PAGE, |command| {
-                command.arg(8);
+                command.arg(9);
                 page_keys(command, &keys, id);
+                command.arg(keys.broadcast(id).permits());
                 command.arg(id.as_str()).arg(&owner.0).arg(count.min(PAGE)).arg(terms.duration.as_millis() as u64);
                 command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
                 command.arg(choice.min_interval);
-                command.arg(KEEP_OPEN.as_secs());
+                command.arg(KEEP_OPEN.as_secs()).arg(granted);
             })
             .await?;
         let mut reply = Reply::new(reply);
-        Ok(Page { taken: reply.next()?, busy: reply.next()?, endings: reply.next()?, ready: ready(reply, owner)? })
+        let (taken, through, busy, endings) = (reply.next()?, reply.next()?, reply.next()?, reply.next()?);
+        let permits = read_permits(granted, &reply.next::<Vec<u64>>()?)?;
+        Ok(Page { taken, through, busy, endings, permits, ready: ready(reply, owner)? })
     }
 
     /// Users of a bucket whose messages are in flight or in doubt, whoever sends them. Few: what fits into flight at once.
@@ -175,9 +185,9 @@ impl Store {
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_SETTLE, |command| {
-                command.arg(9 + msgids.len());
+                command.arg(10 + msgids.len());
                 page_keys(command, &keys, id);
-                command.arg(keys.broadcast(id).sent());
+                command.arg(keys.broadcast(id).sent()).arg(keys.broadcast(id).permits());
                 for msgid in &msgids {
                     command.arg(keys.failed(*msgid));
                 }

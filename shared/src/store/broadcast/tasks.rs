@@ -35,8 +35,8 @@ pub enum Left {
 }
 
 impl Store {
-    /// Takes up to `count` tasks of a broadcast: those that nobody has, and then those of replicas that were silent for
-    /// `silence`.
+    /// Takes up to `count` tasks of a broadcast that nobody has, and then, up to `most` in all, those of replicas that were
+    /// silent for `silence`.
     pub async fn take_tasks(
         &self,
         app: &AppId,
@@ -44,19 +44,24 @@ impl Store {
         consumer: &str,
         silence: Duration,
         count: usize,
+        most: usize,
     ) -> Result<Vec<Task>, Error> {
         let key = BroadcastKeys::new(app).tasks(id);
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(count).arg("STREAMS").arg(&key).arg(">");
-        let reply: Option<StreamReadReply> = there(self.redis()?.run(&command).await)?.unwrap_or_default();
-        let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
-        let mut tasks: Vec<_> = entries.filter_map(|entry| read(id, entry)).collect();
+        let mut tasks = Vec::new();
+        // A count of 0 would take all.
+        if count > 0 {
+            let mut command = redis::cmd("XREADGROUP");
+            command.arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(count).arg("STREAMS").arg(&key).arg(">");
+            let reply: Option<StreamReadReply> = there(self.redis()?.run(&command).await)?.unwrap_or_default();
+            let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
+            tasks.extend(entries.filter_map(|entry| read(id, entry)));
+        }
         let mut from = "0-0".to_owned();
         // One call looks at a few only, and those may all be of replicas that are alive.
-        while tasks.len() < count {
+        while tasks.len() < most {
             let mut command = redis::cmd("XAUTOCLAIM");
             command.arg(&key).arg(GROUP).arg(consumer).arg(silence.as_millis() as u64).arg(&from);
-            command.arg("COUNT").arg(count - tasks.len());
+            command.arg("COUNT").arg(most - tasks.len());
             let Some(reply) = there(self.redis()?.run::<StreamAutoClaimReply>(&command).await)? else { break };
             tasks.extend(reply.claimed.into_iter().filter_map(|entry| read(id, entry)));
             from = reply.next_stream_id;

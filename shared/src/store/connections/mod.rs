@@ -11,8 +11,8 @@
 //! TRYAGAIN, CLUSTERDOWN or READONLY, until its time is up. So all commands must bear to run twice. The second time changes
 //! nothing, as a test of all scripts shows, but for these, where it costs a little and breaks nothing:
 //!
-//! - `broadcast/permit.lua` and `broadcast/count.lua` count messages twice that are sent once: the quota looks fuller than
-//!   it is until WeChat tells its own number, and a canary pauses early;
+//! - `broadcast/count.lua` counts messages twice that are sent once: the quota looks fuller than it is until WeChat reports
+//!   its own number;
 //! - `broadcast/streak.lua` counts a refusal twice: the broadcast pauses after four in a row;
 //! - `broadcast/page.lua` takes a second page: the first is in flight under the same owner, who finds it there when the
 //!   bucket is through; XREADGROUP and XAUTOCLAIM take further tasks: the first are claimed when they were silent long
@@ -24,6 +24,7 @@
 mod cluster;
 mod lanes;
 mod opener;
+mod types;
 mod url;
 
 use std::time::{Duration, Instant};
@@ -32,16 +33,18 @@ use deadpool_redis::redis::{self, Cmd, FromRedisValue, RedisError, Value};
 
 use super::Error;
 use super::scripts::Script;
+use super::told::is_wrong_type;
 use crate::metrics::redis::RedisMetrics;
 use cluster::Cluster;
 use lanes::Lanes;
 use opener::Opener;
+use types::WrongTypes;
 use url::Address;
 pub use url::{BadUrl, RedisUrl};
 
 /// The plain commands that the store uses, by which they are known in metrics.
 pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HLEN HMGET HSET PING SCARD SCRIPT SET SETNX \
-    SMEMBERS XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
+    SMEMBERS TYPE XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
     ZREVRANGEBYLEX";
 
 /// How the store reaches Redis.
@@ -59,6 +62,7 @@ pub struct RedisConfig {
 pub(super) struct Connections {
     way: Way,
     metrics: Option<RedisMetrics>,
+    wrong_types: WrongTypes,
 }
 
 enum Way {
@@ -78,7 +82,12 @@ impl Connections {
             }
             Address::Cluster(nodes) => Way::Cluster(Cluster::new(nodes, config)?),
         };
-        Ok(Self { way, metrics })
+        Ok(Self { way, metrics, wrong_types: WrongTypes::default() })
+    }
+
+    /// Others to the same Redis, counted together with these.
+    pub(super) fn beside(&self, config: &RedisConfig) -> Result<Self, Error> {
+        Ok(Self { wrong_types: self.wrong_types.clone(), ..Self::new(config, self.metrics.clone())? })
     }
 
     /// What is counted, if anything is.
@@ -99,7 +108,10 @@ impl Connections {
             Way::Cluster(cluster) => Box::pin(cluster.run(command)).await,
         };
         self.count(name, begun, &result);
-        result
+        match result {
+            Err(Error::Redis(error)) if is_wrong_type(&error) => Err(self.find_wrong_type(command, error).await),
+            result => result,
+        }
     }
 
     /// Counts a command under this name.
@@ -109,8 +121,12 @@ impl Connections {
         if !matches!(result, Err(Error::Unavailable(_))) {
             metrics.took(name, begun.elapsed());
         }
-        if result.as_ref().is_err_and(|error| !is_missing_script(error)) {
-            metrics.failed();
+        match result {
+            Ok(_) => metrics.succeeded(),
+            Err(error) if is_missing_script(error) => {}
+            // Where CONFIG is forbidden the services go without it.
+            Err(error) if error.is_lasting() || name == "CONFIG" => metrics.refused(),
+            Err(error) => metrics.failed(error),
         }
     }
 

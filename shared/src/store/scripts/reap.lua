@@ -2,17 +2,18 @@
 --
 -- A lease with a request id is pinned to it for as long as the request may be repeated: only the same message with the
 -- same credential can tell whether it had been delivered. When that time is up, or when there was no request id, the
--- message is gone: a form id goes back into stock as suspect, a use of anything else counts as spent on a message of which
--- nobody knows whether it was delivered, and its user as touched.
+-- message is gone, and it is not known whether it was delivered. The form id of a single message goes back into stock as
+-- suspect, unless it has expired. Anything else is spent: a use of another kind, and the form id of a message of a
+-- broadcast, which ends as UNKNOWN. The user is touched, since the message may have been sent until the deadline.
 --
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 cursor ('0' to begin)  2 about how many leases to look at  3 seconds a request is kept  4 cap on records a user
--- Reply  the next cursor ('0' at the end), how many were: pinned, put back as suspect, spent, expired
+-- Reply  the next cursor ('0' at the end), how many were: pinned, put back as suspect, spent
 assert(#KEYS == 3 and #ARGV == 4, 'reap: wrong number of arguments')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]
 local keep_ms, cap = tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
-local pinned, suspect, spent, expired = 0, 0, 0, 0
+local pinned, suspect, spent = 0, 0, 0
 local page = redis.call('HSCAN', leases, ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #page[2], 2 do
   local name, held = page[2][i], page[2][i + 1]
@@ -30,16 +31,17 @@ for i = 1, #page[2], 2 do
       local field, gone = drop_expired(redis.call('HGET', users, openid) or '')
       tally(ledger, 'expired', gone)
       if flags >= 128 then field = marks().take_off(field, sub(held, 23, 38)) end
-      if flags >= 64 then
-        field = apply('unknown', field, flags, expiry, tail, cap, ledger)
-        spent = spent + 1
+      -- The request of a broadcast's message begins with a space.
+      local verdict = 'unknown'
+      if flags < 64 and byte(request) ~= 32 and expiry_at(expiry, 1) > now then
+        verdict, suspect = 'suspect', suspect + 1
       else
-        if expiry_at(expiry, 1) <= now then expired = expired + 1 else suspect = suspect + 1 end
-        field = give_back(field, flags, expiry, tail, true, cap, ledger)
+        spent = spent + 1
       end
+      field = apply(verdict, field, flags, expiry, tail, cap, ledger, math.min(now, math.floor(deadline / 1000)))
       save(users, openid, field)
       redis.call('HDEL', leases, name)
     end
   end
 end
-return { page[1], pinned, suspect, spent, expired }
+return { page[1], pinned, suspect, spent }

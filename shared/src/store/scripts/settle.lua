@@ -7,10 +7,12 @@
 --           consume  the use is spent, and the user touched: the message was delivered. Of a long-term subscription it
 --                    comes back, and counts as collected once more
 --           unknown  the same where the message may have been delivered; counted apart too
+--           unknown_discard, unknown_void  the same for the use, and the rest goes as with discard or void
 --           return   it was not spent: back into stock
---           suspect  back into stock, but its message is gone and may have used it
---           discard  WeChat calls the credential dead: it goes, with all its uses
---           void     the user refuses the template: all grants of it go
+--           suspect  back into stock, but its message is gone and may have used it: the user is touched. A form id that has
+--                    expired by now is spent as with unknown
+--           discard  WeChat calls the credential dead, and the message was not delivered: it goes, with all its uses
+--           void     the user refuses the template, and the message was not delivered: all grants of it go
 --           hold     in doubt: it stays with its request, which may be repeated at once
 --       6 the outcome to keep under the request id ('' keeps none, so that it may be tried again)
 --       7 seconds to keep it, or to hold

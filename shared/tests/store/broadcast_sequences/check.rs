@@ -6,6 +6,7 @@ use deadpool_redis::redis;
 use shared::store::keys::BucketKeys;
 
 use super::{Run, USERS};
+use crate::broadcast::MANY;
 use crate::sequences::compare;
 
 type Read = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -21,6 +22,14 @@ impl Run<'_> {
             assert_eq!((todo, flight), (names(&model.todo), names(&model.flight)));
             assert!(model.todo.is_disjoint(&model.flight));
             assert!(!model.ended.keys().any(|user| model.todo.contains(user) || model.flight.contains(user)));
+            let mut ended = 0;
+            for bucket in self.world.store.buckets() {
+                let (store, app) = (&self.world.store, &self.world.app);
+                let permits = store.bucket_permits(app, &real.id, bucket, MANY, false).await.unwrap();
+                assert_eq!((permits.received, permits.returned), (MANY, 0));
+                ended += permits.ended;
+            }
+            assert_eq!(ended, model.taken - model.flight.len() as u64, "permits of messages that have ended");
             let audience = counts.remove("audience").unwrap_or(0);
             assert_eq!((audience, &counts), (model.audience, &model.tally));
             assert_eq!(audience, counts.values().sum::<u64>() + (model.todo.len() + model.flight.len()) as u64);

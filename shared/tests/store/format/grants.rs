@@ -10,7 +10,7 @@ use shared::credential::{Credential, Kind};
 use shared::store::record::{self, KEEP_TOUCH, NEVER, Record};
 
 use super::credentials;
-use crate::world::{World, expiries, marks};
+use crate::world::{World, cases, expiries, marks};
 
 /// Runs one function of the heads on a field.
 const HEADS: &str = concat!(
@@ -29,7 +29,7 @@ const HEADS: &str = concat!(
     elseif what == 'mark' then return { marks().put_on(field, a, now_ms + b), now_ms + b }
     elseif what == 'unmark' then return { marks().take_off(field, a), 0 }
     elseif what == 'busy' then return { '', marks().busy_for(field, a) or -1 }
-    elseif what == 'touched' then return { touch(field), touched_at(field) or -1 }
+    elseif what == 'touched' then return { touch(field, now), touched_at(field) or -1 }
     elseif what == 'left' then return { '', uses_left(field) } end",
 );
 
@@ -62,7 +62,7 @@ fn what_the_scripts_make_of_grants_and_marks_rust_reads_and_the_rest_stays_as_it
     let run = async |field: &[u8], what: &str, a: &[u8], b: i64| -> (Vec<u8>, i64) {
         world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field).arg(what).arg(a).arg(b)).await
     };
-    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(24, 400);
     let grants = vec((0..TEMPLATES.len(), prop_oneof![1 => Just(0_u16), 5 => 1..40_u16, 1 => 100..1000_u16]), 1..8);
     // Owners are any bytes: also such as make up records.
     let owner = prop_oneof![Just([0; 16]), Just([192; 16]), Just([15; 16]), any::<[u8; 16]>()];

@@ -27,6 +27,8 @@ pub struct Broadcast {
     pub audience: u64,
     pub todo: BTreeSet<usize>,
     pub flight: BTreeSet<usize>,
+    /// How many messages took a permit and did not give it back.
+    pub taken: u64,
     /// How those ended who were dealt with, as long as they are known.
     pub ended: BTreeMap<usize, String>,
     pub tally: BTreeMap<String, u64>,
@@ -67,6 +69,7 @@ impl Broadcast {
             audience: 0,
             todo: BTreeSet::new(),
             flight: BTreeSet::new(),
+            taken: 0,
             ended: BTreeMap::new(),
             tally: BTreeMap::new(),
             excluded: BTreeSet::new(),
@@ -135,7 +138,7 @@ impl Model {
         granted || matches!(self.find(user, terms, &ids, LeaseId([0; 16])), Found::At(_))
     }
 
-    /// A user's turn comes. Users who got a message within `interval` seconds are skipped.
+    /// A user's turn comes. Users who got a message within `interval` seconds, or may have, are skipped.
     pub fn turn(
         &mut self,
         broadcast: &mut Broadcast,
@@ -144,7 +147,7 @@ impl Model {
         interval: u32,
         terms: &LeaseTerms,
     ) -> Step {
-        let recently = self.touched(user).is_some_and(|at| at > self.now - i64::from(interval));
+        let recently = interval > 0 && self.sent_at(user).is_some_and(|at| at > self.now - i64::from(interval));
         let found = self.find(user, terms, &broadcast.wanted, owner);
         if matches!(found, Found::Busy(_)) && !recently {
             return Step::Busy;
@@ -163,7 +166,14 @@ impl Model {
         assert!(!self.leases.contains_key(&name), "one lease for each message");
         assert!(self.take(user, name.clone(), owner, terms, &broadcast.wanted, FINGERPRINT));
         broadcast.flight.insert(user);
+        broadcast.taken += 1;
         Step::Lease(self.message(&name))
+    }
+
+    /// When the last message was sent to a user, or may have been: a lease counts as a message until it ends.
+    fn sent_at(&self, user: usize) -> Option<i64> {
+        let theirs = self.leases.values().filter(|lease| lease.user == user && !lease.erased);
+        theirs.map(|lease| lease.deadline.min(self.now)).chain(self.touched(user)).max()
     }
 
     /// Somebody goes on with a user.
@@ -221,7 +231,7 @@ impl Model {
             return None;
         }
         if let Some(lease) = self.leases.remove(&name) {
-            self.apply(&lease, *verdict);
+            self.apply(&lease, *verdict, self.now);
             if let Next::Credential(next, _) = next
                 && self.take(user, name.clone(), *next, terms, &broadcast.wanted, FINGERPRINT)
             {
@@ -230,7 +240,10 @@ impl Model {
         }
         if broadcast.flight.remove(&user) {
             match next {
-                Next::Again if holder.is_some() => assert!(broadcast.todo.insert(user)),
+                Next::Again if holder.is_some() => {
+                    assert!(broadcast.todo.insert(user));
+                    broadcast.taken -= 1;
+                }
                 Next::Again | Next::Hold => broadcast.end(user, "UNKNOWN"),
                 Next::End(ending)
                     if ending == DELIVERED && msgid.is_some_and(|msgid| self.failed.contains_key(&msgid)) =>

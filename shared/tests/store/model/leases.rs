@@ -123,7 +123,7 @@ impl Model {
         }
         let lease = self.leases.remove(&name).unwrap();
         self.drop_expired(user);
-        self.apply(&lease, verdict);
+        self.apply(&lease, verdict, self.now);
         if let Some((next, wanted)) = next {
             let following = Name::of(user, next, request);
             if self.take(user, following.clone(), next, terms, wanted, lease.fingerprint) {
@@ -150,12 +150,12 @@ impl Model {
                 continue;
             }
             self.drop_expired(lease.user);
-            if lease.held.kind == Kind::FormId {
-                let expired = lease.held.expiry <= self.now;
-                *(if expired { &mut reaped.expired } else { &mut reaped.suspect }) += 1;
-                self.apply(&lease, Verdict::Suspect);
+            let single = !matches!(name, Name::Broadcast(..));
+            if single && lease.held.kind == Kind::FormId && lease.held.expiry > self.now {
+                self.apply(&lease, Verdict::Suspect, lease.deadline);
+                reaped.suspect += 1;
             } else {
-                self.apply(&lease, Verdict::Unknown);
+                self.apply(&lease, Verdict::Unknown, lease.deadline);
                 reaped.spent += 1;
             }
         }
@@ -214,27 +214,34 @@ impl Model {
         true
     }
 
-    pub(super) fn apply(&mut self, lease: &InFlight, verdict: Verdict) {
+    /// `sent_at` is when the message was sent at the latest, if it was.
+    pub(super) fn apply(&mut self, lease: &InFlight, verdict: Verdict, sent_at: i64) {
         let (user, held) = (lease.user, &lease.held);
         self.unmark(user, held, lease.owner);
+        let too_late = verdict == Verdict::Suspect && held.expiry <= self.now;
+        let verdict = if too_late { Verdict::Unknown } else { verdict };
+        let unknown = matches!(verdict, Verdict::Unknown | Verdict::UnknownDiscard | Verdict::UnknownVoid);
+        let spent = u64::from(unknown || verdict == Verdict::Consume);
+        self.ledger.consumed += spent;
+        self.ledger.unknown += u64::from(unknown);
+        if spent > 0 || verdict == Verdict::Suspect {
+            self.touched[user] = self.touched[user].max(Some(sent_at));
+        }
         match verdict {
             Verdict::Consume | Verdict::Unknown => {
-                self.ledger.consumed += 1;
-                self.ledger.unknown += u64::from(verdict == Verdict::Unknown);
-                self.touched[user] = Some(self.now);
                 if held.slot == LONG_TERM {
                     self.ledger.collected += u64::from(self.restore(user, held));
                 } else {
                     self.users[user].retain(|other| !other.is(held) || other.uses > 0);
                 }
             }
-            Verdict::Void if held.kind == Kind::Grant => {
-                self.ledger.discarded += 1 + self.remove_grants(user, &held.id);
+            Verdict::Void | Verdict::UnknownVoid if held.kind == Kind::Grant => {
+                self.ledger.discarded += 1 - spent + self.remove_grants(user, &held.id);
             }
-            Verdict::Discard | Verdict::Void => {
+            Verdict::Discard | Verdict::Void | Verdict::UnknownDiscard | Verdict::UnknownVoid => {
                 let dead = self.users[user].iter().position(|other| other.is(held));
                 let uses = dead.map_or(0, |place| self.users[user].remove(place).uses);
-                self.ledger.discarded += 1 + u64::from(uses);
+                self.ledger.discarded += 1 - spent + u64::from(uses);
             }
             Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(lease, verdict == Verdict::Suspect),
         }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::proto::collector_service_client::CollectorServiceClient;
 use shared::proto::credential::Right;
@@ -15,7 +15,7 @@ use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{
     CollectRequest, CollectStatus, CollectStreamRequest, Credential, Outcome, SendTemplateRequest, TemplateValue,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,8 +25,9 @@ use crate::problem::Problem;
 use crate::replicas::{Replica, Replicas};
 use crate::rig::{APP, text};
 
-/// From one call to the next: 200 a second.
+/// From one call to the next: 200 a second, as long as no more than so many are in flight.
 const PACE: Duration = Duration::from_millis(5);
+const IN_FLIGHT: usize = 64;
 /// From one batch of the stream to the next.
 const BATCH_PACE: Duration = Duration::from_millis(50);
 /// Of the stream's batches, those without an acknowledgement.
@@ -90,8 +91,6 @@ pub struct Done {
     pub collected: u64,
     /// Messages that were delivered.
     pub sent: u64,
-    /// The longest that any call took, with all its tries.
-    pub longest: Duration,
     /// Batches of the stream, one credential each.
     pub batches: u64,
     /// How often the stream was told to go on elsewhere, and did.
@@ -105,8 +104,8 @@ impl Load {
             Replicas::open(&addresses.join(","), None, None, Duration::from_secs(deadline)).await.unwrap()
         };
         Arc::new(Self {
-            collectors: open(collectors, 15).await,
-            dispatchers: open(dispatchers, 40).await,
+            collectors: open(collectors, 300).await,
+            dispatchers: open(dispatchers, 300).await,
             policy: Policy::read(),
             enough: AtomicBool::new(false),
             ended: AtomicUsize::new(0),
@@ -132,22 +131,23 @@ impl Load {
         }
     }
 
-    /// Every second call collects of a user of its own, every other sends to one of `users`, in turn with and without a
-    /// request id, until it is enough. A call that fails ends it, loudly.
+    /// Every second call collects of a user of its own, every other sends to one of `users` while there are some left, in
+    /// turn with and without a request id, until it is enough. A call that fails ends it, loudly.
     pub fn start(self: &Arc<Self>, users: Vec<String>) -> JoinHandle<Done> {
         let (load, stream) = (Arc::clone(self), tokio::spawn(Arc::clone(self).stream()));
         tokio::spawn(async move {
             let (mut calls, mut ticks) = (JoinSet::new(), ticks(PACE));
-            let mut users = users.into_iter();
+            let (mut users, room) = (users.into_iter(), Arc::new(Semaphore::new(IN_FLIGHT)));
             for number in 0.. {
                 ticks.tick().await;
                 if load.enough.load(Ordering::Relaxed) {
                     break;
                 }
+                let place = Arc::clone(&room).acquire_owned().await.unwrap();
                 let load = Arc::clone(&load);
-                let user = if number % 2 == 0 { None } else { Some(users.next().expect("too few users")) };
+                let user = if number % 2 == 0 { None } else { users.next() };
                 calls.spawn(async move {
-                    let begun = Instant::now();
+                    let _place = place;
                     let done = match user {
                         None => {
                             load.collect(vec![form(format!("oNew{number}"), format!("{number:032x}"))]).await;
@@ -159,13 +159,12 @@ impl Load {
                         }
                     };
                     load.ended.fetch_add(1, Ordering::Relaxed);
-                    Done { longest: begun.elapsed(), ..done }
+                    done
                 });
             }
             let done = calls.join_all().await.into_iter().fold(Done::default(), |sum, one| Done {
                 collected: sum.collected + one.collected,
                 sent: sum.sent + one.sent,
-                longest: sum.longest.max(one.longest),
                 ..sum
             });
             let (batches, resumed) = stream.await.unwrap();

@@ -13,6 +13,7 @@ mod failover;
 mod load;
 mod policy;
 mod rig;
+mod torn;
 
 // Of the client in Rust, what stands in place of the channel of a gRPC library.
 #[allow(dead_code, reason = "the patience is the test's own")]

@@ -90,8 +90,10 @@ impl Rig {
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
         let folder = tempfile::tempdir().unwrap();
+        // As long as a busy machine takes, unless a lease is to be over soon.
+        let timeout = if flags.dispatchers.iter().any(|flag| flag == "--lease") { "1s" } else { "20s" };
         let apps = format!(
-            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\n"
+            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"1s\"\n"
         );
         std::fs::write(folder.path().join("apps.toml"), apps).unwrap();
         let down = || [(); 2].map(|()| (free_port(), None));
@@ -174,19 +176,29 @@ impl Rig {
 
     /// The client in Rust.
     pub fn rust(&self) -> Command {
+        self.rust_by(&self.addresses(Service::Dispatcher).join(","))
+    }
+
+    /// The same with dispatchers at these addresses.
+    pub fn rust_by(&self, dispatchers: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_example-client"));
         command.args(["--app", APP, "--collector", &self.addresses(Service::Collector).join(",")]);
-        command.args(["--dispatcher", &self.addresses(Service::Dispatcher).join(",")]);
+        command.args(["--dispatcher", dispatchers]);
         command
     }
 
     /// The client in Python, where there is one.
     pub fn python(&self) -> Option<Command> {
+        self.python_by(&self.addresses(Service::Dispatcher).join(","))
+    }
+
+    /// The same with dispatchers at these addresses.
+    pub fn python_by(&self, dispatchers: &str) -> Option<Command> {
         let mut command = Command::new(python()?);
         command.arg(root().join("deploy/clients/python/client.py"));
-        let target = |service| format!("ipv4:{}", self.addresses(service).join(","));
-        command.args(["--app", APP, "--collector", &target(Service::Collector)]);
-        command.args(["--dispatcher", &target(Service::Dispatcher)]);
+        let collectors = self.addresses(Service::Collector).join(",");
+        command.args(["--app", APP, "--collector", &format!("ipv4:{collectors}")]);
+        command.args(["--dispatcher", &format!("ipv4:{dispatchers}")]);
         Some(command)
     }
 
@@ -210,6 +222,7 @@ fn start(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
     assert!(program.is_file(), "{} is missing: cargo build --workspace --bins", program.display());
     let mut command = Command::new(program);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--log", "warn"]);
+    command.args(["--redis-timeout", "20s"]);
     Process::start(command.args(flags))
 }
 

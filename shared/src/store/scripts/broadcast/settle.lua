@@ -2,14 +2,14 @@
 -- in one step. Fenced twice: by the owner of the lease, and by the user being in flight. Repeating it changes nothing, also
 -- within one call.
 --
--- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered  9 sent
+-- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered  9 sent  10 permits
 --       then for each message with a msgid: why it failed later
 -- ARGV  1 broadcast  2 cap on records a user  3 lease in ms  4 margin before expiry in s  5 allowed kinds
 --       6 the template of which a grant may be leased, or ''
 --       7 seconds the broadcast's keys are kept, and a message in doubt has its credential
 --       then for each message: openid, owner of the lease, verdict on the credential (see settle.lua), and what is next:
 --           end    it ended, as the ending says
---           again  nothing was sent: back to todo, if the owner had the lease to the end
+--           again  nothing was sent: back to todo, with its permit, if the owner had the lease to the end
 --           hold   in doubt: it stays in flight, for whoever asks again with the same credential, whatever the verdict
 --           next   the next credential, under the next owner; without one it ends, as the ending says. There is none
 --                  either while somebody else sends with a grant to the user
@@ -17,13 +17,13 @@
 --       later by now ends so, and otherwise the msgid is kept for an hour after the last: see late.lua
 -- Reply  how many messages ended how with this call (see count_endings),
 --        then for each message that has its next lease: openid, lease (see lease_reply)
-assert(#KEYS >= 9 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
+assert(#KEYS >= 10 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local id, cap, deadline = ARGV[1], tonumber(ARGV[2]), now_ms + tonumber(ARGV[3])
 local margin, kinds, template, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 
-local openids, names, places, seen, failed_keys, failed = {}, {}, {}, {}, {}, 9
+local openids, names, places, seen, failed_keys, failed = {}, {}, {}, {}, {}, 10
 for i = 8, #ARGV, 7 do
   -- Before anything is written: an error halfway would leave half of it.
   assert(ARGV[i + 2] ~= 'hold' or ARGV[i + 3] == 'hold', 'broadcast settle: a credential is held for its message alone')
@@ -111,6 +111,8 @@ if #landed > 0 then redis.call('SREM', flight, unpack(landed)) end
 if #again > 0 then
   redis.call('SADD', KEYS[4], unpack(again))
   redis.call('EXPIRE', KEYS[4], keep)
+  local taken = tonumber(redis.call('HGET', KEYS[10], 'taken') or 0)
+  if taken > 0 then redis.call('HSET', KEYS[10], 'taken', math.max(0, taken - #again)) end
 end
 if #sent > 0 then
   redis.call('SADD', KEYS[9], unpack(sent))

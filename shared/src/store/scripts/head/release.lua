@@ -32,35 +32,22 @@ local function remove_record(field, tail, only_if_spent)
   return sub(field, 1, start - 1) .. sub(field, stop + 1), uses
 end
 
--- The same for a grant (see `apply`). Its uses are like each other, so none is marked as suspect; where its record is gone
--- or full, one that was not spent goes wherever there is room.
-local function apply_to_grant(verdict, field, tail, cap, ledger)
+-- Ends the use of a grant whose record stays. The uses of a grant are like each other, so none is marked as suspect; where
+-- the record is gone or full, a use that was not spent goes wherever there is room.
+local function release_grant(spent, field, tail, cap, ledger)
   local template, long_term = sub(tail, 1, -3), byte(tail, #tail - 1) == 127
-  local start, rest, uses, dropped = locate(field, tail)
-  if verdict == 'void' then
-    rest, uses = void_grants(field, template)
-    tally(ledger, 'discarded', 1 + uses)
-    return rest
-  elseif verdict == 'discard' then
-    rest, uses = remove_record(field, tail, false)
-    tally(ledger, 'discarded', 1 + uses)
-    return rest
-  end
-  local spent = verdict == 'consume' or verdict == 'unknown'
-  if spent and not long_term then return touch((remove_record(field, tail, true))) end
-  uses = start and byte(field, start + 4) % 32
+  if spent and not long_term then return (remove_record(field, tail, true)) end
+  local start = locate(field, tail)
+  local uses, dropped = start and byte(field, start + 4) % 32
   if long_term and uses ~= 0 then
     -- It was voided while it was leased, and there is nothing to come back to.
-    if spent then return touch(field) end
-    tally(ledger, 'discarded', 1)
+    if not spent then tally(ledger, 'discarded', 1) end
     return field
   end
   if uses and uses < 31 then
-    field = sub(field, 1, start + 3) .. string.char(byte(field, start + 4) + 1) .. sub(field, start + 5)
-    if not spent then return field end
-    -- A long-term subscription comes back: as if it had been collected anew, so that the ledger adds up.
-    tally(ledger, 'collected', 1)
-    return touch(field)
+    -- A long-term subscription that was spent comes back: as if it had been collected anew, so that the ledger adds up.
+    if spent then tally(ledger, 'collected', 1) end
+    return sub(field, 1, start + 3) .. string.char(byte(field, start + 4) + 1) .. sub(field, start + 5)
   end
   field, uses = add_uses(field, template, 1)
   field, dropped = enforce_cap(field, cap)
@@ -68,21 +55,31 @@ local function apply_to_grant(verdict, field, tail, cap, ledger)
   return field
 end
 
--- The field after a verdict on a leased use (see settle.lua for what each means; "hold" releases nothing).
-local function apply(verdict, field, flags, expiry, tail, cap, ledger)
-  if verdict == 'consume' or verdict == 'unknown' then
-    tally(ledger, 'consumed', 1)
-    if verdict == 'unknown' then tally(ledger, 'unknown', 1) end
+-- The field after a verdict on a leased use (see settle.lua for what each means; "hold" releases nothing). The user is
+-- touched, with the time `sent_at` (now if it is not given), if the message was delivered or may have been.
+local function apply(verdict, field, flags, expiry, tail, cap, ledger, sent_at)
+  -- A suspect form id whose time is up cannot go back: it is spent like any other right of an unknown message.
+  if verdict == 'suspect' and flags < 128 and expiry_at(expiry, 1) <= now then verdict = 'unknown' end
+  local unknown = sub(verdict, 1, 7) == 'unknown'
+  local spent = unknown or verdict == 'consume'
+  if spent then tally(ledger, 'consumed', 1) end
+  if unknown then tally(ledger, 'unknown', 1) end
+  if verdict == 'discard' or verdict == 'void' or verdict == 'unknown_discard' or verdict == 'unknown_void' then
+    local uses
+    if flags >= 128 and sub(verdict, -4) == 'void' then
+      field, uses = void_grants(field, sub(tail, 1, -3))
+    else
+      field, uses = remove_record(field, tail, false)
+    end
+    tally(ledger, 'discarded', spent and uses or uses + 1)
+  elseif flags >= 128 then
+    field = release_grant(spent, field, tail, cap, ledger)
+  elseif spent then
+    field = remove_record(field, tail, true)
+  else
+    assert(verdict == 'return' or verdict == 'suspect', 'unknown verdict')
+    field = give_back(field, flags, expiry, tail, verdict == 'suspect', cap, ledger)
   end
-  if flags >= 128 then return apply_to_grant(verdict, field, tail, cap, ledger) end
-  if verdict == 'consume' or verdict == 'unknown' then
-    return touch((remove_record(field, tail, true)))
-  elseif verdict == 'discard' or verdict == 'void' then
-    local rest, uses = remove_record(field, tail, false)
-    tally(ledger, 'discarded', 1 + uses)
-    return rest
-  elseif verdict == 'return' or verdict == 'suspect' then
-    return give_back(field, flags, expiry, tail, verdict == 'suspect', cap, ledger)
-  end
-  error('unknown verdict')
+  if spent or verdict == 'suspect' then field = touch(field, sent_at or now) end
+  return field
 end

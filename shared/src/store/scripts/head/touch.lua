@@ -1,4 +1,5 @@
--- The touch: when the user was last sent a message. Put after records.lua, and after stock.lua where a script touches.
+-- The touch: when the user was last sent a message that was delivered or may have been. Put after records.lua, and after
+-- stock.lua where a script touches.
 --
 -- It is a record, at most one a user, that is no credential: kind 3, no uses, and for an id a zero byte, which no
 -- credential has. So nobody leases or counts it, and it goes by itself when it expires.
@@ -19,9 +20,10 @@ local function touched_at(field)
   return nil
 end
 
--- The field with a touch of now, in place of an older one.
-local function touch(field)
-  local _, start = touched_at(field)
+-- The field with a touch of this time, unless it has one as new.
+local function touch(field, at)
+  local before, start = touched_at(field)
+  if at + keep_touch <= now or before and before >= at then return field end
   if start then field = sub(field, 1, start - 1) .. sub(field, start + 7) end
-  return insert(field, struct.pack('>I4', now + keep_touch) .. touch_mark)
+  return insert(field, struct.pack('>I4', at + keep_touch) .. touch_mark)
 end

@@ -1,0 +1,18 @@
+//! Settings that would panic or overflow later.
+
+use clap::{CommandFactory as _, Parser as _};
+use collector::settings::{Flags, Settings};
+
+use crate::support::APP;
+
+#[test]
+fn no_duration_is_long_enough_to_overflow() {
+    let command = Flags::command();
+    let flags = testing::duration_flags(&command);
+    assert!(flags.len() > 8, "{flags:?}");
+    for flag in flags {
+        let given = ["collector", "--apps", APP, &flag, "584542046090y"];
+        let refused = Settings::read(&Flags::parse_from(given)).err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|told| told.contains(&flag)), "{flag}: {refused:?}");
+    }
+}

@@ -1,0 +1,72 @@
+//! Streams that one caller takes from the others, or keeps when it is no caller any more.
+
+use std::time::Duration;
+
+use testing::{CallersFile, Redis, SilentStream, eventually, reason};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+const COLLECT: &str = "/formid.v1.CollectorService/CollectStream";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+const A: (&str, &str) = ("a", "token_sha256 = ['TOKEN(a)']\napps = ['*']\npermissions = ['collect']");
+const B: (&str, &str) = ("b", "token_sha256 = ['TOKEN(b)']\napps = ['*']\npermissions = ['collect']");
+
+async fn guarded(redis: &Redis, flags: &[&str]) -> (Collector, Channel, CallersFile) {
+    let file = CallersFile::new(&[A, B]);
+    let given = file.flags();
+    let mut all = vec![given[0].as_str(), given[1].as_str()];
+    all.extend(flags);
+    let (collector, _) = collector(redis, &all).await;
+    let channel = connect(collector.address()).await;
+    (collector, channel, file)
+}
+
+/// As many streams as a caller can open, and what the next one is refused with.
+async fn all_of(channel: &Channel, token: &str) -> (Vec<SilentStream>, Status) {
+    let mut open = Vec::new();
+    loop {
+        match SilentStream::open(channel.clone(), COLLECT, token).await {
+            Ok(stream) => open.push(stream),
+            Err(status) => return (open, status),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_leaves_streams_to_the_others() {
+    let redis = Redis::start();
+    let (_collector, channel, _file) = guarded(&redis, &["--max-streams", "8"]).await;
+    let (of_a, refused) = all_of(&channel, "a").await;
+    assert_eq!((of_a.len(), refused.code(), reason(&refused).as_str()), (4, Code::ResourceExhausted, "OVERLOADED"));
+    // Reflection is a stream too.
+    assert_eq!(reason(&SilentStream::open(channel.clone(), REFLECTION, "a").await.unwrap_err()), "OVERLOADED");
+    let (of_b, _) = all_of(&channel, "b").await;
+    assert_eq!(of_b.len(), 2);
+    drop((of_a, of_b));
+    eventually("there is room again", SOON, async || all_of(&channel, "b").await.0.len() == 4).await;
+}
+
+/// How a stream ends on which nothing is said.
+async fn end(stream: &mut SilentStream) -> String {
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    reason(&ended.expect("it goes on").unwrap_err())
+}
+
+#[tokio::test]
+async fn the_idle_streams_of_a_caller_that_is_removed_end() {
+    let redis = Redis::start();
+    let (_collector, channel, file) = guarded(&redis, &[]).await;
+    let open = async |path, token| SilentStream::open(channel.clone(), path, token).await.unwrap();
+    let (mut collecting, mut reflecting) = (open(COLLECT, "a").await, open(REFLECTION, "a").await);
+    let mut other = open(COLLECT, "b").await;
+    file.write(&[B]);
+    assert_eq!([end(&mut collecting).await, end(&mut reflecting).await], ["UNAUTHENTICATED", "UNAUTHENTICATED"]);
+    // What is permitted no more ends too, and nothing else.
+    let mut reflecting = open(REFLECTION, "b").await;
+    file.write(&[(B.0, &B.1.replace("collect", "read"))]);
+    assert_eq!(end(&mut other).await, "NOT_PERMITTED");
+    assert!(tokio::time::timeout(Duration::from_millis(10), reflecting.message()).await.is_err());
+}

@@ -1,0 +1,79 @@
+//! Calls that only look at broadcasts. Each asks up to every bucket of the app, so they take turns.
+
+use std::sync::Arc;
+
+use shared::status::Failure;
+use shared::store::broadcast::BroadcastId;
+use shared::store::broadcast::records::Record;
+use shared::store::broadcast::tallies::{Place, Undelivered};
+use shared::store::turns::Work;
+
+use super::Ground;
+use super::office::{Office, Standing, not_found};
+use super::spec::Spec;
+use crate::wechat::message::Delivery;
+
+/// How many broadcasts of a list are read at once. What they send is read with them, a quarter of a megabyte at most.
+const LISTED_AT_ONCE: usize = 8;
+
+impl Office {
+    /// One broadcast with its tally. All who ask before it is read share it.
+    pub async fn get(&self, id: &BroadcastId) -> Result<Arc<Standing>, Failure> {
+        let (ground, asked) = (Arc::clone(&self.ground), id.clone());
+        let turn = ground.store.turn(Work::Tally, &ground.app.id);
+        let read = async move {
+            let record = ground.record(&asked).await?;
+            let tally = ground.store.tally(&ground.app.id, &record).await?;
+            Ok(Arc::new(Standing { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) }))
+        };
+        self.standings.join(id.clone(), turn, read).await
+    }
+
+    /// By which generation a broadcast is sent.
+    pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
+        Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
+    }
+
+    /// Broadcasts without tallies and values, the newest first, from those older than `before`.
+    pub async fn list(&self, before: Option<&BroadcastId>, count: usize) -> Result<Vec<Standing>, Failure> {
+        let Ground { app, store, .. } = &*self.ground;
+        let _turn = store.turn(Work::List, &app.id).await;
+        let mut found: Vec<Standing> = Vec::new();
+        while found.len() < count {
+            let (before, wanted) = (found.last().map(|last| &last.record.id).or(before), count - found.len());
+            let records = store.broadcasts(&app.id, before, wanted.min(LISTED_AT_ONCE)).await?;
+            if records.is_empty() {
+                break;
+            }
+            for mut record in records {
+                let mut spec = Spec::decode(&std::mem::take(&mut record.spec))?;
+                Arc::make_mut(&mut spec.message).data.clear();
+                found.push(Standing { spec, record, tally: None });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Users who were not reached, from a place on.
+    pub async fn undelivered(
+        &self,
+        id: &BroadcastId,
+        from: Option<Place>,
+        count: usize,
+    ) -> Result<(Vec<Undelivered>, Option<Place>), Failure> {
+        let record = self.record(id).await?;
+        let Ground { app, store, .. } = &*self.ground;
+        let _turn = store.turn(Work::List, &app.id).await;
+        Ok(store.undelivered(&app.id, &record, from, count).await?)
+    }
+
+    pub(super) async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
+        self.ground.record(id).await
+    }
+}
+
+impl Ground {
+    async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
+        self.store.broadcast(&self.app.id, id).await?.ok_or_else(not_found)
+    }
+}

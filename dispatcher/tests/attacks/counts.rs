@@ -1,0 +1,62 @@
+//! Many calls that each ask every bucket of an app.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use shared::proto::{
+    AllReachable, BroadcastRequest, GetBroadcastRequest, ListBroadcastsRequest, broadcast_request::Audience,
+};
+use testing::{Redis, Scrape, eventually};
+use tokio::task::JoinSet;
+
+use crate::rig::{APP, Rig};
+
+const BUCKETS: u64 = 4;
+const CALLS: u64 = 100;
+
+/// How often a command was sent to Redis.
+async fn sent(metrics: SocketAddr, command: &str) -> u64 {
+    Scrape::of(metrics).await.value("formid_redis_seconds_count", &[("command", command)])
+}
+
+#[tokio::test]
+async fn all_who_ask_for_a_broadcast_at_once_share_its_tally() {
+    let rig = Rig::with_buckets(Redis::alone(), BUCKETS as u16).await;
+    rig.submit("oUser", 1).await;
+    let dispatcher = rig.dispatcher_with(&["--redis-timeout", "60s"]).await;
+    let mut client = dispatcher.client.clone();
+    let audience = Some(Audience::AllReachable(AllReachable {}));
+    let request = BroadcastRequest {
+        app_id: APP.into(),
+        template_id: "t".into(),
+        hold: true,
+        audience,
+        ..BroadcastRequest::default()
+    };
+    let broadcast_id = client.broadcast(request).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
+    // Of a broadcast that has not begun, a tally counts the users of each bucket; nothing else here does.
+    let before = sent(dispatcher.metrics, "HLEN").await;
+    rig.redis.servers()[0].hang();
+    let mut calls = JoinSet::new();
+    for _ in 0..CALLS {
+        let (mut client, broadcast_id) = (client.clone(), broadcast_id.clone());
+        calls
+            .spawn(async move { client.get_broadcast(GetBroadcastRequest { app_id: APP.into(), broadcast_id }).await });
+    }
+    eventually("all calls are there", Duration::from_secs(20), async || {
+        Scrape::of(dispatcher.metrics).await.value("formid_requests_in_flight", &[]) == CALLS
+    })
+    .await;
+    rig.redis.servers()[0].go_on();
+    for broadcast in calls.join_all().await {
+        assert_eq!(broadcast.unwrap().into_inner().broadcast.unwrap().tally.unwrap().audience, 1);
+    }
+    let asked = sent(dispatcher.metrics, "HLEN").await - before;
+    assert!(asked <= 2 * BUCKETS, "{asked} commands for {CALLS} calls");
+
+    // A page of a list takes no more than there are, and goes on from where the last one ended.
+    let list = ListBroadcastsRequest { app_id: APP.into(), page_size: 100, page_token: String::new() };
+    let listed = client.list_broadcasts(list).await.unwrap().into_inner();
+    assert_eq!((listed.broadcasts.len(), listed.next_page_token.as_str()), (1, ""));
+    assert_eq!(listed.broadcasts[0].broadcast_id, broadcast_id);
+}

@@ -1,0 +1,52 @@
+//! Values that are far too large.
+
+use prost::Message as _;
+use shared::proto::broadcast_request::Audience;
+use shared::proto::{AddRecipientsRequest, AllReachable, BroadcastRequest, GetBroadcastRequest, Recipient};
+use testing::{called_raw, oversized_requests};
+use tonic::Code;
+
+use crate::rig::{APP, Rig, connect, fields, message};
+
+/// A message that a dispatcher accepts, but for a broadcast that it does not know.
+fn valid(name: &str) -> Vec<u8> {
+    let (app_id, broadcast_id) = (APP.to_owned(), "0192a3b4c5d-01234567".to_owned());
+    let recipient = |openid: &str| Recipient { openid: openid.into(), ..Recipient::default() };
+    match name.strip_prefix("formid.v1.").unwrap_or_default() {
+        "SendTemplateRequest" => message("oUser", "x").encode_to_vec(),
+        "BroadcastRequest" => {
+            let audience = Some(Audience::AllReachable(AllReachable {}));
+            let request = BroadcastRequest { app_id, template_id: "t".into(), audience, ..Default::default() };
+            request.encode_to_vec()
+        }
+        "Recipient" => recipient("oOther").encode_to_vec(),
+        "AddRecipientsRequest" => {
+            AddRecipientsRequest { app_id, broadcast_id, recipients: vec![recipient("oUser")], exclude: Vec::new() }
+                .encode_to_vec()
+        }
+        // The same two fields are the first of all other requests, of which one has no broadcast_id.
+        "ListBroadcastsRequest" => GetBroadcastRequest { app_id, broadcast_id: String::new() }.encode_to_vec(),
+        request if request.ends_with("Request") => GetBroadcastRequest { app_id, broadcast_id }.encode_to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn every_field_of_variable_size_has_a_bound() {
+    let rig = Rig::new().await;
+    let dispatcher = rig.dispatcher().await;
+    let channel = connect(dispatcher.address.port()).await;
+    let requests = oversized_requests("formid.v1.DispatcherService", valid);
+    assert!(requests.len() > 50, "{}", requests.len());
+    let mut unbounded = Vec::new();
+    for oversized in &requests {
+        let answer = called_raw(channel.clone(), &oversized.path, oversized.request.clone()).await;
+        let bounded = answer
+            .as_ref()
+            .is_err_and(|status| status.code() == Code::InvalidArgument && oversized.is_named(&fields(status)));
+        if !bounded {
+            unbounded.push(format!("{} {}: {answer:.200?}", oversized.path, oversized.field));
+        }
+    }
+    assert!(unbounded.is_empty(), "{unbounded:#?}");
+}

@@ -1,0 +1,13 @@
+//! Attacks on a dispatcher in small form: what once stopped it, filled its memory or kept others waiting.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
+
+mod counts;
+mod errors;
+mod fields;
+mod memory;
+mod redis;
+#[path = "../service/rig.rs"]
+#[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
+mod rig;
+mod settings;
+mod streams;

@@ -1,0 +1,132 @@
+//! Memory follows the bytes that calls bring, not their number: no crowd of large calls takes up more than the manifests
+//! give a dispatcher.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use prost::Message as _;
+use prost::bytes::Bytes;
+use shared::proto::broadcast_request::Audience;
+use shared::proto::{
+    AddRecipientsRequest, BroadcastRequest, Recipient, Recipients, SendTemplateRequest, TemplateValue,
+};
+use testing::http2::prefixed;
+use testing::{Process, call_with, eventually};
+use tokio::task::JoinSet;
+use tonic_types::StatusExt as _;
+
+use crate::rig::{APP, Rig, any_port, connect, message, reason, serving};
+
+/// Well below the 512 MiB of the manifests.
+const MOST: u64 = 320 << 20;
+
+fn values(keys: usize, length: usize) -> HashMap<String, TemplateValue> {
+    let value = || TemplateValue { value: "x".repeat(length), color: String::new() };
+    (0..keys).map(|key| (format!("keyword{key}"), value())).collect()
+}
+
+/// Makes the same call many times at once. Each must be answered with this reason, or be told that there is no room;
+/// answers how many were not.
+async fn at_once(port: u16, method: &str, calls: usize, content: Vec<u8>, ends: &str) -> usize {
+    let (content, path) = (Bytes::from(prefixed(&content)), format!("/formid.v1.DispatcherService/{method}"));
+    let (mut tasks, mut channels) = (JoinSet::new(), Vec::new());
+    for _ in 0..10 {
+        channels.push(connect(port).await);
+    }
+    for call in 0..calls {
+        let (channel, content, path) = (channels[call % channels.len()].clone(), content.clone(), path.clone());
+        tasks.spawn(async move { call_with(channel, &path, content).await });
+    }
+    let ended = tasks.join_all().await.into_iter().map(|ended| match ended {
+        Ok(()) => "OK".to_owned(),
+        Err(status) => {
+            let reason = reason(&status);
+            let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
+            assert_eq!(retry.is_some(), reason == "OVERLOADED", "{status:?}");
+            reason
+        }
+    });
+    let answered: Vec<_> = ended.filter(|reason| reason != "OVERLOADED").collect();
+    assert!(answered.iter().all(|reason| reason == ends), "{answered:?}");
+    answered.len()
+}
+
+async fn started(rig: &Rig) -> (Process, u16) {
+    let port = any_port();
+    let process = Process::start(&mut rig.command(port, &["--redis-timeout", "60s"]));
+    serving(connect(port).await, true).await;
+    (process, port)
+}
+
+fn assert_well(process: &Process) {
+    let peak = process.peak_memory();
+    assert!(peak < MOST, "{} MB", peak >> 20);
+    eprintln!("at most {} MB, now {} MB", peak >> 20, process.resident_memory() >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_audiences_take_up_no_more_than_their_budget() {
+    let rig = Rig::patient().await;
+    let (process, port) = started(&rig).await;
+    let recipient = |number| Recipient { openid: format!("oUser{number:023}"), data: values(4, 30) };
+    let list = (0..10_000).map(recipient).collect();
+    let request = BroadcastRequest {
+        app_id: APP.into(),
+        template_id: "template-1".into(),
+        data: values(1, 10),
+        audience: Some(Audience::Recipients(Recipients { list })),
+        validate_only: true,
+        ..BroadcastRequest::default()
+    };
+    assert!(at_once(port, "Broadcast", 150, request.encode_to_vec(), "OK").await > 0);
+    assert_well(&process);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_are_counted_before_they_are_decoded() {
+    let rig = Rig::patient().await;
+    let (process, port) = started(&rig).await;
+    // Recipients of which each has a map with one entry: a hundred times as large in memory as on the wire.
+    let content = [0x1a, 2, 0x12, 0].repeat(1 << 20);
+    assert!(at_once(port, "AddRecipients", 20, content, "MESSAGE_TOO_LARGE").await > 0);
+    let content = [0x1a, 2, 0x12, 0].repeat(100_000);
+    assert!(at_once(port, "AddRecipients", 40, content, "INVALID_FIELDS").await > 0);
+    // The largest list that there may be.
+    let recipients = (0..10_000).map(|n| Recipient { openid: format!("oUser{n:023}"), data: values(8, 20) }).collect();
+    let request = AddRecipientsRequest {
+        app_id: APP.into(),
+        broadcast_id: "0192a3b4c5d-01234567".into(),
+        recipients,
+        exclude: Vec::new(),
+    };
+    assert!(at_once(port, "AddRecipients", 1, request.encode_to_vec(), "BROADCAST_NOT_FOUND").await == 1);
+    assert_well(&process);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sends_whose_callers_hung_up_still_count() {
+    let rig = Rig::patient().await;
+    let slow = sandbox::Settings { latency_ms: 4000, ..rig.sandbox.settings() };
+    rig.sandbox.set_settings(slow).unwrap();
+    let dispatcher = rig.dispatcher_with(&["--max-bytes-in-flight", "17300000"]).await;
+    let large = |user: &str| SendTemplateRequest { data: values(64, 4000), ..message(user, "") };
+    let mut tasks = JoinSet::new();
+    for number in 0..60 {
+        let user = format!("oUser{number}");
+        rig.submit(&user, 1).await;
+        let (mut client, request) = (dispatcher.client.clone(), large(&user));
+        tasks.spawn(async move { client.send_template(request).await.map(drop) });
+    }
+    rig.submit("oLast", 1).await;
+    // Those too many are told so at once; the others wait for WeChat, and are given up.
+    for _ in 0..20 {
+        assert_eq!(reason(&tasks.join_next().await.unwrap().unwrap().unwrap_err()), "OVERLOADED");
+    }
+    drop(tasks);
+    assert_eq!(reason(&dispatcher.send(large("oLast")).await.unwrap_err()), "OVERLOADED");
+    let small = dispatcher.send(message("oNobody", "")).await.unwrap_err();
+    assert_eq!(reason(&small), "NO_CREDENTIAL", "a small one finds room");
+    eventually("there is room again", Duration::from_secs(60), async || dispatcher.send(large("oLast")).await.is_ok())
+        .await;
+    assert!(rig.delivered() > 20, "{}", rig.delivered());
+}

@@ -1,0 +1,42 @@
+//! Settings that would panic or overflow later.
+
+use clap::{CommandFactory as _, Parser as _};
+use dispatcher::settings::Args;
+
+/// What is wrong with these settings, if anything is.
+fn refused(app: &str, flags: &[&str]) -> Option<String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[apps.wx1]\nsecret = 's'\n{app}")).unwrap();
+    let given = ["dispatcher", "--apps-file", file.path().to_str().unwrap()];
+    Args::parse_from(given.iter().chain(flags)).read().err().map(|error| error.to_string())
+}
+
+#[test]
+fn no_duration_is_long_enough_to_overflow() {
+    let command = Args::command();
+    let flags = testing::duration_flags(&command);
+    assert!(flags.len() > 10, "{flags:?}");
+    for flag in flags {
+        let told = refused("", &[&flag, "584542046090y"]);
+        assert!(told.as_ref().is_some_and(|told| told.contains(&flag)), "{flag}: {told:?}");
+    }
+    // A third of it is the period of a timer, which must not be zero.
+    let told = refused("timeout = '1ns'\nconnect_timeout = '1ns'", &["--lease", "2ns"]);
+    assert!(told.as_ref().is_some_and(|told| told.contains("--lease")), "{told:?}");
+}
+
+#[test]
+fn no_number_of_an_app_is_extreme() {
+    for (key, values) in [
+        ("connect_timeout", &["'584542046090y'", "'0s'"][..]),
+        ("timeout", &["'584542046090y'", "'0s'"]),
+        ("daily_quota", &["-1", "1e300", "nan"]),
+        ("messages_per_second", &["-1", "1_000_001", "1e-300", "1e300", "nan"]),
+        ("reserved_for_sends", &["-1e-300", "1.0", "1e300", "nan", "inf"]),
+    ] {
+        for value in values {
+            let told = refused(&format!("{key} = {value}"), &[]);
+            assert!(told.as_ref().is_some_and(|told| told.contains(key)), "{key} = {value}: {told:?}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `min_interval` and users who may have got a message that no dispatcher has settled yet.
+
+use std::time::Duration;
+
+use super::{tally, to_all};
+use crate::rig::{Rig, Running, any_port, connect, message, request, serving};
+use crate::subscription::{self, TEMPLATE, data};
+use sandbox::{FaultKind, Rule};
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use shared::proto::{BroadcastRequest, BroadcastState, SendTemplateRequest};
+use testing::{Process, eventually};
+use tonic::transport::Channel;
+
+const USERS: usize = 40;
+
+/// Longer than a call may take, and short enough to wait for its end.
+const LEASE: [&str; 2] = ["--lease", "6s"];
+
+fn openid(user: usize) -> String {
+    format!("oUser{user}")
+}
+
+fn spring(template_id: &str) -> BroadcastRequest {
+    BroadcastRequest { template_id: template_id.into(), data: data("thing1", "spring"), ..to_all() }
+}
+
+/// Broadcasts to whoever had no message within ten minutes; answers how many got it and how many were skipped.
+async fn broadcast_to_the_rest(dispatcher: &Running, request: BroadcastRequest) -> (u64, u64) {
+    let min_interval = Some(prost_types::Duration { seconds: 600, nanos: 0 });
+    let id = dispatcher.broadcast(BroadcastRequest { min_interval, ..request }).await.unwrap().broadcast_id;
+    let done = dispatcher.until(&id, BroadcastState::Done).await;
+    (tally(&done).delivered, tally(&done).recently_messaged)
+}
+
+/// A dispatcher that gets no answer from WeChat, which delivers all the same.
+async fn unanswered(rig: &Rig) -> (Process, DispatcherServiceClient<Channel>) {
+    let hang = Rule { hang_ms: Some(60_000), endpoint: rig.endpoint, ..Rule::new(FaultKind::HangAfter) };
+    rig.sandbox.add_faults(vec![hang]).unwrap();
+    let port = any_port();
+    let process = Process::start(&mut rig.command(port, &LEASE));
+    let channel = connect(port).await;
+    serving(channel.clone(), true).await;
+    (process, DispatcherServiceClient::new(channel))
+}
+
+/// Kills a dispatcher once WeChat has delivered a message to each of the users.
+async fn kill_before_it_settles(rig: &Rig, mut process: Process) {
+    eventually("all are delivered", Duration::from_secs(20), async || rig.delivered() == USERS as u64).await;
+    process.kill();
+    rig.sandbox.clear_faults();
+}
+
+/// Sends to each user by a dispatcher that is killed before it settles; half of the messages have a request id.
+async fn send_and_kill(
+    rig: &Rig,
+    message: fn(&str, &str) -> SendTemplateRequest,
+    request: fn(&str, &str, &str) -> SendTemplateRequest,
+) {
+    let (process, client) = unanswered(rig).await;
+    for user in 0..USERS {
+        let openid = openid(user);
+        let order = if user % 2 == 0 { message(&openid, "single") } else { request(&openid, "single", "r1") };
+        let mut client = client.clone();
+        tokio::spawn(async move { client.send_template(order).await });
+    }
+    kill_before_it_settles(rig, process).await;
+}
+
+/// One more user, and none of the others, gets a broadcast at once, and nobody one after the leases have ended.
+async fn assert_skipped_at_any_time(rig: &Rig, request: BroadcastRequest) {
+    let dispatcher = rig.dispatcher_with(&LEASE).await;
+    assert_eq!(broadcast_to_the_rest(&dispatcher, request.clone()).await, (1, USERS as u64), "at once");
+    eventually("the reaper let messages without a request id go", Duration::from_secs(20), async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased <= USERS as u64 / 2
+    })
+    .await;
+    assert_eq!(broadcast_to_the_rest(&dispatcher, request).await, (0, USERS as u64 + 1), "later");
+    let received = rig.received();
+    assert_eq!((received.len(), received.values().max()), (USERS + 1, Some(&1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_killed_dispatcher_count_though_nobody_settled_them() {
+    let rig = Rig::patient().await;
+    for _ in 0..2 {
+        rig.submit_crowd(0..USERS + 1).await;
+    }
+    send_and_kill(&rig, message, request).await;
+    assert_skipped_at_any_time(&rig, BroadcastRequest { template_id: "template-2".into(), ..to_all() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscription_messages_of_a_killed_dispatcher_count_too() {
+    let rig = Rig::subscribing().await;
+    rig.accept_crowd(0..USERS + 1, TEMPLATE, 3).await;
+    send_and_kill(&rig, subscription::message, subscription::request).await;
+    assert_skipped_at_any_time(&rig, spring(TEMPLATE)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_broadcast_whose_dispatcher_was_killed_count_too() {
+    let rig = Rig::patient().await;
+    for _ in 0..2 {
+        rig.submit_crowd(0..USERS).await;
+    }
+    let (process, mut client) = unanswered(&rig).await;
+    let id = client.broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
+    eventually("some are delivered", Duration::from_secs(20), async || rig.delivered() > 0).await;
+    let in_flight = rig.delivered();
+    drop(process);
+    rig.sandbox.clear_faults();
+    let dispatcher = rig.dispatcher_with(&LEASE).await;
+    let later = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
+    let (delivered, skipped) = broadcast_to_the_rest(&dispatcher, later).await;
+    assert!(skipped >= in_flight && delivered + skipped == USERS as u64, "{delivered} {skipped} {in_flight}");
+    dispatcher.until(&id, BroadcastState::Done).await;
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_wechat_takes_its_time_to_answer_count_while_they_are_sent() {
+    let rig = Rig::patient().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    for _ in 0..2 {
+        rig.submit_crowd(0..USERS + 1).await;
+    }
+    let late = Rule { times: Some(USERS as u64), hang_ms: Some(2000), ..Rule::new(FaultKind::HangAfter) };
+    rig.sandbox.add_faults(vec![late]).unwrap();
+    let sends: Vec<_> = (0..USERS)
+        .map(|user| {
+            let (mut client, order) = (dispatchers[0].client.clone(), message(&openid(user), "single"));
+            tokio::spawn(async move { client.send_template(order).await })
+        })
+        .collect();
+    eventually("all are being sent", Duration::from_secs(20), async || {
+        let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+        ledger.leased + ledger.consumed == USERS as u64 && rig.delivered() == USERS as u64
+    })
+    .await;
+    let later = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
+    assert_eq!(broadcast_to_the_rest(&dispatchers[1], later).await, (1, USERS as u64));
+    for send in sends {
+        send.await.unwrap().unwrap();
+    }
+    assert_eq!(rig.received().values().max(), Some(&1));
+    rig.assert_settled(0).await;
+}

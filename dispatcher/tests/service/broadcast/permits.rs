@@ -1,0 +1,97 @@
+//! What a quota or a canary permits is delivered before the broadcast pauses: by whichever dispatchers, and also what one was
+//! permitted that died.
+
+use std::time::Duration;
+
+use super::{tally, to_all};
+use crate::rig::{Rig, Running, any_port, connect, serving};
+use sandbox::{FaultKind, Rule};
+use serde_json::json;
+use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
+use testing::{Process, Redis, eventually};
+
+/// More than three dispatchers work on at once.
+const BUCKETS: u16 = 64;
+
+const USERS: usize = 1200;
+
+async fn rig() -> Rig {
+    let mut rig = Rig::with_buckets(Redis::start(), BUCKETS).await.patiently();
+    rig.app_settings = "reserved_for_sends = 0.2\n".into();
+    rig.submit_crowd(0..USERS).await;
+    rig.change(json!({"daily_quota": 1000, "latency_ms": 40, "jitter_ms": 80}));
+    rig
+}
+
+/// WeChat takes so long that many messages wait for their turn when the last permits are given out.
+async fn rig_with_a_slow_wechat() -> Rig {
+    let rig = rig().await;
+    rig.change(json!({"latency_ms": 600, "jitter_ms": 900}));
+    rig
+}
+
+/// It pauses by itself when so many are delivered and none is in flight.
+async fn assert_pauses(rig: &Rig, dispatcher: &Running, id: &str, reason: PauseReason, messages: u64) {
+    eventually("all are delivered, or it has paused", Duration::from_secs(150), async || {
+        rig.delivered() >= messages || dispatcher.look(id).await.state() == BroadcastState::Paused
+    })
+    .await;
+    let paused = dispatcher.until(id, BroadcastState::Paused).await;
+    assert_eq!((paused.pause_reason(), paused.errcode), (reason, None), "{paused:?}");
+    let counted = tally(&paused);
+    assert_eq!((counted.delivered, counted.in_flight), (messages, 0), "{counted:?}");
+    assert_eq!((rig.delivered(), counted.left), (messages, USERS as u64 - messages));
+    rig.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_dispatchers_deliver_all_that_the_quota_permits_before_it_pauses() {
+    let rig = rig_with_a_slow_wechat().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
+    let id = dispatchers[0].broadcast(to_all()).await.unwrap().broadcast_id;
+    assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Quota, 800).await;
+    // Nothing is left of it for the rest of the day.
+    dispatchers[0].done("ResumeBroadcast", &id).await;
+    assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Quota, 800).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_dispatchers_deliver_all_that_a_canary_permits_before_it_pauses() {
+    let rig = rig_with_a_slow_wechat().await;
+    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
+    let request = BroadcastRequest { limit: 333, ..to_all() };
+    let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
+    assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Canary, 333).await;
+}
+
+/// A broadcast by three dispatchers, of which one is killed with messages in flight.
+async fn pauses_after_a_kill(request: BroadcastRequest, reason: PauseReason, messages: u64) {
+    let rig = rig().await;
+    // Longer than a call may take, and short enough to wait for its end.
+    let flags = ["--lease", "6s"];
+    let port = any_port();
+    let mut process = Process::start(&mut rig.command(port, &flags));
+    serving(connect(port).await, true).await;
+    let mut client = DispatcherServiceClient::new(connect(port).await);
+    let id = client.broadcast(request).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
+    eventually("many are in flight at once", Duration::from_secs(60), async || rig.delivered() > 100).await;
+    // Its next messages are delivered, and it does not hear of it.
+    let hang = Rule { times: Some(30), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangAfter) };
+    let before = rig.delivered();
+    rig.sandbox.add_faults(vec![hang]).unwrap();
+    eventually("they are delivered", Duration::from_secs(60), async || rig.delivered() >= before + 30).await;
+    process.kill();
+    let dispatchers = [rig.dispatcher_with(&flags).await, rig.dispatcher_with(&flags).await];
+    assert_pauses(&rig, &dispatchers[1], &id, reason, messages).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_quota_permitted_to_a_killed_dispatcher_is_delivered_before_it_pauses() {
+    pauses_after_a_kill(to_all(), PauseReason::Quota, 800).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_canary_permitted_to_a_killed_dispatcher_is_delivered_before_it_pauses() {
+    pauses_after_a_kill(BroadcastRequest { limit: 500, ..to_all() }, PauseReason::Canary, 500).await;
+}
