@@ -62,7 +62,6 @@ async fn assert_well(collector: &CollectorProcess) {
     collect(&mut client, vec![form("oWell", "f")]).await.unwrap();
     let peak = collector.process.peak_memory();
     assert!(peak < MOST, "{} MB", peak >> 20);
-    eprintln!("at most {} MB, now {} MB", peak >> 20, collector.process.resident_memory() >> 20);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

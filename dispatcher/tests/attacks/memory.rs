@@ -61,7 +61,6 @@ async fn started(rig: &Rig) -> (Process, u16) {
 fn assert_well(process: &Process) {
     let peak = process.peak_memory();
     assert!(peak < MOST, "{} MB", peak >> 20);
-    eprintln!("at most {} MB, now {} MB", peak >> 20, process.resident_memory() >> 20);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
