@@ -46,7 +46,7 @@ impl Logging {
         flags.extend(extra);
         let mut command = rig.command(port, &flags);
         let apps = command.get_args().skip_while(|flag| *flag != "--apps-file").nth(1).unwrap();
-        let text = std::fs::read_to_string(apps).unwrap().replace("timeout = \"5s\"", TIMEOUT);
+        let text = std::fs::read_to_string(apps).unwrap().replace("timeout = \"20s\"", TIMEOUT);
         assert!(text.contains(TIMEOUT), "{text}");
         std::fs::write(apps, text).unwrap();
         let process = Process::start_printing(&mut command, &path);
