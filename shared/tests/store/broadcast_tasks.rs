@@ -234,7 +234,7 @@ async fn who_has_no_hand_free_may_still_claim_what_others_were_silent_about() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let silent = take(&broadcast, "a", 2).await;
-    tokio::time::sleep(SILENCE).await;
+    silence(&broadcast, "a", &silent).await;
     let World { store, app, .. } = &world;
     let claim = async |most| store.take_tasks(app, &broadcast.id, "b", SILENCE, 0, most).await.unwrap();
     assert_eq!(claim(1).await, silent[..1]);
