@@ -27,7 +27,7 @@ async fn collect_through_a_failover(mut redis: Redis) {
     let key = format!("formid:{{{APP}:0}}:users");
     // The replica has all that was acknowledged so far. Then it falls behind, as it may at any time, and the master goes.
     let known = Instant::now();
-    redis.master(&key).pass_on(&key);
+    redis.replicated_master(&key);
     redis.master(&key).cut_off_replicas();
     crowd.stores(50, SOON).await;
     redis.master(&key).kill();

@@ -52,9 +52,9 @@ async fn rig(redis: Redis) -> Rig {
 /// takes its place. Answers how many messages at most it does not know of.
 async fn fall_behind_and_die(rig: &mut Rig, key: &str) -> u64 {
     // Its replica knows all credentials: only messages in flight are to be lost.
-    rig.redis.master(key).pass_on(key);
+    rig.redis.replicated_master(key);
     let before = rig.delivered();
-    rig.redis.master(key).cut_off_replicas();
+    rig.redis.replicated_master(key).cut_off_replicas();
     eventually("more are sent", FAILOVER, async || rig.delivered() > before + 200).await;
     rig.redis.master(key).kill();
     // What had its credential by then went on.

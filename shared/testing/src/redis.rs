@@ -20,7 +20,7 @@ const DURABLE: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync"
 const PATIENT: Duration = Duration::from_secs(10);
 
 /// The same where a test does.
-const QUICK: Duration = Duration::from_secs(1);
+const QUICK: Duration = Duration::from_secs(2);
 
 /// A running Redis.
 #[derive(Debug)]
@@ -75,12 +75,12 @@ impl Redis {
         Self::start_as(Shape::Alone, settings, PATIENT)
     }
 
-    /// Starts a cluster of three masters with a replica each, which takes over a second after its master is silent.
+    /// Starts a cluster of three masters with a replica each, which takes over two seconds after its master is silent.
     pub fn cluster() -> Self {
         Self::start_as(Shape::Cluster, &FLEETING, QUICK).with_replicas()
     }
 
-    /// Starts a master and a replica under three Sentinels, which replace the master a second after it is silent.
+    /// Starts a master and a replica under three Sentinels, which replace the master two seconds after it is silent.
     pub fn sentinel() -> Self {
         Self::start_as(Shape::Sentinel, &FLEETING, QUICK).with_replicas()
     }
@@ -143,6 +143,19 @@ impl Redis {
         let mut found = None;
         wait("there is a master", || {
             found = self.servers.iter().position(|server| server.is_master_of(key));
+            found.is_some()
+        });
+        &mut self.servers[found.unwrap_or_default()]
+    }
+
+    /// Waits until the master of a key has a replica that knows all that was written so far, and returns that master.
+    ///
+    /// Which server that is may change meanwhile: on a busy machine a master that did not answer in time is replaced, and
+    /// takes itself for the master until the Sentinels or the other nodes tell it.
+    pub fn replicated_master(&mut self, key: &str) -> &mut Server {
+        let mut found = None;
+        wait("the master has a replica with all data", || {
+            found = self.servers.iter().position(|server| server.is_master_of(key) && server.is_replicated(key));
             found.is_some()
         });
         &mut self.servers[found.unwrap_or_default()]

@@ -99,11 +99,10 @@ impl Server {
         }
     }
 
-    /// Waits until a replica has all that was written so far; `key` is one that lies here.
-    pub fn pass_on(&self, key: &str) {
+    /// Whether a replica has all that was written so far; `key` is one that lies here.
+    pub(crate) fn is_replicated(&self, key: &str) -> bool {
         // WAIT is about the writes of its own connection, and replicas take all writes in turn.
-        let commands = [&format!("SET {key}:passed 1 PX 1000"), "WAIT 1 500"];
-        wait("a replica has it", || self.ask(&commands).starts_with("+OK\r\n:1"));
+        self.ask(&[&format!("SET {key}:passed 1 PX 1000"), "WAIT 1 500"]).starts_with("+OK\r\n:1")
     }
 
     /// Whether a replica is up to date with it, or as good as.

@@ -169,7 +169,7 @@ async fn a_replica_that_takes_over_from_a_dead_master_is_found_without_being_tol
         let mut world = impatient(redis).await;
         store_patiently(&world, "oAnna", "f1").await;
         let key = users_key(&world, "oAnna");
-        world.redis.master(&key).pass_on(&key);
+        world.redis.replicated_master(&key);
         world.redis.master(&key).kill();
         store_patiently(&world, "oAnna", "f2").await;
         assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 2);
