@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures formid beside the ceilings of this machine, in one run, and prints a table; ends with 1 where a bar is missed.
-# Arguments go on to the benchmark: collect, send, broadcast, memory, overload or rest for a part of it, --rounds N for how often (5 unless given).
+# Measures formid and the upper limits of this machine in one run, and prints a table. Exits with 1 if a target is
+# missed. Arguments are passed to the benchmark: collect, send, broadcast, memory, overload or rest select a part of it;
+# --rounds N is the number of repetitions (default 5).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -11,8 +12,8 @@ root=$PWD
 
 need_cargo
 need cc redis-server
-say "building, with optimisations"
+say "building with optimizations"
 cargo build --release --workspace --bins
-say "measuring; the machine should have nothing else to do"
-# The logs of what is started and killed again would only hide the table.
+say "measuring; nothing else should run on this machine"
+# Discard the logs of the started processes, which would hide the table.
 exec "$(target_folder)/release/bench" "$@" 2>/dev/null

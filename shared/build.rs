@@ -1,4 +1,5 @@
-//! Compiles the protos with protox, so that a build needs no protoc, and keeps the descriptor set for reflection.
+//! Compiles the protos with protox, so that a build does not need protoc. Writes the descriptor set for gRPC
+//! reflection.
 
 use std::error::Error;
 use std::path::PathBuf;

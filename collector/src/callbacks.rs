@@ -1,12 +1,12 @@
-//! The callback tokens file: for each app, the token that WeChat signs with when it calls the app's callback.
+//! Reads the callback tokens file: for each app, the token that WeChat signs requests to the app's callback URL with.
 //!
 //! ```toml
 //! [callback_tokens]
 //! wx0123456789abcdef = "the token of the app's message push settings"
 //! ```
 //!
-//! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
-//! quotes what may be a token. It is read once, at start-up.
+//! The file is checked by hand instead of with serde, so that all errors are reported together and no error quotes text
+//! that may be a token. It is read once, at startup.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::events::CallbackToken;
 
 const TABLE: &str = "callback_tokens";
 
-/// Reads the file; `apps` are those that this service is set up for. What can not be used is noted and left out.
+/// Reads the file. `apps` are the apps of this service. Invalid entries are added to `problems` and left out.
 pub fn read(path: &Path, apps: &[AppId], problems: &mut Problems) -> HashMap<AppId, CallbackToken> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, apps, problems),
@@ -30,17 +30,17 @@ pub fn read(path: &Path, apps: &[AppId], problems: &mut Problems) -> HashMap<App
     }
 }
 
-/// Like [`read`], from the text of the file.
+/// Like [`read`], from the contents of the file.
 pub fn parse(text: &str, apps: &[AppId], problems: &mut Problems) -> HashMap<AppId, CallbackToken> {
     let mut tokens = HashMap::new();
     let Some(file) = problems.toml("the callback tokens file", text) else { return tokens };
     if file.keys().any(|key| key != TABLE) {
-        problems.add(format!("the callback tokens file has something else than a [{TABLE}] table"));
+        problems.add(format!("the callback tokens file may have only a [{TABLE}] table at the top level"));
     }
     let table = match file.get(TABLE) {
         Some(Value::Table(table)) if !table.is_empty() => table,
         _ => {
-            let needed = format!("it needs a [{TABLE}] table with a line for each app");
+            let needed = format!("expected a [{TABLE}] table with one line for each app");
             problems.add(format!("the callback tokens file has no token: {needed}"));
             return tokens;
         }
@@ -61,7 +61,7 @@ pub fn parse(text: &str, apps: &[AppId], problems: &mut Problems) -> HashMap<App
     tokens
 }
 
-/// One line of the table, or all that is wrong with it.
+/// Parses one line of the table; fails with all errors of the line.
 fn entry(id: &str, value: &Value, apps: &[AppId]) -> Result<(AppId, CallbackToken), Vec<String>> {
     let app = match AppId::parse(id) {
         Ok(app) if apps.contains(&app) => Ok(app),
@@ -78,7 +78,8 @@ fn entry(id: &str, value: &Value, apps: &[AppId]) -> Result<(AppId, CallbackToke
     }
 }
 
-/// A key for a sentence, unless it may be a token that stands on the wrong side: WeChat's app ids begin with wx.
+/// The key as an error may show it. A key that may be a token (key and value swapped) is hidden: only known app ids,
+/// and short ones that begin with `wx` as WeChat's app ids do, are shown.
 fn named<'a>(id: &'a str, apps: &[AppId]) -> &'a str {
     let known = apps.iter().any(|app| app.as_str() == id);
     let harmless = id.len() <= 18 && id.starts_with("wx") && AppId::parse(id).is_ok();
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_has_its_token_and_need_not_have_one() {
+    fn each_app_gets_its_own_token_or_none() {
         let tokens = parsed("[callback_tokens]\nwx2 = 'BBBBB'\nwx1 = \"AAAAA\"").unwrap();
         let (timestamp, nonce, signature) = ("1714036504", "1514711492", "f464b24fc39322e44b38aa78f5edd27bd1441696");
         assert!(tokens[&apps()[0]].signs(timestamp, nonce, signature));
@@ -112,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once() {
+    fn all_errors_are_reported_together() {
         let problems = parsed(
             "other = 1\n[callback_tokens]\nwx1 = ''\nwx2 = 7\nwx3 = 'a'\nwx4 = 'a b'\n'w x' = 'a'\ngh3 = ['é']\nwx5.a = 'a'\n[more]",
         )
         .unwrap_err();
         let start = "the callback tokens file, [callback_tokens]";
         for expected in [
-            "the callback tokens file has something else than a [callback_tokens] table",
+            "the callback tokens file may have only a [callback_tokens] table at the top level",
             &format!("{start} wx1: the token must not be empty"),
             &format!("{start} wx2: the token must be a string, but is of type integer"),
             &format!("{start} wx3: the app is not one of --apps"),
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_token_is_a_problem() {
+    fn file_without_a_token_is_an_error() {
         for text in ["", "[callback_tokens]", "callback_tokens = 'AAAAA'"] {
             let problems = parsed(text).unwrap_err();
             assert!(problems.len() == 1 && problems[0].contains("has no token"), "{text:?}: {problems:?}");
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn no_problem_and_no_debug_output_quotes_a_token() {
+    fn errors_and_debug_output_never_show_a_token() {
         const CANARY: &str = "c4nary0123456789";
         for text in [
             "[callback_tokens]\nwx1 = CANARY",
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_the_syntax_is_told_with_its_line() {
+    fn syntax_error_is_reported_with_its_line() {
         let problems = parsed("[callback_tokens]\n# é\nwx1 = what\n").unwrap_err();
         assert!(problems[0].starts_with("the callback tokens file, line 3: "), "{problems:?}");
     }

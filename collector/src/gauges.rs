@@ -1,4 +1,5 @@
-//! Keeps the gauges of stock and ledger true, beside all calls: whoever reads the metrics only gets what was counted here.
+//! Updates the gauges of stock and ledger in the background. A scrape of the metrics returns the values set here and
+//! never counts anything itself.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use shared::store::{Error, Store};
 use crate::metrics::Gauges;
 use crate::service::unix_time;
 
-/// How often the gauges are set, unless the sweep comes round more often.
+/// Period of updating the gauges, unless the sweep period is shorter.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
-/// Sets the gauges once every `period`, until it is dropped. Up to `few` users an app is counted anew when nobody did so
-/// within the period, which costs Redis some ten milliseconds; a larger one goes by what the sweep has counted.
+/// Updates the gauges once every `period`, until it is dropped. An app with up to `few` users is counted again if no
+/// replica has counted it within the period, which costs Redis about ten milliseconds. For a larger app, the counts of
+/// the last sweep are used.
 pub async fn follow(
     store: Store,
     apps: Arc<[AppId]>,
@@ -25,13 +27,13 @@ pub async fn follow(
     few: u64,
     outages: Outages,
 ) -> Infallible {
-    let (begins, ends) = ("metrics of the stock cannot be read", "metrics of the stock are read again");
+    let (begins, ends) = ("cannot update the stock metrics", "stock metrics are updated again");
     let outage = outages.outage("gauges", begins, ends);
     let mut reading: Vec<_> = apps.iter().map(|app| (app, outage.operation())).collect();
     store.prepared().await;
     loop {
         for (app, reading) in &mut reading {
-            // What was counted last stands where Redis is away.
+            // While Redis is unavailable, the gauges keep their last values.
             reading.note(&show(&store, app, &gauges, period, few).await);
         }
         tokio::time::sleep(period).await;
@@ -46,10 +48,10 @@ async fn show(store: &Store, app: &AppId, gauges: &Gauges, period: Duration, few
     Ok(())
 }
 
-/// Nothing for a large app that the first sweep has not gone through.
+/// The stock of an app; `None` for a large app whose first sweep has not finished.
 async fn count(store: &Store, app: &AppId, period: Duration, few: u64) -> Result<Option<Stock>, Error> {
     let (now, swept) = (unix_time(), store.swept_stock(app).await?);
-    // Replicas that count in turn find what the first of them has counted.
+    // Half the period: a replica reuses what another replica has counted shortly before.
     let old = |stock: &Stock| now - stock.counted_at >= (period.as_secs() / 2).cast_signed();
     if swept.as_ref().is_none_or(old) && store.users(app).await? <= few {
         return store.stock(app, now, few).await.map(Some);

@@ -1,21 +1,22 @@
-//! The hot path: gathers the credentials of all calls and brings them to Redis in few, large scripts.
+//! The hot path: collects the credentials of all calls and stores them in Redis with few, large scripts.
 //!
-//! A script that stores many credentials of one bucket costs Redis a third a credential of what one alone costs. So
-//! one task, the gatherer, takes in whole batches and spreads them over lanes, one for each bucket of each app:
+//! A script that stores many credentials of one bucket costs Redis a third, per credential, of a script that stores
+//! one. So one task, the batcher, receives the batches of all calls and splits them into queues, one for each bucket of
+//! each app:
 //!
-//! - A lane has at most one script on its way. What comes meanwhile waits and goes together in the next one, so groups
-//!   grow with the load by themselves, and an idle lane sends at once: there is no timer.
-//! - At most [`SCRIPTS_IN_FLIGHT`] scripts are on their way in all, enough to keep Redis busy; the lanes take turns.
+//! - A queue has at most one script in flight. Credentials that arrive meanwhile wait and go together in the next
+//!   script. So groups grow with the load, and an idle queue sends at once: there is no timer.
+//! - At most [`SCRIPTS_IN_FLIGHT`] scripts are in flight in total, enough to keep Redis busy. The queues take turns.
 //! - A call is answered when Redis has answered for the last of its credentials.
-//! - One script a lane also keeps order: of the same credential twice in a call, the second is the duplicate.
+//! - One script per queue also keeps the order: if a call has the same credential twice, the second is the duplicate.
 //!
-//! When a script fails, every call with a credential in it fails; what Redis did store of it is found as a duplicate
-//! when the caller tries again. When Redis is away, everything that waits fails with it rather than wait for a timeout
-//! each. A caller that leaves changes nothing: its credentials are stored all the same.
+//! If a script fails, every call with a credential in it fails. Redis may have stored some of them; they are duplicates
+//! when the caller tries again. If Redis is unavailable, all waiting calls fail with the script instead of waiting for
+//! one timeout each. If a caller disconnects, its credentials are stored nevertheless.
 //!
-//! There is room for [`ROOM`] credentials. Who finds none waits in one line: a stream for as long as it takes, since it
-//! reads no more meanwhile and so slows its caller down; a call for [`PATIENCE`] at most, after which it is turned away.
-//! So neither memory nor the time that an answer takes grows with the number of those who wait.
+//! The queues hold at most [`ROOM`] credentials. Calls and streams that find them full wait in one line. A stream waits
+//! without a limit: it does not read meanwhile, which slows its caller down. A call waits at most [`PATIENCE`] and is
+//! then refused. So neither memory nor response time grows with the number of waiting callers.
 
 mod lanes;
 
@@ -35,35 +36,35 @@ use tokio::task::JoinHandle;
 use crate::metrics::Intake;
 use lanes::{Answer, Group, Lanes};
 
-/// The most credentials that are held in memory on their way to Redis; beyond, calls wait. About 40 MB.
+/// The maximum number of credentials in memory that wait for Redis; beyond it, calls wait. About 40 MB.
 pub const ROOM: usize = 200_000;
 
-/// How long a call waits for room. Redis takes in all of [`ROOM`] in less.
+/// How long a call waits for free queue capacity. Redis stores all of [`ROOM`] in less time.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The most scripts on their way at once. Fewer would leave Redis idle between small ones, more would only take turns
-/// away from groups that could still grow.
+/// The maximum number of scripts in flight. Fewer would leave Redis idle between small scripts. More would only send
+/// groups earlier that could still grow.
 pub const SCRIPTS_IN_FLIGHT: usize = 32;
 
-/// How many batches are taken in before scripts are sent again.
+/// How many batches are received before scripts are sent again.
 const BATCHES_AT_ONCE: usize = 64;
 
-/// The places, in the batch, of those that were stored already, in no order.
+/// The indexes in the batch of the credentials that were stored already, in no particular order.
 pub type Duplicates = Vec<u32>;
 
-/// Where batches go; cheap to clone.
+/// Sends batches to the batcher; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    // Unbounded, but each batch brings a permit for every credential in it.
+    // The channel is unbounded, but each batch holds a semaphore permit for every credential in it.
     batches: mpsc::UnboundedSender<Batch>,
     room: Arc<Semaphore>,
 }
 
-/// Room for a batch, until it is answered.
+/// Queue capacity for a batch, held until the batch is answered.
 #[derive(Debug)]
 pub struct Room(OwnedSemaphorePermit);
 
-/// The task behind [`Ingest`].
+/// The batcher task, which [`Ingest`] sends to.
 #[derive(Debug)]
 pub struct Gatherer(JoinHandle<()>);
 
@@ -77,40 +78,41 @@ struct Batch {
 /// A call that waits for its answer.
 #[derive(Debug)]
 struct Call {
-    /// How many of its credentials Redis has not answered for.
+    /// Number of its credentials that Redis has not answered for.
     left: usize,
     duplicates: Duplicates,
-    /// Gone once it is answered, which a failure does early.
+    /// `None` once the call is answered. A failure answers it before the other credentials are done.
     answer: Option<oneshot::Sender<Result<Duplicates, Failure>>>,
     _room: OwnedSemaphorePermit,
 }
 
 impl Ingest {
-    /// Starts the gatherer for these apps; `intake` counts for each of them.
+    /// Starts the batcher for these apps. `intake` has the counters of each app, in the same order.
     pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Gatherer) {
         let (sender, batches) = mpsc::unbounded_channel();
         let task = tokio::spawn(gather(store, apps, intake, batches));
         (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Gatherer(task))
     }
 
-    /// Stores a batch of the app with this place in the list of apps, and answers once Redis holds all of it.
+    /// Stores a batch of the app with this index in the list of apps, and returns once Redis holds all of it.
     ///
-    /// Fails when Redis does not answer, or at a stop; then any part of the batch may be stored, and the batch may be
-    /// sent again. Fails with OVERLOADED when there is no room for it in time. A batch is at most [`ROOM`] long.
+    /// Fails if Redis does not answer, or at shutdown. Then any part of the batch may be stored, and the batch may be
+    /// sent again. Fails with OVERLOADED if the queues stay full for [`PATIENCE`]. A batch has at most [`ROOM`]
+    /// credentials.
     pub async fn collect(&self, app: usize, credentials: Vec<Packed>) -> Result<Duplicates, Failure> {
         let room = tokio::time::timeout(PATIENCE, self.room(credentials.len()));
         let room = room.await.map_err(|_| Failure::overloaded())??;
         self.store(app, credentials, room).await
     }
 
-    /// Waits for room for so many credentials; fails at a stop.
+    /// Waits for queue capacity for this many credentials; fails at shutdown.
     pub fn room(&self, credentials: usize) -> impl Future<Output = Result<Room, Failure>> + Send + 'static {
         let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(permits);
         async move { room.await.map(Room).map_err(|_| Failure::shutting_down()) }
     }
 
-    /// Like [`Ingest::collect`], for a batch that has its room.
+    /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::room`].
     pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: Room) -> Result<Duplicates, Failure> {
         if credentials.is_empty() {
             return Ok(Duplicates::new());
@@ -123,7 +125,8 @@ impl Ingest {
 }
 
 impl Gatherer {
-    /// Lets what was gathered reach Redis, within a bound, once every [`Ingest`] is dropped; then ends the task.
+    /// Waits, at most for `bound`, until the queued credentials are stored; then ends the task. Call it once every
+    /// [`Ingest`] is dropped.
     pub async fn finish(mut self, bound: Duration) {
         if tokio::time::timeout(bound, &mut self.0).await.is_err() {
             self.0.abort();
@@ -153,7 +156,7 @@ async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut bat
     }
 }
 
-/// Brings one group to Redis.
+/// Stores one group in Redis.
 async fn send(
     store: Store,
     apps: Arc<[AppId]>,
@@ -164,7 +167,7 @@ async fn send(
 ) -> Answer {
     let outcome = store.collect(&apps[app], bucket, &group.credentials).await;
     if let Ok(duplicates) = &outcome {
-        // Here and not where calls are answered: it is stored, whoever still waits for it.
+        // Counted here and not where calls are answered, because it is stored even if the caller has disconnected.
         intake[app].stored(&group.credentials, duplicates);
     }
     Answer { lane, tickets: group.tickets, outcome }

@@ -1,13 +1,13 @@
-//! The collector: takes in the rights to send that users hand out, and keeps them in Redis.
+//! The collector: receives credentials (rights to send messages to users) and stores them in Redis.
 //!
-//! - [`settings`]: what it is told at start;
-//! - [`callbacks`]: the tokens that WeChat signs its calls with;
-//! - [`service`]: the gRPC edge, where the generated types stop;
-//! - [`ingest`]: gathers the credentials of all calls into few, large scripts: the hot path;
-//! - [`events`]: what WeChat pushes about subscription messages, told apart and checked;
-//! - [`once`]: what the repetition of a grant or of an event is known by;
-//! - [`sweeper`]: drops what has expired and counts the stock, a little at a time;
-//! - [`metrics`]: what is counted for Prometheus; [`gauges`]: keeps those of the stock true.
+//! - [`settings`]: the configuration;
+//! - [`callbacks`]: reads the tokens that WeChat signs callback requests with;
+//! - [`service`]: the gRPC layer; generated types are used only there;
+//! - [`ingest`]: the hot path, which stores the credentials of all calls with few, large scripts;
+//! - [`events`]: parses the events that WeChat pushes about subscription messages;
+//! - [`once`]: dedup keys of grants and events;
+//! - [`sweeper`]: deletes expired credentials and counts the stock, a few users at a time;
+//! - [`metrics`]: the Prometheus metrics; [`gauges`]: updates the gauges of the stock.
 
 pub mod callbacks;
 pub mod events;
@@ -36,11 +36,11 @@ use metrics::Metrics;
 use service::Service;
 use settings::Settings;
 
-/// Serves on `listeners`, one for calls at least, until `shutdown`, then drains. Redis need not be there yet: until it
-/// is, health says NOT_SERVING.
+/// Serves on `listeners` until `shutdown`, then drains. Redis may still be unavailable at the start: until it answers,
+/// the health check returns NOT_SERVING.
 ///
-/// Fails when the Redis URL is none, when this Redis belongs to a deployment with another number of buckets, or when
-/// the address for probes can not be had.
+/// Fails if the Redis URL is invalid, if this Redis belongs to a deployment with another number of buckets, or if the
+/// address for probes cannot be bound.
 pub async fn run(
     listeners: impl Into<Listeners>,
     settings: Settings,
@@ -49,7 +49,7 @@ pub async fn run(
     let listeners = listeners.into();
     let measured = listeners.metrics.is_some();
     let metrics = Metrics::new(&settings.apps).map_err(io::Error::other)?;
-    // Read until all is done.
+    // Serves the metrics until this function returns.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let outages = &metrics.service.outages;
     let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
@@ -69,14 +69,15 @@ pub async fn run(
     let shutdown = async move {
         shutdown.await;
         drop(background);
-        // Streams have no end of their own. They are ended once load balancers had the time to look elsewhere.
+        // Streams do not end by themselves. They are ended after `drain_wait`, when load balancers have had the time to
+        // stop using this replica.
         tokio::spawn(async move {
             tokio::time::sleep(drain_wait).await;
             stop.send_replace(true);
         });
     };
     let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &config, shutdown).await;
-    // What callers left behind that no longer wait for an answer.
+    // Store the credentials of callers that have disconnected.
     gatherer.finish(settings.common.store.redis.timeout).await;
     served.map(drop)
 }

@@ -1,4 +1,4 @@
-//! `collector`: the service as a program.
+//! The `collector` program.
 
 use std::io;
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ async fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(%error, "cannot go on");
+            error!(%error, "the collector failed");
             ExitCode::FAILURE
         }
     }
@@ -33,6 +33,6 @@ async fn main() -> ExitCode {
 async fn serve_until_told(settings: Settings) -> io::Result<()> {
     let shutdown = serve::signals()?;
     let listeners = Listeners::open(&settings.common).await?;
-    info!(listen = %listeners.calls.local_addr()?, apps = settings.apps.len(), "collector");
+    info!(listen = %listeners.calls.local_addr()?, apps = settings.apps.len(), "collector started");
     collector::run(listeners, settings, shutdown).await
 }

@@ -1,4 +1,4 @@
-//! What the collector counts: credentials as they come in, and what is in stock.
+//! The Prometheus metrics of the collector: received credentials, the stock and the ledger.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use shared::proto::collector_service_server::SERVICE_NAME;
 use shared::store::credentials::Packed;
 use shared::store::stock::{DAY, DAY_OFFSET, Ledger, Stock};
 
-/// Why credentials are refused, as the protocol names the reasons.
+/// The reasons for refusing a credential, with the names of the protocol.
 const REASONS: [&str; 13] = [
     "bad_openid",
     "empty_id",
@@ -26,22 +26,22 @@ const REASONS: [&str; 13] = [
     "bad_grant_key",
 ];
 
-/// In how many days form ids and prepay ids expire: 0 is today. They live for 7 times 24 hours, and days begin at midnight
-/// of UTC+8.
+/// Label values: in how many days form ids and prepay ids expire; 0 is today. They live for 7 times 24 hours, and days
+/// begin at midnight of UTC+8.
 const DAYS: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
 
-/// The metrics of a collector, made once.
+/// All metrics of a collector.
 pub struct Metrics {
-    /// Those that both services have.
+    /// Metrics that both services have.
     pub service: ServiceMetrics,
-    /// Credentials as they come in, by the place of their app in the list of apps.
+    /// Counters of received credentials, by the index of the app in the list of apps.
     pub intake: Arc<[Intake]>,
-    /// What is in stock.
+    /// Gauges of stock and ledger.
     pub gauges: Gauges,
 }
 
 impl Metrics {
-    /// For the apps of the settings.
+    /// Registers the metrics for these apps.
     pub fn new(apps: &[AppId]) -> Result<Self, Error> {
         let service = ServiceMetrics::new(SERVICE_NAME)?;
         let registry = &service.registry;
@@ -75,10 +75,10 @@ impl Metrics {
                 "Messages of form ids and prepay ids in stock, by the days until they expire (days of UTC+8; 0 is today)",
                 &["app", "days"],
             )?,
-            users: registry.gauges("formid_reachable_users", "Users who can be sent to, as last counted", &["app"])?,
+            users: registry.gauges("formid_reachable_users", "Users with a usable credential, as last counted", &["app"])?,
             ledger: registry.gauges(
                 "formid_ledger_messages",
-                "Where everything that was ever collected is or went, in messages; unknown is a part of consumed",
+                "Everything ever collected, by its current state, in messages; unknown is a part of consumed",
                 &["app", "state"],
             )?,
         };
@@ -86,7 +86,7 @@ impl Metrics {
     }
 }
 
-/// What came in for one app.
+/// Counters of received credentials of one app.
 pub struct Intake {
     collected: [IntCounter; Kind::ALL.len()],
     duplicate: [IntCounter; Kind::ALL.len()],
@@ -94,7 +94,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Redis has answered for these; `duplicates` are the places of those that it had already.
+    /// Counts stored credentials. `duplicates` are the indexes of those that Redis held already.
     pub fn stored(&self, credentials: &[Packed], duplicates: &[usize]) {
         let (mut new, mut known) = ([0_u64; Kind::ALL.len()], [0_u64; Kind::ALL.len()]);
         credentials.iter().for_each(|credential| new[credential.kind as usize] += 1);
@@ -109,7 +109,7 @@ impl Intake {
         }
     }
 
-    /// One was refused.
+    /// Counts a refused credential.
     pub fn refused(&self, refusal: Refusal) {
         if let Some(counter) = self.refused.get(reason(refusal)) {
             counter.inc();
@@ -135,7 +135,7 @@ fn reason(refusal: Refusal) -> &'static str {
     }
 }
 
-/// What is in stock, and where everything went. An app is missing until it was counted: a zero would be no count.
+/// Gauges of stock and ledger. An app has no values until it was counted first, because a zero would be wrong.
 #[derive(Clone)]
 pub struct Gauges {
     stock: IntGaugeVec,
@@ -145,7 +145,7 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// The stock was counted; it is `now` (seconds since 1970).
+    /// Sets the gauges of the stock. `now` is a Unix time in seconds.
     pub fn show_stock(&self, app: &AppId, stock: &Stock, now: i64) {
         let (app, today) = (app.as_str(), (now + DAY_OFFSET).div_euclid(DAY));
         let mut messages = [0_u64; Kind::ALL.len()];
@@ -153,7 +153,8 @@ impl Gauges {
         messages[Kind::Grant as usize] += stock.templates.values().map(|granted| granted.messages).sum::<u64>();
         let mut expiring = [0_u64; DAYS.len()];
         for ((day, _), count) in &stock.days {
-            // What has expired since it was counted goes with today, and what a fast clock dates later with the last day.
+            // Days before today have expired since the count and are added to today. Later days come from differing
+            // clocks and are added to the last day.
             let days = usize::try_from(day - today).unwrap_or_default().min(DAYS.len() - 1);
             expiring[days] += count.messages;
         }
@@ -166,7 +167,7 @@ impl Gauges {
         set(&self.users, &[app], stock.reachable);
     }
 
-    /// The ledger was read.
+    /// Sets the gauges of the ledger.
     pub fn show_ledger(&self, app: &AppId, ledger: &Ledger) {
         for (state, messages) in [
             ("collected", ledger.collected),
@@ -197,10 +198,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stock_is_shown_by_the_days_until_it_expires() {
+    fn stock_is_shown_by_the_days_until_it_expires() {
         let app = AppId::parse("wx1").unwrap();
         let metrics = Metrics::new(std::slice::from_ref(&app)).unwrap();
-        // 07:59 on the day 20000 of UTC+8 is still the day before in UTC.
+        // 07:59 on day 20000 of UTC+8 is still the day before in UTC.
         let (today, now) = (20_000, 20_000 * DAY - DAY_OFFSET + 8 * 3600 - 60);
         let count = |messages| Count { credentials: 1, messages };
         let days = [(today - 1, 1), (today, 2), (today + 3, 4), (today + 7, 8), (today + 8, 16)];
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reasons_are_those_of_the_protocol_and_every_refusal_has_one() {
+    fn reason_labels_are_those_of_the_protocol() {
         for (number, name) in (1..).zip(REASONS) {
             let wire = RefusalReason::try_from(number).unwrap().as_str_name();
             assert_eq!(wire, format!("REFUSAL_REASON_{}", name.to_uppercase()));

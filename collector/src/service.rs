@@ -1,4 +1,4 @@
-//! The RPCs: each converts its request, calls one function of the domain, and converts the answer back.
+//! The gRPC layer. Each RPC converts its request, calls one domain function, and converts the result.
 
 mod convert;
 mod flow;
@@ -32,12 +32,12 @@ use crate::metrics::Intake;
 use crate::settings::Settings;
 use convert::{Reader, Sorted};
 
-/// The most credentials of one call or one batch of a stream.
+/// The maximum number of credentials of one call, or of one batch of a stream.
 pub const MAX_CREDENTIALS: usize = 1000;
 
-/// Seconds since 1970.
+/// The current Unix time in seconds.
 pub fn unix_time() -> i64 {
-    // A clock before 1970 is none that credentials could be judged by: all would be in the future.
+    // With a clock before 1970, all credentials would be in the future; 0 gives the same result.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
@@ -51,9 +51,9 @@ pub struct Service {
 struct Inner {
     store: Store,
     ingest: Ingest,
-    /// By the place of the app.
+    /// By the index of the app.
     intake: Arc<[Intake]>,
-    /// Each app with its place in the list of apps.
+    /// The index of each app in the list of apps.
     apps: HashMap<AppId, usize>,
     reader: Reader,
     lease_margin: u32,
@@ -63,7 +63,8 @@ struct Inner {
 }
 
 impl Service {
-    /// Streams end when `stopping` becomes true; `ingest` and `intake` must be for the apps of these settings.
+    /// Makes the service. Streams end when `stopping` becomes true. `ingest` and `intake` must have been made for the
+    /// apps of these settings.
     pub fn new(
         store: Store,
         ingest: Ingest,
@@ -85,7 +86,7 @@ impl Service {
         Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
     }
 
-    /// The service as tonic serves it.
+    /// Wraps the service for tonic.
     pub fn into_server(self) -> CollectorServiceServer<Self> {
         let bound = self.max_message_bytes;
         CollectorServiceServer::new(self).max_decoding_message_size(bound)
@@ -93,8 +94,8 @@ impl Service {
 }
 
 impl Inner {
-    /// The app of a request and its place, or a failure that names every bad field. To a caller that may not use an app it
-    /// is not there.
+    /// The app of a request and its index, or a failure that lists every bad field. For a caller that may not use the
+    /// app, the failure is the same as for an unknown app.
     fn app(&self, caller: &Caller, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
         let app = fields.take("app_id", AppId::parse(text));
         let known = |app: &AppId| self.apps.get_key_value(app).filter(|(app, _)| caller.may_use(app));
@@ -107,11 +108,11 @@ impl Inner {
         let openid = fields.take("openid", OpenId::parse(openid));
         let (app, _) = self.app(caller, app, fields)?;
         rpc::note_app(app);
-        // Without an openid there was a bad field.
+        // The openid is missing only if it was a bad field, which has failed above.
         Ok((app, openid.ok_or_else(Failure::internal)?))
     }
 
-    /// Checks a call of credentials as a whole, then sorts the good ones from the refused.
+    /// Checks the request as a whole, then separates the valid credentials from the refused ones.
     fn sort(
         &self,
         caller: &Caller,
@@ -122,7 +123,7 @@ impl Inner {
         match credentials.len() {
             0 => fields.refuse("credentials", "must not be empty"),
             1..=MAX_CREDENTIALS => {}
-            count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, and are {count}")),
+            count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, but are {count}")),
         }
         let (app, place) = self.app(caller, app, fields)?;
         let sorted = self.reader.sort(credentials, unix_time());
@@ -144,7 +145,8 @@ impl CollectorService for Service {
         let (app, place, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         rpc::note_app(app);
         let count = good.len();
-        // From the gathering to the last script's answer. Not for the batches of a stream, which has no end.
+        // The span lasts from queueing to the last script's answer. The batches of a stream have none, since a stream
+        // has no end.
         let span = redis::script("store", "collect.lua", app);
         span.record("formid.credentials", count);
         let stored = self.inner.store(place, good).await;
@@ -184,7 +186,7 @@ impl CollectorService for Service {
         let caller = Caller::of(&request)?;
         let GetInventoryRequest { app_id, openid } = request.into_inner();
         let (app, openid) = self.inner.user(&caller, app_id, openid)?;
-        // What the dispatcher would no longer lease is not available.
+        // Credentials so close to their expiry that the dispatcher would not lease them do not count as available.
         let usable_at = unix_time() + i64::from(self.inner.lease_margin);
         let inventory = self.inner.store.inventory(app, &openid, usable_at).await.map_err(Failure::from)?;
         Ok(Response::new(convert::inventory(inventory)))
@@ -196,7 +198,7 @@ impl CollectorService for Service {
         rpc::note_app(app);
         let store = &self.inner.store;
         let stock = store.stock(app, unix_time(), self.inner.small_app_users).await.map_err(Failure::from)?;
-        // After the count, which moves what it finds expired to its place in the ledger.
+        // Read after the count, because the count moves expired credentials to `expired` in the ledger.
         let ledger = store.ledger(app).await.map_err(Failure::from)?;
         Ok(Response::new(convert::stock(&stock, &ledger)?))
     }

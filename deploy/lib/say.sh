@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Words for people: all of them on standard error, so that standard output stays free for results.
+# Prints messages for humans to standard error. Standard output is for results.
 
 bold="" red="" plain=""
 if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then

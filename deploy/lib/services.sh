@@ -1,27 +1,28 @@
 # shellcheck shell=bash
-# Programs of one's own: started, waited for, and stopped. Wants say.sh, and $folder: an empty folder for their logs.
+# Starts programs, waits until they are ready, and stops them. Needs say.sh, and $folder: an empty folder for their
+# logs.
 
-# What runs, as "name:pid", in the order it was started.
+# The running programs as "name:pid", in the order in which they were started.
 running=""
 
-# start NAME COMMAND...: in the background; its output goes to NAME.log.
+# start NAME COMMAND...: starts a program in the background; its output goes to NAME.log.
 start() {
     local name=$1
     shift
-    # Job control gives it a process group of its own. So Ctrl-C at the terminal reaches this script alone, which then
-    # stops everything in order.
+    # Job control gives the program its own process group. So Ctrl-C in the terminal reaches only this script, which
+    # then stops the programs in order.
     set -m
     NO_COLOR=1 "$@" >"${folder:?}/$name.log" 2>&1 </dev/null 3>&- &
     set +m
     running="$running $name:$!"
 }
 
-# wait_for NAME CONDITION...: until the command CONDITION succeeds, at most 30 seconds, and no longer than NAME lives.
+# wait_for NAME CONDITION...: waits until the command CONDITION succeeds. Fails after 30 seconds, or when NAME exits.
 wait_for() {
     local name=$1 end=$((SECONDS + 30))
     shift
     until "$@" >/dev/null 2>&1; do
-        is_up "$name" || fail "$name" "has ended"
+        is_up "$name" || fail "$name" "has exited"
         [ $SECONDS -lt $end ] || fail "$name" "is not ready after 30 seconds"
         sleep 0.1
     done
@@ -34,24 +35,25 @@ is_up() {
     done
 }
 
-# watch: returns never; fails when one of them ends.
+# watch: never returns; fails when one of the programs exits.
 watch() {
     local each
     while sleep 1; do
         for each in $running; do
-            is_up "${each%%:*}" || fail "${each%%:*}" "has ended"
+            is_up "${each%%:*}" || fail "${each%%:*}" "has exited"
         done
     done
 }
 
-# fail NAME WHAT: shows the end of NAME's log and exits.
+# fail NAME WHAT: prints the last lines of NAME's log and exits.
 fail() {
     say "the last lines of $1's log:"
     tail -n 30 "$folder/$1.log" >&2
     die "$1 $2"
 }
 
-# stop_all: the last started first, so that Redis outlives those who use it; SIGKILL for what takes over 15 seconds.
+# stop_all: stops the programs, the last started first, so that Redis stops after the programs that use it. A program
+# that takes over 15 seconds gets SIGKILL.
 stop_all() {
     local each backwards="" pid end
     for each in $running; do
@@ -70,13 +72,13 @@ stop_all() {
     done
 }
 
-# answers PORT: whether someone listens there.
+# answers PORT: succeeds if a program listens on the port.
 answers() {
     (: 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-# free_port PREFERRED: sets $port to that one when it is free, else to another one. Those tried are below the range from
-# which systems take the ports of outgoing connections, and none is handed out twice.
+# free_port PREFERRED: sets $port to PREFERRED if it is free, otherwise to another free port. The others are below the
+# range that systems use for outgoing connections. No port is returned twice.
 free_port() {
     port=$1
     while answers "$port" || [[ " $taken_ports " == *" $port "* ]]; do
@@ -86,7 +88,7 @@ free_port() {
 }
 taken_ports=""
 
-# redis_ready PORT: whether Redis answers; one that is still loading its file does not.
+# redis_ready PORT: succeeds if Redis answers PONG, which it does not while it loads its file.
 redis_ready() {
     local answer
     exec 4<>"/dev/tcp/127.0.0.1/$1" || return 1
@@ -96,10 +98,10 @@ redis_ready() {
     [ "$answer" = $'+PONG\r' ]
 }
 
-# http PORT PATH [JSON]: GET, or POST where there is JSON; prints the body of the answer. Enough for the sandbox, and
-# needs no curl. HTTP/1.0, so that the answer ends with its connection.
+# http PORT PATH [JSON]: sends a GET request, or a POST request if JSON is given, and prints the body of the response.
+# It is sufficient for the sandbox and needs no curl. With HTTP/1.0, the response ends with the connection.
 http() {
-    # Lengths are in bytes.
+    # LC_ALL=C makes ${#body} count bytes.
     local LC_ALL=C method=GET body=${3:-} answer="" blank_line=$'\r\n\r\n'
     if [ -n "$body" ]; then method=POST; fi
     exec 4<>"/dev/tcp/127.0.0.1/$1" || return 1

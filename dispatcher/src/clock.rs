@@ -1,4 +1,4 @@
-//! The time of day, which a test can set: quotas end at midnight, and nobody waits for it.
+//! The wall clock. A test can set it, since quotas end at midnight and no test can wait for that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Milliseconds of a day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// Midnight of UTC+8, where WeChat's day begins, in milliseconds after midnight of UTC.
+/// Midnight of UTC+8, when WeChat's day begins, in milliseconds after midnight of UTC.
 const MIDNIGHT_MS: u64 = 16 * 3600 * 1000;
 
-/// Tells the time; clones tell the same.
+/// The wall clock; clones share their setting.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicI64>,
@@ -23,17 +23,17 @@ impl Clock {
         system.saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Lets the clock run ahead of the system's from now on.
+    /// Sets the clock ahead of the system's clock.
     pub fn set_ahead(&self, ahead: Duration) {
         self.ahead_ms.store(ahead.as_millis() as i64, Ordering::Relaxed);
     }
 
-    /// WeChat's day, in days since 1970.
+    /// WeChat's current day, in days since 1970.
     pub fn day(&self) -> u64 {
         (self.now_ms() + DAY_MS - MIDNIGHT_MS) / DAY_MS
     }
 
-    /// When WeChat's next day begins, in milliseconds since 1970.
+    /// Start of WeChat's next day, in milliseconds since 1970.
     pub fn next_day_ms(&self) -> u64 {
         let now = self.now_ms();
         now + DAY_MS - (now + DAY_MS - MIDNIGHT_MS) % DAY_MS
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_day_begins_at_sixteen_oclock_utc() {
+    fn next_day_begins_at_16_00_utc() {
         let clock = Clock::default();
         let next = clock.next_day_ms();
         assert_eq!(next % DAY_MS, MIDNIGHT_MS);

@@ -1,5 +1,6 @@
-//! Where sends of this replica are under way. A caller that hangs up, a deadline or a drain never cuts one between lease
-//! and settle, and a repeated request id joins the send that is under way here.
+//! The in-flight registry: the sends that run on this replica. A send continues when its caller disconnects, at a
+//! deadline and during a drain, so that it is never cut off between lease and settle. A call that repeats the request
+//! id of a running send joins that send.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,7 +22,7 @@ use crate::send::{Order, Sender, Sent};
 type Answer = Result<Sent, Failure>;
 type Key = (AppId, OpenId, RequestId);
 
-/// The sends that are under way.
+/// Sends in flight on this replica; clones share them.
 #[derive(Clone)]
 pub struct Desk {
     bound: usize,
@@ -35,14 +36,14 @@ struct UnderWay {
 }
 
 impl Desk {
-    /// A desk with room for so many sends. Those whose callers are gone count as well: calls that are given up early and
-    /// repeated would otherwise pile up behind a slow WeChat without end.
+    /// Allows at most `bound` sends at once. Sends whose callers disconnected count as well. Otherwise calls that are
+    /// given up early and repeated would accumulate without limit while WeChat is slow.
     pub fn new(bound: usize) -> Self {
         Self { bound, tasks: TaskTracker::new(), requests: Arc::default() }
     }
 
-    /// Sends a message, or joins the send of the same request. Dropping the future stops nothing. Fails with OVERLOADED
-    /// when there is no room. The send holds `charge`, what its request takes up in memory, until it ends.
+    /// Sends a message, or joins the running send of the same request. Dropping the future does not stop the send.
+    /// Fails with OVERLOADED at the limit. The send holds `charge`, the memory that its request takes, until it ends.
     pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: Order, charge: Charge) -> Answer {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
@@ -73,7 +74,7 @@ impl Desk {
         self.through(charge, async move {
             let answer = sender.send(&order).await;
             drop(listed);
-            // Nobody may have joined.
+            // There may be no receiver: the error is ignored.
             let _ = tell.send(Some(answer.clone()));
             answer
         })
@@ -92,14 +93,14 @@ impl Desk {
         Through { send: Some(Box::pin(charged)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
     }
 
-    /// Takes in no more, and waits for what is under way.
+    /// Accepts no more sends, and waits for those in flight.
     pub async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
-/// A request's place in the list, which it leaves whatever becomes of it.
+/// Removes a request from the registry on drop, however its send ends.
 struct Listed {
     requests: Arc<Mutex<HashMap<Key, UnderWay>>>,
     key: Key,
@@ -111,8 +112,8 @@ impl Drop for Listed {
     }
 }
 
-/// A send that goes on when its caller is gone: polled in the caller's task, and, dropped before its end, in one of its
-/// own. Most callers wait, and are spared the cost of a second task.
+/// A send that continues when its caller disconnects. It is polled in the caller's task. If it is dropped before its
+/// end, it is moved to a task of its own. Most callers wait for the answer, which saves a second task.
 struct Through {
     send: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
     tasks: TaskTracker,
@@ -132,7 +133,7 @@ impl Future for Through {
 
 impl Drop for Through {
     fn drop(&mut self) {
-        // At the very end of the process there is no runtime any more, and nothing to be done.
+        // At the end of the process there is no runtime any more; the send is dropped.
         if let (Some(send), Ok(runtime)) = (self.send.take(), tokio::runtime::Handle::try_current()) {
             self.tasks.spawn_on(send, &runtime);
         }
@@ -140,6 +141,6 @@ impl Drop for Through {
 }
 
 fn lock(requests: &Mutex<HashMap<Key, UnderWay>>) -> MutexGuard<'_, HashMap<Key, UnderWay>> {
-    // Every change is one insert or one remove, so a panic elsewhere leaves the map whole.
+    // Every change is a single insert or remove, so the map is consistent even after a panic.
     requests.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,9 @@
-//! What of an app may be used now: stops that WeChat imposed, shared by all replicas, and the pace of the moment.
+//! App stops: which credentials of an app may be used now. WeChat imposes stops, and all replicas share them. This
+//! module also holds the pause of this replica after WeChat asked to slow down.
 //!
-//! A stop is over after some time, and then one message tries again: the codes that stop an app spend nothing, so the
-//! worst that can come of it is the same code. Every replica reads the stops once a second, and its own at once.
+//! A stop expires after some time. Then sends try again: the codes that stop an app spend nothing, so at worst WeChat
+//! answers with the same code. Every replica reads the shared stops once a second; a stop that it sets itself applies
+//! at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +19,10 @@ use tracing::{error, info};
 use crate::clock::Clock;
 use crate::metrics::StopMetrics;
 
-/// How often each replica reads the stops of an app.
+/// Interval at which each replica reads the stops of an app.
 pub const REFRESH: Duration = Duration::from_secs(1);
 
-/// The gates of one app.
+/// The stops of one app.
 #[derive(Debug)]
 pub struct Gates {
     app: AppId,
@@ -31,12 +33,12 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// All open.
+    /// Nothing is stopped yet.
     pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
         Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
     }
 
-    /// Those of `wanted` that may be used now, or the stop that leaves none.
+    /// Returns the kinds out of `wanted` that may be used now. Fails with the stop if there are none.
     pub fn open(&self, wanted: Kinds) -> Result<Kinds, Stop> {
         let (open, stop) = self.sorted(wanted);
         match stop {
@@ -45,12 +47,12 @@ impl Gates {
         }
     }
 
-    /// Fails with the stop where any of `wanted` may not be used now.
+    /// Fails with the stop if any kind of `wanted` may not be used now.
     pub fn all_open(&self, wanted: Kinds) -> Result<(), Stop> {
         self.sorted(wanted).1.map_or(Ok(()), Err)
     }
 
-    /// Those of `wanted` that may be used now, and a stop that bars one of the others.
+    /// Returns the kinds out of `wanted` that may be used now, and a stop of one of the others.
     fn sorted(&self, wanted: Kinds) -> (Kinds, Option<Stop>) {
         let stops = self.stops.read().unwrap_or_else(PoisonError::into_inner);
         if stops.is_empty() {
@@ -65,9 +67,9 @@ impl Gates {
         (open.into_iter().collect(), barred.first().and_then(|kind| stopped(Source::Kind(*kind))).cloned())
     }
 
-    /// Stops sources of the app, here at once and elsewhere within [`REFRESH`].
+    /// Stops sources of the app. This applies here at once, and on other replicas within [`REFRESH`].
     pub async fn stop(&self, store: &Store, sources: &[Source], stop: Stop) {
-        // All messages in flight may be answered alike, and only the first answer is news.
+        // All messages in flight may get the same answer. Only the first one is logged.
         if self.insert(sources, &stop) {
             error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?sources, until_ms = stop.until_ms, "WeChat stopped the app");
         }
@@ -78,7 +80,7 @@ impl Gates {
         self.show(&stops, now);
     }
 
-    /// Whether any of the sources was not stopped already.
+    /// Returns true if any of the sources was not stopped before.
     fn insert(&self, sources: &[Source], stop: &Stop) -> bool {
         let now = self.clock.now_ms();
         let mut stops = self.stops.write().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +91,7 @@ impl Gates {
         news
     }
 
-    /// Reads what other replicas have stopped.
+    /// Reads the stops that other replicas have set.
     pub async fn refresh(&self, store: &Store) -> Result<(), store::Error> {
         let shared = store.stops(&self.app).await?;
         let now = self.clock.now_ms();
@@ -102,7 +104,7 @@ impl Gates {
         let before = stops.len();
         stops.retain(|_, stop| stop.until_ms > now);
         if stops.len() < before {
-            info!(app = %self.app, "a stop is over: sending is tried again");
+            info!(app = %self.app, "a stop expired; sends are allowed again");
         }
         self.show(&stops, now);
         Ok(())
@@ -112,7 +114,7 @@ impl Gates {
         self.metrics.show(|source| stops.get(&source).is_some_and(|stop| stop.until_ms > now));
     }
 
-    /// Lets no send of this replica leave for a while: WeChat said that the app sends too fast.
+    /// Delays all sends of this replica by `pause`: WeChat answered that the app sends too fast.
     pub fn slow_down(&self, pause: Duration) {
         self.not_before_ms.fetch_max(self.clock.now_ms() + pause.as_millis() as u64, Ordering::Relaxed);
     }

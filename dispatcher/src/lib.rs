@@ -1,10 +1,13 @@
-//! The dispatcher: spends the rights to send that the collector keeps.
+//! The dispatcher sends WeChat messages. It spends the credentials that the collector stores.
 //!
-//! A call comes in at [`service`], is kept from being cut short at the [`desk`], and is carried out by [`send`]: lease a
-//! credential, call WeChat, settle. What to do on each answer is decided in [`policy`], from what the codes mean
-//! ([`wechat::answer`]). What is sent to many goes its own way, in [`broadcast`]. [`outcome`] says how a send may end and what its caller sees. Beside that run the [`reaper`],
-//! which looks after leases left behind, and the [`gates`], which know what WeChat stopped. What is counted of all that
-//! is in [`metrics`], what traces tell of it in [`spans`], and what is logged of work that is repeated in [`outages`].
+//! - A call arrives at [`service`]. The in-flight registry ([`desk`]) keeps its send running until the send is settled.
+//! - [`send`] sends one message: lease a credential, call WeChat, settle. [`policy`] decides the next step after each
+//!   answer, from the meaning of WeChat's codes ([`wechat::answer`]). [`outcome`] lists how a send can end and what its
+//!   caller receives.
+//! - [`broadcast`] sends one message to many users, independently of single sends.
+//! - The [`reaper`] settles expired leases. [`gates`] holds the app stops: which credentials WeChat does not accept at
+//!   present.
+//! - [`metrics`] counts, [`spans`] traces, and [`outages`] limits the log lines of operations that fail repeatedly.
 
 pub mod apps;
 pub mod broadcast;
@@ -55,10 +58,10 @@ use crate::wechat::client::Client;
 use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
 
-/// How often the numbers of the day's quota are read.
+/// Interval at which the gauges of the daily quota are read.
 const QUOTA_LOOK: Duration = Duration::from_secs(5);
 
-/// Runs the dispatcher on `listeners`, one for calls at least, until `shutdown`, then drains.
+/// Runs the dispatcher on `listeners` until `shutdown`, then drains. At least one listener takes calls.
 pub async fn run(
     listeners: impl Into<Listeners>,
     settings: Settings,
@@ -67,14 +70,15 @@ pub async fn run(
     let listeners = listeners.into();
     let measured = listeners.metrics.is_some();
     let metrics = Metrics::new().map_err(io::Error::other)?;
-    // Read until all is done.
+    // Metrics stay readable until the drain is complete.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
-    // Broadcasts have threads and connections of their own, so that no single message stands in line behind a crowd.
+    // Broadcasts have a runtime and Redis connections of their own, so that a single message never waits behind a
+    // broadcast.
     let hall = Hall::new()?;
     let apart = store.beside(&settings.common.store).map_err(io::Error::other)?;
     let desk = Desk::new(settings.common.serve.limits.requests);
-    // Ended with this function, whichever way it ends.
+    // These tasks are aborted when this function returns, on every path.
     let mut background = JoinSet::new();
     let mut apps = HashMap::new();
     let mut crews = JoinSet::new();
@@ -140,7 +144,7 @@ pub async fn run(
     let limit = settings.common.serve.max_message_bytes;
     let service = Service::new(apps, desk.clone(), drain.clone());
     let routes = Routes::new(DispatcherServiceServer::new(service).max_decoding_message_size(limit));
-    // Broadcasts and those who watch them hear of the end first: they have something to pass on.
+    // Signal the drain to broadcasts and to their watchers before the server stops: both have state to hand over.
     let shutdown = async {
         shutdown.await;
         drain.cancel();
@@ -148,22 +152,22 @@ pub async fn run(
     let served =
         serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &settings.common.serve, shutdown).await;
     drain.cancel();
-    // Answered until all is done.
+    // Health probes are answered until the drain is complete.
     let _probes = served?;
     if tokio::time::timeout(settings.common.serve.drain_timeout, async { while crews.join_next().await.is_some() {} })
         .await
         .is_err()
     {
-        warn!("broadcasts were still under way at the end of the drain; others take them over");
+        warn!("drain timed out with broadcasts in progress; other replicas will resume them");
     }
-    // Callers that hung up left their sends behind; those end well too.
+    // Sends whose callers disconnected still run; wait for them too.
     if tokio::time::timeout(settings.common.serve.drain_timeout, desk.close()).await.is_err() {
-        warn!("sends were still under way at the end of the drain; a repeated request id finds out");
+        warn!("drain timed out with sends in progress; repeat a request id to learn its outcome");
     }
     Ok(())
 }
 
-/// Where broadcasts run.
+/// The runtime that broadcasts run on.
 struct Hall {
     handle: Handle,
     runtime: Option<Runtime>,
@@ -178,20 +182,20 @@ impl Hall {
 
 impl Drop for Hall {
     fn drop(&mut self) {
-        // To wait for its threads is not permitted on a thread of another runtime.
+        // Dropping a runtime waits for its threads, which panics on a thread of another runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Work that makes no sense before Redis is known to be usable.
+/// Runs `work` after Redis is known to be usable.
 async fn once_prepared(store: Store, work: impl Future<Output = ()>) {
     store.prepared().await;
     work.await;
 }
 
-/// The same for work that ends by itself at a drain: where Redis was never there, there is nothing to pass on.
+/// The same for `work` that ends by itself at a drain. If Redis was never usable, there is nothing to hand over.
 async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl Future<Output = ()>) {
     tokio::select! {
         biased;
@@ -200,7 +204,8 @@ async fn once_prepared_until(drain: CancellationToken, store: Store, work: impl 
     }
 }
 
-/// Keeps the numbers of the day's quota in sight, whoever counts them: of both generations.
+/// Reads the usage of the daily quota into the gauges, for both message generations. It includes the messages of all
+/// replicas.
 async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaMetrics, mut reading: Operation) {
     loop {
         for delivery in Delivery::ALL {

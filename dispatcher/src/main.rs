@@ -1,4 +1,4 @@
-//! The dispatcher as a program.
+//! The dispatcher's binary.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,8 @@ use dispatcher::settings::Args;
 use shared::listeners::Listeners;
 use shared::{serve, telemetry};
 
-/// A send is many small allocations on several threads, where the C library's allocator has them wait for one another.
+/// A send makes many small allocations on several threads. With the C library's allocator these threads wait for each
+/// other.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -26,7 +27,7 @@ async fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "the dispatcher ends");
+            tracing::error!(%error, "the dispatcher stopped with an error");
             ExitCode::FAILURE
         }
     }
@@ -36,6 +37,6 @@ async fn start(settings: dispatcher::settings::Settings) -> std::io::Result<()> 
     let shutdown = serve::signals()?;
     let listeners = Listeners::open(&settings.common).await?;
     let apps = settings.apps.iter().count();
-    tracing::info!(listen = %listeners.calls.local_addr()?, apps, "dispatcher");
+    tracing::info!(listen = %listeners.calls.local_addr()?, apps, "dispatcher is listening");
     dispatcher::run(listeners, settings, shutdown).await
 }

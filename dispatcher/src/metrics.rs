@@ -1,5 +1,5 @@
-//! What the dispatcher counts: sends, calls to WeChat, stops, the day's quota, and broadcasts. A struct for each of them,
-//! made per app, so that a part gets just its own.
+//! The dispatcher's metrics: sends, calls to WeChat, stops, the daily quota, and broadcasts. There is one struct per
+//! topic, created per app, so that each part of the program gets only its own.
 
 use shared::credential::AppId;
 use shared::metrics::registry::WECHAT_SECONDS;
@@ -19,10 +19,10 @@ use crate::send::Sent;
 use crate::wechat::answer::TABLE;
 use crate::wechat::message::Delivery;
 
-/// What is counted under a label whose value is in no closed set.
+/// Label value for everything outside a closed set.
 const OTHER: &str = "other";
 
-/// How messages of broadcasts end, as they are stored, without an errcode; in metrics they are in lower case.
+/// How messages of broadcasts end, as stored, without the errcode. Label values are in lower case.
 const ENDINGS: [&str; 9] = [
     DELIVERED,
     "UNKNOWN",
@@ -35,11 +35,11 @@ const ENDINGS: [&str; 9] = [
     "FAILED_LATER",
 ];
 
-/// The metrics of a dispatcher, made once.
+/// All metrics of a dispatcher, created once.
 pub struct Metrics {
-    /// Those that both services have.
+    /// The metrics that both services have.
     pub service: ServiceMetrics,
-    /// Work for all apps that is repeated until it succeeds.
+    /// Repeated operations that concern all apps.
     pub loops: Loops,
     sends: IntCounterVec,
     attempts: IntCounterVec,
@@ -62,18 +62,18 @@ pub struct AppMetrics {
     pub sends: SendMetrics,
     /// Calls to WeChat.
     pub wechat: WechatMetrics,
-    /// What WeChat stopped.
+    /// App stops.
     pub stops: StopMetrics,
-    /// The day's quota.
+    /// The daily quota.
     pub quota: QuotaMetrics,
     /// Broadcasts.
     pub broadcasts: BroadcastMetrics,
-    /// Those of them that are paused, and how far all that are not over have come.
+    /// Paused broadcasts, and the progress of all that have not ended.
     pub pauses: PauseMetrics,
 }
 
 impl Metrics {
-    /// Nothing is counted yet.
+    /// Creates and registers all metrics.
     pub fn new() -> Result<Self, Error> {
         let service = ServiceMetrics::new(SERVICE_NAME)?;
         let registry = &service.registry;
@@ -82,7 +82,7 @@ impl Metrics {
         Ok(Self {
             sends: counters(
                 "formid_sends_total",
-                "Messages of SendTemplate by their end; not those answered from the record of an earlier call",
+                "Messages of SendTemplate by outcome, without those answered from the record of an earlier call",
                 &["app", "delivery", "outcome", "errcode"],
             )?,
             attempts: counters(
@@ -92,44 +92,44 @@ impl Metrics {
             )?,
             wechat: registry.histograms(
                 "formid_wechat_seconds",
-                "How long calls to WeChat took, in seconds, whatever came of them",
+                "Duration of calls to WeChat in seconds, failed calls included",
                 &["app", "endpoint"],
                 WECHAT_SECONDS,
             )?,
             fetches: counters(
                 "formid_token_fetches_total",
-                "Calls to WeChat for an access token: ok, refused until somebody changes something, or failed for now",
+                "Calls to WeChat for an access token: ok, refused (an operator has to act), or failed (temporary)",
                 &["app", "result"],
             )?,
             stopped: registry.gauges(
                 "formid_app_stopped",
-                "Whether an app, or a kind of its credentials, is left alone because WeChat stopped it: 1 or 0",
+                "1 while nothing is sent for an app, or with a kind of its credentials, because WeChat stopped it; else 0",
                 &["app", "source"],
             )?,
             quota_limit: registry.gauges(
                 "formid_quota_limit",
-                "Messages that the app may send on the day, as far as known, by generation",
+                "Messages that the app may send today, as far as known, by message generation",
                 &["app", "delivery"],
             )?,
             quota_used: registry.gauges(
                 "formid_quota_used",
-                "Messages that the app has sent on the day, over all replicas, by generation",
+                "Messages that the app has sent today, over all replicas, by message generation",
                 &["app", "delivery"],
             )?,
             messages: counters(
                 "formid_broadcast_messages_total",
-                "Messages of broadcasts whose end this replica put on record, by their end",
+                "Messages of broadcasts that this replica settled, by how they ended",
                 &["app", "ending"],
             )?,
-            running: gauges("formid_broadcasts_running", "Broadcasts that run, over all replicas")?,
+            running: gauges("formid_broadcasts_running", "Running broadcasts, over all replicas")?,
             paused: registry.gauges(
                 "formid_broadcasts_paused",
-                "Broadcasts that are paused, over all replicas, by the reason",
+                "Paused broadcasts, over all replicas, by reason",
                 &["app", "reason"],
             )?,
             audience: gauges(
                 "formid_broadcast_audience_users",
-                "Users whom the running and paused broadcasts are for, over all replicas",
+                "Users in the audiences of the running and paused broadcasts, over all replicas",
             )?,
             left: gauges(
                 "formid_broadcast_left_users",
@@ -140,7 +140,7 @@ impl Metrics {
         })
     }
 
-    /// The part of one app.
+    /// Creates the metrics of one app.
     pub fn app(&self, app: &AppId) -> AppMetrics {
         let (id, app, outages) = (app, app.as_str(), &self.service.outages);
         let quota =
@@ -184,12 +184,12 @@ impl Metrics {
     }
 }
 
-/// Messages of SendTemplate.
+/// Metrics of SendTemplate.
 #[derive(Clone)]
 pub struct SendMetrics {
     app: AppId,
     sends: IntCounterVec,
-    /// The usual end, by delivery: found without looking up any text.
+    /// Counter of the most common outcome, by delivery. Kept here to avoid a lookup by label.
     delivered: [IntCounter; 2],
     attempts: [IntCounter; 2],
     pub(crate) settles: Outage,
@@ -210,12 +210,12 @@ impl SendMetrics {
         }
     }
 
-    /// So many calls to WeChat were made for a message.
+    /// Counts the calls to WeChat for a message.
     pub(crate) fn attempted(&self, delivery: Delivery, attempts: u32) {
         self.attempts[place(delivery)].inc_by(attempts.into());
     }
 
-    /// A message reached its end.
+    /// Counts a message with a final outcome.
     pub(crate) fn ended(&self, delivery: Delivery, sent: &Sent) {
         let Verdict { errcode, .. } = sent.outcome.verdict;
         match (sent.outcome.end, errcode) {
@@ -225,7 +225,7 @@ impl SendMetrics {
         }
     }
 
-    /// A message came to an error, which its caller sees as this.
+    /// Counts a message that ended with an error, as its caller sees it.
     pub(crate) fn failed(&self, delivery: Delivery, failure: &Failure) {
         self.count(delivery, &failure.reason().to_ascii_lowercase(), failure.errcode());
     }
@@ -250,7 +250,7 @@ fn place(delivery: Delivery) -> usize {
     }
 }
 
-/// The codes of the table are few; what else WeChat, or a gateway in its place, may answer is not.
+/// The codes of the table are few. WeChat, or a gateway in its place, may answer with any other number.
 fn label_of(errcode: Option<i32>) -> String {
     match errcode {
         None => String::new(),
@@ -259,7 +259,7 @@ fn label_of(errcode: Option<i32>) -> String {
     }
 }
 
-/// Calls to WeChat: how long they took, and what came of those for an access token.
+/// Calls to WeChat: how long they took, and the results of those for an access token.
 #[derive(Debug, Clone)]
 pub struct WechatMetrics {
     pub(crate) template_send: Histogram,
@@ -267,14 +267,14 @@ pub struct WechatMetrics {
     pub(crate) quota: Histogram,
     pub(crate) token: Histogram,
     pub(crate) tokens_fetched: IntCounter,
-    /// Somebody has to change something.
+    /// An operator has to act.
     pub(crate) tokens_refused: IntCounter,
-    /// It may pass by itself.
+    /// May be temporary.
     pub(crate) tokens_failed: IntCounter,
     pub(crate) outages: WechatOutages,
 }
 
-/// What of an app WeChat stopped.
+/// App stops.
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
     stopped: [(Source, IntGauge); Source::ALL.len()],
@@ -282,13 +282,13 @@ pub struct StopMetrics {
 }
 
 impl StopMetrics {
-    /// Shows what is stopped now.
+    /// Sets the gauges of all sources.
     pub(crate) fn show(&self, is_stopped: impl Fn(Source) -> bool) {
         self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
     }
 }
 
-/// The day's quota. Missing until it was read: a zero would be no number.
+/// The daily quota. Absent until it was read, because a zero would be wrong.
 #[derive(Clone)]
 pub struct QuotaMetrics {
     app: AppId,
@@ -297,7 +297,7 @@ pub struct QuotaMetrics {
 }
 
 impl QuotaMetrics {
-    /// The numbers of a generation, as all replicas know them.
+    /// Sets the numbers of a generation, over all replicas.
     pub(crate) fn show(&self, delivery: Delivery, limit: u64, used: u64) {
         for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
             set(gauges, &[self.app.as_str(), name_of(delivery)], value);
@@ -316,14 +316,14 @@ pub struct BroadcastMetrics {
     other: IntCounter,
     running: IntGauge,
     pub(crate) settles: Outage,
-    /// All but settling.
+    /// All operations except settling.
     pub(crate) work: Outage,
     quotas: [Outage; 2],
     outages: Outages,
 }
 
 impl BroadcastMetrics {
-    /// So many messages ended so: as they are stored, a reason and perhaps an errcode.
+    /// Counts ended messages. An ending is a reason, and possibly an errcode, as stored.
     pub(crate) fn ended(&self, endings: &[(String, u64)]) {
         for (ending, count) in endings {
             let reason = ending.split(' ').next().unwrap_or_default();
@@ -332,25 +332,25 @@ impl BroadcastMetrics {
         }
     }
 
-    /// Questions for the quota of this generation of messages.
+    /// Requests for the quota of a message generation.
     pub(crate) fn quota(&self, delivery: Delivery) -> &Outage {
         &self.quotas[place(delivery)]
     }
 
-    /// One broadcast that cannot be worked on, whatever becomes of the others.
+    /// A broadcast that cannot be processed. Others are not affected.
     pub(crate) fn unusable(&self) -> Operation {
-        let (begins, ends) = ("nothing can be done for a broadcast", "a broadcast goes on");
+        let (begins, ends) = ("a broadcast cannot be processed", "a broadcast is processed again");
         self.outages.outage("broadcast_record", begins, ends).operation()
     }
 
-    /// So many run.
+    /// Sets the number of running broadcasts.
     pub(crate) fn show_running(&self, running: usize) {
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
 }
 
-/// Paused broadcasts of one app, and how far all that are not over have come. Missing until they were counted, as the day's
-/// quota is.
+/// Paused broadcasts of one app, and the progress of all that have not ended. Absent until they were counted, like the
+/// daily quota.
 #[derive(Clone)]
 pub struct PauseMetrics {
     app: AppId,
@@ -360,7 +360,7 @@ pub struct PauseMetrics {
 }
 
 impl PauseMetrics {
-    /// One for each paused broadcast: its reason, as it is stored.
+    /// Sets the numbers of paused broadcasts. `paused` has one stored reason per broadcast.
     pub(crate) fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
         let known = |reason: &str| reason::ALL.contains(&reason);
         let show = |label: &str, count: usize| {
@@ -372,7 +372,7 @@ impl PauseMetrics {
         show(OTHER, paused.filter(|reason| !known(reason)).count());
     }
 
-    /// How many users the running and paused broadcasts are for, and how many of them are left.
+    /// Sets the number of users in the audiences of running and paused broadcasts, and how many of them are left.
     pub(crate) fn show_progress(&self, audience: u64, left: u64) {
         set(&self.audience, &[self.app.as_str()], audience);
         set(&self.left, &[self.app.as_str()], left);
@@ -384,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_that_is_in_no_table_gets_no_label_of_its_own() {
+    fn unknown_errcode_is_counted_as_other() {
         assert_eq!([None, Some(0), Some(-1), Some(41028)].map(label_of), ["", "0", "-1", "41028"]);
         for unknown in [1, 99999, i32::MAX, i32::MIN] {
             assert_eq!(label_of(Some(unknown)), OTHER);
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ending_is_counted_by_its_reason_and_one_that_is_not_known_as_other() {
+    fn endings_are_counted_by_reason_and_unknown_ones_as_other() {
         let metrics = Metrics::new().unwrap();
         let app = metrics.app(&AppId::parse("wx1").unwrap());
         let endings = [("delivered", 5), ("USER_REFUSED 43101", 2), ("USER_REFUSED 40003", 1), ("NEW 77777", 1)];
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn paused_broadcasts_are_counted_by_reason_and_all_reasons_are_there() {
+    fn paused_broadcasts_are_counted_under_every_reason() {
         let metrics = Metrics::new().unwrap();
         let app = metrics.app(&AppId::parse("wx1").unwrap());
         assert!(!metrics.service.registry.text().unwrap().contains("formid_broadcasts_paused{"));

@@ -1,20 +1,20 @@
-//! The kinds of work that the dispatcher repeats until it succeeds, and what is logged when one fails for a while: see
+//! The operations that the dispatcher repeats until they succeed, and what is logged while one fails: see
 //! [`shared::outage`].
 
 use shared::credential::AppId;
 use shared::outage::{Outage, Outages};
 
-/// Work for all apps that is repeated until it succeeds.
+/// Repeated operations that concern all apps.
 #[derive(Debug, Clone)]
 pub struct Loops {
     pub(crate) reaps: Outage,
     pub(crate) stops: Outage,
     pub(crate) stop_shares: Outage,
-    /// Numbers that are read for metrics only.
+    /// Reads of gauges for the metrics page.
     pub(crate) gauges: Outage,
-    /// Reports of what was sent to the other replicas.
+    /// Reports of the number of sent messages to the other replicas.
     pub(crate) counts: Outage,
-    /// Messages that ended, single ones and those of broadcasts.
+    /// Settling of single messages and of those of broadcasts.
     pub(crate) settles: Outage,
     pub(crate) broadcasts: Outage,
 }
@@ -28,19 +28,19 @@ impl Loops {
             gauges: outages.outage("gauges", "metrics of quota and pauses cannot be read", "metrics are read again"),
             counts: outages.outage("counts", "sends cannot be counted yet", "sends are counted again"),
             settles: outages.outage("settle", "messages cannot be settled yet", "messages are settled again"),
-            broadcasts: outages.outage("broadcasts", "broadcasts wait for Redis", "broadcasts go on"),
+            broadcasts: outages.outage("broadcasts", "broadcasts wait for Redis", "broadcasts continue"),
         }
     }
 }
 
-/// What is repeated for one app while WeChat, or Redis behind its access token, is away.
+/// Repeated operations of one app that depend on WeChat, or on Redis for its access token.
 #[derive(Debug, Clone)]
 pub struct WechatOutages {
-    /// Messages.
+    /// Sending messages.
     pub(crate) sends: Outage,
-    /// The way to an access token.
+    /// Obtaining an access token.
     pub(crate) tokens: Outage,
-    /// Tokens that are fetched while Redis is away.
+    /// Sharing access tokens through Redis.
     pub(crate) sharing: Outage,
 }
 
@@ -52,7 +52,7 @@ impl WechatOutages {
             tokens: outage("token", "there is no access token", "there is an access token again"),
             sharing: outage(
                 "token_share",
-                "access tokens are not shared by way of Redis",
+                "access tokens cannot be shared through Redis",
                 "access tokens are shared again",
             ),
         }

@@ -1,4 +1,4 @@
-//! How a send ends: what a caller is told, and what is kept under its request id.
+//! How a send ends: the answer to its caller, and the record kept under its request id.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use tonic::Code;
 use crate::wechat::answer::{Meaning, row_of};
 use crate::wechat::token::TokenError;
 
-/// WeChat's verdict on a message, as far as there was one.
+/// WeChat's answer to a message, as far as there was one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The errcode of the last answer, if there was one.
+    /// The errcode of the last answer; `None` if there was no answer.
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     pub errcode: Option<i32>,
-    /// The request id WeChat gave.
+    /// WeChat's id of the call (rid); empty if it gave none.
     #[serde(rename = "r", default, skip_serializing_if = "String::is_empty")]
     pub rid: String,
-    /// The key of the message's data that WeChat complains of.
+    /// The data key whose value WeChat rejected.
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// WeChat's id of an accepted subscription message.
@@ -29,13 +29,13 @@ pub struct Verdict {
     pub msgid: Option<MsgId>,
 }
 
-/// How a message ended for good.
+/// Final outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// WeChat accepted it, once.
     #[serde(rename = "d")]
     Delivered,
-    /// Nobody can tell: it was delivered once or not at all.
+    /// Unknown: it was delivered once or not at all.
     #[serde(rename = "u")]
     Unknown,
     /// WeChat refused the message or its user.
@@ -43,77 +43,80 @@ pub enum End {
     Refused,
 }
 
-/// What is kept under a request id: enough to answer every later call with it, and nothing of the user.
+/// The record kept under a request id. It suffices to answer every later call with that id, and contains nothing about
+/// the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// How it ended.
+    /// The final outcome.
     #[serde(rename = "o")]
     pub end: End,
-    /// By which answer.
+    /// WeChat's answer.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// How many calls to WeChat it took.
+    /// Number of calls to WeChat.
     #[serde(rename = "a")]
     pub attempts: u32,
-    /// What was spent, or tried; none where that is no longer known.
+    /// Kind of the credential that was spent or tried; `None` if no longer known.
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
 }
 
 impl Outcome {
-    /// As it is kept in Redis.
+    /// Encodes the outcome for Redis.
     pub fn encode(&self) -> Vec<u8> {
         // A struct of numbers and strings always has a JSON form.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// As it was kept.
+    /// Decodes an outcome from Redis.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
         Ok(serde_json::from_slice(bytes)?)
     }
 }
 
-/// Why a message was not sent, or what stands in the way of an answer.
+/// Why a message was not sent, or why its outcome cannot be given.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// Nothing is in stock for the user.
-    #[error("nothing is in stock for this user that this message could spend")]
+    /// No usable credential is in stock for the user.
+    #[error("no credential in stock for this user can be used for this message")]
     NoCredential,
-    /// WeChat refused each credential that was tried.
+    /// WeChat rejected each credential that was tried.
     #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
     CredentialsDead {
-        /// How many.
+        /// Number of credentials tried.
         tried: u32,
-        /// The last answer.
+        /// WeChat's last answer.
         verdict: Verdict,
     },
     /// WeChat refused the message or its user.
     #[error("WeChat refused: {}", sentence(.0))]
     Refused(Verdict),
-    /// WeChat refuses the app, or a source of credentials, for now.
+    /// WeChat refuses the app, or one of its sources of credentials, for some time.
     #[error("WeChat refuses this app for now: {}", sentence(.verdict))]
     Stopped {
-        /// The answer that says so.
+        /// The answer that stopped the app.
         verdict: Verdict,
-        /// For how long it is left alone.
+        /// Remaining time of the stop.
         lasts: Duration,
     },
     /// The request id belongs to another message.
     #[error("request_id was used for another message to this user")]
     RequestReused,
-    /// The request is being sent by another replica.
-    #[error("this request_id is being sent elsewhere")]
+    /// Another replica holds the lease of this request; it expires within this time.
+    #[error("another replica is sending this request_id")]
     UnderWay(Duration),
-    /// WeChat takes one subscription message at a time for a user.
-    #[error("another message to this user is under way; nothing was spent")]
+    /// WeChat takes one subscription message per user at a time, and another one is in flight.
+    #[error("another message to this user is in flight; nothing was spent")]
     UserBusy(Duration),
-    /// WeChat did not answer, and the message can be repeated to find out.
-    #[error("WeChat did not answer: repeat with the same request_id to find out; it will not be delivered twice")]
+    /// WeChat did not answer. Repeating the request determines the outcome.
+    #[error(
+        "WeChat did not answer: repeat with the same request_id to learn the outcome; it will not be delivered twice"
+    )]
     InDoubt(Verdict),
     /// WeChat is busy; nothing was spent.
     #[error("{}; nothing was spent", sentence(.0))]
     Busy(Verdict),
-    /// The request did not leave; nothing was spent.
+    /// The request was not sent; nothing was spent.
     #[error("WeChat cannot be reached; nothing was spent")]
     Unreachable,
     /// There is no access token.
@@ -130,7 +133,7 @@ fn sentence(verdict: &Verdict) -> String {
     format!("{} ({errcode}{place})", row_of(errcode).sentence)
 }
 
-/// The one table that turns the end of a send into what a caller sees.
+/// Maps each error to the status that a caller receives.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Self {
         let message = error.to_string();
@@ -193,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_reads_back_as_it_was_kept() {
+    fn outcome_survives_encoding_and_decoding() {
         let msgid = Some(MsgId(u64::MAX));
         let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
         for end in [End::Delivered, End::Unknown, End::Refused] {
@@ -205,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_wechat_refuses_is_named() {
+    fn error_names_the_value_that_wechat_refuses() {
         let verdict = Verdict { errcode: Some(47003), key: Some("thing3".into()), ..Verdict::default() };
         let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
         assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
     }
 
     #[test]
-    fn a_caller_can_tell_a_refused_user_from_a_refused_message() {
+    fn refused_user_and_refused_message_have_different_reasons() {
         let reason = |errcode| {
             Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), ..Verdict::default() })).reason()
         };

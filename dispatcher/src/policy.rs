@@ -1,10 +1,14 @@
-//! What to do on each answer: the rules that make a message arrive once. Pure, so that every case can be tested.
+//! Decides what to do after each answer, such that a message is delivered once. Pure functions, so that every case can
+//! be tested.
 //!
-//! A form id works once, so it is its own idempotency key. When an answer was lost, the same message is sent again with
-//! the same form id, never another: 0 then means delivered now, 41029 that it had been delivered, 41028 that it never
-//! was. As long as a message is in doubt its form id stays with it. Prepay ids permit several messages, of grants WeChat
-//! tells no balance, so neither can tell: there the use counts as spent, unless the caller would rather have the message
-//! twice than not at all.
+//! A form id works once, so it serves as its own idempotency key. If an answer is lost, the same message is sent again
+//! with the same form id, never with another one. Then 0 means that it is delivered now, 41029 that it was delivered
+//! before, and 41028 that it was never delivered. As long as the outcome is unknown, the form id stays reserved for its
+//! message.
+//!
+//! This does not work for other kinds. A prepay id permits several messages, and WeChat does not report the balance of
+//! a grant. For these the use counts as spent if an answer is lost, unless the caller allows a duplicate with
+//! `retry_unknown`.
 
 use std::time::Duration;
 
@@ -12,89 +16,89 @@ use shared::credential::Kind;
 
 use crate::wechat::answer::Meaning;
 
-/// A prepay id younger than this may not be known to WeChat's other machines yet: 41028 is no verdict then. Users report
-/// about 10 seconds.
+/// WeChat's servers may not all know a prepay id younger than this, so 41028 does not prove that it is wrong. Users
+/// report a delay of about 10 seconds.
 pub const YOUNG: Duration = Duration::from_secs(12);
 
-/// What is known of a message and its credential when an answer comes in, or does not.
+/// The state of a message and its credential before an attempt's result is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
-    /// Where the credential comes from.
+    /// Kind of the credential.
     pub kind: Kind,
-    /// An attempt of this message with this credential went unanswered: it may have been delivered.
+    /// An earlier attempt of this message with this credential was not answered: it may have been delivered.
     pub in_doubt: bool,
-    /// Another message, now gone, may have used the credential.
+    /// Another message, which was given up, may have used the credential.
     pub suspect: bool,
-    /// How long ago the user handed it out.
+    /// Time since the user handed out the credential.
     pub age: Duration,
-    /// The caller allows a second message where nobody can tell.
+    /// The caller allows a duplicate if the outcome is unknown.
     pub retry_unknown: bool,
 }
 
-/// What became of one attempt.
+/// Result of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     /// WeChat answered.
     Answered(Meaning),
-    /// Nothing left this machine.
+    /// The request was not sent.
     NotSent,
-    /// The request left, and no usable answer came.
+    /// The request was sent, and no usable answer came.
     Unanswered,
 }
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// It is delivered; the use is spent.
+    /// Delivered; the use is spent.
     Delivered,
-    /// Nobody can tell whether it was delivered; the use counts as spent.
+    /// The outcome is unknown; the use counts as spent.
     Unknown,
-    /// Nobody can tell, and the credential is dead.
+    /// The outcome is unknown, and the credential is unusable.
     UnknownAndDead,
-    /// The credential is dead and the message was not delivered: discard, take the next.
+    /// The credential is unusable and the message was not delivered: discard it and take the next.
     NextCredential,
-    /// The credential is not spent; the message, or its user, is refused for good.
+    /// The credential is not spent. WeChat refuses the message or its user for good.
     Refused,
-    /// The same, and the user's grants of the template are void.
+    /// Like [`Step::Refused`], and the user's grants of the template are revoked.
     Voided,
-    /// The credential is not spent; WeChat stops the app or a source of it.
+    /// The credential is not spent. WeChat stopped the app or one of its sources.
     Stopped,
-    /// Try again with the same credential; when no tries are left, [`Situation::exhausted`].
+    /// Try again with the same credential. When no attempts are left, see [`Situation::exhausted`].
     Again(Pause),
 }
 
-/// Why to wait before the next attempt.
+/// Reason for a pause before the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
-    /// A moment, longer each time.
+    /// Exponential backoff.
     Backoff,
-    /// As long, and the app's other sends wait too.
+    /// Exponential backoff, and the app's other sends wait too.
     SlowDown,
-    /// Until the prepay id is no longer young.
+    /// Until the prepay id has reached the age [`YOUNG`].
     Young,
-    /// No wait: a new access token is the remedy.
+    /// No pause: a new access token is needed.
     NewToken,
 }
 
-/// What to do when no tries are left.
+/// What to do when no attempts are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
-    /// The message was not delivered: the credential is not spent.
+    /// The message was not delivered; the credential is not spent.
     NotDelivered,
-    /// The message is in doubt, and its form id stays with it.
+    /// The outcome is unknown; the form id stays reserved for the message.
     InDoubt,
-    /// Nobody can tell; the use counts as spent.
+    /// The outcome is unknown; the use counts as spent.
     Unknown,
 }
 
 impl Situation {
-    /// The situation after an attempt.
+    /// Returns the situation after an attempt.
     #[must_use]
     pub fn after(self, attempt: Attempt) -> Self {
         Self { in_doubt: self.in_doubt || attempt == Attempt::Unanswered, ..self }
     }
 
-    /// What to do after an attempt; `self` is the situation before it.
+    /// Returns what to do after an attempt. `self` is the situation before it.
     pub fn step(self, attempt: Attempt) -> Step {
         let meaning = match attempt {
             Attempt::NotSent => return Step::Again(Pause::Backoff),
@@ -120,7 +124,7 @@ impl Situation {
             Meaning::CredentialUsed => match (self.in_doubt, self.kind, self.suspect) {
                 (false, ..) => Step::NextCredential,
                 (true, Kind::FormId, false) => Step::Delivered,
-                // Used up, by this message or by the other one.
+                // Used up by this message or by the other one.
                 (true, ..) => Step::UnknownAndDead,
             },
             Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
@@ -136,8 +140,8 @@ impl Situation {
         }
     }
 
-    /// What holds when it ends here: no tries or no time left, or a refusal of something else than the credential. An
-    /// earlier attempt that went unanswered is not answered by that.
+    /// Returns what holds if the message ends here: no attempts or no time left, or WeChat refused something other than
+    /// the credential. None of these says what happened to an earlier, unanswered attempt.
     pub fn exhausted(self) -> Exhausted {
         match (self.in_doubt, self.kind) {
             (false, _) => Exhausted::NotDelivered,
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_of_the_table_has_its_step_for_a_fresh_form_id() {
+    fn every_errcode_has_its_step_for_a_fresh_form_id() {
         for row in TABLE {
             let expected = match row.errcode {
                 0 => Step::Delivered,
@@ -183,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_lost_answer_the_form_id_itself_tells_what_happened() {
+    fn after_a_lost_answer_the_same_form_id_determines_the_outcome() {
         let doubt = FRESH.after(Attempt::Unanswered);
         assert_eq!(FRESH.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
         assert_eq!(answered(doubt, 0), Step::Delivered);
@@ -194,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_form_id_that_is_used_up_proves_nothing() {
+    fn used_up_code_of_a_suspect_form_id_proves_nothing() {
         let suspect = Situation { suspect: true, ..FRESH };
         assert_eq!(answered(suspect, 41029), Step::NextCredential);
         assert_eq!(answered(suspect.after(Attempt::Unanswered), 41029), Step::UnknownAndDead);
     }
 
     #[test]
-    fn a_prepay_id_is_at_most_once_unless_the_caller_wants_otherwise() {
+    fn prepay_id_is_at_most_once_unless_retry_unknown_is_set() {
         assert_eq!(PREPAY.step(Attempt::Unanswered), Step::Unknown);
         let bold = Situation { retry_unknown: true, ..PREPAY };
         assert_eq!(bold.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_at_most_once_too_and_void_when_the_user_refuses() {
+    fn grant_is_at_most_once_and_revoked_when_the_user_refuses() {
         let grant = Situation { kind: Kind::Grant, age: Duration::ZERO, ..FRESH };
         assert_eq!(grant.step(Attempt::Unanswered), Step::Unknown);
         assert_eq!(answered(grant, 43101), Step::Voided);
@@ -222,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_young_prepay_id_gets_time_before_it_is_given_up() {
+    fn young_prepay_id_is_retried_before_it_is_discarded() {
         let young = Situation { age: Duration::from_secs(3), ..PREPAY };
         assert_eq!(answered(young, 41028), Step::Again(Pause::Young));
         assert_eq!(answered(PREPAY, 41028), Step::NextCredential);
@@ -230,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_leave_leaves_no_doubt() {
+    fn unsent_attempt_does_not_make_the_outcome_unknown() {
         let after = FRESH.after(Attempt::NotSent);
         assert_eq!(FRESH.step(Attempt::NotSent), Step::Again(Pause::Backoff));
         assert_eq!(after.exhausted(), Exhausted::NotDelivered);

@@ -1,4 +1,4 @@
-//! Looks after leases whose owner did not come back. Every replica does it; the script makes that safe.
+//! Settles leases that expired because their owner did not come back. All replicas do so; the script makes this safe.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use shared::store::leases::{LeaseTerms, Reaped};
 use shared::store::{Error, Store};
 use tracing::{debug, warn};
 
-/// How many leases one call looks at.
+/// Maximum number of leases per script call.
 const PAGE: u32 = 50;
 
-/// How many buckets are looked after at once.
+/// Number of buckets processed concurrently.
 const AT_ONCE: usize = 16;
 
-/// Goes over all buckets of an app, once every `interval`. Never returns.
+/// Processes all buckets of an app once every `interval`. Never returns.
 pub async fn reap_forever(store: Store, app: AppId, terms: LeaseTerms, interval: Duration, mut reaping: Operation) {
     loop {
         tokio::time::sleep(interval).await;
@@ -23,7 +23,7 @@ pub async fn reap_forever(store: Store, app: AppId, terms: LeaseTerms, interval:
     }
 }
 
-/// Goes over all buckets of an app once, or until one fails.
+/// Processes all buckets of an app once. Stops at an outage of Redis.
 async fn reap(store: &Store, app: &AppId, terms: &LeaseTerms) -> Result<(), Error> {
     let mut buckets =
         stream::iter(store.buckets()).map(|bucket| store.reap(app, bucket, terms, PAGE)).buffer_unordered(AT_ONCE);
@@ -35,18 +35,18 @@ async fn reap(store: &Store, app: &AppId, terms: &LeaseTerms) -> Result<(), Erro
                 all.suspect += suspect;
                 all.spent += spent;
             }
-            // The other buckets are none the worse for it.
-            Err(error) if error.is_lasting() => debug!(%app, %error, "leases of a bucket are not looked after"),
+            // The error concerns only this bucket.
+            Err(error) if error.is_lasting() => debug!(%app, %error, "expired leases of a bucket cannot be settled"),
             Err(error) => {
                 result = Err(error);
                 break;
             }
         }
     }
-    // One line for all buckets: after an outage of Redis there may be some in each.
+    // One line for all buckets: after an outage of Redis, each may have some.
     if all != Reaped::default() {
         let Reaped { pinned, suspect, spent } = all;
-        warn!(%app, pinned, suspect, spent, "expired leases were settled; their owners did not");
+        warn!(%app, pinned, suspect, spent, "settled expired leases whose owners did not come back");
     }
     result
 }

@@ -13,50 +13,51 @@ use crate::broadcast::BroadcastLimits;
 use crate::clock::Clock;
 use crate::send::Limits;
 
-/// The shortest lease. What looks after one does so several times in it, and Redis counts it in milliseconds.
+/// The shortest lease. Expired leases are looked for several times within one lease, and Redis counts leases in
+/// milliseconds.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// Sends template messages to users of WeChat mini programs, over gRPC
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dispatcher", version)]
 pub struct Args {
-    /// Where to listen (IP address:port)
+    /// Address to listen on (IP address:port)
     #[arg(long, env = "FORMID_DISPATCHER_LISTEN", default_value = "127.0.0.1:7002")]
     pub listen: String,
-    /// The file that names the apps and their secrets (TOML)
+    /// TOML file with the apps and their secrets
     #[arg(long, env = "FORMID_APPS_FILE")]
     pub apps_file: PathBuf,
-    /// How long a message has its credential alone (duration); must cover a call to WeChat
+    /// Duration of a lease: how long a message reserves its credential (duration); must be longer than a call to WeChat
     #[arg(long, env = "FORMID_LEASE", default_value = "30s")]
     pub lease: String,
-    /// A credential that expires sooner than this is not used (duration); must cover a lease
+    /// Credentials that expire within this time are not used (duration); must be at least --lease
     #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
     pub lease_margin: String,
-    /// How long a request id is remembered (duration)
+    /// How long a request id and its outcome are kept (duration)
     #[arg(long, env = "FORMID_KEEP_REQUESTS", default_value = "24h")]
     pub keep_requests: String,
-    /// How often leases left behind are looked for (duration)
+    /// Interval at which the reaper looks for expired leases (duration)
     #[arg(long, env = "FORMID_REAP_INTERVAL", default_value = "5s")]
     pub reap_interval: String,
-    /// The most calls to WeChat with one credential
+    /// Maximum number of calls to WeChat with one credential
     #[arg(long, env = "FORMID_ATTEMPTS", default_value = "5")]
     pub attempts: String,
-    /// The most credentials tried for one message
+    /// Maximum number of credentials tried for one message
     #[arg(long, env = "FORMID_CREDENTIALS_PER_MESSAGE", default_value = "5")]
     pub credentials_per_message: String,
-    /// The pause before a second attempt (duration); it doubles from there
+    /// Pause before the second attempt (duration); it doubles with each further attempt
     #[arg(long, env = "FORMID_BACKOFF", default_value = "100ms")]
     pub backoff: String,
-    /// How long an app that WeChat stopped is left alone, where WeChat does not say (duration)
+    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time (duration)
     #[arg(long, env = "FORMID_STOP", default_value = "10m")]
     pub stop: String,
-    /// The most messages of one broadcast in flight at once, on this replica
+    /// Maximum number of messages of one broadcast in flight at once, on this replica
     #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128")]
     pub broadcast_in_flight: String,
-    /// How many buckets of users of one broadcast are worked on at once, on this replica
+    /// Number of user buckets of one broadcast processed at once, on this replica
     #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4")]
     pub broadcast_tasks: String,
-    /// The part of the last 1000 messages that may fail before a broadcast pauses, in percent
+    /// Percentage of the last 1000 messages that may fail before a broadcast pauses
     #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50")]
     pub broadcast_failures: String,
     #[allow(missing_docs)]
@@ -64,30 +65,30 @@ pub struct Args {
     pub common: CommonArgs,
 }
 
-/// What the dispatcher knows from its settings.
+/// The parsed settings.
 #[derive(Clone)]
 pub struct Settings {
-    /// What both services have.
+    /// Settings that both services have.
     pub common: Common,
-    /// The apps it sends for.
+    /// The configured apps.
     pub apps: Apps,
-    /// What bounds a send.
+    /// Limits of single sends.
     pub limits: Limits,
-    /// What bounds broadcasts.
+    /// Limits of broadcasts.
     pub broadcasts: BroadcastLimits,
-    /// How often the reaper goes round.
+    /// Interval of the reaper.
     pub reap_interval: Duration,
-    /// The time of day.
+    /// Wall clock.
     pub clock: Clock,
 }
 
 impl Args {
-    /// Reads all flags and the apps file; everything that is wrong or contradicts is reported at once.
+    /// Parses all flags and the apps file. All errors and contradictions are reported together.
     pub fn read(&self) -> Result<Settings, SettingsError> {
         let mut problems = Problems::default();
         let settings = self.settings(&mut problems);
         problems.finish()?;
-        settings.ok_or_else(|| SettingsError(vec!["the settings are not complete".into()]))
+        settings.ok_or_else(|| SettingsError(vec!["the settings are incomplete".into()]))
     }
 
     fn settings(&self, problems: &mut Problems) -> Option<Settings> {
@@ -128,7 +129,7 @@ fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Durati
     for app in apps.into_iter().flat_map(Apps::iter) {
         if terms.duration <= app.timeout {
             problems.add(format!(
-                "--lease is {:?}, but a call of app {} may take {:?}: the message would be sent again while it is under way",
+                "--lease is {:?}, but a call of app {} may take {:?}: the message would be sent again while that call is in progress",
                 terms.duration, app.id, app.timeout
             ));
         }

@@ -1,7 +1,7 @@
-//! Every span of the dispatcher but those of its calls, and everything that is written on them: see [`shared::traces`].
+//! All spans of the dispatcher except those of its RPCs, with their attributes: see [`shared::traces`].
 //!
-//! A send is a few spans. Of a broadcast there is one trace for each replica that works on it, of bounded size: a sample of
-//! the steps and of the messages, see [`Run`].
+//! A send consists of a few spans. A broadcast has one trace per replica that works on it. Its size is bounded: it
+//! contains a sample of the steps and messages, see [`Run`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -23,7 +23,7 @@ use crate::send::Sent;
 use crate::wechat::answer::TABLE;
 use crate::wechat::client::{Cause, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
-/// One message, start to end. It may last longer than its call.
+/// Span of one message, from start to end. It may outlive its call.
 pub fn send(app: &AppId) -> Span {
     info_span!(
         target: TARGET,
@@ -36,7 +36,7 @@ pub fn send(app: &AppId) -> Span {
     )
 }
 
-/// Notes how a message ended.
+/// Records how a message ended.
 pub fn sent(span: &Span, result: &Result<Sent, Failure>) {
     match result {
         Ok(sent) => {
@@ -48,18 +48,18 @@ pub fn sent(span: &Span, result: &Result<Sent, Failure>) {
             span.record("formid.outcome", end).record("formid.attempts", sent.outcome.attempts);
         }
         Err(failure) => {
-            // The call's span has the status.
+            // The span of the call has the status.
             span.record("formid.outcome", "not sent").record("formid.reason", failure.reason());
         }
     }
 }
 
-/// The step that takes a credential out of stock.
+/// Span of the script that leases a credential.
 pub fn lease(app: &AppId) -> Span {
     redis::script("lease", "lease.lua", app)
 }
 
-/// Notes what was leased.
+/// Records what was leased.
 pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     let what = match leased {
         Ok(Leased::Lease(_)) => "credential",
@@ -77,23 +77,23 @@ pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     span.record("formid.leased", what);
 }
 
-/// The step that tells Redis what became of a message.
+/// Span of the script that settles a message.
 pub fn settle(app: &AppId) -> Span {
     redis::script("settle", "settle.lua", app)
 }
 
-/// Notes that a message could not be settled before its lease was over.
+/// Records that a message could not be settled before its lease expired.
 pub fn not_settled(span: &Span, error: &store::Error) {
     redis::failed(span, error);
 }
 
-/// The way to an access token that is not in memory.
+/// Span of obtaining an access token that is not in memory.
 pub fn token(app: &AppId) -> Span {
     info_span!(target: TARGET, "token", formid.app = %app)
 }
 
-/// One call to WeChat, or to the gateway in its place; `api` is a name for it. The conventions want the URL too, which holds
-/// the access token.
+/// Span of one call to WeChat, or to the gateway in its place; `api` is the name of the API. The URL, which the
+/// conventions ask for, is omitted because it contains the access token.
 pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
     info_span!(
         target: TARGET,
@@ -112,26 +112,26 @@ pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
     )
 }
 
-/// Notes the HTTP status of an answer.
+/// Records the HTTP status of an answer.
 pub fn status(span: &Span, status: StatusCode) {
     span.record("http.response.status_code", status.as_u16());
 }
 
-/// Notes WeChat's code; 0 is success.
+/// Records WeChat's errcode; 0 is success.
 pub fn errcode(span: &Span, errcode: i32, rid: &str) {
     span.record("wechat.errcode", errcode);
     if !rid.is_empty() {
         span.record("wechat.rid", rid);
     }
     if errcode != 0 {
-        // A gateway may answer with any number; kinds of errors are few.
+        // A gateway may answer with any number, but the set of error types must be small.
         let known = TABLE.iter().any(|row| row.errcode == errcode);
         let kind = if known { errcode.to_string() } else { "_OTHER".into() };
         failed(span, &kind);
     }
 }
 
-/// Notes that a call brought no answer to use, and why; once for a call.
+/// Records why a call brought no usable answer. Called at most once per call.
 fn failed(span: &Span, kind: &str) {
     span.record("error.type", kind).record("otel.status_code", "ERROR");
 }
@@ -150,7 +150,7 @@ fn unanswered(span: &Span, cause: Cause) {
     failed(span, kind);
 }
 
-/// Notes what a message was answered with.
+/// Records WeChat's reply to a message.
 pub fn replied(span: &Span, reply: &Reply) {
     match reply {
         Reply::Answered { errcode: code, rid, .. } => errcode(span, *code, rid),
@@ -158,7 +158,7 @@ pub fn replied(span: &Span, reply: &Reply) {
     }
 }
 
-/// Notes what a token was answered with; the token is no part of it.
+/// Records the result of fetching a token, without the token.
 pub fn fetched(span: &Span, fetched: &Result<FetchedToken, FetchError>) {
     match fetched {
         Ok(_) => {}
@@ -167,7 +167,7 @@ pub fn fetched(span: &Span, fetched: &Result<FetchedToken, FetchError>) {
     }
 }
 
-/// Notes what the question for a quota was answered with.
+/// Records the result of requesting a quota.
 pub fn counted(span: &Span, quota: &Result<Quota, QuotaError>) {
     match quota {
         Ok(_) => {}
@@ -176,12 +176,13 @@ pub fn counted(span: &Span, quota: &Result<Quota, QuotaError>) {
     }
 }
 
-/// The work of this replica on one broadcast, until it pauses or ends: one trace, linked to the call that ordered the
-/// broadcast. Every span of it has the app and the id of the broadcast.
+/// Trace of this replica's work on one broadcast, until the broadcast pauses or ends. It is linked to the call that
+/// created the broadcast. Every span has the ids of the app and of the broadcast.
 ///
-/// A long broadcast has millions of steps, and a trace that is of use has a few hundred spans. So the first steps of each
-/// kind are in it, then ever fewer: the number of spans grows with the logarithm of the number of messages. For each page
-/// that is in it so is one of its messages, with its calls to WeChat. Where no user was taken there is no trace.
+/// A long broadcast has millions of steps, but a useful trace has a few hundred spans. So the trace contains the first
+/// steps of each kind, then ever fewer: the number of spans grows with the logarithm of the number of messages. For
+/// each page in the trace it contains one of the page's messages, with its calls to WeChat. If no user was taken, there
+/// is no trace.
 pub struct Run {
     root: Span,
     app: AppId,
@@ -194,7 +195,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Begins with the work.
+    /// Starts the trace.
     pub fn new(app: &AppId, broadcast: &BroadcastId, ordered_by: Option<&str>) -> Self {
         let root = info_span!(
             target: TARGET,
@@ -219,25 +220,26 @@ impl Run {
         }
     }
 
-    /// The step that takes users out of the audience, with a credential for each. See [`Run::page_taken`].
+    /// Span of the script that takes users from the audience and leases a credential for each. See [`Run::page_taken`].
     pub fn page(&self) -> Span {
         if self.pages.would_take() { redis::script("page", "broadcast/page.lua", &self.app) } else { Span::none() }
     }
 
-    /// Puts a page into the trace, or drops one without users. Answers whether one of its messages is to be in it too.
+    /// Adds a page to the trace, or drops the span of a page without users. Returns whether one of its messages is to
+    /// be traced too.
     pub fn page_taken(&self, page: Span, users: usize) -> bool {
         if users == 0 {
             traces::discard(&page);
             return false;
         }
-        // Another page may have been taken since this one began.
+        // Another page may have been taken since this one started.
         let sampled = self.pages.take();
         self.worked.store(true, Ordering::Relaxed);
         self.adopt(&page, users);
         sampled && !page.is_disabled()
     }
 
-    /// A page whose reply was lost.
+    /// Adds a page whose reply was lost.
     pub fn page_lost(&self, page: Span, error: &store::Error) {
         if !self.losses.take() {
             return traces::discard(&page);
@@ -247,7 +249,7 @@ impl Run {
         self.adopt(&page, 0);
     }
 
-    /// The step that settles messages which ended.
+    /// Span of the script that settles ended messages.
     pub fn settle(&self, messages: usize) -> Span {
         self.messages.fetch_add(messages as u64, Ordering::Relaxed);
         if !self.settles.take() {
@@ -259,7 +261,7 @@ impl Run {
         span
     }
 
-    /// One message of a page that is in the trace.
+    /// Span of one message of a traced page.
     pub fn message(&self) -> Span {
         let span = send(&self.app);
         span.record("formid.broadcast", display(&self.broadcast));
@@ -283,7 +285,7 @@ impl Drop for Run {
     }
 }
 
-/// Notes what becomes of a message of a broadcast after the attempts with one credential.
+/// Records what happens to a message of a broadcast after the attempts with one credential.
 pub fn ended(span: &Span, next: &Next, attempts: u32) {
     let outcome = match next {
         Next::End(end) => match end.split(' ').next().unwrap_or_default() {
@@ -301,19 +303,19 @@ pub fn ended(span: &Span, next: &Next, attempts: u32) {
     span.record("formid.outcome", outcome).record("formid.attempts", attempts);
 }
 
-/// Takes the first [`Sample::ALL`] of something, then each whose number is a power of two.
+/// Samples the first [`Sample::ALL`] items, then each whose number is a power of two.
 #[derive(Debug, Default)]
 struct Sample(AtomicU64);
 
 impl Sample {
     const ALL: u64 = 16;
 
-    /// Whether the next one is taken.
+    /// Returns whether the next item would be sampled.
     fn would_take(&self) -> bool {
         Self::takes(self.0.load(Ordering::Relaxed) + 1)
     }
 
-    /// Counts one; answers whether it is taken.
+    /// Counts an item and returns whether it is sampled.
     fn take(&self) -> bool {
         Self::takes(self.0.fetch_add(1, Ordering::Relaxed) + 1)
     }
@@ -328,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_of_millions_is_a_few() {
+    fn sample_of_millions_is_small() {
         let sample = Sample::default();
         let taken = (0..5_000_000).filter(|_| sample.take()).count();
         assert_eq!(taken, 16 + 18, "1 to 16, then 32, 64, and so on up to 4194304");

@@ -1,52 +1,52 @@
-//! The domain: apps, users, and the rights to send that users hand out.
+//! The domain: apps, users, and the credentials (rights to send) that users grant.
 //!
-//! Values of these types are valid by construction: they are parsed once, at the edge, and trusted inside. Their
-//! `Debug` shows neither openids nor credentials, so that a log line can not leak one by accident.
+//! Values of these types are valid by construction: requests are parsed once, at the rpc edge, and the code behind it
+//! relies on that. `Debug` shows neither openids nor credentials, so that a log line cannot leak one by accident.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long WeChat honours a form id or a prepay id, from the submit or the payment.
+/// How long WeChat accepts a form id or a prepay id, counted from the form submission or the payment.
 pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How far in the future a submit time may lie before it is refused: clocks of two machines differ.
+/// How far in the future a submission time may lie. The clocks of two machines differ.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// The longest id of a credential that is accepted, in bytes. Seen in the wild: 13 digits to about 40 characters.
+/// The maximum length of a credential id, in bytes. Ids from 13 digits to about 40 characters have been seen.
 pub const MAX_ID: usize = 128;
 
-/// The longest openid, in bytes. WeChat's have 28.
+/// The maximum length of an openid, in bytes. WeChat's openids have 28.
 pub const MAX_OPENID: usize = 64;
 
-/// The longest app id, in bytes. WeChat's have 18.
+/// The maximum length of an app id, in bytes. WeChat's app ids have 18.
 pub const MAX_APP_ID: usize = 64;
 
-/// The longest template id, in bytes. WeChat's have 43.
+/// The maximum length of a template id, in bytes. WeChat's template ids have 43.
 pub const MAX_TEMPLATE_ID: usize = 64;
 
-/// The longest request id, in bytes.
+/// The maximum length of a request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 128;
 
-/// Why a string is none of the values of this module.
+/// Why a string is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The empty string.
+    /// The string is empty.
     #[error("must not be empty")]
     Empty,
-    /// More bytes than the given bound.
+    /// The string has more bytes than this maximum.
     #[error("must not be longer than {0} bytes")]
     TooLong(usize),
-    /// A space, a control character, or something outside ASCII.
+    /// The string has a space, a control character or a non-ASCII character.
     #[error("must consist of visible ASCII characters, without spaces")]
     BadCharacters,
-    /// An app id with something else than letters, digits, `_` and `-`.
+    /// The app id has characters other than letters, digits, `_` and `-`.
     #[error("must consist of ASCII letters, digits, '_' and '-'")]
     NotAnAppId,
 }
 
-/// Whether a text is what every id of WeChat's is: visible ASCII, from one byte to a bound.
+/// Checks the rule that all of WeChat's ids follow: visible ASCII, from one byte to `bound` bytes.
 pub fn visible(text: &str, bound: usize) -> Result<(), Malformed> {
     match text {
         "" => Err(Malformed::Empty),
@@ -56,12 +56,12 @@ pub fn visible(text: &str, bound: usize) -> Result<(), Malformed> {
     }
 }
 
-/// A mini program's app id. It becomes part of key names, hence the narrow alphabet.
+/// The app id of a mini program. It becomes part of Redis key names, so only few characters are allowed.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AppId(Box<str>);
 
 impl AppId {
-    /// Letters, digits, `_` and `-`, at most [`MAX_APP_ID`] bytes.
+    /// Parses an app id: letters, digits, `_` and `-`, at most [`MAX_APP_ID`] bytes.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_APP_ID)?;
@@ -90,12 +90,12 @@ impl fmt::Debug for AppId {
     }
 }
 
-/// A user of one app. Personal data: never written to a log.
+/// The openid of a user of one app. It is personal data and never written to a log.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OpenId(Box<str>);
 
 impl OpenId {
-    /// Visible ASCII, at most [`MAX_OPENID`] bytes.
+    /// Parses an openid: visible ASCII, at most [`MAX_OPENID`] bytes.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_OPENID)?;
@@ -114,7 +114,7 @@ impl fmt::Debug for OpenId {
     }
 }
 
-/// A template of subscription messages, as the mini program's console shows it. No secret and not personal.
+/// The template id of a subscription message, as WeChat's console shows it. It is neither secret nor personal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct TemplateId(Box<str>);
@@ -128,7 +128,7 @@ impl TryFrom<String> for TemplateId {
 }
 
 impl TemplateId {
-    /// Visible ASCII, at most [`MAX_TEMPLATE_ID`] bytes.
+    /// Parses a template id: visible ASCII, at most [`MAX_TEMPLATE_ID`] bytes.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_TEMPLATE_ID)?;
@@ -141,12 +141,12 @@ impl TemplateId {
     }
 }
 
-/// A caller's name for one message, which makes the call safe to repeat.
+/// The id that a caller gives a message. It makes the call safe to repeat.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Box<str>);
 
 impl RequestId {
-    /// Visible ASCII, at most [`MAX_REQUEST_ID`] bytes.
+    /// Parses a request id: visible ASCII, at most [`MAX_REQUEST_ID`] bytes.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_REQUEST_ID)?;
@@ -165,27 +165,27 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// Where a right to send comes from. The numbers and letters are part of the stored format, where 3 is taken too.
+/// The kind of a credential. The numbers and letters are part of the stored format; the number 3 is already used there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
-    /// A submitted form: one message. Used twice, WeChat answers 41029, which is what makes a resend safe.
+    /// From a submitted form: one message. WeChat answers a second use with 41029, which makes a resend safe.
     #[serde(rename = "f")]
     FormId = 0,
-    /// A payment: several messages, so a resend can not be told from a second message.
+    /// From a payment: several messages. A resend cannot be told apart from a second message.
     #[serde(rename = "p")]
     PrepayId = 1,
-    /// An accepted subscription request: messages of one template, without an expiry. WeChat does not tell what is left of
-    /// them, so a resend can not be told from a second message either.
+    /// From an accepted subscription request: messages of one template, without an expiry. WeChat does not report how
+    /// many are left, so here too a resend cannot be told apart from a second message.
     #[serde(rename = "g")]
     Grant = 2,
 }
 
 impl Kind {
-    /// Every kind there is.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::FormId, Self::PrepayId, Self::Grant];
 
-    /// What it is called in metrics.
+    /// The name in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::FormId => "form_id",
@@ -195,11 +195,11 @@ impl Kind {
     }
 }
 
-/// The id of a credential: what is handed to WeChat. A right to send, so never written to a log.
+/// The id of a credential, as sent to WeChat. It is a right to send and never written to a log.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CredentialId(Box<str>);
 
-/// What WeChat's client library hands to a mini program in place of a form id, and why it is none.
+/// Texts that WeChat's client library gives a mini program in place of a form id, and why each is refused.
 const NO_FORM_IDS: [(&str, Refusal); 3] = [
     ("the formId is a mock one", Refusal::MockFormId),
     ("the formId is no longer available in develop or trial version", Refusal::DevelopVersion),
@@ -207,9 +207,10 @@ const NO_FORM_IDS: [(&str, Refusal); 3] = [
 ];
 
 impl CredentialId {
-    /// Accepts what may be an id, and names what is known to be none.
+    /// Parses the id of a credential, and refuses the texts that WeChat gives in place of one.
     ///
-    /// The length is not fixed: 32 hex digits, 13 digits, 36 characters on iOS and `wx` with 30 or more have all been seen.
+    /// The length is not fixed: 32 hex digits, 13 digits, 36 characters on iOS, and `wx` with 30 or more digits have
+    /// all been seen.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Refusal> {
         let text = text.into();
         if let Some((_, refusal)) = NO_FORM_IDS.iter().find(|(start, _)| text.starts_with(start)) {
@@ -230,7 +231,7 @@ impl CredentialId {
 }
 
 impl From<TemplateId> for CredentialId {
-    /// What WeChat knows a grant by.
+    /// A grant's id is its template id: WeChat identifies a grant by the template.
     fn from(template: TemplateId) -> Self {
         Self(template.0)
     }
@@ -242,87 +243,88 @@ impl fmt::Debug for CredentialId {
     }
 }
 
-/// One right to send of one user.
+/// One credential of one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// Where it comes from.
+    /// The kind of the credential.
     pub kind: Kind,
-    /// What WeChat knows it by.
+    /// The id that WeChat knows the credential by.
     pub id: CredentialId,
-    /// How many messages it still permits.
+    /// How many more messages it permits.
     pub uses: u8,
-    /// When WeChat stops honouring it, in seconds since 1970.
+    /// When WeChat stops accepting it, in seconds since 1970.
     pub expiry: u32,
 }
 
 /// How many messages a grant permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantUses {
-    /// So many more, from 1 to [`MAX_GRANT`].
+    /// This many more, from 1 to [`MAX_GRANT`].
     Count(u16),
-    /// Any number, until the user rejects the template: a long-term subscription.
+    /// Any number, until the user rejects the template (a long-term subscription).
     LongTerm,
 }
 
-/// The most messages that one grant can add.
+/// The maximum number of messages that one grant can add.
 pub const MAX_GRANT: u16 = 1000;
 
 /// The right to send one user messages of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Which template.
+    /// The template of the messages.
     pub template: TemplateId,
-    /// How many messages.
+    /// How many messages it permits.
     pub uses: GrantUses,
 }
 
-/// Why a credential is not stored.
+/// Why a credential is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The openid is not valid.
+    /// The openid is invalid.
     #[error("openid {0}")]
     BadOpenId(Malformed),
-    /// There is no id.
+    /// The id is missing.
     #[error("none of form_id, prepay_id and grant is given, or it is empty")]
     EmptyId,
     /// The id is longer than [`MAX_ID`].
     #[error("the id is longer than {MAX_ID} bytes")]
     IdTooLong,
-    /// The id has characters that no id has.
+    /// The id has characters that are not allowed.
     #[error("the id must consist of visible ASCII characters, without spaces")]
     BadCharacters,
-    /// From the developer tools.
+    /// WeChat's developer tools give mock form ids.
     #[error("a mock form id: WeChat's developer tools give no real ones")]
     MockFormId,
-    /// From a version that is not released.
+    /// A version of the mini program that is not released gives no form ids.
     #[error("develop and trial versions of a mini program give no form ids")]
     DevelopVersion,
-    /// WeChat's client failed to get one.
+    /// WeChat's client library failed to get a form id.
     #[error("requestFormId:fail is WeChat's error text, not a form id")]
     RequestFailed,
-    /// The submit time is no time.
+    /// The submission time is not a valid timestamp.
     #[error("obtained_at is not a valid timestamp")]
     BadTime,
-    /// The submit time is still to come.
+    /// The submission time is in the future.
     #[error("obtained_at lies in the future")]
     InTheFuture,
-    /// The credential can no longer be used.
+    /// The credential expired, or expires too soon to be used.
     #[error("obtained_at is so long ago that the credential can no longer be used")]
     TooOld,
-    /// The template of a grant is no template id.
+    /// The template id of the grant is invalid.
     #[error("grant.template_id {0}")]
     BadTemplateId(Malformed),
-    /// More messages than one grant may add, or a number beside `unlimited`.
+    /// The count is greater than [`MAX_GRANT`], or is given together with `unlimited`.
     #[error("grant.count must be at most {MAX_GRANT}, and 0 beside unlimited")]
     BadCount,
-    /// The grant key is none.
+    /// The grant key is invalid.
     #[error("grant.grant_key {0}")]
     BadGrantKey(Malformed),
 }
 
-/// When a credential obtained at `obtained` expires; both are seconds since 1970, as is `now`.
+/// Returns when a credential that was obtained at `obtained` expires. All times are in seconds since 1970.
 ///
-/// Refused when it lies in the future (beyond [`CLOCK_TOLERANCE`]) or when no more than `margin` seconds would be left.
+/// Refuses an `obtained` in the future (beyond [`CLOCK_TOLERANCE`]), and a credential that would have `margin` seconds
+/// or less left.
 pub fn expiry(obtained: i64, now: i64, margin: u32) -> Result<u32, Refusal> {
     let lifetime = LIFETIME.as_secs() as i64;
     if obtained > now.saturating_add(CLOCK_TOLERANCE.as_secs() as i64) {
@@ -340,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_every_length_seen_in_the_wild_are_accepted() {
+    fn ids_of_every_length_that_was_seen_are_accepted() {
         for id in [
             "0123456789abcdef0123456789abcdef",
             "1519876543210",
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_form_id_is_refused_with_its_reason() {
+    fn invalid_form_ids_are_refused_with_their_reason() {
         let too_long = "x".repeat(MAX_ID + 1);
         for (text, refusal) in [
             ("", Refusal::EmptyId),
@@ -372,26 +374,26 @@ mod tests {
     }
 
     #[test]
-    fn seven_days_count_from_the_submit() {
+    fn lifetime_of_seven_days_starts_at_the_submission() {
         let now = 1_800_000_000;
         let week = LIFETIME.as_secs() as i64;
         assert_eq!(expiry(now, now, 60), Ok((now + week) as u32));
         assert_eq!(expiry(now - week + 61, now, 60), Ok((now + 61) as u32));
         assert_eq!(expiry(now - week + 60, now, 60), Err(Refusal::TooOld));
-        assert_eq!(expiry(now + 60, now, 60), Ok((now + week) as u32), "a clock that runs ahead gains nothing");
+        assert_eq!(expiry(now + 60, now, 60), Ok((now + week) as u32), "a fast clock does not extend the lifetime");
         assert_eq!(expiry(now + 61, now, 60), Err(Refusal::InTheFuture));
         assert_eq!(expiry(i64::MIN, now, 60), Err(Refusal::TooOld));
         assert_eq!(expiry(i64::MAX, now, 60), Err(Refusal::InTheFuture));
     }
 
     #[test]
-    fn neither_users_nor_credentials_show_in_debug_output() {
+    fn debug_output_hides_openids_and_credentials() {
         let shown = format!("{:?} {:?}", OpenId::parse("oABC").unwrap(), CredentialId::parse("f1").unwrap());
         assert_eq!(shown, "OpenId(..) CredentialId(..)");
     }
 
     #[test]
-    fn an_app_id_can_not_break_out_of_a_key_name() {
+    fn app_id_cannot_have_characters_special_in_key_names() {
         for text in ["a:b", "{a}", "a b", "", "é"] {
             assert!(AppId::parse(text).is_err(), "{text:?}");
         }

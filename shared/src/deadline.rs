@@ -1,5 +1,5 @@
-//! Answers a caller's deadline with DEADLINE_EXCEEDED. tonic's own server, which is not used here, answers CANCELLED, which
-//! clients take for their own doing.
+//! Answers an exceeded deadline of a caller with DEADLINE_EXCEEDED. tonic's own server, which is not used here, answers
+//! CANCELLED, which clients mistake for a cancellation of their own.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 
 use crate::status::Failure;
 
-/// Ends calls at the deadline in their `grpc-timeout`.
+/// Tower layer that ends a call at the deadline in its `grpc-timeout` header.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines;
 
@@ -25,7 +25,7 @@ impl<S> Layer<S> for Deadlines {
     }
 }
 
-/// See [`Deadlines`].
+/// The service of the layer [`Deadlines`].
 #[derive(Debug, Clone)]
 pub struct WithDeadline<S> {
     inner: S,
@@ -54,7 +54,7 @@ where
             match limited.await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    let message = "the call's deadline passed; what it began goes on";
+                    let message = "the call's deadline passed; the operation it started may still complete";
                     Ok(Status::from(Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)).into_http())
                 }
             }
@@ -62,12 +62,12 @@ where
     }
 }
 
-/// How much time a caller gives a call, if it says so.
+/// Returns the timeout that the caller set for the call, if any.
 pub(crate) fn of(headers: &HeaderMap) -> Option<Duration> {
     headers.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?))
 }
 
-/// Reads a `grpc-timeout`: up to eight digits and a unit.
+/// Parses a `grpc-timeout` value: up to eight digits and a unit.
 fn parse(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_the_protocol_says() {
+    fn grpc_timeouts_are_parsed_as_specified() {
         assert_eq!(parse("2S"), Some(Duration::from_secs(2)));
         assert_eq!(parse("99999999m"), Some(Duration::from_millis(99_999_999)));
         for bad in ["", "S", "2", "123456789S", "2s", "+2S", "-1S"] {

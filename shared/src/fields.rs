@@ -1,5 +1,5 @@
-//! Checks the fields of a request and reports the bad ones at once: the first of them by name, and how many more there
-//! are. A request of a few megabytes can have hundreds of thousands.
+//! Checks the fields of a request and reports the invalid ones together. A request of a few megabytes can have hundreds
+//! of thousands of invalid fields, so only the first are named and the others are counted.
 
 use std::fmt::{Display, Write as _};
 
@@ -8,19 +8,19 @@ use tonic::Code;
 use crate::credential::AppId;
 use crate::status::{Failure, MAX_FIELDS, UNKNOWN_APP};
 
-/// How long the sentence of the failure grows, in bytes, before it only counts what is left.
+/// The length of the error message, in bytes, beyond which further fields are only counted.
 const SENTENCE: usize = 600;
 
-/// Collects what is wrong with the fields of one request: what there is room for in an error, and how much more.
+/// Collects the errors in the fields of one request. Keeps as many as fit into a status and counts the others.
 #[derive(Debug, Default)]
 pub struct Fields {
     problems: Vec<(String, String)>,
-    /// How many more there are.
+    /// The number of errors that are not in `problems`.
     more: usize,
 }
 
 impl Fields {
-    /// Notes a problem of a field.
+    /// Adds an error of a field.
     pub fn refuse(&mut self, field: impl Into<String>, problem: impl Display) {
         if self.problems.len() < MAX_FIELDS {
             self.problems.push((field.into(), problem.to_string()));
@@ -29,12 +29,13 @@ impl Fields {
         }
     }
 
-    /// The value, or a note of what is wrong with it.
+    /// Returns the parsed value, or adds the error and returns `None`.
     pub fn take<T, E: Display>(&mut self, field: &str, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|problem| self.refuse(field, problem)).ok()
     }
 
-    /// Whether a text is within a bound of bytes; a note if it is not. What looks at every character comes after this.
+    /// Returns whether a text has at most `bound` bytes, and adds an error if not. Checks that look at each character
+    /// come after this check.
     pub fn fits(&mut self, field: &str, text: &str, bound: usize) -> bool {
         let fits = text.len() <= bound;
         if !fits {
@@ -43,25 +44,25 @@ impl Fields {
         fits
     }
 
-    /// A text within a bound of bytes and without control characters.
+    /// Checks that a text has at most `bound` bytes and no control characters.
     pub fn text(&mut self, field: &str, text: &str, bound: usize) {
         if self.fits(field, text, bound) && text.chars().any(char::is_control) {
             self.refuse(field, "must not have control characters");
         }
     }
 
-    /// Adds the problems of others.
+    /// Adds the errors of another collection.
     pub fn extend(&mut self, others: Self) {
         others.problems.into_iter().for_each(|(field, problem)| self.refuse(field, problem));
         self.more += others.more;
     }
 
-    /// Whether nothing is wrong so far.
+    /// Returns whether there are no errors so far.
     pub fn is_empty(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// The failure that names the bad fields, if there is one.
+    /// Returns the failure that names the invalid fields, if there are any.
     pub fn finish(self) -> Result<(), Failure> {
         if self.is_empty() {
             return Ok(());
@@ -80,7 +81,7 @@ impl Fields {
                 sentence.push_str("; ");
             }
             told += 1;
-            // To write into a string cannot fail.
+            // Writing into a string cannot fail.
             let _ = write!(sentence, "{field} {problem}");
         }
         match self.problems.len() + self.more - told {
@@ -89,8 +90,8 @@ impl Fields {
         }
     }
 
-    /// Like [`Fields::finish`], for a request of an app: what `known` tells of it, or the failure that names an app the
-    /// service is not set up for beside every other bad field.
+    /// Like [`Fields::finish`], for a request that names an app. `known` looks the app up. If the service is not
+    /// configured for the app, the failure names the app next to every other invalid field.
     pub fn finish_for<T>(mut self, app: Option<AppId>, known: impl FnOnce(&AppId) -> Option<T>) -> Result<T, Failure> {
         let found = app.as_ref().and_then(known);
         if app.is_some() && found.is_none() && !self.problems.is_empty() {
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_problems_the_first_are_named_and_the_others_counted() {
+    fn first_errors_are_named_and_the_others_are_counted() {
         let mut fields = Fields::default();
         (0..300_000).for_each(|at| fields.refuse(format!("recipients.list[{at}].openid"), "must not be empty"));
         let mut others = Fields::default();
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_too_long_is_refused_for_that_alone() {
+    fn too_long_text_is_refused_only_for_its_length() {
         let mut fields = Fields::default();
         fields.text("page", &"\u{7}".repeat(5), 4);
         assert_eq!(fields.sentence(), "page must not be longer than 4 bytes");

@@ -1,15 +1,15 @@
-//! What both services stand on.
+//! Code that both services share.
 //!
-//! - [`credential`]: the domain, parsed once at the edge and then trusted;
-//! - [`store`]: everything that is kept in Redis, and the only place that knows how;
-//! - [`proto`]: the generated protocol;
+//! - [`credential`]: the domain types, parsed at the rpc edge;
+//! - [`store`]: all data in Redis; no other module uses Redis directly;
+//! - [`proto`]: the code generated from the protos;
 //! - [`auth`]: who may call what;
-//! - [`status`]: how errors look to a caller; [`fields`]: collecting every bad field of a request;
-//! - [`metrics`]: what is counted; [`traces`]: what one call did, and how long each part took;
-//! - [`outage`]: what is logged of work that is repeated until it succeeds;
-//! - [`problems`]: what is wrong with settings, told at once;
-//! - [`listeners`], [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: the life of a service around its
-//!   handlers.
+//! - [`status`]: errors as callers see them; [`fields`]: collects the invalid fields of a request;
+//! - [`metrics`]: Prometheus metrics; [`traces`]: spans of calls and their duration;
+//! - [`outage`]: logs work that is retried until it succeeds;
+//! - [`problems`]: collects configuration errors and reports them together;
+//! - [`listeners`], [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: start, serving and shutdown of a
+//!   service.
 
 pub mod auth;
 pub mod credential;

@@ -1,4 +1,4 @@
-//! Where a service listens: opened before anything else, so that an address that can not be had is told at once.
+//! Opens the listening sockets of a service. This happens first, so that an unavailable address is reported at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,17 +7,17 @@ use tokio::net::TcpListener;
 
 use crate::settings::Common;
 
-/// The open doors of a service.
+/// The open listening sockets of a service.
 #[derive(Debug)]
 pub struct Listeners {
     /// For calls.
     pub calls: TcpListener,
-    /// For Prometheus, if it is to read metrics.
+    /// For Prometheus, if metrics are enabled.
     pub metrics: Option<TcpListener>,
 }
 
 impl Listeners {
-    /// Opens those of the settings. Fails when an address can not be had.
+    /// Opens the addresses in the settings. Fails if an address is not available.
     pub async fn open(settings: &Common) -> io::Result<Self> {
         let metrics = match settings.metrics_listen {
             Some(address) => Some(bind("--metrics-listen", address).await?),
@@ -27,7 +27,7 @@ impl Listeners {
     }
 }
 
-/// Opens the address of a flag; an error names both.
+/// Opens the address of a flag. An error names the flag and the address.
 pub(crate) async fn bind(flag: &str, address: SocketAddr) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|error| io::Error::new(error.kind(), format!("{flag} {address} cannot be opened: {error}")))

@@ -1,9 +1,10 @@
-//! Logging of work that is repeated until it succeeds: one line when it begins to fail, one when it succeeds again, however
-//! many messages are concerned and however often each is tried. A counter has every failed attempt, and `debug` a line.
+//! Logs work that is retried until it succeeds: one line when it begins to fail and one when it succeeds again,
+//! independently of the number of messages and attempts. Each failed attempt increments a counter, and is logged at
+//! `debug`.
 //!
-//! What is repeated reports each attempt to an [`Operation`] of an [`Outage`]. Operations of one kind share an outage. It
-//! begins with the first failure of any of them. It is over once one succeeded since the last failure, none is still
-//! failing, and nothing failed for [`QUIET`].
+//! The code that retries reports each attempt to an [`Operation`] of an [`Outage`]. Operations of the same kind of work
+//! share an outage. An outage begins with the first failure of any operation. It ends once an operation has succeeded
+//! since the last failure, no operation is failing, and nothing has failed for [`QUIET`].
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -19,11 +20,11 @@ use tracing::{debug, info, warn};
 use crate::credential::AppId;
 use crate::metrics::registry::Registry;
 
-/// How long nothing must fail before an outage counts as over, so that a fault that comes and goes does not write two
-/// lines for each time. What waits for Redis or for WeChat does not recover all at once either.
+/// How long nothing must fail before an outage ends, so that an intermittent fault does not log two lines each time.
+/// Besides, the operations that wait for Redis or WeChat do not all recover at the same moment.
 pub const QUIET: Duration = Duration::from_secs(5);
 
-/// Makes the outages of a service, whose failed attempts are counted by one metric; by default they are not counted.
+/// Creates the outages of a service. One metric counts the failed attempts of all of them. Default: not counted.
 #[derive(Debug, Clone, Default)]
 pub struct Outages {
     failures: Option<IntCounterVec>,
@@ -32,21 +33,21 @@ pub struct Outages {
 impl Outages {
     /// Registers the metric.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
-        let help = "Failed attempts at work that is repeated until it succeeds, by kind of work";
+        let help = "Failed attempts of work that is retried until it succeeds, by kind of work";
         Ok(Self { failures: Some(registry.counters("formid_retries_total", help, &["operation"])?) })
     }
 
-    /// An outage of one kind of work; `begins` and `ends` are what is logged.
+    /// Creates an outage for one kind of work. `begins` and `ends` are the log messages.
     pub fn outage(&self, operation: &'static str, begins: impl Into<Text>, ends: impl Into<Text>) -> Outage {
         Outage::new(operation, None, begins.into(), ends.into(), self.counter(operation), QUIET)
     }
 
-    /// The same for work of one app, whose gateway may fail while others work.
+    /// Creates an outage for the work of one app. The calls of one app may fail while those of others succeed.
     pub fn outage_of(&self, app: &AppId, operation: &'static str, begins: &'static str, ends: &'static str) -> Outage {
         Outage::new(operation, Some(app.clone()), begins.into(), ends.into(), self.counter(operation), QUIET)
     }
 
-    /// An outage that is over with the first success: for a single loop that takes its time between two attempts.
+    /// Creates an outage that ends with the first success: for a single loop that pauses between two attempts.
     pub fn loop_outage(&self, operation: &'static str, begins: impl Into<Text>, ends: impl Into<Text>) -> Outage {
         Outage::new(operation, None, begins.into(), ends.into(), self.counter(operation), Duration::ZERO)
     }
@@ -56,10 +57,10 @@ impl Outages {
     }
 }
 
-/// What is logged when an outage begins or ends.
+/// The log message for the beginning or the end of an outage.
 pub type Text = Cow<'static, str>;
 
-/// One kind of work that may fail for a while; clones share it.
+/// One kind of work that may fail for a while. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Outage(Arc<Inner>);
 
@@ -71,43 +72,43 @@ struct Inner {
     ends: Text,
     failures: Option<IntCounter>,
     quiet: Duration,
-    /// Whether there is an episode: all that a success costs where nothing fails.
+    /// Whether there is an episode. As long as nothing fails, a success costs only this check.
     open: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Operations whose last attempt failed.
+    /// The number of operations whose last attempt failed.
     failing: u64,
     episode: Option<Episode>,
 }
 
-/// From the first failure until the work succeeds again.
+/// The time from the first failure until the work succeeds again.
 #[derive(Debug)]
 struct Episode {
     begun: Instant,
     last_failure: Instant,
     /// The first success since the last failure.
     recovered: Option<Instant>,
-    /// A task waits for its end.
+    /// Whether a task waits for the end of the episode.
     watched: bool,
     concerned: u64,
     failures: u64,
     given_up: u64,
 }
 
-/// Whether an episode is over.
+/// The state of an episode.
 enum Progress {
-    /// It goes on, or there is none.
+    /// Still failing, or there is no episode.
     Failing,
-    /// It is over then, unless something fails before.
+    /// It ends at this time, unless something fails before.
     OverAt(Instant),
     Over(Episode),
 }
 
 impl Outage {
-    /// An outage outside of [`Outages`]; without a counter its failures are only logged.
+    /// Creates an outage that is not part of [`Outages`]. Without a counter, its failures are only logged.
     pub fn new(
         operation: &'static str,
         app: Option<AppId>,
@@ -120,23 +121,23 @@ impl Outage {
         Self(Arc::new(Inner { operation, app, begins, ends, failures, quiet, open, state }))
     }
 
-    /// One operation that will be repeated until it succeeds.
+    /// Starts an operation that is retried until it succeeds.
     pub fn operation(&self) -> Operation {
         self.operation_for(1)
     }
 
-    /// One that is for so many messages at once.
+    /// Starts an operation that concerns this many messages.
     pub fn operation_for(&self, messages: usize) -> Operation {
         Operation { outage: self.clone(), weight: messages as u64, failing: false }
     }
 
-    /// Something failed that is not repeated here.
+    /// Reports a failure that is not part of an [`Operation`].
     pub fn failed(&self, error: &dyn Display) {
         let begins = self.note_failure(1);
         self.log_failure(begins, error);
     }
 
-    /// Something succeeded. Answers whether that ended an outage at once.
+    /// Reports a success. Returns whether it ended an outage at once.
     pub fn succeeded(&self) -> bool {
         if !self.0.open.load(Ordering::Relaxed) {
             return false;
@@ -166,7 +167,7 @@ impl Outage {
         }
     }
 
-    /// Waits for the end of an episode that recovered; ends with it, or when something fails again.
+    /// Waits for the end of an episode that recovered. Returns at its end, or when something fails again.
     async fn watch(self) {
         loop {
             match self.watched(Instant::now()) {
@@ -177,7 +178,7 @@ impl Outage {
         }
     }
 
-    /// The progress as the task that waits sees it; the task ends where something fails again.
+    /// Returns the progress for the waiting task, which ends if something fails again.
     fn watched(&self, now: Instant) -> Progress {
         let mut state = self.state();
         let progress = self.progress(&mut state, now);
@@ -199,7 +200,8 @@ impl Outage {
         state.episode.take().map_or(Progress::Failing, Progress::Over)
     }
 
-    /// Answers whether it is the first failure of an outage; `concerned` is for how many messages it is the first.
+    /// Counts a failure. Returns whether it begins an outage. `concerned` is the number of messages for which it is the
+    /// first failure.
     fn note_failure(&self, concerned: u64) -> bool {
         if let Some(failures) = &self.0.failures {
             failures.inc();
@@ -245,12 +247,12 @@ impl Outage {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Plain numbers, whole at any moment.
+        // Plain numbers that are consistent at any moment, so a poisoned lock is harmless.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is repeated until it succeeds. Dropped while it fails, it counts as given up.
+/// An operation that is retried until it succeeds. If it is dropped while it is failing, it counts as given up.
 #[derive(Debug)]
 pub struct Operation {
     outage: Outage,
@@ -259,7 +261,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Notes how an attempt ended.
+    /// Reports the result of an attempt.
     pub fn note<T, E: Display>(&mut self, attempt: &Result<T, E>) {
         match attempt {
             Ok(_) => _ = self.succeeded(),
@@ -267,13 +269,13 @@ impl Operation {
         }
     }
 
-    /// An attempt failed.
+    /// Reports a failed attempt.
     pub fn failed(&mut self, error: &dyn Display) {
         let begins = self.fails();
         self.outage.log_failure(begins, error);
     }
 
-    /// The same where the caller logs the beginning: answers whether there is one.
+    /// Like [`Operation::failed`], but the caller logs the beginning of the outage. Returns whether an outage begins.
     pub fn fails(&mut self) -> bool {
         let first = !std::mem::replace(&mut self.failing, true);
         if first {
@@ -282,7 +284,7 @@ impl Operation {
         self.outage.note_failure(if first { self.weight } else { 0 })
     }
 
-    /// An attempt succeeded. Answers whether that ended an outage at once.
+    /// Reports a successful attempt. Returns whether it ended an outage at once.
     pub fn succeeded(&mut self) -> bool {
         if std::mem::replace(&mut self.failing, false) {
             self.outage.state().failing -= 1;
@@ -309,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged on this thread.
+    /// Captures the log of this thread.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn many_operations_and_attempts_are_one_line_at_each_end() {
+    fn outage_of_many_operations_logs_one_line_at_each_end() {
         let (log, _guard) = Log::start();
         let outage = outage(Duration::ZERO);
         assert!(!outage.succeeded() && log.lines().is_empty(), "a success is not logged where nothing failed");
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_lasts_while_one_operation_still_fails() {
+    fn outage_lasts_while_any_operation_is_failing() {
         let (log, _guard) = Log::start();
         let outage = outage(Duration::ZERO);
         let (mut one, mut other) = (outage.operation(), outage.operation());
@@ -374,7 +376,7 @@ mod tests {
         assert_eq!(log.lines().len(), 1);
         assert!(one.succeeded());
         assert!(log.lines()[1].contains("concerned=2"), "{:?}", log.lines());
-        // Given up without a success, it lasts until something succeeds.
+        // The operation is given up without a success, so the outage lasts until something succeeds.
         one.failed(&"refused");
         drop(one);
         assert_eq!(log.lines().len(), 3);
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fault_that_comes_and_goes_is_one_outage_which_ends_without_another_success() {
+    async fn intermittent_fault_is_one_outage_that_ends_by_itself() {
         let (log, _guard) = Log::start();
         let outage = outage(Duration::from_millis(300));
         for _ in 0..50 {

@@ -1,29 +1,30 @@
-//! What is wrong with what an operator wrote: flags, and the files that they name. All of it is told at once, in sentences
-//! that name the flag or the line, and quote no secret.
+//! Collects configuration errors in flags and in the files that they name, and reports them together. Each error names
+//! the flag or the line, and quotes no secret.
 
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest duration that can be set. All are added to times, and sent to Redis as numbers: none of that overflows.
+/// The longest duration that can be configured. Durations are added to times and sent to Redis as numbers; up to this
+/// bound, none of that overflows.
 pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What is wrong with the settings, a sentence each.
+/// The configuration errors so far, one sentence each.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<String>);
 
 impl Problems {
-    /// Notes a problem.
+    /// Adds an error.
     pub fn add(&mut self, problem: impl Into<String>) {
         self.0.push(problem.into());
     }
 
-    /// Reads a TOML file that may hold secrets: `file` is what people call it.
+    /// Parses a TOML file that may contain secrets. `file` is how error texts call the file.
     pub fn toml(&mut self, file: &str, text: &str) -> Option<toml::Table> {
         match toml::from_str(text) {
             Ok(table) => Some(table),
             Err(error) => {
-                // The error as a whole quotes the line, and the line may hold a secret.
+                // The full error text quotes the line, which may contain a secret.
                 let start = error.span().map_or(0, |span| span.start).min(text.len());
                 let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
                 self.add(format!("{file}, line {line}: {}", error.message()));
@@ -32,12 +33,12 @@ impl Problems {
         }
     }
 
-    /// Reads the text of a flag.
+    /// Parses the value of a flag.
     pub fn read<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
         self.keep(flag, text, text.parse::<T>())
     }
 
-    /// Reads a duration with its unit, of at most [`LONGEST`].
+    /// Parses a duration with its unit. The maximum is [`LONGEST`].
     pub fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
         let duration = self.keep(flag, text, humantime::parse_duration(text))?;
         if duration > LONGEST {
@@ -47,28 +48,28 @@ impl Problems {
         Some(duration)
     }
 
-    /// Reads a number that must lie within a range.
+    /// Parses a number that must be within a range.
     pub fn within(&mut self, flag: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
         let number = self.read::<u64>(flag, text)?;
         if range.contains(&number) {
             return Some(number);
         }
-        self.add(format!("{flag} is {number}, but must lie between {} and {}", range.start(), range.end()));
+        self.add(format!("{flag} is {number}, but must be between {} and {}", range.start(), range.end()));
         None
     }
 
-    /// Takes what was parsed from the text of a flag.
+    /// Returns the parsed value of a flag, or adds the error.
     pub(crate) fn keep<T, E: Display>(&mut self, flag: &str, text: &str, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|error| self.add(format!("{flag} is {text:?}: {error}"))).ok()
     }
 
-    /// All problems, if there are any.
+    /// Returns all errors, if there are any.
     pub fn finish(self) -> Result<(), SettingsError> {
         if self.0.is_empty() { Ok(()) } else { Err(SettingsError(self.0)) }
     }
 }
 
-/// Everything that is wrong with the settings.
+/// All errors in the settings.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SettingsError(pub Vec<String>);
 
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_that_could_overflow_a_time_is_refused() {
+    fn durations_that_could_overflow_a_time_are_refused() {
         for (text, sound) in [("365d", true), ("0s", true), ("365d 1ns", false), ("584542046090y", false)] {
             let mut problems = Problems::default();
             assert_eq!(problems.duration("--lease", text).is_some(), sound, "{text}");

@@ -1,4 +1,4 @@
-//! The generated protocol, package `formid.v1`. Generated types stop at each service's `service.rs`.
+//! The generated protocol, package `formid.v1`. Generated types are used only in each service's rpc module.
 
 #![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
 
@@ -16,5 +16,5 @@ impl From<Kind> for CredentialKind {
     }
 }
 
-/// The compiled protos, for the reflection services.
+/// The compiled descriptors of the protos, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

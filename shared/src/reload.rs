@@ -1,8 +1,9 @@
-//! Files that are read at start and may be replaced while a service runs: who may call, certificates.
+//! Reloads files that may be replaced while a service runs: the callers file and certificates.
 //!
-//! They are looked at every [`INTERVAL`] by what they hold, so it makes no difference whether a file was written anew,
-//! renamed over, or, as Kubernetes does it, a link before it points elsewhere. What is found has to stay the same from one
-//! look to the next before it counts: a file is not read half written, nor a certificate with the key of another.
+//! The files are read every [`INTERVAL`] and compared by content. So it makes no difference whether a file was
+//! rewritten, replaced by a rename, or, as in Kubernetes, a symbolic link in its path was changed. New content must be
+//! the same in two successive checks before it is used. So a half-written file is never used, and neither is a
+//! certificate with the key of another one.
 
 use std::fmt::Display;
 use std::io;
@@ -16,26 +17,26 @@ use tracing::{error, info};
 
 use crate::outage::Outages;
 
-/// How often files are looked at.
+/// The interval between two checks of the files.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What files hold, in their order.
+/// The contents of the files, in the order of the paths.
 pub type Contents = Vec<Vec<u8>>;
 
-/// A file that can not be read.
+/// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{} cannot be read: {error}", path.display())]
 pub struct Unreadable {
-    /// Which one.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Why not.
+    /// The cause.
     pub error: io::Error,
 }
 
-/// What files held, as a hash each: no secret stays in memory for this.
+/// The contents of the files, as one hash each, so that no secret stays in memory for the comparison.
 type Seen = Vec<u8>;
 
-/// Files, and what they held when they were last read.
+/// The paths of files, and the content at the last read.
 #[derive(Debug, Clone)]
 pub struct Watched {
     paths: Arc<[PathBuf]>,
@@ -43,16 +44,17 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Reads files, whole. Fails with the first that can not be read.
+    /// Reads the files. Fails with the first that cannot be read.
     pub fn read(paths: impl IntoIterator<Item = PathBuf>) -> Result<(Self, Contents), Unreadable> {
         let paths: Arc<[PathBuf]> = paths.into_iter().collect();
         let contents = read(&paths)?;
         Ok((Self { paths, seen: seen(&contents) }, contents))
     }
 
-    /// Hands what the files hold to `change` whenever it is something else than before, for ever. What `change` refuses is
-    /// logged, and not tried again until it is something else once more. `what` is what people call the files.
-    /// `in_use` is 1 while the content of the files is in use, and 0 while it is refused or cannot be read.
+    /// Watches the files forever and passes their contents to `change` when they change. If `change` rejects a version,
+    /// the error is logged, and the version is not tried again until the contents change once more. `what` is how log
+    /// messages call the files. `in_use` is 1 while the current contents are in use, and 0 while they are rejected or
+    /// cannot be read.
     pub async fn follow<E: Display>(
         self,
         what: &str,
@@ -60,14 +62,15 @@ impl Watched {
         outages: &Outages,
         mut change: impl FnMut(Contents) -> Result<(), E>,
     ) {
-        let begins = format!("{what} cannot be read; what was read last stays in use");
+        let begins = format!("{what} cannot be read; the previous content stays in use");
         let mut reading = outages.loop_outage("reload", begins, format!("{what} can be read again")).operation();
         let (mut tried, mut last, mut accepted) = (self.seen.clone(), self.seen, true);
         in_use.set(1);
         loop {
             tokio::time::sleep(INTERVAL).await;
             let paths = Arc::clone(&self.paths);
-            // A disk that is slow must not hold up calls. The task can only fail with the runtime.
+            // Runs in a blocking thread, so that a slow disk does not delay calls. The task fails only if the runtime
+            // shuts down.
             let Ok(contents) = tokio::task::spawn_blocking(move || read(&paths)).await else { return };
             reading.note(&contents);
             let Ok(contents) = contents else {
@@ -82,8 +85,8 @@ impl Watched {
                 let changed = change(contents);
                 accepted = changed.is_ok();
                 match changed {
-                    Ok(()) => info!("{what} changed, and is in use"),
-                    Err(error) => error!(%error, "{what} changed and is refused; what was known stays"),
+                    Ok(()) => info!("{what} changed; the new content is in use"),
+                    Err(error) => error!(%error, "{what} changed but is invalid; the previous content stays in use"),
                 }
             }
             in_use.set(accepted.into());
@@ -106,14 +109,13 @@ mod tests {
 
     use super::*;
 
-    /// Waits for as many looks as it takes on a machine that is not busy to find something and believe it, where nothing is
-    /// to be found.
+    /// Waits long enough for two checks of the files on a machine that is not busy. For tests that expect no change.
     async fn two_looks() {
         tokio::time::sleep(INTERVAL * 2 + INTERVAL / 2).await;
     }
 
     #[tokio::test]
-    async fn a_change_is_told_once_also_when_it_is_a_link_that_moves_and_a_refused_one_when_it_is_repaired() {
+    async fn changes_are_reported_once_also_of_links_and_after_a_rejection() {
         let folder = tempfile::tempdir().unwrap();
         let (file, now) = (folder.path().join("file"), folder.path().join("now"));
         for version in ["1", "2"] {
@@ -145,7 +147,7 @@ mod tests {
         assert!(told.lock().unwrap().is_empty());
         let becomes = async |all: &[&str]| {
             let holds = async || told.lock().unwrap().len() >= all.len();
-            testing::eventually("the change is told", INTERVAL * 10, holds).await;
+            testing::eventually("the change is reported", INTERVAL * 10, holds).await;
             assert_eq!(*told.lock().unwrap(), all);
         };
         point("2");
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_gauge_is_0_while_the_content_is_refused_or_missing() {
+    async fn gauge_is_0_while_the_content_is_rejected_or_missing() {
         let folder = tempfile::tempdir().unwrap();
         let (file, away) = (folder.path().join("file"), folder.path().join("away"));
         std::fs::write(&file, "good").unwrap();
@@ -180,12 +182,12 @@ mod tests {
         becomes(0).await;
         std::fs::write(&file, "better").unwrap();
         becomes(1).await;
-        // A file that comes back as it was is no change.
+        // A file that reappears with the same content is not a change.
         std::fs::rename(&file, &away).unwrap();
         becomes(0).await;
         std::fs::rename(&away, &file).unwrap();
         becomes(1).await;
-        // One that is refused, goes and comes back is still refused.
+        // Rejected content that disappears and reappears is still rejected.
         std::fs::write(&file, "bad").unwrap();
         becomes(0).await;
         std::fs::rename(&file, &away).unwrap();

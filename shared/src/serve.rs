@@ -1,8 +1,8 @@
-//! A service's life: who is let in, health, reflection, deadlines, and a stop that loses nothing.
+//! Serves a service: authentication, limits, health, reflection, deadlines, and a drain that cuts no call short.
 //!
-//! - `accept`: accepting, and how many connections there may be; [`connections`]: TLS, and how they end; [`tls`]:
+//! - `accept`: accepts connections and limits their number; [`connections`]: TLS, and how connections end; [`tls`]:
 //!   certificates;
-//! - [`guard`]: who may call, and how much at once; [`budget`]: how much memory that may take up;
+//! - [`guard`]: who may call, and concurrency limits; [`budget`]: the limit of memory for messages;
 //! - [`health`]: readiness, liveness, and the port for probes.
 
 pub(crate) mod accept;
@@ -45,33 +45,33 @@ use guard::{Guard, Limits};
 use health::{LIVENESS, Probes, follow_redis, show};
 use tls::Tls;
 
-/// How a service serves.
+/// The settings of [`serve`].
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
-    /// How long to go on after NOT_SERVING is shown.
+    /// How long to continue serving after health reports NOT_SERVING.
     pub drain_wait: Duration,
-    /// How long calls under way may take to finish.
+    /// How long calls in progress may take to finish.
     pub drain_timeout: Duration,
-    /// The largest message taken in, in bytes.
+    /// The maximum size of a received message, in bytes.
     pub max_message_bytes: usize,
-    /// Who may call; everybody where there are none.
+    /// Who may call; everybody if `None`.
     pub callers: Option<Arc<Callers>>,
-    /// How connections are secured; not at all where there is none.
+    /// TLS; plaintext if `None`.
     pub tls: Option<Tls>,
-    /// Where probes are answered in plain text, beside the service's own address.
+    /// An additional address that answers probes in plaintext.
     pub probe_listen: Option<SocketAddr>,
-    /// How much may be under way at once.
+    /// Concurrency limits.
     pub limits: Limits,
-    /// What bounds one connection.
+    /// The limits of each connection.
     pub connections: ConnectionLimits,
 }
 
-/// Serves until `shutdown`, then drains: shows NOT_SERVING, waits for load balancers to see it, stops accepting, and lets
-/// calls under way finish, all within a bound. `service` is the full name health is reported under beside `""`, and
-/// `metrics` count its calls and tell of its files.
+/// Serves until `shutdown`, then drains: reports NOT_SERVING, waits until load balancers have seen it, stops accepting,
+/// and lets calls in progress finish, all within a bound. `service` is the full name that health is reported under,
+/// beside `""`. `metrics` counts the calls of the service and the state of its files.
 ///
-/// Answers with the probes, which are to be dropped when all else is done. Fails when the address for them can not be had,
-/// and when this Redis can not be used.
+/// Returns the probes, which must be dropped only when everything else is done. Fails if the address for probes is not
+/// available, or if this Redis cannot be used.
 pub async fn serve(
     listener: TcpListener,
     service: &'static str,
@@ -85,12 +85,12 @@ pub async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     show(&reporter, service, ServingStatus::NotServing).await;
     reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
-    // Both services are in the descriptors; only the one that is served here is listed.
+    // The descriptors contain both services, but only the one served here is listed.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that command-line clients can show the details of an error.
+            // So that command-line clients can decode the details of an error.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .with_service_name(service)
             .with_service_name("grpc.health.v1.Health")
@@ -101,7 +101,7 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)
         .prepare();
 
-    // Ended with this function, whichever way it ends.
+    // Dropping the set aborts the tasks, however this function ends.
     let mut followers = JoinSet::new();
     if let Some(callers) = &config.callers {
         followers.spawn(Arc::clone(callers).follow(metrics.files.in_use("callers"), outages.clone()));
@@ -110,12 +110,12 @@ pub async fn serve(
         followers.spawn(tls.clone().follow(metrics.files.clone(), outages.clone()));
     }
     let probes = Probes::open(config.probe_listen, health, metrics.calls.shed().clone()).await?;
-    // Outside of deadlines, so that one is seen as the end it is; behind the guard, so that neither strangers nor what
-    // finds no room get a trace made.
+    // Outside of the deadline layer, so that spans show an exceeded deadline as DEADLINE_EXCEEDED. Inside of the guard,
+    // so that rejected calls create no trace, whether they fail authentication or exceed a limit.
     let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
     let (callers, shed) = (config.callers.clone(), metrics.calls.shed().clone());
     let guarded = Guard::new(callers, &config.limits, config.max_message_bytes, shed).layer(traced);
-    // Outside of all others, to count what they refuse.
+    // Outermost, so that calls rejected by the other layers are counted.
     let counted = metrics.calls.layer(guarded);
     let mut limits = config.connections.clone();
     limits.bounds.connections = within_files(limits.bounds.connections);
@@ -129,13 +129,13 @@ pub async fn serve(
     show(&reporter, service, ServingStatus::NotServing).await;
     tokio::time::sleep(config.drain_wait).await;
     if !connections.drain(config.drain_timeout).await {
-        warn!("calls were still under way at the end of the drain");
+        warn!("drain timed out with calls in progress");
     }
     info!("stopped");
     Ok(probes)
 }
 
-/// Ends at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Completes at the first SIGTERM or SIGINT. A second signal ends the process at once.
 pub fn signals() -> io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -148,7 +148,7 @@ pub fn signals() -> io::Result<impl Future<Output = ()>> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            warn!("second signal: stopping at once");
+            warn!("second signal: exiting at once");
             std::process::exit(130);
         });
     })

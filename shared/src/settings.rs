@@ -1,7 +1,8 @@
-//! Settings: each is a flag with an environment twin, and everything that is wrong is reported at once.
+//! Settings that both services share. Each is a flag with an environment variable, and all errors are reported
+//! together.
 //!
-//! clap reads flags and environment as text; [`Problems`] turns texts into values and collects what does not parse or
-//! contradicts something else. Durations are written with their unit: `500ms`, `30s`, `24h`.
+//! clap reads flags and environment as text. [`Problems`] parses the texts and collects all errors and contradictions.
+//! Durations are written with their unit: `500ms`, `30s`, `24h`.
 
 mod edge;
 
@@ -22,80 +23,80 @@ pub use edge::EdgeArgs;
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CommonArgs {
-    /// Where Redis is: redis://[user:password@]host[:port][/db], unix://path,
+    /// Redis URL: redis://[user:password@]host[:port][/db], unix://path,
     /// redis-cluster://[user:password@]host:port[,host:port...], or
     /// redis-sentinel://[user:password@]host:port[,host:port...]/MASTER[/db][?sentinel_user=USER&sentinel_password=PASSWORD];
-    /// with rediss for redis it is encrypted
+    /// rediss instead of redis enables TLS
     #[arg(long, env = "FORMID_REDIS_URL", default_value = "redis://127.0.0.1:6379", hide_env_values = true)]
     pub redis_url: String,
-    /// Whom to trust where Redis is encrypted: a file with CA certificates in PEM; the machine's roots if not given
+    /// CA certificates for Redis over TLS: a PEM file; the system's root certificates if not given
     #[arg(long, env = "FORMID_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
-    /// How many connections to Redis, to each master, are shared by all calls; one is the fastest while Redis is near
+    /// Number of connections to each Redis master, shared by all calls; one is the fastest if Redis is near
     #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1")]
     pub redis_connections: String,
     /// How long Redis may take to answer (duration)
     #[arg(long, env = "FORMID_REDIS_TIMEOUT", default_value = "2s")]
     pub redis_timeout: String,
-    /// How many parts each app's users are spread over; fixed for the life of a Redis
+    /// Number of buckets over which each app's users are spread; fixed for the life of a Redis
     #[arg(long, env = "FORMID_BUCKETS", default_value = "512")]
     pub buckets: String,
-    /// The most records kept for one user; the soonest to expire goes first
+    /// Maximum number of records per user; beyond it, the record that expires first is dropped
     #[arg(long, env = "FORMID_RECORDS_PER_USER", default_value = "120")]
     pub records_per_user: String,
-    /// The largest message taken in (bytes)
+    /// Maximum size of a received message (bytes)
     #[arg(long, env = "FORMID_MAX_MESSAGE_BYTES", default_value = "4194304")]
     pub max_message_bytes: String,
-    /// How long to go on serving after NOT_SERVING is shown, so that load balancers notice (duration)
+    /// How long to continue serving after health reports NOT_SERVING, so that load balancers notice (duration)
     #[arg(long, env = "FORMID_DRAIN_WAIT", default_value = "1s")]
     pub drain_wait: String,
-    /// How long calls that are under way may take to finish at a stop (duration)
+    /// How long calls in progress may take to finish at a stop (duration)
     #[arg(long, env = "FORMID_DRAIN_TIMEOUT", default_value = "30s")]
     pub drain_timeout: String,
     #[allow(missing_docs)]
     #[command(flatten)]
     pub edge: EdgeArgs,
-    /// Where Prometheus reads metrics: an IP address and a port, for /metrics; without one they are not served
+    /// Where to serve Prometheus metrics at /metrics (IP address:port); not served if not given
     #[arg(long, env = "FORMID_METRICS_LISTEN", default_value = "")]
     pub metrics_listen: String,
-    /// How log lines look: human or json
+    /// Format of log lines: human or json
     #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human")]
     pub log_format: String,
-    /// What is logged: a level, or levels by module such as info,dispatcher=debug
+    /// Log filter: a level, or levels by module such as info,dispatcher=debug
     #[arg(long, env = "FORMID_LOG", default_value = "info")]
     pub log: String,
-    /// Where traces go, by OTLP over gRPC: http://host:port or https://host:port; without it there are none
+    /// Where to export traces by OTLP over gRPC: http://host:port or https://host:port; no traces if not given
     #[arg(long, env = "FORMID_OTLP_ENDPOINT", default_value = "", hide_env_values = true)]
     pub otlp_endpoint: String,
-    /// The part of the calls that is traced, where the caller's own trace does not say (0 to 1)
+    /// Fraction of calls that are traced if the caller's own trace does not decide it (0 to 1)
     #[arg(long, env = "FORMID_TRACE_RATIO", default_value = "1")]
     pub trace_ratio: String,
 }
 
-/// What both services know from their settings.
+/// The settings that both services share.
 #[derive(Clone)]
 pub struct Common {
-    /// Where to listen.
+    /// The address for calls.
     pub listen: SocketAddr,
-    /// How to keep things.
+    /// The settings of the store.
     pub store: StoreConfig,
-    /// How to serve.
+    /// The settings of the server.
     pub serve: ServeConfig,
-    /// Where metrics are served, if anywhere.
+    /// The address for metrics, if they are enabled.
     pub metrics_listen: Option<SocketAddr>,
-    /// How to log.
+    /// The settings of the log.
     pub log: LogConfig,
-    /// What to trace.
+    /// The settings of traces.
     pub traces: TraceConfig,
 }
 
 impl CommonArgs {
-    /// Whether the log is JSON, also where other settings are not usable.
+    /// Returns whether the log format is JSON. Works also if other settings are invalid.
     pub fn log_json(&self) -> bool {
         self.log_format == "json"
     }
 
-    /// Reads the common flags; `listen` is the text of the service's own `--listen`.
+    /// Parses and checks the common flags. `listen` is the text of the service's own `--listen`.
     pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
         let listen = problems.read("--listen", listen);
         let metrics_listen = match self.metrics_listen.as_str() {
@@ -103,7 +104,7 @@ impl CommonArgs {
             text => problems.read("--metrics-listen", text),
         };
         if metrics_listen.is_some_and(|metrics: SocketAddr| metrics.port() > 0 && listen == Some(metrics)) {
-            problems.add("--metrics-listen must not be --listen: metrics are served beside the service, in plain HTTP");
+            problems.add("--metrics-listen must differ from --listen: metrics have a port of their own, in plain HTTP");
         }
         let url = self.redis(problems);
         let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
@@ -119,7 +120,7 @@ impl CommonArgs {
         {
             problems.add(format!(
                 "--max-bytes-in-flight is {}, but must be at least {} for the messages of {largest} bytes that \
-                 --max-message-bytes permits: each takes up twice its size, and no more than half of the memory",
+                 --max-message-bytes permits: a message needs twice its size, and may use half of the memory at most",
                 limits.bytes,
                 least_bytes(largest as usize)
             ));
@@ -155,7 +156,7 @@ impl CommonArgs {
         })
     }
 
-    /// Where Redis is. The URL itself is in no problem: it may hold a password.
+    /// Parses the Redis URL. No error quotes it, because it may contain a password.
     fn redis(&self, problems: &mut Problems) -> Option<RedisUrl> {
         let ca = self.redis_ca.as_ref().map(std::fs::read).transpose();
         let ca = ca.map_err(|error| problems.add(format!("--redis-ca cannot be read: {error}")));
@@ -186,13 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_usable() {
+    fn defaults_are_valid() {
         let common = read(&[]).unwrap();
         assert_eq!((common.store.buckets, common.store.cap), (512, 120));
     }
 
     #[test]
-    fn metrics_are_served_where_the_setting_says_but_not_on_the_port_of_the_service() {
+    fn metrics_listen_must_differ_from_listen() {
         assert_eq!(read(&[]).unwrap().metrics_listen, None);
         let common = read(&["--metrics-listen", "127.0.0.1:9100"]).unwrap();
         assert_eq!(common.metrics_listen, Some("127.0.0.1:9100".parse().unwrap()));
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once_and_by_name() {
+    fn all_errors_are_reported_together_and_name_their_flag() {
         let flags = ["--buckets", "0", "--redis-timeout", "2", "--log-format", "xml", "--drain-wait=-1s"];
         let Err(SettingsError(problems)) = read(&flags) else { panic!("accepted") };
         for flag in ["--buckets", "--redis-timeout", "--log-format", "--drain-wait"] {
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_for_messages_must_suffice_for_the_largest() {
+    fn max_bytes_in_flight_must_suffice_for_the_largest_message() {
         let large = ["--max-message-bytes", "104857600"];
         let Err(SettingsError(problems)) = read(&large) else { panic!("accepted") };
         assert!(problems.len() == 1 && problems[0].starts_with("--max-bytes-in-flight is 134217728, "), "{problems:?}");
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_ca_is_said_of_its_own_flag() {
+    fn errors_of_the_ca_name_its_own_flag() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();
         for (url, ca, flag) in [

@@ -1,5 +1,5 @@
-//! How errors look to a caller: a gRPC status with exactly one `google.rpc.ErrorInfo`, whose reason is made for programs,
-//! and a sentence for people. Causes are for the log; a caller sees neither them nor any secret, credential or openid.
+//! Errors as callers see them: a gRPC status with exactly one `google.rpc.ErrorInfo`, whose reason is for programs, and
+//! a message for people. Causes go to the log. A caller sees no cause, secret, credential or openid.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,40 +12,40 @@ use tracing::{debug, error};
 
 use crate::store;
 
-/// The domain of every reason.
+/// The domain of all error reasons.
 pub const DOMAIN: &str = "formid";
 
-/// What is wrong with an app_id that is well-formed, and none of those the service is set up for.
-pub(crate) const UNKNOWN_APP: &str = "is not an app this service is set up for";
+/// The error text for an app_id that is well-formed but that the service is not configured for.
+pub(crate) const UNKNOWN_APP: &str = "is not an app that this service is configured for";
 
-/// Tells gRPC libraries that repeat calls by a policy when to do so (gRFC A6): after so many milliseconds, or, below 0, not
-/// at all. They know nothing of RetryInfo, which says the same to programs.
+/// Tells gRPC libraries with a retry policy when to retry (gRFC A6): after this many milliseconds, or not at all if it
+/// is negative. The libraries ignore RetryInfo, which gives the same information to programs.
 pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// The longest wait that a library is asked for. It waits with the call open, so one that ends later than the call's
-/// deadline would only hide the reason from the caller.
+/// The longest delay that a library is asked for. It waits with the call open. A delay beyond the call's deadline would
+/// only hide the error reason from the caller.
 const LONGEST_PUSHBACK: Duration = Duration::from_secs(30);
 
-/// The most that a status takes up of the headers that end a call, in bytes, as HTTP/2 counts them. Clients of gRPC's own
-/// libraries take 8 KiB of headers, unless they are set otherwise, and see another error where there are more.
+/// The maximum size of a status in the headers that end a call, in bytes, as HTTP/2 counts them. By default, clients
+/// with gRPC's own libraries accept 8 KiB of headers, and report a different error if there are more.
 pub const MAX_STATUS: usize = 7 * 1024;
 
-/// What HTTP/2 counts for each header besides its name and value.
+/// The overhead that HTTP/2 counts for each header, in addition to its name and value.
 const HEADER: usize = 32;
 
-/// The most bad fields that are named.
+/// The maximum number of invalid fields that are named.
 pub(crate) const MAX_FIELDS: usize = 64;
 
-/// The longest sentence, in bytes. It travels twice, and with three bytes for each that is not ASCII.
+/// The maximum length of a message, in bytes. It is sent twice, and each byte that is not ASCII takes three bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// The longest value of a fact, or name of a field or sentence about it, in bytes.
+/// The maximum length of a metadata value, a field name or the text about a field, in bytes.
 const MAX_TEXT: usize = 256;
 
-/// Tells programs how many bad fields there are that BadRequest does not name.
+/// The metadata key for the number of invalid fields that BadRequest does not name.
 pub const MORE_FIELDS: &str = "more_fields";
 
-/// An error on its way to a caller. Boxed, since it is the rare half of nearly every result.
+/// An error to be sent to a caller. Boxed, because most results are not errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure(Box<Facts>);
 
@@ -63,7 +63,7 @@ struct Facts {
 }
 
 impl Failure {
-    /// A failure with its stable reason, in capitals, and a sentence.
+    /// Creates a failure with its stable reason, in upper case, and a message.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let message = clipped(message.into(), MAX_MESSAGE);
         let (metadata, fields, more_fields) = (Vec::new(), Vec::new(), 0);
@@ -71,36 +71,37 @@ impl Failure {
         Self(Box::new(Facts { code, reason, message, metadata, fields, more_fields, retry_after, perhaps_done, quota }))
     }
 
-    /// Adds a fact for programs.
+    /// Adds metadata for programs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
         self.0.metadata.push((key, clipped(value.to_string(), MAX_TEXT)));
         self
     }
 
-    /// Names a bad field and what is wrong with it. As many are sent as fit into a status; the others are counted.
+    /// Adds an invalid field and what is wrong with it. As many fields are sent as fit into a status; the others are
+    /// counted.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
         self.0.fields.push((clipped(name.into(), MAX_TEXT), clipped(problem.into(), MAX_TEXT)));
         self
     }
 
-    /// There are so many bad fields besides those that are named.
+    /// Adds this many invalid fields that are not named.
     #[must_use]
     pub fn more_fields(mut self, count: usize) -> Self {
         self.0.more_fields += count;
         self
     }
 
-    /// Tells when trying again makes sense.
+    /// Sets when a retry makes sense.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.0.retry_after = Some(delay);
         self
     }
 
-    /// Where the service could not come to an end, part of the call may be done, and a repeat would do it again: of a call
-    /// that has nothing to be known again by. Then nothing says when to repeat it, and libraries are told not to.
+    /// Marks a call that may have been partly executed and cannot be recognized when it is repeated, so that a retry
+    /// would execute it again. If the code is UNAVAILABLE, removes the retry delay and tells libraries not to retry.
     #[must_use]
     pub fn perhaps_done(mut self) -> Self {
         if self.0.code == Code::Unavailable {
@@ -110,7 +111,7 @@ impl Failure {
         self
     }
 
-    /// Names a quota that is used up: whose, and how.
+    /// Adds the quota that is used up: its subject and a description.
     #[must_use]
     pub fn quota(mut self, subject: impl Into<String>, description: impl Into<String>) -> Self {
         self.0.quota = Some((clipped(subject.into(), MAX_TEXT), clipped(description.into(), MAX_TEXT)));
@@ -122,67 +123,68 @@ impl Failure {
         self.0.reason
     }
 
-    /// WeChat's code, where one led to this.
+    /// WeChat's error code, if the failure is due to one.
     pub fn errcode(&self) -> Option<i32> {
         let (_, errcode) = self.0.metadata.iter().find(|(key, _)| *key == "errcode")?;
         errcode.parse().ok()
     }
 
-    /// The app is none of those the service is set up for.
+    /// The service is not configured for this app.
     pub fn unknown_app() -> Self {
         Self::new(Code::NotFound, "UNKNOWN_APP", format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)
     }
 
-    /// The service is stopping; another replica will do.
+    /// The service is stopping; the call can be retried on another replica.
     pub fn shutting_down() -> Self {
         Self::new(Code::Unavailable, "SHUTTING_DOWN", "this replica is shutting down; try again")
             .retry_after(Duration::from_millis(100))
     }
 
-    /// There is no room for another call, or no memory for its message; those in progress are served as fast as before.
+    /// A limit of calls or memory is reached. Rejecting the call keeps the calls in progress fast.
     pub fn overloaded() -> Self {
-        Self::new(Code::ResourceExhausted, "OVERLOADED", "this replica has all the calls it can serve; try again")
+        Self::new(Code::ResourceExhausted, "OVERLOADED", "this replica is at its limit of calls or memory; try again")
             .retry_after(Duration::from_millis(500))
     }
 
-    /// The message is over the limit, by its size or by what its lists would take up.
+    /// The message exceeds the limit, by its size or by the memory that its lists need.
     pub fn too_large() -> Self {
-        let sentence = "the message is larger than this service takes in; send less at a time";
+        let sentence = "the message is larger than this service accepts; send less at a time";
         Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence)
     }
 
     /// The bytes are not a message of the method's request type.
     pub fn malformed() -> Self {
-        Self::new(Code::InvalidArgument, "MALFORMED_MESSAGE", "the bytes are not a message that this method takes")
+        Self::new(Code::InvalidArgument, "MALFORMED_MESSAGE", "the bytes are not a request message of this method")
     }
 
-    /// The caller has as many streams open as are left for the others.
+    /// The caller has reached its share of the open streams.
     pub fn share_taken() -> Self {
-        let sentence = "this caller has its share of the streams open; close one, or try again";
+        let sentence = "this caller has reached its share of open streams; close one, or try again";
         Self::new(Code::ResourceExhausted, "OVERLOADED", sentence).retry_after(Duration::from_millis(500))
     }
 
-    /// Something that should not happen; the cause is in the log.
+    /// An unexpected error; its cause is in the log.
     pub fn internal() -> Self {
-        Self::new(Code::Internal, "INTERNAL", "an error on the side of the service; its log has the cause")
+        Self::new(Code::Internal, "INTERNAL", "internal error; the cause is in the log of the service")
     }
 }
 
 impl Facts {
-    /// What a library that repeats by itself is told. Nothing where no policy repeats the code anyway.
+    /// Returns the retry pushback for gRPC libraries. `None` for codes that no retry policy repeats anyway.
     fn pushback(&self) -> Option<i64> {
         const NEVER: i64 = -1;
         if self.perhaps_done {
             return Some(NEVER);
         }
         let delay = self.retry_after?;
-        // Of other codes RetryInfo says when somebody who mended something need not wait any more.
+        // With other codes, the error persists until somebody fixes its cause. RetryInfo then only says how long to
+        // wait after the fix.
         let passes = matches!(self.code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
         let soon = (passes && delay <= LONGEST_PUSHBACK).then(|| delay.as_micros().div_ceil(1000));
         Some(soon.and_then(|soon| i64::try_from(soon).ok()).unwrap_or(NEVER))
     }
 
-    /// The status, which names the first `named` of the bad fields.
+    /// Builds the status, with the first `named` of the invalid fields.
     fn status(&self, named: usize) -> Status {
         let mut metadata = MetadataMap::new();
         if let Some(pushback) = self.pushback() {
@@ -224,15 +226,15 @@ impl From<Failure> for Status {
     }
 }
 
-/// What a status takes up of the headers that end a call.
+/// Returns the size of a status in the headers that end a call.
 fn size(status: &Status) -> usize {
     let mut headers = HeaderMap::new();
-    // What cannot be a header is not sent.
+    // A value that is not a valid header is not sent.
     let _ = status.add_header(&mut headers);
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum()
 }
 
-/// A text that is cut where it is longer than `most` bytes.
+/// Truncates a text to at most `most` bytes.
 fn clipped(mut text: String, most: usize) -> String {
     if text.len() > most {
         let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
@@ -244,28 +246,28 @@ fn clipped(mut text: String, most: usize) -> String {
 impl From<store::Error> for Failure {
     fn from(cause: store::Error) -> Self {
         match &cause {
-            // A script that fails is a mistake of ours, which waiting does not mend.
+            // A script that fails is a bug; a retry does not help.
             store::Error::Redis(_) if cause.is_lasting() => {
-                error!(error = %cause, "Redis refuses a command");
+                error!(error = %cause, "Redis rejected a command");
                 Self::internal()
             }
             // The store logs it, once for each key.
             store::Error::WrongType { .. } => Self::internal(),
             store::Error::Redis(_) | store::Error::Unavailable(_) => {
-                // The store logs that Redis fails, once for all calls.
-                debug!(error = %cause, "a call fails for lack of Redis");
+                // The store logs failures of Redis, one line for all calls.
+                debug!(error = %cause, "a call failed because Redis is unavailable");
                 Self::new(Code::Unavailable, "REDIS_UNAVAILABLE", "Redis does not answer; try again")
                     .retry_after(Duration::from_secs(1))
             }
             store::Error::Corrupt(_) | store::Error::BucketCount { .. } => {
-                error!(error = %cause, "unusable data in Redis");
+                error!(error = %cause, "invalid data in Redis");
                 Self::internal()
             }
         }
     }
 }
 
-/// The code that a call ended with, if it stands in these headers or trailers.
+/// Returns the code that a call ended with, if these headers or trailers contain it.
 pub(crate) fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
 }
@@ -275,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_has_one_error_info_and_every_bad_field() {
+    fn status_has_one_error_info_and_all_invalid_fields() {
         let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", "two fields are wrong")
             .field("app_id", "must not be empty")
             .field("page", "must not be longer than 1024 bytes")
@@ -291,8 +293,8 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_never_larger_than_clients_take() {
-        // A sentence that grows threefold on its way, and one that does not.
+    fn status_is_never_larger_than_clients_accept() {
+        // One text whose size triples when it is encoded, and one whose size does not.
         for letter in ["字", "x"] {
             let long = letter.repeat(2000);
             let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", &long)
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_bad_fields_are_named_as_fit() {
+    fn as_many_invalid_fields_are_named_as_fit() {
         let usual = (0..64)
             .fold(Failure::new(Code::InvalidArgument, "INVALID_FIELDS", "64 are wrong"), |failure, at| {
                 failure.field(format!("recipients.list[{at}].openid"), "must not be empty")
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_repeats_is_told_when_and_not_to_where_it_would_do_no_good() {
+    fn pushback_gives_the_delay_or_forbids_useless_retries() {
         let pushback = |failure: Failure| {
             let status = Status::from(failure);
             status.metadata().get(PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
@@ -343,12 +345,12 @@ mod tests {
         let perhaps_done = after(Code::Unavailable, soon).perhaps_done();
         assert_eq!(pushback(perhaps_done.clone()).as_deref(), Some("-1"));
         assert!(Status::from(perhaps_done).get_error_details().retry_info().is_none());
-        // Nothing was begun.
+        // The call was not begun.
         assert_eq!(pushback(Failure::overloaded().perhaps_done()).as_deref(), Some("500"));
     }
 
     #[test]
-    fn a_caller_learns_nothing_of_the_inside_from_a_redis_error() {
+    fn redis_error_reveals_no_internals_to_the_caller() {
         let failure = Failure::from(store::Error::Unavailable("connection refused to 10.0.0.7".into()));
         let status = Status::from(failure);
         assert_eq!(status.code(), Code::Unavailable);

@@ -1,5 +1,5 @@
-//! Logs and traces. Logs are one line an event on standard error, for people or as JSON. No openid, credential, token
-//! or secret, in either, at any level.
+//! Logs and traces. Each log event is one line on standard error, for people or as JSON. No openid, credential, token
+//! or secret appears in logs or traces, at any level.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -16,32 +16,31 @@ use crate::problems::SettingsError;
 use crate::traces::lines::WithTraceId;
 use crate::traces::{self, Exporting, TraceConfig};
 
-/// What is logged, and how it looks.
+/// The log filter and format.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
     /// JSON instead of lines for people.
     pub json: bool,
-    /// A filter as tracing-subscriber reads it: `info`, or `info,dispatcher=debug`.
+    /// A filter in the syntax of tracing-subscriber: `info`, or `info,dispatcher=debug`.
     pub filter: String,
 }
 
-/// Reads the arguments of the process. Where they cannot be read, what is wrong is printed, and the process is to end with
-/// the code.
+/// Parses the command line. If it is invalid, prints the error and returns the exit code for the process.
 pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {
         if !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) && asks_for_json() {
-            // Without the usage, which is for people.
+            // Without the usage text, which is for people.
             let text = error.to_string();
             let problem = text.split("\n\nUsage").next().unwrap_or_default().trim_start_matches("error: ");
             return refuse(&SettingsError(vec![problem.split_whitespace().collect::<Vec<_>>().join(" ")]), true);
         }
-        // Nothing is left to be done where it cannot be printed.
+        // If this fails, there is no other way to report the error.
         let _ = error.print();
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
     })
 }
 
-/// Whether `--log-format` or its variable is json, where the arguments as a whole cannot be read.
+/// Returns whether `--log-format` or its variable is json. For command lines that cannot be parsed.
 fn asks_for_json() -> bool {
     let mut arguments = std::env::args().skip_while(|argument| !argument.starts_with("--log-format"));
     let format = arguments.next().and_then(|flag| match flag.split_once('=') {
@@ -51,8 +50,8 @@ fn asks_for_json() -> bool {
     format.or_else(|| std::env::var("FORMID_LOG_FORMAT").ok()).is_some_and(|format| format == "json")
 }
 
-/// Prints why a service does not start: a list for people, or a line of the log for each problem. The exit code is that of
-/// a wrong use.
+/// Prints the errors in the settings: a list for people, or a log line for each error. Returns the exit code for a
+/// usage error.
 #[allow(clippy::print_stderr, reason = "logging is not set up before the settings are read")]
 pub fn refuse(error: &SettingsError, json: bool) -> ExitCode {
     if json {
@@ -67,24 +66,25 @@ pub fn refuse(error: &SettingsError, json: bool) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// What was started with the process, and is to be stopped with it.
+/// The logs and traces of this process. Stop them at the end of the process.
 #[derive(Debug)]
-#[must_use = "the last traces are exported by its stop"]
+#[must_use = "stop exports the last traces"]
 pub struct Telemetry {
     traces: Option<Exporting>,
 }
 
-/// Starts logs and traces; call once, at the start of `main`, within the runtime. `service` is what traces call it.
+/// Starts logs and traces. Call it once, at the start of `main`, within the runtime. `service` is the service name in
+/// traces.
 pub fn start(service: &'static str, log: &LogConfig, config: &TraceConfig) -> Telemetry {
     let exporting = config.endpoint.as_deref().map(|endpoint| Exporting::new(service, endpoint, config)).transpose();
-    // One way of laying the layers, whether there are traces or not.
+    // The same type of layers, with or without traces.
     let mut layers = vec![lines(log, matches!(exporting, Ok(Some(_))))];
     if let Ok(Some(exporting)) = &exporting {
         layers.push(exporting.layer().boxed());
     }
     tracing_subscriber::registry().with(layers).init();
     let traces = exporting.unwrap_or_else(|error| {
-        // Whoever wants traces wants the service first.
+        // A service without traces is better than no service.
         warn!(error, "traces are not exported");
         None
     });
@@ -95,7 +95,7 @@ pub fn start(service: &'static str, log: &LogConfig, config: &TraceConfig) -> Te
 }
 
 impl Telemetry {
-    /// Exports what is left of the traces, within a bound.
+    /// Exports the remaining traces, within a bounded time.
     pub async fn stop(self) {
         if let Some(traces) = self.traces {
             traces.stop().await;
@@ -104,9 +104,9 @@ impl Telemetry {
 }
 
 fn lines(config: &LogConfig, traced: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
-    // Settings have refused a bad filter before this; "info" is what is left if one slips through.
+    // The filter was already checked with the settings; "info" is only a fallback.
     let asked = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    // With the hint, what is below the level asked for goes on costing one comparison.
+    // With this hint, an event below the configured level still costs only one comparison.
     let permitted = filter_fn(|metadata| permitted(metadata.target(), *metadata.level()));
     let filter = with_audit(asked, &config.filter).and(permitted.with_max_level_hint(Level::TRACE));
     let ansi = std::io::stderr().is_terminal();
@@ -121,11 +121,11 @@ fn lines(config: &LogConfig, traced: bool) -> Box<dyn Layer<Registry> + Send + S
     }
 }
 
-/// What may be printed, whatever is asked for.
+/// Returns whether an event may be logged, independently of the configured filter.
 ///
-/// What a library prints at its finest is for those who mend the library. Nothing secret was found in it, but bytes,
-/// headers and URLs may come into it with any release; so there, `trace` is not to be had. The Redis client prints its
-/// errors in full at `debug`, and those may quote a command. Spans of traces are for traces.
+/// Libraries are not logged at `trace`, which serves only their own developers. No secret was found there, but any
+/// release may add bytes, headers or URLs. The Redis client logs its full errors at `debug`, and they may quote a
+/// command. Spans of traces are exported, not logged.
 fn permitted(target: &str, level: Level) -> bool {
     let room = target.split("::").next().unwrap_or_default();
     match room {
@@ -136,7 +136,7 @@ fn permitted(target: &str, level: Level) -> bool {
     }
 }
 
-/// What has to be found later is not lost by filtering the rest, unless the filter says so.
+/// Adds the audit log to a filter that does not mention it, so that filtering other events does not lose it.
 fn with_audit(filter: EnvFilter, text: &str) -> EnvFilter {
     match format!("{AUDIT}=info").parse() {
         Ok(directive) if !text.contains(AUDIT) => filter.add_directive(directive),
@@ -144,7 +144,7 @@ fn with_audit(filter: EnvFilter, text: &str) -> EnvFilter {
     }
 }
 
-/// Whether a filter can be read.
+/// Checks whether a filter can be parsed.
 pub fn check_filter(filter: &str) -> Result<String, String> {
     EnvFilter::try_new(filter).map(|_| filter.to_owned()).map_err(|error| error.to_string())
 }
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_not_heard_at_their_finest() {
+    fn libraries_are_not_logged_at_their_finest_levels() {
         for (target, finest) in [
             ("dispatcher::send", Level::TRACE),
             ("shared::store", Level::TRACE),

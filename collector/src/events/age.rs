@@ -1,5 +1,6 @@
-//! How old an event may be. A signature does not wear out by itself, and what is known of an event is known for a time
-//! only: without a bound, one that is kept and sent again each day would grant again each day.
+//! The maximum age of an event. A signature never expires, and dedup keys of events are kept for a limited time only.
+//! Without a maximum age, an attacker could record one event and replay it every day, and it would add a grant each
+//! time.
 
 use std::time::Duration;
 
@@ -8,15 +9,16 @@ use shared::store::credentials::KEEP_ONCE;
 
 use super::Fault;
 
-/// How much longer an event is known than it is accepted: the clocks of WeChat, Redis and the replicas differ.
+/// How much longer the dedup key of an event is kept than the event is accepted, since the clocks of WeChat, Redis and
+/// the replicas differ.
 const SLACK: Duration = Duration::from_secs(600);
 
-/// The ages at which events are accepted.
+/// The maximum age of an accepted event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxAge(pub Duration);
 
 impl MaxAge {
-    /// Whether what was made at `created` is accepted at `now`; both are seconds since 1970.
+    /// Checks whether an event that was created at `created` is accepted at `now`. Both are Unix times in seconds.
     pub fn check(self, created: i64, now: i64) -> Result<(), Fault> {
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
         match now.saturating_sub(created) {
@@ -26,7 +28,7 @@ impl MaxAge {
         }
     }
 
-    /// How long it has to be known that an event came before.
+    /// How long the dedup key of an event must be kept.
     pub fn keep(self) -> Duration {
         KEEP_ONCE.max(self.0 + SLACK)
     }
@@ -37,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_accepted_up_to_its_age_and_known_for_longer() {
+    fn dedup_key_outlives_the_age_at_which_an_event_is_accepted() {
         let (age, now) = (MaxAge(Duration::from_secs(24 * 3600)), 1_800_000_000);
         for accepted in [now, now + 60, now - 24 * 3600] {
             assert_eq!(age.check(accepted, now), Ok(()), "{accepted}");
@@ -51,8 +53,8 @@ mod tests {
         ] {
             assert_eq!(age.check(refused, now), Err(fault), "{refused}");
         }
-        // The latest moment at which an event is accepted that came at the earliest one.
+        // From the earliest to the latest moment at which the same event is accepted.
         assert!(age.keep() > age.0 + CLOCK_TOLERANCE * 2);
-        assert_eq!(MaxAge(Duration::from_secs(60)).keep(), KEEP_ONCE, "a grant key is known for a day all the same");
+        assert_eq!(MaxAge(Duration::from_secs(60)).keep(), KEEP_ONCE, "a grant key is kept for at least a day");
     }
 }

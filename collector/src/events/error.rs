@@ -1,5 +1,5 @@
-//! What can be wrong with a body: a place and a fault, which together are a sentence. Content is never quoted, because it
-//! is personal data.
+//! Errors of event bodies. An error is a place and a fault, whose texts joined make a sentence. The content of a body
+//! is never quoted, because it is personal data.
 
 use std::fmt;
 
@@ -7,17 +7,18 @@ use shared::credential::Malformed;
 
 use super::{MAX_BODY, MAX_ITEMS};
 
-/// What is wrong with a body or with one item of it: `body.List[2].MsgID is not a whole number`.
+/// An error of a body or of one of its items, such as `body.List[2].MsgID is not a whole number`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{place} {fault}")]
 pub struct EventError {
-    /// Where.
+    /// Where the error is.
     pub place: Place,
-    /// What.
+    /// What the error is.
     pub fault: Fault,
 }
 
-/// A place in a body, by the names of WeChat's documents. Items count from 0, and stand in `List` in both formats.
+/// A location in a body, with the field names of WeChat's documentation. Items are numbered from 0, and are in `List`
+/// in both formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The body as a whole.
@@ -41,75 +42,76 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong at a place; reads on from its name.
+/// The kind of an error. Its text continues a sentence that begins with the place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// No body, or nothing but space.
+    /// The body is empty or only whitespace.
     #[error("must not be empty")]
     Empty,
-    /// A body of more than [`MAX_BODY`].
+    /// The body is longer than [`MAX_BODY`].
     #[error("must not be longer than {MAX_BODY} bytes")]
     TooLong,
-    /// A body that is no text.
+    /// The body is not UTF-8.
     #[error("is not UTF-8")]
     NotUtf8,
-    /// A body that begins like neither format.
+    /// The body begins neither like XML nor like JSON.
     #[error("is neither XML nor JSON: it must begin with '<' or '{{'")]
     NeitherXmlNorJson,
-    /// JSON with a mistake, or so deep that nobody reads it.
+    /// The JSON is malformed, or nested more deeply than the parser accepts.
     #[error("is not well-formed JSON, or nested too deeply, at line {line}, column {column}")]
     NotJson {
-        /// Counts from 1.
+        /// Line number, from 1.
         line: usize,
-        /// Counts from 1, in bytes.
+        /// Column in bytes, from 1.
         column: usize,
     },
-    /// XML with a mistake, or another document than WeChat's.
+    /// The XML is malformed, or its root is not one `<xml>` element.
     #[error("is not one well-formed <xml> element, at byte {0}")]
     NotXml(usize),
-    /// Elements within elements, beyond any event of WeChat's.
+    /// The XML is nested more deeply than any event of WeChat.
     #[error("is nested too deeply, at byte {0}")]
     TooDeep(usize),
-    /// A document type: the door to entities that expand without bound.
+    /// The XML has a document type declaration, which could define entities that expand without bound.
     #[error("has a document type, which WeChat never sends, at byte {0}")]
     DocumentType(usize),
-    /// An entity that XML does not define itself.
-    #[error("has a reference to an entity that is not known, at byte {0}")]
+    /// The XML refers to an entity that is not one of XML's predefined ones.
+    #[error("has a reference to an entity that is not predefined, at byte {0}")]
     UnknownEntity(usize),
-    /// WeChat's encrypted mode.
-    #[error("is encrypted: pass on the text that decrypting Encrypt gives")]
+    /// The body is in WeChat's encrypted mode.
+    #[error("is encrypted: send the decrypted content of Encrypt instead")]
     Encrypted,
-    /// A field that must be there.
+    /// A required field is missing.
     #[error("is missing")]
     Missing,
-    /// A field that is something else than a text.
-    #[error("is not a text")]
+    /// The field is not a string.
+    #[error("is not a string")]
     NotText,
-    /// A time beyond the age at which events are accepted.
-    #[error("is longer ago than --callback-max-age of the collector permits")]
+    /// The time is older than the maximum age of events.
+    #[error("is older than the collector's --callback-max-age")]
     TooOld,
-    /// A time that is still to come.
-    #[error("lies in the future, by the clock of the collector")]
+    /// The time is in the future.
+    #[error("is in the future, by the collector's clock")]
     InTheFuture,
-    /// A field, or an item, that should have fields of its own.
-    #[error("does not consist of fields")]
+    /// The field or item is not an object with fields.
+    #[error("is not an object with fields")]
     NotFields,
-    /// Neither digits nor a JSON number, or one with a fraction.
+    /// The value is not an integer, neither as a number nor as a string.
     #[error("is not a whole number")]
     NotWhole,
-    /// A number that does not fit.
+    /// The number is outside the range of its field.
     #[error("is out of range")]
     OutOfRange,
-    /// An id that is none.
+    /// The id is malformed.
     #[error("{0}")]
     Malformed(Malformed),
-    /// A decision of a popup that is not known.
+    /// The status of a popup decision is unknown.
     #[error("is neither accept nor reject")]
     NotAStatus,
-    /// A change that takes nothing back. WeChat's documents say there is none; taken for a permission, it would be one too many.
-    #[error("is not reject, the only status that this event has")]
+    /// A change event with another status than reject. WeChat documents only reject. An accept must not be counted as a
+    /// grant here, because it would be one grant too many.
+    #[error("is not reject, the only status of this event")]
     NotReject,
-    /// More items than [`MAX_ITEMS`].
+    /// The event has more items than [`MAX_ITEMS`].
     #[error("must not have more than {MAX_ITEMS} items")]
     TooManyItems,
 }

@@ -1,4 +1,5 @@
-//! Whatever the outside sends, the answer is a report or a sentence.
+//! Property tests with valid, mutated and random bodies: parsing gives a report or an error, and errors show no
+//! content.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +9,15 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// Stands in every body where personal data does, so that an error that quotes is found.
+/// Used as the openid in every body, so that an error that quotes the body is found.
 const CANARY: &str = "oC4nary7f3a";
 
-/// One event, as a body of each format.
+/// A random event, which can be written in both formats.
 #[derive(Debug, Clone)]
 struct Sample {
     event: Event,
     created: i64,
-    /// A template, and the values of the other fields of an item.
+    /// For each item: the template, and the values of the other fields.
     items: Vec<(String, [String; 3])>,
 }
 
@@ -79,7 +80,7 @@ impl Sample {
     }
 }
 
-/// Something that happens to a body on its way.
+/// A random change to the bytes of a body.
 #[derive(Debug, Clone)]
 enum Mutation {
     Flip(Index, u8),
@@ -127,7 +128,7 @@ impl Mutation {
     }
 }
 
-/// That an error is a sentence, and gives nothing of the body away.
+/// Asserts that an error is a sentence and shows no content of the body.
 fn check(error: EventError) -> Result<(), TestCaseError> {
     let sentence = error.to_string();
     prop_assert!(sentence.starts_with("body") && sentence.contains(' ') && sentence.is_ascii(), "{sentence}");
@@ -156,7 +157,7 @@ fn read(body: &[u8]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn an_event_is_the_same_in_both_formats(sample in sample(), cdata in any::<bool>()) {
+    fn event_gives_the_same_report_in_both_formats(sample in sample(), cdata in any::<bool>()) {
         let (xml, json) = (sample.xml(cdata), sample.json());
         let report = parse(json.as_bytes());
         prop_assert_eq!(parse(xml.as_bytes()), report.clone(), "{} {}", xml, json);
@@ -168,12 +169,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_answered(start in select(vec!["", "<", "{", "<xml>", "{\"MsgType\":\"event\""]), rest in vec(any::<u8>(), 0..300)) {
+    fn random_bytes_give_a_report_or_an_error(start in select(vec!["", "<", "{", "<xml>", "{\"MsgType\":\"event\""]), rest in vec(any::<u8>(), 0..300)) {
         read(&[start.as_bytes(), &rest].concat())?;
     }
 
     #[test]
-    fn a_garbled_event_is_answered(sample in sample(), as_xml in any::<bool>(), mutations in vec(mutation(), 1..6)) {
+    fn mutated_event_gives_a_report_or_an_error(sample in sample(), as_xml in any::<bool>(), mutations in vec(mutation(), 1..6)) {
         let mut body = if as_xml { sample.xml(true) } else { sample.json() }.into_bytes();
         for mutation in mutations {
             mutation.apply(&mut body);

@@ -1,11 +1,11 @@
-//! JSON becomes a tree of fields. Where a name stands twice, the last one counts.
+//! Parses JSON into a tree of fields. If a name occurs twice, the last occurrence counts.
 
 use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The fields of a body that begins with `{`. serde_json refuses what is more than 128 deep.
+/// Parses a body that begins with `{`. serde_json refuses nesting deeper than 128.
 pub(super) fn tree(text: &str) -> Result<Map<String, Value>, Fault> {
-    // Without the error's own words: they may quote the body.
+    // The error's own text is dropped, because it may quote the body.
     serde_json::from_str(text).map_err(|error| Fault::NotJson { line: error.line(), column: error.column() })
 }

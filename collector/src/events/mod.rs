@@ -1,22 +1,24 @@
-//! What WeChat pushes about subscription messages: who permitted or refused which template, and what became of a message.
+//! Parses the events that WeChat pushes about subscription messages: decisions of users about templates, and delivery
+//! results of messages.
 //!
-//! WeChat posts to the one URL of an app, in XML or JSON as the app is set up, and teams pass on what they get, byte for
-//! byte. [`parse`] tells what it is:
+//! WeChat posts events to the one callback URL of an app, in XML or JSON depending on the app's configuration. Teams
+//! pass the body on unchanged. [`parse`] reads it:
 //!
-//! | `Event` | what it tells of each template | fields of an item of `List` |
+//! | `Event` | meaning, for each template | fields of an item of `List` |
 //! |---|---|---|
 //! | `subscribe_msg_popup_event` | the user's decision in the popup | `TemplateId`, `SubscribeStatusString`, `PopupScene` |
-//! | `subscribe_msg_change_event` | a permission taken back later | `TemplateId`, `SubscribeStatusString`: reject |
-//! | `subscribe_msg_sent_event` | what became of a message | `TemplateId`, `MsgID`, `ErrorCode`, `ErrorStatus` |
+//! | `subscribe_msg_change_event` | the user revoked a permission | `TemplateId`, `SubscribeStatusString`: reject |
+//! | `subscribe_msg_sent_event` | the delivery result of a message | `TemplateId`, `MsgID`, `ErrorCode`, `ErrorStatus` |
 //!
-//! Both formats become one tree of fields, which is read once: so the same event is the same [`Report`] whichever way it
-//! came. Whatever else the callback gets is [`Report::Other`]. Nothing here touches Redis or gRPC.
+//! Both formats are converted to one tree of fields, and the same code reads the tree. So an event gives the same
+//! [`Report`] in either format. Everything else that the callback receives is [`Report::Other`]. Nothing here uses
+//! Redis or gRPC.
 //!
-//! - [`signature`]: whether a request to the callback came from WeChat;
-//! - `json`, `xml`: a body becomes a tree; `read`: the tree becomes a report;
-//! - `age`: how old an event may be;
-//! - `once`: what the repetition of an event is known by;
-//! - `error`: what can be wrong.
+//! - [`signature`]: verifies that a request to the callback came from WeChat;
+//! - `json`, `xml`: convert a body to a tree; `read`: converts the tree to a report;
+//! - `age`: the maximum age of an event;
+//! - `once`: dedup keys of events;
+//! - `error`: errors of event bodies.
 
 mod age;
 mod error;
@@ -37,20 +39,21 @@ pub use age::MaxAge;
 pub use error::{EventError, Fault, Place};
 pub use signature::CallbackToken;
 
-/// The longest body, in bytes. WeChat's have about 200 an item, and a popup offers a handful of templates.
+/// The maximum length of a body in bytes. WeChat's bodies have about 200 bytes an item, and a popup shows a few
+/// templates.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// The most items of one event.
+/// The maximum number of items of one event.
 pub const MAX_ITEMS: usize = 100;
 
-/// What a body tells.
+/// The content of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// Something about subscription messages.
+    /// An event about subscription messages.
     Subscription(Pushed),
-    /// Something else, which is nothing wrong: an app has one callback for all that WeChat pushes.
+    /// Something else. This is not an error: an app has one callback URL for everything that WeChat pushes.
     Other {
-        /// The `Event`, or the `MsgType` of what is no event; nothing when it is no short, visible ASCII.
+        /// The `Event`, or the `MsgType` if the body is not an event; `None` if it is not short, visible ASCII.
         name: Option<Box<str>>,
     },
 }
@@ -58,32 +61,32 @@ pub enum Report {
 /// An event about subscription messages: one user, and one item for each template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
-    /// Which of the three.
+    /// The kind of event.
     pub event: Event,
     /// The user: `FromUserName`.
     pub openid: OpenId,
-    /// When it happened, in seconds since 1970, by WeChat's clock: `CreateTime`. The years 1970 to 9999.
+    /// When the event happened, a Unix time in seconds by WeChat's clock: `CreateTime`. In the years 1970 to 9999.
     pub created: i64,
-    /// The items of `List`, in its order. A bad one does not spoil the others.
+    /// The items of `List`, in order. An invalid item does not affect the others.
     pub items: Vec<Result<Item, EventError>>,
 }
 
-/// The events about subscription messages.
+/// The kinds of events about subscription messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The user decided in the popup that a mini program showed.
+    /// The user accepted or rejected templates in the popup of the mini program.
     Popup,
-    /// The user took permissions back in WeChat's own settings.
+    /// The user revoked permissions in the settings of WeChat.
     Change,
-    /// A message was delivered, or was not.
+    /// A message was delivered, or its delivery failed.
     Sent,
 }
 
 impl Event {
-    /// Every event about subscription messages.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Popup, Self::Change, Self::Sent];
 
-    /// WeChat's name for it, in `Event`.
+    /// WeChat's name for the kind, in `Event`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Popup => "subscribe_msg_popup_event",
@@ -92,7 +95,7 @@ impl Event {
         }
     }
 
-    /// The element around the items, in XML.
+    /// The XML element that contains the items.
     const fn element(self) -> &'static str {
         match self {
             Self::Popup => "SubscribeMsgPopupEvent",
@@ -102,27 +105,27 @@ impl Event {
     }
 }
 
-/// What an event tells of one template.
+/// One item of an event: what it reports about one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    /// What the user decided, of [`Event::Popup`] and [`Event::Change`].
+    /// The user's decision, in [`Event::Popup`] and [`Event::Change`].
     Decision {
         /// The template.
         template: TemplateId,
-        /// Which way; always reject of [`Event::Change`].
+        /// Accept or reject; always reject in [`Event::Change`].
         status: Status,
-        /// Where the popup was shown, as WeChat numbers it: 0 is a page of the mini program. None of [`Event::Change`].
+        /// Where the popup was shown, as WeChat's number: 0 is a page of the mini program. `None` in [`Event::Change`].
         scene: Option<u32>,
     },
-    /// What became of a message, of [`Event::Sent`].
+    /// The delivery result of a message, in [`Event::Sent`].
     Outcome {
         /// The template.
         template: TemplateId,
-        /// The message: the `msgid` that subscribe/send answered with.
+        /// The message: the `msgid` in WeChat's answer to subscribe/send.
         msgid: u64,
-        /// 0 when it was delivered, an errcode otherwise.
+        /// 0 if the message was delivered, an errcode otherwise.
         error_code: i32,
-        /// WeChat's words for the code, cut to a bound and without control characters; for people, not for programs.
+        /// WeChat's text for the code, truncated and without control characters; for humans, not for programs.
         error_status: Box<str>,
     },
 }
@@ -132,12 +135,12 @@ pub enum Item {
 pub enum Status {
     /// One more message is permitted.
     Accept,
-    /// None is.
+    /// No message is permitted.
     Reject,
 }
 
 impl Status {
-    /// WeChat's word for it, in `SubscribeStatusString`.
+    /// WeChat's word for the status, in `SubscribeStatusString`.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -146,10 +149,12 @@ impl Status {
     }
 }
 
-/// Reads a body as WeChat posted it, of at most [`MAX_BODY`] bytes: XML when its first character is `<`, JSON when it is `{`.
+/// Parses a body as WeChat posted it, of at most [`MAX_BODY`] bytes: XML if its first character is `<`, JSON if it is
+/// `{`.
 ///
-/// Fails when the body as a whole can not be read, or when what all of its items need is missing; then nothing of it may
-/// be acted on, and the same body fails again. What is wrong with a single item stands in its place among the items.
+/// Fails if the body as a whole cannot be parsed, or if a field that all items need is missing or invalid. Then nothing
+/// of the body may be processed, and parsing the same body fails again. An error of a single item takes the place of
+/// the item in the list.
 pub fn parse(body: &[u8]) -> Result<Report, EventError> {
     if body.len() > MAX_BODY {
         return Err(Fault::TooLong.of(Place::Body));

@@ -1,4 +1,4 @@
-//! What the repetition of an event is known by: WeChat pushes an event again when it was not answered in time.
+//! Dedup keys of events. WeChat pushes an event again if it was not answered in time.
 
 use shared::store::credentials::OnceKey;
 
@@ -6,12 +6,12 @@ use super::{Item, Pushed};
 use crate::once;
 
 impl Pushed {
-    /// What a decision is known by within its app, to be acted on once; nothing for [`Item::Outcome`], whose `msgid` is its
-    /// own name. `item` is one of this event's.
+    /// The dedup key of a decision within its app, by which it is processed once. `None` for [`Item::Outcome`], which
+    /// its `msgid` identifies. `item` must be an item of this event.
     ///
-    /// The parts are the name of the event, the openid, the template id, `accept` or `reject`, and `CreateTime` in decimal
-    /// digits. The scene is no part of it: where a popup was shown does not make its decision another one. Two decisions
-    /// about one template within one second, of one user, count as one.
+    /// The parts of the key are the name of the event, the openid, the template id, `accept` or `reject`, and
+    /// `CreateTime` in decimal digits. The scene is not a part: where the popup was shown does not make it a different
+    /// decision. Two decisions of one user about one template within one second count as one.
     pub fn once_key(&self, item: &Item) -> Option<OnceKey> {
         let Item::Decision { template, status, scene: _ } = item else { return None };
         let created = self.created.to_string();
@@ -39,14 +39,14 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_decision_is_part_of_the_stored_format() {
+    fn dedup_key_of_a_decision_is_part_of_the_stored_format() {
         let popup = pushed(Event::Popup, "otFpruAK8D-E6EfStSYonYSBZ8_4", 1_610_969_440);
         let key = popup.once_key(&decision("VRR0UEO9VJOLs0MHlU0OilqX6MVFDwH3_3gz3Oc0NIc", Status::Accept, Some(2)));
         assert_eq!(hex(key.unwrap()), "45419ccdaad6ca1a1820a50f5469adb4");
     }
 
     #[test]
-    fn every_part_but_the_scene_makes_another_decision() {
+    fn dedup_key_depends_on_every_part_but_the_scene() {
         let popup = pushed(Event::Popup, "o1", 10);
         let accept = decision("t1", Status::Accept, Some(0));
         let key = popup.once_key(&accept);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_has_the_name_of_its_message() {
+    fn delivery_result_has_no_dedup_key() {
         let template = TemplateId::parse("t").unwrap();
         let outcome = Item::Outcome { template, msgid: 1, error_code: 0, error_status: "".into() };
         assert_eq!(pushed(Event::Sent, "o1", 10).once_key(&outcome), None);

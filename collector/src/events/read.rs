@@ -1,4 +1,4 @@
-//! The tree of fields, whichever format it came in, becomes a report.
+//! Converts the tree of fields, from either format, to a report.
 
 use std::num::IntErrorKind;
 use std::slice;
@@ -8,20 +8,21 @@ use shared::credential::{OpenId, visible};
 
 use super::{Event, EventError, Fault, Item, MAX_ITEMS, Place, Pushed, Report, Status, TemplateId};
 
-/// The longest name of another event that is kept, in bytes.
+/// The longest name of an unrelated event that is kept, in bytes.
 const MAX_NAME: usize = 64;
 
 /// The longest `ErrorStatus` that is kept, in characters.
 const MAX_ERROR_STATUS: usize = 128;
 
-/// The last second that a google.protobuf.Timestamp can have. Milliseconds taken for seconds lie beyond it.
+/// The last second of a google.protobuf.Timestamp. A time in milliseconds is beyond it, so it is not mistaken for
+/// seconds.
 const LAST_SECOND: i64 = 253_402_300_799;
 
 type Tree = Map<String, Value>;
 
-/// Reads the fields of a body.
+/// Converts the fields of a body.
 pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
-    // In its compatible mode WeChat sends Encrypt beside all that is in it: that can be read.
+    // In its compatible mode, WeChat sends the plain fields in addition to Encrypt. Such a body can be read.
     if body.contains_key("Encrypt") && !body.contains_key("MsgType") {
         return Err(Fault::Encrypted.of(Place::Body));
     }
@@ -55,11 +56,12 @@ fn pushed(
     Ok(Pushed { event, openid, created, items })
 }
 
-/// The items: XML has them in an element of the event's, JSON at the top. One alone may stand there without a list.
+/// The items. In XML they are in an element named after the event, in JSON at the top level. A single item may come
+/// without a list around it.
 fn list(event: Event, body: &Tree) -> Result<&[Value], EventError> {
     let list = match body.get(event.element()) {
         Some(Value::Object(fields)) => fields.get("List"),
-        // What an XML element with nothing in it is.
+        // An empty XML element.
         Some(Value::String(text)) if text.is_empty() => return Ok(&[]),
         Some(_) => return Err(Fault::NotFields.of(Place::Field(event.element()))),
         None => body.get("List"),
@@ -107,7 +109,7 @@ fn item(event: Event, place: usize, value: &Value) -> Result<Item, EventError> {
     }
 }
 
-/// Fields of the body or of an item, and how their places are called.
+/// The fields of the body or of an item, and the function that makes their places for errors.
 struct Fields<'a, P> {
     tree: &'a Tree,
     place: P,
@@ -130,7 +132,7 @@ impl<'a, P: Fn(&'static str) -> Place> Fields<'a, P> {
         parse(self.text(name)?).map_err(|malformed| self.wrong(name, Fault::Malformed(malformed)))
     }
 
-    /// A number, as a number or as text.
+    /// An integer, given as a number or as a string.
     fn whole<T: TryFrom<i128>>(&self, name: &'static str) -> Result<T, EventError> {
         let number = whole(self.get(name)?).and_then(|number| T::try_from(number).map_err(|_| Fault::OutOfRange));
         number.map_err(|fault| self.wrong(name, fault))
@@ -141,11 +143,11 @@ impl<'a, P: Fn(&'static str) -> Place> Fields<'a, P> {
     }
 }
 
-/// Digits, with a minus perhaps. Never by way of a float, which would round a message id.
+/// Parses an integer, optionally negative. It never goes through a float, which would round a message id.
 fn whole(value: &Value) -> Result<i128, Fault> {
     let digits = match value {
         Value::String(text) if !text.starts_with('+') => text.parse::<i128>(),
-        // serde_json keeps what has a fraction, an exponent or more than 64 bits as a float.
+        // serde_json stores a number with a fraction, an exponent or more than 64 bits as a float.
         Value::Number(number) if number.is_f64() => {
             let large = number.as_f64().is_some_and(|float| float.abs() >= i64::MAX as f64);
             return Err(if large { Fault::OutOfRange } else { Fault::NotWhole });

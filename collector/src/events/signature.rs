@@ -1,4 +1,4 @@
-//! Whether a request to an app's callback came from WeChat.
+//! Verifies that a request to an app's callback came from WeChat.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use sha1_smol::Sha1;
 use shared::credential::{Malformed, visible};
 use subtle::ConstantTimeEq as _;
 
-/// The longest token, in bytes. WeChat's console takes 3 to 32 letters and digits.
+/// The maximum length of a token in bytes. WeChat's console accepts 3 to 32 letters and digits.
 pub const MAX_TOKEN: usize = 128;
 
-/// The token that a team and WeChat share for an app's callback. `Debug` hides it, and there is no `Display`.
+/// The secret token that a team and WeChat share for an app's callback. `Debug` hides it, and there is no `Display`.
 #[derive(Clone)]
 pub struct CallbackToken(Box<str>);
 
 impl CallbackToken {
-    /// Visible ASCII, at most [`MAX_TOKEN`] bytes.
+    /// Parses a token: visible ASCII, at most [`MAX_TOKEN`] bytes.
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_TOKEN)?;
         Ok(Self(text))
     }
 
-    /// Whether `signature` is what WeChat signs `timestamp` and `nonce` with: the SHA-1 of the token and the two, sorted
-    /// and joined, in lowercase hex. All three as they stand in the query of the request.
+    /// Whether `signature` is WeChat's signature of `timestamp` and `nonce`: the lowercase hex SHA-1 of the token and
+    /// the two, sorted and joined. All three are given as in the query of the request.
     ///
-    /// It tells that whoever made it knew the token. It does not cover the body, nor is it used up: one request that is
-    /// listened in on can be sent again with another body. The way from WeChat to here has to be private for it to mean
-    /// more.
+    /// A valid signature proves that its maker knew the token. It does not cover the body, and it can be used again: an
+    /// attacker who records one request can send it again with another body. The path from WeChat to this service must
+    /// therefore be private.
     pub fn signs(&self, timestamp: &str, nonce: &str, signature: &str) -> bool {
         let mut parts = [&*self.0, timestamp, nonce];
         parts.sort_unstable();
@@ -34,7 +34,7 @@ impl CallbackToken {
         for part in parts {
             hash.update(part.as_bytes());
         }
-        // In a time that does not tell how much of it is right, which would let it be guessed byte by byte.
+        // Constant time: a timing difference would let an attacker guess the signature byte by byte.
         hex(hash.digest().bytes()).ct_eq(signature.as_bytes()).into()
     }
 }
@@ -63,13 +63,16 @@ mod tests {
     }
 
     #[test]
-    fn what_wechat_signed_is_recognized() {
+    fn signature_of_wechat_is_accepted() {
         assert!(token("AAAAA").signs(TIMESTAMP, NONCE, SIGNATURE));
-        assert!(token("AAAAA").signs(NONCE, TIMESTAMP, SIGNATURE), "sorted, so their order says nothing");
+        assert!(
+            token("AAAAA").signs(NONCE, TIMESTAMP, SIGNATURE),
+            "the parts are sorted, so their order does not matter"
+        );
     }
 
     #[test]
-    fn whatever_else_is_not() {
+    fn any_other_signature_is_refused() {
         assert!(!token("AAAAB").signs(TIMESTAMP, NONCE, SIGNATURE));
         assert!(!token("AAAAA").signs("1714036505", NONCE, SIGNATURE));
         assert!(!token("AAAAA").signs(TIMESTAMP, "", SIGNATURE));
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_visible_ascii_of_a_bounded_length_and_does_not_show() {
+    fn token_is_bounded_visible_ascii_and_debug_hides_it() {
         for (text, malformed) in [
             ("", Malformed::Empty),
             ("a b", Malformed::BadCharacters),

@@ -1,10 +1,10 @@
-//! The bodies that WeChat posts, and those that it does not.
+//! Valid bodies as WeChat posts them, and invalid ones.
 
 use std::time::Duration;
 
 use super::*;
 
-/// The common fields of a body, around what is different.
+/// A body in XML with the common fields and these items.
 fn xml(event: Event, items: &str) -> String {
     format!(
         "<xml>\n<ToUserName><![CDATA[gh_123456789abc]]></ToUserName>\n<FromUserName><![CDATA[oUser]]></FromUserName>\n\
@@ -34,7 +34,7 @@ fn error(body: impl AsRef<[u8]>) -> String {
     parse(body.as_ref()).unwrap_err().to_string()
 }
 
-/// The sentence about the one bad item of a body.
+/// The error of the one invalid item of a body.
 fn item_error(body: &str) -> String {
     let errors: Vec<EventError> = pushed(body).items.into_iter().filter_map(Result::err).collect();
     assert_eq!(errors.len(), 1, "{body}");
@@ -50,7 +50,7 @@ fn decision(id: &str, status: Status, scene: impl Into<Option<u32>>) -> Result<I
 }
 
 #[test]
-fn a_popup_tells_the_decision_about_each_template_in_both_formats() {
+fn popup_event_has_a_decision_per_template_in_both_formats() {
     let items = vec![decision("t-1", Status::Accept, 2), decision("t_2", Status::Reject, 0)];
     let expected =
         Pushed { event: Event::Popup, openid: OpenId::parse("oUser").unwrap(), created: 1_610_969_440, items };
@@ -70,19 +70,19 @@ fn a_popup_tells_the_decision_about_each_template_in_both_formats() {
 }
 
 #[test]
-fn one_item_alone_stands_without_a_list() {
+fn single_item_may_come_without_a_list() {
     let one = r#"{"TemplateId":"t","SubscribeStatusString":"reject"}"#;
     let expected = vec![decision("t", Status::Reject, None)];
     assert_eq!(pushed(&json(Event::Change, one)).items, expected);
     assert_eq!(pushed(&json(Event::Change, &format!("[{one}]"))).items, expected);
     let nested = json(Event::Change, &format!(r#"null,"SubscribeMsgChangeEvent":{{"List":{one}}}"#));
-    assert_eq!(pushed(&nested).items, expected, "as XML has it");
+    assert_eq!(pushed(&nested).items, expected, "nested as in XML");
     let one = "<List><TemplateId>t</TemplateId><SubscribeStatusString>reject</SubscribeStatusString></List>";
     assert_eq!(pushed(&xml(Event::Change, one)).items, expected);
 }
 
 #[test]
-fn a_sent_event_tells_what_became_of_a_message() {
+fn sent_event_has_the_delivery_result_of_a_message() {
     let outcome = |msgid, error_code, status: &str| {
         Ok(Item::Outcome { template: template("t"), msgid, error_code, error_status: status.into() })
     };
@@ -94,11 +94,11 @@ fn a_sent_event_tells_what_became_of_a_message() {
     let numbers = r#"[{"TemplateId":"t","MsgID":"18446744073709551615","ErrorCode":"0","ErrorStatus":"success"},
                       {"TemplateId":"t","MsgID":18446744073709551615,"ErrorCode":-1}]"#;
     let expected = [outcome(u64::MAX, 0, "success"), outcome(u64::MAX, -1, "")];
-    assert_eq!(pushed(&json(Event::Sent, numbers)).items, expected, "every digit of a message id counts");
+    assert_eq!(pushed(&json(Event::Sent, numbers)).items, expected, "message ids are not rounded");
 }
 
 #[test]
-fn the_words_for_an_errcode_are_bounded_and_of_one_line() {
+fn error_status_is_truncated_and_has_no_control_characters() {
     let words = format!("a\\nb\\u001b{}", "用".repeat(1000));
     let body = json(Event::Sent, &format!(r#"{{"TemplateId":"t","MsgID":1,"ErrorCode":1,"ErrorStatus":"{words}"}}"#));
     let Ok(Item::Outcome { error_status, .. }) = pushed(&body).items.remove(0) else { panic!("no outcome") };
@@ -106,7 +106,7 @@ fn the_words_for_an_errcode_are_bounded_and_of_one_line() {
 }
 
 #[test]
-fn whatever_else_the_callback_gets_is_told_apart_by_name() {
+fn unrelated_callback_bodies_are_reported_by_name() {
     let other = |name: &str| Ok(Report::Other { name: Some(name.into()) });
     assert_eq!(parse(b"<xml><MsgType>text</MsgType><Content>hi</Content></xml>"), other("text"));
     assert_eq!(parse(br#"{"MsgType":"event","Event":"wxa_media_check"}"#), other("wxa_media_check"));
@@ -121,7 +121,7 @@ fn whatever_else_the_callback_gets_is_told_apart_by_name() {
 }
 
 #[test]
-fn the_space_and_the_mark_before_a_body_do_not_matter() {
+fn whitespace_and_byte_order_mark_before_a_body_are_ignored() {
     for body in ["<xml><MsgType>text</MsgType></xml>", r#"{"MsgType":"text"}"#] {
         for start in ["", "\u{feff}", "\r\n\t ", "\u{feff}\n"] {
             assert!(parse(format!("{start}{body}\n").as_bytes()).is_ok(), "{start:?} {body}");
@@ -132,15 +132,15 @@ fn the_space_and_the_mark_before_a_body_do_not_matter() {
 }
 
 #[test]
-fn an_encrypted_body_is_told_so_unless_it_stands_in_the_clear_beside() {
+fn encrypted_body_is_refused_unless_it_has_the_plain_fields_too() {
     for body in ["<xml><ToUserName>gh</ToUserName><Encrypt><![CDATA[b64]]></Encrypt></xml>", r#"{"Encrypt":"b64"}"#] {
-        assert_eq!(error(body), "body is encrypted: pass on the text that decrypting Encrypt gives");
+        assert_eq!(error(body), "body is encrypted: send the decrypted content of Encrypt instead");
     }
-    assert!(parse(br#"{"Encrypt":"b64","MsgType":"text"}"#).is_ok(), "the compatible mode");
+    assert!(parse(br#"{"Encrypt":"b64","MsgType":"text"}"#).is_ok(), "WeChat's compatible mode");
 }
 
 #[test]
-fn the_references_of_xml_itself_are_resolved_and_no_others() {
+fn only_predefined_xml_references_are_resolved() {
     let named = |name: &str| parse(format!("<xml><MsgType>{name}</MsgType></xml>").as_bytes());
     assert_eq!(named("&lt;&#65;&#x42;&amp;<![CDATA[&amp;]]>"), Ok(Report::Other { name: Some("<AB&&amp;".into()) }));
     for bad in ["&nbsp;", "&a;", "&#0;", "&#x110000;", "&;"] {
@@ -150,7 +150,7 @@ fn the_references_of_xml_itself_are_resolved_and_no_others() {
 }
 
 #[test]
-fn a_body_that_is_none_is_told_what_it_is_not() {
+fn unreadable_bodies_give_specific_errors() {
     let long = format!("{{{}}}", " ".repeat(MAX_BODY));
     for (body, sentence) in [
         ("", "body must not be empty"),
@@ -167,7 +167,7 @@ fn a_body_that_is_none_is_told_what_it_is_not() {
         ("<xml/>more", "body is not one well-formed <xml> element, at byte 6"),
         ("<xml/>", "body.MsgType is missing"),
         ("{}", "body.MsgType is missing"),
-        (r#"{"MsgType":7}"#, "body.MsgType is not a text"),
+        (r#"{"MsgType":7}"#, "body.MsgType is not a string"),
         ("<xml><MsgType>event</MsgType></xml>", "body.Event is missing"),
     ] {
         assert_eq!(error(body), sentence, "{:?}", &body[..body.len().min(40)]);
@@ -176,13 +176,13 @@ fn a_body_that_is_none_is_told_what_it_is_not() {
 }
 
 #[test]
-fn what_all_items_need_has_to_be_right() {
+fn fields_that_all_items_need_are_checked() {
     let good = json(Event::Popup, "[]");
     assert!(pushed(&good).items.is_empty());
     assert!(pushed(&xml(Event::Popup, "")).items.is_empty() && pushed(&xml(Event::Popup, "<List/>")).items.is_empty());
     for (from, to, sentence) in [
         ("FromUserName", "From", "body.FromUserName is missing"),
-        ("\"oUser\"", "7", "body.FromUserName is not a text"),
+        ("\"oUser\"", "7", "body.FromUserName is not a string"),
         ("oUser", "", "body.FromUserName must not be empty"),
         ("oUser", "o User", "body.FromUserName must consist of visible ASCII characters, without spaces"),
         ("CreateTime", "Time", "body.CreateTime is missing"),
@@ -191,17 +191,17 @@ fn what_all_items_need_has_to_be_right() {
         ("1610969440", "-1", "body.CreateTime is out of range"),
         ("1610969440", "1610969440000", "body.CreateTime is out of range"),
         ("\"List\"", "\"Lists\"", "body.List is missing"),
-        ("[]", "null", "body.List does not consist of fields"),
-        ("[]", "[],\"SubscribeMsgPopupEvent\":[]", "body.SubscribeMsgPopupEvent does not consist of fields"),
+        ("[]", "null", "body.List is not an object with fields"),
+        ("[]", "[],\"SubscribeMsgPopupEvent\":[]", "body.SubscribeMsgPopupEvent is not an object with fields"),
     ] {
         assert_eq!(error(good.replace(from, to)), sentence);
     }
     let twice = xml(Event::Popup, "").replace("<ToUserName>", "<FromUserName>x</FromUserName><ToUserName>");
-    assert_eq!(error(twice), "body.FromUserName is not a text", "which of two is meant is not for us to guess");
+    assert_eq!(error(twice), "body.FromUserName is not a string", "of two values, none is chosen");
 }
 
 #[test]
-fn a_bad_item_is_told_by_its_place_and_does_not_spoil_the_others() {
+fn invalid_item_is_reported_by_place_and_others_are_kept() {
     let good = r#"{"TemplateId":"t","MsgID":"1","ErrorCode":"0"}"#;
     for (from, to, sentence) in [
         ("\"t\"", "\"\"", "body.List[1].TemplateId must not be empty"),
@@ -215,8 +215,8 @@ fn a_bad_item_is_told_by_its_place_and_does_not_spoil_the_others() {
         ("\"1\"", "18446744073709551616", "body.List[1].MsgID is out of range"),
         ("\"0\"", "2147483648", "body.List[1].ErrorCode is out of range"),
         ("ErrorCode", "Code", "body.List[1].ErrorCode is missing"),
-        ("\"0\"", "0,\"ErrorStatus\":0", "body.List[1].ErrorStatus is not a text"),
-        (good, "[]", "body.List[1] does not consist of fields"),
+        ("\"0\"", "0,\"ErrorStatus\":0", "body.List[1].ErrorStatus is not a string"),
+        (good, "[]", "body.List[1] is not an object with fields"),
     ] {
         let body = json(Event::Sent, &format!("[{good},{},{good}]", good.replace(from, to)));
         assert_eq!(item_error(&body), sentence);
@@ -227,10 +227,10 @@ fn a_bad_item_is_told_by_its_place_and_does_not_spoil_the_others() {
 }
 
 #[test]
-fn a_change_is_a_refusal_and_a_popup_one_of_two_things() {
+fn change_event_is_reject_and_popup_event_is_accept_or_reject() {
     let item = |status: &str| format!(r#"{{"TemplateId":"t","SubscribeStatusString":"{status}"}}"#);
     for status in ["accept", "ban"] {
-        let sentence = "body.List[0].SubscribeStatusString is not reject, the only status that this event has";
+        let sentence = "body.List[0].SubscribeStatusString is not reject, the only status of this event";
         assert_eq!(item_error(&json(Event::Change, &item(status))), sentence);
     }
     let sentence = "body.List[0].SubscribeStatusString is neither accept nor reject";
@@ -240,14 +240,14 @@ fn a_change_is_a_refusal_and_a_popup_one_of_two_things() {
 }
 
 #[test]
-fn the_items_of_an_event_are_bounded() {
+fn number_of_items_of_an_event_is_bounded() {
     let list = |count| json(Event::Popup, &format!("[{}]", vec!["0"; count].join(",")));
     assert_eq!(pushed(&list(MAX_ITEMS)).items.len(), MAX_ITEMS);
     assert_eq!(error(list(MAX_ITEMS + 1)), "body.List must not have more than 100 items");
 }
 
 #[test]
-fn nesting_and_entities_without_bound_end_quickly() {
+fn deep_nesting_and_entity_expansion_fail_quickly() {
     let deep = |open: &str, close: &str, count: usize| format!("{}{}", open.repeat(count), close.repeat(count));
     let fits = |text: String| -> String { text.chars().take(MAX_BODY).collect() };
     let laughs =
@@ -270,7 +270,7 @@ fn nesting_and_entities_without_bound_end_quickly() {
 }
 
 #[test]
-fn neither_errors_nor_debug_output_show_who_the_user_is() {
+fn errors_and_debug_output_do_not_show_the_user() {
     let body = json(Event::Popup, r#"{"TemplateId":"t","SubscribeStatusString":"oUser"}"#);
     assert!(!format!("{:?}", pushed(&body)).contains("oUser"));
 }

@@ -1,8 +1,9 @@
-//! XML becomes the tree that its JSON twin has.
+//! Parses XML into the same tree of fields that the equivalent JSON gives.
 //!
-//! An element without elements in it is a text, of CDATA or not, with the space around it dropped; one with elements is an
-//! object; elements of one name are an array. Attributes are not looked at. What an attacker could grow without bound
-//! is refused: document types, and with them every entity but the five of XML's own, and deep nesting.
+//! An element without child elements is a string, from text or CDATA, with the whitespace around it removed. An element
+//! with child elements is an object. Several elements of one name are an array. Attributes are ignored. Input that an
+//! attacker could expand without bound is refused: document types, and with them all entities but the five predefined
+//! ones, and deep nesting.
 
 use quick_xml::Reader;
 use quick_xml::escape::resolve_xml_entity;
@@ -11,20 +12,20 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The deepest nesting. WeChat's subscription events have 4 levels: xml, the event, List, a field.
+/// The maximum nesting. WeChat's subscription events have 4 levels: xml, the event, List, a field.
 const MAX_DEPTH: usize = 16;
 
-/// An element that is not closed yet.
+/// An element whose end tag was not read yet.
 struct Open {
     name: String,
     text: String,
     fields: Map<String, Value>,
 }
 
-/// The fields of the one `<xml>` element that a body consists of.
+/// Parses a body that is one `<xml>` element.
 pub(super) fn tree(text: &str) -> Result<Map<String, Value>, Fault> {
     let mut reader = Reader::from_str(text);
-    // `<a/>` is `<a></a>`.
+    // Read `<a/>` as `<a></a>`.
     reader.config_mut().expand_empty_elements = true;
     let mut open: Vec<Open> = Vec::new();
     let mut root = None;
@@ -44,7 +45,7 @@ pub(super) fn tree(text: &str) -> Result<Map<String, Value>, Fault> {
                 open.push(Open { name, text: String::new(), fields: Map::new() });
             }
             Event::End(_) => {
-                // quick-xml has checked the name; an end without a start did not get here.
+                // quick-xml has checked that the end tag matches a start tag.
                 let Open { name, text, fields } = open.pop().ok_or(Fault::NotXml(at))?;
                 match open.last_mut() {
                     None => root = Some(fields),
@@ -64,7 +65,7 @@ pub(super) fn tree(text: &str) -> Result<Map<String, Value>, Fault> {
             }
             Event::DocType(_) => return Err(Fault::DocumentType(at)),
             Event::Decl(_) | Event::PI(_) | Event::Comment(_) => {}
-            // `Empty` does not come, because empty elements are expanded.
+            // `Empty` does not occur, because empty elements are expanded.
             Event::Empty(_) => return Err(Fault::NotXml(at)),
             Event::Eof if open.is_empty() => return root.ok_or(Fault::NotXml(at)),
             Event::Eof => return Err(Fault::NotXml(at)),
@@ -72,7 +73,7 @@ pub(super) fn tree(text: &str) -> Result<Map<String, Value>, Fault> {
     }
 }
 
-/// Appends what `&name;` or `&#number;` stands for.
+/// Appends the character that `&name;` or `&#number;` refers to.
 fn resolve(reference: &BytesRef<'_>, text: &mut String) -> Option<()> {
     match reference.resolve_char_ref().ok()? {
         Some(character) => text.push(character),
@@ -81,7 +82,7 @@ fn resolve(reference: &BytesRef<'_>, text: &mut String) -> Option<()> {
     Some(())
 }
 
-/// Adds a field; from the second of its name on, it is an array.
+/// Adds a field. From the second field of the same name on, the value is an array.
 fn add(fields: &mut Map<String, Value>, name: String, value: Value) {
     match fields.get_mut(&name) {
         None => {

@@ -1,4 +1,5 @@
-//! What waits for Redis, by bucket, and which call it belongs to. Knows no time and talks to nobody.
+//! The queues of credentials that wait for Redis, one for each bucket, and the calls that they belong to. Pure data: no
+//! clock and no I/O.
 
 use std::collections::VecDeque;
 
@@ -10,46 +11,46 @@ use slab::Slab;
 
 use super::{Batch, Call};
 
-/// Whose credential it is that stands at the same place in a group.
+/// The origin of the credential with the same index in a group: its call, and its index in the call's batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ticket {
     call: usize,
     place: u32,
 }
 
-/// What goes to Redis in one script.
+/// Credentials that are stored with one script.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) credentials: Vec<Packed>,
     pub(super) tickets: Vec<Ticket>,
 }
 
-/// What Redis answered for a group: the places of those that were stored already.
+/// The result of a group's script: the indexes of the credentials that were stored already.
 pub(super) struct Answer {
     pub(super) lane: usize,
     pub(super) tickets: Vec<Ticket>,
     pub(super) outcome: Result<Vec<usize>, Error>,
 }
 
-/// One bucket of one app.
+/// The queue of one bucket of one app.
 #[derive(Debug, Default)]
 struct Lane {
-    /// All but the last are full.
+    /// All groups but the last are full.
     waiting: VecDeque<Group>,
     in_flight: bool,
 }
 
-/// Everything the gatherer holds; the scripts in flight stand beside it.
+/// The state of the batcher, without the scripts in flight.
 pub(super) struct Lanes {
     store: Store,
     buckets: usize,
-    /// By app, then by bucket.
+    /// Ordered by app, then by bucket.
     lanes: Vec<Lane>,
-    /// The lanes that may send, each once, the longest waiting first.
+    /// The queues that may send, each once, the longest waiting first.
     ready: VecDeque<usize>,
     calls: Slab<Call>,
-    /// The last answer of Redis, when it was a failure, and whether that is a lasting one: callers get the same until it
-    /// recovers, the log gets one line.
+    /// The failure of the last script, if it failed, and whether the failure is lasting. Callers get the same failure
+    /// until Redis recovers, so that it is logged once.
     failure: Option<(bool, Failure)>,
 }
 
@@ -60,12 +61,12 @@ impl Lanes {
         Self { store, buckets, lanes, ready: VecDeque::new(), calls: Slab::new(), failure: None }
     }
 
-    /// The app's place in the list of apps, and the bucket.
+    /// The index of the app in the list of apps, and the bucket.
     pub(super) fn place(&self, lane: usize) -> (usize, Bucket) {
         (lane / self.buckets, Bucket((lane % self.buckets) as u16))
     }
 
-    /// Spreads a batch over its lanes.
+    /// Distributes a batch over its queues.
     pub(super) fn take_in(&mut self, batch: Batch) {
         let call = self.calls.insert(batch.call);
         for (place, credential) in (0..).zip(batch.credentials) {
@@ -85,7 +86,7 @@ impl Lanes {
         }
     }
 
-    /// The next group to send, if any may be sent.
+    /// The next group to send, if there is one.
     pub(super) fn next_group(&mut self) -> Option<(usize, Group)> {
         let number = self.ready.pop_front()?;
         let lane = &mut self.lanes[number];
@@ -94,7 +95,7 @@ impl Lanes {
         Some((number, group))
     }
 
-    /// Notes what Redis answered for a group, and answers the calls that waited for nothing else.
+    /// Applies the result of a group's script, and answers the calls that are complete.
     pub(super) fn settle(&mut self, Answer { lane: number, tickets, outcome }: Answer) {
         let lane = &mut self.lanes[number];
         lane.in_flight = false;
@@ -124,7 +125,7 @@ impl Lanes {
         }
     }
 
-    /// Answers each call whose last credential this was.
+    /// Marks these credentials as done, and answers each call that has no others left.
     fn release(&mut self, tickets: &[Ticket]) {
         for ticket in tickets {
             let call = &mut self.calls[ticket.call];
@@ -138,7 +139,7 @@ impl Lanes {
         }
     }
 
-    /// Answers each of these calls with the failure, at once.
+    /// Answers each of these calls with the failure at once.
     fn fail(&mut self, tickets: &[Ticket], failure: &Failure) {
         for ticket in tickets {
             if let Some(answer) = self.calls[ticket.call].answer.take() {
@@ -148,7 +149,8 @@ impl Lanes {
         self.release(tickets);
     }
 
-    /// Fails what waits in lanes that have nothing in flight; the others learn it from their own script.
+    /// Fails everything that waits in queues without a script in flight. The other queues get the failure of their own
+    /// script.
     fn fail_all_that_wait(&mut self, failure: &Failure) {
         for number in std::mem::take(&mut self.ready) {
             for group in std::mem::take(&mut self.lanes[number].waiting) {
@@ -158,7 +160,7 @@ impl Lanes {
     }
 }
 
-/// Whether the next script would meet the same: there is no connection, or no answer within the time it may take.
+/// Whether the next script would fail too, because there is no connection or no answer within the timeout.
 fn is_away(error: &Error) -> bool {
     match error {
         Error::Unavailable(_) => true,
@@ -184,7 +186,7 @@ mod tests {
         Lanes::new(Store::new(&testing::store_config(url)).unwrap(), 1)
     }
 
-    /// A call with so many form ids of one user.
+    /// A call with this many form ids of one user.
     fn call(room: &Arc<Semaphore>, openid: &str, count: u32) -> (Batch, Answered) {
         let form = |n| {
             let id = CredentialId::parse(format!("f{n}")).unwrap();
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_sends_one_full_script_after_the_other() {
+    fn queue_sends_full_scripts_one_after_the_other() {
         let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
         let (batch, mut answered) = call(&room, "oUser", 300);
         lanes.take_in(batch);
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_one_bucket_share_a_script_and_each_learns_of_its_own_duplicates() {
+    fn calls_share_a_script_and_get_their_own_duplicates() {
         let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
         let (first, mut first_answered) = call(&room, "oUser", 2);
         let (second, mut second_answered) = call(&room, "oUser", 3);
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn when_redis_is_away_everything_that_waits_fails_at_once() {
+    fn all_waiting_calls_fail_at_once_when_redis_is_unavailable() {
         let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
         let calls: Vec<_> = ["oA", "oB", "oC", "oD", "oE", "oF"].map(|openid| call(&room, openid, 40)).into();
         let mut answers = Vec::new();
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_lasts_is_not_taken_for_one_that_passes() {
+    fn lasting_failure_is_reported_apart_from_a_transient_one() {
         let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
         for (error, reason) in [
             (Error::Unavailable("no connection".into()), "REDIS_UNAVAILABLE"),

@@ -1,4 +1,4 @@
-//! Between the generated types and the domain.
+//! Conversions between the generated types and the domain types.
 
 use std::collections::BTreeMap;
 
@@ -19,38 +19,38 @@ use shared::store::stock::{self, DAY, Stock};
 
 use crate::once;
 
-/// The seconds that a google.protobuf.Timestamp may have: the years 1 to 9999.
+/// The valid seconds of a google.protobuf.Timestamp: the years 1 to 9999.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// The longest grant key, in bytes.
+/// The maximum length of a grant key in bytes.
 const MAX_GRANT_KEY: usize = 128;
 
-/// Whether a repeat of the call would collect this once more: only ids and keys tell one credential from another, and a
-/// long-term grant is there or not.
+/// Whether repeating the call would count this credential again. Ids and grant keys make a repetition recognizable, and
+/// a long-term grant cannot be stored twice.
 pub(super) fn counts_again(credential: &Credential) -> bool {
     matches!(&credential.right, Some(Right::Grant(grant)) if grant.grant_key.is_empty() && !grant.unlimited)
 }
 
-/// Reads credentials as the settings say.
+/// Converts credentials, with the rules of the settings.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader {
     /// How many messages a prepay id permits.
     pub(super) prepay_uses: u8,
-    /// What must be left of a credential's life, in seconds.
+    /// The minimum remaining lifetime of a credential in seconds.
     pub(super) lease_margin: u32,
 }
 
 /// The credentials of one call.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
-    /// To be stored, in the order of the call.
+    /// The valid credentials, in the order of the call.
     pub(super) good: Vec<Packed>,
-    /// The places of the others in the call, in order, and what is wrong with them.
+    /// The indexes of the refused credentials in the call, in order, and the reasons.
     pub(super) refused: Vec<(u32, Refusal)>,
 }
 
 impl Reader {
-    /// Sorts the credentials of one call at `now`, in seconds since 1970.
+    /// Separates the credentials of one call. `now` is a Unix time in seconds.
     pub(super) fn sort(self, credentials: Vec<Credential>, now: i64) -> Sorted {
         let mut sorted = Sorted { good: Vec::with_capacity(credentials.len()), refused: Vec::new() };
         for (place, credential) in (0..).zip(credentials) {
@@ -118,8 +118,9 @@ fn reason(refusal: Refusal) -> RefusalReason {
     }
 }
 
-/// A result for each credential of a call, in its order: `good` of them went to the store, which knew the `duplicates`
-/// among those, and the refused stand at their places between them.
+/// Makes the results of a call, one for each credential, in order. `good` is the number of stored credentials,
+/// `duplicates` are the indexes among those that were stored before, and `refused` are the refused ones by their index
+/// in the call.
 pub(super) fn results(good: usize, duplicates: &[u32], refused: Vec<(u32, Refusal)>) -> CollectResponse {
     let plain = |status: CollectStatus| CollectResult { status: status.into(), ..CollectResult::default() };
     let mut results = vec![plain(CollectStatus::Stored); good];
@@ -143,7 +144,7 @@ pub(super) fn results(good: usize, duplicates: &[u32], refused: Vec<(u32, Refusa
     CollectResponse { results }
 }
 
-/// The acknowledgement of a batch.
+/// Makes the acknowledgement of a batch.
 pub(super) fn acknowledgement(
     sequence: u64,
     good: usize,
@@ -162,7 +163,7 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanos: 0 })
 }
 
-/// One user's inventory.
+/// Converts the inventory of a user.
 pub(super) fn inventory(inventory: BTreeMap<Shelf, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
     let expiry = |expiry: u32| if expiry == NEVER { None } else { timestamp(expiry.into()) };
@@ -178,7 +179,7 @@ pub(super) fn inventory(inventory: BTreeMap<Shelf, Available>) -> GetInventoryRe
     GetInventoryResponse { kinds: kinds.collect(), messages }
 }
 
-/// An app's stock. Fails on a day that is none, which only a broken record could bring about.
+/// Converts the stock of an app. Fails on a day that is out of range, which only a corrupt record could cause.
 pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockResponse, Failure> {
     let days = stock.days.iter().map(|(&(day, of), count)| {
         let (credentials, messages) = (count.credentials, count.messages);
@@ -209,7 +210,7 @@ pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockRes
     })
 }
 
-/// YYYY-MM-DD of a day counted from 1970-01-01.
+/// Formats a day, counted from 1970-01-01, as YYYY-MM-DD.
 fn calendar_day(day: i64) -> Result<String, Failure> {
     let midnight = day.checked_mul(DAY).and_then(|seconds| Instant::from_second(seconds).ok());
     midnight.map(|midnight| Offset::UTC.to_datetime(midnight).date().to_string()).ok_or_else(Failure::internal)
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_stand_in_the_order_of_the_call() {
+    fn results_are_in_the_order_of_the_call() {
         let refused = vec![(0, Refusal::EmptyId), (2, Refusal::TooOld), (5, Refusal::BadTime)];
         let CollectResponse { results } = results(3, &[1], refused);
         let statuses: Vec<_> = results.iter().map(CollectResult::status).collect();
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_outside_what_timestamps_allow_is_no_time() {
+    fn time_outside_the_range_of_timestamps_is_refused() {
         let time = |seconds, nanos| super::seconds(Timestamp { seconds, nanos });
         assert_eq!(time(1_800_000_000, 999_999_999), Ok(1_800_000_000));
         for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (i64::MAX, 0), (i64::MIN, 0)] {
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_written_as_a_calendar_has_them() {
+    fn days_are_formatted_as_calendar_dates() {
         for (day, text) in [(0, "1970-01-01"), (20_512, "2026-02-28"), (19_782, "2024-02-29"), (24_855, "2038-01-19")] {
             assert_eq!(calendar_day(day), Ok(text.to_owned()));
         }

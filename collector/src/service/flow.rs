@@ -1,8 +1,8 @@
-//! CollectStream: batches in, acknowledgements out.
+//! CollectStream: receives batches and sends acknowledgements.
 //!
-//! The flow is driven by whoever reads the acknowledgements: nothing is read from the caller while [`BATCHES_IN_FLIGHT`]
-//! batches are on their way to Redis, one waits for room, or the caller does not read, so HTTP/2 flow control slows the
-//! caller down.
+//! The stream is driven by reading the acknowledgements. Nothing is read from the caller while [`BATCHES_IN_FLIGHT`]
+//! batches are in flight to Redis, while one waits for queue capacity, or while the caller does not read. HTTP/2 flow
+//! control then slows the caller down.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ use super::Inner;
 use super::convert::{self, Sorted};
 use crate::ingest::Room;
 
-/// The most batches of one stream on their way at once: 32,000 credentials.
+/// The maximum number of batches of one stream in flight: 32,000 credentials.
 const BATCHES_IN_FLIGHT: usize = 32;
 
-/// The batch's sequence number, which a failure is reported with, and what became of it.
+/// The sequence number of a batch, which is added to a failure, and its result.
 type Done = (u64, Result<CollectStreamResponse, Failure>);
 
-/// A batch that waits for room.
+/// A batch that waits for queue capacity.
 struct Entering {
     sequence: u64,
     app: usize,
@@ -38,18 +38,20 @@ struct Flow {
     service: Arc<Inner>,
     caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
-    /// When to end, and why: told by the service, by the connection, or because the caller may not call any more.
+    /// Resolves with the reason when the stream must end: the service shuts down, the connection is closing, or the
+    /// caller's access was revoked.
     stop: BoxFuture<'static, Failure>,
     entering: Option<Entering>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Whether to read on.
+    /// Whether more batches are read.
     open: bool,
-    /// What the stream ends with, once everything in flight is answered; OK if nothing.
+    /// The status that the stream ends with once everything in flight is answered; OK if `None`.
     end: Option<Status>,
 }
 
-/// Acknowledges the batches of `incoming`, each once Redis holds it. At the first failure, or once `stopping` becomes
-/// true, the connection is `ending`, or the caller loses its rights, it reads no more, acknowledges what still reaches Redis, and ends with that failure.
+/// Acknowledges each batch of `incoming` once Redis holds it. At the first failure, or once `stopping` becomes true,
+/// the connection is `ending`, or the caller's access is revoked, it stops reading. It still acknowledges the batches
+/// in flight that are stored, and then ends with that failure.
 pub(super) fn acknowledgements(
     service: Arc<Inner>,
     caller: Caller,
@@ -94,7 +96,7 @@ impl Flow {
 
     fn begin(&mut self, batch: CollectStreamRequest) {
         let CollectStreamRequest { sequence, app_id, credentials } = batch;
-        // A stream outlives changes of who may call.
+        // The permissions of callers may change while a stream is open, so they are checked again for each batch.
         let sorted = self.caller.renewed().and_then(|caller| self.service.sort(&caller, app_id, credentials));
         match sorted {
             Ok((_, app, sorted)) => {
@@ -105,7 +107,7 @@ impl Flow {
         }
     }
 
-    /// The batch that waited for room has it.
+    /// Sends the batch that waited for queue capacity.
     fn enter(&mut self, room: Result<Room, Failure>) {
         let Some(Entering { sequence, app, sorted: Sorted { good, refused }, .. }) = self.entering.take() else {
             return;
@@ -129,7 +131,7 @@ impl Flow {
     }
 }
 
-/// Waits for the room of the batch that enters.
+/// Waits for the queue capacity of the waiting batch.
 async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> {
     match entering {
         Some(entering) => Some((&mut entering.room).await),
@@ -137,7 +139,7 @@ async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> 
     }
 }
 
-/// Waits until streams are to end; a sender that is gone tells the same.
+/// Waits until the stream must end. A dropped `stopping` sender counts as a shutdown.
 async fn stop(mut stopping: watch::Receiver<bool>, ending: Ending, revoked: impl Future<Output = Failure>) -> Failure {
     tokio::select! {
         _ = stopping.wait_for(|stopping| *stopping) => Failure::shutting_down(),

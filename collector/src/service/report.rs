@@ -1,4 +1,4 @@
-//! ReportEvents: what WeChat pushed, acted on item by item.
+//! ReportEvents: processes an event that WeChat pushed, item by item.
 
 use std::fmt::Display;
 
@@ -16,11 +16,11 @@ use super::Inner;
 use super::unix_time;
 use crate::events::{EventError, Item, Place, Pushed, Report, Status, parse};
 
-/// The longest query parameter that WeChat signs with, in bytes. WeChat's have 40 at most.
+/// The maximum length in bytes of a query parameter of the signature. WeChat's have at most 40.
 const MAX_PARAMETER: usize = 128;
 
-/// Takes in one event. Each item is acted on before the next, and once however often it is told; so after a failure
-/// halfway the whole event can be reported again.
+/// Processes one event. Items are processed one after the other, and a repeated item changes nothing. So if an event
+/// fails halfway, the whole event can be reported again.
 pub(super) async fn report(
     inner: &Inner,
     caller: &Caller,
@@ -37,7 +37,7 @@ pub(super) async fn report(
         if !token.signs(&timestamp, &nonce, &signature) {
             return Err(bad_signature("is not made with the app's callback token from this timestamp and nonce"));
         }
-        let signed = timestamp.parse().map_err(|_| bad_signature("is made from a timestamp that is no number"))?;
+        let signed = timestamp.parse().map_err(|_| bad_signature("is made from a timestamp that is not a number"))?;
         inner
             .max_age
             .check(signed, unix_time())
@@ -89,7 +89,7 @@ async fn act(inner: &Inner, app: &AppId, place: usize, pushed: &Pushed, item: &I
             }
         }
         Item::Decision { template, status: Status::Reject, .. } => {
-            // Every decision has a key.
+            // Every decision has a dedup key.
             let once = pushed.once_key(item).ok_or_else(Failure::internal)?;
             match inner.store.void(app, &pushed.openid, template, once).await? {
                 Some(messages) => (template, EventAction::Voided, messages, 0),

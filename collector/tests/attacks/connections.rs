@@ -1,4 +1,4 @@
-//! Connections that somebody opens and does not use.
+//! Connections that are opened and not used.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::*;
 
-/// What HTTP/2 begins with: the preface and settings of no content.
+/// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A collector that may have so many files open, with all its ports.
+/// A collector with a limit on open files, and with all its ports.
 struct Limited {
     calls: SocketAddr,
     probes: SocketAddr,
@@ -45,14 +45,14 @@ impl Limited {
         Self { calls, probes, metrics, log, _folder: folder, _process: process }
     }
 
-    /// The lines of the log with all of these in them.
+    /// Number of log lines that contain all of these parts.
     fn lines(&self, parts: &[&str]) -> usize {
         let text = std::fs::read_to_string(&self.log).unwrap();
         text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 }
 
-/// Connections on which nothing is said.
+/// Opens connections on which nothing is sent.
 async fn idle(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut connections = Vec::new();
     for _ in 0..count {
@@ -62,7 +62,7 @@ async fn idle(address: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_keep_nobody_from_any_port() {
+async fn idle_connections_do_not_block_any_port() {
     let redis = Redis::start();
     let collector = Limited::start(&redis, 400, &["--max-connections", "50"]).await;
     let mut held = Vec::new();
@@ -74,42 +74,42 @@ async fn idle_connections_keep_nobody_from_any_port() {
     assert!(is_serving(collector.probes).await);
     assert!(Scrape::of(collector.metrics).await.has("formid_build_info"));
     for listener in ["calls", "probes", "metrics"] {
-        assert_eq!(collector.lines(&["all connections are taken", listener]), 1, "{listener}");
+        assert_eq!(collector.lines(&["the limit of connections is reached", listener]), 1, "{listener}");
     }
-    assert_eq!(collector.lines(&["no connection can be accepted"]), 0);
+    assert_eq!(collector.lines(&["connections cannot be accepted"]), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_no_connection_can_be_accepted_is_logged_when_it_begins_and_when_it_ends() {
+async fn failing_accept_is_logged_once_when_it_begins_and_ends() {
     let redis = Redis::start();
     let collector = Limited::start(&redis, 48, &[]).await;
-    // Fewer than there may be for probes, and more than there are files.
+    // Fewer than the limit of connections for probes, and more than the limit of open files.
     let held = idle(collector.probes, 60).await;
-    eventually("it begins", SOON, async || collector.lines(&["no connection can be accepted", "probes"]) > 0).await;
-    // It is tried again ten times a second.
+    eventually("it begins", SOON, async || collector.lines(&["connections cannot be accepted", "probes"]) > 0).await;
+    // Accepting is retried ten times a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(collector.lines(&["no connection can be accepted", "probes"]), 1);
+    assert_eq!(collector.lines(&["connections cannot be accepted", "probes"]), 1);
     drop(held);
     eventually("it ends", SOON * 2, async || collector.lines(&["connections are accepted again", "probes"]) > 0).await;
     assert!(is_serving(collector.probes).await);
-    assert_eq!(collector.lines(&["no connection can be accepted", "probes"]), 1);
+    assert_eq!(collector.lines(&["connections cannot be accepted", "probes"]), 1);
     assert_eq!(collector.lines(&["connections are accepted again", "probes"]), 1);
 }
 
 #[tokio::test]
-async fn a_connection_without_a_call_is_closed_and_one_with_an_open_stream_is_not() {
+async fn idle_connection_is_closed_unless_it_has_an_open_stream() {
     let redis = Redis::start();
     let (collector, mut client) = collector(&redis, &["--max-connection-idle", "1s"]).await;
     let (sender, batches) = mpsc::channel::<CollectStreamRequest>(4);
     let mut acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
-    // One that says nothing at all, and one that says hello.
+    // One connection that sends nothing, and one that sends only the HTTP/2 start.
     for hello in [&b""[..], HELLO] {
         let mut connection = TcpStream::connect(collector.address()).await.unwrap();
         connection.write_all(hello).await.unwrap();
         let mut answer = Vec::new();
         let closed = tokio::time::timeout(SOON * 2, connection.read_to_end(&mut answer)).await;
-        // It may be reset.
-        let _ = closed.expect("it stays open");
+        // The connection may also be reset.
+        let _ = closed.expect("the connection stays open");
     }
     sender.send(batch(1, vec![form("oUser", "f")])).await.unwrap();
     assert_eq!(acknowledgements.message().await.unwrap().unwrap().sequence, 1);

@@ -1,4 +1,4 @@
-//! Events of WeChat's that are kept and sent again.
+//! Replays of recorded WeChat events.
 
 use shared::proto::{EventAction, ReportEventsRequest};
 use testing::Redis;
@@ -16,7 +16,7 @@ async fn granted(client: &mut Client, request: ReportEventsRequest) -> EventActi
     client.report_events(request).await.unwrap().into_inner().results[0].action()
 }
 
-/// How long each key of this kind is kept, in seconds.
+/// The remaining lifetimes of all keys of this kind, in seconds.
 fn kept(redis: &Redis, kind: &str) -> Vec<i64> {
     let list = redis.servers()[0].ask(&[&format!("KEYS formid:*:{kind}:*")]);
     let keys = list.lines().filter(|line| line.starts_with("formid:"));
@@ -25,7 +25,7 @@ fn kept(redis: &Redis, kind: &str) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn an_old_event_grants_nothing() {
+async fn old_event_grants_nothing() {
     let redis = Redis::alone();
     let (_collector, mut client) = collector(&redis, &[]).await;
     for created in [testing::now() - 25 * HOUR, 1, testing::now() + HOUR] {
@@ -39,7 +39,7 @@ async fn an_old_event_grants_nothing() {
 }
 
 #[tokio::test]
-async fn an_event_is_known_for_longer_than_it_is_accepted() {
+async fn dedup_key_of_an_event_outlives_its_acceptance() {
     let redis = Redis::alone();
     let (_collector, mut client) = collector(&redis, &["--callback-max-age", "72h"]).await;
     let first = event(popup(testing::now() - 71 * HOUR, &[("t1", "accept"), ("t2", "reject")]));
@@ -56,7 +56,7 @@ async fn an_event_is_known_for_longer_than_it_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_signature_wears_out() {
+async fn old_signature_is_refused() {
     let (redis, folder) = (Redis::start(), tempfile::tempdir().unwrap());
     let tokens = folder.path().join("tokens.toml");
     std::fs::write(&tokens, format!("[callback_tokens]\n{APP} = 'AAAAA'")).unwrap();

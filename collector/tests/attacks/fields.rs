@@ -1,4 +1,4 @@
-//! Values that are far too large.
+//! Requests with oversized values.
 
 use prost::Message as _;
 use shared::proto::{
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::support::*;
 
-/// A message that a collector accepts.
+/// A valid message of this type.
 fn valid(message: &str) -> Vec<u8> {
     let (app_id, openid) = (APP.to_owned(), "oUser".to_owned());
     let body = br#"{"MsgType":"text"}"#.to_vec();
@@ -27,7 +27,7 @@ fn valid(message: &str) -> Vec<u8> {
     }
 }
 
-/// Whether a credential of the batch was refused by itself.
+/// Whether the oversized credential was refused within its batch.
 fn is_refused(path: &str, responses: &[Vec<u8>]) -> bool {
     match path.rsplit_once('/').unwrap().1 {
         "Collect" => {
@@ -40,7 +40,7 @@ fn is_refused(path: &str, responses: &[Vec<u8>]) -> bool {
 }
 
 #[tokio::test]
-async fn every_field_of_variable_size_has_a_bound() {
+async fn every_field_of_variable_size_is_bounded() {
     let redis = Redis::start();
     let (collector, _) = collector(&redis, &[]).await;
     let channel = connect(collector.address()).await;
@@ -51,7 +51,7 @@ async fn every_field_of_variable_size_has_a_bound() {
         let answer = called_raw(channel.clone(), &oversized.path, oversized.request.clone()).await;
         let bounded = match &answer {
             Ok(responses) => is_refused(&oversized.path, responses),
-            // A list may take up more memory than one message is allowed, which is known before it is decoded.
+            // A list may need more memory than one message may use, which is checked before decoding.
             Err(status) if status.code() == Code::ResourceExhausted => reason(status) == "MESSAGE_TOO_LARGE",
             Err(status) => status.code() == Code::InvalidArgument && oversized.is_named(&bad_fields(status)),
         };

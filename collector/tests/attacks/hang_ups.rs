@@ -1,4 +1,4 @@
-//! Callers that hang up, beside others on the same connection.
+//! Callers that cancel their calls while others use the same connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ fn inventory() -> GetInventoryRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_that_hang_up_do_not_end_the_calls_of_others_on_the_connection() {
+async fn canceled_calls_do_not_end_other_calls_on_the_connection() {
     const CALLERS: u64 = 400;
     const ROUNDS: u64 = 60;
     let (_redis, redis_url) = slow_redis().await;
@@ -40,7 +40,7 @@ async fn callers_that_hang_up_do_not_end_the_calls_of_others_on_the_connection()
             for round in 0..ROUNDS {
                 let patience = Duration::from_millis(1 + (caller + round) % 5);
                 let call = async { client.clone().get_inventory(inventory()).await };
-                // One whose answer is faster after all must be a good one.
+                // A call that is answered before the timeout must succeed.
                 if let Ok(answer) = tokio::time::timeout(patience, call).await {
                     answer.unwrap();
                 }
@@ -54,11 +54,10 @@ async fn callers_that_hang_up_do_not_end_the_calls_of_others_on_the_connection()
     assert!(patient.await.unwrap() > 0);
 }
 
-/// Calls that are given up in the same moment, as fast as the collector takes them: the attack that is known as rapid
-/// reset. It costs what as many calls cost, no more of them are carried out at once than there may be, others are
-/// served meanwhile, and memory does not grow.
+/// The attack known as "rapid reset": calls that are reset as soon as they are opened, as fast as the collector reads
+/// them. The number of concurrent calls stays within its limit, other callers are served, and memory does not grow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_reset_at_once_take_up_no_more_than_others() {
+async fn rapid_resets_do_not_exceed_limits_or_block_others() {
     const RESETS: usize = 100_000;
     const AT_ONCE: usize = 500;
     let redis = Redis::alone();
@@ -80,7 +79,7 @@ async fn calls_that_are_reset_at_once_take_up_no_more_than_others() {
                     peer.data(stream, &message, false);
                     peer.reset(stream);
                 }
-                // A collector that ends the connection protects itself as well.
+                // Closing the connection is also a valid defense of the collector.
                 if peer.flush().await.is_err() {
                     return;
                 }

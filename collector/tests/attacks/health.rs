@@ -1,4 +1,4 @@
-//! What is answered without a token: health, on both ports; and reflection.
+//! Services that need no token: health, on both ports; and errors of health and reflection.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_messages_to_health_are_not_read_on_either_port() {
+async fn health_does_not_read_large_messages_on_either_port() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     let before = collector.process.peak_memory();
@@ -40,14 +40,14 @@ async fn large_messages_to_health_are_not_read_on_either_port() {
 }
 
 #[tokio::test]
-async fn one_connection_has_few_calls_of_health_at_once_and_others_have_theirs() {
+async fn concurrent_health_calls_are_limited_per_connection() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     for address in [collector.address, collector.probes] {
         let mut health = HealthClient::new(connect(address).await);
         let mut watched = Vec::new();
         let refused = loop {
-            assert!(watched.len() < 100, "without a bound");
+            assert!(watched.len() < 100, "no limit on health calls");
             match health.watch(HealthCheckRequest::default()).await {
                 Ok(watch) => watched.push(watch.into_inner()),
                 Err(status) => break status,
@@ -68,7 +68,7 @@ async fn one_connection_has_few_calls_of_health_at_once_and_others_have_theirs()
 }
 
 #[tokio::test]
-async fn a_request_to_health_that_never_ends_is_given_up() {
+async fn endless_request_to_health_times_out() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     for address in [collector.address, collector.probes] {
@@ -79,12 +79,12 @@ async fn a_request_to_health_that_never_ends_is_given_up() {
         }
         peer.flush().await.unwrap();
         let bound = Duration::from_secs(120);
-        tokio::time::timeout(bound, peer.answers(2)).await.expect("it waits for ever");
+        tokio::time::timeout(bound, peer.answers(2)).await.expect("the request never times out");
     }
 }
 
 #[tokio::test]
-async fn an_error_of_health_or_reflection_is_one_frame_as_clients_expect_it() {
+async fn error_of_health_or_reflection_is_one_headers_frame() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     let unknown = framed(&HealthCheckRequest { service: "none".into() });

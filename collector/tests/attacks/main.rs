@@ -1,4 +1,4 @@
-//! Attacks on a collector in small form: what once stopped it, filled its memory or kept others waiting.
+//! Small-scale attacks on a collector. Each one once stopped it, exhausted its memory, or blocked other callers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod connections;

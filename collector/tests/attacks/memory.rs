@@ -1,5 +1,5 @@
-//! Memory follows the bytes that calls bring, not their number: no crowd of large calls takes up more than the manifests
-//! give a collector.
+//! The memory limit counts the bytes of calls and not their number: even many large concurrent calls use no more memory
+//! than the Kubernetes manifests give a collector.
 
 use prost::Message as _;
 use prost::bytes::Bytes;
@@ -13,19 +13,19 @@ use tonic_types::StatusExt as _;
 use crate::process::CollectorProcess;
 use crate::support::*;
 
-/// Well below the 512 MiB of the manifests.
+/// The maximum peak memory, well below the 512 MiB of the manifests.
 const MOST: u64 = 320 << 20;
 
 const COLLECT: &str = "/formid.v1.CollectorService/Collect";
 
-/// Credentials whose texts are so long that a few hundred fill the largest message.
+/// A message of nearly maximum size: a few hundred credentials with long texts.
 fn large_message() -> Vec<u8> {
     let credentials = (0..380).map(|n| form("oUser", &format!("{n:010000}"))).collect();
     request(credentials).encode_to_vec()
 }
 
-/// Makes the same call many times at once over some connections. Each must be answered as `is_right` says, or be told that
-/// there is no room; answers how many were not.
+/// Makes the same call many times concurrently over ten connections. Each result must be OVERLOADED or satisfy
+/// `is_right`. Returns how many were not OVERLOADED.
 async fn at_once(
     collector: &CollectorProcess,
     calls: usize,
@@ -56,7 +56,7 @@ async fn at_once(
     answered
 }
 
-/// What the flood left behind must not keep the collector from serving.
+/// Asserts that the collector still serves after the attack, and that its peak memory stayed below the maximum.
 async fn assert_well(collector: &CollectorProcess) {
     let mut client = Client::new(connect(collector.address).await);
     collect(&mut client, vec![form("oWell", "f")]).await.unwrap();
@@ -65,7 +65,7 @@ async fn assert_well(collector: &CollectorProcess) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_calls_take_up_no_more_than_their_budget() {
+async fn large_calls_stay_within_the_memory_budget() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     let unknown = CollectRequest { app_id: "wxffffffffffffffff".into(), ..Default::default() };
@@ -87,7 +87,7 @@ async fn lists_are_counted_before_they_are_decoded() {
         ended.as_ref().is_err_and(|status| reason(status) == "MESSAGE_TOO_LARGE")
     });
     assert!(answered.await > 0);
-    // As many as are still decoded, to be told that they are too many.
+    // So few that they are still decoded, and then refused as too many.
     let content = [0x12, 0].repeat(200_000);
     let answered = at_once(&collector, 40, content, |ended| {
         ended.as_ref().is_err_and(|status| reason(status) == "INVALID_FIELDS")
@@ -97,14 +97,14 @@ async fn lists_are_counted_before_they_are_decoded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_never_end_take_up_no_more_than_the_budget() {
+async fn endless_messages_stay_within_the_memory_budget() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
     let whole = prefixed(&large_message());
     let mut peers = Vec::new();
     for path in [COLLECT, "/formid.v1.CollectorService/CollectStream"] {
         for _ in 0..300 {
-            // As much as fits the window of a stream, and not more of a connection's.
+            // As much as fits into the flow control windows of a stream and of a connection.
             let mut peer = Peer::connect(collector.address, 65_535).await;
             let stream = peer.open(path, &[]);
             whole[..60_000].chunks(10_000).for_each(|piece| peer.data(stream, piece, false));
@@ -113,7 +113,7 @@ async fn messages_that_never_end_take_up_no_more_than_the_budget() {
         }
     }
     let mut client = Client::new(connect(collector.address).await);
-    // The memory of calls is given back when their time is over, and that of those who hang up at once.
+    // The memory of a call is freed at its timeout, or at once when its caller disconnects.
     let status = collect(&mut client, vec![form("oUser", "f")]).await.unwrap_err();
     assert_eq!(reason(&status), "OVERLOADED");
     drop(peers);
@@ -123,9 +123,9 @@ async fn messages_that_never_end_take_up_no_more_than_the_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_wait_for_memory_and_are_served_in_their_turn() {
+async fn streams_wait_for_memory_and_are_served_in_turn() {
     let redis = Redis::alone();
-    // Room for two such messages at once.
+    // Enough for two such messages at a time.
     let flags = ["--max-bytes-in-flight", "17000000"];
     let collector = CollectorProcess::start(&redis.url(), &flags).await;
     let channel = connect(collector.address).await;
@@ -151,10 +151,10 @@ async fn streams_wait_for_memory_and_are_served_in_their_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_not_read_count_as_well() {
+async fn unread_responses_count_against_the_memory_budget() {
     let redis = Redis::alone();
     let collector = CollectorProcess::start(&redis.url(), &[]).await;
-    // A refusal of each takes up many times as much as what it answers.
+    // The refusals in the response need many times the memory of the request.
     let message = framed(&request(vec![Default::default(); 1000]));
     let mut peers = Vec::new();
     for _ in 0..8 {

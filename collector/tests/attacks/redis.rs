@@ -1,4 +1,4 @@
-//! A Redis in which a key holds something else than it should.
+//! A Redis with a key of the wrong type.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ fn users(openid: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_of_the_wrong_type_is_an_error_that_is_logged_once_and_hurts_no_other_bucket() {
+async fn key_of_wrong_type_is_logged_once_and_affects_one_bucket() {
     let (redis, folder) = (Redis::alone(), tempfile::tempdir().unwrap());
     let (log, address) = (folder.path().join("log"), SocketAddr::from(([127, 0, 0, 1], free_port())));
     let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));
@@ -36,28 +36,31 @@ async fn a_key_of_the_wrong_type_is_an_error_that_is_logged_once_and_hurts_no_ot
     for n in 0..20 {
         let status = collect(&mut client, vec![form("oUser", &format!("f{n}"))]).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Internal, "INTERNAL"));
-        // To try again would do no good.
+        // Retrying would not help.
         assert!(status.get_error_details().retry_info().is_none() && pushback(&status).is_none());
         collect(&mut client, vec![form(&other, &format!("f{n}"))]).await.unwrap();
     }
     let status = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
-    // 20 of these calls, and several rounds of the sweep.
+    // The 20 calls above, and several attempts of the sweep.
     let failed = || {
         let stats = server.ask(&["INFO commandstats"]);
         let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();
         line.split("failed_calls=").nth(1).map_or(0, |count| count.trim().parse::<u32>().unwrap())
     };
-    eventually("the sweep came by again and again", SOON, async || failed() >= 24).await;
+    eventually("the sweep tried the bucket several times", SOON, async || failed() >= 24).await;
     let stock = BucketKeys::new(&app(), Bucket::of(&OpenId::parse(other.as_str()).unwrap(), 4)).stock();
-    eventually("the sweep went on", SOON, async || server.ask(&[&format!("EXISTS {stock}")]).starts_with(":1")).await;
+    eventually("the sweep continued with other buckets", SOON, async || {
+        server.ask(&[&format!("EXISTS {stock}")]).starts_with(":1")
+    })
+    .await;
 
     let text = std::fs::read_to_string(&log).unwrap();
     let lines = |part: &str| text.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
     let found = lines("holds the wrong type");
     assert!(found.len() == 1 && found[0].contains(&bad) && found[0].contains("string"), "{text}");
-    assert_eq!((lines("a bucket is not swept").len(), lines("ERROR").len()), (1, 1), "{text}");
-    assert!(lines("the sweep waits").is_empty() && lines("Redis failed").is_empty(), "{text}");
+    assert_eq!((lines("cannot sweep a bucket").len(), lines("ERROR").len()), (1, 1), "{text}");
+    assert!(lines("sweep interrupted").is_empty() && lines("Redis failed").is_empty(), "{text}");
 
     server.ask(&[&format!("DEL {bad}")]);
     collect(&mut client, vec![form("oUser", "f")]).await.unwrap();

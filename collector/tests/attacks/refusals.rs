@@ -1,4 +1,4 @@
-//! Calls that are answered before the collector has read all that they send, beside others on the same connection.
+//! Calls that are answered before the collector has read the whole request, while others use the same connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::support::*;
 const COLLECT: &str = "/formid.v1.CollectorService/Collect";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_find_no_room_leave_the_connection_to_the_others() {
+async fn overloaded_calls_do_not_break_the_connection() {
     let (redis, redis_url) = slow_redis().await;
     let collector = CollectorProcess::start(&redis_url, &["--max-requests", "20"]).await;
     let client = Client::new(connect(collector.address).await);
@@ -44,10 +44,10 @@ async fn calls_that_find_no_room_leave_the_connection_to_the_others() {
     assert_eq!(ledger.collected, served as u64, "a call that was refused was carried out");
 }
 
-/// Makes a call often on one connection, and sends the rest of each when it has been answered; then makes one that must
+/// Makes many calls on one connection, and sends the rest of each request after its answer. Then makes a call that must
 /// be served.
 async fn answered_early(collector: &Collector, path: &str, headers: &[(&str, &str)], first: &[u8], token: &str) {
-    /// More than HTTP/2 takes from a peer that sends on streams that are closed, and more at once than it remembers.
+    /// More than an HTTP/2 implementation tolerates on closed streams, and more at a time than it remembers.
     const CALLS: usize = 1500;
     const AT_ONCE: usize = 100;
     let mut peer = Peer::connect(collector.address(), 1 << 20).await;
@@ -59,7 +59,7 @@ async fn answered_early(collector: &Collector, path: &str, headers: &[(&str, &st
         peer.flush().await.unwrap();
         let answers = peer.answers(AT_ONCE).await;
         assert!(answers.iter().all(|frame| frame.kind != DATA), "{path} was served");
-        // What was on its way, in pieces as clients send them.
+        // The rest of each request, in pieces as clients send them.
         for stream in streams {
             peer.data(stream, &[0; 100], false);
             peer.data(stream, &[], true);
@@ -74,14 +74,14 @@ async fn answered_early(collector: &Collector, path: &str, headers: &[(&str, &st
 }
 
 #[tokio::test]
-async fn no_early_answer_ends_the_connection() {
+async fn early_answers_do_not_close_the_connection() {
     let redis = Redis::start();
     let file = CallersFile::new(&[("all", "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['collect']")]);
     let given = file.flags();
     let flags = [&given[0], &given[1], "--max-message-bytes", "4096"];
     let (collector, _) = collector(&redis, &flags).await;
     let token = ("authorization", "Bearer all");
-    // A number where a text should be.
+    // A number instead of a string.
     let wrong = framed(&CollectStreamResponse { sequence: 7, ..CollectStreamResponse::default() });
     let too_large = [0, 0, 0, 0xff, 0xff, 1, 2, 3];
     let unknown = framed(&batch(1, Vec::new()));
@@ -104,7 +104,7 @@ async fn no_early_answer_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_call_without_room_is_answered_before_it_is_read_and_the_one_in_its_place_is_not_hurt() {
+async fn overloaded_call_is_answered_before_it_is_read() {
     let redis = Redis::start();
     let (collector, mut client) = collector(&redis, &["--max-requests", "1", "--redis-timeout", "300s"]).await;
     redis.everywhere("CLIENT PAUSE 300000 WRITE");
@@ -112,7 +112,7 @@ async fn a_call_without_room_is_answered_before_it_is_read_and_the_one_in_its_pl
         let mut client = client.clone();
         tokio::spawn(async move { collect(&mut client, vec![form("oPatient", "f")]).await })
     };
-    eventually("the one call takes up all room", SOON, async || {
+    eventually("the one call uses the whole limit", SOON, async || {
         client.get_inventory(shared::proto::GetInventoryRequest::default()).await.unwrap_err().code()
             == Code::ResourceExhausted
     })

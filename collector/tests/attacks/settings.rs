@@ -1,4 +1,4 @@
-//! Settings that would panic or overflow later.
+//! Settings that would cause a panic or an overflow later.
 
 use clap::{CommandFactory as _, Parser as _};
 use collector::settings::{Flags, Settings};
@@ -6,7 +6,7 @@ use collector::settings::{Flags, Settings};
 use crate::support::APP;
 
 #[test]
-fn no_duration_is_long_enough_to_overflow() {
+fn overlong_durations_are_refused() {
     let command = Flags::command();
     let flags = testing::duration_flags(&command);
     assert!(flags.len() > 8, "{flags:?}");

@@ -1,4 +1,4 @@
-//! Streams that one caller takes from the others, or keeps when it is no caller any more.
+//! A caller that opens too many streams, or keeps them after it was removed.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn guarded(redis: &Redis, flags: &[&str]) -> (Collector, Channel, CallersF
     (collector, channel, file)
 }
 
-/// As many streams as a caller can open, and what the next one is refused with.
+/// Opens as many streams as a caller can; also returns the status that the next one is refused with.
 async fn all_of(channel: &Channel, token: &str) -> (Vec<SilentStream>, Status) {
     let mut open = Vec::new();
     loop {
@@ -36,12 +36,12 @@ async fn all_of(channel: &Channel, token: &str) -> (Vec<SilentStream>, Status) {
 }
 
 #[tokio::test]
-async fn a_caller_leaves_streams_to_the_others() {
+async fn one_caller_cannot_use_up_all_streams() {
     let redis = Redis::start();
     let (_collector, channel, _file) = guarded(&redis, &["--max-streams", "8"]).await;
     let (of_a, refused) = all_of(&channel, "a").await;
     assert_eq!((of_a.len(), refused.code(), reason(&refused).as_str()), (4, Code::ResourceExhausted, "OVERLOADED"));
-    // Reflection is a stream too.
+    // A call of reflection counts as a stream too.
     assert_eq!(reason(&SilentStream::open(channel.clone(), REFLECTION, "a").await.unwrap_err()), "OVERLOADED");
     let (of_b, _) = all_of(&channel, "b").await;
     assert_eq!(of_b.len(), 2);
@@ -49,14 +49,14 @@ async fn a_caller_leaves_streams_to_the_others() {
     eventually("there is room again", SOON, async || all_of(&channel, "b").await.0.len() == 4).await;
 }
 
-/// How a stream ends on which nothing is said.
+/// The reason that an idle stream ends with.
 async fn end(stream: &mut SilentStream) -> String {
     let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
-    reason(&ended.expect("it goes on").unwrap_err())
+    reason(&ended.expect("the stream stays open").unwrap_err())
 }
 
 #[tokio::test]
-async fn the_idle_streams_of_a_caller_that_is_removed_end() {
+async fn idle_streams_of_a_removed_caller_end() {
     let redis = Redis::start();
     let (_collector, channel, file) = guarded(&redis, &[]).await;
     let open = async |path, token| SilentStream::open(channel.clone(), path, token).await.unwrap();
@@ -64,7 +64,7 @@ async fn the_idle_streams_of_a_caller_that_is_removed_end() {
     let mut other = open(COLLECT, "b").await;
     file.write(&[B]);
     assert_eq!([end(&mut collecting).await, end(&mut reflecting).await], ["UNAUTHENTICATED", "UNAUTHENTICATED"]);
-    // What is permitted no more ends too, and nothing else.
+    // When a permission is removed, the streams that need it end, and no others.
     let mut reflecting = open(REFLECTION, "b").await;
     file.write(&[(B.0, &B.1.replace("collect", "read"))]);
     assert_eq!(end(&mut other).await, "NOT_PERMITTED");

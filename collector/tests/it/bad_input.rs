@@ -1,4 +1,4 @@
-//! Everything a caller can get wrong is named.
+//! Invalid requests: the error names every invalid field.
 
 use prost_types::Timestamp;
 use shared::proto::{
@@ -12,7 +12,7 @@ use crate::support::*;
 const DAY: i64 = 24 * 3600;
 
 #[tokio::test]
-async fn each_bad_credential_is_refused_with_its_reason_and_the_good_ones_are_stored() {
+async fn bad_credentials_are_refused_and_good_ones_are_stored() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let obtained =
@@ -45,7 +45,7 @@ async fn each_bad_credential_is_refused_with_its_reason_and_the_good_ones_are_st
         (aged(form("oUser", "f"), 7 * DAY - 30), RefusalReason::TooOld),
         (obtained(0, 0), RefusalReason::TooOld),
     ];
-    // A good one stands before each bad one.
+    // A valid credential before each invalid one.
     let credentials = bad.iter().zip(0..).flat_map(|((bad, _), n)| [form("oGood", &format!("g{n}")), bad.clone()]);
     let results = client.collect(request(credentials.collect())).await.unwrap().into_inner().results;
     assert_eq!(results.len(), 2 * bad.len());
@@ -60,7 +60,7 @@ async fn each_bad_credential_is_refused_with_its_reason_and_the_good_ones_are_st
 }
 
 #[tokio::test]
-async fn the_longest_openid_and_id_are_stored_as_they_are() {
+async fn longest_openid_and_id_are_stored_unchanged() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let (openid, id) = ("o".repeat(64), "!~".repeat(64));
@@ -69,7 +69,7 @@ async fn the_longest_openid_and_id_are_stored_as_they_are() {
 }
 
 #[tokio::test]
-async fn an_unknown_app_is_not_found_unless_more_is_wrong() {
+async fn unknown_app_is_not_found_unless_other_fields_are_bad() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let app_id = || "wxother".to_owned();
@@ -90,7 +90,7 @@ async fn an_unknown_app_is_not_found_unless_more_is_wrong() {
 }
 
 #[tokio::test]
-async fn every_bad_field_is_named_at_once() {
+async fn all_bad_fields_are_reported_together() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let long = "x".repeat(65);
@@ -115,7 +115,7 @@ async fn every_bad_field_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_call_has_1_to_1000_credentials() {
+async fn call_takes_1_to_1000_credentials() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--records-per-user", "2000"]).await;
     let of = |count: usize| (0..count).map(|n| form("oUser", &format!("f{n}"))).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! What is collected is held, once.
+//! Collecting: each credential is stored once.
 
 use shared::proto::{CollectStatus, CredentialKind, EraseUserRequest, GetInventoryRequest};
 use testing::Redis;
@@ -8,7 +8,7 @@ use crate::support::*;
 const WEEK: i64 = 7 * 24 * 3600;
 
 #[tokio::test]
-async fn a_credential_collected_again_is_a_duplicate() {
+async fn credential_collected_again_is_a_duplicate() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     use CollectStatus::{Duplicate, Stored};
@@ -20,7 +20,7 @@ async fn a_credential_collected_again_is_a_duplicate() {
 }
 
 #[tokio::test]
-async fn the_second_of_two_is_the_duplicate_also_where_they_go_in_different_scripts() {
+async fn second_occurrence_is_the_duplicate_across_scripts() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--records-per-user", "1000"]).await;
     let once: Vec<_> = (0..500).map(|n| form("oUser", &format!("f{n}"))).collect();
@@ -31,7 +31,7 @@ async fn the_second_of_two_is_the_duplicate_also_where_they_go_in_different_scri
 }
 
 #[tokio::test]
-async fn the_inventory_counts_both_kinds_and_shows_no_credential() {
+async fn inventory_counts_both_kinds_and_shows_no_credential() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--prepay-uses", "5"]).await;
     let now = testing::now();
@@ -53,7 +53,7 @@ async fn the_inventory_counts_both_kinds_and_shows_no_credential() {
 }
 
 #[tokio::test]
-async fn an_erased_user_is_gone_and_others_stay() {
+async fn erase_deletes_one_user_and_keeps_others() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     collect(&mut client, vec![form("oUser", "f1"), prepay("oUser", "wx1"), form("oOther", "f1")]).await.unwrap();
@@ -67,7 +67,7 @@ async fn an_erased_user_is_gone_and_others_stay() {
     assert_eq!((ledger.collected, ledger.erased, ledger.available()), (5, 4, 1));
 }
 
-/// 8 tasks, each on a connection of its own, collect 500 form ids for one user, 25 a call.
+/// 8 tasks with a connection each collect 500 form ids for one user, 25 in each call.
 async fn eight_tasks_collect_for_one_user(collector: &Collector) {
     let mut tasks = Vec::new();
     for task in 0..8 {
@@ -85,7 +85,7 @@ async fn eight_tasks_collect_for_one_user(collector: &Collector) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_collected_at_the_same_time_is_accounted_for() {
+async fn concurrent_collecting_keeps_the_ledger_balanced() {
     let redis = Redis::start();
     let (collector, _client) = collector(&redis, &[]).await;
     eight_tasks_collect_for_one_user(&collector).await;
@@ -96,7 +96,7 @@ async fn whatever_is_collected_at_the_same_time_is_accounted_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_collected_at_the_same_time_is_kept_where_the_cap_allows() {
+async fn concurrent_collecting_keeps_everything_below_the_cap() {
     let redis = Redis::start();
     let (collector, _client) = collector(&redis, &["--records-per-user", "5000"]).await;
     eight_tasks_collect_for_one_user(&collector).await;

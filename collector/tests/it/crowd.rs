@@ -1,4 +1,4 @@
-//! Callers that collect all the time, also while Redis is away, and remember what was acknowledged and when.
+//! Callers that collect continuously, even while Redis is unavailable, and record what was acknowledged and when.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use tokio::task::JoinSet;
 use crate::outages::assert_redis_unavailable;
 use crate::support::*;
 
-/// How many there are.
+/// Number of callers.
 const CALLERS: usize = 8;
 
-/// The callers at work.
+/// The running callers.
 pub struct Crowd {
     watch: Arc<Watch>,
     callers: JoinSet<Vec<Acknowledged>>,
 }
 
-/// What can be seen of them meanwhile.
+/// Counters that the callers and the test share.
 #[derive(Default)]
 struct Watch {
     done: AtomicBool,
@@ -29,14 +29,14 @@ struct Watch {
     failed: AtomicUsize,
 }
 
-/// A call that was answered: when it was made and answered, and its openids and form ids.
+/// A successful call: the times of its start and its answer, and its openids and form ids.
 struct Acknowledged {
     time: Range<Instant>,
     ids: Vec<(String, String)>,
 }
 
 impl Crowd {
-    /// Begins.
+    /// Starts the callers.
     pub async fn start(collector: &Collector) -> Self {
         let (watch, mut callers) = (Arc::<Watch>::default(), JoinSet::new());
         for caller in 0..CALLERS {
@@ -45,18 +45,18 @@ impl Crowd {
         Self { watch, callers }
     }
 
-    /// Waits until so many more calls have succeeded.
+    /// Waits until this many more calls have succeeded.
     pub async fn stores(&self, calls: usize, bound: Duration) {
         let before = self.watch.stored.load(Ordering::Relaxed);
         eventually("calls succeed", bound, async || self.watch.stored.load(Ordering::Relaxed) > before + calls).await;
     }
 
-    /// Waits until as many calls have failed as there are callers, since the beginning.
+    /// Waits until more calls have failed since the start than there are callers.
     pub async fn fails(&self) {
         eventually("calls fail", SOON, async || self.watch.failed.load(Ordering::Relaxed) > CALLERS).await;
     }
 
-    /// Ends; answers when the calls were made and answered whose credentials are not stored.
+    /// Stops the callers. Returns the times of each acknowledged credential that is not stored.
     pub async fn missing(self, store: &Store) -> Vec<Range<Instant>> {
         self.watch.done.store(true, Ordering::Relaxed);
         let mut missing = Vec::new();

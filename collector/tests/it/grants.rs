@@ -1,4 +1,4 @@
-//! Grants of subscription messages: collected, told of, and reported by WeChat's events.
+//! Grants of subscription messages: collecting them, counting them, and WeChat's events about them.
 
 use shared::proto::credential::Right;
 use shared::proto::{
@@ -40,7 +40,7 @@ fn actions(response: &ReportEventsResponse) -> Vec<(EventAction, u32)> {
 }
 
 #[tokio::test]
-async fn grants_stand_beside_form_ids_and_add_up_by_template() {
+async fn grants_add_up_by_template() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let credentials = vec![
@@ -79,7 +79,7 @@ async fn grants_stand_beside_form_ids_and_add_up_by_template() {
 }
 
 #[tokio::test]
-async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
+async fn grant_with_key_counts_once_without_key_each_time() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     for number in 0..3 {
@@ -90,7 +90,7 @@ async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
     }
     let messages: Vec<_> = inventory(&mut client, "oUser").await.kinds.iter().map(|kind| kind.messages).collect();
     assert_eq!(messages, [3, 2]);
-    // By stream too.
+    // The same in a stream.
     let batches = tokio_stream::iter([batch(7, vec![keyed("oUser", "t", 2, "k1"), keyed("oUser", "t", 1, "k2")])]);
     let mut answers = client.collect_stream(batches).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap();
@@ -98,7 +98,7 @@ async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
 }
 
 #[tokio::test]
-async fn a_bad_grant_is_refused_with_its_reason_and_spoils_no_other() {
+async fn bad_grants_are_refused_and_others_are_stored() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let credentials = vec![
@@ -118,7 +118,7 @@ async fn a_bad_grant_is_refused_with_its_reason_and_spoils_no_other() {
 }
 
 #[tokio::test]
-async fn an_event_is_acted_on_once_item_by_item() {
+async fn each_item_of_an_event_is_processed_once() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     use EventAction::{Duplicate, Granted, Refused, Voided};
@@ -135,14 +135,14 @@ async fn an_event_is_acted_on_once_item_by_item() {
     assert_eq!(inventory(&mut client, "oUser").await.messages, 3);
     let voided = report(&mut client, &popup(12, &[("t1", "reject")])).await.unwrap();
     assert_eq!(actions(&voided), [(Voided, 2)]);
-    // The same answer of the user, told late, takes nothing from what came after it.
+    // The same rejection, reported again later, does not revoke grants that came after it.
     report(&mut client, &popup(13, &[("t1", "accept")])).await.unwrap();
     assert_eq!(actions(&report(&mut client, &popup(12, &[("t1", "reject")])).await.unwrap()), [(Duplicate, 0)]);
     assert_eq!(inventory(&mut client, "oUser").await.messages, 2);
 }
 
 #[tokio::test]
-async fn what_became_of_a_message_is_recorded_once() {
+async fn delivery_failure_of_a_message_is_recorded_once() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let created = testing::now();
@@ -163,7 +163,7 @@ async fn what_became_of_a_message_is_recorded_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_about_subscriptions_is_passed_over() {
+async fn unrelated_events_are_ignored() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let body = r#"{"FromUserName":"oUser","CreateTime":1,"MsgType":"event","Event":"user_enter_tempsession"}"#;
@@ -172,7 +172,7 @@ async fn what_is_not_about_subscriptions_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_none_is_refused_by_the_name_of_what_is_wrong() {
+async fn invalid_body_is_refused_with_the_bad_field() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     for (body, field) in [
@@ -189,7 +189,7 @@ async fn a_body_that_is_none_is_refused_by_the_name_of_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn an_event_must_be_signed_where_the_apps_token_is_known() {
+async fn event_must_be_signed_if_the_app_has_a_token() {
     let redis = Redis::start();
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens.toml");

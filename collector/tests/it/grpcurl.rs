@@ -1,4 +1,4 @@
-//! Manual calls with grpcurl and buf curl, with no proto file, as people make them.
+//! Manual calls with grpcurl and buf curl, without proto files.
 
 use std::net::SocketAddr;
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ use crate::support::{APP, SOON, is_serving};
 
 const SERVICE: &str = "formid.v1.CollectorService";
 
-/// The program, and where it listens.
+/// The collector program and its address.
 struct Collector {
     _process: Process,
     address: String,
@@ -25,14 +25,14 @@ impl Collector {
         Self { _process: process, address: address.to_string() }
     }
 
-    /// Calls a method with the fields that stand behind the app id.
+    /// Calls a method with these fields after the app id.
     async fn call(&self, method: &str, fields: &str) -> Output {
         let body = format!(r#"{{"app_id": "{APP}", {fields}}}"#);
         grpcurl(&["-d", &body, &self.address, &format!("{SERVICE}/{method}")]).await
     }
 }
 
-/// Asserts that a text has these parts, in this order.
+/// Asserts that a text contains these parts in this order.
 fn assert_parts(text: &str, parts: &[&str]) {
     let mut rest = text;
     for part in parts {
@@ -42,12 +42,12 @@ fn assert_parts(text: &str, parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_person_lists_describes_and_collects() {
+async fn grpcurl_lists_describes_and_collects() {
     let redis = Redis::start();
     let collector = Collector::start(&redis).await;
     let list = printed(grpcurl(&[&collector.address, "list"]).await);
     assert_parts(&list, &[SERVICE, "grpc.health.v1.Health"]);
-    assert!(!list.contains("DispatcherService"), "what another program serves is listed: {list}");
+    assert!(!list.contains("DispatcherService"), "a service of another program is listed: {list}");
     let service = printed(grpcurl(&[&collector.address, "describe", SERVICE]).await);
     for method in ["Collect", "CollectStream", "GetInventory", "GetStock", "EraseUser"] {
         assert!(service.contains(&format!("rpc {method} (")), "{method} in {service}");
@@ -109,7 +109,7 @@ async fn a_person_lists_describes_and_collects() {
 }
 
 #[tokio::test]
-async fn a_person_streams_batches_from_the_command_line() {
+async fn grpcurl_streams_batches() {
     let redis = Redis::start();
     let collector = Collector::start(&redis).await;
     let batches = format!(
@@ -124,7 +124,7 @@ async fn a_person_streams_batches_from_the_command_line() {
 }
 
 #[tokio::test]
-async fn a_person_can_read_why_a_call_failed() {
+async fn grpcurl_shows_readable_errors() {
     let redis = Redis::start();
     let collector = Collector::start(&redis).await;
     let fails = async |arguments: &[&str]| {
@@ -135,19 +135,19 @@ async fn a_person_can_read_why_a_call_failed() {
     let collect = format!("{SERVICE}/Collect");
     let stranger = r#"{"app_id": "wxfeedfeedfeedfeed", "credentials": [{"openid": "oUser", "form_id": "f1"}]}"#;
     let stranger = fails(&["-d", stranger, &collector.address, &collect]).await;
-    assert_parts(&stranger, &["NotFound", "app_id is not an app this service is set up for"]);
+    assert_parts(&stranger, &["NotFound", "app_id is not an app that this service is configured for"]);
 
     let credentials = vec![r#"{"openid": "oUser", "form_id": "f1"}"#; 1001].join(",");
     let many = format!(r#"{{"app_id": "{APP}", "credentials": [{credentials}]}}"#);
     let many = fails(&["-d", &many, &collector.address, &collect]).await;
-    assert_parts(&many, &["InvalidArgument", "credentials must be at most 1000, and are 1001"]);
+    assert_parts(&many, &["InvalidArgument", "credentials must be at most 1000, but are 1001"]);
 
     let nothing = fails(&[&collector.address, &collect]).await;
     assert_parts(&nothing, &["InvalidArgument", "credentials must not be empty", "app_id must not be empty"]);
 }
 
 #[tokio::test]
-async fn buf_curl_collects_too() {
+async fn buf_curl_collects() {
     let redis = Redis::start();
     let collector = Collector::start(&redis).await;
     let body = format!(

@@ -1,4 +1,4 @@
-//! The collector as a whole: its RPCs over real connections, against a real redis-server.
+//! Integration tests of the collector: its RPCs over real connections, with a real redis-server.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What Prometheus reads of a collector.
+//! The Prometheus metrics of a collector.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::support::*;
 
-/// A collector, a client of it, and where its metrics are.
+/// A collector, a client of it, and the address of its metrics.
 async fn measured(redis: &Redis, extra: &[&str]) -> (Collector, Client, SocketAddr) {
     let (collector, client) = collector(redis, extra).await;
     let metrics = collector.metrics;
@@ -23,7 +23,7 @@ fn grant(openid: &str, count: u32, key: &str) -> Credential {
 }
 
 #[tokio::test]
-async fn what_comes_in_is_counted_by_what_its_callers_are_told() {
+async fn counters_match_the_answers_to_callers() {
     let redis = Redis::start();
     let (_collector, mut client, metrics) = measured(&redis, &[]).await;
     let forms = (0..50).map(|n| form(&format!("o{n}"), &format!("f{n}")));
@@ -49,7 +49,7 @@ async fn what_comes_in_is_counted_by_what_its_callers_are_told() {
     assert_eq!(duplicate, expected(&[("form_id", 3), ("prepay_id", 1), ("grant", 2)]));
     let refused = scrape.by("formid_credentials_refused_total", "reason");
     assert_eq!(refused, expected(&[("mock_form_id", 2), ("bad_openid", 1)]));
-    // In messages, as the ledger has it: a prepay id is good for three, and the first grant is, too.
+    // The ledger counts messages: the prepay id permits three, and the first grant three too.
     let ledger = redis.store().await.ledger(&app()).await.unwrap();
     assert_eq!(ledger.collected, 51 + 3 + 3 + 1);
 
@@ -61,7 +61,7 @@ async fn what_comes_in_is_counted_by_what_its_callers_are_told() {
 }
 
 #[tokio::test]
-async fn the_gauges_are_what_get_stock_answers() {
+async fn gauges_match_get_stock() {
     let redis = Redis::start();
     for small in ["20000", "0"] {
         let (_collector, mut client, metrics) =
@@ -89,7 +89,7 @@ async fn the_gauges_are_what_get_stock_answers() {
 }
 
 #[tokio::test]
-async fn the_page_is_all_there_is_and_it_goes_with_the_service() {
+async fn metrics_page_has_all_families_and_stops_with_the_service() {
     let redis = Redis::start();
     let (collector, _client, metrics) = measured(&redis, &[]).await;
     let scrape = Scrape::of(metrics).await;
@@ -125,16 +125,16 @@ async fn the_page_is_all_there_is_and_it_goes_with_the_service() {
     }
     assert!(http(metrics, "POST", "/metrics").await.unwrap().0.starts_with("http/1.1 405 "));
     collector.stop().await.unwrap().unwrap();
-    eventually("nobody answers", SOON, async || http(metrics, "GET", "/metrics").await.is_err()).await;
+    eventually("the metrics port is closed", SOON, async || http(metrics, "GET", "/metrics").await.is_err()).await;
 }
 
 #[tokio::test]
-async fn what_no_app_of_the_settings_is_gets_no_label() {
+async fn unknown_apps_get_no_label() {
     let redis = Redis::start();
     let (_collector, mut client, metrics) = measured(&redis, &[]).await;
     collect(&mut client, vec![form("oUser", "f1")]).await.unwrap();
     let families = |scrape: &Scrape| {
-        // These appear once something was counted, or a command was used, whoever calls.
+        // These appear once something was counted or a command was used, independent of calls.
         let later = ["formid_ledger", "formid_stock", "formid_reachable", "formid_redis_seconds"];
         let series = scrape.series().into_iter();
         series.filter(|(name, _)| !later.iter().any(|start| name.starts_with(start))).collect::<Vec<_>>()

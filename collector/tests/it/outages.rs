@@ -1,4 +1,4 @@
-//! Redis away, and back.
+//! Outages of Redis.
 
 use shared::proto::credential::Right;
 use shared::proto::{CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, Grant};
@@ -14,7 +14,7 @@ pub fn assert_redis_unavailable(status: &Status) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_started_before_its_redis_waits_for_it() {
+async fn collector_started_before_redis_waits_for_it() {
     let mut redis = Redis::start();
     redis.kill();
     let collector = Collector::start(&redis, &["--redis-timeout", "2s"]).await;
@@ -31,7 +31,7 @@ async fn a_collector_started_before_its_redis_waits_for_it() {
         assert_redis_unavailable(&status);
         assert_eq!(pushback(&status).as_deref(), Some("1000"));
     }
-    // What a repeat would count once more is not to be repeated by a library, which cannot tell.
+    // A client library must not repeat a call by itself if the repetition would count a grant again.
     for (grant_key, unlimited, told) in [("", false, "-1"), ("", true, "1000"), ("form-77", false, "1000")] {
         let grant = Grant { template_id: "t".into(), count: 1, unlimited, grant_key: grant_key.into() };
         let credential = Credential { openid: "oUser".into(), right: Some(Right::Grant(grant)), obtained_at: None };
@@ -46,7 +46,7 @@ async fn a_collector_started_before_its_redis_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_killed_and_comes_back_misses_nothing_that_was_acknowledged() {
+async fn acknowledged_credentials_survive_a_killed_redis() {
     let mut redis = Redis::durable();
     let (collector, _client) = collector(&redis, &["--redis-timeout", "1s"]).await;
     let crowd = Crowd::start(&collector).await;
@@ -59,14 +59,14 @@ async fn a_redis_that_is_killed_and_comes_back_misses_nothing_that_was_acknowled
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_hangs_fails_all_that_waits_about_when_the_first_times_out() {
+async fn waiting_calls_fail_with_the_first_timeout_of_a_hung_redis() {
     let redis = Redis::start();
     let flags = ["--redis-timeout", "2s", "--records-per-user", "10000"];
     let (collector, mut client) = collector(&redis, &flags).await;
     let failures = async || Scrape::of(collector.metrics).await.value("formid_redis_errors_total", &[]);
     let before = failures().await;
     redis.everywhere("CLIENT PAUSE 600000 ALL");
-    // More than the scripts in flight can carry: one user's credentials go one script after the other.
+    // More than one script can store: the scripts for one user's credentials run one after the other.
     let mut calls = tokio::task::JoinSet::new();
     for call in 0..40 {
         let mut client = collector.client().await;
@@ -78,14 +78,14 @@ async fn a_redis_that_hangs_fails_all_that_waits_about_when_the_first_times_out(
     while let Some(status) = calls.join_next().await {
         assert_redis_unavailable(&status.unwrap());
     }
-    // One after the other they would be 32 scripts, each of which waits until it times out.
+    // Without failing together there would be 32 scripts one after the other, each waiting for its timeout.
     let failed = failures().await - before;
     assert!(failed < 16, "{failed} commands timed out");
     assert_redis_unavailable(&collect(&mut client, vec![form("oUser", "f")]).await.unwrap_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_connection_is_replaced() {
+async fn lost_connection_is_replaced() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     collect(&mut client, vec![form("oUser", "f0")]).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_lost_connection_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_forgot_the_scripts_gets_them_again() {
+async fn flushed_scripts_are_loaded_again() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     redis.everywhere("SCRIPT FLUSH");

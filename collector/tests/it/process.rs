@@ -1,4 +1,4 @@
-//! The program: its settings, its signals, its log.
+//! The collector program: its settings, signals and log.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ async fn start(redis: &Redis, command: &mut Command) -> (Process, SocketAddr) {
 }
 
 #[test]
-fn all_that_is_wrong_with_the_settings_is_listed_at_once() {
+fn all_errors_of_settings_are_reported_together() {
     let output = program()
         .args(["--listen", "nowhere", "--prepay-uses", "0", "--buckets", "many"])
         .env("FORMID_LEASE_MARGIN", "60")
@@ -43,7 +43,7 @@ fn all_that_is_wrong_with_the_settings_is_listed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_drains_and_ends_well_while_a_stream_is_open() {
+async fn sigterm_drains_and_exits_with_0_despite_an_open_stream() {
     let redis = Redis::start();
     let mut command = program();
     let (mut process, address) = start(&redis, command.args(["--drain-wait", "200ms", "--drain-timeout", "5s"])).await;
@@ -54,14 +54,14 @@ async fn sigterm_drains_and_ends_well_while_a_stream_is_open() {
     acknowledgements.message().await.unwrap().unwrap();
 
     process.signal("TERM");
-    eventually("it shows that it stops", SOON, async || !is_serving(address).await).await;
+    eventually("health shows NOT_SERVING", SOON, async || !is_serving(address).await).await;
     assert_eq!(acknowledgements.message().await.map_err(|status| reason(&status)), Err("SHUTTING_DOWN".to_owned()));
     assert_eq!(process.wait(Duration::from_secs(8)).await, Some(0));
     assert_eq!(stored(&large_store(&redis).await, "oUser").await, ["f0"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_exits_at_once() {
     let redis = Redis::start();
     let (mut process, address) = start(&redis, program().args(["--drain-wait", "1h"])).await;
     process.signal("TERM");
@@ -71,7 +71,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_user_and_no_credential_reaches_the_log() {
+async fn log_has_no_users_and_no_credentials() {
     let mut redis = Redis::start();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -91,7 +91,7 @@ async fn no_user_and_no_credential_reaches_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_may_forget_is_warned_of() {
+async fn redis_settings_that_may_lose_data_are_logged() {
     let redis = Redis::start_with(&["--save", "", "--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]);
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -103,12 +103,12 @@ async fn a_redis_that_may_forget_is_warned_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_redis_is_a_few_lines_however_many_calls_it_fails() {
+async fn outage_of_redis_is_logged_in_a_few_lines() {
     let mut redis = Redis::durable_alone();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let mut command = program();
-    // Swept all the time, so that the sweep fails too.
+    // A short sweep period, so that the sweep fails too.
     let flags = ["--log-format", "json", "--sweep-period", "1s", "--buckets", "16", "--drain-wait", "0s"];
     command.stderr(Stdio::from(File::create(&log).unwrap())).args(flags);
     let (mut process, address) = start(&redis, &mut command).await;
@@ -118,9 +118,9 @@ async fn an_outage_of_redis_is_a_few_lines_however_many_calls_it_fails() {
     for n in 0..300 {
         collect(&mut client.clone(), vec![form("oUser", &format!("f{n}"))]).await.unwrap_err();
     }
-    eventually("the sweep fails", SOON, async || said("the sweep waits for Redis") > 0).await;
+    eventually("the sweep fails", SOON, async || said("sweep interrupted: waiting for Redis") > 0).await;
     redis.resume();
-    eventually("all is well", SOON, async || said("the sweep goes on") > 0 && said("succeed again") > 0).await;
+    eventually("the outage is over", SOON, async || said("sweep resumed") > 0 && said("succeed again") > 0).await;
     collect(&mut client.clone(), vec![form("oUser", "f")]).await.unwrap();
     process.signal("TERM");
     assert_eq!(process.wait(SOON).await, Some(0));
@@ -133,7 +133,7 @@ async fn an_outage_of_redis_is_a_few_lines_however_many_calls_it_fails() {
 }
 
 #[test]
-fn a_refusal_to_start_is_json_where_the_log_is() {
+fn startup_errors_are_json_if_the_log_is() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let folder = tempfile::tempdir().unwrap();
@@ -164,7 +164,7 @@ fn a_refusal_to_start_is_json_where_the_log_is() {
     }
 }
 
-/// A store with as many buckets as the program has by itself.
+/// A store with the program's default number of buckets.
 async fn large_store(redis: &Redis) -> shared::store::Store {
     let config = shared::store::StoreConfig { buckets: 512, ..testing::store_config(redis.url()) };
     let store = shared::store::Store::new(&config).unwrap();

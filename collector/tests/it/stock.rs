@@ -1,4 +1,4 @@
-//! The sweep, and what GetStock makes of it.
+//! The sweep and GetStock.
 
 use jiff::Timestamp;
 use jiff::tz::Offset;
@@ -16,7 +16,7 @@ async fn stock(client: &mut Client) -> GetStockResponse {
     client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap().into_inner()
 }
 
-/// Stores a form id as if it had been collected long ago.
+/// Stores a form id that expires in this many seconds, as if it had been collected long ago.
 async fn store_expiring(store: &Store, openid: &str, seconds_left: i64) {
     let openid = OpenId::parse(openid).unwrap();
     let expiry = (testing::now() + seconds_left) as u32;
@@ -26,7 +26,7 @@ async fn store_expiring(store: &Store, openid: &str, seconds_left: i64) {
 }
 
 #[tokio::test]
-async fn the_stock_adds_up_with_the_ledger() {
+async fn stock_agrees_with_the_ledger() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let now = testing::now();
@@ -49,13 +49,13 @@ async fn the_stock_adds_up_with_the_ledger() {
     let expiry = Timestamp::from_second(now + 7 * DAY).unwrap();
     let expected = Offset::constant(8).to_datetime(expiry).date().to_string();
     for kind in [CredentialKind::FormId, CredentialKind::PrepayId] {
-        // Within the second in which a day ends, the newest may be a day later.
+        // At the very end of a day, the newest credentials may expire a day later.
         assert!(days.iter().rev().take(4).any(|day| *day == (expected.as_str(), kind)), "{expected} in {days:?}");
     }
 }
 
 #[tokio::test]
-async fn a_large_app_is_counted_by_the_sweep() {
+async fn large_app_is_counted_by_the_sweep() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--small-app-users", "0", "--sweep-period", "1s"]).await;
     let users = 40;
@@ -66,20 +66,23 @@ async fn a_large_app_is_counted_by_the_sweep() {
 }
 
 #[tokio::test]
-async fn the_sweep_drops_what_has_expired() {
+async fn sweep_deletes_expired_credentials() {
     let redis = Redis::start();
     let store = redis.store().await;
     let (_collector, mut client) = collector(&redis, &["--sweep-period", "1s"]).await;
     store_expiring(&store, "oOld", 2).await;
     collect(&mut client, vec![form("oNew", "f")]).await.unwrap();
-    eventually("the sweep comes by", SOON, async || store.ledger(&app()).await.unwrap().expired == 1).await;
+    eventually("the sweep deletes the expired credential", SOON, async || {
+        store.ledger(&app()).await.unwrap().expired == 1
+    })
+    .await;
     assert!(stored(&store, "oOld").await.is_empty());
     assert_eq!(stored(&store, "oNew").await, ["f"]);
     assert_eq!(stock(&mut client).await.ledger.unwrap().available, 1);
 }
 
 #[tokio::test]
-async fn what_can_no_longer_be_leased_is_not_available() {
+async fn credential_within_the_lease_margin_is_not_available() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     store_expiring(&redis.store().await, "oUser", 30).await;

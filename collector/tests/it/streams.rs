@@ -1,4 +1,4 @@
-//! CollectStream: acknowledged means stored.
+//! CollectStream: an acknowledged batch is stored.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ use tonic_types::StatusExt as _;
 
 use crate::support::*;
 
-/// Opens a stream; what is sent into the channel goes to the collector.
+/// Opens a stream; batches that are sent into the channel go to the collector.
 async fn open(client: &mut Client) -> (mpsc::Sender<CollectStreamRequest>, Streaming<CollectStreamResponse>) {
     let (sender, batches) = mpsc::channel(64);
     let acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
     (sender, acknowledgements)
 }
 
-/// Reads to the end: the acknowledged sequence numbers, and the status it ends with.
+/// Reads to the end; returns the acknowledged sequence numbers, and the status at the end.
 async fn read_all(mut stream: Streaming<CollectStreamResponse>) -> (BTreeSet<u64>, Result<(), Status>) {
     let mut sequences = BTreeSet::new();
     loop {
@@ -35,7 +35,7 @@ fn forms(sequence: u64, count: usize) -> CollectStreamRequest {
 }
 
 #[tokio::test]
-async fn a_caller_that_sends_no_more_gets_every_acknowledgement_and_then_the_end() {
+async fn half_closed_stream_gets_every_acknowledgement() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let (sender, acknowledgements) = open(&mut client).await;
@@ -51,7 +51,7 @@ async fn a_caller_that_sends_no_more_gets_every_acknowledgement_and_then_the_end
 }
 
 #[tokio::test]
-async fn an_acknowledgement_counts_and_names_the_refused() {
+async fn acknowledgement_has_counts_and_refusals() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let (sender, mut acknowledgements) = open(&mut client).await;
@@ -63,14 +63,14 @@ async fn an_acknowledgement_counts_and_names_the_refused() {
     let refusals: Vec<_> = refusals.iter().map(|refusal| (refusal.index, refusal.reason())).collect();
     assert_eq!(refusals, [(1, RefusalReason::BadOpenid), (3, RefusalReason::EmptyId)]);
 
-    // A batch of nothing but refused ones is acknowledged as well.
+    // A batch that has only refused credentials is acknowledged too.
     sender.send(batch(8, vec![form("", "f")])).await.unwrap();
     let acknowledged = acknowledgements.message().await.unwrap().unwrap();
     assert_eq!((acknowledged.sequence, acknowledged.stored, acknowledged.refusals.len()), (8, 0, 1));
 }
 
 #[tokio::test]
-async fn when_a_stream_breaks_what_was_acknowledged_is_stored() {
+async fn acknowledged_batches_are_stored_when_a_stream_breaks() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let (sender, mut acknowledgements) = open(&mut client).await;
@@ -91,7 +91,7 @@ async fn when_a_stream_breaks_what_was_acknowledged_is_stored() {
 }
 
 #[tokio::test]
-async fn a_bad_batch_ends_the_stream_after_the_acknowledgements_that_were_due() {
+async fn bad_batch_ends_the_stream_after_earlier_acknowledgements() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let unknown = CollectStreamRequest { app_id: "wxother".into(), ..forms(10, 1) };
@@ -117,7 +117,7 @@ async fn a_bad_batch_ends_the_stream_after_the_acknowledgements_that_were_due() 
 }
 
 #[tokio::test]
-async fn when_redis_fails_the_stream_ends_and_names_the_batch() {
+async fn stream_ends_with_the_failed_batch_when_redis_fails() {
     let mut redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--redis-timeout", "2s"]).await;
     let (sender, mut acknowledgements) = open(&mut client).await;
@@ -133,12 +133,12 @@ async fn when_redis_fails_the_stream_ends_and_names_the_batch() {
 }
 
 #[tokio::test]
-async fn a_caller_that_does_not_read_is_slowed_down_and_loses_nothing() {
+async fn caller_that_does_not_read_is_slowed_and_loses_nothing() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     let (sender, batches) = mpsc::channel(1);
     let acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
-    // Refusals make large acknowledgements; unread, they fill the window of the answer.
+    // Refusals make acknowledgements large. Unread, they fill the flow control window of the response.
     let refused = || (0..1000).map(|_| form("", "f")).collect::<Vec<_>>();
     let mut sent = 0;
     while sent < 1000 {
@@ -148,7 +148,7 @@ async fn a_caller_that_does_not_read_is_slowed_down_and_loses_nothing() {
         }
         sent += 1;
     }
-    assert!(sent < 1000, "nothing held the caller back");
+    assert!(sent < 1000, "the caller was not slowed down");
     drop(sender);
     let (sequences, end) = read_all(acknowledgements).await;
     end.unwrap();
@@ -156,7 +156,7 @@ async fn a_caller_that_does_not_read_is_slowed_down_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_open_streams_with_a_hint_to_go_elsewhere() {
+async fn shutdown_ends_open_streams_with_shutting_down() {
     let redis = Redis::start();
     let (collector, mut client) = collector(&redis, &[]).await;
     let (sender, mut acknowledgements) = open(&mut client).await;

@@ -1,4 +1,4 @@
-//! A collector in this process, and what the tests say to it.
+//! Runs a collector in the test process, with helpers for calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,29 +22,29 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-/// The app that the tests' collectors know.
+/// The app of the tests' collectors.
 pub const APP: &str = "wx0123456789abcdef";
 
-/// Longer than anything here should take.
+/// A timeout that is longer than any step of a test should take.
 pub const SOON: Duration = Duration::from_secs(15);
 
 pub type Client = CollectorServiceClient<Channel>;
 
-/// A collector served by this process.
+/// A collector in this process.
 pub struct Collector {
     address: SocketAddr,
-    /// Where its metrics are.
+    /// The address of its metrics.
     pub metrics: SocketAddr,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
 }
 
 impl Collector {
-    /// Starts one with 4 buckets, as [`Redis::store`] has, and further flags.
+    /// Starts a collector with 4 buckets, as [`Redis::store`] has, and with further flags.
     pub async fn start(redis: &Redis, flags: &[&str]) -> Self {
         let url = redis.url();
         let usual = ["collector", "--buckets", "4", "--redis-url", &url, "--drain-wait", "0s"];
-        // A busy machine takes its time, which is nothing that the tests are about.
+        // A long timeout, because the machine may be busy.
         let more = [["--apps", APP], ["--redis-timeout", "20s"]].into_iter().filter(|[flag, _]| !flags.contains(flag));
         let flags: Vec<_> = usual.into_iter().chain(more.flatten()).chain(flags.iter().copied()).collect();
         let settings = Settings::read(&Flags::parse_from(flags)).unwrap();
@@ -62,19 +62,19 @@ impl Collector {
         CollectorServiceClient::new(connect(self.address).await)
     }
 
-    /// Asks it to stop; the answer comes when it has.
+    /// Starts the shutdown; the returned task ends when the collector has stopped.
     pub fn stop(self) -> JoinHandle<std::io::Result<()>> {
         self.stop.send(()).unwrap();
         self.served
     }
 
-    /// Whether health says SERVING.
+    /// Whether the health check returns SERVING.
     pub async fn is_serving(&self) -> bool {
         is_serving(self.address).await
     }
 }
 
-/// A collector that is ready, and a client of it.
+/// Starts a collector, waits until it serves, and connects a client.
 pub async fn collector(redis: &Redis, flags: &[&str]) -> (Collector, Client) {
     let collector = Collector::start(redis, flags).await;
     testing::eventually("it serves", SOON, async || collector.is_serving().await).await;
@@ -86,7 +86,7 @@ pub async fn connect(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-/// Whether health says SERVING, for the whole and for the service alike.
+/// Whether the health check returns SERVING, both for the server and for the service.
 pub async fn is_serving(address: SocketAddr) -> bool {
     let Ok(channel) = Channel::from_shared(format!("http://{address}")).unwrap().connect().await else {
         return false;
@@ -113,7 +113,7 @@ pub fn prepay(openid: &str, id: &str) -> Credential {
     Credential { openid: openid.into(), right: Some(Right::PrepayId(id.into())), obtained_at: None }
 }
 
-/// The credential, obtained some seconds ago.
+/// The credential, obtained this many seconds ago.
 pub fn aged(credential: Credential, seconds: i64) -> Credential {
     let obtained_at = Some(Timestamp { seconds: testing::now() - seconds, nanos: 0 });
     Credential { obtained_at, ..credential }
@@ -127,13 +127,13 @@ pub fn batch(sequence: u64, credentials: Vec<Credential>) -> CollectStreamReques
     CollectStreamRequest { sequence, app_id: APP.into(), credentials }
 }
 
-/// Collects, and answers what became of each credential.
+/// Calls Collect; returns the status of each credential.
 pub async fn collect(client: &mut Client, credentials: Vec<Credential>) -> Result<Vec<CollectStatus>, Status> {
     let CollectResponse { results } = client.collect(request(credentials)).await?.into_inner();
     Ok(results.iter().map(|result| result.status()).collect())
 }
 
-/// What the store holds of a user, by id.
+/// The ids of the credentials that the store holds for a user.
 pub async fn stored(store: &Store, openid: &str) -> Vec<String> {
     let records = store.records(&app(), &OpenId::parse(openid).unwrap()).await.unwrap();
     records.into_iter().map(|Record { credential, .. }| credential.id.as_str().to_owned()).collect()
@@ -147,7 +147,7 @@ pub fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// The names of the bad fields that an error lists, sorted.
+/// The bad fields of an error, sorted.
 pub fn bad_fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let mut fields: Vec<_> =
@@ -156,12 +156,12 @@ pub fn bad_fields(status: &Status) -> Vec<String> {
     fields
 }
 
-/// When a library that repeats calls by itself is asked to do so, in milliseconds.
+/// The retry pushback for client libraries, in milliseconds.
 pub fn pushback(status: &Status) -> Option<String> {
     status.metadata().get(shared::status::PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
 }
 
-/// A pop-up that the user answered at a time, item by item: what WeChat pushes.
+/// WeChat's event for a popup that the user answered at `created`; each item is a template and its status.
 pub fn popup(created: i64, items: &[(&str, &str)]) -> String {
     let items: Vec<_> = items
         .iter()
@@ -176,7 +176,7 @@ pub fn popup(created: i64, items: &[(&str, &str)]) -> String {
     )
 }
 
-/// What WeChat signs the parameters of a push with.
+/// WeChat's signature of the parameters of a push.
 pub fn signature(token: &str, timestamp: &str, nonce: &str) -> String {
     let mut parts = [token, timestamp, nonce];
     parts.sort_unstable();

@@ -1,4 +1,4 @@
-//! Traces, as a collector of traces gets them from a collector that is a process of its own.
+//! Traces, as an OTLP endpoint receives them from a collector that runs as a separate process.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::support::*;
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collect_is_a_part_of_its_callers_trace_and_a_stream_is_one_span() {
+async fn collect_continues_the_callers_trace_and_a_stream_is_one_span() {
     let (redis, traces, port) = (Redis::start(), TraceCollector::start().await, free_port());
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));
@@ -52,7 +52,7 @@ async fn a_collect_is_a_part_of_its_callers_trace_and_a_stream_is_one_span() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_turned_away_at_the_door_leaves_no_trace() {
+async fn unauthorized_call_leaves_no_trace() {
     let (redis, traces, port) = (Redis::start(), TraceCollector::start().await, free_port());
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let callers = CallersFile::new(&[("ours", "token_sha256 = ['TOKEN(ours)']\napps = ['*']\npermissions = ['read']")]);
@@ -75,7 +75,7 @@ async fn a_call_that_is_turned_away_at_the_door_leaves_no_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_has_the_status_that_the_caller_gets_also_where_the_message_was_not_read() {
+async fn trace_has_the_callers_status_for_unread_messages_too() {
     let (redis, traces, port) = (Redis::start(), TraceCollector::start().await, free_port());
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));

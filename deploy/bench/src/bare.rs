@@ -1,4 +1,4 @@
-//! The ceiling of a send: a tonic handler that makes the HTTP call and nothing else.
+//! The ceiling of SendTemplate: a tonic handler that makes the HTTP call and nothing else.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use shared::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// The app all measurements use.
+/// The app of all measurements.
 pub const APP: &str = "wx0123456789abcdef";
 
-/// Its secret at the sandbox.
+/// The app's secret in the sandbox.
 pub const SECRET: &str = "sandbox-secret";
 
 struct Bare {
@@ -27,7 +27,7 @@ struct Bare {
 }
 
 impl Bare {
-    /// Sends with the form id that the benchmark put into `request_id`.
+    /// Sends with the form id, which the benchmark puts into `request_id`.
     async fn send(&self, request: SendTemplateRequest) -> Result<SendTemplateResponse, Status> {
         let delivery = match request.delivery() {
             proto::Delivery::Subscription => Delivery::Subscription,
@@ -53,7 +53,7 @@ impl Bare {
     }
 }
 
-/// The service as it is generated, with one call that is served.
+/// Implements the generated service. Only SendTemplate is served.
 macro_rules! serve_only_send_template {
     ($($call:ident($request:ident) -> $response:ident;)+) => {
         #[tonic::async_trait]
@@ -100,7 +100,7 @@ serve_only_send_template! {
 pub async fn serve(listen: SocketAddr, base_url: &str) {
     let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
     let mut problems = Problems::default();
-    let apps = Apps::parse(&apps, &mut problems).expect("the apps file is right");
+    let apps = Apps::parse(&apps, &mut problems).expect("the apps file is valid");
     let app = Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap());
     let client = Client::new(app).unwrap();
     let token = client.fetch_token(false).await.expect("a token").token;

@@ -1,5 +1,5 @@
-//! A broadcast to 200,000 users against as many bare posts, what it costs in memory and in Redis, and what it leaves of
-//! SendTemplate.
+//! A broadcast to 200,000 users, compared with as many bare HTTP posts: its rate, its memory, its longest Redis
+//! command, and its effect on the latency of SendTemplate.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use tonic::transport::Channel;
 use crate::setup::{self, APP, SECRET, dispatcher, fill, openid, packed, sandbox, submit};
 use crate::table::{Bar, Table, median};
 
-/// How many users get a message, and how many in the smaller broadcast that memory is compared with.
+/// Number of users of the broadcast, and of the smaller broadcast that its memory is compared with.
 const USERS: (usize, usize) = (200_000, 20_000);
-/// How many messages are in flight.
+/// Number of messages in flight.
 const IN_FLIGHT: usize = 64;
-/// How often a single message is sent beside the broadcast, and how many there are.
+/// Single messages sent beside the broadcast: their rate per second, and their number.
 const SENDS: (f64, usize) = (200.0, 2000);
-/// Commands of Redis that take longer are looked at, in microseconds.
+/// Redis commands that take longer are logged, in microseconds.
 const SLOW: u64 = 1000;
 
-/// Measures all of it, the pairs in turns.
+/// Measures all figures. The two measurements of a pair alternate.
 pub async fn measure(rounds: usize, table: &mut Table) {
     let (mut rates, mut memory, mut slowest) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -50,25 +50,26 @@ pub async fn measure(rounds: usize, table: &mut Table) {
         let with = beside(Some(pace as u32)).await;
         tails.push((with.as_micros() as f64, alone.as_micros() as f64));
     }
-    table.pairs("Broadcast to 200,000 / as many bare posts", "/s", &rates, Bar::AtLeast(0.6));
+    table.pairs("Broadcast to 200,000 / as many bare HTTP posts", "/s", &rates, Bar::AtLeast(0.6));
     table.pairs("SendTemplate p99 beside a broadcast at half pace / alone", "us", &tails, Bar::AtMost(3.0));
     table.figure("Peak memory from 20,000 to 200,000 users", "MB more", median(memory.into_iter()), Bar::AtMost(10.0));
     table.figure("Longest single command in Redis", "ms", median(slowest.into_iter()), Bar::AtMost(10.0));
 }
 
-/// What a broadcast gives.
+/// The figures of a broadcast.
 struct Figures {
     rate: f64,
     peak_mb: f64,
     slowest_ms: f64,
 }
 
-/// Bare posts of the same messages, from as many tasks as the broadcast has in flight; messages a second.
+/// Posts the same messages without formid, from as many tasks as the broadcast has messages in flight. Returns messages
+/// per second.
 async fn bare_posts() -> f64 {
     let (_sandbox, base_url) = sandbox().await;
     let ids = Arc::new(submit(&base_url, USERS.0).await);
     let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
-    let apps = Apps::parse(&apps, &mut Problems::default()).expect("the apps file is right");
+    let apps = Apps::parse(&apps, &mut Problems::default()).expect("the apps file is valid");
     let client = Client::new(Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap())).unwrap();
     let token: Arc<str> = client.fetch_token(false).await.expect("a token").token.into();
     let message = Arc::new(message());
@@ -93,7 +94,7 @@ async fn bare_posts() -> f64 {
     USERS.0 as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// A Redis and a sandbox with users, and a dispatcher on them.
+/// A Redis and a sandbox with users, and a dispatcher that uses them.
 struct Stage {
     dispatcher: Process,
     channels: Vec<Channel>,
@@ -102,7 +103,7 @@ struct Stage {
     _apps: tempfile::NamedTempFile,
 }
 
-/// With one form id for each user, and two more for the first few, who get single messages too.
+/// Each user has one form id. The first `singles` users, who also get single messages, have two more.
 async fn stage(users: usize, singles: usize) -> Stage {
     let (sandbox, base_url) = sandbox().await;
     let redis = setup::redis();
@@ -124,17 +125,18 @@ async fn broadcast(users: usize) -> Figures {
     let mut client = DispatcherServiceClient::new(stage.channels[0].clone());
     let started = start(&mut client, 0).await;
     let done = until_done(&mut client, &started.broadcast_id).await;
-    // By its own record: whoever watches sees the end up to a second later.
+    // The times are those of the broadcast's record, because a watcher sees the end up to a second later.
     let rate = users as f64 / (seconds(done.end_time) - seconds(done.create_time));
     assert_eq!(done.tally.unwrap().delivered, users as u64);
     let log: Vec<Vec<redis::Value>> = redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(&mut redis).await.unwrap();
-    // id, time, microseconds, command and its arguments
+    // An entry is: id, time, microseconds, command and arguments.
     let slowest =
         log.iter().map(|entry| redis::from_redis_value::<u64>(entry[2].clone()).unwrap()).max().unwrap_or(SLOW);
     Figures { rate, peak_mb: peak_mb(stage.dispatcher.id()), slowest_ms: slowest as f64 / 1000.0 }
 }
 
-/// Messages a second of a broadcast that is to keep a pace, but for those that may go at once: a fifth of a second's worth.
+/// Messages per second of a broadcast at a pace. The messages that may be sent at once, a fifth of a second's worth,
+/// are not counted.
 pub async fn paced(users: usize, pace: u32) -> f64 {
     let stage = stage(users, 0).await;
     let mut client = DispatcherServiceClient::new(stage.channels[0].clone());
@@ -143,7 +145,7 @@ pub async fn paced(users: usize, pace: u32) -> f64 {
     (users as f64 - f64::from(pace) / 5.0) / (seconds(done.end_time) - seconds(done.create_time))
 }
 
-/// The p99 of single messages sent at a steady rate, alone or beside a broadcast at a pace.
+/// The p99 latency of single messages sent at a steady rate, alone or beside a broadcast at a pace.
 async fn beside(pace: Option<u32>) -> Duration {
     let (a_second, singles) = SENDS;
     let crowd = pace.map_or(0, |pace| (f64::from(pace) * singles as f64 / a_second * 2.0) as usize);
@@ -161,7 +163,7 @@ async fn beside(pace: Option<u32>) -> Duration {
         sends.push(tokio::spawn(async move {
             let begun = Instant::now();
             let answer = client.send_template(single(user)).await;
-            // Only at first: the service waits for Redis for a moment after its start.
+            // Allowed only at first: the service waits for Redis for a moment after its start.
             assert!(answer.is_ok() || user < singles / 10, "{answer:?}");
             begun.elapsed()
         }));
@@ -172,7 +174,7 @@ async fn beside(pace: Option<u32>) -> Duration {
     }
     if let Some(broadcast_id) = started {
         let request = CancelBroadcastRequest { app_id: APP.into(), broadcast_id };
-        client.cancel_broadcast(request).await.expect("the broadcast is still going on");
+        client.cancel_broadcast(request).await.expect("the broadcast is still running");
     }
     let mut latencies = latencies.split_off(singles / 10);
     latencies.sort_unstable();
@@ -213,7 +215,8 @@ async fn until_done(client: &mut DispatcherServiceClient<Channel>, id: &str) -> 
     let request = WatchBroadcastRequest { app_id: APP.into(), broadcast_id: id.into(), interval: None };
     let mut updates = client.watch_broadcast(request).await.unwrap().into_inner();
     loop {
-        let info = updates.message().await.unwrap().expect("it ends with the broadcast").broadcast.unwrap();
+        let info =
+            updates.message().await.unwrap().expect("the stream ends only after the broadcast").broadcast.unwrap();
         match info.state() {
             BroadcastState::Done => return info,
             BroadcastState::Running => {}
@@ -241,7 +244,7 @@ async fn connect(redis: &Redis) -> redis::aio::MultiplexedConnection {
     redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-/// The most memory a process has had, as the kernel counts it.
+/// Peak memory of a process in MB, as the kernel counts it.
 fn peak_mb(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

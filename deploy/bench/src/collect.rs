@@ -1,4 +1,4 @@
-//! CollectStream, against bare ZADDs by redis-benchmark, and against the same script driven raw.
+//! CollectStream, compared with plain ZADDs by redis-benchmark and with the same script called directly.
 
 use std::collections::VecDeque;
 use std::process::Command;
@@ -19,16 +19,16 @@ use tonic::transport::Channel;
 use crate::setup::{APP, channels, form_id, openid, packed, program, start};
 use crate::table::{Bar, Table};
 
-/// Form ids go to random users out of so many.
+/// Number of users. Form ids belong to random users.
 const USERS: usize = 200_000;
-/// How many form ids each measurement stores.
+/// Number of form ids that a measurement stores.
 const FORM_IDS: usize = 1_000_000;
-/// How many streams, batches in flight on each, and form ids in a batch.
+/// Number of streams, of batches in flight on each, and of form ids in a batch.
 const STREAMS: usize = 8;
 const WINDOW: usize = 8;
 const BATCH: usize = 500;
 
-/// Measures all three in turns.
+/// Measures all three alternately.
 pub async fn measure(rounds: usize, table: &mut Table) {
     let (mut to_zadd, mut to_script) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -39,14 +39,14 @@ pub async fn measure(rounds: usize, table: &mut Table) {
         to_script.push((formid, script));
     }
     table.pairs("CollectStream / redis-benchmark -P 16 ZADD", "/s", &to_zadd, Bar::AtLeast(0.3));
-    table.pairs("CollectStream / the collect script driven raw", "/s", &to_script, Bar::AtLeast(0.7));
+    table.pairs("CollectStream / the collect script called directly", "/s", &to_script, Bar::AtLeast(0.7));
 }
 
 fn random_user() -> usize {
     rand::random_range(0..USERS)
 }
 
-/// Bare ZADDs to the sets of random users.
+/// Plain ZADDs to the sets of random users. Returns form ids per second.
 fn zadd() -> f64 {
     let redis = Redis::alone();
     let port = redis.url().rsplit(':').next().unwrap().to_owned();
@@ -54,13 +54,14 @@ fn zadd() -> f64 {
         .args(["-p", &port, "-P", "16", "-r", &USERS.to_string(), "-n", &FORM_IDS.to_string(), "--csv"])
         .args(["ZADD", "user:__rand_int__", "1", "f:__rand_int__"])
         .output()
-        .expect("redis-benchmark comes with redis-server");
+        .expect("redis-benchmark is installed with redis-server");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let figures = text.lines().last().unwrap_or_default();
     figures.split(',').nth(1).and_then(|rate| rate.trim_matches('"').parse().ok()).expect("a rate from redis-benchmark")
 }
 
-/// The collect script on prepared commands, as many form ids in flight and a script as the streams below make it.
+/// Calls the collect script with prepared commands. As many form ids are in flight, and in one script call, as with the
+/// streams below.
 async fn raw_script() -> f64 {
     let redis = Redis::alone();
     let app = AppId::parse(APP).unwrap();
@@ -96,7 +97,8 @@ async fn raw_script() -> f64 {
     let begun = Instant::now();
     let (mut reader, mut writer) = stream.into_split();
     let total = commands.len();
-    // As many scripts in flight as there are buckets; each new form id answers with an empty list, four bytes.
+    // As many script calls are in flight as there are buckets. The reply to a script whose form ids are all new is an
+    // empty list, four bytes.
     let window = std::sync::Arc::new(tokio::sync::Semaphore::new(512));
     let permits = std::sync::Arc::clone(&window);
     let sending = tokio::spawn(async move {
@@ -123,7 +125,7 @@ async fn raw_script() -> f64 {
     rate
 }
 
-/// The collector as a process, fed over streams.
+/// Measures the collector as a process, which gets its input over streams.
 async fn collect_stream() -> f64 {
     let redis = Redis::alone();
     let port = free_port();
@@ -160,7 +162,7 @@ async fn ready(channel: Channel) -> bool {
     CollectorServiceClient::new(channel).get_inventory(request).await.is_ok()
 }
 
-/// Sends a stream's batches, with a window of them unacknowledged; answers how many form ids were stored.
+/// Sends the batches of a stream, with up to `WINDOW` of them unacknowledged. Returns the number of form ids stored.
 async fn feed(channel: Channel, share: Vec<CollectStreamRequest>) -> usize {
     let mut share = VecDeque::from(share);
     let (sender, receiver) = tokio::sync::mpsc::channel(WINDOW);

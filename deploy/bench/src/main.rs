@@ -1,13 +1,9 @@
-//! Measures formid, every figure beside a ceiling measured in the same run on the same machine.
+//! The benchmark of formid. Every figure is compared with a ceiling that is measured in the same run on the same
+//! machine.
 //!
-//! Absolute numbers tell about the machine; the ratios tell about the program. Each pair is measured in turns, several
-//! times, and the median ratio counts.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    reason = "a tool that measures: it fails loudly"
-)]
+//! Absolute numbers depend on the machine; the ratios depend on the program. The two measurements of a pair alternate,
+//! several times, and the median of the ratios is reported.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a measuring tool, which may panic")]
 
 mod bare;
 mod broadcast;
@@ -23,36 +19,36 @@ use clap::{Parser, Subcommand};
 
 use crate::table::Table;
 
-/// Measures formid beside the ceilings of this machine
+/// Measures formid against ceilings of this machine
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// How often each pair is measured
+    /// Number of rounds in which each pair is measured
     #[arg(long, default_value_t = 5, global = true)]
     rounds: usize,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// CollectStream against redis-benchmark and against the bare script
+    /// CollectStream, compared with redis-benchmark and with the bare script
     Collect,
-    /// SendTemplate against a bare handler that makes the same HTTP call
+    /// SendTemplate, compared with a bare handler that makes the same HTTP call
     Send,
-    /// Broadcast against bare posts, and what it costs
+    /// Broadcast, compared with bare HTTP posts; its memory; its effect on Redis and on SendTemplate
     Broadcast,
-    /// Bytes of Redis memory for a form id
+    /// Bytes of Redis memory per form id
     Memory,
-    /// Ten times more calls than a service can do
+    /// Ten times as many calls as a service can serve
     Overload,
-    /// A service that is not busy
+    /// Services with little load
     Rest,
-    /// Serves as the bare handler (started by the benchmark itself)
+    /// Runs the bare handler (started by the benchmark itself)
     #[command(hide = true)]
     Bare {
-        /// Where to listen
+        /// Address to listen on
         listen: std::net::SocketAddr,
-        /// Where the sandbox is
+        /// Base URL of the sandbox
         base_url: String,
     },
 }
@@ -60,7 +56,7 @@ enum What {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    // reqwest asks for one even where every address is plain http.
+    // reqwest needs a crypto provider even if every address is plain http.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut table = Table::default();
     match args.what {

@@ -1,4 +1,4 @@
-//! Bytes of Redis memory for a form id, with everything that is stored for it.
+//! Bytes of Redis memory per form id, including everything stored for it.
 
 use deadpool_redis::redis::{self, Client};
 use testing::Redis;
@@ -6,27 +6,27 @@ use testing::Redis;
 use crate::setup::{fill, form_id, packed};
 use crate::table::{Bar, Table};
 
-/// How many users are stored.
+/// Number of users stored.
 const USERS: usize = 100_000;
 
-/// Measures at 10 and at 3 form ids a user.
+/// Measures with 10 and with 3 form ids per user.
 pub async fn measure(table: &mut Table) {
     for (each, bar) in [(10, 32.0), (3, 56.0)] {
         let bytes = bytes_for_each(each).await;
-        table.figure(&format!("Redis memory a form id, {each} a user"), "bytes", bytes, Bar::AtMost(bar));
+        table.figure(&format!("Redis memory per form id, {each} per user"), "bytes", bytes, Bar::AtMost(bar));
     }
 }
 
 async fn bytes_for_each(each: usize) -> f64 {
     let redis = Redis::alone();
-    // Prepared before the first look: what the scripts themselves take is not a form id's.
+    // The scripts are loaded before the first reading, because their memory does not belong to the form ids.
     fill(&redis, std::iter::empty()).await;
     let before = used(&redis).await;
     fill(&redis, (0..USERS * each).map(|number| packed(number / each, &form_id()))).await;
     (used(&redis).await - before) / (USERS * each) as f64
 }
 
-/// Everything Redis has allocated, in bytes.
+/// Memory that Redis has allocated, in bytes.
 async fn used(redis: &Redis) -> f64 {
     let mut connection = Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
     let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await.unwrap();

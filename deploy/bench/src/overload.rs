@@ -1,4 +1,4 @@
-//! Ten times what a service can do: what becomes of the calls, and of the service.
+//! Ten times as many calls as a service can serve: what happens to the calls and to the service.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,25 +24,26 @@ use crate::setup::{
 };
 use crate::table::{Bar, Table};
 
-/// How many calls a service takes at once.
+/// Number of concurrent calls that a service accepts.
 const AT_ONCE: usize = 8;
-/// How long there is too much, and by how much.
+/// Duration of the overload, and its factor.
 const TOO_MUCH: Duration = Duration::from_secs(20);
 const TIMES: f64 = 10.0;
-/// How long it takes to see what is usual.
+/// Duration of a measurement of the usual rate.
 const LOOK: Duration = Duration::from_secs(2);
-/// Between two bursts of calls.
+/// Interval between two bursts of calls.
 const PACE: Duration = Duration::from_millis(5);
-/// Users that a Collect brings form ids of.
+/// Number of users whose form ids one Collect contains.
 const USERS: usize = 20;
-/// Users who are sent messages, and form ids of each: several times what is served.
+/// Number of users that messages go to, and of form ids per user: several times the number of messages served.
 const RECIPIENTS: usize = 400;
 const FORM_IDS: usize = 40;
 
-/// Measures both services, and what a bound on calls is good for.
+/// Measures both services, and the effect of the limit on concurrent calls.
 pub async fn measure(rounds: usize, table: &mut Table) {
     let redis = Redis::alone();
-    // So far away that a call waits most of its time: this machine makes the calls too.
+    // Redis is slowed down, so that a call mostly waits. This machine also makes the calls, and must not be the
+    // bottleneck.
     let at = redis.url().strip_prefix("redis://").unwrap().parse().unwrap();
     let away = format!("redis://{}", slowed(at, Duration::from_millis(20)).await);
     let (process, channels) = collector(&away, AT_ONCE).await;
@@ -61,7 +62,7 @@ pub async fn measure(rounds: usize, table: &mut Table) {
     table.pairs("Collect of 300 callers, 16 at once / all at once", "us", &bounded, Bar::AtMost(0.5));
 }
 
-/// A collector, and connections to it.
+/// Starts a collector, and connects to it.
 pub async fn collector(redis_url: &str, at_once: usize) -> (Process, Vec<Channel>) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut command = program("collector");
@@ -70,7 +71,7 @@ pub async fn collector(redis_url: &str, at_once: usize) -> (Process, Vec<Channel
     (start(command), channels(address.port(), CONNECTIONS).await)
 }
 
-/// A call that brings form ids of users who have none yet.
+/// Collect calls with form ids of users that have none yet.
 pub fn collecting(channels: Vec<Channel>) -> impl Fn() -> Call {
     let calls = AtomicUsize::new(0);
     move || {
@@ -84,7 +85,7 @@ pub fn collecting(channels: Vec<Channel>) -> impl Fn() -> Call {
     }
 }
 
-/// A Redis with the form ids of those who are sent messages.
+/// Starts a Redis with form ids of the users that messages go to.
 pub async fn stocked(base_url: &str) -> Redis {
     let redis = Redis::alone();
     for _ in 0..FORM_IDS {
@@ -94,7 +95,7 @@ pub async fn stocked(base_url: &str) -> Redis {
     redis
 }
 
-/// A call that sends to any user: no rhythm gives some more than their share.
+/// SendTemplate calls to random users, so that no pattern of calls favors some users.
 pub fn sending(channels: Vec<Channel>) -> impl Fn() -> Call {
     let calls = AtomicUsize::new(0);
     move || {
@@ -114,10 +115,10 @@ pub fn sending(channels: Vec<Channel>) -> impl Fn() -> Call {
     }
 }
 
-/// One call, and how it ends.
+/// One call, which gives its result.
 pub type Call = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
-/// How long calls took, in order: of those that were served, and of those that were refused.
+/// Durations of the served calls and of the refused calls, ascending.
 #[derive(Default)]
 struct Measured {
     served: Vec<Duration>,
@@ -142,7 +143,7 @@ impl Measured {
     }
 }
 
-/// The part of a sorted list below which so many of a hundred are, in milliseconds.
+/// A percentile of a sorted list, in milliseconds.
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted.get(sorted.len() * percent / 100).map_or(0.0, |took| took.as_secs_f64() * 1000.0)
 }
@@ -153,7 +154,7 @@ async fn timed(call: Call) -> (Duration, Result<(), Status>) {
     (begun.elapsed(), ended)
 }
 
-/// So many callers, each of which calls again at once.
+/// Runs this many callers for `time`. Each calls again as soon as its call has ended.
 async fn in_turn(callers: usize, time: Duration, call: &(impl Fn() -> Call + Sync)) -> Measured {
     let begun = Instant::now();
     let caller = async |_| {
@@ -166,7 +167,7 @@ async fn in_turn(callers: usize, time: Duration, call: &(impl Fn() -> Call + Syn
     Measured::of(join_all((0..callers).map(caller)).await.concat())
 }
 
-/// So many calls a second, whatever becomes of those before.
+/// Makes this many calls per second for `time`, whether or not earlier ones have ended.
 async fn at_a_rate(rate: f64, time: Duration, call: &impl Fn() -> Call) -> Measured {
     let (begun, mut tasks, mut calls, mut made) = (Instant::now(), JoinSet::new(), Vec::new(), 0);
     let mut ticks = tokio::time::interval(PACE);
@@ -185,15 +186,15 @@ async fn at_a_rate(rate: f64, time: Duration, call: &impl Fn() -> Call) -> Measu
     Measured::of(calls)
 }
 
-/// Waits until calls are served: the service waits for Redis for a moment after its start.
+/// Waits until calls are served. The service waits for Redis for a moment after its start.
 pub async fn serves(call: &impl Fn() -> Call) {
-    eventually("it serves", Duration::from_secs(20), async || call().await.is_ok()).await;
+    eventually("the service serves calls", Duration::from_secs(20), async || call().await.is_ok()).await;
 }
 
-/// What one call costs must be waiting rather than computing.
+/// Measures a service under ten times its capacity. A call must spend its time waiting rather than computing.
 async fn ten_times_too_much(what: &str, process: &Process, call: impl Fn() -> Call + Sync, table: &mut Table) {
     serves(&call).await;
-    // Connections are opened, and caches filled.
+    // Opens connections and fills caches.
     in_turn(AT_ONCE, LOOK / 4, &call).await;
     let usual = in_turn(AT_ONCE, LOOK, &call).await;
     let rate = usual.served.len() as f64 / LOOK.as_secs_f64();
@@ -204,7 +205,7 @@ async fn ten_times_too_much(what: &str, process: &Process, call: impl Fn() -> Ca
     let over = Instant::now();
     let well = LOOK / 8;
     while (in_turn(AT_ONCE, well, &call).await.served.len() as f64) < 0.5 * rate * well.as_secs_f64() {
-        assert!(over.elapsed() < TOO_MUCH, "it does not recover");
+        assert!(over.elapsed() < TOO_MUCH, "the service does not recover");
     }
     let recovery = (over.elapsed() - well).as_secs_f64();
 
@@ -219,8 +220,8 @@ async fn ten_times_too_much(what: &str, process: &Process, call: impl Fn() -> Ca
     table.figure(&row("usual again after"), "s", recovery, Bar::AtMost(2.0));
 }
 
-/// The time in microseconds that half of the calls that were served took at most, of 300 callers that call again at once, or
-/// when they are told to.
+/// The median duration in microseconds of the served calls of 300 callers. A caller calls again at once, or after the
+/// retry delay if it was refused.
 async fn median_of_300_callers(at_once: usize) -> f64 {
     let redis = Redis::alone();
     let (_collector, channels) = collector(&redis.url(), at_once).await;

@@ -1,5 +1,5 @@
-//! A service that is not busy: how soon it answers, also while traces go nowhere, and how well a broadcast keeps a pace that
-//! is far below what it can do.
+//! Services with little load: how soon they answer, also while the trace collector never answers, and how well a
+//! broadcast keeps a pace that is far below its maximum.
 
 use std::time::Instant;
 
@@ -11,20 +11,20 @@ use crate::overload::{Call, collecting, collector, sending, serves, stocked};
 use crate::setup::{dispatcher, sandbox};
 use crate::table::{Bar, Table};
 
-/// How many calls are made, one after the other.
+/// Number of calls, made one after another.
 const CALLS: usize = 100;
-/// Messages a second of the broadcast, and its users.
+/// Messages per second of the broadcast, and its number of users.
 const PACE: u32 = 100;
 const USERS: usize = 1000;
 
-/// Measures all of it.
+/// Measures all figures.
 pub async fn measure(table: &mut Table) {
     let redis = Redis::alone();
     let (_collector, channels) = collector(&redis.url(), CALLS).await;
     let took = one_by_one(collecting(channels)).await;
     table.figure("Collect at rest: best", "ms", took[0], Bar::AtMost(10.0));
 
-    // It takes connections, and never says a word.
+    // A trace collector that accepts connections and never answers.
     let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", deaf.local_addr().unwrap());
     let (_sandbox, base_url) = sandbox().await;
@@ -32,13 +32,13 @@ pub async fn measure(table: &mut Table) {
     let flags = ["--otlp-endpoint", &endpoint, "--trace-ratio", "1"];
     let (_dispatcher, channels, _apps) = dispatcher(&redis, &base_url, &flags).await;
     let took = one_by_one(sending(channels)).await;
-    table.figure("SendTemplate, traces to nobody who answers: slowest", "ms", took[CALLS - 1], Bar::AtMost(1000.0));
+    table.figure("SendTemplate, trace collector never answers: slowest", "ms", took[CALLS - 1], Bar::AtMost(1000.0));
 
     let rate = broadcast::paced(USERS, PACE).await;
     table.figure("Broadcast at 100 a second", "/s", rate, Bar::AtLeast(90.0));
 }
 
-/// How long calls take, the shortest first, in milliseconds.
+/// The durations of calls in milliseconds, ascending.
 async fn one_by_one(call: impl Fn() -> Call) -> Vec<f64> {
     serves(&call).await;
     let mut took = Vec::new();

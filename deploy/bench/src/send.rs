@@ -1,4 +1,4 @@
-//! SendTemplate at 64 in flight, against a bare handler that makes only the same HTTP call.
+//! SendTemplate with 64 calls in flight, compared with a bare handler that makes only the same HTTP call.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use crate::setup::{
 };
 use crate::table::{Bar, Table};
 
-/// How many sends each measurement makes, after a tenth as many to warm up.
+/// Number of sends of a measurement. A tenth as many are made before, to warm up.
 const SENDS: usize = 30_000;
 /// The template of all messages.
 const TEMPLATE: &str = "template-of-the-benchmark";
-/// How many are in flight.
+/// Number of calls in flight.
 const IN_FLIGHT: usize = 64;
 
-/// What a measurement gives.
+/// The figures of a measurement.
 struct Figures {
     rate: f64,
     p99: Duration,
 }
 
-/// How a measurement's calls use `request_id`.
+/// What the calls of a measurement have in `request_id`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Requests {
-    /// Not at all: the calls cannot be repeated.
+    /// Nothing: the calls cannot be repeated.
     None,
-    /// As it is meant: each call has its own, and may be repeated.
+    /// A request id of its own for each call, which can be repeated.
     Own,
-    /// To tell the bare handler the form id.
+    /// The form id, for the bare handler.
     FormId,
 }
 
-/// Measures all of them in turns.
+/// Measures all of them alternately.
 pub async fn measure(rounds: usize, table: &mut Table) {
     let (mut rates, mut tails, mut repeatable, mut even) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut subscribed = Vec::new();
@@ -64,10 +64,10 @@ pub async fn measure(rounds: usize, table: &mut Table) {
     table.pairs("SendTemplate p99 / bare handler's p99", "us", &tails, Bar::AtMost(2.0));
     table.pairs("SendTemplate with request ids / bare handler", "/s", &repeatable, Bar::None);
     table.pairs("SendTemplate / bare handler with mimalloc too", "/s", &even, Bar::None);
-    table.pairs("SendTemplate of subscriptions / bare handler of theirs", "/s", &subscribed, Bar::None);
+    table.pairs("SendTemplate of subscriptions / bare handler of the same", "/s", &subscribed, Bar::None);
 }
 
-/// A bare handler, however it is built.
+/// Measures a bare handler, started by `command`.
 async fn bare(mut command: std::process::Command, delivery: Delivery) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
     let ids = hand_out(&base_url, delivery).await;
@@ -81,7 +81,7 @@ async fn dispatcher(requests: Requests, delivery: Delivery) -> Figures {
     let (_sandbox, base_url) = sandbox().await;
     let redis = redis();
     let ids = hand_out(&base_url, delivery).await;
-    // What the collector would have stored.
+    // Stores what the collector would have stored.
     let stored = ids.iter().enumerate().map(|(user, id)| match delivery {
         Delivery::Subscription => granted(user, TEMPLATE),
         _ => packed(user, id),
@@ -91,20 +91,20 @@ async fn dispatcher(requests: Requests, delivery: Delivery) -> Figures {
     drive(channels, &ids, requests, delivery).await
 }
 
-/// Each user hands out one right, as the sandbox knows it; answers what they are known by.
+/// Gives each user one credential in the sandbox. Returns the credentials' ids.
 async fn hand_out(base_url: &str, delivery: Delivery) -> Vec<String> {
     let count = SENDS + SENDS / 10;
     match delivery {
         Delivery::Subscription => {
             accept(base_url, TEMPLATE, count).await;
-            // WeChat finds a grant by itself.
+            // A grant has no id: WeChat finds it by user and template.
             vec![TEMPLATE.into(); count]
         }
         _ => submit(base_url, count).await,
     }
 }
 
-/// Sends one message with each right, 64 in flight.
+/// Sends one message with each credential, with 64 in flight.
 async fn drive(channels: Vec<Channel>, ids: &[String], requests: Requests, delivery: Delivery) -> Figures {
     let warm_up = SENDS / 10;
     let orders = ids.iter().enumerate().map(|(user, id)| order(user, id, requests, delivery));
@@ -136,7 +136,7 @@ async fn run(
                 }
                 let begun = Instant::now();
                 let mut answer = client.send_template(orders[number].clone()).await;
-                // Only in the warm-up: the service waits for Redis for a moment after its start.
+                // Allowed only in the warm-up: the service waits for Redis for a moment after its start.
                 while answer.as_ref().is_err_and(|status| status.code() == tonic::Code::Unavailable)
                     && number < SENDS / 10
                 {
@@ -155,10 +155,10 @@ async fn run(
     latencies
 }
 
-/// One message.
+/// The request of one message.
 fn order(user: usize, id: &str, requests: Requests, delivery: Delivery) -> SendTemplateRequest {
     let value = |text: String| TemplateValue { value: text, color: String::new() };
-    // A subscription message tells the kind of a value by its key.
+    // In a subscription message, the key's name gives the kind of the value.
     let keys = if delivery == Delivery::Subscription { ["thing1", "time2"] } else { ["keyword1", "keyword2"] };
     SendTemplateRequest {
         app_id: APP.into(),
@@ -172,7 +172,7 @@ fn order(user: usize, id: &str, requests: Requests, delivery: Delivery) -> SendT
         page: "pages/order?id=1".into(),
         request_id: match requests {
             Requests::None => String::new(),
-            // Any name will do; this one is as long as a UUID without its dashes.
+            // Any id works. This one is as long as a UUID without dashes.
             Requests::Own => format!("{user:032x}"),
             Requests::FormId => id.into(),
         },

@@ -1,4 +1,4 @@
-//! The programs a measurement needs, and the users and form ids it works on.
+//! The programs that a measurement needs, and its users and form ids.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -14,13 +14,13 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use crate::bare::{APP, SECRET};
 
-/// Over how many connections a service is called.
+/// Number of connections to a service.
 pub const CONNECTIONS: usize = 4;
 
-/// A program of this workspace, built beside the benchmark itself.
+/// A program of this workspace, built into the same folder as the benchmark.
 pub fn program(name: &str) -> Command {
     let path: PathBuf = std::env::current_exe().unwrap().with_file_name(name);
-    assert!(path.exists(), "{} is missing: deploy/bench.sh builds it", path.display());
+    assert!(path.exists(), "{} does not exist: deploy/bench.sh builds it", path.display());
     let mut command = Command::new(path);
     command.env("FORMID_LOG", "warn").env("SANDBOX_LOG", "warn");
     command
@@ -31,7 +31,7 @@ pub fn form_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// The openid of a user by number, as long as WeChat's are.
+/// The openid of a user by number, as long as WeChat's openids.
 pub fn openid(user: usize) -> String {
     format!("oBENCH-{user:021}")
 }
@@ -65,7 +65,7 @@ pub async fn fill(redis: &Redis, credentials: impl Iterator<Item = Packed>) {
     }
 }
 
-/// Connections to a service that has just been started.
+/// Connects to a service that was just started.
 pub async fn channels(port: u16, count: usize) -> Vec<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().tcp_nodelay(true);
     eventually("the service listens", Duration::from_secs(20), async || endpoint.connect().await.is_ok()).await;
@@ -76,17 +76,17 @@ pub async fn channels(port: u16, count: usize) -> Vec<Channel> {
     channels
 }
 
-/// Starts a program that lives as long as what is returned.
+/// Starts a program, which ends when the returned value is dropped.
 pub fn start(mut command: Command) -> Process {
     Process::start(&mut command)
 }
 
-/// A Redis that keeps what it is told, as one in production does.
+/// Starts a Redis with persistence, as in production.
 pub fn redis() -> Redis {
     Redis::alone_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
 }
 
-/// A dispatcher for the app, connections to it, and the file that it was started with.
+/// Starts a dispatcher for the app. Returns it, connections to it, and its apps file.
 pub async fn dispatcher(
     redis: &Redis,
     base_url: &str,
@@ -103,7 +103,7 @@ pub async fn dispatcher(
     (start(command), channels(port, CONNECTIONS).await, apps)
 }
 
-/// Form ids of users, known to the sandbox.
+/// Submits a form of each user to the sandbox. Returns the form ids.
 pub async fn submit(base_url: &str, count: usize) -> Vec<String> {
     let ids: Vec<String> = (0..count).map(|_| form_id()).collect();
     let submission = |(user, id)| serde_json::json!({"openid": openid(user), "kind": "form", "id": id});
@@ -111,7 +111,7 @@ pub async fn submit(base_url: &str, count: usize) -> Vec<String> {
     ids
 }
 
-/// A grant of each of so many users, known to the sandbox.
+/// Adds a grant of each user to the sandbox.
 pub async fn accept(base_url: &str, template: &str, count: usize) {
     let grant = |user| serde_json::json!({"openid": openid(user), "template_id": template});
     tell(base_url, "grants", (0..count).map(grant).collect()).await;
@@ -123,22 +123,22 @@ pub async fn change_sandbox(base_url: &str, settings: &serde_json::Value) {
     let request = http.put(format!("{base_url}/sandbox/settings")).header("content-type", "application/json");
     assert!(
         request.body(settings.to_string()).send().await.unwrap().status().is_success(),
-        "the sandbox takes settings"
+        "the sandbox refused settings"
     );
 }
 
-/// Tells the sandbox what users do, in parts.
+/// Posts what users do to the sandbox, in parts.
 async fn tell(base_url: &str, what: &str, all: Vec<serde_json::Value>) {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     for part in all.chunks(10_000) {
         let body = serde_json::json!({"app_id": APP, what: part}).to_string();
         let request =
             http.post(format!("{base_url}/sandbox/{what}")).header("content-type", "application/json").body(body);
-        assert!(request.send().await.unwrap().status().is_success(), "the sandbox takes {what}");
+        assert!(request.send().await.unwrap().status().is_success(), "the sandbox refused {what}");
     }
 }
 
-/// A sandbox, and where it is.
+/// Starts a sandbox. Returns it and its base URL.
 pub async fn sandbox() -> (Process, String) {
     let port = free_port();
     let mut command = program("sandbox");

@@ -1,13 +1,13 @@
-//! The table that comes out: each figure beside its ceiling, the ratio, and the bar.
+//! The result table: each figure with its ceiling, the value that is compared, and the bar.
 
-/// What a ratio or a figure is held against.
+/// The limit of a ratio or a figure.
 #[derive(Clone, Copy)]
 pub enum Bar {
-    /// Must not be lower.
+    /// The value must not be lower.
     AtLeast(f64),
-    /// Must not be higher.
+    /// The value must not be higher.
     AtMost(f64),
-    /// Just told.
+    /// No limit.
     None,
 }
 
@@ -29,14 +29,14 @@ struct Row {
     bar: Bar,
 }
 
-/// Collects rows, prints them at the end.
+/// Collects rows and prints them at the end.
 #[derive(Default)]
 pub struct Table {
     rows: Vec<Row>,
 }
 
 impl Table {
-    /// Adds the median ratio of pairs measured in turns.
+    /// Adds a row with the median ratio of pairs (figure, ceiling).
     pub fn pairs(&mut self, what: &str, unit: &str, pairs: &[(f64, f64)], bar: Bar) {
         let figure = median(pairs.iter().map(|pair| pair.0));
         let ceiling = median(pairs.iter().map(|pair| pair.1));
@@ -50,7 +50,7 @@ impl Table {
         });
     }
 
-    /// Adds a figure that is held against a number.
+    /// Adds a row with a figure that is compared with a fixed bar.
     pub fn figure(&mut self, what: &str, unit: &str, value: f64, bar: Bar) {
         self.rows.push(Row {
             what: what.into(),
@@ -66,7 +66,7 @@ impl Table {
         self.rows.iter().all(|row| row.bar.met(row.value))
     }
 
-    /// Prints it to standard output.
+    /// Prints the table to standard output.
     pub fn print(&self) {
         println!("{:<56} {:>18} {:>18} {:>7} {:>8}  ", "", "formid", "ceiling", "value", "bar");
         for row in &self.rows {
@@ -84,7 +84,7 @@ impl Table {
     }
 }
 
-/// The middle one.
+/// The median.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -1,8 +1,9 @@
-//! Makes the client's stubs from formid's protos, with protox instead of protoc, so that a build needs no protoc.
+//! Generates the client's stubs from formid's protos, with protox instead of protoc, so that a build does not need
+//! protoc.
 
 use std::error::Error;
 
-/// Where the folder `proto` of formid is.
+/// Path of formid's folder `proto`.
 const PROTO: &str = "../../../proto";
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,4 +1,4 @@
-//! WeChat's answers: codes, their texts, and how they become JSON.
+//! WeChat's answers: errcodes, their texts, and the JSON.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::clock;
 
-/// Codes this sandbox decides by itself. Fault rules and the `answer` settings may send any other.
+/// Errcodes that the sandbox itself decides on. Fault rules and the `answer` settings may send any other.
 pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
     pub(crate) const TOKEN_UNKNOWN: i32 = 40001;
@@ -36,7 +36,7 @@ pub(crate) mod code {
     pub(crate) const CGI_PATH_UNKNOWN: i32 = 76021;
 }
 
-/// Texts as WeChat words them, for whoever reads the answer. A caller that matches on them is wrong: they change.
+/// WeChat's texts of the errcodes, for people who read an answer. A caller must not match on them: WeChat changes them.
 const TEXTS: &[(i32, &str)] = &[
     (-1, "system error"),
     (code::TOKEN_UNKNOWN, "invalid credential, access_token is invalid or not latest"),
@@ -79,7 +79,7 @@ const TEXTS: &[(i32, &str)] = &[
     (89503, "this call needs the administrator's confirmation"),
 ];
 
-/// A WeChat "no": the code, and the key at fault where there is one.
+/// A refusal by WeChat: the errcode, and which argument is wrong, if known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct No {
     pub(crate) code: i32,
@@ -91,7 +91,7 @@ impl No {
         Self { code, detail: String::new() }
     }
 
-    /// 47003, naming the argument: `data.keyword1.value`.
+    /// 47003, with the name of the argument, such as `data.keyword1.value`.
     pub(crate) fn argument(path: impl Into<String>) -> Self {
         Self { code: code::ARGUMENT_WRONG, detail: path.into() }
     }
@@ -99,7 +99,7 @@ impl No {
     fn message(&self) -> String {
         let text = TEXTS.iter().find(|(code, _)| *code == self.code).map_or("refused", |(_, text)| text);
         let gap = if self.detail.is_empty() { "" } else { " " };
-        // WeChat's own request ids begin with the time, too.
+        // WeChat's own request ids also begin with the time.
         let random: u64 = rand::random();
         let seconds = clock::real_ms() / 1000;
         let (high, low) = (random >> 32, random & 0xffff_ffff);
@@ -107,7 +107,7 @@ impl No {
     }
 }
 
-/// What a send that was accepted answers. Only subscription messages have an id.
+/// The answer to an accepted send. Only subscription messages have a message id.
 pub(crate) fn sent(msgid: Option<u64>) -> Response {
     match msgid {
         None => bytes(&br#"{"errcode":0,"errmsg":"ok"}"#[..]),
@@ -124,12 +124,12 @@ pub(crate) fn refusal(no: &No) -> Response {
     json(&Body { errcode: no.code, errmsg: no.message() })
 }
 
-/// HTTP 200 with JSON, which is how WeChat says everything.
+/// HTTP 200 with a JSON body. WeChat answers everything this way.
 pub(crate) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => bytes(body),
         Err(error) => {
-            tracing::error!(%error, "an answer could not be written as JSON");
+            tracing::error!(%error, "failed to serialize an answer");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_names_the_argument_and_ends_in_a_request_id() {
+    fn error_names_the_argument_and_ends_in_a_request_id() {
         let message = No::argument("data.keyword1.value").message();
         let (text, rid) = message.split_once(" rid: ").unwrap();
         assert_eq!(text, "argument invalid! data.keyword1.value");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_without_a_text_still_answers() {
+    fn code_without_a_text_still_answers() {
         assert!(No::code(99999).message().starts_with("refused rid: "));
     }
 }

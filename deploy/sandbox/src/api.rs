@@ -1,4 +1,4 @@
-//! The two endpoints that send, one for each generation of rights. Each has limits and counts of its own.
+//! The two endpoints that send: one for form ids and prepay ids, one for grants. Each has its own limits and counters.
 
 use crate::rules::Endpoint;
 
@@ -6,14 +6,14 @@ use crate::rules::Endpoint;
 pub(crate) enum Api {
     /// `template/send`, for form ids and prepay ids.
     Template,
-    /// `subscribe/send`, for what users accepted.
+    /// `subscribe/send`, for grants.
     Subscribe,
 }
 
 impl Api {
     pub(crate) const ALL: [Self; 2] = [Self::Template, Self::Subscribe];
 
-    /// Also the name by which `openapi/quota/get` is asked about it.
+    /// Path of the endpoint. `openapi/quota/get` names the endpoint by it too.
     pub(crate) const fn path(self) -> &'static str {
         match self {
             Self::Template => "/cgi-bin/message/wxopen/template/send",
@@ -25,7 +25,7 @@ impl Api {
         Self::ALL.into_iter().find(|api| api.path() == path)
     }
 
-    /// How fault rules name it.
+    /// The endpoint as fault rules name it.
     pub(crate) fn endpoint(self) -> Endpoint {
         match self {
             Self::Template => Endpoint::Send,
@@ -33,8 +33,8 @@ impl Api {
         }
     }
 
-    /// Sends a day that WeChat publishes as an app's limit: what is told where the settings set none. Only the settings
-    /// ever refuse a send.
+    /// The daily limit that WeChat publishes. It is answered where the settings have no limit. It never refuses a send:
+    /// only the settings do.
     pub(crate) fn published_limit(self) -> u64 {
         match self {
             Self::Template => 1_000_000,

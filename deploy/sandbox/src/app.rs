@@ -1,4 +1,4 @@
-//! One mini program: its secret, and behind one lock everything that a send changes together.
+//! One mini program: its secret, and everything that a send changes, under one lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,8 +24,8 @@ pub(crate) struct App {
     events: Mutex<Kept<Event>>,
 }
 
-/// Rights and book share one lock, so that no reader ever sees a right spent without its delivery, or the reverse.
-/// It is held for microseconds and never across an await.
+/// Credentials and book share one lock, so that no reader sees a credential spent without its delivery, or the reverse.
+/// The lock is held for microseconds and never across an await.
 pub(crate) struct Ledger {
     pub(crate) users: Users,
     pub(crate) rights: Rights,
@@ -35,20 +35,20 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// How much the app has called this endpoint.
+    /// The call counts of the app at this endpoint.
     pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
         &mut self.paces[api as usize]
     }
 }
 
-/// A send as far as it was read, on its way to be decided.
+/// A send that was read but not decided yet.
 pub(crate) struct Sending {
     pub(crate) api: Api,
     pub(crate) draft: Result<Draft, No>,
     pub(crate) turn: Turn,
 }
 
-/// What a send is decided by, besides the app's own ledger.
+/// What the decision about a send needs beside the app's own ledger.
 pub(crate) struct Means<'a> {
     pub(crate) prints: &'a Fingerprints,
     pub(crate) msgids: &'a MsgIds,
@@ -60,7 +60,7 @@ pub(crate) struct Means<'a> {
 #[derive(Debug)]
 pub(crate) enum Accepted {
     Template,
-    /// With the event that is to follow, and the user it is about.
+    /// Includes the event to post and the user it is about.
     Subscribe {
         msgid: u64,
         openid: String,
@@ -68,7 +68,7 @@ pub(crate) enum Accepted {
     },
 }
 
-/// A poisoned lock only means that another call panicked; the sums it guards are still the best there are.
+/// A poisoned lock only means that another call panicked. The values it guards are still the best available.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -103,8 +103,7 @@ impl App {
         lock(&self.ledger)
     }
 
-    /// What WeChat told, or would have told with a callback set. Has a lock of its own: events are written after what
-    /// they tell of.
+    /// The events of the app, posted or not. They have their own lock: an event is written after the change it reports.
     pub(crate) fn events(&self) -> MutexGuard<'_, Kept<Event>> {
         lock(&self.events)
     }
@@ -115,7 +114,7 @@ impl App {
         Books { ids, uses, grants, ..ledger.book.sums() }
     }
 
-    /// A send with a good token, decided and booked. The checks run in WeChat's order.
+    /// Decides a send with a valid token, and records it. The checks run in WeChat's order.
     pub(crate) fn send(&self, sending: Sending, means: &Means<'_>) -> Result<Accepted, No> {
         let api = sending.api;
         let outcome = self.decide(sending, means);
@@ -127,7 +126,7 @@ impl App {
 
     fn decide(&self, sending: Sending, means: &Means<'_>) -> Result<Accepted, No> {
         let Means { prints, msgids, now_ms, settings } = *means;
-        // Held to the end: the user's next turn begins when this send is booked.
+        // Held to the end: the user's next turn begins when this send is recorded.
         let Sending { api, draft, turn } = sending;
         let limits = settings.limits(api);
         let draft = {
@@ -145,7 +144,7 @@ impl App {
         if matches!(turn, Turn::Taken) {
             return Err(No::code(code::USER_BUSY));
         }
-        // Outside the lock: this is most of the work. A user once known stays known.
+        // Outside the lock, because this is most of the work. A known user stays known.
         let message = draft.check(settings)?;
         let fingerprint = prints.of(&message);
 

@@ -1,4 +1,4 @@
-//! What reached whom, and what every call came to.
+//! The record of deliveries, and of the result of every call.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -12,38 +12,38 @@ use crate::message::{Keyword, Message, More};
 use crate::rights::Kind;
 use crate::{Books, Reading, Refused, Settings, clock};
 
-/// One message on a user's phone.
+/// One delivered message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
-    /// Counts up from 1 within the app, without gaps.
+    /// Number of the delivery within the app. Starts at 1, without gaps.
     pub number: u64,
-    /// The app whose token it came with.
+    /// The app whose token it was sent with.
     pub app_id: String,
     /// The user.
     pub openid: String,
-    /// The form id or prepay id spent on it. Empty where a grant was, which has none.
+    /// The form id or prepay id that it spent. Empty if it spent a grant, which has no id.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub form_id: String,
-    /// What was spent on it.
+    /// The kind of the credential that it spent.
     pub kind: Kind,
     /// The template.
     pub template_id: String,
-    /// The page it opens, if any.
+    /// The page that it opens, if any.
     pub page: Option<String>,
     /// The keywords.
     pub data: BTreeMap<String, Keyword>,
-    /// The keyword shown large, as `<key>.DATA`, if any.
+    /// The emphasized keyword, as `<key>.DATA`, if any.
     pub emphasis_keyword: Option<String>,
-    /// The number by which `subscribe_msg_sent_event` tells of it. Of subscription messages only.
+    /// The message id in `subscribe_msg_sent_event`. Only of subscription messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msgid: Option<u64>,
-    /// Which version of the mini program it opens: `developer`, `trial` or `formal`. Of subscription messages only.
+    /// The version of the mini program that it opens: `developer`, `trial` or `formal`. Only of subscription messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub miniprogram_state: Option<String>,
-    /// The language of the text around it. Of subscription messages only.
+    /// The language of the text around it. Only of subscription messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lang: Option<String>,
-    /// Unix seconds on the sandbox's clock.
+    /// Time of the delivery, in unix seconds on the sandbox's clock.
     pub at: u64,
 }
 
@@ -57,16 +57,16 @@ impl Entry for Delivery {
     }
 }
 
-/// A message that was sent, and what with.
+/// An accepted message, and what it spent.
 pub(crate) struct Sent {
     pub(crate) message: Message,
     pub(crate) fingerprint: u128,
     pub(crate) kind: Kind,
-    /// Of subscription messages only.
+    /// Only of subscription messages.
     pub(crate) msgid: Option<u64>,
 }
 
-/// The books of one app, as they are kept. The sums of rights are the rights' own.
+/// The record of one app. The totals of form ids, prepay ids and grants are kept with those.
 pub(crate) struct Book {
     sums: Books,
     seen: HashSet<u128>,
@@ -116,7 +116,7 @@ impl Book {
         self.kept.push(delivery, settings.keep_deliveries);
     }
 
-    /// A subscription message that was accepted, and is then said to have failed.
+    /// Records a subscription message that was accepted, but whose delivery fails.
     pub(crate) fn undelivered(&mut self) {
         self.answered(Api::Subscribe, code::OK);
         self.sums.undelivered += 1;
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_counts_stay_when_deliveries_go() {
+    fn counts_stay_when_deliveries_are_dropped() {
         let settings = Settings { keep_deliveries: 3, ..Settings::default() };
         let mut book = Book::new(None);
         (0..10).for_each(|n| deliver(&mut book, n, &settings));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_are_counted_exactly_until_the_memory_for_them_is_full() {
+    fn repeats_are_counted_exactly_until_keep_messages_is_reached() {
         let settings = Settings { keep_messages: 2, ..Settings::default() };
         let mut book = Book::new(None);
         for fingerprint in [1, 2, 1, 1] {

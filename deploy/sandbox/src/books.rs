@@ -1,17 +1,17 @@
-//! The sums that anybody may read: of one app, or of all.
+//! The totals that the control API answers: of one app, or of all.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Plain sums. `issued = spent + left`, whether or not what is left has expired or is blocked.
+/// Counts of ids or uses. `issued = spent + left`; what has expired or is blocked counts as left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// All that were ever issued.
+    /// Number issued.
     pub issued: u64,
-    /// Those that brought their message (of ids: all of their messages).
+    /// Number spent by delivered messages. An id is spent when all its uses are.
     pub spent: u64,
-    /// The rest.
+    /// Number not spent.
     pub left: u64,
 }
 
@@ -33,20 +33,20 @@ impl Counts {
     }
 }
 
-/// What users accepted, in messages. `accepted = spent + voided + left`; long-term grants are counted apart.
+/// Grants, counted in messages. `accepted = spent + voided + left`. Long-term grants are counted separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantCounts {
-    /// Accepts, each good for one message.
+    /// Number of accepts. Each allows one message.
     pub accepted: u64,
-    /// Those that a message was sent with.
+    /// Number spent by accepted messages.
     pub spent: u64,
-    /// Those that ended unused because the user rejected or withdrew.
+    /// Number that ended unused because the user rejected or withdrew.
     pub voided: u64,
-    /// The rest.
+    /// Number not spent and not ended.
     pub left: u64,
-    /// Long-term grants in force now.
+    /// Number of current long-term grants.
     pub long_term: u64,
-    /// Messages sent with them.
+    /// Number of messages sent with long-term grants.
     pub long_term_spent: u64,
 }
 
@@ -61,16 +61,17 @@ impl GrantCounts {
     }
 }
 
-/// What became of the events. Those that are neither pushed, given up nor dropped wait, or came while no callback was set.
+/// Counts of events by what happened to them. Events counted only in `made` are still queued, or no callback was set
+/// when they were made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventCounts {
-    /// Events that there were something to tell of.
+    /// Number of events made.
     pub made: u64,
-    /// Those that the callback took, with a 2xx.
+    /// Number that the callback accepted with a 2xx.
     pub pushed: u64,
-    /// Those that it did not take, however often it was tried.
+    /// Number that the callback did not accept in any attempt.
     pub given_up: u64,
-    /// Those that were never tried, because too many waited before them.
+    /// Number that were never posted, because their queue was full.
     pub dropped: u64,
 }
 
@@ -83,55 +84,57 @@ impl EventCounts {
     }
 }
 
-/// The sums, of one app or of all. `calls = unprocessed + the sum of answers`, and
+/// Totals of one app, or of all. `calls = unprocessed + the sum of answers`, and
 /// `answers["0"] = delivered + undelivered = uses.spent + grants.spent + grants.long_term_spent`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Books {
-    /// The app; none when these are the sums of all apps and of calls that named none.
+    /// The app. `None` for the totals of all apps, which include calls whose app is unknown.
     pub app_id: Option<String>,
-    /// Sends, at both endpoints, that came in and came to something.
+    /// Number of finished send calls, at both endpoints.
     pub calls: u64,
-    /// Those that a fault ended before WeChat looked at them: nothing was decided, nothing spent.
+    /// Number of send calls that a fault ended before they were processed: nothing was decided, nothing spent.
     pub unprocessed: u64,
-    /// What the others were decided to be, by errcode, even where a fault then kept the answer from the caller.
+    /// Number of processed send calls, by the errcode of the decision. A fault may have kept the answer from the
+    /// caller.
     pub answers: BTreeMap<i32, u64>,
-    /// How many of `calls` came to `subscribe/send`.
+    /// The part of `calls` at `subscribe/send`.
     pub subscribe_calls: u64,
-    /// How many of `unprocessed` came to `subscribe/send`.
+    /// The part of `unprocessed` at `subscribe/send`.
     pub subscribe_unprocessed: u64,
-    /// How many of `answers` came from `subscribe/send`.
+    /// The part of `answers` at `subscribe/send`.
     pub subscribe_answers: BTreeMap<i32, u64>,
-    /// Calls of `subscribe/send` that came while another for the same user was being processed. None of them was
-    /// accepted; a sender that makes one call at a time for a user has none.
+    /// Number of `subscribe/send` calls that arrived while another for the same user was in progress. None of them was
+    /// accepted. A sender that makes one call at a time for a user causes none.
     pub overlaps: u64,
-    /// Messages that reached users.
+    /// Number of messages delivered to users.
     pub delivered: u64,
-    /// Messages that were accepted, spent a grant, and did not reach the user: [`crate::Settings::sent_failures`].
+    /// Number of messages that were accepted and spent a grant, but were not delivered:
+    /// [`crate::Settings::sent_failures`].
     pub undelivered: u64,
-    /// Of `delivered`, the ones that the same user had been sent before: same template, page and data.
+    /// Number of delivered messages that repeat an earlier one: same user, template, page and data.
     pub delivered_twice: u64,
-    /// Distinct messages among the delivered.
+    /// Number of distinct messages among the delivered ones.
     pub messages: u64,
-    /// False once there were more messages than [`crate::Settings::keep_messages`]: `delivered_twice` may then be too
-    /// low (and `messages` too high).
+    /// False once there were more distinct messages than [`crate::Settings::keep_messages`]. Then `delivered_twice` may
+    /// be too low and `messages` too high.
     pub messages_exact: bool,
-    /// Faults that happened, by the name of their rule, at any endpoint.
+    /// Number of injected faults, by the name of their rule, at all endpoints.
     pub faults: BTreeMap<String, u64>,
-    /// Calls at the two token endpoints, whatever came of them.
+    /// Number of calls at the two token endpoints, with any result.
     pub token_fetches: u64,
-    /// As `unprocessed`, for token fetches.
+    /// Same as `unprocessed`, for token calls.
     pub token_unprocessed: u64,
-    /// As `answers`, for token fetches.
+    /// Same as `answers`, for token calls.
     pub token_answers: BTreeMap<i32, u64>,
-    /// Calls that asked how much of a quota is used, whatever came of them. They are no sends.
+    /// Number of `openapi/quota/get` calls, with any result. They are not sends.
     pub quota_queries: u64,
-    /// Form ids and prepay ids. Spent is one that has no use left.
+    /// Counts of form ids and prepay ids. An id is spent when no use is left.
     pub ids: Counts,
-    /// The messages these ids are good for.
+    /// Counts of the messages that these ids allow.
     pub uses: Counts,
-    /// The messages that users accepted.
+    /// Counts of grants.
     pub grants: GrantCounts,
-    /// What was told to the callback.
+    /// Counts of events.
     pub events: EventCounts,
 }
 

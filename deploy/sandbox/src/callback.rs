@@ -1,5 +1,5 @@
-//! Posts events to the callback. A send never waits for it: events go into bounded queues, and what a full one cannot
-//! take is counted and lost.
+//! Posts events to the callback. A send never waits for it: events go into bounded queues. An event that does not fit
+//! into a full queue is counted and lost.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -13,19 +13,20 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::{Event, Sandbox, Settings};
 
-/// Events of one user are told in their order, so all of them take the same lane; those of others need not wait for them.
+/// Number of queues. The events of one user are posted in order, so they share a queue. They do not delay the events in
+/// other queues.
 const LANES: usize = 8;
 
-/// Events that may wait in one lane.
+/// Most events in one queue.
 const LONGEST_LANE: usize = 10_000;
 
-/// How often an event is posted before it is given up.
+/// Number of attempts to post an event before it is given up.
 const ATTEMPTS: usize = 3;
 
-/// How long the callback may take to answer.
+/// Timeout of the callback's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// An event on its way, with the settings it came under.
+/// A queued event, with the settings of the time it was made.
 struct Push {
     app: Arc<App>,
     event: Event,
@@ -34,7 +35,7 @@ struct Push {
 
 struct Lane {
     entrance: mpsc::Sender<Push>,
-    /// Two servers of one sandbox take turns: one of them has a lane until it ends.
+    /// If two servers share one sandbox, one of them holds the queue until it ends.
     exit: Mutex<mpsc::Receiver<Push>>,
 }
 
@@ -51,7 +52,7 @@ impl Callback {
         Self { lanes: std::array::from_fn(lane) }
     }
 
-    /// Queues the event for the callback that is set. Without a server that tells them, events wait.
+    /// Queues the event for the callback that is set. Events stay queued until a server posts them.
     pub(crate) fn tell(&self, app: &Arc<App>, event: Event, settings: &Arc<Settings>) {
         let mut hasher = DefaultHasher::new();
         event.openid.hash(&mut hasher);
@@ -63,18 +64,18 @@ impl Callback {
     }
 }
 
-/// Whether events can be posted there.
+/// Whether events can be posted to this URL.
 pub(crate) fn is_url(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host())
 }
 
-/// Begins to post what is queued, and goes on until the tasks are dropped.
+/// Starts posting the queued events, until the tasks are dropped.
 pub(crate) fn start(sandbox: &Sandbox) -> JoinSet<()> {
     let mut lanes = JoinSet::new();
     let client = match client() {
         Ok(client) => client,
         Err(error) => {
-            tracing::error!(error, "no event will be posted");
+            tracing::error!(error, "failed to create the HTTP client of the callback: no event will be posted");
             return lanes;
         }
     };
@@ -90,8 +91,8 @@ pub(crate) fn start(sandbox: &Sandbox) -> JoinSet<()> {
     lanes
 }
 
-/// For http alone, so it trusts nobody: reqwest wants a configuration of TLS in any case, and its own would fail on a
-/// machine without certificates.
+/// The callback is plain http, so no certificate is trusted. reqwest requires a TLS configuration anyway, and its
+/// default fails on a machine without certificates.
 fn client() -> Result<Client, String> {
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -109,7 +110,7 @@ fn client() -> Result<Client, String> {
 }
 
 impl Push {
-    /// Posts until it is taken or there was enough of it, and books what came of it.
+    /// Posts the event until the callback accepts it or all attempts have failed, and records the result.
     async fn run(self, client: &Client) {
         let url = self.url();
         for attempt in 1..=ATTEMPTS {
@@ -123,12 +124,16 @@ impl Push {
                 tokio::time::sleep(Duration::from_millis(self.settings.callback_retry_ms)).await;
             }
         }
-        tracing::warn!(app_id = self.app.id, number = self.event.number, "the callback did not take an event");
+        tracing::warn!(
+            app_id = self.app.id,
+            number = self.event.number,
+            "the callback did not accept an event: giving up"
+        );
         self.app.ledger().book.events().given_up += 1;
     }
 
-    /// The callback with WeChat's parameters after its own. None if it is no URL, which the settings refuse unless a
-    /// sandbox was made with them.
+    /// The callback's URL with WeChat's parameters after its own. `None` if it is not a URL, which [`Settings::check`]
+    /// refuses; [`Sandbox::new`] does not check.
     fn url(&self) -> Option<Url> {
         let mut url = Url::parse(&self.settings.callback_url).ok()?;
         url.query_pairs_mut()
@@ -143,7 +148,7 @@ impl Push {
         match request.body(self.event.body.clone()).send().await {
             Ok(answer) if answer.status().is_success() => true,
             Ok(answer) => {
-                tracing::debug!(status = answer.status().as_u16(), "the callback refused an event");
+                tracing::debug!(status = answer.status().as_u16(), "the callback answered with an error");
                 false
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! The sandbox's time, in unix milliseconds: the real one plus what the settings add.
+//! The sandbox's clock, in unix milliseconds: the real time plus the offset from the settings.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ pub(crate) fn real_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2))
 }
 
-/// The day that quotas count by. WeChat's begins at 00:00 UTC+8.
+/// The day of the daily quotas. It begins at 00:00 UTC+8, as WeChat's does.
 pub(crate) fn quota_day(now_ms: u64) -> u64 {
     now_ms.saturating_add(8 * 3600 * SECOND) / (24 * 3600 * SECOND)
 }
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_day_turns_at_sixteen_hours_utc() {
+    fn quota_day_changes_at_sixteen_hours_utc() {
         let sixteen_utc = 1_767_283_200 * SECOND; // 2026-01-01T16:00:00Z
         assert_eq!(quota_day(sixteen_utc - 1) + 1, quota_day(sixteen_utc));
     }

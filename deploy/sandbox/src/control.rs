@@ -16,7 +16,7 @@
 //! | `POST faults` | `[Rule]`, appended | `{faults: [Rule]}`, all of them |
 //! | `GET faults`, `DELETE faults` | | `{faults: [Rule]}` |
 //!
-//! What makes no sense is refused with 400 and `{"error": "<a sentence>"}`, an app or id that does not exist with 404.
+//! An invalid request answers 400 with `{"error": "<a sentence>"}`, an unknown app or id 404.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Granting, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer};
 
-/// Room for several 100,000 submissions or grants in one call.
+/// Large enough for several 100,000 submissions or grants in one call.
 const LARGEST_BODY: usize = 128 * 1024 * 1024;
 
 type Outcome = Result<Response, Refused>;
@@ -152,7 +152,7 @@ async fn withdraw(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
     done()
 }
 
-/// A [`Reading`] of an app's lists.
+/// Query of an app's lists: its app and a [`Reading`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {

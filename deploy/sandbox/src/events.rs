@@ -1,4 +1,4 @@
-//! What WeChat tells an app's server of its own accord, in both of its formats, and how it signs.
+//! Events that WeChat posts to an app's server: both formats, and the signature.
 
 use std::fmt::Write as _;
 
@@ -9,14 +9,14 @@ use crate::Settings;
 use crate::clock::SECOND;
 use crate::kept::Entry;
 
-/// How the bodies of events are written.
+/// Format of the bodies of events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventFormat {
-    /// `{"ToUserName": .., "List": ..}`: the list at the top, an object when it has one item, every number as text.
+    /// `{"ToUserName": .., "List": ..}`. The list is an object if it has one item. Numbers are strings.
     #[default]
     Json,
-    /// `<xml><ToUserName>..`: an element for each item, within one that is named like the event.
+    /// `<xml><ToUserName>..`. Each item is an element inside one that is named after the event.
     Xml,
 }
 
@@ -32,19 +32,19 @@ impl EventFormat {
 /// An event as it is posted to the callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts up from 1 within the app, without gaps.
+    /// Number of the event within the app. Starts at 1, without gaps.
     pub number: u64,
-    /// The user it is about.
+    /// User that the event is about.
     pub openid: String,
-    /// What the body is written in.
+    /// Format of the body.
     pub format: EventFormat,
-    /// The body.
+    /// Body of the request.
     pub body: String,
     /// The query parameter `timestamp`: unix seconds on the sandbox's clock.
     pub timestamp: u64,
     /// The query parameter `nonce`.
     pub nonce: String,
-    /// The query parameter `signature`: see [`Settings::callback_token`].
+    /// The query parameter `signature`; see [`Settings::callback_token`].
     pub signature: String,
 }
 
@@ -58,14 +58,14 @@ impl Entry for Event {
     }
 }
 
-/// Something that an app's server ought to hear of.
+/// Something that happened and gives an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// A user answered a pop-up, which asked for each of these templates.
+    /// A user answered a pop-up that asked for these templates.
     Popup { templates: Vec<String>, accepted: bool },
-    /// A user withdrew what was accepted for these templates, in the settings of the mini program.
+    /// A user withdrew the grants for these templates in the settings of the mini program.
     Change { templates: Vec<String> },
-    /// How an accepted message went.
+    /// The result of the delivery of an accepted message.
     Sent { template_id: String, msgid: u64, error_code: i32, error_status: String },
 }
 
@@ -91,7 +91,7 @@ impl News {
                 let status = if *accepted { "accept" } else { "reject" };
                 let item = |template_id| {
                     let mut item = answered(template_id, status);
-                    // The pop-up that a page of the mini program opened.
+                    // Scene 0: a page of the mini program opened the pop-up.
                     item.push(("PopupScene", "0".to_owned()));
                     item
                 };
@@ -130,7 +130,7 @@ impl Event {
     }
 }
 
-/// By this, too, WeChat names a mini program: a second id that has nothing to do with the app id.
+/// The account name of a mini program: a second id, unrelated to the app id.
 fn account(app_id: &str) -> String {
     let mut digest = Sha1::from(app_id).digest().to_string();
     digest.truncate(12);
@@ -144,7 +144,7 @@ fn signature(token: &str, timestamp: &str, nonce: &str) -> String {
     Sha1::from(parts.concat()).digest().to_string()
 }
 
-/// Fields as a JSON object, in their order.
+/// Serializes fields as a JSON object, in their order.
 struct Fields<'a>(&'a [(&'static str, String)]);
 
 impl Serialize for Fields<'_> {
@@ -171,7 +171,7 @@ fn json(head: &[(&'static str, String)], items: &[Item]) -> String {
         [only] => List::One(Fields(only)),
         several => List::Several(several.iter().map(|item| Fields(item)).collect()),
     };
-    // Texts under the names of fields: there is nothing that JSON could not write.
+    // Cannot fail: the body is only strings under the names of fields.
     serde_json::to_string(&Body { head: Fields(head), list }).unwrap_or_default()
 }
 
@@ -188,14 +188,14 @@ fn xml(head: &[(&'static str, String)], element: &str, items: &[Item]) -> String
     text
 }
 
-/// Texts as character data, as WeChat has them; numbers bare.
+/// Writes texts as character data, as WeChat does, and numbers without it.
 fn write_elements(text: &mut String, fields: &[(&'static str, String)]) {
     for (name, value) in fields {
         // Writing to a string cannot fail.
         _ = if value.bytes().all(|b| b.is_ascii_digit()) {
             write!(text, "<{name}>{value}</{name}>")
         } else {
-            // What would end the character data is written in two parts.
+            // A text that contains the end mark of character data is split in two parts.
             write!(text, "<{name}><![CDATA[{}]]></{name}>", value.replace("]]>", "]]]]><![CDATA[>"))
         };
     }
@@ -229,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn the_signature_is_the_digest_of_what_was_sorted_and_joined() {
+    fn signature_is_the_digest_of_the_sorted_and_joined_parts() {
         assert_eq!(signature("AAAAA", "1714036504", "1514711492"), "f464b24fc39322e44b38aa78f5edd27bd1441696");
     }
 
     #[test]
-    fn in_json_one_item_is_an_object_and_several_are_an_array() {
+    fn json_list_is_an_object_for_one_item_and_an_array_for_several() {
         let one = body(EventFormat::Json, &News::Popup { templates: templates(&["a"]), accepted: true });
         let item =
             |id, status| format!(r#"{{"TemplateId":"{id}","SubscribeStatusString":"{status}","PopupScene":"0"}}"#);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn in_xml_each_item_is_an_element_of_its_own() {
+    fn xml_has_one_element_for_each_item() {
         let two = body(EventFormat::Xml, &News::Popup { templates: templates(&["a", "b"]), accepted: true });
         let item = |id| {
             format!(
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawal_has_no_scene() {
+    fn withdrawal_has_no_scene() {
         let news = News::Change { templates: templates(&["a"]) };
         let expected =
             r#""Event":"subscribe_msg_change_event","List":{"TemplateId":"a","SubscribeStatusString":"reject"}}"#;
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_text_in_json_and_bare_in_xml() {
+    fn numbers_are_strings_in_json_and_plain_in_xml() {
         let news = News::Sent {
             template_id: "a]]>b&".into(),
             msgid: u64::MAX,

@@ -1,4 +1,4 @@
-//! The rules for misbehaving at work: which one fires for a call.
+//! Decides which fault rule fires for a call.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use crate::app::lock;
 use crate::rules::{Endpoint, FaultKind, Rule};
 use crate::{Refused, Settings};
 
-/// What a call tells about itself before it is looked into.
+/// The properties of a call that rules match on, known before the call is processed.
 pub(crate) struct Facts<'a> {
     pub(crate) endpoint: Endpoint,
     pub(crate) app_id: Option<&'a str>,
@@ -46,13 +46,13 @@ impl Active {
 
 #[derive(Default)]
 pub(crate) struct Faults {
-    /// Spares the common case, no rule at all, the lock.
+    /// Avoids the lock in the common case that there is no rule.
     any: AtomicBool,
     rules: Mutex<Vec<Active>>,
 }
 
 impl Faults {
-    /// Appends all of the rules or, if one is wrong, none.
+    /// Appends the rules. If one is invalid, none is added.
     pub(crate) fn add(&self, new: Vec<Rule>, settings: &Settings) -> Result<(), Refused> {
         for (index, rule) in new.iter().enumerate() {
             rule.check().map_err(|why| Refused::at("faults", index, why))?;
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_fires_as_often_as_it_says() {
+    fn rule_fires_the_given_number_of_times() {
         let faults = with(vec![Rule { times: Some(2), ..Rule::new(FaultKind::CutBefore) }]);
         let fired: Vec<bool> = (0..4).map(|_| faults.pick(&SEND).is_some()).collect();
         assert_eq!(fired, [true, true, false, false]);
     }
 
     #[test]
-    fn the_same_seed_draws_the_same_calls() {
+    fn same_seed_fires_for_the_same_calls() {
         let draws = |seed| {
             let rule = Rule { probability: Some(0.25), seed: Some(seed), ..Rule::new(FaultKind::CutBefore) };
             let faults = with(vec![rule]);
@@ -127,11 +127,11 @@ mod tests {
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
         let fired = draws(1).iter().filter(|fired| **fired).count();
-        assert!((200..300).contains(&fired), "{fired} of 1000 at a quarter");
+        assert!((200..300).contains(&fired), "{fired} of 1000 calls fired at a probability of 0.25");
     }
 
     #[test]
-    fn a_rule_matches_only_what_it_names() {
+    fn rule_matches_only_the_calls_it_selects() {
         let some = |text: &str| Some(text.to_owned());
         assert!(matching(Match { openid: some("u"), ..Match::default() }).pick(&SEND).is_some());
         for other in [
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_fires_decides() {
+    fn first_rule_that_fires_decides() {
         let never = Rule { probability: Some(0.0), ..Rule::new(FaultKind::CutBefore) };
         let faults = with(vec![never, Rule::new(FaultKind::CutAfter), Rule::new(FaultKind::CutMid)]);
         assert_eq!(faults.pick(&SEND).unwrap().kind, FaultKind::CutAfter);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_make_no_sense_are_refused_and_none_is_kept() {
+    fn invalid_rule_is_refused_and_none_is_added() {
         let cut = || Rule::new(FaultKind::CutAfter);
         let answer = |errcode| Rule { errcode, ..Rule::new(FaultKind::Answer) };
         let of_user = || Match { openid: Some("u".into()), ..Match::default() };
@@ -176,7 +176,7 @@ mod tests {
         ] {
             let faults = Faults::default();
             let refused = faults.add(vec![cut(), wrong.clone()], &Settings::default());
-            assert!(refused.is_err(), "{wrong:?} was taken");
+            assert!(refused.is_err(), "{wrong:?} was accepted");
             assert!(faults.list().is_empty());
         }
     }

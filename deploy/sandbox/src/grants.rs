@@ -1,4 +1,4 @@
-//! What users accepted: how many messages of which template the app may send to whom.
+//! Grants: how many messages of which template the app may send to which user.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use crate::answer::{No, code};
 use crate::books::GrantCounts;
 use crate::users::Users;
 
-/// Accepts in one call. Each is told of by an event.
+/// Most accepts in one call. Each gives an event.
 const MOST_ACCEPTS: u64 = 1_000_000;
 
 /// A user and a template of the app.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subscription {
-    /// The user. From the first answer to a pop-up on, the app knows this openid.
+    /// The user. The app knows this openid from its first answer to a pop-up on.
     pub openid: String,
     /// The template.
     pub template_id: String,
 }
 
 impl Subscription {
-    /// This user's to this template.
+    /// Creates the subscription of a user to a template.
     pub fn new(openid: impl Into<String>, template_id: impl Into<String>) -> Self {
         Self { openid: openid.into(), template_id: template_id.into() }
     }
@@ -34,14 +34,14 @@ impl Subscription {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Granting {
-    /// The user. From the first answer to a pop-up on, the app knows this openid.
+    /// The user. The app knows this openid from its first answer to a pop-up on.
     pub openid: String,
-    /// The only template it permits messages of.
+    /// The template whose messages it allows.
     pub template_id: String,
-    /// How often the user accepted, once a pop-up: messages this adds to those that are left. Absent: 1.
+    /// How often the user accepted, once in each pop-up. Each accept allows one message more. Default: 1.
     #[serde(default = "once")]
     pub count: u32,
-    /// Permits messages without end, and is not used up. Instead of a count.
+    /// A long-term grant: allows any number of messages. Excludes a count.
     #[serde(default)]
     pub long_term: bool,
 }
@@ -51,7 +51,7 @@ fn once() -> u32 {
 }
 
 impl Granting {
-    /// Accepted once.
+    /// A grant for one message.
     pub fn new(openid: impl Into<String>, template_id: impl Into<String>) -> Self {
         Self { openid: openid.into(), template_id: template_id.into(), count: once(), long_term: false }
     }
@@ -63,27 +63,27 @@ struct Balance {
     long_term: bool,
 }
 
-/// All grants of one app. They have no ids and no end.
+/// All grants of one app. They have no ids and do not expire.
 #[derive(Default)]
 pub(crate) struct Grants {
-    /// By template, then by user: an app has few of the former.
+    /// By template, then by user: an app has few templates.
     by_template: HashMap<String, HashMap<Arc<str>, Balance>>,
     pub(crate) counts: GrantCounts,
 }
 
 impl Grants {
-    /// Takes all of them or, if one is wrong, none.
+    /// Records all grants. If one is invalid, none is recorded.
     pub(crate) fn accept(&mut self, granted: &[Granting], users: &mut Users) -> Result<(), Refused> {
         for (index, new) in granted.iter().enumerate() {
             let wrong = check(&new.openid, &new.template_id).err().or(match new {
                 Granting { count: 0, .. } => Some("count must be at least 1"),
-                Granting { long_term: true, count: 2.., .. } => Some("a long-term grant has no count"),
+                Granting { long_term: true, count: 2.., .. } => Some("a long-term grant must not have a count"),
                 _ => None,
             });
             wrong.map_or(Ok(()), |why| Err(Refused::at("grants", index, why)))?;
         }
         if granted.iter().map(|new| u64::from(new.count)).sum::<u64>() > MOST_ACCEPTS {
-            return Err(Refused::invalid(format!("the counts add up to more than {MOST_ACCEPTS}")));
+            return Err(Refused::invalid(format!("the counts must add up to at most {MOST_ACCEPTS}")));
         }
         for new in granted {
             let openid = users.meet(&new.openid);
@@ -100,8 +100,8 @@ impl Grants {
         Ok(())
     }
 
-    /// All that these users granted for these templates ends. Takes all of them or, if one is wrong, none; `list` is what
-    /// a refusal calls them.
+    /// Revokes all that these users granted for these templates. If one entry is invalid, none is applied. Errors name
+    /// the list by `list`.
     pub(crate) fn void(&mut self, list: &str, ended: &[Subscription], users: &mut Users) -> Result<(), Refused> {
         for (index, one) in ended.iter().enumerate() {
             check(&one.openid, &one.template_id).map_err(|why| Refused::at(list, index, why))?;
@@ -118,7 +118,7 @@ impl Grants {
         Ok(())
     }
 
-    /// Takes one message's worth, or says that there is none. A long-term grant goes first, and stays.
+    /// Spends one message of the grant. Fails if none is left. A long-term grant is used first, and is not used up.
     pub(crate) fn spend(&mut self, openid: &str, template_id: &str) -> Result<(), No> {
         let balance = self.by_template.get_mut(template_id).and_then(|users| users.get_mut(openid));
         match balance {
@@ -134,19 +134,19 @@ impl Grants {
     }
 }
 
-/// Events carry both, and XML has no way to write a control character.
+/// Events contain both texts, and XML cannot represent control characters.
 fn check(openid: &str, template_id: &str) -> Result<(), &'static str> {
     match (openid, template_id) {
         ("", _) => Err("openid is empty"),
         (_, "") => Err("template_id is empty"),
-        _ if openid.contains(char::is_control) => Err("openid has a control character"),
-        _ if template_id.contains(char::is_control) => Err("template_id has a control character"),
+        _ if openid.contains(char::is_control) => Err("openid contains a control character"),
+        _ if template_id.contains(char::is_control) => Err("template_id contains a control character"),
         _ => Ok(()),
     }
 }
 
-/// The pop-ups in which users answered so often for these templates: for each user as many as the most frequent template
-/// needs, each with all templates that still have to be answered for.
+/// The pop-ups that give these answers. Each user has as many pop-ups as the template with the highest count needs.
+/// Each pop-up lists all templates whose count is not reached yet.
 pub(crate) fn popups<'a>(answers: impl IntoIterator<Item = (&'a str, &'a str, u32)>) -> Vec<(&'a str, Vec<&'a str>)> {
     let mut by_user: Vec<(&str, Vec<(&str, u32)>)> = Vec::new();
     let mut place: HashMap<&str, usize> = HashMap::new();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_good_for_one_message_of_its_template_to_its_user() {
+    fn grant_allows_one_message_of_its_template_to_its_user() {
         let mut grants = granted(&[Granting::new("u", "t")]);
         assert!(!spends(&mut grants, "v", "t") && !spends(&mut grants, "u", "s"));
         assert!(spends(&mut grants, "u", "t"));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_term_grant_is_not_used_up_and_spares_the_others() {
+    fn long_term_grant_is_used_before_others_and_not_used_up() {
         let long_term = Granting { long_term: true, ..Granting::new("u", "t") };
         let mut grants = granted(&[long_term.clone(), Granting::new("u", "t"), long_term]);
         assert!((0..5).all(|_| spends(&mut grants, "u", "t")));
@@ -217,13 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_says_no_ends_all_grants_for_the_template_and_may_accept_again() {
+    fn rejection_revokes_the_templates_grants_until_the_next_accept() {
         let users = &mut Users::default();
         let long_term = Granting { long_term: true, ..Granting::new("u", "t") };
         let mut grants =
             granted(&[Granting { count: 3, ..Granting::new("u", "t") }, long_term, Granting::new("u", "s")]);
         grants.void("rejections", &[Subscription::new("u", "t"), Subscription::new("new", "t")], users).unwrap();
-        assert!(users.know("new"), "who answers a pop-up is a user");
+        assert!(users.know("new"), "a user who answers a pop-up is known");
         assert!(!spends(&mut grants, "u", "t") && spends(&mut grants, "u", "s"));
         assert_eq!(grants.counts, GrantCounts { accepted: 4, spent: 1, voided: 3, ..GrantCounts::default() });
         grants.accept(&[Granting::new("u", "t")], users).unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_grant_refuses_them_all() {
+    fn one_invalid_grant_refuses_them_all() {
         let right = || Granting::new("u", "t");
         for wrong in [
             Granting::new("", "t"),
@@ -244,7 +244,7 @@ mod tests {
         ] {
             let (mut grants, mut users) = (Grants::default(), Users::default());
             let refused = grants.accept(&[right(), wrong.clone()], &mut users);
-            assert!(refused.is_err(), "{wrong:?} was taken");
+            assert!(refused.is_err(), "{wrong:?} was accepted");
             assert_eq!((grants.counts, users.know("u")), (GrantCounts::default(), false));
         }
         let refused = Grants::default().void("rejections", &[Subscription::new("u", "")], &mut Users::default());
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn each_pop_up_asks_once_for_each_template() {
+    fn each_popup_lists_a_template_at_most_once() {
         let answers = [("u", "a", 2), ("v", "a", 1), ("u", "b", 1), ("u", "a", 1)];
         let expected = [("u", vec!["a", "b"]), ("u", vec!["a"]), ("u", vec!["a"]), ("v", vec!["a"])];
         assert_eq!(popups(answers), expected);

@@ -1,4 +1,4 @@
-//! Numbered lists of which the newest entries are kept, and how they are read in parts.
+//! Numbered lists that keep their newest entries, and how they are read page by page.
 
 use std::collections::VecDeque;
 
@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::Refused;
 
-/// Which entries to read.
+/// Selects entries of a list.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reading {
-    /// Of this user only.
+    /// Only entries of this user.
     #[serde(default)]
     pub openid: Option<String>,
-    /// From the number after this one.
+    /// Only entries with a number greater than this one.
     #[serde(default)]
     pub after: u64,
-    /// At most this many; absent, [`Reading::LIMIT`].
+    /// At most this many entries. Default: [`Reading::LIMIT`].
     #[serde(default)]
     pub limit: Option<usize>,
 }
 
 impl Reading {
-    /// How many entries one reading brings unless it says otherwise.
+    /// Default limit of entries in one reading.
     pub const LIMIT: usize = 1000;
 }
 
-/// What is kept: it knows its number, and which user it is about.
+/// An entry of a list. It has a number and is about one user.
 pub(crate) trait Entry: Clone {
     fn number(&self) -> u64;
     fn openid(&self) -> &str;
 }
 
-/// Entries numbered from 1 without gaps. The oldest go first; numbers do not depend on it.
+/// Entries numbered from 1 without gaps. The oldest are dropped first, which does not change the numbers of the others.
 pub(crate) struct Kept<T> {
     last: u64,
     entries: VecDeque<T>,
@@ -43,12 +43,12 @@ impl<T: Entry> Kept<T> {
         Self { last: 0, entries: VecDeque::new() }
     }
 
-    /// The number that the next entry has to have.
+    /// The number of the next entry.
     pub(crate) fn next(&self) -> u64 {
         self.last + 1
     }
 
-    /// Appends the next entry, and lets go of all but the newest `keep`.
+    /// Appends the next entry, and drops all but the newest `keep`.
     pub(crate) fn push(&mut self, entry: T, keep: usize) {
         self.last = entry.number();
         self.entries.push_back(entry);
@@ -62,7 +62,7 @@ impl<T: Entry> Kept<T> {
             Some(0) => return Err(Refused::invalid("limit must be at least 1")),
             limit => limit.unwrap_or(Reading::LIMIT),
         };
-        // Numbers have no gaps, so the first one kept tells where any other stands.
+        // Numbers have no gaps, so the number of the first kept entry gives the position of every other.
         let first = self.entries.front().map_or(0, T::number);
         let skip = usize::try_from(reading.after.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
         let wanted = |entry: &&T| reading.openid.as_ref().is_none_or(|openid| openid == entry.openid());
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept_and_read_in_parts() {
+    fn newest_entries_are_kept_and_read_page_by_page() {
         let mut kept = Kept::new();
         for _ in 0..10 {
             kept.push(Numbered(kept.next()), 3);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_where_nothing_is_to_be_kept() {
+    fn keep_of_zero_keeps_no_entry() {
         let mut kept = Kept::new();
         kept.push(Numbered(kept.next()), 0);
         assert_eq!(numbers(&kept, &Reading::default()), [0; 0]);

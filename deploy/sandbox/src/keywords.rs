@@ -1,24 +1,26 @@
-//! What the keywords of a subscription message may hold. A key's name tells its kind: `thing3` is a `thing`.
+//! What the keywords of a subscription message may contain. The name of a key is its kind and a number: `thing3` is a
+//! `thing`.
 //!
-//! Every character counts as one, however wide it is. Where WeChat's rule says digits, a decimal point counts for none.
+//! Every character counts as one. Where WeChat's rule says digits, the decimal point does not count.
 
-/// What a kind of keyword takes.
+/// What a kind of keyword accepts.
 enum Rule {
-    /// At most so many characters, all of which pass.
+    /// At most this many characters, all of which match.
     Characters(usize, fn(char) -> bool),
-    /// At most so many digits, with one decimal point between them at most.
+    /// At most this many digits, optionally with one decimal point between them.
     Number(usize),
-    /// A currency sign if need be, at most so many digits with decimals, and 元 at the end if need be.
+    /// An optional currency sign, at most this many digits optionally with decimals, and an optional 元 at the end.
     Amount(usize),
-    /// Chinese characters, alone or among letters, at most the first number of characters; letters alone, the second.
+    /// A name that contains Chinese characters: at most the first number of characters. Without Chinese characters: at
+    /// most the second.
     Name(usize, usize),
-    /// Letters and digits, at most so many; the first and the last may be Chinese.
+    /// At most this many letters and digits. The first and the last may be Chinese.
     CarNumber(usize),
-    /// A moment or two with `~` between them, each of which passes.
+    /// One time or date, or two with `~` between them, each of which matches.
     Moments(fn(&str) -> bool),
 }
 
-/// All kinds that have a rule. What is called otherwise passes as long as it is not empty.
+/// All kinds that have a rule. A value of another kind may be anything but empty.
 const RULES: &[(&str, Rule)] = &[
     ("thing", Rule::Characters(20, |_| true)),
     ("number", Rule::Number(32)),
@@ -36,7 +38,7 @@ const RULES: &[(&str, Rule)] = &[
 
 const CURRENCY_SIGNS: &[char] = &['¥', '￥', '$', '＄', '€', '£', '₩', '₽', '₹', '฿', '₫', '₱', '₺', '₴'];
 
-/// What is wrong with the value of this key, in the words of WeChat's answer; nothing if it passes.
+/// The problem with the value of this key, in the words of WeChat's answer. `None` if it is valid.
 pub(crate) fn fault(key: &str, value: &str) -> Option<&'static str> {
     if value.is_empty() {
         return Some("is empty");
@@ -81,7 +83,7 @@ fn is_number(text: &str, digits: usize) -> bool {
     given <= digits && is_digits(whole) && is_digits(decimals)
 }
 
-/// Neither a letter of any script nor a digit nor a blank.
+/// True for characters that are not letters of any script, digits or blanks.
 fn is_symbol(c: char) -> bool {
     !c.is_alphanumeric() && !c.is_whitespace() && !c.is_control()
 }
@@ -102,14 +104,14 @@ fn is_time(text: &str) -> bool {
     text.contains(':') && next(23) && next(59) && next(59) && parts.next().is_none()
 }
 
-/// Both, with a blank between them, which may be missing after 日.
+/// A date and a time with a blank between them. The blank is optional after 日.
 fn is_date_and_time(text: &str) -> bool {
     let Some(rest) = after_date(text) else { return false };
     let is_apart = rest.starts_with(' ') || text.contains('日');
     is_apart && is_time(rest.trim_start())
 }
 
-/// What follows the date that a text begins with.
+/// The rest of the text after the date at its start.
 fn after_date(text: &str) -> Option<&str> {
     let (year, rest) = text.split_once(['年', '-', '/', '.'])?;
     let separator = text[year.len()..].chars().next()?;
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thing_is_anything_of_20_characters() {
+    fn thing_is_anything_up_to_20_characters() {
         let chinese = "一二三四五六七八九十".repeat(2);
         assert_rules(
             "thing",
@@ -153,41 +155,41 @@ mod tests {
     }
 
     #[test]
-    fn a_number_has_32_digits_and_perhaps_decimals() {
+    fn number_has_32_digits_and_optional_decimals() {
         let longest = "1".repeat(32);
         let right = ["0", "007", "3.50", &longest, &format!("{}.1", "1".repeat(31))];
         assert_rules("number", &right, &[&format!("{longest}.1"), "1.", ".5", "1.2.3", "-1", "1 000", "一", "１", "x"]);
     }
 
     #[test]
-    fn letters_are_latin_and_at_most_32() {
+    fn letter_is_at_most_32_latin_letters() {
         assert_rules("letter", &["aZ", &"x".repeat(32)], &["a1", "a b", "é", "字", &"x".repeat(33)]);
     }
 
     #[test]
-    fn symbols_are_at_most_five_and_neither_letters_nor_digits() {
+    fn symbol_is_at_most_five_without_letters_or_digits() {
         assert_rules("symbol", &["*", "+-*/=", "，。！？；"], &["a", "1", "字", "* *", "******"]);
     }
 
     #[test]
-    fn a_character_string_is_of_digits_letters_and_symbols() {
+    fn character_string_is_digits_letters_and_symbols() {
         assert_rules("character_string", &["SF-1024/b", &"x".repeat(32)], &["编号1", "a b", &"x".repeat(33)]);
     }
 
     #[test]
-    fn a_phrase_is_at_most_five_chinese_characters() {
+    fn phrase_is_at_most_five_chinese_characters() {
         assert_rules("phrase", &["已完成", "一二三四五"], &["一二三四五六", "ok", "已 完", "完成！", "5"]);
     }
 
     #[test]
-    fn a_name_is_10_chinese_characters_or_20_letters() {
+    fn name_is_10_chinese_characters_or_20_letters() {
         let chinese = "一二三四五六七八九十";
         let right = [chinese, "Ada Lovelace", "O'Brien-Smith", "阿卜杜拉·本", "李Lee", &"x".repeat(20)];
         assert_rules("name", &right, &[&format!("{chinese}一"), "一二三四五六七八九Lee", &"x".repeat(21), "R2D2"]);
     }
 
     #[test]
-    fn an_amount_has_a_sign_ten_digits_and_perhaps_yuan() {
+    fn amount_has_a_sign_ten_digits_and_optional_yuan() {
         let right = ["¥100", "￥12345678.90", "100元", "¥0.5元", "$9.99", "100"];
         assert_rules(
             "amount",
@@ -197,17 +199,17 @@ mod tests {
     }
 
     #[test]
-    fn a_phone_number_is_17_digits_and_symbols() {
+    fn phone_number_is_17_digits_and_symbols() {
         assert_rules("phone_number", &["+86-0766-66888866", "110"], &["+86-0766-668888666", "020 110", "call"]);
     }
 
     #[test]
-    fn a_car_number_may_begin_and_end_in_chinese() {
+    fn car_number_may_begin_and_end_in_chinese() {
         assert_rules("car_number", &["粤A8Z888挂", "粤A12345", "A12345"], &["粤A8Z8888挂", "A粤12345", "粤A-123"]);
     }
 
     #[test]
-    fn a_date_may_have_a_time_and_an_end() {
+    fn date_may_have_a_time_and_an_end() {
         let right = [
             "2019年10月1日",
             "2019年10月01日 15:01",
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_may_have_a_date_and_an_end() {
+    fn time_may_have_a_date_and_an_end() {
         let right = ["15:01", "9:05", "15:01:30", "2019年10月1日 15:01", "2019-10-01 15:01", "09:00~18:00"];
         let wrong =
             ["2019年10月1日", "24:00", "15:60", "15", "15:", ":01", "15:01:30:00", "15：01", "15:01 pm", "15:001"];
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_rule_passes_unless_it_is_empty() {
+    fn kind_without_a_rule_accepts_anything_but_an_empty_value() {
         for key in ["enum1", "const2", "keyword1", "Thing1", "thing1a", "7", ""] {
             assert_eq!(fault(key, &"x".repeat(100)), None, "{key}");
             assert_eq!(fault(key, ""), Some("is empty"), "{key}");

@@ -1,10 +1,10 @@
-//! A strict local WeChat, for people who have no test account.
+//! A strict local simulator of WeChat's API, for development and tests without a WeChat test account.
 //!
-//! It issues access tokens, takes template messages exactly as long as a user's form id or payment permits, and
-//! subscription messages as long as what the user accepted does, and refuses everything else with the code that WeChat
-//! would use. It misbehaves on demand ([`Rule`]), tells the app's server what WeChat would tell it ([`Event`]), and keeps
-//! books of what was delivered ([`Books`], [`Delivery`]), so that a test can compare what a sender believes with what
-//! users received.
+//! It issues access tokens. It accepts a template message only while the user's form id or prepay id allows it, and a
+//! subscription message only while the user's grant allows it. It refuses everything else with the errcode that WeChat
+//! would use. It injects faults on request ([`Rule`]) and posts WeChat's events to a callback ([`Event`]). It records
+//! what was delivered ([`Books`], [`Delivery`]), so that a test can compare what a sender believes with what users
+//! received.
 //!
 //! ```
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,17 +18,29 @@
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
 //! let base_url = format!("http://{}", listener.local_addr()?);
 //! tokio::spawn(sandbox::serve(listener, wechat.clone(), std::future::pending()));
-//! // ... have something send with `ids[0]`, and of `template-1` with the grant, by way of `base_url` ...
+//! // ... send one message with `ids[0]` and one of `template-1` with the grant, to `base_url` ...
 //! assert_eq!(wechat.deliveries("wx1", &Reading::default())?.len(), 2);
 //! # Ok(()) }
 //! ```
 //!
-//! The rooms: `wechat` (its endpoints), `control` (the API under `/sandbox/`), `sandbox` (the handle behind both);
-//! `app` (what a send changes, under one lock), made of `users`, `rights` (form ids and payments), `grants` (what was
-//! accepted), `pace` and `book`, whose sums are in `books`; `turns` (one call at a time for a user); `tokens`; `api` (the
-//! two endpoints that send), `message` (the bodies of both) and `keywords` (what its values may be); `msgids`; `answer`
-//! (codes to JSON); `events` (what WeChat tells) and `callback` (posting it); `rules` and `faults` (when to misbehave) and
-//! `wire` (connections that break); `kept` (lists to read), `settings`, `clock`.
+//! The modules:
+//!
+//! - `sandbox`: the handle behind both HTTP APIs.
+//! - `wechat`: WeChat's endpoints.
+//! - `control`: the control API under `/sandbox/`.
+//! - `app`: one mini program; everything that a send changes is under one lock.
+//! - The parts of an app: `users`, `rights` (form ids and prepay ids), `grants`, `pace` (rate and quota), `book`
+//!   (deliveries).
+//! - `books`: the totals of `book`.
+//! - `turns`: one `subscribe/send` at a time for a user.
+//! - `tokens`: access tokens.
+//! - `api`: the two endpoints that send.
+//! - `message`: the bodies of both. `keywords`: what the values of a subscription message may be.
+//! - `msgids`: message ids.
+//! - `answer`: errcodes, and answers as JSON.
+//! - `events`: WeChat's events. `callback`: posts them.
+//! - `rules`, `faults`: fault rules, and which of them fires. `wire`: connections that break on request.
+//! - `kept`: bounded numbered lists. `settings`, `clock`.
 
 mod answer;
 mod api;
@@ -71,30 +83,30 @@ pub use rules::{Endpoint, FaultKind, Match, Rule};
 pub use sandbox::{Refused, Sandbox};
 pub use settings::{SentFailure, Settings};
 
-/// How long calls under way may go on after the end was asked for. Hanging ones would otherwise keep it waiting.
+/// How long calls in progress may continue after shutdown. Without a bound, a call that hangs would delay the end.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown` completes, and then a second at most to answer what is under way. Meanwhile events are posted
-/// to the callback; those that still wait at the end are lost.
+/// Serves until `shutdown` completes, then answers calls in progress for at most one second more. Events are posted to
+/// the callback meanwhile. Events that still wait at the end are lost.
 ///
 /// # Errors
-/// The listener's.
+/// The server failed on its listener.
 pub async fn serve(
     listener: TcpListener,
     sandbox: Sandbox,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    // Ends with this call, because it is dropped then.
+    // Posting ends when this function returns, because the tasks are dropped then.
     let _pushing = callback::start(&sandbox);
     let (ending, mut ended) = tokio::sync::watch::channel(());
     let service = sandbox.router().into_make_service_with_connect_info::<wire::Wire>();
     let server = axum::serve(wire::WireListener(listener), service).with_graceful_shutdown(async move {
         shutdown.await;
-        // Nobody is there to hear it only if the server is gone already.
+        // Fails only if the server has ended already.
         _ = ending.send(());
     });
     let too_long = async {
-        // An error means that the sender was dropped, with the server: it is done.
+        // An error means that the sender was dropped together with the server: it has ended.
         if ended.changed().await.is_ok() {
             tokio::time::sleep(DRAIN).await;
         }

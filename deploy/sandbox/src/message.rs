@@ -1,4 +1,4 @@
-//! The body of a send, checked as strictly as WeChat on its worst day.
+//! The body of a send, checked as strictly as WeChat ever does.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,7 +15,7 @@ const LONGEST_PAGE: usize = 1024;
 /// The versions of a mini program that a subscription message can open.
 const STATES: &[&str] = &["developer", "trial", "formal"];
 
-/// The languages that the text around a subscription message comes in.
+/// The languages of the text around a subscription message.
 const LANGUAGES: &[&str] = &["zh_CN", "en_US", "zh_HK", "zh_TW"];
 
 /// One keyword of a message.
@@ -23,7 +23,7 @@ const LANGUAGES: &[&str] = &["zh_CN", "en_US", "zh_HK", "zh_TW"];
 pub struct Keyword {
     /// The text.
     pub value: String,
-    /// A colour, which `template/send` accepts and ignores, and `subscribe/send` refuses.
+    /// A color, which `template/send` accepts and ignores, and `subscribe/send` refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<String>,
 }
@@ -52,7 +52,7 @@ struct SubscribeBody {
     lang: Option<String>,
 }
 
-/// The body as it came: the right names and types, nothing more is known.
+/// A parsed body: field names and types are right, nothing else is checked yet.
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) touser: Option<String>,
@@ -62,14 +62,14 @@ pub(crate) struct Draft {
     more: More,
 }
 
-/// What only one of the two endpoints takes.
+/// The fields that only one of the two endpoints takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum More {
     Template { form_id: String, emphasis_keyword: Option<String> },
     Subscribe { miniprogram_state: String, lang: String },
 }
 
-/// A message that lacks nothing but the right to be sent.
+/// A valid message. Whether the user's credential allows it is checked later.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) openid: String,
@@ -87,7 +87,7 @@ impl More {
         }
     }
 
-    /// What each endpoint asks of the data beyond its form, and of its own fields.
+    /// Checks of the endpoint's own: its rules for the data, and its own fields.
     fn check(&self, data: &BTreeMap<String, Keyword>) -> Result<(), No> {
         match self {
             Self::Template { emphasis_keyword: Some(keyword), .. } => {
@@ -96,7 +96,7 @@ impl More {
             }
             Self::Template { emphasis_keyword: None, .. } => Ok(()),
             Self::Subscribe { miniprogram_state, lang } => {
-                // No template has no keywords at all.
+                // Every template has at least one keyword.
                 if data.is_empty() {
                     return Err(No::argument("data is empty"));
                 }
@@ -142,7 +142,7 @@ impl From<SubscribeBody> for Draft {
 
 impl Draft {
     pub(crate) fn parse(api: Api, body: &[u8]) -> Result<Self, No> {
-        // An array of the right strings would read as a draft, too.
+        // serde would accept an array of the right strings as a draft, too.
         if !body.trim_ascii_start().starts_with(b"{") {
             return Err(No::code(code::BODY_WRONG));
         }
@@ -153,8 +153,8 @@ impl Draft {
         draft.map_err(|_| No::code(code::BODY_WRONG))
     }
 
-    /// The checks of template, page, data and what is the endpoint's own, in this order. The user's comes before, that
-    /// of the right to send after.
+    /// Checks the template, the page, the data, and the endpoint's own fields, in this order. The user was checked
+    /// before. The credential is checked after.
     pub(crate) fn check(self, settings: &Settings) -> Result<Message, No> {
         let template_id = self.template_id.unwrap_or_default();
         if !settings.knows_template(&template_id) {
@@ -170,7 +170,7 @@ impl Draft {
     }
 }
 
-/// `pages/index?x=1`, with or without a slash before it. Not a URL, not something with blanks in it.
+/// True for a path such as `pages/index?x=1`, with or without a leading slash. False for a URL, or with blanks.
 fn is_page(page: &str) -> bool {
     let path = page.split('?').next().unwrap_or(page);
     page.len() <= LONGEST_PAGE
@@ -205,7 +205,8 @@ fn read_data(data: Value) -> Result<BTreeMap<String, Keyword>, No> {
         .collect()
 }
 
-/// Tells messages apart by 128 bits of keyed hash: what a user would read twice has the same fingerprint.
+/// Identifies messages by 128 bits of a keyed hash: two messages that look the same to the user have the same
+/// fingerprint.
 #[derive(Default)]
 pub(crate) struct Fingerprints(RandomState, RandomState);
 
@@ -224,14 +225,14 @@ mod tests {
         Draft::parse(Api::Template, body.as_bytes())?.check(&Settings::default())
     }
 
-    /// A subscription message for the user u, with some fields more.
+    /// A subscription message for the user u, with additional fields.
     fn subscribe(fields: &str) -> Result<Message, No> {
         let body = format!(r#"{{"touser":"u","template_id":"t",{fields}}}"#);
         Draft::parse(Api::Subscribe, body.as_bytes())?.check(&Settings::default())
     }
 
     #[test]
-    fn what_is_not_a_send_is_47001() {
+    fn malformed_body_answers_47001() {
         for body in [
             "",
             "nonsense",
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_message_is_formal_and_chinese_unless_it_says_otherwise() {
+    fn subscription_message_defaults_to_formal_and_chinese() {
         let more = |fields: &str| subscribe(&format!(r#""data":{{"thing1":{{"value":"x"}}}}{fields}"#)).map(|m| m.more);
         let expected = |state: &str, lang: &str| More::Subscribe { miniprogram_state: state.into(), lang: lang.into() };
         assert_eq!(more(""), Ok(expected("formal", "zh_CN")));
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_message_names_the_first_wrong_keyword() {
+    fn refused_subscription_message_names_its_first_wrong_keyword() {
         for (data, path) in [
             ("null", "data is empty"),
             ("{}", "data is empty"),
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_argument_is_named() {
+    fn answer_names_the_wrong_argument() {
         for (data, path) in [
             (r#""text""#, "data"),
             (r#"{"k":"text"}"#, "data.k"),
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_key_of_the_data_can_be_emphasised() {
+    fn only_a_key_of_the_data_can_be_emphasized() {
         let with = |keyword: &str| {
             check(&format!(
                 r#"{{"template_id":"t","data":{{"k":{{"value":"v","color":"red"}}}},"emphasis_keyword":"{keyword}"}}"#
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_is_judged_before_the_page_and_the_page_before_the_data() {
+    fn template_is_checked_before_page_and_page_before_data() {
         let body = |template: &str, page: &str| format!(r#"{{"template_id":"{template}","page":"{page}","data":7}}"#);
         assert_eq!(check(&body("", "?")).unwrap_err().code, code::TEMPLATE_UNKNOWN);
         assert_eq!(check(&body("t", "?")).unwrap_err().code, code::PAGE_WRONG);
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_the_same_with_another_form_id_and_another_with_any_other_change() {
+    fn fingerprint_ignores_the_form_id_and_depends_on_all_else() {
         let prints = Fingerprints::default();
         let print = |body: &str| prints.of(&check(body).unwrap());
         let first =

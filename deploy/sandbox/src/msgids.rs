@@ -1,11 +1,11 @@
-//! The numbers of subscription messages.
+//! Message ids of subscription messages.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock;
 
-/// Counts up, over all apps. Begins at the nanoseconds since 1970: as large as WeChat's own, so that whoever reads them as
-/// floating point loses digits here, too, and above all that an earlier sandbox gave out.
+/// Counter over all apps. It starts at the nanoseconds since 1970. So ids are as large as WeChat's own, a caller that
+/// parses them as floating point loses digits here too, and they are greater than those of an earlier sandbox.
 pub(crate) struct MsgIds(AtomicU64);
 
 impl MsgIds {

@@ -1,11 +1,11 @@
-//! How much an app calls, and when that is too much.
+//! Rate limit and daily quota of an app.
 
 use crate::answer::{No, code};
 use crate::clock::{SECOND, quota_day};
 use crate::settings::Limits;
 
-/// How much an app has called one of the sending endpoints in this second and on this day. Calls that are refused here
-/// count for neither.
+/// Counts the calls of an app at one sending endpoint in the current second and on the current day. Calls that are
+/// refused here do not count.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     second: u64,
@@ -34,7 +34,7 @@ impl Pace {
         Ok(())
     }
 
-    /// Calls so far on the day of this moment, as the daily quota counts them.
+    /// Number of calls on the day of `now_ms`, as the daily quota counts them.
     pub(crate) fn used(&self, now_ms: u64) -> u64 {
         if quota_day(now_ms) == self.day { self.in_day } else { 0 }
     }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_lasts_until_midnight_in_china() {
+    fn quota_lasts_until_midnight_in_china() {
         let limits = limits(0, 2);
         let mut pace = Pace::default();
         let codes: Vec<i32> = (0..3).map(|_| code_of(pace.step(SIXTEEN_UTC - 1, &limits))).collect();
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_counts_within_one_second_and_what_it_refuses_costs_no_quota() {
+    fn rate_counts_within_one_second_and_refused_calls_use_no_quota() {
         let limits = limits(1, 2);
         let mut pace = Pace::default();
         let codes: Vec<i32> = [0, 1, 999, 1000, 2000].map(|ms| code_of(pace.step(SIXTEEN_UTC + ms, &limits))).into();

@@ -1,4 +1,4 @@
-//! Who owns which form id or prepay id, and how many messages it is still good for.
+//! Form ids and prepay ids: whose they are, and how many messages each still allows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,44 +11,45 @@ use crate::clock::SECOND;
 use crate::users::Users;
 use crate::{Refused, Settings};
 
-/// Where a right to send came from.
+/// The kind of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A submitted form: one message.
+    /// A form id, from a submitted form: allows one message.
     Form,
-    /// A payment: [`Settings::prepay_uses`] messages.
+    /// A prepay id, from a payment: allows [`Settings::prepay_uses`] messages.
     Prepay,
-    /// An accepted subscription ([`crate::Granting`]): messages of one template. It has no id, so nobody submits it.
+    /// A grant, from an accepted subscription ([`crate::Granting`]): allows messages of one template. It has no id, so
+    /// it cannot be submitted.
     Grant,
 }
 
-/// What a user did in the mini program, and the id it left behind.
+/// A form or a payment of a user, and the id it produces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
-    /// The user. From the first submission on, the app knows this openid.
+    /// The user. The app knows this openid from its first submission on.
     pub openid: String,
-    /// A form or a payment.
+    /// Form or payment.
     pub kind: Kind,
-    /// The id to issue. Absent: 32 hex digits, after `wx` for a payment.
+    /// The id to issue. Default: 32 hex digits, with the prefix `wx` for a payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Messages it is good for. Absent: one for a form, [`Settings::prepay_uses`] for a payment.
+    /// Number of messages it allows. Default: one for a form, [`Settings::prepay_uses`] for a payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
-    /// Unix seconds. Absent: now.
+    /// Time of the submission, in unix seconds. Default: now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submitted_at: Option<u64>,
 }
 
 impl Submission {
-    /// A form submitted now.
+    /// A form that is submitted now.
     pub fn form(openid: impl Into<String>) -> Self {
         Self { openid: openid.into(), kind: Kind::Form, id: None, uses: None, submitted_at: None }
     }
 
-    /// A payment made now.
+    /// A payment that is made now.
     pub fn prepay(openid: impl Into<String>) -> Self {
         Self { kind: Kind::Prepay, ..Self::form(openid) }
     }
@@ -71,7 +72,7 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
-    /// Takes all of the submissions or, if one is wrong, none.
+    /// Records all submissions. If one is invalid, none is recorded.
     pub(crate) fn submit(
         &mut self,
         submissions: Vec<Submission>,
@@ -92,18 +93,18 @@ impl Rights {
             return Err("openid is empty");
         }
         if new.kind == Kind::Grant {
-            return Err("a grant is no submission: users give it with POST /sandbox/grants");
+            return Err("a grant cannot be submitted: use POST /sandbox/grants");
         }
         if new.uses == Some(0) {
             return Err("uses must be at least 1");
         }
-        // A day of tolerance for clocks; what is beyond it was meant in milliseconds.
+        // Tolerates clocks that are a day off. A time further ahead was most likely given in milliseconds.
         if new.submitted_at.is_some_and(|at| at > now_ms / SECOND + 24 * 3600) {
             return Err("submitted_at is in the future (it is in unix seconds)");
         }
         match new.id.as_deref() {
             Some("") => Err("id is empty"),
-            Some(id) if self.by_id.contains_key(id) || !given.insert(id) => Err("this id was submitted before"),
+            Some(id) if self.by_id.contains_key(id) || !given.insert(id) => Err("this id already exists"),
             _ => Ok(()),
         }
     }
@@ -123,12 +124,12 @@ impl Rights {
         id
     }
 
-    /// From now on, the id answers 41031. False if there is no such id.
+    /// Blocks an id: sends with it answer 41031. Returns false if the id does not exist.
     pub(crate) fn block(&mut self, id: &str) -> bool {
         self.by_id.get_mut(id).map(|right| right.blocked = true).is_some()
     }
 
-    /// Takes one use, or says why there is none to take.
+    /// Takes one use of the id. Fails if it has none.
     pub(crate) fn spend(&mut self, id: &str, openid: &str, now_ms: u64, settings: &Settings) -> Result<Kind, No> {
         let right = self.by_id.get_mut(id).filter(|right| &*right.openid == openid);
         let right = right.ok_or_else(|| No::code(code::FORM_ID_WRONG))?;
@@ -171,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn ids_look_like_wechats() {
+    fn ids_have_the_format_of_wechat() {
         let hex = |id: &str| id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         assert!(hex(&issued(Submission::form("u")).1));
         assert!(issued(Submission::prepay("u")).1.strip_prefix("wx").is_some_and(hex));
     }
 
     #[test]
-    fn an_id_lives_for_seven_days_to_the_millisecond() {
+    fn id_expires_after_seven_days_to_the_millisecond() {
         let settings = Settings::default();
         let (mut rights, id) = issued(Submission { uses: Some(2), ..Submission::form("u") });
         assert_eq!(code_of(rights.spend(&id, "u", NOW + 7 * DAY - 1, &settings)), code::OK);
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_good_for_three_messages_and_the_counts_add_up() {
+    fn payment_allows_three_messages_and_the_counts_add_up() {
         let settings = Settings::default();
         let (mut rights, id) = issued(Submission::prepay("u"));
         let codes: Vec<i32> = (0..4).map(|_| code_of(rights.spend(&id, "u", NOW, &settings))).collect();
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_young_payment_is_unknown_for_a_while_but_a_young_form_is_not() {
+    fn young_payment_is_unknown_but_a_young_form_is_not() {
         let settings = Settings { young_prepay_seconds: 10, ..Settings::default() };
         let (mut rights, id) = issued(Submission::prepay("u"));
         assert_eq!(code_of(rights.spend(&id, "u", NOW + 9_999, &settings)), code::FORM_ID_WRONG);
@@ -206,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn another_users_id_is_no_id() {
+    fn id_of_another_user_is_refused() {
         let (mut rights, id) = issued(Submission::form("u"));
         assert_eq!(code_of(rights.spend(&id, "v", NOW, &Settings::default())), code::FORM_ID_WRONG);
         assert_eq!(code_of(rights.spend(&id, "u", NOW, &Settings::default())), code::OK);
     }
 
     #[test]
-    fn one_wrong_submission_refuses_them_all() {
+    fn one_invalid_submission_refuses_them_all() {
         let mut rights = Rights::default();
         let with_id = |id: &str| Submission { id: Some(id.into()), ..Submission::form("u") };
         for wrong in [

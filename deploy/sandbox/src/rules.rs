@@ -1,44 +1,44 @@
-//! What a fault rule says, and which rules make no sense.
+//! Fault rules, and the check that they are valid.
 
 use serde::{Deserialize, Serialize};
 
 use crate::faults::Facts;
 
-/// The ways to misbehave. "Before" means before processing: nothing is decided, nothing spent. "After" means that WeChat
-/// did all of its work, and only the answer suffers.
+/// The kinds of faults. "Before" means before processing: nothing is decided, nothing spent. "After" means that the
+/// call is fully processed and only its answer is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// Answers [`Rule::errcode`], and does nothing else.
+    /// Answers [`Rule::errcode`]. The call is not processed.
     Answer,
-    /// HTTP 500, nothing done.
+    /// Answers HTTP 500. The call is not processed.
     #[serde(rename = "http_500_before")]
     Http500Before,
-    /// HTTP 500, though all was done.
+    /// Processes the call, and answers HTTP 500.
     #[serde(rename = "http_500_after")]
     Http500After,
-    /// The connection is closed without an answer, nothing done.
+    /// Closes the connection without an answer. The call is not processed.
     CutBefore,
-    /// The connection is closed without an answer, though all was done.
+    /// Processes the call, and closes the connection without an answer.
     CutAfter,
-    /// All is done, and the connection closed a few bytes before the end of the answer.
+    /// Processes the call, and closes the connection a few bytes before the end of the answer.
     CutMid,
-    /// The connection is reset (RST) without an answer, though all was done.
+    /// Processes the call, and resets the connection (RST) without an answer.
     ResetAfter,
-    /// HTTP 200 with a page of HTML, nothing done.
+    /// Answers HTTP 200 with an HTML page. The call is not processed.
     NotJsonBefore,
-    /// HTTP 200 with a page of HTML, though all was done.
+    /// Processes the call, and answers HTTP 200 with an HTML page.
     NotJsonAfter,
-    /// Silent for [`Rule::hang_ms`], then the connection is closed; nothing done.
+    /// Closes the connection without an answer after [`Rule::hang_ms`]. The call is not processed.
     HangBefore,
-    /// All is done at once, and answered only after [`Rule::hang_ms`].
+    /// Processes the call at once, and answers after [`Rule::hang_ms`].
     HangAfter,
-    /// HTTP 302 to [`Rule::location`], nothing done.
+    /// Answers HTTP 302 to [`Rule::location`]. The call is not processed.
     Redirect,
 }
 
 impl FaultKind {
-    /// As it is written in JSON.
+    /// Name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Answer => "answer",
@@ -56,7 +56,7 @@ impl FaultKind {
         }
     }
 
-    /// Whether WeChat does its work all the same.
+    /// Whether the call is processed in spite of the fault.
     pub fn processes(self) -> bool {
         match self {
             Self::Http500After
@@ -75,7 +75,7 @@ impl FaultKind {
     }
 }
 
-/// Where a rule applies.
+/// The endpoint that a rule applies to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Endpoint {
@@ -90,17 +90,17 @@ pub enum Endpoint {
     Quota,
 }
 
-/// Which calls a rule is about. What is absent matches all; what is present matches no call that does not say.
+/// Selects calls. An absent field matches every call. A present field matches only calls that have this value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
-    /// The app of the token; at the token endpoints, the app asking.
+    /// The app of the token. At the token endpoints, the app that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
-    /// The user. Of sends, at both endpoints, only.
+    /// The user. Only for sends, at both endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub openid: Option<String>,
-    /// The template. Of sends, at both endpoints, only.
+    /// The template. Only for sends, at both endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
 }
@@ -112,43 +112,43 @@ impl Match {
     }
 }
 
-/// One rule. Of all rules, in the order they came, the first that fires decides about a call.
+/// One fault rule. Rules are tried in the order they were added. The first that fires decides the call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// What to do.
+    /// The fault.
     pub kind: FaultKind,
-    /// What the books call it. Absent: the name of its kind.
+    /// Name of the rule in the books. Default: the name of its kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Fires with this probability, 0 to 1. Absent: always.
+    /// Probability that the rule fires, from 0 to 1. Default: always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// Fires this often, then never again. Absent: without end.
+    /// Number of times that the rule fires. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// `template/send`, unless it says otherwise.
+    /// The endpoint. Default: `template/send`.
     #[serde(default)]
     pub endpoint: Endpoint,
-    /// Which calls; all, unless it says otherwise.
+    /// Which calls; all by default.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// What [`FaultKind::Answer`] answers: any code but 0.
+    /// The errcode of [`FaultKind::Answer`]: any but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errcode: Option<i32>,
-    /// How long the hanging kinds hang.
+    /// How long the hanging kinds hang, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hang_ms: Option<u64>,
-    /// Where [`FaultKind::Redirect`] points.
+    /// The target of [`FaultKind::Redirect`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
-    /// Seeds the draws. Absent: [`crate::Settings::seed`] and the rule's place in the list.
+    /// Random seed of `probability`. Default: [`crate::Settings::seed`] plus the rule's position in the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
 
 impl Rule {
-    /// A rule that does this to every `template/send`, to be narrowed with `..Rule::new(kind)`.
+    /// A rule that injects this fault into every `template/send`. Narrow it with `..Rule::new(kind)`.
     pub fn new(kind: FaultKind) -> Self {
         Self {
             kind,
@@ -173,23 +173,23 @@ impl Rule {
         }
         let sends = matches!(self.endpoint, Endpoint::Send | Endpoint::Subscribe);
         if !sends && (self.matching.openid.is_some() || self.matching.template_id.is_some()) {
-            return Err("only a send has an openid and a template_id to match");
+            return Err("openid and template_id can be matched only for sends");
         }
         match self.errcode {
-            Some(0) => return Err("errcode 0 would claim a message that nobody received"),
+            Some(0) => return Err("errcode must not be 0: the caller would count a message that was not delivered"),
             given if given.is_some() != (self.kind == FaultKind::Answer) => {
-                return Err("errcode belongs to the kind answer, and answer needs one");
+                return Err("errcode is required for the kind answer, and not allowed for other kinds");
             }
             _ => {}
         }
         let hangs = matches!(self.kind, FaultKind::HangBefore | FaultKind::HangAfter);
         if self.hang_ms.is_some() != hangs {
-            return Err("hang_ms belongs to the hanging kinds, and they need it");
+            return Err("hang_ms is required for the hanging kinds, and not allowed for other kinds");
         }
-        // A location has to fit into a header.
+        // A location must be valid in a header.
         let is_location = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
         if self.location.as_deref().is_some_and(is_location) != (self.kind == FaultKind::Redirect) {
-            return Err("location belongs to the kind redirect, which needs one, a URL");
+            return Err("location must be a URL for the kind redirect, and is not allowed for other kinds");
         }
         Ok(())
     }

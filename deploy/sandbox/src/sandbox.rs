@@ -1,4 +1,4 @@
-//! The handle: everything the control API can do, as methods.
+//! The handle of a sandbox: everything that the control API can do, as methods.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,13 +21,12 @@ use crate::{
     Books, Delivery, Event, Granting, Reading, Rule, Settings, Submission, Subscription, clock, control, wechat,
 };
 
-/// Why the sandbox does not do what it was asked to, in a sentence. WeChat's own refusals are something else: those are
-/// answers with an errcode.
+/// Why a request to the control API was refused. WeChat's own refusals are answers with an errcode instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
-    /// The request makes no sense. HTTP 400.
+    /// The request is invalid. HTTP 400.
     Invalid(String),
-    /// It names an app or an id that does not exist. HTTP 404.
+    /// The app or the id does not exist. HTTP 404.
     Unknown(String),
 }
 
@@ -51,7 +50,7 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// A WeChat of your own. Clones are handles to the same one.
+/// A simulated WeChat. Clones share its state.
 #[derive(Clone)]
 pub struct Sandbox(Arc<Inner>);
 
@@ -63,7 +62,7 @@ struct Inner {
     prints: Fingerprints,
     msgids: MsgIds,
     callback: Callback,
-    /// Calls that no app can be made out for: no token, a wrong one, an unknown app.
+    /// Counts calls whose app is unknown: no token, a wrong token, or an unknown app.
     nobody: Mutex<Book>,
 }
 
@@ -74,7 +73,7 @@ impl fmt::Debug for Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox without apps. The settings are taken as they are; see [`Settings::check`].
+    /// Creates a sandbox without apps. The settings are not checked; see [`Settings::check`].
     pub fn new(settings: Settings) -> Self {
         Self(Arc::new(Inner {
             settings: RwLock::new(Arc::new(settings)),
@@ -88,16 +87,16 @@ impl Sandbox {
         }))
     }
 
-    /// WeChat's endpoints and the control API. Only [`crate::serve`] cuts connections and posts events: elsewhere faults
-    /// that cut answer HTTP 500, and events wait.
+    /// WeChat's endpoints and the control API. Only [`crate::serve`] can cut connections and post events. In other
+    /// servers, faults that cut a connection answer HTTP 500 instead, and events stay queued.
     pub fn router(&self) -> Router {
         wechat::routes().merge(control::routes()).with_state(self.clone())
     }
 
-    /// Adds an app, or gives the one there is another secret.
+    /// Adds an app, or changes the secret of an existing one.
     ///
     /// # Errors
-    /// Either text is empty.
+    /// The app id or the secret is empty.
     pub fn add_app(&self, app_id: &str, secret: &str) -> Result<(), Refused> {
         if app_id.is_empty() || secret.is_empty() {
             return Err(Refused::invalid("app_id and secret must not be empty"));
@@ -110,22 +109,24 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Users submit forms and pay: the ids, in the order given. All or none are taken.
+    /// Records forms and payments of users, and returns their ids in the order given. If one submission is invalid,
+    /// none is recorded.
     ///
     /// # Errors
-    /// No such app, or a submission that makes no sense, by its index.
+    /// The app does not exist, or a submission is invalid (the error names its index).
     pub fn submit(&self, app_id: &str, submissions: Vec<Submission>) -> Result<Vec<String>, Refused> {
         let (app, settings) = (self.known(app_id)?, self.current());
         let ledger = &mut *app.ledger();
         ledger.rights.submit(submissions, &mut ledger.users, clock::now_ms(&settings), &settings)
     }
 
-    /// Users accept in the mini program's pop-up: from now on, `subscribe/send` takes so many messages more. All or none
-    /// are taken. For each pop-up there is an event, which lists what its user accepted in it; a count of three takes
-    /// three pop-ups.
+    /// Records that users accepted in the mini program's pop-up: `subscribe/send` accepts that many more messages. If
+    /// one grant is invalid, none is recorded. Each pop-up gives one event, which lists what its user accepted in it. A
+    /// count of three gives three pop-ups.
     ///
     /// # Errors
-    /// No such app, a grant that makes no sense, by its index, or more than a million accepts.
+    /// The app does not exist, a grant is invalid (the error names its index), or the counts add up to more than a
+    /// million.
     pub fn grant(&self, app_id: &str, grants: Vec<Granting>) -> Result<(), Refused> {
         let app = self.known(app_id)?;
         {
@@ -137,19 +138,20 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Users reject in the pop-up: all they granted for these templates ends. All or none are taken. Each user's pop-up
-    /// has its event.
+    /// Records that users rejected in the pop-up: all their grants for these templates are revoked. If one rejection is
+    /// invalid, none is recorded. Each pop-up gives one event.
     ///
     /// # Errors
-    /// No such app, or a rejection that makes no sense, by its index.
+    /// The app does not exist, or a rejection is invalid (the error names its index).
     pub fn reject(&self, app_id: &str, rejections: Vec<Subscription>) -> Result<(), Refused> {
         self.end_grants(app_id, "rejections", &rejections, |templates| News::Popup { templates, accepted: false })
     }
 
-    /// Users switch these templates off in the settings of the mini program: as [`Sandbox::reject`], with the other event.
+    /// Records that users switched these templates off in the settings of the mini program. Same as
+    /// [`Sandbox::reject`], with the other event.
     ///
     /// # Errors
-    /// No such app, or a withdrawal that makes no sense, by its index.
+    /// The app does not exist, or a withdrawal is invalid (the error names its index).
     pub fn withdraw(&self, app_id: &str, withdrawals: Vec<Subscription>) -> Result<(), Refused> {
         self.end_grants(app_id, "withdrawals", &withdrawals, |templates| News::Change { templates })
     }
@@ -181,7 +183,7 @@ impl Sandbox {
         }
     }
 
-    /// Keeps an event, and queues it for the callback if there is one.
+    /// Stores an event, and queues it for the callback if one is set.
     pub(crate) fn tell(&self, app: &Arc<App>, openid: &str, news: &News) {
         let settings = self.current();
         let event = {
@@ -196,35 +198,35 @@ impl Sandbox {
         }
     }
 
-    /// From now on, this id answers 41031 to its owner.
+    /// Blocks an id: sends with it answer 41031 from now on.
     ///
     /// # Errors
-    /// No such app or id.
+    /// The app or the id does not exist.
     pub fn block(&self, app_id: &str, id: &str) -> Result<(), Refused> {
         let blocked = self.known(app_id)?.ledger().rights.block(id);
         if blocked { Ok(()) } else { Err(Refused::Unknown("no such id was ever submitted to this app".into())) }
     }
 
-    /// What was delivered, oldest first.
+    /// Deliveries, oldest first.
     ///
     /// # Errors
-    /// No such app, or a limit of 0.
+    /// The app does not exist, or the limit is 0.
     pub fn deliveries(&self, app_id: &str, reading: &Reading) -> Result<Vec<Delivery>, Refused> {
         self.known(app_id)?.ledger().book.read(reading)
     }
 
-    /// What WeChat tells the app's server, oldest first, whether or not there is a callback to tell.
+    /// Events for the app's server, oldest first. They are stored also without a callback.
     ///
     /// # Errors
-    /// No such app, or a limit of 0.
+    /// The app does not exist, or the limit is 0.
     pub fn events(&self, app_id: &str, reading: &Reading) -> Result<Vec<Event>, Refused> {
         self.known(app_id)?.events().read(reading)
     }
 
-    /// The sums of one app, or of all apps and of the calls that named none.
+    /// Totals of one app, or of all apps and the calls whose app is unknown.
     ///
     /// # Errors
-    /// No such app.
+    /// The app does not exist.
     pub fn books(&self, app_id: Option<&str>) -> Result<Books, Refused> {
         if let Some(app_id) = app_id {
             return Ok(self.known(app_id)?.sums());
@@ -234,15 +236,15 @@ impl Sandbox {
         Ok(sums)
     }
 
-    /// The settings in force.
+    /// The current settings.
     pub fn settings(&self) -> Settings {
         Settings::clone(&self.current())
     }
 
-    /// Replaces all settings, and begins the daily quotas anew.
+    /// Replaces all settings, and resets the daily quotas.
     ///
     /// # Errors
-    /// What [`Settings::check`] refuses; the settings then stay as they were.
+    /// [`Settings::check`] refuses them. The settings then stay as they were.
     pub fn set_settings(&self, settings: Settings) -> Result<(), Refused> {
         settings.check()?;
         *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
@@ -250,10 +252,10 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Replaces the given fields only, and begins those daily quotas anew that are among them.
+    /// Replaces only the given fields, and resets those daily quotas that are among them.
     ///
     /// # Errors
-    /// An unknown field, a wrong type, or what [`Settings::check`] refuses; nothing then changes.
+    /// A field is unknown or has the wrong type, or [`Settings::check`] refuses the result. Nothing changes then.
     pub fn change_settings(&self, fields: Map<String, Value>) -> Result<Settings, Refused> {
         let named = [("daily_quota", Api::Template), ("subscribe_daily_quota", Api::Subscribe)]
             .into_iter()
@@ -269,7 +271,7 @@ impl Sandbox {
         Ok(changed)
     }
 
-    /// Begins the daily quotas of every app anew.
+    /// Resets the daily quotas of every app.
     pub fn reset_quota(&self) {
         self.reset_quotas(&Api::ALL);
     }
@@ -281,10 +283,10 @@ impl Sandbox {
         }
     }
 
-    /// Appends fault rules to those there are. All or none are taken.
+    /// Appends fault rules. If one is invalid, none is added.
     ///
     /// # Errors
-    /// A rule that makes no sense, by its index.
+    /// A rule is invalid (the error names its index).
     pub fn add_faults(&self, rules: Vec<Rule>) -> Result<(), Refused> {
         self.0.faults.add(rules, &self.current())
     }
@@ -294,7 +296,7 @@ impl Sandbox {
         self.0.faults.list()
     }
 
-    /// Behaves again.
+    /// Removes all fault rules.
     pub fn clear_faults(&self) {
         self.0.faults.clear();
     }
@@ -319,12 +321,12 @@ impl Sandbox {
         &self.0.callback
     }
 
-    /// What sends of this moment are decided by.
+    /// What the decision about a send needs beside the app.
     pub(crate) fn means<'a>(&'a self, now_ms: u64, settings: &'a Settings) -> Means<'a> {
         Means { prints: &self.0.prints, msgids: &self.0.msgids, now_ms, settings }
     }
 
-    /// Writes into the book of the app, or of nobody.
+    /// Updates the book of the app, or that of calls whose app is unknown.
     pub(crate) fn note(&self, app: Option<&App>, write: impl FnOnce(&mut Book)) {
         match app {
             Some(app) => write(&mut app.ledger().book),

@@ -1,4 +1,4 @@
-//! What can be turned while the sandbox runs. All of it is visible in `GET /sandbox/settings`.
+//! Settings that can be changed while the sandbox runs. `GET /sandbox/settings` answers with all of them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use crate::api::Api;
 use crate::callback::is_url;
 use crate::{EventFormat, Match, Refused};
 
-/// Subscription messages that were accepted, and that an event then says did not reach their user.
+/// Selects subscription messages that are accepted, but whose event then reports a failed delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SentFailure {
@@ -15,12 +15,12 @@ pub struct SentFailure {
     pub error_code: i32,
     /// Its `ErrorStatus`, such as `user_refuse`.
     pub error_status: String,
-    /// Which messages; all, unless it says otherwise.
+    /// Which messages; all by default.
     #[serde(default, rename = "match")]
     pub matching: Match,
 }
 
-/// What one of the endpoints that send holds a good token to.
+/// Limits of one sending endpoint for calls with a valid token.
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) answer: i32,
@@ -28,63 +28,69 @@ pub(crate) struct Limits {
     pub(crate) daily_quota: u64,
 }
 
-/// How strict, how slow and how generous the sandbox is. Shared by all apps.
+/// The settings of a sandbox. All apps share them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Every WeChat call waits this long before anything is decided. A caller that leaves during the wait has sent nothing.
+    /// Delay of every WeChat call before it is processed, in milliseconds. A caller that disconnects during the delay
+    /// has sent nothing.
     pub latency_ms: u64,
-    /// Up to this much is added to the latency, drawn evenly for each call.
+    /// Largest random addition to the latency of a call, in milliseconds. Uniformly distributed.
     pub jitter_ms: u64,
-    /// Life of a new access token.
+    /// Lifetime of a new access token.
     pub token_life_seconds: u64,
-    /// `stable_token` hands out a new token once the old one has no more than this left.
+    /// `stable_token` issues a new token once the current one has at most this time left.
     pub token_renewal_seconds: u64,
-    /// How long the earlier token lives on after `GET /cgi-bin/token` made a newer one.
+    /// How long the earlier token stays valid after `GET /cgi-bin/token` issued a newer one.
     pub token_grace_seconds: u64,
-    /// Age at which form ids and prepay ids end.
+    /// Age at which form ids and prepay ids expire.
     pub right_life_seconds: u64,
-    /// A prepay id younger than this answers 41028, as if WeChat had not heard of the payment yet.
+    /// A prepay id younger than this answers 41028, as if WeChat did not know of the payment yet.
     pub young_prepay_seconds: u64,
-    /// Messages a prepay id is good for, where the submission does not say.
+    /// Number of messages that a prepay id allows, unless the submission says otherwise.
     pub prepay_uses: u32,
-    /// Calls of `template/send` an app may make within one second of the clock, the rest answer 45011. 0 is no limit.
+    /// Calls of `template/send` that an app may make within one second of the clock. Further calls answer 45011. 0
+    /// means no limit.
     pub per_second: u64,
-    /// Calls of `template/send` an app may make a day, the rest answer 45009 until 00:00 UTC+8. 0 is no limit.
+    /// Calls of `template/send` that an app may make a day. Further calls answer 45009 until 00:00 UTC+8. 0 means no
+    /// limit.
     pub daily_quota: u64,
-    /// As `per_second`, for `subscribe/send`.
+    /// Same as `per_second`, for `subscribe/send`.
     pub subscribe_per_second: u64,
-    /// As `daily_quota`, for `subscribe/send`.
+    /// Same as `daily_quota`, for `subscribe/send`.
     pub subscribe_daily_quota: u64,
-    /// Whether `openapi/quota/get` is served. If not, it answers 48001 to every good token, as a gateway that lacks it.
+    /// Whether `openapi/quota/get` is served. If not, it answers 48001 to every valid token, like a gateway that lacks
+    /// it.
     pub quota_get: bool,
-    /// An errcode that every `template/send` with a valid token answers, such as 45103 for a retired API. 0 is off.
+    /// The errcode that every `template/send` with a valid token answers, such as 45103 for a retired API. 0 means off.
     pub answer: i32,
-    /// As `answer`, for `subscribe/send`.
+    /// Same as `answer`, for `subscribe/send`.
     pub subscribe_answer: i32,
-    /// The template ids that exist. Empty: every non-empty id does.
+    /// The template ids that exist. If empty, every non-empty id exists.
     pub templates: Vec<String>,
-    /// Deliveries kept in full per app. The oldest go first; counts do not depend on it.
+    /// Number of deliveries kept in full per app. The oldest are dropped first. Totals are not affected.
     pub keep_deliveries: usize,
-    /// Events kept in full per app. The oldest go first; what waits for the callback does not depend on it.
+    /// Number of events kept in full per app. The oldest are dropped first. Events queued for the callback are not
+    /// affected.
     pub keep_events: usize,
-    /// Where events are posted: an http URL, whose query gets `signature`, `timestamp` and `nonce`. Empty: nowhere.
+    /// Where events are posted: an http URL. `signature`, `timestamp` and `nonce` are added to its query. Empty:
+    /// nowhere.
     pub callback_url: String,
-    /// What signs events: `signature` is the SHA-1 of this token, the timestamp and the nonce, sorted and joined, in hex.
-    /// 3 to 32 letters and digits; needed for a `callback_url`.
+    /// The token that signs events: `signature` is the SHA-1 in hex of this token, the timestamp and the nonce, sorted
+    /// and joined. 3 to 32 letters and digits. Required with a `callback_url`.
     pub callback_token: String,
-    /// How the bodies of events are written.
+    /// Format of the bodies of events.
     pub callback_format: EventFormat,
-    /// How long after a failure an event is posted again. It is posted three times at most.
+    /// Delay before a failed event is posted again, in milliseconds. An event is posted three times at most.
     pub callback_retry_ms: u64,
-    /// Subscription messages that are accepted and do not arrive. The first that matches decides.
+    /// Subscription messages that are accepted but not delivered. The first entry that matches decides.
     pub sent_failures: Vec<SentFailure>,
-    /// Distinct messages remembered per app to find repeats, at about 20 to 40 bytes each. Beyond it, repeats of messages
-    /// not remembered go unnoticed and the books say so (`messages_exact: false`).
+    /// Number of distinct messages remembered per app to find repeats, at about 20 to 40 bytes each. Beyond it, repeats
+    /// of messages that are not remembered are not found, and the books say so (`messages_exact: false`).
     pub keep_messages: usize,
-    /// How far the sandbox's clock runs ahead of the real one: a test need not sleep for seven days.
+    /// How far the sandbox's clock is ahead of the real one. A test need not sleep for seven days.
     pub clock_ahead_seconds: u64,
-    /// Seeds the draws of fault rules that bring no seed of their own.
+    /// Random seed of fault rules that have none of their own.
     pub seed: u64,
 }
 
@@ -121,7 +127,7 @@ impl Default for Settings {
     }
 }
 
-/// Ten years: more is a slip of units, and keeps every sum of times far from overflow.
+/// Ten years. A larger value is most likely in the wrong unit. The bound also keeps sums of times far from overflow.
 const LONGEST_SECONDS: u64 = 10 * 366 * 24 * 3600;
 const LONGEST_WAIT_MS: u64 = 600_000;
 
@@ -129,11 +135,11 @@ impl Settings {
     /// These settings with the given fields replaced.
     ///
     /// # Errors
-    /// A field that does not exist, has the wrong type, or a value that [`Settings::check`] refuses.
+    /// A field is unknown or has the wrong type, or [`Settings::check`] refuses the result.
     pub fn with(&self, fields: Map<String, Value>) -> Result<Self, Refused> {
         let mut all = match serde_json::to_value(self) {
             Ok(Value::Object(all)) => all,
-            _ => return Err(Refused::invalid("the settings could not be read back")),
+            _ => return Err(Refused::invalid("the settings could not be converted to JSON")),
         };
         all.extend(fields);
         let settings: Self = serde_json::from_value(Value::Object(all)).map_err(Refused::invalid)?;
@@ -141,10 +147,10 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Refuses values that no sandbox can mean.
+    /// Checks the values.
     ///
     /// # Errors
-    /// One sentence naming the first wrong field.
+    /// One sentence that names the first invalid field.
     pub fn check(&self) -> Result<(), Refused> {
         for (name, seconds) in [
             ("token_life_seconds", self.token_life_seconds),
@@ -155,7 +161,7 @@ impl Settings {
             ("clock_ahead_seconds", self.clock_ahead_seconds),
         ] {
             if seconds > LONGEST_SECONDS {
-                return Err(Refused::invalid(format!("{name} is over ten years")));
+                return Err(Refused::invalid(format!("{name} must be at most ten years")));
             }
         }
         for (name, wait) in [
@@ -164,7 +170,7 @@ impl Settings {
             ("callback_retry_ms", self.callback_retry_ms),
         ] {
             if wait > LONGEST_WAIT_MS {
-                return Err(Refused::invalid(format!("{name} is over ten minutes")));
+                return Err(Refused::invalid(format!("{name} must be at most ten minutes")));
             }
         }
         for (name, at_least_one) in [
@@ -178,11 +184,11 @@ impl Settings {
         }
         for (name, answer) in [("answer", self.answer), ("subscribe_answer", self.subscribe_answer)] {
             if answer < -1 {
-                return Err(Refused::invalid(format!("{name} must be an errcode of WeChat, or 0 for none")));
+                return Err(Refused::invalid(format!("{name} must be an errcode, or 0 to turn it off")));
             }
         }
         if self.templates.iter().any(String::is_empty) {
-            return Err(Refused::invalid("templates must not hold an empty id"));
+            return Err(Refused::invalid("templates must not contain an empty id"));
         }
         self.check_callback()
     }
@@ -191,17 +197,17 @@ impl Settings {
         let token = self.callback_token.as_bytes();
         let is_token = (3..=32).contains(&token.len()) && token.iter().all(u8::is_ascii_alphanumeric);
         if !is_token && !token.is_empty() {
-            return Err(Refused::invalid("callback_token must be 3 to 32 letters and digits, or nothing"));
+            return Err(Refused::invalid("callback_token must be empty or 3 to 32 letters and digits"));
         }
         if !self.callback_url.is_empty() && !is_url(&self.callback_url) {
-            return Err(Refused::invalid("callback_url must be an http URL, or nothing"));
+            return Err(Refused::invalid("callback_url must be empty or an http URL"));
         }
         if !self.callback_url.is_empty() && token.is_empty() {
-            return Err(Refused::invalid("callback_url needs a callback_token: set them together"));
+            return Err(Refused::invalid("callback_url requires a callback_token: set both"));
         }
         for (index, failure) in self.sent_failures.iter().enumerate() {
             if failure.error_code == 0 {
-                return Err(Refused::at("sent_failures", index, "error_code 0 would be no failure"));
+                return Err(Refused::at("sent_failures", index, "error_code must not be 0, which means success"));
             }
             if failure.error_status.is_empty() || failure.error_status.contains(char::is_control) {
                 return Err(Refused::at("sent_failures", index, "error_status must be a word such as user_refuse"));
@@ -221,7 +227,7 @@ impl Settings {
         }
     }
 
-    /// How this message fails after it was accepted, if it does.
+    /// How the delivery of this message fails after it was accepted, if it does.
     pub(crate) fn sent_failure(&self, app_id: &str, openid: &str, template_id: &str) -> Option<&SentFailure> {
         let fits = |failure: &&SentFailure| failure.matching.fits(Some(app_id), Some(openid), Some(template_id));
         self.sent_failures.iter().find(fits)
@@ -247,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_refused() {
+    fn invalid_settings_are_refused() {
         for wrong in [
             serde_json::json!({"latncy_ms": 5}),
             serde_json::json!({"latency_ms": "5"}),
@@ -274,12 +280,12 @@ mod tests {
             serde_json::json!({"templates": ["ok", ""]}),
             serde_json::json!({"keep_deliveries": 0.5}),
         ] {
-            assert!(change(wrong.clone()).is_err(), "{wrong} was taken");
+            assert!(change(wrong.clone()).is_err(), "{wrong} was accepted");
         }
     }
 
     #[test]
-    fn the_first_failure_that_matches_decides_and_the_others_messages_arrive() {
+    fn first_matching_failure_decides_and_other_messages_arrive() {
         let settings = change(serde_json::json!({"sent_failures": [
             {"error_code": 43101, "error_status": "user_refuse", "match": {"openid": "u", "template_id": "t"}},
             {"error_code": 1, "error_status": "other", "match": {"openid": "u"}},
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_list_every_template_exists_but_the_empty_one() {
+    fn without_a_template_list_every_nonempty_id_exists() {
         let any = Settings::default();
         assert!(any.knows_template("whatever") && !any.knows_template(""));
         let listed = Settings { templates: vec!["t1".into()], ..Settings::default() };

@@ -1,7 +1,7 @@
-//! Access tokens: which app one stands for, and until when.
+//! Access tokens: which app each belongs to, and when it expires.
 //!
-//! The two endpoints issue independently of one another, as WeChat's do. A token that ended answers 42001; one that was
-//! killed by a forced refresh, or never existed, answers 40001.
+//! The two endpoints issue tokens independently of each other, as WeChat's do. An expired token answers 42001. A token
+//! that was revoked by a forced refresh, or never existed, answers 40001.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,10 +16,10 @@ use crate::clock::SECOND;
 const LENGTH: usize = 512;
 const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// Ended tokens are forgotten (and then unknown: 40001) when there are this many tokens.
+/// Once there are this many tokens, expired and revoked ones are removed, and then answer 40001 as unknown.
 const REMEMBERED: usize = 10_000;
 
-/// A token and the seconds it has left.
+/// A token and the seconds until it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) text: Arc<str>,
@@ -48,7 +48,7 @@ struct State {
 pub(crate) struct Tokens(RwLock<State>);
 
 impl Tokens {
-    /// The app behind a token that is good at this moment.
+    /// The app of a token that is valid now.
     pub(crate) fn app(&self, token: Option<&str>, now_ms: u64) -> Result<Arc<App>, No> {
         let token = token.filter(|token| !token.is_empty()).ok_or_else(|| No::code(code::TOKEN_MISSING))?;
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ impl Tokens {
         }
     }
 
-    /// `GET /cgi-bin/token`: always a new one; the one before lives on for the grace period at most.
+    /// `GET /cgi-bin/token`: always issues a new token. The previous one stays valid for at most the grace period.
     pub(crate) fn plain(&self, app: &Arc<App>, now_ms: u64, settings: &Settings) -> Token {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let token = state.issue(app, now_ms, settings);
@@ -72,7 +72,8 @@ impl Tokens {
         token
     }
 
-    /// `POST /cgi-bin/stable_token`: the same one while it has enough life left, unless a new one is forced.
+    /// `POST /cgi-bin/stable_token`: returns the current token while it has enough time left. `force` revokes it and
+    /// issues a new one.
     pub(crate) fn stable(&self, app: &Arc<App>, force: bool, now_ms: u64, settings: &Settings) -> Token {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let current = state.latest_of(app).stable.clone();
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_512_characters_and_lives_two_hours() {
+    fn token_has_512_characters_and_lives_two_hours() {
         let (tokens, app, settings) = made();
         let token = tokens.plain(&app, NOW, &settings);
         assert_eq!((token.text.len(), token.expires_in), (512, 7200));
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_token_lives_five_more_minutes_and_never_longer_than_its_life() {
+    fn earlier_token_gets_five_minutes_but_not_beyond_its_lifetime() {
         let (tokens, app, settings) = made();
         let first = tokens.plain(&app, NOW, &settings);
         let second = tokens.plain(&app, NOW, &settings);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stable_token_stays_the_same_until_its_last_five_minutes() {
+    fn stable_token_stays_the_same_until_its_last_five_minutes() {
         let (tokens, app, settings) = made();
         let first = tokens.stable(&app, false, NOW, &settings);
         let again = tokens.stable(&app, false, NOW + 6899 * SECOND, &settings);
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forced_refresh_kills_the_earlier_stable_token_and_no_other() {
+    fn forced_refresh_revokes_the_earlier_stable_token_and_no_other() {
         let (tokens, app, settings) = made();
         let plain = tokens.plain(&app, NOW, &settings);
         let first = tokens.stable(&app, false, NOW, &settings);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_is_missing_and_any_other_text_is_unknown() {
+    fn absent_token_is_missing_and_any_other_text_is_unknown() {
         let (tokens, ..) = made();
         let code_of = |token| tokens.app(token, NOW).map_or_else(|no| no.code, |_| code::OK);
         assert_eq!(code_of(None), code::TOKEN_MISSING);

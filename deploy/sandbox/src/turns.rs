@@ -1,25 +1,25 @@
-//! One `subscribe/send` at a time for a user: whose turn it is, from the moment a call has come in until it is processed.
+//! One `subscribe/send` at a time for a user, from the moment the call arrives until it is processed.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use crate::app::{App, lock};
 
-/// The users for whom a call is under way.
+/// The users with a call in progress.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<HashSet<String>>);
 
 /// Whether a call may be processed.
 pub(crate) enum Turn {
-    /// Nothing has to wait for anything: a `template/send`, or a call that names no app or no user.
+    /// The call needs no turn: a `template/send`, or a call without a known app or user.
     Free,
-    /// It is the only one for its user, for as long as this is held.
-    Mine(#[expect(dead_code, reason = "its end is what matters")] Held),
-    /// Another call was being processed when it came.
+    /// The call is the only one for its user while this value is held.
+    Mine(#[expect(dead_code, reason = "held only for its drop")] Held),
+    /// Another call for the user was in progress when this one arrived.
     Taken,
 }
 
-/// A turn that is given back when this ends, however the call ends: a caller may also leave while it waits.
+/// A turn. Dropping it gives it back, however the call ends: a caller may also disconnect while it waits.
 pub(crate) struct Held {
     app: Arc<App>,
     openid: String,
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_is_one_users_of_one_app_until_it_is_given_back() {
+    fn turn_is_exclusive_for_a_user_of_an_app_until_given_back() {
         let (one, other) = (Arc::new(App::new("one", "s")), Arc::new(App::new("other", "s")));
         let mine = Turn::of(&one, "u");
         assert!(matches!(mine, Turn::Mine(_)));

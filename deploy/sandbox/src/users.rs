@@ -1,4 +1,4 @@
-//! The users an app has met. Another app has other openids for the same people.
+//! The known users of an app. The same person has another openid in another app.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::sync::Arc;
 pub(crate) struct Users(HashSet<Arc<str>>);
 
 impl Users {
-    /// Whether this user ever did anything in the app. What was met once stays known.
+    /// Whether the user has ever acted in the app. A known user stays known.
     pub(crate) fn know(&self, openid: &str) -> bool {
         self.0.contains(openid)
     }
 
-    /// The one copy of this openid, for all that is kept of the user.
+    /// Makes the user known. Returns the shared copy of the openid, which all records of the user use.
     pub(crate) fn meet(&mut self, openid: &str) -> Arc<str> {
         if let Some(known) = self.0.get(openid) {
             return Arc::clone(known);

@@ -1,4 +1,4 @@
-//! Connections that can be told to break. The handler of a call sets how, and its connection does it on the next write.
+//! Connections that break on request. The handler of a call sets how; the connection breaks at its next write.
 
 use std::io;
 use std::pin::Pin;
@@ -17,25 +17,25 @@ const CUT: u8 = 1;
 const RESET: u8 = 2;
 const MID: u8 = 3;
 
-/// Bytes that a broken-off answer lacks: enough to leave no whole JSON.
+/// Number of bytes that a cut answer lacks: enough that its JSON is incomplete.
 const LACKING: usize = 5;
 
-/// The handler's end of its connection.
+/// The handler's control over its connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wire(Arc<AtomicU8>);
 
 impl Wire {
-    /// The connection closes instead of answering.
+    /// Closes the connection instead of answering.
     pub(crate) fn cut(&self) {
         self.0.store(CUT, Ordering::Release);
     }
 
-    /// The connection resets instead of answering.
+    /// Resets the connection instead of answering.
     pub(crate) fn reset(&self) {
         self.0.store(RESET, Ordering::Release);
     }
 
-    /// The connection closes a little before the end of the answer.
+    /// Closes the connection shortly before the end of the answer.
     pub(crate) fn cut_mid(&self) {
         self.0.store(MID, Ordering::Release);
     }
@@ -58,15 +58,16 @@ impl Listener for WireListener {
         loop {
             match self.0.accept().await {
                 Ok((tcp, address)) => {
-                    // Answers are small and each is waited for: Nagle's algorithm could only hold them back.
+                    // Answers are small and callers wait for each one, so Nagle's algorithm could only delay them.
                     if let Err(error) = tcp.set_nodelay(true) {
-                        tracing::debug!(%error, "a connection keeps its delay");
+                        tracing::debug!(%error, "TCP_NODELAY could not be set");
                     }
                     return (WireStream { tcp, wire: Wire::default() }, address);
                 }
                 Err(error) => {
-                    // Most often: out of file descriptors. Others must close before trying again can help.
-                    tracing::warn!(%error, "a connection was not accepted");
+                    // Usually the process is out of file descriptors. A retry helps only after other connections have
+                    // closed.
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -78,7 +79,7 @@ impl Listener for WireListener {
     }
 }
 
-/// A connection that obeys its [`Wire`].
+/// A connection that breaks as its [`Wire`] says.
 pub(crate) struct WireStream {
     tcp: TcpStream,
     wire: Wire,
@@ -91,15 +92,15 @@ impl AsyncRead for WireStream {
 }
 
 impl AsyncWrite for WireStream {
-    // Writing several buffers at once is deliberately not offered: answers then come in one piece, head and body, and
-    // the piece can be broken off at its end.
+    // Vectored writes are deliberately not supported: so an answer is written in one piece, head and body, and the
+    // piece can be cut at its end.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.wire.0.load(Ordering::Acquire) {
             WHOLE => Pin::new(&mut self.tcp).poll_write(cx, buf),
             MID if buf.len() > LACKING => Pin::new(&mut self.tcp).poll_write(cx, &buf[..buf.len() - LACKING]),
             RESET => {
                 if let Err(error) = self.tcp.set_zero_linger() {
-                    tracing::warn!(%error, "a connection is cut, not reset");
+                    tracing::warn!(%error, "a connection is closed instead of reset");
                 }
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }

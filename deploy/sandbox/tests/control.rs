@@ -1,4 +1,4 @@
-//! The control API over HTTP: what it takes, what it refuses, and what it tells.
+//! The control API over HTTP: what it accepts, what it refuses, and what it answers.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::*;
 
 #[tokio::test]
-async fn a_hundred_thousand_users_can_submit_at_once() {
+async fn one_call_takes_a_hundred_thousand_submissions() {
     let wechat = wechat(Settings::default()).await;
     let submissions: Vec<Value> = (0..100_000)
         .map(|n| json!({"openid": format!("openid-{n}"), "kind": "form", "id": format!("form-{n}")}))
@@ -22,7 +22,7 @@ async fn a_hundred_thousand_users_can_submit_at_once() {
 }
 
 #[tokio::test]
-async fn deliveries_are_read_in_order_and_in_parts() {
+async fn deliveries_are_read_in_order_and_page_by_page() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     for openid in ["a", "b", "a"] {
@@ -49,7 +49,7 @@ async fn deliveries_are_read_in_order_and_in_parts() {
 }
 
 #[tokio::test]
-async fn the_books_of_all_apps_are_the_sum() {
+async fn books_of_all_apps_are_the_sum() {
     let wechat = wechat(Settings::default()).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
     wechat.form(USER);
@@ -77,7 +77,7 @@ async fn settings_change_field_by_field() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_with_a_sentence() {
+async fn invalid_requests_are_refused_with_a_sentence() {
     let wechat = wechat(Settings::default()).await;
     let before = wechat.sandbox.settings();
     for (method, path, body) in [
@@ -163,7 +163,7 @@ async fn unknown_apps_and_ids_are_404() {
 }
 
 #[tokio::test]
-async fn serving_ends_when_it_is_told_to_even_with_a_call_hanging() {
+async fn serving_ends_at_shutdown_even_with_a_hanging_call() {
     let sandbox = Sandbox::new(settings(json!({"latency_ms": 60_000})));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What WeChat tells the app's server, and how it insists.
+//! The events that WeChat posts to the app's server, and how it repeats them.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::*;
 use tokio::net::TcpListener;
 
-/// One request as the app's server got it.
+/// One request that the app's server received.
 #[derive(Debug, Clone, PartialEq)]
 struct Told {
     query: BTreeMap<String, String>,
@@ -24,7 +24,7 @@ struct Told {
     body: String,
 }
 
-/// The app's server: it keeps what it is told, and refuses the first so many requests.
+/// The app's server. It stores the requests it receives, and refuses the first `refusals` of them.
 #[derive(Default)]
 struct Server {
     told: Mutex<Vec<Told>>,
@@ -68,7 +68,7 @@ async fn listen(
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
-/// A sandbox that tells this server.
+/// A sandbox that posts its events to this server.
 async fn telling(server: Server, more: Value) -> (WeChat, Arc<Server>) {
     let (server, url) = server.start().await;
     let mut fields = json!({"callback_url": url, "callback_token": "AAAAA", "callback_retry_ms": 10});
@@ -81,7 +81,7 @@ fn taken(wechat: &WeChat, pushed: u64) -> bool {
 }
 
 #[tokio::test]
-async fn the_app_is_told_what_its_users_do_and_how_its_messages_go() {
+async fn app_gets_events_of_its_users_answers_and_of_its_messages() {
     let (wechat, server) = telling(Server::default(), json!({})).await;
     let token = wechat.stable_token(false).await;
     let templates = |ids: [&str; 2]| ids.map(|id| Granting::new(USER, id)).to_vec();
@@ -89,7 +89,7 @@ async fn the_app_is_told_what_its_users_do_and_how_its_messages_go() {
     let answer = wechat.subscribe_answer(&token, wechat.subscription(USER)).await;
     wechat.sandbox.reject(APP, vec![Subscription::new(USER, "other")]).unwrap();
     wechat.sandbox.withdraw(APP, vec![Subscription::new(USER, "template")]).unwrap();
-    eventually("all events are taken", || taken(&wechat, 4)).await;
+    eventually("all events are accepted", || taken(&wechat, 4)).await;
 
     let bodies = server.bodies();
     let events: Vec<&str> = bodies.iter().map(|body| body["Event"].as_str().unwrap()).collect();
@@ -99,7 +99,7 @@ async fn the_app_is_told_what_its_users_do_and_how_its_messages_go() {
         "subscribe_msg_popup_event",
         "subscribe_msg_change_event",
     ];
-    assert_eq!(events, expected, "the events of one user come in their order");
+    assert_eq!(events, expected, "the events of one user arrive in order");
     for body in &bodies {
         assert_eq!((&body["FromUserName"], &body["MsgType"]), (&json!(USER), &json!("event")));
         assert!(body["ToUserName"].as_str().unwrap().starts_with("gh_"), "{body}");
@@ -115,11 +115,11 @@ async fn the_app_is_told_what_its_users_do_and_how_its_messages_go() {
 }
 
 #[tokio::test]
-async fn events_can_be_read_without_a_callback_as_they_would_be_posted() {
+async fn stored_events_equal_posted_ones_and_need_no_callback() {
     let (wechat, server) = telling(Server::default(), json!({"callback_format": "xml"})).await;
     wechat.grant("a", 1);
     wechat.grant("b", 1);
-    eventually("both events are taken", || taken(&wechat, 2)).await;
+    eventually("both events are accepted", || taken(&wechat, 2)).await;
     let events = wechat.sandbox.events(APP, &Reading::default()).unwrap();
     let mut told = server.told();
     told.sort_by_key(|told| told.body.contains("CDATA[b]"));
@@ -142,7 +142,7 @@ async fn events_can_be_read_without_a_callback_as_they_would_be_posted() {
 }
 
 #[tokio::test]
-async fn each_accept_has_an_event_of_its_own() {
+async fn each_accept_gives_its_own_event() {
     let wechat = wechat(Settings::default()).await;
     let grants = [("a", "t", 2), ("b", "t", 1), ("a", "s", 1)];
     let granting = |(openid, template_id, count)| Granting { count, ..Granting::new(openid, template_id) };
@@ -155,22 +155,22 @@ async fn each_accept_has_an_event_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_is_not_taken_is_told_again_twice_and_then_given_up() {
+async fn refused_event_is_posted_twice_more_and_then_given_up() {
     for (refusals, requests, expected) in [
         (2, 3, EventCounts { made: 1, pushed: 1, ..EventCounts::default() }),
         (9, 3, EventCounts { made: 1, given_up: 1, ..EventCounts::default() }),
     ] {
         let (wechat, server) = telling(Server { refusals: Mutex::new(refusals), ..Server::default() }, json!({})).await;
         wechat.grant(USER, 1);
-        eventually("the event is settled", || wechat.books().events == expected).await;
+        eventually("the event is accepted or given up", || wechat.books().events == expected).await;
         let told = server.told();
         assert_eq!(told.len(), requests);
-        assert!(told.iter().all(|one| *one == told[0]), "the same event each time: {told:?}");
+        assert!(told.iter().all(|one| *one == told[0]), "each attempt posts the same event: {told:?}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_is_slow_or_not_there_delays_no_send() {
+async fn slow_or_absent_callback_server_delays_no_send() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let absent = json!({"callback_url": format!("http://{nobody}/")});
     let slow = || Server { slow: Duration::from_secs(3600), ..Server::default() };
@@ -186,7 +186,7 @@ async fn a_server_that_is_slow_or_not_there_delays_no_send() {
 }
 
 #[tokio::test]
-async fn a_message_can_be_accepted_and_fail_afterwards() {
+async fn message_can_be_accepted_and_fail_afterwards() {
     let failures = json!([{"error_code": 43101, "error_status": "user_refuse", "match": {"openid": "refuses"}}]);
     let wechat = wechat(settings(json!({"sent_failures": failures}))).await;
     let token = wechat.stable_token(false).await;

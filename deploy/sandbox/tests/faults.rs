@@ -1,4 +1,4 @@
-//! Every way to misbehave, as a caller sees it, and what it does to the books.
+//! Every kind of fault, as a caller sees it, and its effect on the books.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -11,7 +11,7 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// One send with a fresh form id under this rule: what came back, and how many messages were delivered.
+/// Makes one send with a new form id under this rule. Returns the answer and the number of messages delivered.
 async fn one_send(rule: Rule) -> (std::io::Result<Option<Reply>>, u64) {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
@@ -35,7 +35,7 @@ async fn answered(rule: Rule) -> (Reply, u64) {
 }
 
 #[tokio::test]
-async fn a_forced_answer_spends_nothing() {
+async fn forced_answer_spends_nothing() {
     let (reply, delivered) = answered(Rule { errcode: Some(40037), ..Rule::new(FaultKind::Answer) }).await;
     assert_eq!((reply.status, code(&reply.json()), delivered), (200, 40037, 0));
 }
@@ -58,7 +58,7 @@ async fn html_comes_before_or_after_the_delivery() {
 }
 
 #[tokio::test]
-async fn a_cut_connection_says_nothing_at_all() {
+async fn cut_connection_gives_no_answer() {
     for (kind, deliveries) in [(FaultKind::CutBefore, 0), (FaultKind::CutAfter, 1)] {
         let (reply, delivered) = one_send(Rule::new(kind)).await;
         assert!(matches!(reply, Ok(None)), "{kind:?}: {reply:?}");
@@ -67,7 +67,7 @@ async fn a_cut_connection_says_nothing_at_all() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_kept_alive_is_cut_as_well() {
+async fn kept_alive_connection_is_cut_as_well() {
     let wechat = wechat(Settings::default()).await;
     let mut stream = TcpStream::connect(wechat.address).await.unwrap();
     let request = b"GET /cgi-bin/token HTTP/1.1\r\nhost: wechat\r\n\r\n";
@@ -83,21 +83,21 @@ async fn a_connection_that_was_kept_alive_is_cut_as_well() {
 }
 
 #[tokio::test]
-async fn an_answer_can_break_off_in_the_middle() {
+async fn answer_can_be_cut_in_the_middle() {
     let (reply, delivered) = answered(Rule::new(FaultKind::CutMid)).await;
     assert_eq!((reply.status, reply.whole, delivered), (200, false, 1));
     assert_eq!(reply.body, r#"{"errcode":0,"errmsg":"#);
 }
 
 #[tokio::test]
-async fn a_connection_can_be_reset() {
+async fn connection_can_be_reset() {
     let (reply, delivered) = one_send(Rule::new(FaultKind::ResetAfter)).await;
     assert_eq!(reply.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(delivered, 1);
 }
 
 #[tokio::test]
-async fn hanging_ends_in_a_cut_or_in_a_late_answer() {
+async fn hang_ends_in_a_cut_or_in_a_late_answer() {
     let hang = |kind| Rule { hang_ms: Some(150), ..Rule::new(kind) };
     let started = Instant::now();
     let (reply, delivered) = one_send(hang(FaultKind::HangBefore)).await;
@@ -109,7 +109,7 @@ async fn hanging_ends_in_a_cut_or_in_a_late_answer() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_on_a_late_answer_has_sent_all_the_same() {
+async fn message_is_delivered_though_the_caller_disconnects() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     wechat.sandbox.add_faults(vec![Rule { hang_ms: Some(60_000), ..Rule::new(FaultKind::HangAfter) }]).unwrap();
@@ -125,7 +125,7 @@ async fn a_caller_that_hangs_up_on_a_late_answer_has_sent_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_redirect_points_where_it_is_told() {
+async fn redirect_has_the_location_of_its_rule() {
     let location = "http://127.0.0.1:9/elsewhere";
     let (reply, delivered) = answered(Rule { location: Some(location.into()), ..Rule::new(FaultKind::Redirect) }).await;
     assert_eq!((reply.status, delivered), (302, 0));
@@ -133,7 +133,7 @@ async fn a_redirect_points_where_it_is_told() {
 }
 
 #[tokio::test]
-async fn rules_come_and_go_by_http_and_hit_what_they_match() {
+async fn rules_are_set_over_http_and_apply_to_matching_calls() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let rules = json!([
@@ -154,7 +154,7 @@ async fn rules_come_and_go_by_http_and_hit_what_they_match() {
 }
 
 #[tokio::test]
-async fn a_fault_that_names_an_app_leaves_the_others_alone() {
+async fn fault_of_one_app_does_not_affect_others() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     let matching = Match { app_id: Some("wx-other".into()), ..Match::default() };
@@ -163,7 +163,7 @@ async fn a_fault_that_names_an_app_leaves_the_others_alone() {
 }
 
 #[tokio::test]
-async fn a_share_of_calls_can_fail_and_the_books_still_add_up() {
+async fn books_add_up_when_a_share_of_calls_fails() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let some = |kind, seed| Rule { probability: Some(0.2), seed: Some(seed), ..Rule::new(kind) };
@@ -178,7 +178,7 @@ async fn a_share_of_calls_can_fail_and_the_books_still_add_up() {
     let (before, after) = (books.faults["cut_before"], books.faults["cut_after"]);
     assert_eq!(unanswered, before + after);
     assert_eq!((books.delivered, books.unprocessed), (200 - before, before));
-    assert!(before > 20 && after > 15, "{before} before, {after} after");
+    assert!(before > 20 && after > 15, "{before} cut before processing, {after} after");
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! The log of the program.
-#![allow(clippy::unwrap_used, reason = "a failed assumption should end the test, loudly")]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 #[test]
-fn a_log_that_goes_into_a_pipe_has_no_colours() {
+fn log_into_a_pipe_has_no_colors() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox"));
     command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
     let mut sandbox = command.spawn().unwrap();

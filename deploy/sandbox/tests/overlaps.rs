@@ -10,7 +10,7 @@ use sandbox::{Endpoint, FaultKind, Rule, Settings};
 use serde_json::json;
 use support::*;
 
-/// Sends to these users at once, and answers the codes, in no order.
+/// Sends to these users concurrently, and returns the errcodes, sorted.
 async fn sends(wechat: &Arc<WeChat>, users: &[&'static str]) -> Vec<i32> {
     let token = wechat.stable_token(false).await;
     let mut calls = Vec::new();
@@ -27,7 +27,7 @@ async fn sends(wechat: &Arc<WeChat>, users: &[&'static str]) -> Vec<i32> {
 }
 
 #[tokio::test]
-async fn of_two_calls_at_once_for_a_user_the_second_is_refused_and_spends_nothing() {
+async fn second_concurrent_call_for_a_user_is_refused_and_spends_nothing() {
     let wechat = Arc::new(wechat(settings(json!({"latency_ms": 2000}))).await);
     wechat.grant("a", 5);
     wechat.grant("b", 5);
@@ -39,7 +39,7 @@ async fn of_two_calls_at_once_for_a_user_the_second_is_refused_and_spends_nothin
 }
 
 #[tokio::test]
-async fn calls_one_after_the_other_never_overlap() {
+async fn sequential_calls_never_overlap() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     wechat.grant(USER, 50);
@@ -50,7 +50,7 @@ async fn calls_one_after_the_other_never_overlap() {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_before_it_is_processed_keeps_its_turn_and_one_that_hangs_after_does_not() {
+async fn hanging_call_keeps_its_turn_only_until_it_is_processed() {
     for (kind, expected) in [(FaultKind::HangBefore, 43108), (FaultKind::HangAfter, 0)] {
         let wechat = Arc::new(wechat(Settings::default()).await);
         wechat.grant(USER, 5);
@@ -71,7 +71,7 @@ async fn a_call_that_hangs_before_it_is_processed_keeps_its_turn_and_one_that_ha
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_gives_its_turn_back() {
+async fn disconnected_caller_gives_its_turn_back() {
     let wechat = Arc::new(wechat(Settings::default()).await);
     wechat.grant(USER, 1);
     let token = wechat.stable_token(false).await;
@@ -91,7 +91,7 @@ async fn a_caller_that_leaves_gives_its_turn_back() {
 }
 
 #[tokio::test]
-async fn form_ids_know_no_turns() {
+async fn sends_with_form_ids_need_no_turn() {
     let wechat = Arc::new(wechat(settings(json!({"latency_ms": 200}))).await);
     let token = wechat.stable_token(false).await;
     let send = || {

@@ -1,4 +1,4 @@
-//! `openapi/quota/get`: what it tells of the day's sends, and whom it refuses.
+//! `openapi/quota/get`: what it answers about the daily quota, and which calls it refuses.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -10,7 +10,7 @@ use support::*;
 const QUOTA: &str = "/cgi-bin/openapi/quota/get";
 const DAY: u64 = 24 * 3600;
 
-/// The answer to one question about a path.
+/// Asks for the quota of a path, and returns the answer.
 async fn ask_about(path: &str, wechat: &WeChat, token: &str) -> Value {
     wechat.post(&format!("{QUOTA}?access_token={token}"), json!({"cgi_path": path})).await
 }
@@ -19,7 +19,7 @@ async fn ask(wechat: &WeChat, token: &str) -> Value {
     ask_about(SEND, wechat, token).await
 }
 
-/// The daily limit of `template/send`, the calls used and those that remain.
+/// The daily limit of `template/send`, the number of calls used, and the number that remains.
 async fn quota(wechat: &WeChat, token: &str) -> [u64; 3] {
     quota_of(SEND, wechat, token).await
 }
@@ -30,14 +30,14 @@ async fn quota_of(path: &str, wechat: &WeChat, token: &str) -> [u64; 3] {
     ["daily_limit", "used", "remain"].map(|field| answer["quota"][field].as_u64().unwrap())
 }
 
-/// The seconds that the clock is to run ahead for it to be noon in China, so that no midnight comes between.
+/// How many seconds to set the clock ahead so that it is noon in China and no midnight falls into the test.
 fn to_noon() -> u64 {
     let since_midnight = (unix_seconds() + 8 * 3600) % DAY;
     (DAY + DAY / 2 - since_midnight) % DAY
 }
 
 #[tokio::test]
-async fn it_counts_what_uses_the_quota_up_and_not_the_questions() {
+async fn sends_use_the_quota_and_quota_calls_do_not() {
     let wechat = wechat(settings(json!({"daily_quota": 3, "clock_ahead_seconds": to_noon()}))).await;
     let token = wechat.stable_token(false).await;
     let id = wechat.submit(Submission { uses: Some(9), ..Submission::prepay(USER) });
@@ -46,17 +46,17 @@ async fn it_counts_what_uses_the_quota_up_and_not_the_questions() {
     }
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
     assert_eq!(wechat.send(&token, wechat.message("unknown")).await, 41028);
-    assert_eq!(quota(&wechat, &token).await, [3, 2, 1], "a send that WeChat judged has used the quota");
+    assert_eq!(quota(&wechat, &token).await, [3, 2, 1], "a send that WeChat decided on has used the quota");
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 0);
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 45009);
-    assert_eq!(quota(&wechat, &token).await, [3, 3, 0], "one that was refused for want of it has not");
+    assert_eq!(quota(&wechat, &token).await, [3, 3, 0], "a send refused with 45009 has not");
 
     let books = wechat.books();
     assert_eq!((books.calls, books.quota_queries), (4, 7));
 }
 
 #[tokio::test]
-async fn what_was_used_is_forgotten_at_midnight_in_china_and_when_the_quota_is_put_again() {
+async fn used_is_reset_at_midnight_in_china_and_when_the_quota_is_set() {
     let noon = to_noon();
     let set = json!({"daily_quota": 5, "clock_ahead_seconds": noon, "token_life_seconds": 3 * DAY});
     let wechat = wechat(settings(set)).await;
@@ -91,7 +91,7 @@ async fn without_a_quota_the_limit_is_the_published_one() {
 }
 
 #[tokio::test]
-async fn each_endpoint_that_sends_has_a_quota_of_its_own() {
+async fn each_sending_endpoint_has_its_own_quota() {
     let set = json!({"daily_quota": 1, "subscribe_daily_quota": 2, "clock_ahead_seconds": to_noon()});
     let wechat = wechat(settings(set)).await;
     let token = wechat.stable_token(false).await;
@@ -106,7 +106,7 @@ async fn each_endpoint_that_sends_has_a_quota_of_its_own() {
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 45009);
 
     wechat.ask("PUT", "/sandbox/settings", r#"{"subscribe_daily_quota": 3, "subscribe_per_second": 7}"#).await;
-    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [3, 0, 3], "only the one that was put begins anew");
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [3, 0, 3], "only the quota in the request is reset");
     assert_eq!(quota(&wechat, &token).await, [1, 1, 0]);
     let rate_limit = json!({"call_count": 7, "refresh_second": 1});
     assert_eq!(ask_about(SUBSCRIBE, &wechat, &token).await["rate_limit"], rate_limit);
@@ -114,14 +114,14 @@ async fn each_endpoint_that_sends_has_a_quota_of_its_own() {
 }
 
 #[tokio::test]
-async fn ten_million_subscription_messages_are_a_days_unless_it_says_otherwise() {
+async fn default_subscribe_quota_is_ten_million_a_day() {
     let wechat = wechat(settings(json!({"clock_ahead_seconds": to_noon()}))).await;
     let token = wechat.stable_token(false).await;
     assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [10_000_000, 0, 10_000_000]);
 }
 
 #[tokio::test]
-async fn each_app_has_a_quota_of_its_own() {
+async fn each_app_has_its_own_quota() {
     let wechat = wechat(settings(json!({"daily_quota": 5, "clock_ahead_seconds": to_noon()}))).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
     let request = json!({"grant_type": "client_credential", "appid": "wx-other", "secret": "other-secret"});
@@ -133,7 +133,7 @@ async fn each_app_has_a_quota_of_its_own() {
 }
 
 #[tokio::test]
-async fn each_wrong_part_of_a_question_has_its_code() {
+async fn each_wrong_part_of_a_quota_call_has_its_code() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let right = json!({"cgi_path": SEND}).to_string();
@@ -166,7 +166,7 @@ async fn each_wrong_part_of_a_question_has_its_code() {
 }
 
 #[tokio::test]
-async fn where_it_is_not_served_every_good_token_is_told_so_and_sends_go_on() {
+async fn unserved_quota_get_answers_48001_and_sends_still_work() {
     let wechat = wechat(settings(json!({"quota_get": false}))).await;
     let token = wechat.stable_token(false).await;
     assert_eq!(code(&ask(&wechat, &token).await), 48001);
@@ -175,14 +175,14 @@ async fn where_it_is_not_served_every_good_token_is_told_so_and_sends_go_on() {
 }
 
 #[tokio::test]
-async fn an_answer_forced_on_sends_is_none_to_this_question() {
+async fn answer_setting_of_sends_does_not_affect_quota_get() {
     let wechat = wechat(settings(json!({"answer": 45103}))).await;
     let token = wechat.stable_token(false).await;
     assert_eq!(quota(&wechat, &token).await, [1_000_000, 0, 1_000_000]);
 }
 
 #[tokio::test]
-async fn faults_hit_it_where_they_name_it_and_nowhere_else() {
+async fn only_faults_of_the_quota_endpoint_affect_quota_get() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let matching = Match { app_id: Some(APP.into()), ..Match::default() };

@@ -1,4 +1,4 @@
-//! What `template/send` accepts, and with which code it refuses the rest.
+//! What `template/send` accepts, and which code it answers to the rest.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -12,7 +12,7 @@ use support::*;
 const DAY: u64 = 24 * 3600;
 
 #[tokio::test]
-async fn a_message_with_a_form_id_reaches_its_user_once() {
+async fn message_with_a_form_id_is_delivered_once() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     let body = wechat.message(&form_id);
@@ -30,7 +30,7 @@ async fn a_message_with_a_form_id_reaches_its_user_once() {
 }
 
 #[tokio::test]
-async fn a_payment_is_good_for_three_messages_or_as_many_as_it_says() {
+async fn payment_allows_three_messages_or_its_given_uses() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     for (submission, uses) in
@@ -47,7 +47,7 @@ async fn a_payment_is_good_for_three_messages_or_as_many_as_it_says() {
 }
 
 #[tokio::test]
-async fn each_wrong_part_of_a_send_has_its_code_and_costs_nothing() {
+async fn each_wrong_part_of_a_send_has_its_code_and_spends_nothing() {
     let wechat = wechat(settings(json!({"templates": ["template"]}))).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     wechat.form("openid-2");
@@ -88,7 +88,7 @@ async fn each_wrong_part_of_a_send_has_its_code_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn what_a_message_may_leave_out_may_be_left_out() {
+async fn optional_fields_of_a_message_may_be_absent() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     for extra in [
@@ -101,22 +101,22 @@ async fn what_a_message_may_leave_out_may_be_left_out() {
         assert_eq!(wechat.send(&token, body).await, 0, "{extra}");
     }
     let books = wechat.books();
-    assert_eq!((books.messages, books.delivered_twice), (1, 2), "to the user, they read the same");
+    assert_eq!((books.messages, books.delivered_twice), (1, 2), "the three messages look the same to the user");
 }
 
 #[tokio::test]
-async fn the_token_is_judged_before_all_else() {
+async fn token_is_checked_first() {
     let wechat = wechat(Settings::default()).await;
     for (query, expected) in [("", 41001), ("?access_token=", 41001), ("?access_token=never-issued", 40001)] {
         assert_eq!(code(&wechat.ask("POST", &format!("{SEND}{query}"), "nonsense").await.json()), expected);
     }
-    assert_eq!(wechat.books().calls, 0, "these calls are of no app");
+    assert_eq!(wechat.books().calls, 0, "the app of these calls is unknown");
     let all = wechat.sandbox.books(None).unwrap();
     assert_eq!((all.calls, all.answers[&41001], all.answers[&40001]), (3, 2, 1));
 }
 
 #[tokio::test]
-async fn an_id_is_the_apps_that_it_was_submitted_to() {
+async fn id_works_only_in_the_app_it_was_submitted_to() {
     let wechat = wechat(Settings::default()).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
     let form_id = wechat.form(USER);
@@ -129,7 +129,7 @@ async fn an_id_is_the_apps_that_it_was_submitted_to() {
 }
 
 #[tokio::test]
-async fn an_id_ends_after_seven_days() {
+async fn id_expires_after_seven_days() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let aged = |seconds: u64| {
@@ -146,7 +146,7 @@ async fn an_id_ends_after_seven_days() {
 }
 
 #[tokio::test]
-async fn a_blocked_id_answers_so_until_the_end() {
+async fn blocked_id_keeps_answering_41031() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     assert_eq!(wechat.post("/sandbox/block", json!({"app_id": APP, "id": form_id})).await, json!({}));
@@ -157,7 +157,7 @@ async fn a_blocked_id_answers_so_until_the_end() {
 }
 
 #[tokio::test]
-async fn a_young_payment_answers_41028_and_works_later() {
+async fn young_payment_answers_41028_and_works_later() {
     let wechat = wechat(settings(json!({"young_prepay_seconds": 10}))).await;
     let (token, id) = (wechat.stable_token(false).await, wechat.submit(Submission::prepay(USER)));
     assert_eq!(wechat.send(&token, wechat.message(&id)).await, 41028);
@@ -166,7 +166,7 @@ async fn a_young_payment_answers_41028_and_works_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_sends_at_once_with_one_form_id_one_is_delivered() {
+async fn one_of_many_concurrent_sends_with_one_form_id_is_delivered() {
     let wechat = std::sync::Arc::new(wechat(Settings::default()).await);
     let token = wechat.stable_token(false).await;
     for _ in 0..20 {
@@ -189,7 +189,7 @@ async fn of_many_sends_at_once_with_one_form_id_one_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_rate_and_a_quota_hold_per_app() {
+async fn rate_and_quota_are_enforced_for_each_app() {
     let wechat = wechat(settings(json!({"daily_quota": 2}))).await;
     let token = wechat.stable_token(false).await;
     let id = wechat.submit(Submission { uses: Some(9), ..Submission::prepay(USER) });
@@ -207,7 +207,7 @@ async fn a_rate_and_a_quota_hold_per_app() {
 }
 
 #[tokio::test]
-async fn a_retired_api_says_so_to_everyone() {
+async fn answer_setting_applies_to_every_valid_send() {
     let wechat = wechat(settings(json!({"answer": 45103}))).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     assert_eq!(wechat.send(&token, wechat.message(&form_id)).await, 45103);
@@ -215,7 +215,7 @@ async fn a_retired_api_says_so_to_everyone() {
 }
 
 #[tokio::test]
-async fn retired_form_ids_leave_subscription_messages_alone_and_the_reverse() {
+async fn each_answer_setting_affects_only_its_endpoint() {
     for (field, expected) in [("answer", [45103, 0]), ("subscribe_answer", [0, 45103])] {
         let mut fields = serde_json::Map::new();
         fields.insert(field.to_owned(), json!(45103));
@@ -231,7 +231,7 @@ async fn retired_form_ids_leave_subscription_messages_alone_and_the_reverse() {
 }
 
 #[tokio::test]
-async fn wrong_methods_and_paths_are_told_so() {
+async fn wrong_methods_and_paths_have_their_codes() {
     let wechat = wechat(Settings::default()).await;
     assert_eq!(code(&wechat.get(SEND).await), 43002);
     assert_eq!(code(&wechat.get(SUBSCRIBE).await), 43002);

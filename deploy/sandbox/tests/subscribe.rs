@@ -1,4 +1,4 @@
-//! What `subscribe/send` accepts, and with which code it refuses the rest.
+//! What `subscribe/send` accepts, and which code it answers to the rest.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use support::*;
 
 #[tokio::test]
-async fn a_grant_is_good_for_one_message() {
+async fn grant_allows_one_message() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     wechat.grant(USER, 1);
@@ -30,7 +30,7 @@ async fn a_grant_is_good_for_one_message() {
 }
 
 #[tokio::test]
-async fn grants_are_of_one_user_one_template_and_one_app() {
+async fn grant_works_only_for_its_user_template_and_app() {
     let wechat = wechat(Settings::default()).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
     wechat.sandbox.grant("wx-other", vec![Granting::new(USER, "template")]).unwrap();
@@ -42,7 +42,7 @@ async fn grants_are_of_one_user_one_template_and_one_app() {
 }
 
 #[tokio::test]
-async fn grants_come_and_go_by_http() {
+async fn grants_are_added_and_revoked_over_http() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     let post = async |path: &str, list: Value| {
@@ -65,7 +65,7 @@ async fn grants_come_and_go_by_http() {
 }
 
 #[tokio::test]
-async fn each_wrong_part_of_a_subscription_message_has_its_code_and_costs_nothing() {
+async fn each_wrong_part_has_its_code_and_spends_nothing() {
     let wechat = wechat(settings(json!({"templates": ["template"]}))).await;
     let token = wechat.stable_token(false).await;
     wechat.grant(USER, 1);
@@ -115,7 +115,7 @@ async fn each_wrong_part_of_a_subscription_message_has_its_code_and_costs_nothin
 }
 
 #[tokio::test]
-async fn the_token_is_judged_before_all_else() {
+async fn token_is_checked_first() {
     let wechat = wechat(Settings::default()).await;
     for (query, expected) in [("", 41001), ("?access_token=", 41001), ("?access_token=never-issued", 40001)] {
         assert_eq!(code(&wechat.ask("POST", &format!("{SUBSCRIBE}{query}"), "nonsense").await.json()), expected);
@@ -129,7 +129,7 @@ async fn the_token_is_judged_before_all_else() {
 }
 
 #[tokio::test]
-async fn message_ids_go_up_over_all_apps() {
+async fn message_ids_increase_over_all_apps() {
     let wechat = wechat(Settings::default()).await;
     wechat.sandbox.add_app("wx-other", "other-secret").unwrap();
     let long_term = || vec![Granting { long_term: true, ..Granting::new(USER, "template") }];
@@ -145,7 +145,7 @@ async fn message_ids_go_up_over_all_apps() {
 }
 
 #[tokio::test]
-async fn a_message_that_came_with_a_form_id_and_again_with_a_grant_is_a_repeat() {
+async fn same_message_by_form_id_and_by_grant_is_a_repeat() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     wechat.grant(USER, 1);
@@ -158,7 +158,7 @@ async fn a_message_that_came_with_a_form_id_and_again_with_a_grant_is_a_repeat()
 }
 
 #[tokio::test]
-async fn a_rate_holds_for_each_endpoint_alone() {
+async fn each_endpoint_has_its_own_rate() {
     let wechat = wechat(settings(json!({"subscribe_per_second": 1}))).await;
     let token = wechat.stable_token(false).await;
     wechat.grant(USER, 9);
@@ -172,7 +172,7 @@ async fn a_rate_holds_for_each_endpoint_alone() {
 }
 
 #[tokio::test]
-async fn a_rule_is_about_the_endpoint_it_names() {
+async fn rule_applies_only_to_its_endpoint() {
     let wechat = wechat(Settings::default()).await;
     let (token, form_id) = (wechat.stable_token(false).await, wechat.form(USER));
     wechat.grant(USER, 2);
@@ -196,7 +196,7 @@ async fn a_rule_is_about_the_endpoint_it_names() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_has_spent_the_grant_or_has_not() {
+async fn lost_answer_has_spent_the_grant_only_if_processed() {
     for (kind, then) in [(FaultKind::CutBefore, 0), (FaultKind::CutAfter, 43101), (FaultKind::Http500After, 43101)] {
         let wechat = wechat(Settings::default()).await;
         let token = wechat.stable_token(false).await;
@@ -214,7 +214,7 @@ async fn a_lost_answer_has_spent_the_grant_or_has_not() {
 }
 
 #[tokio::test]
-async fn who_only_rejected_is_a_user_all_the_same() {
+async fn user_who_only_rejected_is_known() {
     let wechat = wechat(Settings::default()).await;
     let token = wechat.stable_token(false).await;
     assert_eq!(wechat.subscribe(&token, wechat.subscription("new")).await, 40003);

@@ -1,4 +1,4 @@
-//! The two token endpoints, and how tokens end.
+//! The two token endpoints, and how tokens expire.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod support;
@@ -8,7 +8,7 @@ use serde_json::json;
 use support::*;
 
 #[tokio::test]
-async fn a_plain_fetch_makes_a_new_token_and_leaves_the_earlier_one_a_grace() {
+async fn plain_fetch_issues_a_new_token_and_leaves_a_grace_period() {
     let wechat = wechat(Settings::default()).await;
     let (first, second) = (wechat.plain_token().await, wechat.plain_token().await);
     assert_eq!((first.len(), second.len()), (512, 512));
@@ -22,7 +22,7 @@ async fn a_plain_fetch_makes_a_new_token_and_leaves_the_earlier_one_a_grace() {
 }
 
 #[tokio::test]
-async fn a_token_ends_with_its_life() {
+async fn token_expires_after_its_lifetime() {
     let wechat = wechat(settings(json!({"token_life_seconds": 60}))).await;
     let (plain, stable) = (wechat.plain_token().await, wechat.stable_token(false).await);
     wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": 60}))).unwrap();
@@ -32,7 +32,7 @@ async fn a_token_ends_with_its_life() {
 }
 
 #[tokio::test]
-async fn a_stable_token_stays_until_it_is_forced_away() {
+async fn stable_token_stays_until_a_forced_refresh() {
     let wechat = wechat(Settings::default()).await;
     let first = wechat.stable_token(false).await;
     assert_eq!(wechat.stable_token(false).await, first);
@@ -70,19 +70,23 @@ async fn wrong_credentials_have_their_codes() {
         assert_eq!(code(&wechat.ask("POST", STABLE, body).await.json()), 47001, "{body}");
     }
     let books = wechat.books();
-    assert_eq!((books.token_fetches, books.token_answers[&40125]), (8, 2), "what names the app is the app's");
+    assert_eq!(
+        (books.token_fetches, books.token_answers[&40125]),
+        (8, 2),
+        "calls with a known app id count for the app"
+    );
     assert_eq!(wechat.sandbox.books(None).unwrap().token_answers[&47001], 5);
 }
 
 #[tokio::test]
-async fn the_secret_of_an_app_can_change() {
+async fn secret_of_an_app_can_change() {
     let wechat = wechat(Settings::default()).await;
     assert_eq!(wechat.post("/sandbox/apps", json!({"app_id": APP, "secret": "changed"})).await, json!({}));
     assert_eq!(code(&wechat.post(STABLE, stable_request(false)).await), 40125);
 }
 
 #[tokio::test]
-async fn final_answers_can_be_forced_on_token_fetches_alone() {
+async fn errcodes_can_be_forced_on_token_calls_only() {
     let wechat = wechat(Settings::default()).await;
     let form_id = wechat.form(USER);
     let token = wechat.stable_token(false).await;
@@ -99,7 +103,7 @@ async fn final_answers_can_be_forced_on_token_fetches_alone() {
 }
 
 #[tokio::test]
-async fn a_fetch_can_be_cut_before_and_after_a_token_was_made() {
+async fn token_call_can_be_cut_before_and_after_issuing() {
     let wechat = wechat(Settings::default()).await;
     for kind in [FaultKind::CutBefore, FaultKind::CutAfter] {
         wechat.sandbox.add_faults(vec![Rule { endpoint: Endpoint::Token, times: Some(1), ..Rule::new(kind) }]).unwrap();

@@ -1,4 +1,4 @@
-//! Files of users.
+//! Reads the files with users.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -7,11 +7,10 @@ use prost::Message as _;
 use serde::Deserialize;
 use shared::proto::{Recipient, TemplateValue};
 
-/// What one call takes: so many users, and so many bytes, well below the 4 MiB that a dispatcher takes in unless told
-/// otherwise.
+/// Limits of one call: number of users, and bytes, well below the 4 MiB that a dispatcher accepts by default.
 const CALL: (usize, usize) = (10_000, 3 << 20);
 
-/// Users with what is their own in the message; whoever is named again is left out, and counted.
+/// Reads users with their own data. Repeated users are left out; also returns their number.
 pub fn recipients(file: &Path) -> Result<(Vec<Recipient>, usize), String> {
     let (mut found, mut seen, mut again) = (Vec::new(), HashSet::new(), 0);
     for (number, line) in read(file)?.lines().enumerate() {
@@ -30,12 +29,12 @@ pub fn recipients(file: &Path) -> Result<(Vec<Recipient>, usize), String> {
     Ok((found, again))
 }
 
-/// Users and nothing else.
+/// Reads users without data.
 pub fn openids(file: &Path) -> Result<Vec<String>, String> {
     Ok(read(file)?.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-/// In parts that each fit into a call; at least one.
+/// Splits users into parts that each fit into one call; at least one part.
 pub fn parts(recipients: Vec<Recipient>) -> Vec<Vec<Recipient>> {
     let (mut parts, mut bytes) = (vec![Vec::new()], 0);
     for recipient in recipients {
@@ -53,7 +52,7 @@ pub fn parts(recipients: Vec<Recipient>) -> Vec<Vec<Recipient>> {
     parts
 }
 
-/// The same for users and nothing else.
+/// Splits users without data into parts.
 pub fn chunks(openids: &[String]) -> impl Iterator<Item = &[String]> {
     openids.chunks(CALL.0)
 }
@@ -62,7 +61,7 @@ fn read(file: &Path) -> Result<String, String> {
     std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// A value as it stands in WeChat's JSON, or its text alone.
+/// A value as in WeChat's JSON, or only its text.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "each value must be a text, or {\"value\": text, \"color\": text}")]
 enum Own {

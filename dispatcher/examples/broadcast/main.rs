@@ -1,4 +1,4 @@
-//! Starts a broadcast, or takes up one that is there, and follows it to its end.
+//! Starts a broadcast, or attaches to an existing one, and follows it to its end.
 //!
 //! ```sh
 //! cargo run -p dispatcher --example broadcast -- --app wx0123456789abcdef --template spring --data keyword1=hello
@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// True when all that was asked for was done.
+/// Returns true if everything requested was done.
 async fn run(args: &Args) -> Result<bool, String> {
     let mut client = reach::client(args)?;
     let told = |status: tonic::Status| words::status(&status);
@@ -69,7 +69,7 @@ async fn run(args: &Args) -> Result<bool, String> {
             Ok(info.state() == BroadcastState::Done)
         }
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("\nthis ends the watching and nothing else; to watch the broadcast again: {again}");
+            eprintln!("\nstopped watching; the broadcast continues; to watch the broadcast again: {again}");
             Ok(false)
         }
     }

@@ -1,4 +1,4 @@
-//! The way to a dispatcher: in the clear, or over TLS with a token.
+//! Connects to a dispatcher: plaintext, or TLS with a token.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tonic::{Request, Status};
 
 use crate::args::Args;
 
-/// A dispatcher, through its client.
+/// Client of a dispatcher.
 pub type Client = DispatcherServiceClient<InterceptedService<Channel, Authorization>>;
 
-/// Goes with each call, if there is one.
+/// Adds the token to each call, if there is one.
 #[derive(Clone)]
 pub struct Authorization(Option<MetadataValue<Ascii>>);
 
@@ -27,7 +27,7 @@ impl Interceptor for Authorization {
     }
 }
 
-/// Connects with the first call.
+/// Creates a client; it connects with the first call.
 pub fn client(args: &Args) -> Result<Client, String> {
     let authorization = token(args)?.map(|token| bearer(&token)).transpose()?;
     if authorization.is_some() && args.ca.is_none() {
@@ -45,12 +45,12 @@ pub fn client(args: &Args) -> Result<Client, String> {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
         endpoint = endpoint.tls_config(tls).map_err(|error| format!("--ca: {}: {error}", ca.display()))?;
     }
-    // Whoever watches is sent something only when something changes: a silent death shows by this.
+    // A watcher receives data only when something changes, so keepalive pings detect a dead connection.
     let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(10));
     Ok(DispatcherServiceClient::with_interceptor(endpoint.connect_lazy(), Authorization(authorization)))
 }
 
-/// What reaches the same dispatcher again; a token of the environment is there anyway.
+/// The flags that reach the same dispatcher again. A token in the environment needs no flag.
 pub fn flags(args: &Args) -> String {
     let mut flags = format!("--address {}", args.address);
     for (flag, file) in [("--ca", &args.ca), ("--token-file", &args.token_file)] {
@@ -61,7 +61,7 @@ pub fn flags(args: &Args) -> String {
     flags
 }
 
-/// A file that is named counts for more than what the environment happens to have.
+/// The file of --token-file takes precedence over the environment.
 fn token(args: &Args) -> Result<Option<String>, String> {
     match &args.token_file {
         Some(file) => {
@@ -74,8 +74,8 @@ fn token(args: &Args) -> Result<Option<String>, String> {
 
 fn bearer(token: &str) -> Result<MetadataValue<Ascii>, String> {
     let value = format!("Bearer {}", token.trim()).parse::<MetadataValue<Ascii>>();
-    // The token itself is not repeated.
-    let mut value = value.map_err(|_| "the token is none for a header")?;
+    // The error does not quote the token.
+    let mut value = value.map_err(|_| "the token has characters that a header cannot have")?;
     value.set_sensitive(true);
     Ok(value)
 }

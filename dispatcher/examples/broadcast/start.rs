@@ -1,4 +1,4 @@
-//! From the command line to a broadcast that is started, with as many calls as its list needs.
+//! Starts a broadcast from the command line, with as many calls as its list needs.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,44 +13,44 @@ use tonic::{Response, Status};
 use crate::args::Args;
 use crate::{Client, list, words};
 
-/// How long a call is repeated before it has failed, and the pause before each repeat.
+/// How long a call is repeated before it fails, and the pause before each repeat.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(500));
 
-/// A broadcast as it is asked for, in parts that fit into one call each.
+/// The broadcast to start, in parts that each fit into one call.
 struct Order {
-    /// What is said of it in the first call, but for its audience.
+    /// The first call's request without its audience.
     head: BroadcastRequest,
-    /// Its list; none when it goes to everyone.
+    /// The list in parts; `None` for every user.
     list: Option<Vec<Vec<Recipient>>>,
     exclude: Vec<Vec<String>>,
 }
 
-/// What the broadcast would do.
+/// Requests a preview of the broadcast.
 pub async fn preview(client: &mut Client, args: &Args) -> Result<BroadcastPreview, String> {
     let order = order(args)?;
     if !order.fits() {
-        return Err("--validate-only looks at one call: at most 10000 users in --list, and in --exclude".into());
+        return Err("--validate-only checks a single call: at most 10000 users in --list, and in --exclude".into());
     }
     let request = BroadcastRequest { validate_only: true, ..order.first() };
     let response = client.broadcast(request).await.map_err(|status| words::status(&status))?;
     Ok(response.into_inner().preview.unwrap_or_default())
 }
 
-/// Starts it; answers its id.
+/// Starts the broadcast. Returns its id.
 pub async fn start(client: &mut Client, args: &Args) -> Result<String, String> {
     let order = order(args)?;
     let request = BroadcastRequest { hold: !order.fits(), ..order.first() };
     let request_id = request.request_id.clone();
-    let again = |problem| format!("{problem}\nnothing is sent twice by starting again with --request-id {request_id}");
+    let again = |problem| format!("{problem}\nstart again with --request-id {request_id}: nothing is sent twice");
     let response = patiently(async || client.clone().broadcast(request.clone()).await).await.map_err(again)?;
     let info = response.into_inner().broadcast.unwrap_or_default();
     eprintln!("broadcast {} (request id {request_id})", info.broadcast_id);
-    // Unless this found one that is past that.
+    // Unless the request id found a broadcast that has been started already.
     if !order.fits()
         && info.state() == BroadcastState::Pending
         && !order.add_and_start(client, &info.broadcast_id).await.map_err(again)?
     {
-        eprintln!("it was started before, with what was in its list then");
+        eprintln!("the broadcast was started before, with the users that were in its list then");
     }
     Ok(info.broadcast_id)
 }
@@ -69,13 +69,13 @@ impl Order {
         BroadcastRequest { audience: Some(audience), exclude, ..self.head.clone() }
     }
 
-    /// False when it was started already.
+    /// Returns false if the broadcast was started already.
     async fn add_and_start(&self, client: &Client, id: &str) -> Result<bool, String> {
         let add = |recipients, exclude| {
             let (app_id, broadcast_id) = (self.head.app_id.clone(), id.to_owned());
             AddRecipientsRequest { app_id, broadcast_id, recipients, exclude }
         };
-        // Who is left out goes first: they are not in the audience even for a moment.
+        // Excluded users first, so that they are never in the audience.
         let mut more: Vec<_> = self.exclude.iter().skip(1).map(|part| add(Vec::new(), part.clone())).collect();
         more.extend(self.list.iter().flatten().skip(1).map(|part| add(part.clone(), Vec::new())));
         for request in more {
@@ -90,7 +90,7 @@ impl Order {
             calls += 1;
             ok_or_wrong_state(client.clone().start_broadcast(request.clone()).await)
         });
-        // A repeat whose first answer was lost finds it started.
+        // A repeat after a lost answer finds the broadcast started.
         Ok(started.await?.is_some() || calls > 1)
     }
 }
@@ -101,7 +101,7 @@ fn order(args: &Args) -> Result<Order, String> {
         Some(file) => {
             let (recipients, again) = list::recipients(file)?;
             if again > 0 {
-                eprintln!("{}: {again} lines name a user again, and count for nothing", file.display());
+                eprintln!("{}: {again} lines repeat a user and are ignored", file.display());
             }
             Some(list::parts(recipients))
         }
@@ -137,7 +137,7 @@ fn order(args: &Args) -> Result<Order, String> {
     Ok(Order { head, list, exclude })
 }
 
-/// Repeats a call for a while, where it is safe to and may help.
+/// Repeats a call for some time while that is safe and may help.
 async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, String> {
     let begun = Instant::now();
     loop {
@@ -151,7 +151,7 @@ async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Resul
     }
 }
 
-/// Nothing where the broadcast is past the state that the call is for.
+/// Returns `None` if the broadcast is past the state that the call needs.
 fn ok_or_wrong_state<T>(answer: Result<Response<T>, Status>) -> Result<Option<Response<T>>, Status> {
     match answer {
         Err(status) if words::reason(&status).as_deref() == Some("WRONG_STATE") => Ok(None),

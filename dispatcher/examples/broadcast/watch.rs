@@ -1,4 +1,4 @@
-//! Follows a broadcast from one dispatcher to the next until its end.
+//! Follows a broadcast to its end. Reconnects when a dispatcher stops.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
@@ -10,16 +10,16 @@ use tonic::Status;
 
 use crate::{Client, words};
 
-/// How long no dispatcher need answer, and the pause before each look for one.
+/// How long no dispatcher may answer, and the pause before each attempt.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(300), Duration::from_millis(500));
 
-/// How often there is a line where there is no terminal to draw on.
+/// Interval between lines when stderr is not a terminal.
 const LINE: Duration = Duration::from_secs(2);
 
-/// The rate is that of the last moments.
+/// The rate is averaged over this time.
 const MOMENTS: Duration = Duration::from_secs(5);
 
-/// Shows a broadcast as it goes; answers how it ended.
+/// Shows the progress of a broadcast until it ends. Returns its final state.
 pub async fn follow(client: &mut Client, app: &str, id: &str) -> Result<BroadcastInfo, String> {
     let mut show = Show::new();
     let mut lost_at = None;
@@ -29,7 +29,7 @@ pub async fn follow(client: &mut Client, app: &str, id: &str) -> Result<Broadcas
             Err(status) => status,
         };
         let since = *lost_at.get_or_insert_with(|| {
-            show.say(&format!("the dispatcher is gone ({}); looking for it", words::sentence(&status)));
+            show.say(&format!("lost the connection to the dispatcher ({}); reconnecting", words::sentence(&status)));
             Instant::now()
         });
         if !words::passes(&status) || since.elapsed() > PATIENCE.0 {
@@ -39,7 +39,7 @@ pub async fn follow(client: &mut Client, app: &str, id: &str) -> Result<Broadcas
     }
 }
 
-/// One stream, to the end of the broadcast or its own.
+/// Reads one stream, until the broadcast or the stream ends.
 async fn stream(
     client: &mut Client,
     app: &str,
@@ -53,9 +53,9 @@ async fn stream(
     while let Some(update) = stream.message().await? {
         let info = update.broadcast.unwrap_or_default();
         if lost_at.take().is_some() {
-            show.say("there it is again");
+            show.say("reconnected to the dispatcher");
         }
-        // The end is for whoever called.
+        // The caller prints the final state.
         if matches!(info.state(), BroadcastState::Done | BroadcastState::Cancelled) {
             return Ok(info);
         }
@@ -64,7 +64,7 @@ async fn stream(
     Err(Status::unavailable("the stream ended"))
 }
 
-/// A bar on a terminal, or else a line now and then.
+/// A progress bar on a terminal, otherwise a line every [`LINE`].
 struct Show {
     bar: Option<ProgressBar>,
     moments: VecDeque<(Instant, u64)>,

@@ -1,4 +1,4 @@
-//! Broadcasts and errors in words.
+//! Formats broadcasts and errors for people.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use shared::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, Broadcast
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-/// Where a broadcast stands, and why.
+/// The state of a broadcast, with the reason of a pause.
 pub fn standing(info: &BroadcastInfo) -> String {
     let state = match info.state() {
         BroadcastState::Unspecified => "in a state that this client does not know",
@@ -26,12 +26,12 @@ fn paused(info: &BroadcastInfo) -> String {
     let why = match info.pause_reason() {
         PauseReason::Unspecified => "",
         PauseReason::Caller => " by a caller",
-        PauseReason::Canary => ": its limit is reached; look, then --resume",
+        PauseReason::Canary => ": its limit is reached; check the result, then --resume",
         PauseReason::Quota => ": the day's quota for broadcasts is used up",
         PauseReason::AppStopped => ": WeChat refuses the app",
-        PauseReason::MessageRefused => ": WeChat refused several messages in a row for what is in them",
+        PauseReason::MessageRefused => ": WeChat refused several messages in a row because of their content",
         PauseReason::FailureRatio => ": too many messages failed",
-        PauseReason::TokenRefused => ": WeChat gives no access token",
+        PauseReason::TokenRefused => ": WeChat refuses an access token",
     };
     let mut text = format!("paused{why}");
     if let Some(errcode) = info.errcode {
@@ -44,7 +44,7 @@ fn paused(info: &BroadcastInfo) -> String {
     text
 }
 
-/// How far it is, on one line.
+/// The progress, on one line.
 pub fn progress(info: &BroadcastInfo, rate: Option<f64>) -> String {
     let tally = info.tally.clone().unwrap_or_default();
     let about = if tally.estimated { "about " } else { "" };
@@ -60,18 +60,18 @@ pub fn progress(info: &BroadcastInfo, rate: Option<f64>) -> String {
     line
 }
 
-/// What became of everyone.
+/// The final numbers.
 pub fn tally(info: &BroadcastInfo) -> String {
     let tally = info.tally.clone().unwrap_or_default();
     let mut text = format!("{}: {} of {} delivered", standing(info), tally.delivered, tally.audience);
-    let left = (tally.left > 0).then(|| ("not dealt with".to_owned(), tally.left));
+    let left = (tally.left > 0).then(|| ("not processed".to_owned(), tally.left));
     for (what, count) in counts(info).into_iter().chain(left) {
         let _ = write!(text, "\n{count:>9} {what}");
     }
     text
 }
 
-/// Those who were not reached, by why.
+/// Numbers of users who were not reached, by reason.
 fn counts(info: &BroadcastInfo) -> Vec<(String, u64)> {
     let tally = info.tally.clone().unwrap_or_default();
     let failure = |BroadcastFailure { reason, errcode, count }: BroadcastFailure| {
@@ -92,7 +92,7 @@ fn counts(info: &BroadcastInfo) -> Vec<(String, u64)> {
     counts
 }
 
-/// What would happen.
+/// The result of a preview.
 pub fn preview(preview: &BroadcastPreview) -> String {
     let mut text = format!(
         "{} users, of whom {} would get the message; {} credentials would be spent",
@@ -108,29 +108,29 @@ pub fn preview(preview: &BroadcastPreview) -> String {
         }
     }
     if let Some(duration) = preview.duration {
-        let _ = write!(text, "\nat the pace that is set it would take {duration}");
+        let _ = write!(text, "\nat the configured rate it would take {duration}");
     }
     text
 }
 
-/// Whether waiting may help: the dispatcher or its Redis is away.
+/// Returns true if waiting may help: the dispatcher or its Redis is unavailable.
 pub fn passes(status: &Status) -> bool {
-    // A connection that breaks has several codes, and no reason.
+    // A broken connection has one of several codes, and no reason.
     let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded);
     status.code() == Code::Unavailable || (broken && reason(status).is_none())
 }
 
-/// The stable reason, where the service gave one.
+/// The error reason of the service; `None` if it gave none.
 pub fn reason(status: &Status) -> Option<String> {
     status.get_error_details().error_info().map(|info| info.reason.clone())
 }
 
-/// What the service says.
+/// The message of the service.
 pub fn sentence(status: &Status) -> String {
     if status.message().is_empty() { format!("{:?}", status.code()) } else { status.message().to_owned() }
 }
 
-/// All that a status tells: its sentence, its reason, every bad field.
+/// The message of a status with its reason, metadata and bad fields.
 pub fn status(status: &Status) -> String {
     let details = status.get_error_details();
     let mut text = sentence(status);

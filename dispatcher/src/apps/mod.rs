@@ -1,21 +1,22 @@
-//! The apps file: the mini programs that this service may send for, their secrets, and where WeChat is for each.
+//! The apps file: the mini programs that this service sends for, their secrets, and the base URL of WeChat's API for
+//! each.
 //!
 //! ```toml
 //! [apps.wx0123456789abcdef]
 //! secret_file = "/run/secrets/wx0123456789abcdef"  # or secret = "..."; the file's content is trimmed
-//! base_url = "https://api.weixin.qq.com"           # what follows are the defaults
+//! base_url = "https://api.weixin.qq.com"           # from here on: the defaults
 //! connect_timeout = "2s"
 //! timeout = "5s"                                   # of a whole call
-//! token = "stable_token"                           # or "token", for what speaks only the older endpoint
-//! delivery = "form_id"                             # or "subscription"; calls may say otherwise
-//! daily_quota = 1000000                            # messages a day, where WeChat does not tell; 10000000 of subscriptions
-//! messages_per_second = 0                          # of all replicas together; 0 is as fast as it goes
-//! reserved_for_sends = 0.2                         # the part of both that broadcasts do not touch
-//! broadcast_credentials = ["form_id", "prepay_id"] # what broadcasts of template messages may spend
+//! token = "stable_token"                           # or "token", for a gateway that has only the older endpoint
+//! delivery = "form_id"                             # or "subscription"; a call may override it
+//! daily_quota = 1000000                            # messages a day, unless WeChat reports it; subscription: 10000000
+//! messages_per_second = 0                          # of all replicas together; 0 is unlimited
+//! reserved_for_sends = 0.2                         # the part of both that broadcasts must not use
+//! broadcast_credentials = ["form_id", "prepay_id"] # kinds that broadcasts of template messages may spend
 //! ```
 //!
-//! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
-//! quotes a value that may be a secret. It is read once, at start-up.
+//! The file is walked by hand instead of deserialized, so that all errors are reported together, and so that no error
+//! quotes a value that may be a secret. It is read once, at startup.
 
 mod table;
 
@@ -35,12 +36,12 @@ use toml::Value;
 use crate::wechat::message::Delivery;
 use table::{app, quoted};
 
-/// An app's secret, which buys access tokens. `Debug` hides it, and there is no `Display`.
+/// An app's secret, which WeChat exchanges for access tokens. `Debug` hides it, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Trims, and refuses what can be no secret: nothing, or something else than visible ASCII.
+    /// Trims the text. `None` if it is empty or has characters other than visible ASCII.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.into()))
@@ -58,40 +59,40 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Which of WeChat's two endpoints gives the app its access tokens.
+/// WeChat's two endpoints for access tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenEndpoint {
-    /// `stable_token`: calling again gives the same token, so nobody's token dies.
+    /// `stable_token`: another call returns the same token, so no token becomes invalid.
     Stable,
-    /// `token`: calling again ends the earlier token within minutes, whoever uses it.
+    /// `token`: another call invalidates the earlier token within minutes, for all its users.
     Plain,
 }
 
-/// One mini program.
+/// A mini program.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// Its app id.
+    /// App id.
     pub id: AppId,
-    /// Its secret.
+    /// App secret.
     pub secret: Secret,
-    /// What the paths of the API are appended to: http or https, with a host, without user info, query and fragment.
+    /// Base URL of the API: http or https, with a host, without user info, query and fragment.
     pub base_url: Url,
-    /// How long opening a connection may take, TLS included.
+    /// Timeout of opening a connection, including TLS.
     pub connect_timeout: Duration,
-    /// How long a whole call may take; not less than `connect_timeout`.
+    /// Timeout of a whole call; not less than `connect_timeout`.
     pub timeout: Duration,
-    /// Where its access tokens come from.
+    /// Endpoint for access tokens.
     pub token_endpoint: TokenEndpoint,
-    /// By which generation its messages are sent unless a call says otherwise.
+    /// Generation of its messages unless a call overrides it.
     pub delivery: Delivery,
-    /// What its broadcasts may use up, and how fast.
+    /// Daily quota and rate limits.
     pub bounds: Bounds,
-    /// The kinds of credential its broadcasts of template messages may spend; at least one.
+    /// Kinds of credentials that its broadcasts of template messages may spend; at least one.
     pub broadcast_kinds: Kinds,
 }
 
 impl App {
-    /// What broadcasts of a generation may use up: the app's own `daily_quota` is that of the generation it is set to.
+    /// Limits of a generation. The configured `daily_quota` applies to the app's default generation.
     pub fn bounds(&self, delivery: Delivery) -> Bounds {
         let daily_quota = if delivery == self.delivery { self.bounds.daily_quota } else { delivery.published_quota() };
         Bounds { daily_quota, ..self.bounds }
@@ -103,7 +104,7 @@ impl App {
 pub struct Apps(BTreeMap<AppId, Arc<App>>);
 
 impl Apps {
-    /// Reads the apps file. Nothing when there is a problem with it, and then `problems` names every one.
+    /// Reads the apps file. Returns `None` if there are errors, and adds all of them to `problems`.
     pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, problems),
@@ -114,7 +115,7 @@ impl Apps {
         }
     }
 
-    /// Like [`Apps::read`], from the text of the file. Relative paths in it start from the working directory.
+    /// Like [`Apps::read`], from the text of the file. Relative paths in it start at the working directory.
     pub fn parse(text: &str, problems: &mut Problems) -> Option<Self> {
         let file = problems.toml("the apps file", text)?;
         let mut sound = true;
@@ -123,11 +124,11 @@ impl Apps {
             sound = false;
         }
         let Some(Value::Table(tables)) = file.get("apps") else {
-            problems.add("the apps file names no app: it needs an [apps.APP_ID] table for each");
+            problems.add("the apps file has no app: it needs an [apps.APP_ID] table for each");
             return None;
         };
         if tables.is_empty() {
-            problems.add("the apps file names no app: it needs an [apps.APP_ID] table for each");
+            problems.add("the apps file has no app: it needs an [apps.APP_ID] table for each");
         }
         let mut apps = BTreeMap::new();
         for (id, value) in tables {
@@ -138,12 +139,12 @@ impl Apps {
         (sound && !apps.is_empty() && apps.len() == tables.len()).then_some(Self(apps))
     }
 
-    /// An app, if this service may send for it.
+    /// Returns an app; `None` if it is not configured.
     pub fn get(&self, id: &AppId) -> Option<&Arc<App>> {
         self.0.get(id)
     }
 
-    /// All apps, by app id.
+    /// All apps, sorted by app id.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<App>> {
         self.0.values()
     }
@@ -162,14 +163,14 @@ mod tests {
         match problems.finish() {
             Ok(()) => Ok(apps.expect("neither apps nor problems")),
             Err(SettingsError(problems)) => {
-                assert!(apps.is_none(), "apps in spite of {problems:?}");
+                assert!(apps.is_none(), "apps although there are problems: {problems:?}");
                 Err(problems)
             }
         }
     }
 
     #[test]
-    fn a_secret_is_all_that_an_app_needs() {
+    fn only_the_secret_is_required() {
         let apps = parse("[apps.wx1]\nsecret = 's3'").unwrap();
         let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
         assert_eq!((app.base_url.as_str(), app.secret.reveal()), ("https://api.weixin.qq.com/", "s3"));
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_can_be_set_and_the_file_of_the_secret_is_trimmed() {
+    fn all_keys_can_be_set_and_the_secret_file_is_trimmed() {
         let folder = tempfile::tempdir().unwrap();
         let (secret, file) = (folder.path().join("secret"), folder.path().join("apps.toml"));
         std::fs::write(&secret, "s3cret\n").unwrap();
@@ -238,14 +239,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_an_app_is_a_problem() {
+    fn file_without_an_app_is_an_error() {
         for text in ["", "[apps]", "apps = 1"] {
             assert_eq!(parse(text).unwrap_err().len(), 1, "{text:?}");
         }
     }
 
     #[test]
-    fn no_problem_and_no_debug_output_quotes_a_secret() {
+    fn no_error_and_no_debug_output_contains_a_secret() {
         const CANARY: &str = "c4nary0123456789c4nary0123456789";
         for text in [
             "[apps.wx1]\nsecret = CANARY",
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_the_syntax_is_told_with_its_line() {
+    fn syntax_error_is_reported_with_its_line() {
         let problems = parse("[apps.wx1]\n# é\nsecret = what\n").unwrap_err();
         assert!(problems[0].starts_with("the apps file, line 3: "), "{problems:?}");
     }

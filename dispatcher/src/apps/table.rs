@@ -1,4 +1,4 @@
-//! One `[apps.APP_ID]` table.
+//! Parses one `[apps.APP_ID]` table.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ const KEYS: [&str; 11] = [
     "broadcast_credentials",
 ];
 
-/// Reads one table. Goes on after a problem, to find them all.
+/// Parses one table. Continues after an error, to report all of them.
 pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<App> {
     let place = format!("[apps.{id}]");
     let Value::Table(table) = value else {
@@ -81,7 +81,7 @@ pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<Ap
     sound.then_some(app)
 }
 
-/// The problem is noted already.
+/// The error has been reported already.
 struct Reported;
 
 struct Reader<'a> {
@@ -114,12 +114,12 @@ impl<'a> Reader<'a> {
         let (secret, file) = (self.text("secret"), self.text("secret_file"));
         match (secret.ok()?, file.ok()?) {
             (Some(text), None) => match Secret::parse(text) {
-                None => self.wrong("secret", "must be visible ASCII characters, and at least one"),
+                None => self.wrong("secret", "must be one or more visible ASCII characters"),
                 secret => secret,
             },
             (None, Some(path)) => match std::fs::read_to_string(path).map(|text| Secret::parse(&text)) {
                 Ok(Some(secret)) => Some(secret),
-                Ok(None) => self.wrong("secret_file", "the file must hold visible ASCII characters, and at least one"),
+                Ok(None) => self.wrong("secret_file", "the file must contain one or more visible ASCII characters"),
                 Err(error) => self.wrong("secret_file", &format!("{path:?} cannot be read: {error}")),
             },
             (Some(_), Some(_)) => self.wrong("", "has both secret and secret_file: give one of them"),
@@ -127,12 +127,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The URL is not quoted in a problem: it may carry a password.
+    /// Errors do not quote the URL: it may contain a password.
     fn base_url(&mut self) -> Option<Url> {
         let text = self.text("base_url").ok()?.unwrap_or(BASE_URL);
         let url = match Url::parse(text) {
             Ok(url) => url,
-            Err(error) => return self.wrong("base_url", &format!("is no URL: {error}")),
+            Err(error) => return self.wrong("base_url", &format!("is not a URL: {error}")),
         };
         if !matches!(url.scheme(), "http" | "https") {
             self.wrong("base_url", "must begin with https:// or http://")
@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A key for a sentence, unless it looks like a secret that got into the wrong place.
+/// Quotes a key in an error, unless it looks like a misplaced secret.
 pub(super) fn quoted(key: &str) -> String {
     let harmless =
         key.len() <= 24 && key.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_' || byte == b'-');

@@ -1,7 +1,7 @@
-//! One task: a bucket of users of one broadcast, from its audience to how each message ended.
+//! The worker of one task: one bucket of users of one broadcast, from its audience to the outcome of each message.
 //!
-//! One loop has several things under way at once: it takes users page by page with a lease each, sends to as many as the
-//! flow lets through, and settles what ended, many in one step.
+//! One loop does several things concurrently. It takes users page by page with a lease each, sends as many messages as
+//! the adaptive limit permits, and settles ended messages in batches.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
@@ -27,26 +27,26 @@ use super::running::Running;
 use crate::send::{Order, Tally};
 use crate::spans;
 
-/// So many messages are settled in one step, where as many end within [`SETTLE_WAIT`].
+/// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
 const SETTLE_BATCH: usize = 48;
 
-/// The longest time that a message which ended waits for others to be settled with.
+/// Longest time that an ended message waits for others to be settled with.
 const SETTLE_WAIT: Duration = Duration::from_millis(10);
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Why the work on a bucket ends.
+/// Why a worker stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// Everyone was dealt with.
+    /// All users are processed.
     Finished,
-    /// The broadcast does not run any more.
+    /// The broadcast no longer runs.
     State(State),
     /// This replica shuts down.
     Drain,
-    /// Another replica has the task now.
+    /// Another replica has taken over the task.
     TakenAway,
-    /// What is in Redis has to be repaired first.
+    /// Data in Redis is unusable until it is repaired.
     Unusable,
 }
 
@@ -67,36 +67,37 @@ struct Bucket {
     stage: Stage,
     finished: bool,
     unusable: bool,
-    /// Others left more in flight than was taken over at once.
+    /// Other workers left more messages in flight than were taken over at once.
     more_in_flight: bool,
-    /// Larger pages where few of their users can be sent to.
+    /// Factor of the page size. It grows while few users of a page can be sent to.
     thin: usize,
-    /// The owner of leases that a page may have made though its reply was lost.
+    /// Owner of leases that a page may have made although its reply was lost.
     lost: Option<LeaseId>,
-    /// The permits of the bucket, as last read.
+    /// Permits of the bucket, as last read.
     permits: Permits,
-    /// Everyone from being fetched until being settled.
+    /// Users whom this worker has fetched and not yet settled.
     mine: HashSet<OpenId>,
     ready: VecDeque<Message>,
     sending: FuturesUnordered<Work<Sent>>,
     ended: Vec<(Message, Settlement)>,
     ended_since: Instant,
-    /// How often WeChat was busy for whom.
+    /// How often WeChat was busy, per user.
     busy: HashMap<OpenId, u32>,
 }
 
-/// Works on a bucket until there is nothing more to do, or the broadcast stops, or `drain`.
+/// Processes a bucket until it is finished, the broadcast stops, or `drain`.
 pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
     let mut bucket = Bucket::new(Arc::clone(&running), task.clone());
     let stop = bucket.run(&consumer, &drain).await;
     let (store, app) = (&running.ground.store, &running.ground.app.id);
     let left = match stop {
-        // Unusable: it is taken up again when it was silent for a lease, here or elsewhere, until it is repaired.
+        // Unusable: the task is taken over once it has been idle for one lease, here or elsewhere, until the data is
+        // repaired.
         Stop::TakenAway | Stop::Unusable => return,
         Stop::Drain => Left::Passed,
         Stop::State(State::Cancelled) => {
             if let Err(error) = close(&running, &task).await {
-                debug!(broadcast = %task.broadcast, %error, "a cancelled broadcast is closed later");
+                debug!(broadcast = %task.broadcast, %error, "a cancelled bucket could not be closed; it is closed later");
                 return;
             }
             Left::Done
@@ -108,9 +109,9 @@ pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: 
         running.give_back(task.bucket, bucket.permits).await?;
         store.leave_task(app, &task, left).await
     };
-    // What is not left now is taken over by whoever finds it silent.
+    // If this fails, the task is taken over once it is idle.
     if let Err(error) = left.await {
-        debug!(broadcast = %task.broadcast, %error, "a task is not left");
+        debug!(broadcast = %task.broadcast, %error, "a task could not be released; it is taken over later");
     }
 }
 
@@ -205,10 +206,10 @@ impl Bucket {
         }
     }
 
-    /// Sends what the flow lets through; answers how long it is closed, if it is.
+    /// Starts as many sends as the adaptive limit permits. Returns how long it is closed, if it is.
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
-            // An old lease might run out in the middle of a call.
+            // An old lease could expire during the call.
             if message.tally.leased_at.elapsed() > self.running.ground.terms.duration / 3 {
                 self.unsent(message);
                 continue;
@@ -227,7 +228,7 @@ impl Bucket {
         None
     }
 
-    /// How many users are taken at once: what goes into flight soon.
+    /// How many users are taken at once: about as many as can be sent to soon.
     fn page_size(&self) -> usize {
         (self.running.flow.cap() * 2 * self.thin).clamp(1, self.running.largest_page())
     }
@@ -267,7 +268,7 @@ impl Bucket {
                 self.finished = through;
                 self.more_in_flight = !found.ready.is_empty();
                 if !through && found.ready.is_empty() {
-                    // Whoever else worked on it may have put somebody back.
+                    // Another worker may have put users back into the audience.
                     self.stage = Stage::Pages;
                 }
                 self.enqueue(found.ready, asked, false);
@@ -277,7 +278,7 @@ impl Bucket {
                 self.enqueue(ready, asked, false);
             }
             Fetched::Lost(owner) => self.lost = Some(owner),
-            // The open permits may belong to messages in flight here, of a replica that died.
+            // The open permits may belong to messages that a dead replica left in flight in this bucket.
             Fetched::Nothing if self.stage == Stage::Pages && self.running.waits_for_permits() => {
                 self.stage = Stage::Flight;
             }
@@ -286,7 +287,7 @@ impl Bucket {
         }
     }
 
-    /// Of those that are traced, the first one is.
+    /// If the page is traced, only its first message is.
     fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant, traced: bool) {
         for (place, ready) in ready.into_iter().enumerate() {
             self.mine.insert(ready.openid.clone());
@@ -294,7 +295,7 @@ impl Bucket {
         }
     }
 
-    /// A message that will not be sent now.
+    /// Ends a message that is not sent now.
     fn unsent(&mut self, message: Message) {
         let (verdict, next) = ending::unsent(message.ready.lease.taken_over);
         self.end(message, verdict, next);
@@ -353,7 +354,7 @@ impl Bucket {
                     self.ready.push_front(message);
                     continue;
                 }
-                // It ended with its last credential.
+                // It was the message's last credential.
                 (Next::Credential(..), None) => self.running.heed(Sign::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
                 (Next::Hold, _) => self.more_in_flight = false,
@@ -364,11 +365,11 @@ impl Bucket {
     }
 }
 
-/// What was settled, and who goes on with which credential.
+/// A settled batch, and the next credentials of the messages that got one.
 struct Settled {
     messages: Vec<Message>,
     settlements: Vec<Settlement>,
-    /// Nothing where it could not be settled, and waiting does not help.
+    /// `None` if the batch could not be settled and retrying does not help.
     next: Option<Vec<(OpenId, Lease)>>,
     asked: Instant,
 }
@@ -392,7 +393,7 @@ async fn attempt(running: Arc<Running>, mut message: Message, rounds: u32, place
             ground.sender.try_credential(&order, &message.ready.lease, &mut message.tally).await
         }
         Err(error) => {
-            warn!(broadcast = %running.id, %error, "a user's own data cannot be read");
+            warn!(broadcast = %running.id, %error, "the data of a recipient cannot be read");
             crate::send::Conclusion::NotSpent(error.into())
         }
     };

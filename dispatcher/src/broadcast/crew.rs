@@ -1,5 +1,5 @@
-//! The part of a replica in all broadcasts of an app: starts those whose time has come, takes tasks of those that run, and
-//! works on a few buckets of each at once.
+//! The scheduler: a replica's part in all broadcasts of an app. It starts broadcasts that are due, takes tasks of those
+//! that run, and processes a few buckets of each at once.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -22,32 +22,33 @@ use super::quota;
 use super::running::Running;
 use crate::wechat::message::Delivery;
 
-/// How often a replica with nothing to do looks for tasks.
+/// Interval at which an idle replica looks for tasks.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How often a replica with broadcasts asks for the quota. All replicas together ask WeChat less often: see [`quota`].
+/// Interval at which a replica with broadcasts requests the quota. All replicas together call WeChat less often: see
+/// [`quota`].
 const QUOTA_LOOK: Duration = Duration::from_secs(60);
 
-/// The crew of one app on one replica.
+/// The scheduler of one app on one replica.
 struct Crew {
     ground: Arc<Ground>,
-    /// The name of this replica among the consumers.
+    /// Name of this replica as a consumer of the task stream.
     name: Arc<str>,
     drain: CancellationToken,
     at_work: JoinSet<BroadcastId>,
     running: HashMap<BroadcastId, OnReplica>,
-    /// Broadcasts that cannot be worked on, say because they are of a newer release.
+    /// Broadcasts that cannot be processed, for example because a newer release stored them.
     unusable: HashMap<BroadcastId, Operation>,
     quota_asked: Instant,
 }
 
 struct OnReplica {
     running: Arc<Running>,
-    /// Buckets that are worked on.
+    /// Number of buckets in progress.
     buckets: usize,
 }
 
-/// Works until `drain`, and then until what is under way is settled and passed on.
+/// Runs until `drain`. Then waits until the messages in flight are settled and the tasks are handed over.
 pub async fn work(ground: Arc<Ground>, drain: CancellationToken) {
     let name = format!("{:016x}", rand::random::<u64>()).into();
     let mut looking = ground.metrics.work.operation();
@@ -83,7 +84,7 @@ impl Crew {
             let sent =
                 |delivery| self.running.values().any(|on_replica| on_replica.running.spec.message.delivery == delivery);
             for delivery in Delivery::ALL.into_iter().filter(|delivery| sent(*delivery)) {
-                // Nobody waits: the count goes on meanwhile.
+                // In a task of its own, so that the scheduler does not wait for WeChat.
                 let ground = Arc::clone(&ground);
                 tokio::spawn(async move { quota::ask(&ground, delivery).await });
             }
@@ -96,7 +97,8 @@ impl Crew {
         Ok(())
     }
 
-    /// A broadcast that cannot be read does not hold up the others; Redis that is away holds up all.
+    /// Handles the result of one broadcast. A broadcast that cannot be read does not stop the others. An outage of
+    /// Redis is returned, because it concerns all of them.
     fn note(&mut self, id: &BroadcastId, result: Result<(), store::Error>) -> Result<(), store::Error> {
         match result {
             Ok(()) => _ = self.unusable.remove(id).map(|mut broadcast| broadcast.succeeded()),
@@ -109,23 +111,23 @@ impl Crew {
         Ok(())
     }
 
-    /// Takes as many tasks of a broadcast as there are hands free for it.
+    /// Takes as many tasks of a broadcast as there is capacity for.
     async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let ground = Arc::clone(&self.ground);
         let app = &ground.app.id;
         let on_replica = self.running.get(id);
         let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
         let free = ground.limits.tasks.saturating_sub(busy);
-        // Buckets that wait for permits do not count: the permits may be in buckets of a replica that died.
+        // Buckets that wait for permits do not count: a replica that died may have left the permits in other buckets.
         let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
         let most = if waits { (2 * ground.limits.tasks).saturating_sub(busy) } else { free };
         if most == 0 {
             return Ok(());
         }
-        // Whoever works on a task shows it three times in a lease.
+        // A worker marks its task as alive three times per lease, so an older task is taken over.
         let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free, most).await?;
         if tasks.is_empty() && !self.running.contains_key(id) && ground.store.broadcast(app, id).await?.is_none() {
-            // Asking for any move takes it off the list.
+            // The broadcast no longer exists. Requesting any transition removes it from the list.
             ground.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
         }
         for task in tasks {
@@ -134,11 +136,11 @@ impl Crew {
         Ok(())
     }
 
-    /// A broadcast that waited for its time.
+    /// Starts or resumes a broadcast that is due.
     async fn begin(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let (store, app) = (&self.ground.store, &self.ground.app.id);
         let Some(record) = store.broadcast(app, id).await? else {
-            // Asking for any move takes it off the list.
+            // Requesting any transition removes it from the list.
             return store.move_broadcast(app, id, &Move::Cancel, now_ms).await.map(drop);
         };
         let to = match record.state {
@@ -146,7 +148,7 @@ impl Crew {
             _ => Move::Resume { due: true },
         };
         let moved = store.move_broadcast(app, id, &to, now_ms).await?;
-        info!(%app, broadcast = %id, ?moved, "the time of a broadcast has come");
+        info!(%app, broadcast = %id, ?moved, "a broadcast is due");
         Ok(())
     }
 
@@ -160,20 +162,21 @@ impl Crew {
         }
         let (name, drain) = (Arc::clone(&self.name), self.drain.clone());
         self.at_work.spawn(async move {
-            // Whatever happens, its place here is free again; the task is claimed when it was silent for long enough.
+            // Even after a panic its capacity is released. Another worker takes the task over once it has been idle for
+            // long enough.
             if AssertUnwindSafe(bucket::work(running, task, name, drain)).catch_unwind().await.is_err() {
-                error!(broadcast = %id, "the work on a bucket ended badly");
+                error!(broadcast = %id, "the worker of a bucket panicked");
             }
             id
         });
         Ok(())
     }
 
-    /// The broadcast as it runs here; nothing if there is nothing to be done for it.
+    /// Returns the broadcast as it runs here; `None` if there is nothing to do for it.
     async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<Running>>, store::Error> {
         if let Some(on_replica) = self.running.get(id) {
             let running = Arc::clone(&on_replica.running);
-            // Tasks are handed out of what runs: a pause that is known here was ended.
+            // Tasks exist only while a broadcast runs. If it is known here as paused, it was resumed.
             if *running.state().borrow() != State::Running {
                 running.refresh().await?;
             }

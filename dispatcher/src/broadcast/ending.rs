@@ -1,4 +1,5 @@
-//! What becomes of a message of a broadcast once its attempts are over: data, so that every case can be tested.
+//! Maps the result of a message's attempts to what happens to the message, its credential and its broadcast. Pure data,
+//! so that every case can be tested.
 
 use shared::store::broadcast::pages::Next;
 use shared::store::broadcast::records::Pause;
@@ -10,60 +11,60 @@ use crate::send::{Conclusion, Tally};
 use crate::wechat::answer::{Meaning, row_of};
 use crate::wechat::token::TokenError;
 
-/// How often one message is put back because WeChat is busy, before it has failed.
+/// How often a message is put back because WeChat is busy, before it counts as failed.
 pub const BUSY_ROUNDS: u32 = 3;
 
-/// The reasons of a pause, as they are stored and as callers read them.
+/// Pause reasons, as stored and as callers see them.
 pub mod reason {
     pub use shared::store::broadcast::records::CANARY;
 
-    /// PauseBroadcast.
+    /// A caller called PauseBroadcast.
     pub const CALLER: &str = "CALLER";
-    /// The daily quota, or the part of it that broadcasts may use.
+    /// The daily quota, or the share of it that broadcasts may use, is used up.
     pub const QUOTA: &str = "QUOTA";
-    /// WeChat refuses the app.
+    /// WeChat stopped the app.
     pub const APP_STOPPED: &str = "APP_STOPPED";
-    /// WeChat refuses what is in the message.
+    /// WeChat refused several messages in a row because of their content.
     pub const MESSAGE_REFUSED: &str = "MESSAGE_REFUSED";
-    /// Too many failures.
+    /// Too many messages failed.
     pub const FAILURE_RATIO: &str = "FAILURE_RATIO";
-    /// There is no access token to be had.
+    /// WeChat refuses an access token.
     pub const TOKEN_REFUSED: &str = "TOKEN_REFUSED";
 
-    /// All of them.
+    /// All pause reasons.
     pub const ALL: [&str; 7] = [CALLER, CANARY, QUOTA, APP_STOPPED, MESSAGE_REFUSED, FAILURE_RATIO, TOKEN_REFUSED];
 }
 
-/// What a message tells of its broadcast.
+/// What the end of a message means for its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sign {
     /// Nothing.
     None,
-    /// It goes well.
+    /// Delivered.
     Delivered,
-    /// One more failure.
+    /// Failed.
     Failed,
-    /// One more failure, for what is in the message: see the errcode.
+    /// Failed because of the message's content; see the errcode.
     MessageRefused(Verdict),
-    /// WeChat is out of reach: wait.
+    /// WeChat cannot be reached: wait.
     OutOfReach,
-    /// Stop everything.
+    /// Pause the broadcast.
     Stop(Pause),
 }
 
-/// What becomes of a message, its credential, and its broadcast.
+/// What happens to a message, its credential and its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
-    /// The credential.
+    /// How the credential's lease ends.
     pub verdict: Fate,
-    /// The message.
+    /// What happens to the message.
     pub next: Next,
-    /// The broadcast.
+    /// What it means for the broadcast.
     pub sign: Sign,
 }
 
-/// Decides. `rounds` says how often the message was put back before, `credentials` how many may be tried for it, and
-/// `next_day_ms` when WeChat's next day begins.
+/// Maps a result. `rounds` is how often the message was put back before, `credentials` how many credentials may be
+/// tried for it, and `next_day_ms` when WeChat's next day begins.
 pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials: u32, next_day_ms: u64) -> Ending {
     let last = &tally.last;
     let end = |reason: &str| Next::End(with_errcode(reason, last));
@@ -71,14 +72,14 @@ pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials
         Conclusion::End(End::Delivered, verdict) => {
             Ending { verdict, next: Next::End(DELIVERED.into()), sign: Sign::Delivered }
         }
-        // What was taken over from a dispatcher that died says nothing about the broadcast.
+        // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
         Conclusion::End(End::Unknown, verdict) if tally.attempts == 0 => {
             Ending { verdict, next: end("UNKNOWN"), sign: Sign::None }
         }
         Conclusion::End(End::Unknown, verdict) => Ending { verdict, next: end("UNKNOWN"), sign: Sign::Failed },
         Conclusion::End(End::Refused, verdict) => {
             let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
-                // Their own choice, and no sign of a fault.
+                // The user's choice, not a failure.
                 Some(Meaning::RefusedByUser) => ("USER_REFUSED", Sign::None),
                 Some(Meaning::UserWrong) => ("USER_REFUSED", Sign::Failed),
                 _ => ("MESSAGE_REFUSED", Sign::MessageRefused(last.clone())),
@@ -101,7 +102,7 @@ pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials
                 SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
                     (Next::Again, Sign::Stop(token_refused(errcode, rid)))
                 }
-                // Not for ever to the same message.
+                // A message is not put back forever.
                 SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
                     (end("WECHAT_BUSY"), Sign::Failed)
                 }
@@ -112,13 +113,13 @@ pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials
     }
 }
 
-/// Whether WeChat answers, and says that it is too busy for this message. That the app sends too fast, or that its token
-/// is stale, is no message's fault.
+/// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
+/// the app sends too fast, or its token is invalid.
 pub fn wears_out(verdict: &Verdict) -> bool {
     verdict.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
 }
 
-/// The pause for a code that condemns the app.
+/// The pause for a code that stops the app.
 pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
     let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
     let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
@@ -126,19 +127,19 @@ pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
     Pause { reason, errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms }
 }
 
-/// The pause where WeChat refuses to give an access token.
+/// The pause when WeChat refuses an access token.
 pub fn token_refused(errcode: i32, rid: String) -> Pause {
     Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None }
 }
 
-/// What becomes of a message that is not sent because its broadcast stops, or its lease grew old. One that was in flight
-/// before may have been delivered.
+/// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
+/// before, it may have been delivered.
 pub fn unsent(in_doubt: bool) -> (Fate, Next) {
     if in_doubt { (Fate::Hold, Next::Hold) } else { (Fate::Return, Next::Again) }
 }
 
-/// What becomes of a message in doubt when its broadcast is cancelled: WeChat is not asked again, so its credential is spent
-/// on it. If a form id were used for another message, that one could end as unknown too.
+/// What happens to a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so
+/// the credential counts as spent. If its form id were used for another message, that message could end as unknown too.
 pub fn abandoned() -> (Fate, Next) {
     (Fate::Unknown, Next::End("UNKNOWN".into()))
 }
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_by_whom_it_condemns() {
+    fn refusals_are_classified_by_user_and_message() {
         let refused = |errcode| {
             let ending = ended(Conclusion::End(End::Refused, Fate::Return), errcode);
             (ending.next, matches!(ending.sign, Sign::None), matches!(ending.sign, Sign::MessageRefused(_)))
@@ -178,21 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn dead_credentials_are_followed_by_others_up_to_a_bound() {
+    fn rejected_credentials_are_replaced_up_to_a_limit() {
         assert!(matches!(ended(Conclusion::NextCredential, 41028).next, Next::Credential(..)));
         let last = of(Conclusion::NextCredential, &after(41028, 5), 0, 5, 99);
         assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Sign::Failed));
     }
 
     #[test]
-    fn the_quota_ends_by_itself_and_a_ban_does_not() {
+    fn quota_pause_resumes_by_itself_and_a_ban_does_not() {
         let stop = |errcode| {
             let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
             let error = SendError::Stopped { verdict, lasts: Duration::ZERO };
             let Ending { verdict: Fate::Return, next: Next::Again, sign: Sign::Stop(pause) } =
                 ended(Conclusion::NotSpent(error), errcode)
             else {
-                panic!("it goes on")
+                panic!("the broadcast is not stopped")
             };
             (pause.reason, pause.resume_ms)
         };
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_goes_back_and_only_a_busy_wechat_wears_a_message_out() {
+    fn unsent_message_is_put_back_and_fails_only_if_wechat_stays_busy() {
         for error in [SendError::Unreachable, SendError::Busy(Verdict::default())] {
             let ending = of(Conclusion::NotSpent(error), &after(0, 1), 100, 5, 99);
             assert_eq!((ending.verdict, ending.next, ending.sign), (Fate::Return, Next::Again, Sign::OutOfReach));
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn doubt_keeps_the_credential_with_the_message() {
+    fn unknown_outcome_keeps_the_credential_with_the_message() {
         let ending = ended(Conclusion::InDoubt, 0);
         assert_eq!((ending.verdict, ending.next), (Fate::Hold, Next::Hold));
         assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_dead_left_unknown_says_nothing_about_the_broadcast() {
+    fn unknown_outcome_of_a_dead_replica_is_not_a_failure() {
         let unknown = || Conclusion::End(End::Unknown, Fate::Unknown);
         let sign = |attempts| of(unknown(), &Tally { attempts, ..after(0, 1) }, 0, 5, 99).sign;
         assert_eq!((sign(0), sign(1)), (Sign::None, Sign::Failed));

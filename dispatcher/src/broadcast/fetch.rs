@@ -1,5 +1,4 @@
-//! What the work on a bucket gets out of Redis, and brings back: the calls beside its loop, each patient with a Redis that
-//! is away.
+//! The Redis calls of a worker, apart from its loop. Each tolerates an outage of Redis.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,31 +15,31 @@ use tracing::debug;
 use super::ending;
 use super::running::Running;
 
-/// How long to wait before Redis is asked again.
+/// Pause before Redis is called again.
 const REDIS_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long to wait where other messages to the same users are under way: about as long as a call takes.
+/// Pause while other messages to the same users are in flight: about as long as a call takes.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The longest wait before leases that others have are looked at again.
+/// Longest pause before the leases of others are read again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is to be fetched next.
+/// What a worker fetches next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The audience itself.
+    /// Create the snapshot of the audience.
     Snapshot,
-    /// Users out of the audience.
+    /// Take users from the audience.
     Pages,
-    /// Users whose messages others left in flight, or that are in doubt.
+    /// Take over messages that others left in flight or whose outcome is unknown.
     Flight,
 }
 
-/// What a fetch brought.
+/// Result of a fetch.
 pub(super) enum Fetched {
-    /// The audience is there.
+    /// The snapshot exists.
     Snapshot,
-    /// Users of the audience; whether one of their messages is traced.
+    /// Users of the audience, and whether one of their messages is traced.
     Page {
         page: Page,
         asked: Instant,
@@ -55,14 +54,14 @@ pub(super) enum Fetched {
         ready: Vec<Ready>,
         asked: Instant,
     },
-    /// The reply is lost; there may be leases of this owner.
+    /// The reply was lost; there may be leases of this owner.
     Lost(LeaseId),
     Nothing,
-    /// What is in Redis has to be repaired first.
+    /// Data in Redis is unusable until it is repaired.
     Unusable,
 }
 
-/// What is next for a bucket, and its permits then; `mine` are the users who are dealt with here already.
+/// Fetches for a bucket; also returns its permits afterwards. `mine` are the users whom this worker already processes.
 pub(super) async fn fetch(
     running: Arc<Running>,
     task: Task,
@@ -79,7 +78,7 @@ pub(super) async fn fetch(
     (fetched, permits)
 }
 
-/// Finds the leases that a page made though its reply was lost.
+/// Finds the leases that a page made although its reply was lost.
 pub(super) async fn fetch_lost(
     running: Arc<Running>,
     task: Task,
@@ -125,7 +124,7 @@ async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits
     }
 }
 
-/// Nothing was sent with the leases of such a page.
+/// Nothing has been sent with the leases of such a page.
 async fn recover(
     running: &Running,
     task: &Task,
@@ -144,7 +143,7 @@ async fn recover(
     Ok(Fetched::Recovered { ready, asked })
 }
 
-/// Takes over what nobody goes on with, but for `mine`; waits a moment where there is nothing yet that could be.
+/// Takes over messages that no worker owns, except those of `mine`. Waits a moment if there are none yet.
 async fn flight(
     running: &Running,
     task: &Task,
@@ -153,7 +152,7 @@ async fn flight(
 ) -> Result<Fetched, store::Error> {
     let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
     if permits.usable() > 0 {
-        // The audience is through here: other buckets may need them.
+        // The audience of this bucket is finished: other buckets may need its permits.
         *permits = running.give_back(task.bucket, *permits).await?;
     }
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
@@ -176,11 +175,10 @@ async fn flight(
     let mut through = openids.is_empty() && mine.is_empty();
     if through {
         if running.everyone {
-            // What was taken into the audience may be lost with a master; then those who were not sent to are taken in
-            // again.
+            // A failover of Redis may lose users from the snapshot. Add users again who were not sent to.
             snapshot(running, task).await?;
         }
-        // Others may have put somebody back meanwhile, so only one step tells.
+        // Another worker may have put users back meanwhile, so one atomic step decides.
         through = store.close_part(app, &task.broadcast, task.bucket, false).await?;
     }
     Ok(Fetched::Flight { through, found, asked })
@@ -211,8 +209,9 @@ pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::E
     }
 }
 
-/// Settles, again and again while Redis is away: what WeChat said is known only here. If it takes too long the messages
-/// are taken over, and what they were sent with tells the others. Fails only where waiting does not help.
+/// Settles, and retries while Redis does not answer, because only this replica knows WeChat's answers. If it takes too
+/// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
+/// retrying does not help.
 pub(super) async fn settle_patiently(
     running: &Running,
     task: &Task,
@@ -235,7 +234,7 @@ pub(super) async fn settle_patiently(
     }
 }
 
-/// Without Redis there is nothing to do but to wait a moment.
+/// Handles an error of Redis: waits a moment, unless waiting does not help.
 async fn or_nothing(running: &Running, fetched: Result<Fetched, store::Error>) -> Fetched {
     let outage = &running.ground.metrics.work;
     match fetched {
@@ -244,7 +243,7 @@ async fn or_nothing(running: &Running, fetched: Result<Fetched, store::Error>) -
             fetched
         }
         Err(error) if error.is_lasting() => {
-            debug!(%error, "what a broadcast needs in Redis is not usable");
+            debug!(%error, "the data of a broadcast in Redis is unusable");
             Fetched::Unusable
         }
         Err(error) => {

@@ -1,5 +1,6 @@
-//! How many messages of a broadcast a replica has in flight: few at first, more with each one that is delivered, half as
-//! many when WeChat asks to go slower or does not answer, and next to none while it cannot be reached.
+//! Adaptive limit of the messages of a broadcast in flight on a replica (AIMD: additive increase, multiplicative
+//! decrease). It starts at one and grows with each delivery. It is halved when WeChat asks to slow down or does not
+//! answer, and is nearly zero while WeChat cannot be reached.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// How long after a cut the next one counts: what was in flight already tells nothing new.
+/// Minimum time between two cuts: messages that were already in flight say nothing new.
 const CUT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The first and the longest time without any message, while WeChat cannot be reached.
+/// First and longest time without any send while WeChat cannot be reached.
 const CLOSED: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The bound on what is in flight.
+/// The limit, and the number of messages in flight.
 #[derive(Debug)]
 pub struct Flow {
     most: f64,
@@ -24,7 +25,7 @@ pub struct Flow {
 #[derive(Debug)]
 struct State {
     cap: f64,
-    /// Growing by one with each delivery, until the first cut; then by one with each round.
+    /// True until the first cut: the limit grows by one per delivery. After it: by one per round of deliveries.
     steep: bool,
     in_flight: usize,
     cut_at: Option<Instant>,
@@ -32,21 +33,22 @@ struct State {
     closed_for: Duration,
 }
 
-/// A message's place in flight, given back when dropped.
+/// The slot of a message in flight, released on drop.
 #[derive(Debug)]
 pub struct Place {
     flow: Arc<Flow>,
 }
 
 impl Flow {
-    /// One message at first, and never more than `most`.
+    /// Starts with one message, and never permits more than `most`.
     pub fn new(most: usize) -> Self {
         let state =
             State { cap: 1.0, steep: true, in_flight: 0, cut_at: None, closed_until: None, closed_for: CLOSED.0 };
         Self { most: most.max(1) as f64, state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// A place in flight, or how long there is none whatever happens; none at all means until [`Flow::changed`].
+    /// Takes a slot. Without a free slot, returns how long the limit is closed, or `None` if it is open: then wait for
+    /// [`Flow::changed`].
     pub fn enter(self: &Arc<Self>) -> Result<Place, Option<Duration>> {
         let mut state = self.state();
         if let Some(until) = state.closed_until {
@@ -63,17 +65,17 @@ impl Flow {
         Ok(Place { flow: Arc::clone(self) })
     }
 
-    /// Ends when a place may have become free. One waiter is woken for one place.
+    /// Completes when a slot may be free. One waiter is woken per slot.
     pub fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
-    /// How many messages may be in flight now.
+    /// Number of messages that may be in flight now.
     pub fn cap(&self) -> usize {
         self.state().cap as usize
     }
 
-    /// A message was delivered at once.
+    /// A message was delivered without congestion.
     pub fn delivered(&self) {
         let mut state = self.state();
         let growth = if state.steep { 1.0 } else { 1.0 / state.cap };
@@ -83,7 +85,7 @@ impl Flow {
         self.changed.notify_one();
     }
 
-    /// WeChat asked to go slower, or did not answer.
+    /// WeChat asked to slow down, or did not answer.
     pub fn congested(&self) {
         let mut state = self.state();
         if state.cut_at.is_some_and(|at| at.elapsed() < CUT_PAUSE) {
@@ -94,20 +96,20 @@ impl Flow {
         state.cap = (state.cap / 2.0).max(1.0);
     }
 
-    /// WeChat refused a message for what is in it: the next one goes alone.
+    /// WeChat refused a message because of its content: the next one is sent alone.
     pub fn one_at_a_time(&self) {
         let mut state = self.state();
         state.cap = 1.0;
         state.steep = true;
     }
 
-    /// All tries of a message came to nothing: no more for a while, longer each time.
+    /// All attempts of a message failed: closes the limit for some time, longer each time.
     pub fn close(&self) {
         let mut state = self.state();
         state.cap = 1.0;
         state.steep = true;
         let now = Instant::now();
-        // Messages that ended together close it once.
+        // Messages that ended together close it only once.
         if state.closed_until.is_none_or(|until| until <= now) {
             state.closed_until = Some(now + state.closed_for);
             state.closed_for = (state.closed_for * 2).min(CLOSED.1);
@@ -115,7 +117,7 @@ impl Flow {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Plain numbers, whole at any moment.
+        // Plain numbers, consistent at any moment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn it_begins_with_one_and_grows_with_what_is_delivered_up_to_the_most() {
+    fn limit_starts_at_one_and_grows_with_deliveries_to_the_maximum() {
         let flow = Arc::new(Flow::new(4));
         for expected in [1, 2, 3, 4, 4] {
             assert_eq!(places(&flow).len(), expected);
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn congestion_halves_it_once_for_all_that_was_in_flight_and_it_grows_back_slowly() {
+    fn congestion_halves_the_limit_once_and_it_grows_back_slowly() {
         let flow = Arc::new(Flow::new(64));
         (0..63).for_each(|_| flow.delivered());
         assert_eq!(flow.cap(), 64);
@@ -157,22 +159,22 @@ mod tests {
     }
 
     #[test]
-    fn while_nothing_gets_through_it_is_closed_for_longer_and_longer() {
+    fn limit_is_closed_longer_each_time_wechat_cannot_be_reached() {
         let flow = Arc::new(Flow::new(64));
         flow.close();
-        let Err(Some(first)) = flow.enter() else { panic!("it is open") };
+        let Err(Some(first)) = flow.enter() else { panic!("the limit is open") };
         assert!(first <= CLOSED.0);
         flow.close();
-        let Err(Some(same)) = flow.enter() else { panic!("it is open") };
-        assert!(same <= first, "messages that end together close it once");
+        let Err(Some(same)) = flow.enter() else { panic!("the limit is open") };
+        assert!(same <= first, "messages that end together close the limit once");
         flow.state().closed_until = None;
         flow.close();
-        let Err(Some(second)) = flow.enter() else { panic!("it is open") };
+        let Err(Some(second)) = flow.enter() else { panic!("the limit is open") };
         assert!(second > CLOSED.0 && second <= 2 * CLOSED.0);
     }
 
     #[test]
-    fn a_place_is_free_again_when_it_is_dropped() {
+    fn dropped_slot_is_free_again() {
         let flow = Arc::new(Flow::new(1));
         let place = flow.enter().unwrap();
         assert!(matches!(flow.enter(), Err(None)));

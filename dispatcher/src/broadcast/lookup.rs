@@ -1,4 +1,4 @@
-//! Calls that only look at broadcasts. Each asks up to every bucket of the app, so they take turns.
+//! Calls that only read broadcasts. Each reads up to every bucket of the app, so their number at one time is limited.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use super::office::{Office, Standing, not_found};
 use super::spec::Spec;
 use crate::wechat::message::Delivery;
 
-/// How many broadcasts of a list are read at once. What they send is read with them, a quarter of a megabyte at most.
+/// How many broadcasts of a list are read at once. Each is read with its message, at most a quarter of a megabyte.
 const LISTED_AT_ONCE: usize = 8;
 
 impl Office {
-    /// One broadcast with its tally. All who ask before it is read share it.
+    /// Reads one broadcast with its tally. Calls that wait for the same broadcast share one read.
     pub async fn get(&self, id: &BroadcastId) -> Result<Arc<Standing>, Failure> {
         let (ground, asked) = (Arc::clone(&self.ground), id.clone());
         let turn = ground.store.turn(Work::Tally, &ground.app.id);
@@ -29,12 +29,12 @@ impl Office {
         self.standings.join(id.clone(), turn, read).await
     }
 
-    /// By which generation a broadcast is sent.
+    /// Message generation of a broadcast.
     pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
         Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
     }
 
-    /// Broadcasts without tallies and values, the newest first, from those older than `before`.
+    /// Lists broadcasts without tallies and values, newest first, starting with those older than `before`.
     pub async fn list(&self, before: Option<&BroadcastId>, count: usize) -> Result<Vec<Standing>, Failure> {
         let Ground { app, store, .. } = &*self.ground;
         let _turn = store.turn(Work::List, &app.id).await;
@@ -54,7 +54,7 @@ impl Office {
         Ok(found)
     }
 
-    /// Users who were not reached, from a place on.
+    /// Lists users who were not reached, starting at `from`.
     pub async fn undelivered(
         &self,
         id: &BroadcastId,

@@ -1,15 +1,16 @@
-//! Broadcasts: one message to each user of an audience, whatever breaks meanwhile.
+//! Broadcasts: one message to each user of an audience, even if replicas crash or Redis fails meanwhile.
 //!
-//! A call is answered by the [`office`], which stores what is wanted ([`spec`]). From then on the [`crew`] of each replica
-//! takes tasks, a bucket of users each, and carries them out ([`bucket`], and `fetch` for Redis): takes users and leases page by page, sends, and
-//! settles. What all tasks of a broadcast on a replica share is in [`running`]: how many messages are in flight ([`flow`]),
-//! when to stop by itself ([`rules`]), and whether it is still wanted. [`ending`] says what becomes of each message, and
-//! [`quota`] keeps the app's daily number true.
+//! Calls arrive at [`office`], which stores the broadcast ([`spec`]). From then on the scheduler ([`crew`]) of each
+//! replica takes tasks, each for one bucket of users. A worker ([`bucket`]; `fetch` holds its Redis calls) processes a
+//! task: it takes users and leases page by page, sends, and settles. All workers of a broadcast on a replica share
+//! [`running`]. It holds the adaptive limit of messages in flight ([`flow`]), the rules that pause a broadcast
+//! ([`rules`]), and the broadcast's state. [`ending`] maps the result of a message to what happens to it next.
+//! [`quota`] keeps the app's daily count in line with WeChat's.
 //!
-//! Nothing that matters is only in memory. A user leaves the audience in one step with the lease of a credential, and
-//! goes on being in flight until in one step with the credential it is settled how the message ended. Whoever goes on
-//! with a bucket asks again with the same credential where nobody knows. Permits to send are kept with the
-//! bucket too: see [`permits`](shared::store::broadcast::permits).
+//! All state that matters is in Redis. One script removes a user from the audience and leases a credential. The user
+//! then stays in flight until one script settles the credential and records the outcome. If the outcome is unknown
+//! after a takeover, the message is sent again with the same credential. Permits to send are stored with the bucket
+//! too, see [`permits`](shared::store::broadcast::permits).
 
 pub mod bucket;
 pub mod crew;
@@ -40,18 +41,18 @@ use crate::wechat::client::Client;
 use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
 
-/// What bounds the broadcasts of a replica.
+/// Limits of the broadcasts of a replica.
 #[derive(Debug, Clone)]
 pub struct BroadcastLimits {
-    /// The most messages of one broadcast in flight at once.
+    /// Maximum number of messages of one broadcast in flight at once.
     pub in_flight: usize,
-    /// How many buckets of an app are worked on at once.
+    /// Number of buckets of one broadcast processed at once.
     pub tasks: usize,
-    /// The part of the last 1000 messages that may fail before a broadcast stops.
+    /// Ratio of the last 1000 messages that may fail before a broadcast pauses.
     pub failure_ratio: f64,
 }
 
-/// What the broadcasts of one app stand on.
+/// What all broadcasts of one app share.
 pub struct Ground {
     /// The app.
     pub app: Arc<App>,
@@ -59,24 +60,24 @@ pub struct Ground {
     pub store: Store,
     /// Sends single messages; broadcasts use its attempts.
     pub sender: Arc<Sender>,
-    /// WeChat, for the quota.
+    /// Calls WeChat for the quota.
     pub client: Client,
-    /// Access tokens, for the quota.
+    /// Access tokens for the quota.
     pub tokens: Tokens,
-    /// The time of day.
+    /// Wall clock.
     pub clock: Clock,
-    /// How leases are made.
+    /// Duration, margin and retention of leases.
     pub terms: LeaseTerms,
-    /// The most credentials tried for one message.
+    /// Maximum number of credentials tried for one message.
     pub credentials: u32,
-    /// What bounds them.
+    /// Limits of broadcasts.
     pub limits: BroadcastLimits,
-    /// What is counted of them.
+    /// Metrics of broadcasts.
     pub metrics: BroadcastMetrics,
 }
 
 impl Ground {
-    /// How users are chosen for a broadcast.
+    /// How users are selected for a broadcast.
     pub fn choice(&self, spec: &Spec) -> Choice {
         let kinds = match spec.message.delivery {
             Delivery::FormId => self.app.broadcast_kinds,

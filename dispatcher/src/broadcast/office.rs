@@ -1,4 +1,4 @@
-//! Where calls about broadcasts are answered: checks, stores, tells. The sending is others' work.
+//! Handles the calls about broadcasts: checks and stores. The scheduler and the workers do the sending.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -21,92 +21,92 @@ use super::Ground;
 use super::spec::Spec;
 use crate::wechat::message::fingerprint;
 
-/// How many buckets are written or asked at once.
+/// Number of buckets written or read concurrently.
 const AT_ONCE: usize = 32;
 
-/// The stock of an app with no more users than this is counted on the spot; that of others is known within the hour.
+/// If an app has no more users than this, its stock is counted at once. For others the count is up to one hour old.
 const FEW: u64 = 3600;
 
-/// Everything that a broadcast is ordered with.
+/// A request for a new broadcast.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// What is sent, and how.
     pub spec: Spec,
-    /// To whom.
+    /// Recipients.
     pub audience: Audience,
-    /// But not to these.
+    /// Users to leave out.
     pub exclude: Vec<OpenId>,
-    /// Pause after so many.
+    /// Pause after this many messages.
     pub canary: Option<u32>,
-    /// Wait until then, in milliseconds since 1970.
+    /// Start time in milliseconds since 1970.
     pub not_before_ms: Option<u64>,
-    /// Wait for more recipients, and to be started.
+    /// Wait for more recipients and for StartBroadcast.
     pub hold: bool,
-    /// Under which request.
+    /// Request id; `None` if the call cannot be repeated.
     pub request: Option<RequestId>,
 }
 
-/// To whom a broadcast goes.
+/// The audience of a broadcast.
 #[derive(Debug, Clone)]
 pub enum Audience {
     /// Every user who can be reached.
     Everyone,
-    /// These; nobody twice.
+    /// The listed users, each once.
     List(Vec<Recipient>),
 }
 
 /// A broadcast with its tally.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
-    /// What it is.
+    /// Its stored record.
     pub record: Record,
     /// What it sends.
     pub spec: Spec,
-    /// How far it is; not in lists.
+    /// Its progress; `None` in lists.
     pub tally: Option<Tally>,
 }
 
-/// What came of a call that moves a broadcast.
+/// Result of a call that changes the state of a broadcast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
-    /// The broadcast since.
+    /// The broadcast after the call.
     pub standing: Arc<Standing>,
-    /// Whether the call moved it; otherwise it was there already.
+    /// True if the call changed the state, false if the broadcast was in that state already.
     pub moved: bool,
 }
 
 /// What a broadcast would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outlook {
-    /// How the audience would be found.
+    /// Numbers of users by whether they could be reached.
     pub preview: Preview,
-    /// Users left out who would be in it.
+    /// Number of users left out who would otherwise be in the audience.
     pub excluded: u64,
-    /// Credentials that would be spent.
+    /// Number of credentials that would be spent.
     pub credentials: u64,
-    /// How long it would take at the pace that is set, if one is.
+    /// How long it would take at the configured rate; `None` without a rate.
     pub duration: Option<Duration>,
 }
 
-/// Answers calls about the broadcasts of one app.
+/// Handles calls about the broadcasts of one app.
 pub struct Office {
     pub(super) ground: Arc<Ground>,
-    /// Broadcasts that callers ask for, or watch.
+    /// Reads in progress, shared by the callers that get or watch the same broadcast.
     pub(super) standings: Arc<SingleFlight<BroadcastId, Result<Arc<Standing>, Failure>>>,
 }
 
 impl Office {
-    /// For the app of `ground`.
+    /// Creates the handler for the app of `ground`.
     pub fn new(ground: Arc<Ground>) -> Self {
         Self { ground, standings: Arc::default() }
     }
 
-    /// What the broadcasts stand on.
+    /// What all broadcasts of the app share.
     pub fn ground(&self) -> &Ground {
         &self.ground
     }
 
-    /// Stores a broadcast and, unless it is held, starts it. Repeated with the same request it finds the first one.
+    /// Stores a broadcast and, unless `hold` is set, starts it. A repeated request id returns the first broadcast.
     pub async fn order(&self, order: &Order) -> Result<Arc<Standing>, Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         let request = order.request.as_ref().map(|request| (request, digest(order)));
@@ -114,11 +114,11 @@ impl Office {
             Some((request, digest)) => store.requested_broadcast(&app.id, request, digest).await?,
             None => None,
         };
-        // What was stored is answered, whatever has become impossible since.
+        // A repeated request returns the stored broadcast, even if it would no longer pass the checks.
         if earlier.is_none() {
             self.check(order).await?;
         }
-        // Only now: a repeated request is another call, and must not look like another order.
+        // Set after the digest was made: a repeated request has another trace, but must have the same digest.
         let spec = match traces::link() {
             Some(link) => Spec { ordered_by: Some(link), ..order.spec.clone() }.encode(),
             None => order.spec.encode(),
@@ -139,14 +139,14 @@ impl Office {
                     .field("request_id", "was used for another broadcast"));
             }
         };
-        // The call before this one may have broken off anywhere between here and the start.
+        // An earlier call with this request id may have failed anywhere between here and the start.
         let record = self.record(&id).await?;
         if record.state == State::Pending && !record.scheduled {
             let recipients = match &order.audience {
                 Audience::Everyone => &[][..],
                 Audience::List(list) => list,
             };
-            // Where it is too late, the same call has added them before and started the broadcast since.
+            // If this is too late, a call with the same request id has added the users and started the broadcast since.
             self.add(&id, recipients, &order.exclude).await?;
             if !order.hold {
                 let to = Move::Start { everyone: record.everyone };
@@ -156,7 +156,7 @@ impl Office {
         self.get(&id).await
     }
 
-    /// What the broadcast would do now. Stores nothing.
+    /// Returns what the broadcast would do now. Stores nothing.
     pub async fn preview(&self, order: &Order) -> Result<Outlook, Failure> {
         self.check(order).await?;
         let (choice, Ground { app, store, terms, .. }) = (self.ground.choice(&order.spec), &*self.ground);
@@ -183,7 +183,7 @@ impl Office {
                 let out = ask(exclude.into_iter().cloned().collect()).await?;
                 preview.reached = preview.reached.saturating_sub(out.reached);
                 preview.recently_messaged = preview.recently_messaged.saturating_sub(out.recently_messaged);
-                // Whoever has nothing that can be sent with is not in this audience.
+                // Users without a usable credential are not in this audience.
                 preview.no_credential = 0;
                 (preview, out.reached + out.recently_messaged)
             }
@@ -201,7 +201,7 @@ impl Office {
         Ok(Outlook { preview, excluded, credentials, duration })
     }
 
-    /// What no broadcast can do: reach nobody, or wait until nothing lives any more.
+    /// Rejects a broadcast that would reach nobody, or that would start after all credentials have expired.
     async fn check(&self, order: &Order) -> Result<(), Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         let nobody = match &order.audience {
@@ -231,7 +231,7 @@ impl Office {
         Ok(())
     }
 
-    /// Adds to the list of a broadcast that is held.
+    /// Adds users to the list of a held broadcast.
     pub async fn add_recipients(
         &self,
         id: &BroadcastId,
@@ -287,7 +287,7 @@ impl Office {
         parts
     }
 
-    /// Starts a broadcast that is held.
+    /// Starts a held broadcast.
     pub async fn start(&self, id: &BroadcastId) -> Result<Asked, Failure> {
         let record = self.record(id).await?;
         let Ground { app, store, .. } = &*self.ground;
@@ -301,7 +301,7 @@ impl Office {
         self.to(id, Move::Start { everyone: record.everyone }).await
     }
 
-    /// Moves a broadcast to another state, as a caller asks; one that is there already stays as it is.
+    /// Moves a broadcast to another state. If it is in that state already, nothing changes.
     pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Asked, Failure> {
         let Ground { app, store, clock, .. } = &*self.ground;
         match store.move_broadcast(&app.id, id, &to, clock.now_ms()).await? {
@@ -318,20 +318,19 @@ impl Office {
     }
 }
 
-/// Whether a broadcast that can not make a move is where the move leads, so that the call can only be a repeat, or as good
-/// as one.
+/// Returns true if a broadcast that cannot make a transition is already in its target state. Then the call is a repeat.
 fn is_there(to: &Move, Record { state, pause, .. }: &Record) -> bool {
     match to {
-        // It has run, so it was started. PAUSED is left out: who says start may well mean resume.
+        // It has run, so it was started. PAUSED does not count: the caller of Start may mean Resume.
         Move::Start { .. } => matches!(state, State::Running | State::Done),
-        // One that paused by itself may go on by itself.
+        // The reason must match: a broadcast that the service paused may resume by itself.
         Move::Pause(asked) => pause.as_ref().is_some_and(|pause| pause.reason == asked.reason),
         Move::Resume { .. } => *state == State::Running,
         Move::Cancel => *state == State::Cancelled,
     }
 }
 
-/// Tells an order from another under the same request.
+/// Digest that distinguishes different requests with the same request id.
 fn digest(order: &Order) -> [u8; 16] {
     let mut bytes = order.spec.encode();
     let mut add = |part: &[u8]| {
@@ -352,16 +351,16 @@ fn digest(order: &Order) -> [u8; 16] {
 }
 
 pub(super) fn not_found() -> Failure {
-    let sentence = "the app has no broadcast of this id; they are kept for 7 days after their end";
-    Failure::new(Code::NotFound, "BROADCAST_NOT_FOUND", sentence).field("broadcast_id", "is not known")
+    let sentence = "the app has no broadcast with this id; broadcasts are kept for 7 days after their end";
+    Failure::new(Code::NotFound, "BROADCAST_NOT_FOUND", sentence).field("broadcast_id", "is unknown")
 }
 
 fn empty_audience() -> Failure {
-    Failure::new(Code::FailedPrecondition, "EMPTY_AUDIENCE", "there is nobody to send to")
+    Failure::new(Code::FailedPrecondition, "EMPTY_AUDIENCE", "the audience is empty")
 }
 
 fn wrong_state(state: State, scheduled: bool) -> Failure {
-    let waits = if scheduled { ", and was started: it waits for its time" } else { "" };
+    let waits = if scheduled { ", and was started: it waits for not_before" } else { "" };
     let sentence = format!("the broadcast is {}{waits}", state.name());
     Failure::new(Code::FailedPrecondition, "WRONG_STATE", sentence).with("state", state.name())
 }

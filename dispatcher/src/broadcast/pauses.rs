@@ -1,5 +1,5 @@
-//! How many broadcasts are paused, and why, and how far those that are not over have come: for the metrics. A paused one is
-//! on no list of what there is to do.
+//! Gauges of broadcasts: how many are paused and why, and the progress of those that have not ended. Paused broadcasts
+//! are not in any list that the scheduler reads.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,16 +12,16 @@ use shared::store::{Error, Store};
 
 use crate::metrics::PauseMetrics;
 
-/// How often they are counted.
+/// Interval at which broadcasts are counted.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How often the users of one broadcast are counted, which takes Redis a command or two for each bucket.
+/// Interval at which the users of one broadcast are counted. This takes a Redis command or two per bucket.
 const RECOUNT: Duration = Duration::from_secs(15);
 
-/// How many broadcasts are looked at, the newest first: what is paused behind so many others is forgotten.
+/// How many broadcasts are read, newest first. Older paused ones are not counted.
 const MOST: usize = 1000;
 
-/// Keeps the metrics of an app in sight of what all replicas and callers paused.
+/// Updates the gauges of an app. They include pauses by callers and by other replicas. Never returns.
 pub async fn follow(store: Store, app: AppId, metrics: PauseMetrics, mut reading: Operation) {
     let mut seen = Seen::default();
     loop {
@@ -36,27 +36,27 @@ pub async fn follow(store: Store, app: AppId, metrics: PauseMetrics, mut reading
     }
 }
 
-/// What is known of an app's broadcasts.
+/// Known broadcasts of an app.
 #[derive(Default)]
 struct Seen {
-    /// Those that are over stay so, and are looked at once.
+    /// Broadcasts that have ended. They do not change any more, so they are read once.
     over: HashSet<BroadcastId>,
-    /// Those that run or are paused.
+    /// Broadcasts that run or are paused.
     open: HashMap<BroadcastId, Progress>,
 }
 
-/// How far a broadcast has come.
+/// Progress of a broadcast.
 struct Progress {
     audience: u64,
     left: u64,
     state: State,
     counted: Instant,
-    /// It was paused at the count before this one too: what was in flight at the pause has ended, and nothing changes.
+    /// It was already paused at the previous count. The messages in flight at the pause have ended, so nothing changes.
     at_rest: bool,
 }
 
 impl Seen {
-    /// The reason of each paused broadcast.
+    /// Returns the reason of each paused broadcast.
     async fn look(&mut self, store: &Store, app: &AppId) -> Result<Vec<String>, Error> {
         let ids: HashSet<_> = store.newest_broadcasts(app, MOST).await?.into_iter().collect();
         self.over.retain(|id| ids.contains(id));

@@ -1,4 +1,4 @@
-//! Keeps the app's numbers of messages of the day true: WeChat is asked now and then.
+//! Keeps the app's daily message count in line with WeChat's, by requesting WeChat's numbers from time to time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use tracing::{debug, info};
 use super::Ground;
 use crate::wechat::message::Delivery;
 
-/// How often WeChat is asked, over all replicas, while there are broadcasts.
+/// Interval at which WeChat is asked, over all replicas, while there are broadcasts.
 const ASK: Duration = Duration::from_secs(300);
 
-/// How often WeChat is asked again, over all replicas, where the number is not exact.
+/// Interval at which WeChat is asked again, over all replicas, while the number is not exact.
 const RECOUNT: Duration = Duration::from_secs(2);
 
-/// The longest time that a broadcast waits for WeChat's answer before it starts.
+/// Longest time that a broadcast waits for WeChat's answer before it starts.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Asks WeChat how much of the day's quota is used, unless a replica did so not long ago. Where WeChat does not tell, the
-/// count goes on from what is known.
+/// Asks WeChat how much of the daily quota is used, unless a replica did so recently. If WeChat does not answer,
+/// counting continues from the known numbers.
 pub async fn ask(ground: &Arc<Ground>, delivery: Delivery) {
-    // In a task of its own: a late answer is as good, and WeChat is not asked again soon.
+    // In a task of its own: a late answer is useful too, and WeChat is not asked again soon.
     let asking = tokio::spawn({
         let ground = Arc::clone(ground);
         async move { try_to_ask(&ground, delivery).await }
     });
     if tokio::time::timeout(PATIENCE, asking).await.is_err() {
-        debug!(app = %ground.app.id, "WeChat takes its time to tell the quota");
+        debug!(app = %ground.app.id, "WeChat has not answered with the quota yet");
     }
 }
 
-/// Asks WeChat once more where the day's quota seems used up and the number is not exact, because it was reported while
-/// messages were in flight. False if there is no new number.
+/// Asks WeChat again if the daily quota seems used up and the number is not exact because messages were in flight when
+/// WeChat reported it. Returns false if there is no new number.
 pub async fn recount(ground: &Ground, delivery: Delivery) -> bool {
     let turn = ground.store.may_recount_quota(&ground.app.id, delivery.api(), RECOUNT).await;
     if turn.unwrap_or(false) {
@@ -49,7 +49,7 @@ async fn try_to_ask(ground: &Ground, delivery: Delivery) {
     }
 }
 
-/// Stores WeChat's present numbers for all replicas; false if there are none.
+/// Stores WeChat's current numbers for all replicas. Returns false if there are none.
 async fn update(ground: &Ground, delivery: Delivery) -> bool {
     let Ground { app, store, client, tokens, clock, metrics, .. } = ground;
     let budget = Budget { api: delivery.api(), day: clock.day() };
@@ -59,10 +59,10 @@ async fn update(ground: &Ground, delivery: Delivery) -> bool {
     match client.quota(delivery, token.value()).await {
         Ok(quota) => {
             outage.succeeded();
-            info!(app = %app.id, limit = quota.daily_limit, used = quota.used, "the day's quota, by WeChat");
+            info!(app = %app.id, limit = quota.daily_limit, used = quota.used, "WeChat reported the daily quota");
             let set = store.set_quota(&app.id, budget, quota.daily_limit, quota.used, ended).await;
             if let Err(error) = &set {
-                debug!(app = %app.id, %error, "the quota is asked for later");
+                debug!(app = %app.id, %error, "the quota could not be stored; it is requested again later");
             }
             set.is_ok()
         }

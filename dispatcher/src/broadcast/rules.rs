@@ -1,19 +1,20 @@
-//! When a broadcast stops by itself: several messages in a row refused for what is in them, or too many failures among
-//! the last 1000. (What condemns the whole app stops it at the first answer; see `ending`.)
+//! Stop rules: when a broadcast pauses by itself. Several messages in a row were refused because of their content, or
+//! too many of the last 1000 failed. A code that stops the whole app pauses the broadcast at the first answer, see
+//! `ending`.
 
 use std::collections::VecDeque;
 
-/// So many messages in a row, over all replicas, that WeChat refuses for what is in them stop a broadcast. The first
-/// could be a fluke: 40037 was seen to pass.
+/// Number of messages in a row, over all replicas, refused because of their content that pauses a broadcast. A single
+/// refusal could be accidental: 40037 has been seen to be temporary.
 pub const STREAK: u32 = 5;
 
-/// How many of the last messages the ratio is taken of.
+/// Number of messages that the failure ratio is computed over.
 const WINDOW: usize = 1000;
 
-/// With fewer than this the ratio says nothing.
+/// Minimum number of messages for a meaningful ratio.
 const ENOUGH: usize = 100;
 
-/// The last messages of a broadcast on this replica.
+/// Results of the last messages of a broadcast on this replica.
 #[derive(Debug)]
 pub struct Window {
     most: f64,
@@ -22,12 +23,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// `most` is the part that may fail.
+    /// `most` is the ratio that may fail.
     pub fn new(most: f64) -> Self {
         Self { most, last: VecDeque::new(), failed: 0 }
     }
 
-    /// Notes one more message; true when too many have failed.
+    /// Records the result of one message. Returns true if too many have failed.
     pub fn note(&mut self, failed: bool) -> bool {
         self.last.push_back(failed);
         self.failed += usize::from(failed);
@@ -37,7 +38,7 @@ impl Window {
         self.last.len() >= ENOUGH && self.failed as f64 > self.most * self.last.len() as f64
     }
 
-    /// Begins anew: who resumes a broadcast has looked at what failed before.
+    /// Clears the window: when a caller resumes a broadcast, earlier failures no longer count.
     pub fn clear(&mut self) {
         self.last.clear();
         self.failed = 0;
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_all_failing_is_borne_and_more_is_not() {
+    fn only_more_failures_than_the_ratio_stop_a_broadcast() {
         let mut window = Window::new(0.5);
         for _ in 0..ENOUGH / 2 {
             assert!(!window.note(true));
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_say_nothing_and_what_is_long_past_is_forgotten() {
+    fn few_messages_do_not_count_and_old_ones_are_dropped() {
         let mut window = Window::new(0.5);
         assert!((0..ENOUGH - 1).all(|_| !window.note(true)));
         window.clear();

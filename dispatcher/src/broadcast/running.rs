@@ -1,4 +1,4 @@
-//! One broadcast as it runs on this replica: what its buckets share.
+//! A broadcast that is active on this replica: the state that its workers share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -24,45 +24,46 @@ use super::spec::Spec;
 use crate::outcome::{SendError, Verdict};
 use crate::spans::Run;
 
-/// How often a replica looks whether a broadcast it works on is still wanted. A pause takes effect within this time and
-/// that of the calls under way.
+/// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
+/// that of the calls in progress.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// At a pace, about so many pages are taken a second.
+/// If a rate is set, about this many pages are taken per second.
 const PAGES_A_SECOND: usize = 3000;
 
-/// How often a bucket without a permit looks whether one came back that others had.
+/// Interval at which a bucket without a permit checks whether others returned one.
 const PERMIT_LOOK: Duration = Duration::from_millis(200);
 
-/// The longest wait for open permits while their number stays the same, in leases. Messages of a replica that died take two:
-/// one until their task is claimed, one until their lease ends.
+/// Longest wait for open permits while their number does not change, in leases. A permit is open from its grant until
+/// its message ends or the permit is returned. Messages of a replica that died take two leases: one until their task is
+/// taken over, one until their own lease expires.
 const PERMIT_WAIT: u32 = 4;
 
-/// What the buckets of a broadcast share on this replica.
+/// What the workers of a broadcast share on this replica.
 pub struct Running {
-    /// What the app's broadcasts stand on.
+    /// What all broadcasts of the app share.
     pub ground: Arc<Ground>,
-    /// Which broadcast.
+    /// Id of the broadcast.
     pub id: BroadcastId,
     /// What it sends.
     pub spec: Spec,
-    /// Whether its audience is every user.
+    /// True if the audience is every user.
     pub everyone: bool,
-    /// Whom it sends to.
+    /// How users are selected.
     pub choice: Choice,
-    /// How much of it is in flight here.
+    /// Adaptive limit of messages in flight on this replica.
     pub flow: Arc<Flow>,
-    /// What is traced of it.
+    /// Its trace.
     pub trace: Run,
     window: Mutex<Window>,
     streak_seen: AtomicBool,
-    /// While buckets wait for open permits: how many are open, and since when there are so many.
+    /// While buckets wait for open permits: the number of open permits, and since when it has not changed.
     waiting: Mutex<Option<(u64, Instant)>>,
     state: watch::Sender<State>,
 }
 
 impl Running {
-    /// From its record; looks after its state for as long as somebody holds it.
+    /// Creates it from the stored record. A task of its own reads the broadcast's state until the value is dropped.
     pub fn new(ground: Arc<Ground>, record: &Record) -> Result<Arc<Self>, store::Error> {
         let spec = Spec::decode(&record.spec)?;
         let running = Arc::new(Self {
@@ -82,22 +83,23 @@ impl Running {
         Ok(running)
     }
 
-    /// Where it stands, and how that changes.
+    /// Watches the state of the broadcast.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// The most users that are taken at once. At a pace these are few: what else the app sends would wait behind them.
+    /// Maximum page size. It is small if a rate is set, because the app's other messages would wait behind a large
+    /// page.
     pub fn largest_page(&self) -> usize {
         let paces = [self.spec.rate, self.ground.app.bounds.broadcast_rate];
         let pace = paces.into_iter().filter(|pace| *pace > 0).min();
         pace.map_or(PAGE, |pace| (pace as usize / PAGES_A_SECOND).clamp(1, PAGE))
     }
 
-    /// How many messages of a bucket may be sent now, at most `wanted`; updates its `permits`. Waits for the pace and for open
-    /// permits, and pauses the broadcast when its limit is reached; then it returns 0.
+    /// Returns how many messages of a bucket may be sent now, at most `wanted`, and updates `permits`. Waits for the
+    /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
-        // All: whoever has only what is barred would count as without a credential.
+        // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
         match self.ground.sender.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
             Err(SendError::Stopped { verdict, .. }) => {
@@ -131,7 +133,7 @@ impl Running {
                     return Ok(0);
                 }
                 tokio::time::sleep(PERMIT_LOOK).await;
-                // Messages of this bucket may have ended since, or may have been put back.
+                // Messages of this bucket may have ended or been put back since.
                 *permits = self.bucket_permits(bucket, permits.granted, false).await?;
             }
         }
@@ -157,19 +159,19 @@ impl Running {
         self.ground.store.bucket_permits(&self.ground.app.id, &self.id, bucket, granted, give_back).await
     }
 
-    /// Gives back the permits that are left in a bucket, for other buckets, and reports how many messages have ended.
+    /// Returns the unused permits of a bucket for other buckets, and reports how many messages have ended.
     pub async fn give_back(&self, bucket: Bucket, mut permits: Permits) -> Result<Permits, store::Error> {
         loop {
             permits = self.bucket_permits(bucket, permits.granted, true).await?;
             self.ask_permit(bucket, &mut permits, 0).await?;
-            // A replica may have died before the bucket received all that was granted.
+            // A replica may have died before the bucket received all granted permits.
             if permits.granted <= permits.received {
                 return Ok(permits);
             }
         }
     }
 
-    /// Whether buckets of this replica wait for open permits.
+    /// True while workers of this replica wait for open permits.
     pub fn waits_for_permits(&self) -> bool {
         self.waiting().is_some()
     }
@@ -189,14 +191,14 @@ impl Running {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pauses because all that the canary or the quota permits was sent.
+    /// Pauses because the canary or the quota is used up.
     async fn limit_reached(&self, canary: bool) {
         let (reason, resume_ms) =
             if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.ground.clock.next_day_ms())) };
         self.pause(Pause { reason: reason.into(), resume_ms, ..Pause::default() }).await;
     }
 
-    /// Draws the conclusions from one message for all of the broadcast.
+    /// Applies what the end of one message means for the whole broadcast.
     pub async fn heed(&self, sign: Sign, congested: bool) {
         if congested {
             self.flow.congested();
@@ -212,7 +214,7 @@ impl Running {
                 if self.streak_seen.swap(false, Ordering::Relaxed)
                     && let Err(error) = self.ground.store.end_streak(&self.ground.app.id, &self.id).await
                 {
-                    debug!(broadcast = %self.id, %error, "the row of refusals is not ended");
+                    debug!(broadcast = %self.id, %error, "the streak of refusals could not be reset");
                 }
                 false
             }
@@ -237,11 +239,11 @@ impl Running {
                 let Verdict { errcode, rid, .. } = verdict;
                 self.pause(Pause { reason: reason::MESSAGE_REFUSED.into(), errcode, rid, resume_ms: None }).await;
             }
-            Err(error) => debug!(broadcast = %self.id, %error, "a refusal is not counted"),
+            Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
         }
     }
 
-    /// Pauses the broadcast, here at once and elsewhere soon.
+    /// Pauses the broadcast. This applies here at once, and on other replicas soon.
     async fn pause(&self, pause: Pause) {
         if *self.state.borrow() != State::Running {
             return;
@@ -255,7 +257,7 @@ impl Running {
             }
             Ok(Moved::Wrong(state)) => self.enter(state),
             Ok(Moved::Missing) => self.enter(State::Cancelled),
-            // What led to it will lead to it again.
+            // The cause persists, so the pause is tried again.
             Err(error) => self.ground.metrics.work.failed(&error),
         }
     }
@@ -268,7 +270,7 @@ impl Running {
         tokio::time::sleep(LOOK).await;
     }
 
-    /// Looks where it stands by now.
+    /// Reads the current state.
     pub async fn refresh(&self) -> Result<(), store::Error> {
         let state = self.ground.store.broadcast_state(&self.ground.app.id, &self.id).await?;
         self.enter(state.unwrap_or(State::Cancelled));
@@ -288,7 +290,7 @@ impl Running {
     }
 }
 
-/// Follows what other replicas and callers make of the broadcast.
+/// Follows state changes that other replicas and callers make.
 async fn look(running: Weak<Running>, mut looking: Operation) {
     loop {
         tokio::time::sleep(LOOK).await;

@@ -1,4 +1,4 @@
-//! What a broadcast sends and how, as it is kept in Redis.
+//! What a broadcast sends and how, as stored in Redis.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,40 +9,40 @@ use shared::store;
 
 use crate::wechat::message::{Message, Value};
 
-/// What is asked of a broadcast, but for its audience.
+/// Parameters of a broadcast, without its audience.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// What people call it.
+    /// Name for people.
     pub name: String,
-    /// What is sent to everyone.
+    /// Message that is sent to everyone.
     pub message: Arc<Message>,
-    /// Messages a second, over all replicas; 0 for as many as the app's pace permits.
+    /// Messages per second over all replicas; 0 for as many as the app's limit permits.
     pub rate: u32,
-    /// Users who got a message within this time are skipped; whole seconds.
+    /// Users who received a message within this time are skipped; whole seconds.
     pub min_interval: Duration,
-    /// The caller prefers a second message over none where nobody can tell.
+    /// If the outcome is unknown, send again: the caller prefers a duplicate over a lost message.
     pub retry_unknown: bool,
-    /// The trace of the call that ordered it, if there was one: see [`shared::traces::link`]. No part of what is asked.
+    /// Trace of the call that created the broadcast, if there was one: see [`shared::traces::link`]. Not a parameter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordered_by: Option<String>,
 }
 
-/// What of the message is one user's own.
+/// Template values of one user.
 pub type OwnData = BTreeMap<String, Value>;
 
 impl Spec {
-    /// As it is kept in Redis.
+    /// Encodes the parameters for Redis.
     pub fn encode(&self) -> Vec<u8> {
         // Strings, numbers and maps of strings always have a JSON form.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// As it was kept.
+    /// Decodes parameters from Redis.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
         Ok(serde_json::from_slice(bytes)?)
     }
 
-    /// The message for one user.
+    /// The message for one user, whose own values override the common ones.
     pub fn message_for(&self, own: &[u8]) -> Result<Arc<Message>, store::Error> {
         if own.is_empty() {
             return Ok(Arc::clone(&self.message));
@@ -54,7 +54,7 @@ impl Spec {
     }
 }
 
-/// One user's own data as it is kept; empty if there is none.
+/// Encodes one user's own values; empty if there are none.
 pub fn encode_own(own: &OwnData) -> Vec<u8> {
     if own.is_empty() { Vec::new() } else { serde_json::to_vec(own).unwrap_or_default() }
 }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_own_data_overrides_the_common_and_leaves_the_rest() {
+    fn own_data_of_a_user_overrides_only_its_keys() {
         let data = BTreeMap::from([("thing1".into(), value("all")), ("thing2".into(), value("all"))]);
         let plain = Message::empty(Delivery::FormId, TemplateId::parse("t").unwrap());
         let message = Message { page: "p".into(), data, ..plain };

@@ -1,4 +1,4 @@
-//! The calls to WeChat with one credential, until there is something to conclude.
+//! Calls WeChat with one credential until there is a result.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::wechat::answer::{Meaning, blamed_key, row_of};
 use crate::wechat::client::Reply;
 use crate::wechat::message::{Delivery, Message};
 
-/// The longest pause between two attempts.
+/// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
-/// How often a fresh access token is tried for one message.
+/// Maximum number of times that a new access token is obtained for one message with one credential.
 const NEW_TOKENS: u32 = 2;
 
 impl Sender {
-    /// Calls WeChat with one credential until there is something to conclude.
+    /// Calls WeChat with the credential of `lease` until there is a result.
     pub(crate) async fn try_credential(&self, order: &Order, lease: &Lease, tally: &mut Tally) -> Conclusion {
         let mut situation = Situation {
             kind: lease.kind,
@@ -34,7 +34,7 @@ impl Sender {
             return Conclusion::End(End::Unknown, Fate::Unknown);
         }
         if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
-            // WeChat answers 41028 for an expired form id, used or not: it may no longer tell anything.
+            // WeChat answers 41028 for an expired form id, used or not, so the answer would prove nothing.
             return Conclusion::End(End::Unknown, Fate::Unknown);
         }
         let body = order.message.body(&order.openid, &lease.credential);
@@ -59,7 +59,7 @@ impl Sender {
                 Step::NextCredential => return Conclusion::NextCredential,
                 Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
                 Step::Refused => return Conclusion::End(End::Refused, Fate::Return),
-                // An earlier attempt is not answered by that.
+                // The answer says nothing about an earlier, unanswered attempt.
                 Step::Voided if situation.in_doubt => return Conclusion::End(End::Unknown, Fate::UnknownVoid),
                 Step::Voided => return Conclusion::End(End::Refused, Fate::Void),
                 Step::Stopped => return self.stopped(situation, &tally.last).await,
@@ -69,7 +69,7 @@ impl Sender {
                         return stuck(situation, SendError::Busy(tally.last.clone()));
                     }
                     self.tokens.failed(&token).await;
-                    // Not the message's fault: it does not use up a try.
+                    // The token was the reason, so this attempt does not count.
                     attempts -= 1;
                     Duration::ZERO
                 }
@@ -97,22 +97,24 @@ impl Sender {
         }
     }
 
-    /// Notes what came back, for the log and for the caller.
+    /// Records the reply for the log and for the caller.
     fn note(&self, reply: &Reply, message: &Message, tally: &mut Tally) -> Attempt {
         match reply {
             Reply::Answered { errcode, errmsg, rid, msgid } => {
                 let meaning = row_of(*errcode).meaning;
-                // A text from outside goes no further, unless it is one of the message's own keys.
+                // Errmsg is text from outside. It is passed on only where it is one of the message's own keys.
                 let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
                 tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
                 tally.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
                     Meaning::TokenMissing => {
-                        error!(app = %self.app.id, errcode, rid, "a call left without its access token")
+                        error!(app = %self.app.id, errcode, rid, "a call was sent without an access token")
                     }
-                    Meaning::Unknown => warn!(app = %self.app.id, errcode, rid, "a code that is not known here"),
-                    Meaning::CredentialBlocked => warn!(app = %self.app.id, errcode, rid, "a blocked form id"),
+                    Meaning::Unknown => {
+                        warn!(app = %self.app.id, errcode, rid, "WeChat answered with an unknown errcode")
+                    }
+                    Meaning::CredentialBlocked => warn!(app = %self.app.id, errcode, rid, "WeChat blocked a form id"),
                     _ => debug!(app = %self.app.id, errcode, rid, "WeChat refused"),
                 }
                 Attempt::Answered(meaning)
@@ -128,7 +130,8 @@ impl Sender {
         }
     }
 
-    /// WeChat stops the app, or a source of it: everybody is told, and the message waits or goes on with another source.
+    /// WeChat stopped the app or one of its sources. All replicas learn of it. The message ends, or continues with
+    /// another source.
     async fn stopped(&self, situation: Situation, verdict: &Verdict) -> Conclusion {
         let errcode = verdict.errcode.unwrap_or_default();
         let meaning = row_of(errcode).meaning;
@@ -139,7 +142,7 @@ impl Sender {
         };
         let sources: Vec<Source> = match meaning {
             Meaning::SourceBarred(kind) => vec![Source::Kind(kind)],
-            // Each generation of messages is an API of its own to WeChat, with a quota of its own.
+            // To WeChat, template and subscription messages are separate APIs with separate quotas.
             Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
                 Delivery::of(situation.kind).kinds().iter().map(Source::Kind).collect()
             }
@@ -155,12 +158,12 @@ impl Sender {
 
     fn backoff(&self, attempts: u32) -> Duration {
         let longest = self.limits.backoff.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE);
-        // Half fixed, half at random, so that those who failed together do not come back together.
+        // Half fixed, half random, so that messages that failed together do not retry together.
         longest.mul_f64(rand::random_range(0.5..=1.0))
     }
 }
 
-/// The conclusion when nothing more can be done with the credential now.
+/// The result when nothing more can be done with the credential now.
 fn stuck(situation: Situation, why: SendError) -> Conclusion {
     match situation.exhausted() {
         Exhausted::NotDelivered => Conclusion::NotSpent(why),
@@ -169,14 +172,14 @@ fn stuck(situation: Situation, why: SendError) -> Conclusion {
     }
 }
 
-/// A timer for no time would still wait for the timer's next tick.
+/// Skips the timer for a zero pause: even that would wait for the timer's next tick.
 async fn pause_for(pause: Duration) {
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }
 }
 
-/// How long ago the user handed the credential out.
+/// Time since the user handed out the credential.
 fn age(lease: &Lease) -> Duration {
     Duration::from_secs(
         lease.now.saturating_add(LIFETIME.as_secs() as i64).saturating_sub(i64::from(lease.expiry)).max(0) as u64,

@@ -1,4 +1,4 @@
-//! How many single messages were sent: they count for the app's quota and pace, and broadcasts make room for them.
+//! Counts single messages. They count towards the app's quota and rate, and broadcasts slow down for them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use shared::store::broadcast::permits::{Api, Budget};
 
 use crate::clock::Clock;
 
-/// How often what was sent is reported to the other replicas.
+/// Interval at which the counts are reported to the other replicas.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// Counts the single messages of this replica, by the API they are sent by.
+/// Number of single messages sent by this replica, per API.
 #[derive(Debug, Default)]
 pub struct Sends {
     template: AtomicU64,
@@ -28,12 +28,12 @@ impl Sends {
         }
     }
 
-    /// One more was sent.
+    /// Counts one sent message.
     pub fn note(&self, api: Api) {
         self.count(api).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Reports them to the other replicas, for ever.
+    /// Reports the counts to the other replicas. Never returns.
     pub async fn report_forever(&self, store: &Store, app: &AppId, clock: &Clock, mut reporting: Operation) {
         loop {
             tokio::time::sleep(REPORT).await;

@@ -1,4 +1,4 @@
-//! One message, start to end: lease a credential, call WeChat ([`attempt`]), settle by what it answered ([`settle`]).
+//! Sends one message: lease a credential, call WeChat ([`attempt`]), settle according to the answer ([`settle`]).
 
 mod attempt;
 pub mod count;
@@ -27,48 +27,48 @@ use crate::wechat::client::Client;
 use crate::wechat::message::Message;
 use crate::wechat::token::Tokens;
 
-/// The pauses while another message to the same user is under way: a call takes some 10 ms to 100 ms.
+/// Bounds of the pauses while another message to the same user is in flight. A call takes some 10 ms to 100 ms.
 const SHORTEST_TURN: Duration = Duration::from_millis(10);
 const LONGEST_TURN: Duration = Duration::from_millis(160);
 
-/// What bounds a send.
+/// Limits of single sends.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// How leases are made.
+    /// Duration, margin and retention of leases.
     pub terms: LeaseTerms,
-    /// The most calls to WeChat with one credential.
+    /// Maximum number of calls to WeChat with one credential.
     pub attempts: u32,
-    /// The most credentials tried for one message.
+    /// Maximum number of credentials tried for one message.
     pub credentials: u32,
-    /// The pause before the second attempt; it doubles from there, up to 4 s.
+    /// Pause before the second attempt. It doubles with each further attempt, up to 4 s.
     pub backoff: Duration,
-    /// How long an app that WeChat stopped is left alone, where WeChat does not say.
+    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time.
     pub stop: Duration,
 }
 
-/// One message to one user.
+/// A request to send one message to one user.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// To whom.
+    /// Recipient.
     pub openid: OpenId,
-    /// What.
+    /// Message to send.
     pub message: Arc<Message>,
-    /// Under which request, if the call may be repeated.
+    /// Request id and fingerprint; `None` if the call cannot be repeated.
     pub request: Option<Request>,
-    /// The caller prefers a second message over none where nobody can tell.
+    /// If the outcome is unknown, send again: the caller prefers a duplicate over a lost message.
     pub retry_unknown: bool,
 }
 
-/// A message that reached its end.
+/// A message whose outcome is final.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What can still be sent to the user.
+    /// Number of messages that can still be sent to the user.
     pub messages_left: u32,
-    /// It had ended in an earlier call with the same request id.
+    /// The outcome is from an earlier call with the same request id.
     pub repeated: bool,
-    /// WeChat reported later that it could not deliver the message after all.
+    /// Delivery failure that WeChat reported later, if any.
     pub late: Option<LateFailure>,
 }
 
@@ -85,23 +85,23 @@ pub struct Sender {
     metrics: SendMetrics,
 }
 
-/// How the attempts with one credential ended.
+/// Result of the attempts with one credential.
 #[derive(Debug)]
 pub(crate) enum Conclusion {
-    /// The message ended so, and so did the credential.
+    /// The outcome is final; the second field says how the lease ends.
     End(End, Fate),
-    /// The credential is dead, and the message was not delivered.
+    /// The credential is unusable and the message was not delivered.
     NextCredential,
-    /// Nobody knows yet, and only the same credential can tell.
+    /// The outcome is unknown. Only another attempt with the same credential can determine it.
     InDoubt,
     /// Nothing was spent, for this reason.
     NotSpent(SendError),
-    /// Nothing was spent; another source of credentials may do.
+    /// Nothing was spent. A credential from another source may work.
     SourceStopped(SendError),
 }
 
 impl Sender {
-    /// A sender for the app of this client.
+    /// Creates a sender for the app of `client`.
     pub fn new(
         store: Store,
         client: Client,
@@ -115,14 +115,14 @@ impl Sender {
         Self { app, store, client, tokens, gates, clock, limits, sends: Sends::default(), metrics }
     }
 
-    /// Reports what was sent to the other replicas, for ever.
+    /// Reports the number of sent messages to the other replicas. Never returns.
     pub async fn report_forever(&self) {
         let reporting = self.metrics.counts.operation();
         self.sends.report_forever(&self.store, &self.app.id, &self.clock, reporting).await;
     }
 
-    /// Sends one message. Must run to its end once it has begun: dropped between lease and settle, it leaves the message
-    /// in doubt until the lease is over.
+    /// Sends one message. Once started, it must run to its end: if it is dropped between lease and settle, the outcome
+    /// is unknown until the lease expires.
     pub async fn send(&self, order: &Order) -> Result<Sent, Failure> {
         let span = spans::send(&self.app.id);
         let result = self.answer(order).instrument(span.clone()).await;
@@ -130,7 +130,7 @@ impl Sender {
         result
     }
 
-    /// What the caller gets to hear, counted.
+    /// Sends, and counts the result.
     async fn answer(&self, order: &Order) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
         let answer = match self.carry_out(order).await {
@@ -178,15 +178,15 @@ impl Sender {
         }
     }
 
-    /// What of `wanted` may be used now. Where nothing may, or there is no token, it is no use to take a credential out of
-    /// stock.
+    /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
+    /// then a credential must not be taken out of stock.
     pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
         let open = self.gates.open(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map_err(SendError::Token)?;
         Ok(open)
     }
 
-    /// Fails where any of `wanted` may not be used now, or there is no token.
+    /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
     pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
         self.gates.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map(drop).map_err(SendError::Token)
@@ -199,7 +199,7 @@ impl Sender {
         }
     }
 
-    /// The answer while nothing can be sent: what is known of the request, or what is in the way.
+    /// The answer while nothing can be sent: the recorded outcome of the request, otherwise `obstacle`.
     async fn recall(&self, order: &Order, obstacle: SendError) -> Result<Answer, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
         match self.store.recorded(&self.app.id, &order.openid, request).await? {
@@ -210,8 +210,8 @@ impl Sender {
         }
     }
 
-    /// Leases, and waits where another subscription message to the user is under way: WeChat takes one at a time. As long
-    /// as that one's call may take, and no longer.
+    /// Leases a credential. WeChat takes one subscription message per user at a time, so this waits while another one
+    /// is in flight, for at most the timeout of one call.
     async fn lease_in_turn(&self, order: &Order, wanted: &Wanted) -> Result<(Instant, Leased), store::Error> {
         let (begun, mut pause) = (Instant::now(), SHORTEST_TURN);
         loop {
@@ -220,7 +220,7 @@ impl Sender {
             if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.app.timeout {
                 return Ok((asked, leased));
             }
-            // Half fixed, half at random, so that those who wait together do not come back together.
+            // Half fixed, half random, so that waiting sends do not retry at the same moment.
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
             pause = (pause * 2).min(LONGEST_TURN);
         }
@@ -231,7 +231,7 @@ impl Sender {
         let ask =
             || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
         let leased = match ask().await {
-            // The reply may be all that was lost; asking again with the same id gets the same lease.
+            // Perhaps only the reply was lost. Asking again with the same id returns the same lease.
             Err(store::Error::Redis(_)) => ask().await,
             result => result,
         };
@@ -255,35 +255,35 @@ impl Sender {
     }
 }
 
-/// What a send keeps count of.
+/// Progress of one send.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    /// Calls to WeChat.
+    /// Calls to WeChat so far.
     pub(crate) attempts: u32,
-    /// Credentials tried.
+    /// Credentials tried so far.
     pub(crate) credentials: u32,
     /// WeChat's last answer.
     pub(crate) last: Verdict,
-    /// Just before the lease was asked for: it is over, at the earliest, one lease later.
+    /// Time just before the lease was requested. The lease does not expire earlier than one lease duration after it.
     pub(crate) leased_at: Instant,
-    /// WeChat asked to go slower, or did not answer in time, or could not be reached.
+    /// WeChat asked to slow down, did not answer in time, or could not be reached.
     pub(crate) congested: bool,
 }
 
 impl Tally {
-    /// Of a message with its first lease.
+    /// Starts with the first lease.
     pub(crate) fn new(leased_at: Instant) -> Self {
         Self { attempts: 0, credentials: 1, last: Verdict::default(), leased_at, congested: false }
     }
 }
 
-/// What a call is answered with.
+/// How a call is answered.
 enum Answer {
-    /// What became of the message now.
+    /// The outcome of this send.
     Sent(Sent),
-    /// What became of it in an earlier call, as it was kept.
+    /// The encoded outcome of an earlier call.
     Recorded(Vec<u8>),
-    /// An earlier call was under way when the user was erased.
+    /// The user was erased while an earlier call was in flight.
     Lost,
 }
 
@@ -293,7 +293,8 @@ enum Next {
     Credential(Lease),
 }
 
-/// A request that was under way when its user was erased: its credential is gone, and with it what it could tell.
+/// The answer for a request whose user was erased while it was in flight. Its credential is gone, so its outcome stays
+/// unknown.
 fn lost() -> Sent {
     let outcome = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 0, kind: None };
     Sent { outcome, messages_left: 0, repeated: true, late: None }

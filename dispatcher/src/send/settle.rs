@@ -1,4 +1,4 @@
-//! What Redis is told of a message once its attempts are over.
+//! Writes the result of a message to Redis after its attempts.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use super::{Conclusion, Next, Order, Sender, Sent, Tally};
 use crate::outcome::{End, Outcome, SendError};
 use crate::spans;
 
-/// How long to wait before Redis is told again what became of a message.
+/// Pause before a failed settle is retried.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
 impl Sender {
-    /// Tells Redis what became of the credential and of the request, and gets the next credential where one is needed.
+    /// Settles the lease, records the outcome under the request id, and leases the next credential if one is needed.
     pub(super) async fn settle(
         &self,
         order: &Order,
@@ -24,8 +24,8 @@ impl Sender {
         let outcome =
             |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind) };
         let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
-        // What becomes of the credential, what the request id answers from now on, what this call answers unless there
-        // is a next credential, and whether one is wanted.
+        // In this order: how the lease ends, the outcome recorded under the request id, what this call answers unless
+        // there is a next credential, and whether a next credential is needed.
         let (fate, end, answer, go_on) = match conclusion {
             Conclusion::End(End::Refused, fate) => {
                 (fate, Some(outcome(End::Refused)), Err(SendError::Refused(tally.last.clone())), false)
@@ -37,7 +37,8 @@ impl Sender {
             Conclusion::InDoubt if order.request.is_some() => {
                 (Fate::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
             }
-            // The message is gone with this call, so its form id may serve another; marked, because it may be used up.
+            // Without a request id nobody can repeat the message, so another message may use its form id. It is marked
+            // as suspect because it may be used up.
             Conclusion::InDoubt => (Fate::Suspect, None, Ok(outcome(End::Unknown)), false),
             Conclusion::NotSpent(error) => (Fate::Return, None, Err(error), false),
             Conclusion::SourceStopped(error) => (Fate::Return, None, Err(error), true),
@@ -56,12 +57,12 @@ impl Sender {
                 return Ok(Next::Credential(lease));
             }
             Some(Settled::Done { messages_left }) => messages_left,
-            // Too slow: another replica has the message by now, and will know how it ends.
+            // The lease expired: another replica has taken over the message and will know its outcome.
             Some(Settled::Stale) if order.request.is_some() && !delivered => {
                 return Ok(Next::Failed(SendError::UnderWay(SETTLE_PAUSE)));
             }
             Some(Settled::NoNext | Settled::Stale) => 0,
-            // What WeChat said holds all the same; the reaper and a repeated request find the rest.
+            // WeChat's answer is valid anyway. The reaper and a repeated request settle the rest.
             None => lease.messages_left,
         };
         Ok(match answer {
@@ -70,7 +71,7 @@ impl Sender {
         })
     }
 
-    /// Settles, again and again while Redis is away, until the lease would be over anyway.
+    /// Settles. While Redis does not answer, retries until the lease would have expired.
     async fn settle_patiently(
         &self,
         order: &Order,
@@ -103,7 +104,7 @@ impl Sender {
                 Err(error) if !error.is_lasting() && tally.leased_at.elapsed() < self.limits.terms.duration => {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
-                // Given up: the reaper will settle this message.
+                // Giving up; the reaper will settle this message.
                 Err(error) => {
                     spans::not_settled(&span, &error);
                     return None;

@@ -1,4 +1,4 @@
-//! The requests of broadcasts, read: every bad field of a call is named at once.
+//! Parses the requests about broadcasts. All bad fields of a call are reported together.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,19 +25,19 @@ use crate::broadcast::office::{Audience, Office, Order};
 use crate::broadcast::spec::{Spec, encode_own};
 use crate::wechat::message::Delivery;
 
-/// The most users in the list, or left out, of one call.
+/// Maximum number of users in the list, or in the exclude list, of one call.
 const MAX_LIST: usize = 10_000;
-/// The longest name, in bytes.
+/// Maximum length of a name in bytes.
 const MAX_NAME: usize = 128;
-/// The fastest pace that can be asked for, in messages a second.
+/// Maximum rate in messages per second.
 const MAX_RATE: u32 = 1_000_000;
-/// The longest page token, in bytes: a bucket, and an openid and how its message ended, in hex.
+/// Maximum length of a page token in bytes: a bucket, and in hex an openid and how its message ended.
 const MAX_PAGE_TOKEN: usize = 512;
-/// How often a watched broadcast is looked at: unless it is said, and the bounds.
+/// Interval of WatchBroadcast: default, minimum and maximum.
 const INTERVALS: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
 
-/// A broadcast as it was asked for.
+/// A parsed `Broadcast` request.
 pub(super) struct Parsed {
     pub(super) office: Arc<Office>,
     pub(super) order: Order,
@@ -46,18 +46,18 @@ pub(super) struct Parsed {
     pub(super) validate_only: bool,
 }
 
-/// More users for a list.
+/// A parsed `AddRecipients` request.
 pub(super) struct MoreRecipients {
     pub(super) office: Arc<Office>,
     pub(super) id: BroadcastId,
     pub(super) recipients: Vec<Recipient>,
     pub(super) exclude: Vec<OpenId>,
     pub(super) duplicates: u32,
-    /// What is wrong with the values if these are subscription messages.
+    /// Errors in the values; they apply only to subscription messages.
     pub(super) values: Fields,
 }
 
-/// Reads `Broadcast`.
+/// Parses `Broadcast`.
 pub(super) fn parse(
     request: BroadcastRequest,
     office: impl Fn(&AppId) -> Option<Arc<Office>>,
@@ -102,14 +102,14 @@ pub(super) fn parse(
     let not_before_ms = request.not_before.and_then(|at| not_before(&mut fields, at));
     let min_interval = match request.min_interval {
         None => Duration::ZERO,
-        // In whole seconds, rather more than fewer.
+        // Whole seconds, rounded up.
         Some(interval) => {
             let interval = span(&mut fields, "min_interval", interval, Duration::ZERO, KEEP_TOUCH);
             Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
         }
     };
     let office = fields.finish_for(app, office)?;
-    // Without a message there was a bad field.
+    // Without a message, `fields` has reported a bad field.
     let (message, warnings) = message.ok_or_else(Failure::internal)?;
     let spec = Spec {
         name: request.name,
@@ -124,7 +124,7 @@ pub(super) fn parse(
     Ok(Parsed { office, order, duplicates, warnings, validate_only: request.validate_only })
 }
 
-/// Reads `AddRecipients`.
+/// Parses `AddRecipients`.
 pub(super) fn parse_recipients(
     request: AddRecipientsRequest,
     office: impl Fn(&AppId) -> Option<Arc<Office>>,
@@ -140,7 +140,7 @@ pub(super) fn parse_recipients(
     Ok(MoreRecipients { office, id, recipients, exclude, duplicates, values })
 }
 
-/// Reads `ListBroadcasts`: the place to go on from, and how many.
+/// Parses `ListBroadcasts`: the id to continue after, and the page size.
 pub(super) fn parse_list(
     request: ListBroadcastsRequest,
     office: impl Fn(&AppId) -> Option<Arc<Office>>,
@@ -155,7 +155,7 @@ pub(super) fn parse_list(
     Ok((fields.finish_for(app, office)?, before, size))
 }
 
-/// Reads `WatchBroadcast`.
+/// Parses `WatchBroadcast`.
 pub(super) fn parse_watch(
     request: WatchBroadcastRequest,
     office: impl Fn(&AppId) -> Option<Arc<Office>>,
@@ -169,7 +169,7 @@ pub(super) fn parse_watch(
     Ok((office, id.ok_or_else(Failure::internal)?, interval))
 }
 
-/// Reads `ListUndelivered`: the place to go on from, and how many.
+/// Parses `ListUndelivered`: the position to continue at, and the page size.
 pub(super) fn parse_undelivered(
     request: ListUndeliveredRequest,
     office: impl Fn(&AppId) -> Option<Arc<Office>>,
@@ -189,9 +189,9 @@ pub(super) fn parse_undelivered(
     Ok((office, id.ok_or_else(Failure::internal)?, from, size))
 }
 
-const BAD_TOKEN: &str = "must be the next_page_token of an earlier answer";
+const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";
 
-/// A place in a list, as a caller hands it back: the bucket, and the last member in hex.
+/// Page token of a position in a list: the bucket, and the last member in hex.
 pub(super) fn token_of(place: &Place) -> String {
     let hex: String = place.after.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{}.{hex}", place.bucket.0)
@@ -209,13 +209,13 @@ fn place_of(token: &str) -> Option<Place> {
     Some(Place { bucket: Bucket(bucket.parse().ok()?), after })
 }
 
-/// The id of a broadcast.
+/// Parses the id of a broadcast.
 pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
-    fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be the broadcast_id of an answer of Broadcast"))
+    fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be a broadcast_id that Broadcast returned"))
 }
 
-/// The users of a list, each once, and how many entries were too many. What subscription messages do not permit of their
-/// values goes to `values`.
+/// Returns each user of a list once, and the number of duplicate entries. Values that subscription messages do not
+/// permit are reported in `values`.
 fn recipients(
     fields: &mut Fields,
     values: &mut Fields,
@@ -259,7 +259,7 @@ fn not_before(fields: &mut Fields, at: Timestamp) -> Option<u64> {
     fields.take("not_before", ms.ok_or("must be a time after 1970"))
 }
 
-/// A length of time within bounds, in whole milliseconds.
+/// Parses a duration within bounds, in whole milliseconds.
 fn span(fields: &mut Fields, field: &str, given: ProtoDuration, least: Duration, most: Duration) -> Duration {
     match Duration::try_from(given) {
         Ok(span) if (least..=most).contains(&span) => span,
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_token_reads_back_and_nothing_else_is_one() {
+    fn page_token_is_parsed_back_and_bad_tokens_are_rejected() {
         let place = Place { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
         assert_eq!(place_of(&token_of(&place)), Some(place));
         let longest = Place {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_named_twice_is_taken_once_and_bad_ones_are_named() {
+    fn duplicate_users_are_taken_once_and_bad_ones_are_reported() {
         let list = ["oA", "oB", "oA", "o B", ""]
             .map(|openid| proto::Recipient { openid: openid.into(), ..proto::Recipient::default() });
         let mut fields = Fields::default();

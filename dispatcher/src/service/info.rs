@@ -1,4 +1,4 @@
-//! Broadcasts as callers see them.
+//! Converts broadcasts to protobuf for callers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tonic::Status;
 use crate::broadcast::ending::reason;
 use crate::broadcast::office::{Office, Outlook, Standing};
 
-/// A broadcast.
+/// Converts a broadcast.
 pub(super) fn of(app: &AppId, standing: &Standing) -> BroadcastInfo {
     let Standing { record, spec, tally } = standing;
     let pause = record.pause.clone().unwrap_or_default();
@@ -45,7 +45,7 @@ pub(super) fn of(app: &AppId, standing: &Standing) -> BroadcastInfo {
     }
 }
 
-/// What a broadcast would do.
+/// Converts an estimate.
 pub(super) fn preview(outlook: &Outlook) -> BroadcastPreview {
     let Outlook { preview, excluded, credentials, duration } = *outlook;
     BroadcastPreview {
@@ -59,13 +59,14 @@ pub(super) fn preview(outlook: &Outlook) -> BroadcastPreview {
     }
 }
 
-/// A user who was not reached.
+/// Converts a user who was not reached.
 pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
     let (reason, errcode) = split(&found.ending);
     proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode }
 }
 
-/// A broadcast with each change, until its end, or until `ending` comes with another.
+/// Streams a broadcast, once at first and then at each change. Ends when the broadcast ends, or with the failure that
+/// `ending` returns.
 pub(super) fn watch(
     office: Arc<Office>,
     id: BroadcastId,
@@ -102,7 +103,7 @@ pub(super) fn watch(
                 };
                 let standing = match looked {
                     Ok(standing) => standing,
-                    // Redis may come back; whoever watches does not care.
+                    // Redis may come back, so the watcher is not disconnected.
                     Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && watcher.shown.is_some() => continue,
                     Err(failure) => {
                         watcher.ended = true;
@@ -126,7 +127,7 @@ fn tally_of(tally: &Tally) -> BroadcastTally {
         match split(ending) {
             ("NO_CREDENTIAL" | "RECENTLY_MESSAGED" | DELIVERED | ERASED, _) => {}
             ("UNKNOWN", _) => unknown += count,
-            // The user's own choice; another code under the same reason is a wrong openid.
+            // The user's choice. Another errcode with the same reason is a wrong openid.
             ("USER_REFUSED", Some(43101)) => refused_by_user += count,
             (reason, errcode) => {
                 failed.push(BroadcastFailure { reason: reason.to_owned(), errcode, count: *count });
@@ -148,7 +149,7 @@ fn tally_of(tally: &Tally) -> BroadcastTally {
     }
 }
 
-/// The reason of an ending, and WeChat's errcode.
+/// Splits a stored ending into its reason and WeChat's errcode.
 fn split(ending: &str) -> (&str, Option<i32>) {
     match ending.split_once(' ') {
         Some((reason, errcode)) => (reason, errcode.parse().ok()),

@@ -1,4 +1,4 @@
-//! The message of a request, read: what SendTemplate and Broadcast have in common.
+//! Parses the message of a request, for SendTemplate and Broadcast.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,21 +9,21 @@ use shared::proto::{self, TemplateValue, ValueWarning};
 use crate::wechat::keywords::{Judgement, judge};
 use crate::wechat::message::{Delivery, Message, Value};
 
-/// The longest page, in bytes: WeChat's bound.
+/// Maximum length of a page in bytes; this is WeChat's limit.
 const MAX_PAGE: usize = 1024;
-/// The most keys in a message's data; templates have fewer than ten.
+/// Maximum number of keys in a message's data; templates have fewer than ten.
 const MAX_KEYS: usize = 64;
-/// The longest key, in bytes.
+/// Maximum length of a key in bytes.
 const MAX_KEY: usize = 64;
-/// The longest value, in bytes.
+/// Maximum length of a value in bytes.
 const MAX_VALUE: usize = 4096;
-/// The longest colour, in bytes.
+/// Maximum length of a color in bytes.
 const MAX_COLOR: usize = 32;
 
 const STATES: [&str; 3] = ["developer", "trial", "formal"];
 const LANGUAGES: [&str; 4] = ["zh_CN", "en_US", "zh_HK", "zh_TW"];
 
-/// What a request says of its message.
+/// The fields of a request that describe its message.
 pub(super) struct Parts {
     pub(super) delivery: i32,
     pub(super) template_id: String,
@@ -34,8 +34,8 @@ pub(super) struct Parts {
     pub(super) lang: String,
 }
 
-/// The message, and what WeChat may not like about it; nothing where the template id is none. `usual` is how the app sends
-/// unless a call says otherwise.
+/// Returns the message and warnings about its values; `None` if the template id is bad. `usual` is the generation that
+/// the app sends by default.
 pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option<(Message, Vec<ValueWarning>)> {
     let Parts { delivery, template_id, data, page, emphasis_keyword, miniprogram_state, lang } = parts;
     let delivery = match proto::Delivery::try_from(delivery) {
@@ -43,7 +43,7 @@ pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option
         Ok(proto::Delivery::FormId) => Delivery::FormId,
         Ok(proto::Delivery::Subscription) => Delivery::Subscription,
         Err(_) => {
-            fields.refuse("delivery", "must be one of the deliveries that are known");
+            fields.refuse("delivery", "must be a known delivery");
             usual
         }
     };
@@ -56,14 +56,14 @@ pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option
             check_emphasis(fields, &emphasis_keyword, &data);
             for (field, value) in [("miniprogram_state", &miniprogram_state), ("lang", &lang)] {
                 if !value.is_empty() {
-                    fields.refuse(field, "must be empty: only subscription messages have it");
+                    fields.refuse(field, "must be empty: only subscription messages have this field");
                 }
             }
         }
         Delivery::Subscription => {
             check_values(fields, "data", &data, &mut warnings);
             if !emphasis_keyword.is_empty() {
-                fields.refuse("emphasis_keyword", "must be empty: subscription messages have none");
+                fields.refuse("emphasis_keyword", "must be empty: subscription messages do not have this field");
             }
             check_choice(fields, "miniprogram_state", &miniprogram_state, &STATES);
             check_choice(fields, "lang", &lang, &LANGUAGES);
@@ -74,17 +74,17 @@ pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option
     Some((Message { delivery, template_id, page, data, emphasis_keyword, miniprogram_state, lang }, warnings))
 }
 
-/// How an app sends unless a call says otherwise; of one that is not known it does not matter.
+/// Generation that an app sends by default. For an unknown app the value is not used.
 pub(super) fn usual(app: Option<&AppId>, of: impl Fn(&AppId) -> Option<Delivery>) -> Delivery {
     app.and_then(of).unwrap_or_default()
 }
 
-/// The values of a template, in order.
+/// The values of a template, sorted by key.
 pub(super) fn values(data: HashMap<String, TemplateValue>) -> BTreeMap<String, Value> {
     data.into_iter().map(|(key, value)| (key, Value { value: value.value, color: value.color })).collect()
 }
 
-/// Notes what is wrong with the values of a template; `field` is what the request calls them.
+/// Reports bad values of a template; `field` is their path in the request.
 pub(super) fn check_data(fields: &mut Fields, field: &str, data: &HashMap<String, TemplateValue>) {
     if data.len() > MAX_KEYS {
         fields.refuse(field, format_args!("must not have more than {MAX_KEYS} keys"));
@@ -103,14 +103,15 @@ pub(super) fn check_data(fields: &mut Fields, field: &str, data: &HashMap<String
     }
 }
 
-/// Notes which values of a subscription message WeChat is certain to refuse, and which it may.
+/// Checks the values of a subscription message: reports those that WeChat certainly refuses, and warns of those that it
+/// may refuse.
 pub(super) fn check_values(
     fields: &mut Fields,
     field: &str,
     data: &HashMap<String, TemplateValue>,
     warnings: &mut Vec<ValueWarning>,
 ) {
-    // What is too large was noted by `check_data`.
+    // `check_data` has reported what is too large.
     let small = data.len() <= MAX_KEYS;
     let sound = |(key, value): &(&String, &TemplateValue)| is_key(key) && value.value.len() <= MAX_VALUE;
     for (key, value) in sorted(data).into_iter().filter(|entry| small && sound(entry)) {
@@ -123,7 +124,7 @@ pub(super) fn check_values(
             Judgement::Wrong(sentence) => fields.refuse(place, sentence),
         }
         if !value.color.is_empty() {
-            fields.refuse(format!("{field}.{key}.color"), "must be empty: subscription messages have no colours");
+            fields.refuse(format!("{field}.{key}.color"), "must be empty: subscription messages have no colors");
         }
     }
 }

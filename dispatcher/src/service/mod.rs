@@ -1,5 +1,6 @@
-//! The gRPC edge of the dispatcher: converts, calls one function, converts back. Single sends are read in [`send`],
-//! broadcasts in [`broadcast`] and written in [`info`]; the message of both is read in [`message`].
+//! The gRPC edge of the dispatcher: each RPC converts the request, calls one function, and converts the result.
+//! [`send`] parses single sends, [`broadcast`] parses broadcasts, [`info`] converts broadcasts for callers, and
+//! [`message`] parses the message of both.
 
 mod broadcast;
 mod info;
@@ -38,15 +39,15 @@ use crate::desk::Desk;
 use crate::send::Sender;
 use crate::wechat::message::Delivery;
 
-/// What a call is answered with for one app.
+/// The handlers of one app.
 pub struct AppService {
     /// Sends single messages.
     pub sender: Arc<Sender>,
-    /// Takes in broadcasts.
+    /// Handles calls about broadcasts.
     pub office: Arc<Office>,
 }
 
-/// Answers the calls of `formid.v1.DispatcherService`.
+/// Implements `formid.v1.DispatcherService`.
 pub struct Service {
     apps: HashMap<AppId, AppService>,
     desk: Desk,
@@ -56,12 +57,13 @@ pub struct Service {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// A service for the given apps; streams end with `drain`.
+    /// Creates the service for the given apps. Streams end with `drain`.
     pub fn new(apps: HashMap<AppId, AppService>, desk: Desk, drain: CancellationToken) -> Self {
         Self { apps, desk, drain }
     }
 
-    /// What an app is served with. To a caller that may not use it, it is not there.
+    /// Returns an app's handlers. `None` also for an app that the caller may not use, so that its existence is not
+    /// revealed.
     fn app(&self, caller: &Caller, app: &AppId) -> Option<&AppService> {
         self.apps.get(app).filter(|_| caller.may_use(app))
     }
@@ -70,7 +72,7 @@ impl Service {
         self.app(caller, app).map(|app| Arc::clone(&app.office))
     }
 
-    /// The office and the broadcast that a call names.
+    /// Returns the handler of the app and the broadcast id that a call names.
     fn broadcast_of(
         &self,
         caller: &Caller,
@@ -82,11 +84,11 @@ impl Service {
         let id = broadcast::id(&mut fields, broadcast_id);
         let office = fields.finish_for(app, |app| self.office(caller, app))?;
         rpc::note_app(&office.ground().app.id);
-        // Without an id there was a bad field.
+        // Without an id, `fields` has reported a bad field.
         Ok((office, id.ok_or_else(Failure::internal)?))
     }
 
-    /// Moves a broadcast to another state, which the audit log calls `did`.
+    /// Moves a broadcast to another state. `did` is the name of the call in the audit log.
     async fn move_to(
         &self,
         caller: &Caller,
@@ -99,7 +101,7 @@ impl Service {
     }
 }
 
-/// A broadcast that somebody asked to change: told, and noted if it did.
+/// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
 fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> shared::proto::BroadcastInfo {
     if asked.moved {
         return changed(did, caller, office, &asked.standing);
@@ -107,7 +109,7 @@ fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> 
     info::of(&office.ground().app.id, &asked.standing)
 }
 
-/// A broadcast that somebody changed: noted for the audit, and told.
+/// Writes a change of a broadcast to the audit log, and converts the broadcast.
 fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> shared::proto::BroadcastInfo {
     let (app, record) = (&office.ground().app.id, &standing.record);
     let audience = standing.tally.as_ref().map(|tally| tally.audience);
@@ -135,7 +137,7 @@ impl DispatcherService for Service {
 
     async fn broadcast(&self, request: Request<BroadcastRequest>) -> Answer<BroadcastResponse> {
         let caller = Caller::of(&request)?;
-        // Before anything is said of the app, so that it tells nothing of it.
+        // Checked before anything about the app, so that the error reveals nothing about it.
         if matches!(request.get_ref().audience, Some(Audience::AllReachable(_))) {
             caller.needs(Permission::BroadcastAll)?;
         }
@@ -147,7 +149,7 @@ impl DispatcherService for Service {
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
         let ordered = office.order(&order).await;
-        // Without a request id, the next call would be another broadcast.
+        // Without a request id, a repeated call would create another broadcast.
         let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
         let standing = ordered.map_err(once)?;
         rpc::note_broadcast(&standing.record.id);
@@ -164,7 +166,7 @@ impl DispatcherService for Service {
             values.finish()?;
         }
         let added = office.add_recipients(&id, &recipients, &exclude).await?;
-        // Whoever neither came in nor is left out was in the list already.
+        // Users who were neither added nor excluded were in the list already.
         let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);
         let response =
             AddRecipientsResponse { added: added.added, duplicates: duplicates + known, excluded: added.excluded };
@@ -208,7 +210,7 @@ impl DispatcherService for Service {
         let (caller, connection, drain) = (Caller::of(&request)?, Ending::of(&request), self.drain.clone());
         let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(&caller, app))?;
         rpc::note_app(&office.ground().app.id);
-        // A broadcast that is not there is told at once, and not in the middle of a stream.
+        // A missing broadcast is reported before the stream starts, not within it.
         office.get(&id).await?;
         let revoked = caller.revoked(Some(office.ground().app.id.clone()));
         let ending = Box::pin(async move {

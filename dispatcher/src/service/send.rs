@@ -1,4 +1,4 @@
-//! SendTemplate, from the request to an order and from its end to the response.
+//! Converts the request and the response of SendTemplate.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::outcome::End;
 use crate::send::{Order, Sent};
 use crate::wechat::message::Delivery;
 
-/// A message as it was asked for.
+/// A parsed request.
 pub(super) struct Parsed {
     pub(super) app: AppId,
     pub(super) order: Order,
@@ -21,7 +21,8 @@ pub(super) struct Parsed {
     pub(super) validate_only: bool,
 }
 
-/// Checks every field of a request at once; `known` tells how an app sends, if the service is set up for it.
+/// Parses a request and reports all bad fields together. `known` returns the generation that an app sends by default;
+/// `None` if the app is unknown.
 pub(super) fn parse(
     request: SendTemplateRequest,
     known: impl Fn(&AppId) -> Option<Delivery>,
@@ -41,7 +42,7 @@ pub(super) fn parse(
     };
     let message = message::read(&mut fields, parts, message::usual(app.as_ref(), &known));
     let app = fields.finish_for(app, |app| known(app).map(|_| app.clone()))?;
-    // Without either there was a bad field.
+    // Without either, `fields` has reported a bad field.
     let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
     let request_of = request_id.map(|id| Request { id, fingerprint: message.fingerprint() });
     let retry_unknown = request.retry_unknown;
@@ -49,17 +50,17 @@ pub(super) fn parse(
     Ok(Parsed { app, order, warnings, validate_only: request.validate_only })
 }
 
-/// The request id, if there is one.
+/// Parses the request id; `None` if it is empty.
 pub(super) fn request_id(fields: &mut Fields, text: &str) -> Option<RequestId> {
     if text.is_empty() { None } else { fields.take("request_id", RequestId::parse(text)) }
 }
 
-/// What the caller gets.
+/// Converts the result of a send.
 pub(super) fn respond(sent: Sent, warnings: Vec<ValueWarning>) -> SendTemplateResponse {
     let Sent { outcome, messages_left, repeated, late } = sent;
     let end = match outcome.end {
         End::Delivered => proto::Outcome::Delivered,
-        // A refusal is an error to its caller and does not come here; "unknown" claims the least.
+        // A refusal is returned as an error and does not get here; "unknown" claims the least.
         End::Unknown | End::Refused => proto::Outcome::Unknown,
     };
     let kind = outcome.kind.map_or(proto::CredentialKind::Unspecified, Into::into);

@@ -1,59 +1,64 @@
-//! What WeChat's codes mean: one table, and the only place that knows. Texts of errors change, so only codes are matched.
+//! What WeChat's codes mean. No other module knows these codes. WeChat changes the texts of its errors, so only codes
+//! are matched.
 
 use shared::credential::Kind;
 
-/// What an errcode condemns, and with it what a correct sender does. Listed from the smallest scope to the largest.
+/// What an errcode invalidates, and with it what a correct sender does. Mostly ordered from the smallest scope to the
+/// largest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
-    /// Accepted: one use is spent.
+    /// Accepted; one use is spent.
     Delivered,
     /// Busy for the moment: back off and try the same credential again.
     Busy,
-    /// Another call for the same user is under way: try again with jitter, one send at a time for a user.
+    /// Another call for the same user is in progress: try again with jitter, one send per user at a time.
     OneAtATime,
-    /// The app sends too fast: slow it down, same credential.
+    /// The app sends too fast: slow it down, and try the same credential again.
     RateReached,
-    /// The access token is wrong, not the latest, or expired: drop it if it is still the stored one, fetch, try again.
+    /// The access token is invalid, expired, or not the latest: drop it if it is still the stored one, fetch a new one,
+    /// and try again.
     TokenInvalid,
-    /// The access token is missing from the call, which is our own mistake; same remedy, and an error in the log.
+    /// The call had no access token. This is a bug of this program. Handled like [`Meaning::TokenInvalid`], and logged
+    /// as an error.
     TokenMissing,
-    /// The credential is wrong, expired, or another user's: discard it and take the next. A young prepay id may just not
-    /// be known yet.
+    /// The credential is invalid, expired, or another user's: discard it and take the next. WeChat may not know a young
+    /// prepay id yet.
     CredentialWrong,
-    /// The credential was used up: after an unanswered attempt with the same form id this means delivered.
+    /// The credential is used up. After an unanswered attempt with the same form id, this means that the message was
+    /// delivered.
     CredentialUsed,
     /// The credential is blocked: discard it and take the next.
     CredentialBlocked,
-    /// The user refuses messages of this template; what was granted for it is void.
+    /// The user refuses messages of this template. The user's grants of it are revoked.
     RefusedByUser,
-    /// The user is none of this app's: the message fails, the credential is not spent.
+    /// The openid is not a user of this app: the message fails, the credential is not spent.
     UserWrong,
     /// Something in the message is wrong: it fails, the credential is not spent.
     MessageWrong,
-    /// One source of credentials is barred for the app.
+    /// The app may not use one source of credentials for now.
     SourceBarred(Kind),
     /// The app's daily quota of this API is used up until midnight of UTC+8.
     QuotaReached,
     /// The app is blocked for some time.
     AppBlocked,
-    /// The app may not use this API: no permission, or banned. The other generation of messages is another API.
+    /// The app may not use this API: no permission, or banned. The API of the other message generation is not affected.
     ApiForbidden,
-    /// The app may not do anything: limited, or unknown.
+    /// The app may not do anything: WeChat restricted it, or does not know it.
     AppForbidden,
-    /// WeChat no longer serves this generation of messages for this app.
+    /// WeChat no longer serves this message generation for this app.
     Retired,
     /// A code that is not in the table: the message fails, the credential is not spent.
     Unknown,
 }
 
-/// One row: the code, what it means, and the sentence an operator or a caller reads.
+/// One row of the table: a code, its meaning, and a sentence for operators and callers.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     /// WeChat's errcode.
     pub errcode: i32,
-    /// What to make of it.
+    /// Its meaning.
     pub meaning: Meaning,
-    /// A sentence for people, in our words.
+    /// A description for people, in our own words.
     pub sentence: &'static str,
 }
 
@@ -61,12 +66,12 @@ const fn row(errcode: i32, meaning: Meaning, sentence: &'static str) -> Row {
     Row { errcode, meaning, sentence }
 }
 
-/// Every code that is known, in order.
+/// All known codes, in ascending order.
 pub const TABLE: &[Row] = &[
     row(-1, Meaning::Busy, "WeChat is busy"),
     row(0, Meaning::Delivered, "delivered"),
     row(40001, Meaning::TokenInvalid, "the access token is invalid or not the latest"),
-    row(40003, Meaning::UserWrong, "the openid is no user of this app"),
+    row(40003, Meaning::UserWrong, "the openid is not a user of this app"),
     row(40013, Meaning::AppForbidden, "the app id is wrong"),
     row(40014, Meaning::TokenInvalid, "the access token is invalid"),
     row(40037, Meaning::MessageWrong, "the template id is wrong"),
@@ -82,7 +87,7 @@ pub const TABLE: &[Row] = &[
     row(43101, Meaning::RefusedByUser, "the user refuses these messages, or has no grant left"),
     row(43104, Meaning::ApiForbidden, "the app has no permission to send"),
     row(43107, Meaning::ApiForbidden, "the app's ability to send subscription messages is banned"),
-    row(43108, Meaning::OneAtATime, "another call for this user is under way"),
+    row(43108, Meaning::OneAtATime, "another call for this user is in progress"),
     row(43116, Meaning::ApiForbidden, "the template is banned"),
     row(45009, Meaning::QuotaReached, "the app's daily quota is used up"),
     row(45011, Meaning::RateReached, "the app sends too fast"),
@@ -101,16 +106,16 @@ pub const TABLE: &[Row] = &[
     row(50002, Meaning::AppForbidden, "the app is limited"),
 ];
 
-/// The row of a code; one that is not in the table is [`Meaning::Unknown`].
+/// Returns the row of a code. A code that is not in the table is [`Meaning::Unknown`].
 pub fn row_of(errcode: i32) -> Row {
     match TABLE.binary_search_by_key(&errcode, |row| row.errcode) {
         Ok(found) => TABLE[found],
-        Err(_) => row(errcode, Meaning::Unknown, "WeChat refused with a code that is not known here"),
+        Err(_) => row(errcode, Meaning::Unknown, "WeChat refused with an unknown errcode"),
     }
 }
 
-/// The key of the data that a 47003 complains of: `argument invalid! data.thing3.value ...` names `thing3`. Only a hint
-/// for people, so a text that changed gives nothing.
+/// Returns the data key that a 47003 rejects: `argument invalid! data.thing3.value ...` yields `thing3`. This is only a
+/// hint for people; `None` if WeChat changed the text.
 pub fn blamed_key(errmsg: &str) -> Option<&str> {
     let (_, rest) = errmsg.split_once("data.")?;
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -122,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_that_wechat_complains_of_is_found() {
+    fn rejected_data_key_is_found_in_the_errmsg() {
         assert_eq!(blamed_key("argument invalid! data.thing3.value invalid"), Some("thing3"));
         assert_eq!(blamed_key("argument invalid! data.keyword1"), Some("keyword1"));
         assert_eq!(blamed_key("argument invalid! data..value"), None);
@@ -130,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_in_order_and_every_row_is_found() {
+    fn table_is_sorted_and_every_row_is_found() {
         assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
         for row in TABLE {
             let found = row_of(row.errcode);
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_is_not_known_condemns_only_the_message() {
+    fn unknown_errcode_fails_only_the_message() {
         assert_eq!(row_of(99999).meaning, Meaning::Unknown);
     }
 }

@@ -1,27 +1,28 @@
-//! What the values of a subscription message may be: WeChat tells the kind of a value by its key (`thing1`, `amount3`),
-//! and refuses a message with 47003 when a value does not suit its kind. A grant is too dear to find that out, so what is
-//! certain to be refused is told before; what is doubtful passes with a warning.
+//! Rules for the values of a subscription message. WeChat derives the kind of a value from its key (`thing1`,
+//! `amount3`) and refuses a message with 47003 if a value does not fit its kind. A failed send could cost a grant, so
+//! values that WeChat certainly refuses are reported before sending. Doubtful values pass with a warning.
 //!
-//! The limits are those of the mini program documents' page on subscription messages. How wide characters count there is
-//! not said, so a character counts as one, and a warning tells where counting them as two would be too many.
+//! The limits are from the page on subscription messages in the mini program documentation. It does not say how wide
+//! characters count. Here each character counts as one, and a warning is given if the value would be too long with wide
+//! characters counted as two.
 
-/// What is to be expected of WeChat for a value.
+/// What WeChat is expected to do with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// It is accepted.
+    /// WeChat accepts it.
     Fine,
-    /// It may be refused, or cut short; why.
+    /// WeChat may refuse or truncate it; the text says why.
     Doubtful(&'static str),
-    /// It is certain to be refused; what the value must be.
+    /// WeChat certainly refuses it; the text says what the value must be.
     Wrong(&'static str),
 }
 
 use Judgement::{Doubtful, Fine, Wrong};
 
-/// A kind of value: the prefix of its keys, and its rule.
+/// The prefix of the keys of a kind, and the check of its values.
 type Rule = (&'static str, fn(&str) -> Judgement);
 
-/// Every kind that is known.
+/// All known kinds.
 const RULES: &[Rule] = &[
     ("thing", thing),
     ("number", number),
@@ -35,19 +36,21 @@ const RULES: &[Rule] = &[
     ("car_number", car_number),
     ("time", time),
     ("date", date),
-    // The values of an enumeration are the template's own.
+    // Each template defines the values of its own enumerations.
     ("const", |_| Fine),
     ("enum_string", |_| Fine),
 ];
 
-/// Judges the value of a key.
+/// Checks the value of a key.
 pub fn judge(key: &str, value: &str) -> Judgement {
     let kind = key.trim_end_matches(|c: char| c.is_ascii_digit());
     match RULES.iter().find(|(prefix, _)| *prefix == kind) {
         _ if value.is_empty() => Wrong("must not be empty"),
-        _ if kind.len() == key.len() => Doubtful("a key ends in a number, such as thing1"),
+        _ if kind.len() == key.len() => {
+            Doubtful("has a key that does not end in a number; expected a key such as thing1")
+        }
         Some((_, rule)) => rule(value),
-        None => Doubtful("is of no kind that is known here, such as thing1"),
+        None => Doubtful("has a key of an unknown kind; expected a key such as thing1"),
     }
 }
 
@@ -55,7 +58,7 @@ fn count(value: &str) -> usize {
     value.chars().count()
 }
 
-/// Chinese characters, extensions included.
+/// Chinese characters, including the extensions.
 fn is_chinese(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}' | '〇')
 }
@@ -68,7 +71,9 @@ fn thing(value: &str) -> Judgement {
     let wide = value.chars().filter(|c| !c.is_ascii()).count();
     match count(value) {
         21.. => Wrong("must be at most 20 characters"),
-        characters if characters + wide > 20 => Doubtful("has wide characters; if they count twice, it is over 20"),
+        characters if characters + wide > 20 => {
+            Doubtful("has wide characters; if WeChat counts them twice, it is longer than 20")
+        }
         _ => Fine,
     }
 }
@@ -85,7 +90,7 @@ fn number(value: &str) -> Judgement {
     }
 }
 
-/// Digits, and among them at most one point.
+/// True for digits with at most one decimal point.
 fn is_decimal(value: &str) -> bool {
     value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && value.matches('.').count() <= 1
 }
@@ -119,7 +124,7 @@ fn phrase(value: &str) -> Judgement {
     if count(value) > 5 {
         Wrong("must be at most 5 Chinese characters")
     } else if any(value, |c| !is_chinese(c)) {
-        Doubtful("has other than Chinese characters")
+        Doubtful("has characters that are not Chinese")
     } else {
         Fine
     }
@@ -128,7 +133,7 @@ fn phrase(value: &str) -> Judgement {
 fn name(value: &str) -> Judgement {
     let most = if any(value, is_chinese) { 10 } else { 20 };
     if count(value) > most {
-        Wrong("must be at most 10 characters with Chinese among them, or 20 letters")
+        Wrong("must be at most 10 characters if any is Chinese, otherwise 20")
     } else if any(value, |c| c.is_ascii_digit()) {
         Doubtful("has digits, and only letters, Chinese characters and symbols are documented")
     } else {
@@ -138,14 +143,14 @@ fn name(value: &str) -> Judgement {
 
 fn amount(value: &str) -> Judgement {
     const SHAPE: &str =
-        "must be one currency sign at most, up to 10 digits, decimals if need be, and 元 at the end if at all";
+        "must be at most one currency sign, up to 10 digits, optional decimals, and optionally 元 at the end";
     let number = value.strip_suffix('元').unwrap_or(value);
     let sign = |c: char| !c.is_alphanumeric() && !matches!(c, '.' | ',' | ' ');
     let number = number.strip_prefix(sign).unwrap_or(number);
     let plain = number.replace(',', "");
     let whole = plain.split('.').next().unwrap_or_default();
     if whole.is_empty() || whole.len() > 10 || !is_decimal(&plain) {
-        // A currency as letters is seen, and not documented.
+        // WeChat accepts currencies written as letters in practice, but does not document them.
         let letters = number.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == ' ');
         let named = letters.len() < number.len() && !letters.is_empty() && letters.len() <= 13 && is_decimal(letters);
         if named { Doubtful("has letters, and only a currency sign is documented") } else { Wrong(SHAPE) }
@@ -165,7 +170,7 @@ fn car_number(value: &str) -> Judgement {
     if count(value) > 8 {
         Wrong("must be at most 8 characters")
     } else if any(value, |c| !c.is_alphanumeric()) {
-        Doubtful("has other than letters, digits and Chinese characters")
+        Doubtful("has characters that are not letters, digits or Chinese")
     } else {
         Fine
     }
@@ -194,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_accepts_what_is_documented() {
+    fn each_kind_accepts_documented_values() {
         for (key, value) in [
             ("thing1", "20 characters, fine."),
             ("thing2", "十个汉字十个汉字十个"),
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_certain_to_be_refused_is_told() {
+    fn values_that_wechat_certainly_refuses_are_wrong() {
         for (key, value) in [
             ("thing1", "21 characters are too"),
             ("thing1", ""),
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_doubtful_passes_with_a_word() {
+    fn doubtful_values_pass_with_a_warning() {
         for (key, value) in [
             ("thing1", "十一个汉字是不是太多啊"),
             ("number2", "-1"),

@@ -1,4 +1,4 @@
-//! A message of either generation, and the JSON that WeChat wants of it.
+//! A message of either generation (template or subscription), and its JSON body.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +8,22 @@ use shared::proto;
 use shared::store::broadcast::permits::Api;
 use shared::store::wanted::{Kinds, Wanted};
 
-/// By which of WeChat's two generations of messages something is sent.
+/// WeChat's two message generations, each with an API of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// `template/send`, which spends form ids and prepay ids.
+    /// Template message: `template/send`, which spends form ids and prepay ids.
     #[default]
     FormId,
-    /// `subscribe/send`, which spends grants.
+    /// Subscription message: `subscribe/send`, which spends grants.
     Subscription,
 }
 
 impl Delivery {
-    /// Both.
+    /// Both generations.
     pub const ALL: [Self; 2] = [Self::FormId, Self::Subscription];
 
-    /// What its messages spend.
+    /// Kinds of credentials that its messages spend.
     pub fn kinds(self) -> Kinds {
         match self {
             Self::FormId => Kinds::IDS,
@@ -31,7 +31,7 @@ impl Delivery {
         }
     }
 
-    /// The generation whose messages spend such a credential.
+    /// The generation whose messages spend credentials of this kind.
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::FormId | Kind::PrepayId => Self::FormId,
@@ -39,7 +39,7 @@ impl Delivery {
         }
     }
 
-    /// WeChat's API for it.
+    /// WeChat's API that sends it.
     pub fn api(self) -> Api {
         match self {
             Self::FormId => Api::Template,
@@ -47,7 +47,7 @@ impl Delivery {
         }
     }
 
-    /// Messages a day that WeChat publishes as an app's limit.
+    /// Messages per day that WeChat documents as the limit of an app.
     pub fn published_quota(self) -> u64 {
         match self {
             Self::FormId => 1_000_000,
@@ -69,27 +69,27 @@ impl From<Delivery> for proto::Delivery {
     }
 }
 
-/// What is sent, whoever it is sent to.
+/// A message without its recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// How it is sent.
+    /// Generation of the message.
     #[serde(default, skip_serializing_if = "Delivery::is_default")]
     pub delivery: Delivery,
-    /// The template.
+    /// Id of the template.
     pub template_id: TemplateId,
-    /// The page that opens on a tap.
+    /// Page of the mini program that opens on a tap.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub page: String,
-    /// What fills the template; sorted, so that equal messages have equal bytes.
+    /// Values of the template. Sorted, so that equal messages have equal bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, Value>,
-    /// The key whose value is shown large, as `keyword1.DATA`. Not of subscription messages.
+    /// Key whose value is shown large, such as `keyword1.DATA`. Template messages only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub emphasis_keyword: String,
-    /// Which version of the mini program opens on a tap. Only of subscription messages.
+    /// Version of the mini program that opens on a tap. Subscription messages only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub miniprogram_state: String,
-    /// The language of the mini program's frame. Only of subscription messages.
+    /// Language of the mini program's frame. Subscription messages only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub lang: String,
 }
@@ -97,14 +97,14 @@ pub struct Message {
 /// One value of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
-    /// The text.
+    /// Text of the value.
     pub value: String,
-    /// Its colour. Not of subscription messages.
+    /// Color of the value. Template messages only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub color: String,
 }
 
-/// The body of either call: what one of them does not have is empty, and left out.
+/// Body of either call. Fields that an API does not have are empty and omitted.
 #[derive(Serialize)]
 struct Body<'a> {
     touser: &'a str,
@@ -124,7 +124,7 @@ struct Body<'a> {
 }
 
 impl Message {
-    /// One of a template, with nothing in it.
+    /// A message without values.
     pub fn empty(delivery: Delivery, template_id: TemplateId) -> Self {
         Self {
             delivery,
@@ -137,7 +137,7 @@ impl Message {
         }
     }
 
-    /// What may be spent on it, of these kinds.
+    /// Credentials that may be spent on it, restricted to `kinds`.
     pub fn wanted(&self, kinds: Kinds) -> Wanted {
         match self.delivery {
             Delivery::FormId => Wanted::ids(kinds),
@@ -145,7 +145,8 @@ impl Message {
         }
     }
 
-    /// The body of the call. A prepay id goes where a form id goes; WeChat finds a grant by itself.
+    /// The JSON body of the call. A prepay id is passed as the form id. A grant is not passed: WeChat finds it by
+    /// itself.
     pub fn body(&self, openid: &OpenId, credential: &CredentialId) -> Vec<u8> {
         let Self { delivery, template_id, page, data, emphasis_keyword, miniprogram_state, lang } = self;
         let form_id = (*delivery == Delivery::FormId).then(|| credential.as_str());
@@ -155,13 +156,13 @@ impl Message {
         serde_json::to_vec(&body).unwrap_or_default()
     }
 
-    /// A digest of the message: equal messages have equal ones, on every replica and in every release.
+    /// Digest of the message. Equal messages have equal digests, on every replica and in every release.
     pub fn fingerprint(&self) -> [u8; 16] {
         fingerprint(&serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
-/// A digest that tells a mistaken request id from a repeated one: FNV-1a, 128 bits. It guards no secret.
+/// Digest that distinguishes a reused request id from a repeated request: FNV-1a, 128 bits. Not for secrets.
 pub fn fingerprint(bytes: &[u8]) -> [u8; 16] {
     bytes
         .iter()
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bodies_are_the_json_of_the_documents() {
+    fn bodies_are_as_wechat_documents_them() {
         let expected = serde_json::json!({
             "touser": "oU", "form_id": "f1", "template_id": "t1", "page": "index?a=b", "data": {"keyword1": {"value": "x"}},
         });
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_differ_anywhere_have_different_fingerprints() {
+    fn messages_that_differ_in_any_field_have_different_fingerprints() {
         let plain = message();
         assert_eq!(plain.fingerprint(), plain.clone().fingerprint());
         for other in [

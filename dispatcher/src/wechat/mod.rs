@@ -1,7 +1,10 @@
-//! WeChat, as a sender meets it.
+//! WeChat's API.
 //!
-//! - [`answer`]: what its codes mean; [`message`]: what is sent; [`keywords`]: what its values may be; [`client`]: the one
-//!   HTTP call; [`token`]: the access token.
+//! - [`answer`]: what its codes mean
+//! - [`message`]: the body of a message
+//! - [`keywords`]: which values a subscription message may have
+//! - [`client`]: HTTP calls
+//! - [`token`]: the access token
 
 pub mod answer;
 pub mod client;

@@ -1,4 +1,4 @@
-//! Many calls that each ask every bucket of an app.
+//! Many calls that each read every bucket of an app.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::rig::{APP, Rig};
 const BUCKETS: u64 = 4;
 const CALLS: u64 = 100;
 
-/// How often a command was sent to Redis.
+/// Number of times that a command was sent to Redis.
 async fn sent(metrics: SocketAddr, command: &str) -> u64 {
     Scrape::of(metrics).await.value("formid_redis_seconds_count", &[("command", command)])
 }
 
 #[tokio::test]
-async fn all_who_ask_for_a_broadcast_at_once_share_its_tally() {
+async fn concurrent_reads_of_a_broadcast_share_one_tally() {
     let rig = Rig::with_buckets(Redis::alone(), BUCKETS as u16).await;
     rig.submit("oUser", 1).await;
     let dispatcher = rig.dispatcher_with(&["--redis-timeout", "60s"]).await;
@@ -34,7 +34,8 @@ async fn all_who_ask_for_a_broadcast_at_once_share_its_tally() {
         ..BroadcastRequest::default()
     };
     let broadcast_id = client.broadcast(request).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
-    // Of a broadcast that has not begun, a tally counts the users of each bucket; nothing else here does.
+    // Only the tally of a broadcast that has not begun counts the users of each bucket (HLEN). No other code sends it
+    // here.
     let before = sent(dispatcher.metrics, "HLEN").await;
     rig.redis.servers()[0].hang();
     let mut calls = JoinSet::new();
@@ -43,7 +44,7 @@ async fn all_who_ask_for_a_broadcast_at_once_share_its_tally() {
         calls
             .spawn(async move { client.get_broadcast(GetBroadcastRequest { app_id: APP.into(), broadcast_id }).await });
     }
-    eventually("all calls are there", Duration::from_secs(20), async || {
+    eventually("all calls are in flight", Duration::from_secs(20), async || {
         Scrape::of(dispatcher.metrics).await.value("formid_requests_in_flight", &[]) == CALLS
     })
     .await;
@@ -54,7 +55,7 @@ async fn all_who_ask_for_a_broadcast_at_once_share_its_tally() {
     let asked = sent(dispatcher.metrics, "HLEN").await - before;
     assert!(asked <= 2 * BUCKETS, "{asked} commands for {CALLS} calls");
 
-    // A page of a list takes no more than there are, and goes on from where the last one ended.
+    // A page size above the number of broadcasts returns all of them and no further page.
     let list = ListBroadcastsRequest { app_id: APP.into(), page_size: 100, page_token: String::new() };
     let listed = client.list_broadcasts(list).await.unwrap().into_inner();
     assert_eq!((listed.broadcasts.len(), listed.next_page_token.as_str()), (1, ""));

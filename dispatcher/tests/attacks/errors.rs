@@ -1,4 +1,4 @@
-//! Requests with so much wrong that no error can name all of it.
+//! Requests with so many invalid fields that the error cannot name all of them.
 
 use shared::proto::broadcast_request::Audience;
 use shared::proto::{BroadcastRequest, Recipient, Recipients};
@@ -23,7 +23,7 @@ async fn an_error_names_the_first_bad_fields_and_counts_the_others() {
         assert!(named.len() >= count.min(20) && named[0] == "recipients.list[0].openid", "{named:?}");
         let more = fact(&status, MORE_FIELDS).map_or(0, |more| more.parse().unwrap());
         assert_eq!(named.len() + more, count);
-        // As it came over the wire: the details are in base64.
+        // The size on the wire: the details are sent in base64.
         assert!(status.message().len() + status.details().len() * 4 / 3 < MAX_STATUS, "{count}");
     }
 }

@@ -1,4 +1,4 @@
-//! Values that are far too large.
+//! Fields that are far too large.
 
 use prost::Message as _;
 use shared::proto::broadcast_request::Audience;
@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::rig::{APP, Rig, connect, fields, message};
 
-/// A message that a dispatcher accepts, but for a broadcast that it does not know.
+/// A request that the dispatcher accepts, apart from a broadcast id that does not exist.
 fn valid(name: &str) -> Vec<u8> {
     let (app_id, broadcast_id) = (APP.to_owned(), "0192a3b4c5d-01234567".to_owned());
     let recipient = |openid: &str| Recipient { openid: openid.into(), ..Recipient::default() };
@@ -24,7 +24,7 @@ fn valid(name: &str) -> Vec<u8> {
             AddRecipientsRequest { app_id, broadcast_id, recipients: vec![recipient("oUser")], exclude: Vec::new() }
                 .encode_to_vec()
         }
-        // The same two fields are the first of all other requests, of which one has no broadcast_id.
+        // All other requests begin with the same two fields. ListBroadcastsRequest has no broadcast_id.
         "ListBroadcastsRequest" => GetBroadcastRequest { app_id, broadcast_id: String::new() }.encode_to_vec(),
         request if request.ends_with("Request") => GetBroadcastRequest { app_id, broadcast_id }.encode_to_vec(),
         _ => Vec::new(),

@@ -1,4 +1,4 @@
-//! Attacks on a dispatcher in small form: what once stopped it, filled its memory or kept others waiting.
+//! Attacks on a dispatcher at small scale: cases that once stopped it, filled its memory or blocked other calls.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod counts;

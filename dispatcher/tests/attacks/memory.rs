@@ -1,5 +1,5 @@
-//! Memory follows the bytes that calls bring, not their number: no crowd of large calls takes up more than the manifests
-//! give a dispatcher.
+//! Memory is bounded by the bytes of the calls, not by their number. No number of large calls uses more memory than the
+//! Kubernetes manifests allow a dispatcher.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 
 use crate::rig::{APP, Rig, any_port, connect, message, reason, serving};
 
-/// Well below the 512 MiB of the manifests.
+/// Well below the limit of 512 MiB in the manifests.
 const MOST: u64 = 320 << 20;
 
 fn values(keys: usize, length: usize) -> HashMap<String, TemplateValue> {
@@ -25,8 +25,8 @@ fn values(keys: usize, length: usize) -> HashMap<String, TemplateValue> {
     (0..keys).map(|key| (format!("keyword{key}"), value())).collect()
 }
 
-/// Makes the same call many times at once. Each must be answered with this reason, or be told that there is no room;
-/// answers how many were not.
+/// Makes the same call many times concurrently. Each call must end with `ends` or with OVERLOADED. Returns the number
+/// of calls that were not rejected as OVERLOADED.
 async fn at_once(port: u16, method: &str, calls: usize, content: Vec<u8>, ends: &str) -> usize {
     let (content, path) = (Bytes::from(prefixed(&content)), format!("/formid.v1.DispatcherService/{method}"));
     let (mut tasks, mut channels) = (JoinSet::new(), Vec::new());
@@ -64,7 +64,7 @@ fn assert_well(process: &Process) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_audiences_take_up_no_more_than_their_budget() {
+async fn large_audiences_stay_within_the_memory_budget() {
     let rig = Rig::patient().await;
     let (process, port) = started(&rig).await;
     let recipient = |number| Recipient { openid: format!("oUser{number:023}"), data: values(4, 30) };
@@ -85,12 +85,12 @@ async fn large_audiences_take_up_no_more_than_their_budget() {
 async fn lists_are_counted_before_they_are_decoded() {
     let rig = Rig::patient().await;
     let (process, port) = started(&rig).await;
-    // Recipients of which each has a map with one entry: a hundred times as large in memory as on the wire.
+    // Each recipient has a map with one entry: a hundred times larger in memory than on the wire.
     let content = [0x1a, 2, 0x12, 0].repeat(1 << 20);
     assert!(at_once(port, "AddRecipients", 20, content, "MESSAGE_TOO_LARGE").await > 0);
     let content = [0x1a, 2, 0x12, 0].repeat(100_000);
     assert!(at_once(port, "AddRecipients", 40, content, "INVALID_FIELDS").await > 0);
-    // The largest list that there may be.
+    // The largest list that is allowed.
     let recipients = (0..10_000).map(|n| Recipient { openid: format!("oUser{n:023}"), data: values(8, 20) }).collect();
     let request = AddRecipientsRequest {
         app_id: APP.into(),
@@ -103,7 +103,7 @@ async fn lists_are_counted_before_they_are_decoded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sends_whose_callers_hung_up_still_count() {
+async fn sends_of_disconnected_callers_count_toward_the_byte_limit() {
     let rig = Rig::patient().await;
     let slow = sandbox::Settings { latency_ms: 4000, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
@@ -117,15 +117,17 @@ async fn sends_whose_callers_hung_up_still_count() {
         tasks.spawn(async move { client.send_template(request).await.map(drop) });
     }
     rig.submit("oLast", 1).await;
-    // Those too many are told so at once; the others wait for WeChat, and are given up.
+    // Calls over the limit are rejected immediately. The others wait for WeChat, and their callers disconnect.
     for _ in 0..20 {
         assert_eq!(reason(&tasks.join_next().await.unwrap().unwrap().unwrap_err()), "OVERLOADED");
     }
     drop(tasks);
     assert_eq!(reason(&dispatcher.send(large("oLast")).await.unwrap_err()), "OVERLOADED");
     let small = dispatcher.send(message("oNobody", "")).await.unwrap_err();
-    assert_eq!(reason(&small), "NO_CREDENTIAL", "a small one finds room");
-    eventually("there is room again", Duration::from_secs(60), async || dispatcher.send(large("oLast")).await.is_ok())
-        .await;
+    assert_eq!(reason(&small), "NO_CREDENTIAL", "a small message is still accepted");
+    eventually("large messages are accepted again", Duration::from_secs(60), async || {
+        dispatcher.send(large("oLast")).await.is_ok()
+    })
+    .await;
     assert!(rig.delivered() > 20, "{}", rig.delivered());
 }

@@ -1,4 +1,4 @@
-//! A Redis in which a key holds something else than it should.
+//! A Redis in which a key has a value of the wrong type.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::rig::{APP, Rig, any_port, connect, message, reason, serving};
 const SOON: Duration = Duration::from_secs(60);
 const USERS: u64 = 20;
 
-/// A dispatcher with its log in a file, and a broadcast to twenty users in four buckets.
+/// A dispatcher that logs to a file, and twenty users in four buckets.
 struct Scene {
     rig: Rig,
     client: DispatcherServiceClient<Channel>,
@@ -45,7 +45,7 @@ impl Scene {
         let audience = Some(Audience::AllReachable(AllReachable {}));
         let request =
             BroadcastRequest { app_id: APP.into(), template_id: "t".into(), audience, ..BroadcastRequest::default() };
-        // It is stored and begins, also where it cannot be summed up for the answer.
+        // The broadcast is stored and begins even if its tally for the answer cannot be read.
         if let Err(status) = self.client.broadcast(request).await {
             assert_eq!(reason(&status), "INTERNAL");
         }
@@ -57,17 +57,18 @@ impl Scene {
         self.rig.redis.servers()[0].ask(&[command])
     }
 
-    /// How many scripts failed.
+    /// Number of scripts that failed.
     fn failed(&self) -> u32 {
         let stats = self.ask("INFO commandstats");
         let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();
         line.split("failed_calls=").nth(1).map_or(0, |count| count.trim().parse().unwrap())
     }
 
-    /// Waits until so many more scripts have failed, and looks at the log: the key is named once, and that is all.
+    /// Waits until three more scripts have failed, then reads the log: there is one warning that names the key, and few
+    /// other warnings.
     async fn assert_quiet(&self, key: &str) {
         let before = self.failed();
-        eventually("it is tried again", SOON, async || self.failed() >= before + 3).await;
+        eventually("scripts fail again", SOON, async || self.failed() >= before + 3).await;
         let text = std::fs::read_to_string(&self.log).unwrap();
         let lines: Vec<_> = text.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
         let found: Vec<_> = lines.iter().filter(|line| line.contains("holds the wrong type")).collect();
@@ -84,7 +85,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_cannot_be_used_holds_up_no_other_and_is_not_tried_all_the_time() {
+async fn unusable_bucket_does_not_block_others_and_is_retried_slowly() {
     let mut scene = Scene::new().await;
     let keys = |openid: &str| {
         BucketKeys::new(&scene.rig.app(), scene.rig.store.bucket_of(&OpenId::parse(openid).unwrap())).users()
@@ -97,20 +98,21 @@ async fn a_bucket_that_cannot_be_used_holds_up_no_other_and_is_not_tried_all_the
     let status = client.send_template(message("o0", "x")).await.unwrap_err();
     assert_eq!(reason(&status), "INTERNAL");
     let id = scene.broadcast().await;
-    eventually("the others have it", SOON, async || scene.rig.delivered() == others).await;
+    eventually("the users of the other buckets have their message", SOON, async || scene.rig.delivered() == others)
+        .await;
     scene.assert_quiet(&bad).await;
 
     scene.ask(&format!("DEL {bad}"));
     scene.ask(&format!("RENAME {bad}:saved {bad}"));
-    eventually("it is done", SOON, async || scene.is_done(&id).await).await;
+    eventually("the broadcast is done", SOON, async || scene.is_done(&id).await).await;
     assert_eq!(scene.rig.delivered(), USERS);
     scene.rig.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_settled_is_left_and_not_tried_for_ever() {
+async fn message_that_cannot_be_settled_is_given_up_eventually() {
     let mut scene = Scene::new().await;
-    // So that the key goes wrong while the message is on its way.
+    // WeChat answers late, so that the key becomes unusable while a message is in flight.
     let rule = Rule { times: Some(1), hang_ms: Some(2000), ..Rule::new(FaultKind::HangAfter) };
     scene.rig.sandbox.add_faults(vec![rule]).unwrap();
     let id = scene.broadcast().await;
@@ -122,7 +124,7 @@ async fn what_cannot_be_settled_is_left_and_not_tried_for_ever() {
         .map(|bucket| BucketKeys::new(&scene.rig.app(), bucket).broadcast(&broadcast))
         .collect();
     let mut hit = None;
-    eventually("a message is on its way", SOON, async || {
+    eventually("a message is in flight", SOON, async || {
         hit = parts.iter().find(|part| !scene.ask(&format!("SCARD {}", part.flight())).starts_with(":0")).cloned();
         hit.is_some()
     })

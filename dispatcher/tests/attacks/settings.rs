@@ -3,7 +3,7 @@
 use clap::{CommandFactory as _, Parser as _};
 use dispatcher::settings::Args;
 
-/// What is wrong with these settings, if anything is.
+/// The error for these settings, if there is one.
 fn refused(app: &str, flags: &[&str]) -> Option<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("[apps.wx1]\nsecret = 's'\n{app}")).unwrap();
@@ -12,7 +12,7 @@ fn refused(app: &str, flags: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn no_duration_is_long_enough_to_overflow() {
+fn durations_that_could_overflow_are_refused() {
     let command = Args::command();
     let flags = testing::duration_flags(&command);
     assert!(flags.len() > 10, "{flags:?}");
@@ -20,13 +20,13 @@ fn no_duration_is_long_enough_to_overflow() {
         let told = refused("", &[&flag, "584542046090y"]);
         assert!(told.as_ref().is_some_and(|told| told.contains(&flag)), "{flag}: {told:?}");
     }
-    // A third of it is the period of a timer, which must not be zero.
+    // A third of the lease is the period of a timer, which must not be zero.
     let told = refused("timeout = '1ns'\nconnect_timeout = '1ns'", &["--lease", "2ns"]);
     assert!(told.as_ref().is_some_and(|told| told.contains("--lease")), "{told:?}");
 }
 
 #[test]
-fn no_number_of_an_app_is_extreme() {
+fn extreme_numbers_of_an_app_are_refused() {
     for (key, values) in [
         ("connect_timeout", &["'584542046090y'", "'0s'"][..]),
         ("timeout", &["'584542046090y'", "'0s'"]),

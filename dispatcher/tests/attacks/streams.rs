@@ -1,4 +1,4 @@
-//! Streams that a caller keeps when it is no caller any more.
+//! Streams that stay open after their caller has lost its permission.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn table(token: &str, app: &str) -> String {
 }
 
 #[tokio::test]
-async fn those_who_watch_and_lose_their_rights_are_told_soon() {
+async fn open_streams_end_soon_after_their_caller_loses_its_rights() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
     let file = CallersFile::new(&[("a", &table("a", APP)), ("b", &table("b", APP))]);
@@ -31,22 +31,25 @@ async fn those_who_watch_and_lose_their_rights_are_told_soon() {
 
     let mut watched = Vec::new();
     for token in ["a", "b"] {
-        // It looks once a minute.
+        // The stream reads the state once a minute.
         let interval = Some(prost_types::Duration { seconds: 60, nanos: 0 });
         let request = WatchBroadcastRequest { app_id: APP.into(), broadcast_id: broadcast_id.clone(), interval };
         let mut stream = dispatcher.client.clone().watch_broadcast(bearer(token, request)).await.unwrap().into_inner();
         assert!(stream.message().await.unwrap().is_some());
         watched.push(stream);
     }
-    // One that never says what it wants to watch.
+    // A stream whose request is never sent.
     let channel = connect(dispatcher.address.port()).await;
     let silent = tokio::spawn(async move { SilentStream::open(channel, WATCH, "a").await.map(drop) });
 
     file.write(&[("b", &table("b", "wxfedcba9876543210"))]);
     let told = |ended: Result<(), Status>| reason(&ended.unwrap_err());
-    assert_eq!(told(tokio::time::timeout(BOUND, silent).await.expect("it goes on").unwrap()), "UNAUTHENTICATED");
+    assert_eq!(
+        told(tokio::time::timeout(BOUND, silent).await.expect("the stream did not end").unwrap()),
+        "UNAUTHENTICATED"
+    );
     for (stream, expected) in watched.iter_mut().zip(["UNAUTHENTICATED", "UNKNOWN_APP"]) {
-        let ended = tokio::time::timeout(BOUND, stream.message()).await.expect("it goes on");
+        let ended = tokio::time::timeout(BOUND, stream.message()).await.expect("the stream did not end");
         assert_eq!(told(ended.map(drop)), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Broadcasts that fail, with lists whose users have data of their own.
+//! Broadcasts that fail. Their recipient lists carry data of each user.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -66,7 +66,7 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
         world.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
         let start = shared::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
-        // One that was not started yet.
+        // A broadcast that was not started yet cannot be resumed.
         world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume.clone()).await).unwrap_err();
         world.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap();
         let watch =
@@ -84,7 +84,7 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
                 },
             }
         }
-        // On a busy machine it may have come to nothing so far.
+        // On a busy machine the broadcast may not have reached its first page yet.
         eventually("a page of users is traced", SOON, async || !world.traces.named("page").is_empty()).await;
         let undelivered =
             ListUndeliveredRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };

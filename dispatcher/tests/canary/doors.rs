@@ -1,4 +1,5 @@
-//! What goes wrong at the door: callers that may not, certificates that are none, and files that change for the worse.
+//! Failures at the entry of the services: callers without permission, invalid certificates, and files that become
+//! invalid.
 
 use std::net::SocketAddr;
 
@@ -40,7 +41,7 @@ pub async fn all(world: &World) {
     let known = ours.client("spiffe://test/canary");
     world.keep_key(&known.key);
     for address in [front, back] {
-        eventually("it takes calls", SOON, async || {
+        eventually("the service is healthy over TLS", SOON, async || {
             let channel = channel(address, &ours.pem, Some(&known));
             let status = tonic_health::pb::health_client::HealthClient::new(channel).check(health()).await;
             status.is_ok_and(|answer| answer.into_inner().status == 1)
@@ -49,7 +50,7 @@ pub async fn all(world: &World) {
     }
     let connect = |pair: Option<&Pair>| [front, back].map(|address| channel(address, &ours.pem, pair));
 
-    // Over a connection that is as it should be, whatever token; the last of them is let in.
+    // Calls over a valid connection with each kind of token. Only the last token is accepted for every call.
     for (shown, expected) in [
         (nothing as Metadata, Some(Code::Unauthenticated)),
         (no_bearer, Some(Code::Unauthenticated)),
@@ -63,7 +64,7 @@ pub async fn all(world: &World) {
             assert_eq!(codes, [Some(expected); 5]);
         }
     }
-    // Connections that are not.
+    // Connections with a missing, foreign or expired client certificate.
     let stranger = Authority::new("theirs").client(&format!("spiffe://test/{BEARER}"));
     world.keep_key(&stranger.key);
     for pair in [None, Some(&stranger), Some(&ours.expired("spiffe://test/canary"))] {
@@ -73,7 +74,7 @@ pub async fn all(world: &World) {
         in_plain_text(address).await;
     }
 
-    // Files that become wrong: what was known stays.
+    // The files become invalid: the last valid content stays in use.
     let hash = std::fs::read_to_string(callers.path()).unwrap();
     callers.write_text(&format!("{hash}\n[callers.{BEARER}]\ntoken_sha256 = ['{BEARER}']\n{BEARER} = '{BEARER}"));
     world.file("door-key", &pair.key.replace("PRIVATE KEY", BEARER));
@@ -90,7 +91,7 @@ pub async fn all(world: &World) {
     }
 }
 
-/// One for everything, one for nearly nothing, and that not often.
+/// One caller with every permission, and one with few permissions and a low call rate.
 fn callers() -> CallersFile {
     CallersFile::new(&[
         ("everything", &format!("token_sha256 = ['TOKEN({BEARER})']\n{EVERYTHING}")),
@@ -104,7 +105,7 @@ fn callers() -> CallersFile {
     ])
 }
 
-/// Files that keep the services from starting.
+/// Files with which the services refuse to start.
 async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
     let (cert, key) = (world.file("good-cert", &pair.cert), world.file("good-key", &pair.key));
     let garbled = world.file("garbled-key", &pair.key.replace("END", BEARER));
@@ -120,7 +121,7 @@ async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
         refused(world.collector(&[&flags[..], &["--apps", APP]].concat())).await;
         refused(world.dispatcher(&[&flags[..], &["--apps-file", &apps]].concat())).await;
     }
-    // Whatever file it is that is given for another one.
+    // A key file is given in place of each other file.
     refused(world.collector(&["--apps", APP, "--callers-file", &key])).await;
     refused(world.collector(&["--apps", APP, "--callback-tokens", &key])).await;
     refused(world.dispatcher(&["--apps-file", &key])).await;
@@ -146,7 +147,7 @@ async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
     }
 }
 
-/// Calls of both services that carry all kinds of secrets; answers how they ended.
+/// Makes calls to both services that carry all kinds of secrets. Returns the code that each call ended with.
 async fn calls(world: &World, [front, back]: [Channel; 2], shown: Metadata) -> [Option<Code>; 5] {
     let mut collector = CollectorServiceClient::with_interceptor(front, shown);
     let mut dispatcher = DispatcherServiceClient::with_interceptor(back, shown);
@@ -154,7 +155,7 @@ async fn calls(world: &World, [front, back]: [Channel; 2], shown: Metadata) -> [
     let (app_id, body) = (NOWHERE.to_owned(), format!("{{\"FromUserName\": \"{OPENID}\"}}").into_bytes());
     let events = ReportEventsRequest { app_id, body, ..ReportEventsRequest::default() };
     let order = shared::proto::BroadcastRequest { audience: list([recipient(1)]), ..to_all() };
-    let what = |call: &str| format!("{call} at the door");
+    let what = |call: &str| format!("{call} with other credentials");
     [
         ended(world.note(&what("Collect"), collector.collect(collect).await)),
         ended(world.note(&what("GetStock"), collector.get_stock(GetStockRequest { app_id: NOWHERE.into() }).await)),
@@ -172,7 +173,7 @@ fn health() -> tonic_health::pb::HealthCheckRequest {
     tonic_health::pb::HealthCheckRequest::default()
 }
 
-/// Somebody who does not know that it is encrypted.
+/// A client that does not use TLS on a TLS port.
 async fn in_plain_text(address: SocketAddr) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET /{OPENID} HTTP/1.1\r\nauthorization: Bearer {BEARER}\r\n\r\n");

@@ -1,4 +1,4 @@
-//! A WeChat, or a gateway in its place, that quotes whatever it is sent.
+//! A WeChat, or a gateway in front of it, that echoes the request in its answers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,28 +13,28 @@ use tokio::net::TcpListener;
 
 use crate::secrets::{BODY, FORM_ID, OPENID, SECRET, TOKEN};
 
-/// How it answers.
+/// How it answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
-    /// As WeChat would.
+    /// Answers as WeChat would.
     Fine,
-    /// A status, with all that was asked in its body and its headers.
+    /// Answers with this HTTP status and echoes the request in the body and the headers.
     Quote(u16),
-    /// All that was asked, and that is no JSON.
+    /// Echoes the request in a body that is not JSON.
     NotJson,
-    /// JSON of another shape, with all that was asked in it.
+    /// Answers with JSON of another shape that contains the request.
     OtherJson,
-    /// Go elsewhere, and take the secrets along.
+    /// Redirects to another host, with secrets in the location.
     Redirect,
-    /// A code, with all that was asked for words, and a secret where the rid belongs.
+    /// Answers with this errcode. The errmsg contains the request, and a secret stands in place of the rid.
     Refuse(i32, Rid),
-    /// No answer in time.
+    /// Does not answer within the timeout.
     Hang,
-    /// Half an answer.
+    /// Sends half of an answer, then closes the connection.
     Cut,
 }
 
-/// What stands where the rid belongs.
+/// The secret that is sent in place of the rid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rid {
     Token,
@@ -43,7 +43,7 @@ pub enum Rid {
     FormId,
 }
 
-/// Whatever app asks, its token is fetched from below `/MOOD`.
+/// The first segment of the path selects how it answers a token request (an index into [`TOKEN_MOODS`]).
 #[derive(Clone, Default)]
 pub struct Liar {
     sends: Arc<Mutex<Option<Mood>>>,
@@ -51,7 +51,7 @@ pub struct Liar {
     asked: Arc<AtomicUsize>,
 }
 
-/// The moods of token endpoints, each below a path of its own.
+/// How the token endpoints answer, each below a path of its own.
 pub const TOKEN_MOODS: [Mood; 9] = [
     Mood::Quote(500),
     Mood::NotJson,
@@ -73,12 +73,12 @@ impl Liar {
         url
     }
 
-    /// How sends are answered from now on.
+    /// Sets how it answers sends from now on.
     pub fn sends(&self, mood: Mood) {
         *self.sends.lock().unwrap() = Some(mood);
     }
 
-    /// How many calls there were.
+    /// Number of requests so far.
     pub fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
@@ -98,7 +98,7 @@ async fn answer(State(liar): State<Liar>, uri: Uri, body: Bytes) -> Response {
         Mood::Fine if send => json(serde_json::json!({"errcode": 0, "errmsg": "ok", "msgid": 7})),
         Mood::Fine if uri.path().ends_with("/get") => json(serde_json::json!({"errcode": 48001, "errmsg": said})),
         Mood::Fine => {
-            // Each one twice, so that the second time it may be one that was refused.
+            // Each token is handed out twice, so that the second one may be a token that was already rejected.
             let number = liar.tokens.fetch_add(1, Ordering::Relaxed) / 2;
             json(serde_json::json!({"access_token": format!("{TOKEN}{number}"), "expires_in": 7200}))
         }

@@ -1,10 +1,9 @@
-//! No secret comes out: not in a log line at any level, not in a status, not in a trace, not in a metric, whatever goes
-//! wrong.
+//! No secret leaks: no log line at any level, no status, no trace and no metric contains one, whichever failure occurs.
 //!
-//! Each kind of secret is a string of its own that stands nowhere else (`secrets`). Both services run as processes that
-//! log at `trace` and export every call, against a WeChat that quotes all it hears (`liar`), and are taken through what
-//! can fail (`troubles`, `crowds`, `mishaps`, `doors`). Then every byte that they printed, answered, exported and showed
-//! on their pages of metrics is searched.
+//! Each kind of secret is a unique string that occurs nowhere else (`secrets`). Both services run as processes that log
+//! at `trace` and export a trace of every call. They use a WeChat that echoes each request (`liar`), and meet the
+//! failures that can occur (`troubles`, `crowds`, `mishaps`, `doors`). Then the test searches every byte that they
+//! printed, answered, exported and showed on their metrics pages.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod crowds;
@@ -23,7 +22,8 @@ use liar::Liar;
 use shared::listeners::Listeners;
 use world::World;
 
-/// What must have been met on the way, by what the services say of it; otherwise this proves nothing.
+/// Texts that the services must have logged on the way. If one is missing, its failure did not occur and the test
+/// proves nothing about it.
 const MET: [&str; 28] = [
     "no connection to WeChat",
     "no answer from WeChat in time",
@@ -32,13 +32,13 @@ const MET: [&str; 28] = [
     "a redirect (HTTP status 302)",
     "not the JSON that was expected",
     "WeChat refuses an access token: nothing is sent for this app",
-    "WeChat refuses an access token with a code that is not known here",
+    "WeChat refuses an access token with an unknown errcode",
     "forcing a new one",
-    "a code that is not known here",
+    "WeChat answered with an unknown errcode",
     "WeChat refused",
     "commands to Redis fail",
-    "Redis refuses a command",
-    "unusable data in Redis",
+    "Redis rejected a command",
+    "invalid data in Redis",
     "unknown command",
     "Password authentication failed",
     "not serving: waiting for Redis",
@@ -55,7 +55,7 @@ const MET: [&str; 28] = [
     "no permissions to run",
 ];
 
-/// And what must have been in the traces.
+/// Spans that must have been exported.
 const SPANS: [&str; 11] = [
     "formid.v1.CollectorService/ReportEvents",
     "send",
@@ -72,7 +72,7 @@ const SPANS: [&str; 11] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_reaches_a_log_line_a_status_a_trace_or_a_metric_whatever_goes_wrong() {
-    // Side by side, since most of it is waiting.
+    // In parallel, since most of the time is spent waiting.
     tokio::join!(nothing_leaks("human"), nothing_leaks("json"));
 }
 
@@ -87,20 +87,21 @@ async fn nothing_leaks(log_format: &'static str) {
     assert!(leaks.is_empty(), "{} leaks:\n{}", leaks.len(), leaks.join("\n\n"));
     let printed = world.printed();
     let missed: Vec<_> = MET.iter().filter(|phrase| !printed.contains(**phrase)).collect();
-    assert!(missed.is_empty(), "never met: {missed:?}");
+    assert!(missed.is_empty(), "never logged: {missed:?}");
     assert!(!printed.contains("panicked"), "{printed}");
     assert!(world.failures() > 100 && wechat.asked() > 50, "{} {}", world.failures(), wechat.asked());
     for family in ["formid_wechat_", "formid_redis_", "formid_requests_"] {
-        assert!(world.pages().contains(family), "no page with {family}");
+        assert!(world.pages().contains(family), "no metrics page with {family}");
     }
     for name in SPANS {
         assert!(!world.traces.named(name).is_empty(), "no span {name}");
     }
 }
 
-/// The collector as a process of its own: what its `main` does, in a program that the tests of this crate always have.
+/// The collector as a process: it does what the `main` of the collector does. It is in this test binary because the
+/// tests of this crate cannot rely on a built collector binary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "not a test"]
+#[ignore = "started by the other test as a process"]
 async fn collector_process() {
     let Ok(flags) = std::env::var("CANARY_COLLECTOR") else { return };
     let flags = collector::settings::Flags::parse_from(std::iter::once("collector").chain(flags.split('\n')));

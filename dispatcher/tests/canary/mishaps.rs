@@ -1,4 +1,4 @@
-//! What goes wrong around the services: their settings, their files, and a Redis that is none.
+//! Failures around the services: invalid settings, invalid files, and a Redis that cannot be used.
 
 use shared::proto::CollectRequest;
 use testing::{Process, Redis, TraceCollector, eventually};
@@ -9,7 +9,7 @@ use crate::secrets::{CALLBACK_TOKEN, EXPORTER, PASSWORD, SECRET};
 use crate::troubles::{form, message, redis_says};
 use crate::world::{APP, SOON, World, collector, dispatcher, port};
 
-/// What both services say while there is no Redis to use.
+/// Both services log this while no usable Redis answers.
 const WAITING: &str = "not serving: waiting for Redis";
 
 pub async fn all(world: &World) {
@@ -32,17 +32,17 @@ pub async fn all(world: &World) {
         with_redis(world, &redis, WAITING).await;
     }
     other_passwords(world).await;
-    // A Redis that quotes what it was asked to do.
+    // A Redis that quotes the rejected command in its error.
     let poor = Redis::alone_with(&["--save", "", "--rename-command", "EVALSHA", ""]);
     redis_says(&poor, &[&format!("CONFIG SET requirepass {PASSWORD}")]).await;
-    with_redis(world, &with_password(&poor), "Redis refuses a command").await;
-    // And one whose user may do nearly nothing.
+    with_redis(world, &with_password(&poor), "Redis rejected a command").await;
+    // A Redis whose user lacks permissions.
     let strict = Redis::alone();
     redis_says(&strict, &[&format!("ACL SETUSER app on >{PASSWORD} ~* &* +@all -evalsha -eval")]).await;
     with_redis(world, &as_user(&strict), "no permissions to run").await;
 }
 
-/// Those who are asked know neither the user nor the password.
+/// The URL has another user or password than the Redis.
 async fn other_passwords(world: &World) {
     let alone = Redis::alone();
     redis_says(&alone, &["CONFIG SET requirepass another"]).await;
@@ -57,12 +57,12 @@ async fn other_passwords(world: &World) {
     with_redis(world, &(sentinel.url().replace("://", &format!("://app:{PASSWORD}@")) + &asked), WAITING).await;
 }
 
-/// The URL of a Redis, with a user besides.
+/// The URL of a Redis with a user and the password.
 fn as_user(redis: &Redis) -> String {
     redis.url().replace("redis://", &format!("redis://app:{PASSWORD}@"))
 }
 
-/// One that quotes what it is shown, where spans should go.
+/// The address for spans is a server that echoes the request headers in its answer.
 async fn bad_collector_of_traces(world: &World) {
     let (redis, quoting, port) = (Redis::alone(), TraceCollector::quoting().await, port());
     let (url, listen, traces) = (redis.url(), format!("127.0.0.1:{port}"), quoting.url());
@@ -80,12 +80,12 @@ async fn bad_collector_of_traces(world: &World) {
     assert!(quoting.headers("authorization").contains(&EXPORTER.to_owned()), "no header to quote");
 }
 
-/// The URL of a Redis, with the password.
+/// The URL of a Redis with the password.
 pub fn with_password(redis: &Redis) -> String {
     redis.url().replace("redis://", &format!("redis://:{PASSWORD}@"))
 }
 
-/// Both services on a Redis that is not what it should be; they are called until `phrase` is in the log.
+/// Starts both services on a Redis that cannot be used, and calls them until both have logged `phrase`.
 async fn with_redis(world: &World, url: &str, phrase: &str) {
     let before = world.printed().matches(phrase).count();
     let (front, back) = (port(), port());
@@ -112,7 +112,7 @@ async fn with_redis(world: &World, url: &str, phrase: &str) {
     }
 }
 
-/// Something that is no Redis: it says what it hears.
+/// A TCP server that is not a Redis: it echoes its input.
 async fn echo() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

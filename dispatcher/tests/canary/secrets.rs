@@ -1,28 +1,29 @@
-//! What must not be found anywhere, and the search for it.
+//! The secrets of the test, and the search for them.
 
 use std::fmt::Write as _;
 
-/// The secret of every app. In the shape of a real one, since some things are let through by their shape.
+/// The secret of every app. It has the format of a real one, since redaction decides on some values by their format.
 pub const SECRET: &str = "5ec2e7ca9a275ec2e7ca9a275ec2e7ca";
-/// Every access token begins so.
+/// Prefix of every access token.
 pub const TOKEN: &str = "71_tokenCANARY-token_CANARYtoken";
-/// Every openid begins so.
+/// Prefix of every openid.
 pub const OPENID: &str = "oOpenidCANARYopenid-0_";
-/// Every form id begins so: hex digits, which are stored as bytes.
+/// Prefix of every form id: hex digits, which are stored as bytes.
 pub const FORM_ID: &str = "f0e1d2ca9a2700f0e1d2ca9a";
-/// Every prepay id begins so.
+/// Prefix of every prepay id.
 pub const PREPAY_ID: &str = "wx20prepayCANARYprepay";
-/// The key of every grant, and every request id, begins so.
+/// Prefix of every grant key and every request id.
 pub const REQUEST_ID: &str = "requestCANARYrequest-";
-/// What messages say.
+/// Text in the messages.
 pub const BODY: &str = "textCANARYtext";
-/// What WeChat signs with.
+/// The token with which WeChat signs callbacks.
 pub const CALLBACK_TOKEN: &str = "callbackCANARYtoken";
 /// The password of Redis.
 pub const PASSWORD: &str = "redisCANARYpassword";
-/// The tokens of all callers begin so; as long as real ones, since what is longer than a name is not shown.
+/// Prefix of the tokens of all callers. It is as long as a real token, since a value that is longer than a name is not
+/// logged.
 pub const BEARER: &str = "bearerCANARYbearerCANARYbearerCANARYbearerCANARY";
-/// What the services show to the collector of traces.
+/// The credential that the services send to the collector of traces.
 pub const EXPORTER: &str = "exporterCANARYexporter";
 
 const ALL: [(&str, &str); 11] = [
@@ -36,7 +37,7 @@ const ALL: [(&str, &str); 11] = [
     ("a callback token", CALLBACK_TOKEN),
     ("the password of Redis", PASSWORD),
     ("a caller's token", BEARER),
-    ("what is shown to the collector of traces", EXPORTER),
+    ("the credential for the collector of traces", EXPORTER),
 ];
 
 pub fn openid(number: usize) -> String {
@@ -47,10 +48,10 @@ pub fn form_id(number: usize) -> String {
     format!("{FORM_ID}{number:08x}")
 }
 
-/// What is found of all of them, and of those `made` by the test itself, with what stands around it: in any of the
-/// shapes that printing may give them.
+/// Finds all constant secrets and those in `made`, in each form in which they could be printed. Returns the kind of
+/// each secret that was found, with the surrounding text.
 pub fn found(haystack: &[u8], made: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
-    // A character for each byte: the search in strings is the fast one.
+    // One character per byte, because the search in strings is faster.
     let text = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect::<String>();
     let (mut found, searched) = (Vec::new(), text(haystack));
     let made = made.iter().map(|(what, canary)| (*what, canary.as_str()));
@@ -64,7 +65,8 @@ pub fn found(haystack: &[u8], made: &[(&'static str, String)]) -> Vec<(&'static 
     found
 }
 
-/// Plain; as bytes in a list, or in hex; and for hex digits, what they are the digits of, in all these ways again.
+/// The forms of a secret: plain, escaped, as a list of bytes, and as hex. A secret of hex digits is also decoded, and
+/// its bytes take the same forms.
 fn shapes(canary: &str) -> Vec<Vec<u8>> {
     let mut kinds = vec![canary.as_bytes().to_vec()];
     let digits: Option<Vec<u8>> =
@@ -83,7 +85,7 @@ fn shapes(canary: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_secret_is_found_in_whatever_shape_it_is_printed() {
+fn a_secret_is_found_in_every_form_in_which_it_can_be_printed() {
     let id = form_id(7);
     let packed: Vec<u8> = (0..id.len() / 2).map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap()).collect();
     for printed in [

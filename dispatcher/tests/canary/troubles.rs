@@ -1,4 +1,4 @@
-//! What goes wrong while the services run.
+//! Failures while the services run.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -97,7 +97,7 @@ pub async fn all(world: &World, wechat: &Liar) {
     }
 }
 
-/// Says something to a Redis that does not ask who is there, or in the same breath who it is.
+/// Sends commands to a Redis. The first line must be AUTH if the Redis requires a password.
 pub async fn redis_says(redis: &Redis, lines: &[&str]) {
     let mut stream = tokio::net::TcpStream::connect(redis.url().trim_start_matches("redis://")).await.unwrap();
     stream.write_all(format!("{}\r\nQUIT\r\n", lines.join("\r\n")).as_bytes()).await.unwrap();
@@ -207,7 +207,7 @@ async fn events(world: &World, collector: &mut Collector) {
         "[".repeat(5000) + OPENID,
     ];
     for body in bodies {
-        // One app has a callback token, the other has none.
+        // One app has a callback token, the other does not.
         for app in [APP, NOWHERE] {
             let (timestamp, nonce, signature) = (REQUEST_ID.into(), OPENID.into(), SECRET.into());
             let body = body.clone().into_bytes();
@@ -308,7 +308,7 @@ async fn without_token(world: &World, dispatcher: &mut Dispatcher) {
     }
 }
 
-/// What another release, or a stranger, may have left in Redis.
+/// Puts values into Redis that another release or another program could have left there.
 async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dispatcher: &mut Dispatcher) {
     let (app, user) = (AppId::parse(APP).unwrap(), OpenId::parse(openid(40)).unwrap());
     let bucket = shared::store::keys::BucketKeys::new(&app, shared::store::keys::Bucket::of(&user, 4));
@@ -321,7 +321,8 @@ async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dis
         let _ = world.note("GetInventory of garbage", collector.get_inventory(inventory).await);
         let _ = world.note("SendTemplate of garbage", dispatcher.send_template(unread(number)).await);
     }
-    // Outcomes of requests (behind a digest), tokens, counts and broadcasts that are of another kind.
+    // Overwrites the outcomes of requests (after their digest), tokens, counts and broadcasts with a value of another
+    // kind.
     let json =
         format!(r#"{{\"o\": \"{OPENID}\", \"e\": \"{SECRET}\", \"reachable\": \"{BODY}\", \"name\": [\"{BODY}\"]}}"#);
     let script = format!(

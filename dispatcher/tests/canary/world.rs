@@ -1,4 +1,4 @@
-//! Both services as processes that log everything, and all that comes out of them.
+//! Runs both services as processes with full logging, and collects all that they print, answer and export.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -22,14 +22,15 @@ use crate::secrets::{BEARER, CALLBACK_TOKEN, EXPORTER, OPENID, SECRET, found};
 
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// The app whose token endpoint does as it should.
+/// The app whose token endpoint works.
 pub const APP: &str = "wx0000000000000000";
-/// One whose WeChat cannot be found.
+/// An app with an unknown WeChat host name.
 pub const NOWHERE: &str = "wx1111111111111111";
-/// One whose WeChat does not listen.
+/// An app whose WeChat refuses connections.
 pub const CLOSED: &str = "wx2222222222222222";
 
-/// A port of our own, below those that connections are given: many are opened here while services start.
+/// A free port below the range of ephemeral ports, from which many connections take their local port while services
+/// start.
 pub fn port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16 % 60 * 200;
@@ -41,12 +42,12 @@ pub fn port() -> u16 {
     }
 }
 
-/// The app of a mood of the token endpoint, of either kind of endpoint.
+/// The app id for one way in which the token endpoint answers, for each of the two token endpoints.
 pub fn app_of(mood: usize, endpoint: usize) -> String {
     format!("wx33333333{endpoint:04}{mood:04}")
 }
 
-/// What a caller that may do everything with everything is known by.
+/// The permissions of a caller that may call everything for all apps.
 pub const EVERYTHING: &str =
     "apps = ['*']\npermissions = ['collect', 'read', 'erase', 'send', 'broadcast', 'broadcast_all']";
 
@@ -55,14 +56,14 @@ type Connection = InterceptedService<Channel, Metadata>;
 pub type Dispatcher = DispatcherServiceClient<Connection>;
 pub type Collector = CollectorServiceClient<Connection>;
 
-/// Where everything that can be seen goes.
+/// Collects all output of the services.
 pub struct World {
     pub traces: TraceCollector,
     pub format: &'static str,
     wechat: String,
     folder: tempfile::TempDir,
     callers: CallersFile,
-    /// Secrets that are made on the way, beside those that all tests have.
+    /// Secrets that are generated during the test, in addition to the constants in `secrets`.
     made: Mutex<Vec<(&'static str, String)>>,
     seen: Mutex<Vec<(String, Vec<u8>)>>,
     pages: Mutex<Vec<String>>,
@@ -88,18 +89,18 @@ impl World {
         world
     }
 
-    /// What must not be found either.
+    /// Adds a secret to search for.
     pub fn keep_secret(&self, what: &'static str, secret: &str) {
         self.made.lock().unwrap().push((what, secret.to_owned()));
     }
 
-    /// A private key: any line of it.
+    /// Adds a private key: no line of it may be found.
     pub fn keep_key(&self, pem: &str) {
         let lines = pem.lines().filter(|line| line.len() > 16 && !line.starts_with("-----"));
         lines.for_each(|line| self.keep_secret("a private key", line));
     }
 
-    /// The hashes of a callers file.
+    /// Adds the token hashes of a callers file.
     pub fn keep_hashes(&self, callers: &CallersFile) {
         let text = std::fs::read_to_string(callers.path()).unwrap();
         for hash in text.split('\'').filter(|part| part.len() == 64) {
@@ -121,14 +122,14 @@ impl World {
         path
     }
 
-    /// A dispatcher; its flags in full but for the common ones.
+    /// Starts a dispatcher with these flags and the common ones.
     pub fn dispatcher(&self, flags: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
         command.args(self.flags(flags)).env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={EXPORTER}"));
         Process::start_printing(&mut command, &self.log("dispatcher"))
     }
 
-    /// A collector, which is this very program in another role: see `collector_process`.
+    /// Starts a collector: this test binary, which runs `collector_process` only.
     pub fn collector(&self, flags: &[&str]) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "collector_process", "--ignored", "--nocapture"]);
@@ -152,7 +153,7 @@ impl World {
         all
     }
 
-    /// Reads all pages of metrics that there are now, and asks them for something else.
+    /// Reads the metrics pages of all processes that run, and requests another path of the same servers.
     pub async fn read_pages(&self) {
         let ports = self.metrics.lock().unwrap().clone();
         for address in ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))) {
@@ -164,12 +165,12 @@ impl World {
         }
     }
 
-    /// All pages of metrics that were read.
+    /// All metrics pages that were read.
     pub fn pages(&self) -> String {
         self.pages.lock().unwrap().concat()
     }
 
-    /// The apps file of everything that can go wrong with a WeChat.
+    /// The apps file with an app for each failure of WeChat.
     pub fn apps_file(&self) -> String {
         let mut text = String::new();
         let mut app = |id: &str, base_url: &str, token: &str| {
@@ -193,7 +194,7 @@ impl World {
         self.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{CALLBACK_TOKEN}\"\n"))
     }
 
-    /// Notes an answer: of a failure everything that the caller gets to see.
+    /// Records an answer: of a failure, all that the caller receives.
     pub fn note<T>(&self, what: &str, answer: Result<T, Status>) -> Result<T, Status> {
         if let Err(status) = &answer {
             let mut bytes = format!("{status:?} {status} {:?}", status.metadata()).into_bytes();
@@ -204,18 +205,18 @@ impl World {
         answer
     }
 
-    /// Everything that was printed so far.
+    /// All that the processes printed so far.
     pub fn printed(&self) -> String {
         let logs = self.logs.lock().unwrap();
         logs.iter().map(|path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()).collect()
     }
 
-    /// How many failures callers got to see.
+    /// Number of failures that callers received.
     pub fn failures(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
-    /// What is found where nothing should be: each kind of secret once for each kind of place.
+    /// All leaks that are found, at most one for each kind of secret and kind of output.
     pub fn leaks(&self) -> Vec<String> {
         let (mut leaks, made) = (BTreeMap::new(), self.made.lock().unwrap());
         let mut search = |place: &str, bytes: &[u8]| {
@@ -230,7 +231,7 @@ impl World {
         for (what, bytes) in &*self.seen.lock().unwrap() {
             search(what, bytes);
         }
-        search("a page of metrics", self.pages().as_bytes());
+        search("a metrics page", self.pages().as_bytes());
         for export in self.traces.exports() {
             search("a trace", &prost::Message::encode_to_vec(&export));
         }
@@ -238,7 +239,7 @@ impl World {
     }
 }
 
-/// Callers show their token, and something of their own.
+/// Callers send their token, and a header of their own.
 fn with_metadata(mut request: Request<()>) -> Result<Request<()>, Status> {
     let metadata = request.metadata_mut();
     metadata.insert("authorization", format!("Bearer {BEARER}").parse().unwrap());
@@ -248,14 +249,14 @@ fn with_metadata(mut request: Request<()>) -> Result<Request<()>, Status> {
 
 async fn channel(port: u16) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", SocketAddr::from(([127, 0, 0, 1], port)))).unwrap();
-    eventually("it listens", SOON, async || endpoint.connect().await.is_ok()).await;
+    eventually("the service listens", SOON, async || endpoint.connect().await.is_ok()).await;
     endpoint.connect_lazy()
 }
 
-/// Waits until it serves, or shows that it does not.
+/// Waits until the health check reports serving (`wanted`) or not serving.
 pub async fn serving(port: u16, wanted: bool) {
     let channel = channel(port).await;
-    eventually("health follows", SOON, async || {
+    eventually("the health check has the expected status", SOON, async || {
         let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
         answer.is_ok_and(|answer| answer.into_inner().status == 1) == wanted
     })

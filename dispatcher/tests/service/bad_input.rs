@@ -1,4 +1,4 @@
-//! Bad input gets a clear error that names the field, and loses nothing.
+//! Invalid input: the error names the field, and no credential is spent.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -74,7 +74,7 @@ async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
 }
 
 #[tokio::test]
-async fn data_has_a_bound_and_its_keys_are_words() {
+async fn data_has_a_maximum_size_and_no_empty_keys() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let value = || TemplateValue { value: "x".into(), color: String::new() };
@@ -88,7 +88,7 @@ async fn data_has_a_bound_and_its_keys_are_words() {
 }
 
 #[tokio::test]
-async fn an_unknown_app_is_told() {
+async fn unknown_app_is_refused() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut request = message("oUser", "x");
@@ -107,7 +107,8 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
     let unavailable = |status: tonic::Status| (status.code(), reason(&status));
     let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
     expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
-    // A library that repeats by itself would begin a second broadcast, where nothing tells it from the first.
+    // A client library that retries by itself would start a second broadcast: without a request id, nothing identifies
+    // the retry.
     for (request_id, told) in [("", "-1"), ("spring-1", "1000")] {
         let request = BroadcastRequest { request_id: request_id.into(), ..to_all() };
         let status = dispatcher.broadcast(request).await.unwrap_err();
@@ -116,7 +117,7 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
     }
     for text in ["1", "2"] {
         rig.redis.resume();
-        eventually("it recovers by itself", Duration::from_secs(10), async || {
+        eventually("the dispatcher recovers without a restart", Duration::from_secs(10), async || {
             dispatcher.send(message("oUser", text)).await.is_ok_and(|answer| answer.outcome() == Outcome::Delivered)
         })
         .await;
@@ -124,7 +125,7 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
         expected(unavailable(dispatcher.send(message("oUser", "meanwhile")).await.unwrap_err()));
     }
     rig.redis.resume();
-    eventually("the store is back", Duration::from_secs(10), async || rig.store.ping().await.is_ok()).await;
+    eventually("the store is available again", Duration::from_secs(10), async || rig.store.ping().await.is_ok()).await;
     assert_eq!((rig.delivered(), rig.left("oUser").await), (2, 1));
 }
 
@@ -142,7 +143,7 @@ async fn health_follows_redis() {
 }
 
 #[test]
-fn all_that_is_wrong_with_the_settings_is_told_at_once() {
+fn all_invalid_settings_are_reported_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("apps.toml");
     std::fs::write(&path, "[apps.wx1]\nsecret = \"very-secret\"\ncolour = \"red\"\n").unwrap();
@@ -156,7 +157,7 @@ fn all_that_is_wrong_with_the_settings_is_told_at_once() {
 }
 
 #[test]
-fn settings_that_contradict_are_refused() {
+fn contradictory_settings_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("apps.toml");
     std::fs::write(&path, "[apps.wx1]\nsecret = \"s\"\ntimeout = \"40s\"\n").unwrap();
@@ -169,7 +170,7 @@ fn settings_that_contradict_are_refused() {
 }
 
 #[test]
-fn the_help_names_every_flag_with_its_twin_and_default() {
+fn help_names_every_flag_with_its_variable_and_default() {
     let help = <Args as clap::CommandFactory>::command().render_long_help().to_string();
     for part in ["--lease", "FORMID_LEASE", "[default: 30s]", "FORMID_APPS_FILE", "FORMID_REDIS_URL", "(duration)"] {
         assert!(help.contains(part), "{part}");

@@ -1,4 +1,4 @@
-//! Who may call what of the dispatcher, and what that leaves behind.
+//! Permissions of callers on the dispatcher, and the audit log.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -26,9 +26,9 @@ const ALL: (&str, &str) = (
     "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all']",
 );
 
-/// A dispatcher for two apps, of which only one is the sandbox's, with a callers file.
+/// A dispatcher with a callers file and two apps. Only [`APP`] exists in the sandbox.
 async fn guarded(rig: &mut Rig, callers: &[(&str, &str)], flags: &[&str]) -> (Running, Channel, CallersFile) {
-    // It differs in all that an answer could tell.
+    // The settings of the second app differ in everything that an answer could reveal.
     let different = "timeout = '500ms'\nconnect_timeout = '200ms'\ndelivery = 'subscription'";
     rig.app_settings = format!("[apps.{OTHER_APP}]\nsecret = 'x'\nbase_url = '{}'\n{different}\n", rig.base_url);
     let file = CallersFile::new(callers);
@@ -41,7 +41,7 @@ async fn guarded(rig: &mut Rig, callers: &[(&str, &str)], flags: &[&str]) -> (Ru
 }
 
 #[tokio::test]
-async fn every_rpc_needs_its_permission_and_no_other() {
+async fn every_rpc_requires_exactly_its_permission() {
     let mut rig = Rig::patient().await;
     let permissions = Permission::ALL.into_iter().filter(|permission| *permission != Permission::BroadcastAll);
     let permissions: Vec<Permission> = permissions.collect();
@@ -70,7 +70,7 @@ async fn every_rpc_needs_its_permission_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_broadcast_to_everybody_needs_more_than_one_to_a_list() {
+async fn broadcast_to_all_requires_more_than_a_broadcast_to_a_list() {
     let mut rig = Rig::patient().await;
     rig.submit("oUser", 1).await;
     let one = "token_sha256 = ['TOKEN(one)']\napps = ['*']\npermissions = ['broadcast']";
@@ -92,7 +92,8 @@ async fn a_broadcast_to_everybody_needs_more_than_one_to_a_list() {
     assert_eq!(client.list_broadcasts(bearer("one", list)).await.unwrap().into_inner().broadcasts.len(), 2);
 }
 
-/// What each RPC answers about an app: once with nothing else wrong, and once with a bad field more, where it has one.
+/// The answers of every RPC about an app: once with no other error, and once with an invalid field where the RPC has
+/// one.
 async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
     let mut client = Client::new(channel.clone());
     let id = || "1a2046afe69-830532f5".to_owned();
@@ -114,7 +115,7 @@ async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
                 answers.push(client.$call(bearer("t", request)).await.unwrap_err());
             )* };
         }
-        #[allow(clippy::needless_update, reason = "some have fields besides")]
+        #[allow(clippy::needless_update, reason = "some requests have further fields")]
         {
             ask!(
                 add_recipients AddRecipientsRequest, start_broadcast StartBroadcastRequest,
@@ -132,7 +133,7 @@ async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
 }
 
 #[tokio::test]
-async fn an_app_of_others_is_answered_like_one_that_is_not_there() {
+async fn app_of_another_caller_is_answered_like_an_unknown_app() {
     let mut rig = Rig::patient().await;
     let caller = format!(
         "token_sha256 = ['TOKEN(t)']\napps = ['{APP}']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all']"
@@ -144,13 +145,13 @@ async fn an_app_of_others_is_answered_like_one_that_is_not_there() {
         assert_eq!(whole(other), whole(nobody));
         assert!(["UNKNOWN_APP", "INVALID_FIELDS"].contains(&reason(other).as_str()), "{other:?}");
     }
-    // The app is there for those who may use it.
+    // The app exists for callers that may use it.
     let list = ListBroadcastsRequest { app_id: OTHER_APP.into(), ..Default::default() };
     Client::new(channel).list_broadcasts(bearer("all", list)).await.unwrap();
 }
 
 #[tokio::test]
-async fn whoever_watches_a_broadcast_is_sent_away_when_they_may_no_longer() {
+async fn watch_ends_when_its_caller_loses_the_permission() {
     let mut rig = Rig::patient().await;
     let reader = ("reader", "token_sha256 = ['TOKEN(reader)']\napps = ['*']\npermissions = ['read']");
     let (_running, channel, file) = guarded(&mut rig, &[ALL, reader], &[]).await;
@@ -166,7 +167,7 @@ async fn whoever_watches_a_broadcast_is_sent_away_when_they_may_no_longer() {
 }
 
 #[tokio::test]
-async fn sends_whose_callers_are_gone_still_take_up_room() {
+async fn sends_of_disconnected_callers_count_toward_the_limit() {
     let rig = Rig::patient().await;
     rig.submit("oUser", 8).await;
     let dispatcher = rig.dispatcher_with(&["--max-requests", "2"]).await;
@@ -180,21 +181,21 @@ async fn sends_whose_callers_are_gone_still_take_up_room() {
     }
     let status = dispatcher.send(request("oUser", "hello", "r2")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
-    // To learn what became of one takes no more room.
+    // A repeated request that joins a send in flight does not count a second time.
     dispatcher.send(request("oUser", "hello", "r0")).await.unwrap();
     let sent = async || dispatcher.send(request("oUser", "hello", "r2")).await.is_ok();
-    eventually("there is room again", SOON, sent).await;
+    eventually("a new send is accepted again", SOON, sent).await;
     assert_eq!(rig.delivered(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_changed_a_broadcast_is_in_the_log_and_no_user_is() {
+async fn audit_log_names_who_changed_a_broadcast_and_no_user() {
     let rig = Rig::patient().await;
     rig.submit("oCANARY", 2).await;
     let file = CallersFile::new(&[("night-shift", ALL.1)]);
     let port = free_port();
     let log = rig.file("log", "");
-    // Whatever else is filtered.
+    // Audit lines are logged at every log level.
     let mut flags = rig.flags(&["--log", "error"]);
     flags[1] = format!("127.0.0.1:{port}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
@@ -208,7 +209,7 @@ async fn who_changed_a_broadcast_is_in_the_log_and_no_user_is() {
     let id = begun.broadcast_id;
     let cancel = CancelBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone() };
     client.cancel_broadcast(bearer("all", cancel.clone())).await.unwrap();
-    // What failed changed nothing, and neither does a repeat.
+    // A repeated call and a failed call change nothing, so neither is logged.
     client.cancel_broadcast(bearer("all", cancel)).await.unwrap();
     let resume = ResumeBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone() };
     client.resume_broadcast(bearer("all", resume)).await.unwrap_err();

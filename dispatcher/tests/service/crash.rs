@@ -1,4 +1,4 @@
-//! A dispatcher that is killed at random moments, with callers that repeat their requests until they are answered.
+//! A dispatcher that is killed at random moments. Its callers repeat their requests until they are answered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,35 +13,35 @@ use tokio::task::{JoinHandle, JoinSet};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// To how many users messages go, by how many callers: so many are in flight at a kill.
+/// Number of users, and number of callers. The callers bound the number of messages in flight at a kill.
 const USERS: usize = 100;
 const CALLERS: usize = 24;
 
-/// How many messages there are. Each kill meets some 24 of them somewhere between the lease and the answer; more messages
-/// only put more between two kills.
+/// Number of messages. At each kill some 24 of them are between the lease and the answer. More messages only mean more
+/// time between two kills.
 fn messages() -> usize {
     sized(600, 3000)
 }
 
-/// How often the dispatcher is killed.
+/// Number of times that the dispatcher is killed.
 fn kills() -> usize {
     sized(6, 30)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_dispatcher_loses_nothing_and_repeats_nothing() {
+async fn killed_dispatcher_loses_and_repeats_no_message() {
     survive(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_answers_and_kills_together_change_nothing_either() {
+async fn lost_answers_and_kills_lose_and_repeat_no_message() {
     survive(&LOST_ANSWERS).await;
 }
 
 async fn survive(faults: &[FaultKind]) {
     let rig = Rig::new().await;
     rig.weather(faults);
-    // A few more form ids than messages: none may be spent for nothing.
+    // A few more form ids than messages: no form id may be spent without a delivery.
     for user in 0..USERS {
         rig.submit(&format!("oUser{user}"), messages() / USERS + 2).await;
     }
@@ -69,19 +69,19 @@ async fn survive(faults: &[FaultKind]) {
     rig.assert_settled(0).await;
 }
 
-/// Kills a dispatcher so often, and starts it again each time: whenever a further part of so many messages is delivered, at
-/// whatever moment that is for the others in flight.
+/// Kills a dispatcher `kills` times and restarts it each time. A kill follows after an equal share of the `messages`
+/// was delivered, at a random moment for the other messages in flight.
 pub async fn kill_often(rig: &Rig, mut process: Process, port: u16, messages: usize, kills: usize) -> Process {
     for number in 1..=kills {
         let delivered = (messages * number / (kills + 2)) as u64;
-        eventually("more are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
+        eventually("more messages are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
         process.kill();
         process = rig.process(port);
     }
     process
 }
 
-/// Takes messages in turn and repeats each until it is answered.
+/// Takes the next message and repeats its request until it is answered.
 async fn call(channel: Channel, next: Arc<AtomicUsize>) {
     let mut client = DispatcherServiceClient::new(channel);
     loop {
@@ -95,7 +95,7 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>) {
                 &format!("{number}"),
                 &format!("r{number}"),
             ));
-            // The connection may be one to a dispatcher that was killed.
+            // The connection may lead to a dispatcher that was killed.
             order.set_timeout(Duration::from_secs(5));
             match client.send_template(order).await {
                 Ok(answer) => {
@@ -104,7 +104,7 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>) {
                 }
                 Err(status) => {
                     let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled)
-                        // A connection that broke under a kill, as tonic reports it.
+                        // How tonic reports a connection that broke because of a kill.
                         || (status.code() == Code::Unknown && status.details().is_empty());
                     assert!(again, "{status:?}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -114,7 +114,7 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>) {
     }
 }
 
-/// A dispatcher of its own, and a send that has its lease there.
+/// Starts a dispatcher as a process and sends a message; returns once the message is leased.
 async fn under_way(
     rig: &Rig,
     order: SendTemplateRequest,
@@ -125,7 +125,7 @@ async fn under_way(
     serving(channel.clone(), true).await;
     let mut client = DispatcherServiceClient::new(channel);
     let sending = tokio::spawn(async move { client.send_template(order).await.map(tonic::Response::into_inner) });
-    eventually("the send is under way", Duration::from_secs(10), async || {
+    eventually("the message is leased", Duration::from_secs(10), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 1
     })
     .await;
@@ -133,7 +133,7 @@ async fn under_way(
 }
 
 #[tokio::test]
-async fn a_drain_finishes_what_is_under_way() {
+async fn drain_finishes_sends_in_flight() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
     let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
@@ -146,7 +146,7 @@ async fn a_drain_finishes_what_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_dispatcher_that_never_saw_redis_stops_at_once() {
+async fn dispatcher_without_redis_stops_at_once() {
     let mut rig = Rig::new().await;
     rig.redis.kill();
     let port = any_port();
@@ -157,7 +157,7 @@ async fn a_dispatcher_that_never_saw_redis_stops_at_once() {
 }
 
 #[tokio::test]
-async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
+async fn drain_finishes_a_send_whose_caller_disconnected() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
     let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
@@ -171,7 +171,7 @@ async fn a_send_whose_caller_hung_up_is_finished_before_the_end() {
 }
 
 #[tokio::test]
-async fn a_lease_left_behind_without_a_request_id_returns_to_stock() {
+async fn lease_of_a_dead_dispatcher_returns_to_stock_without_request_id() {
     let rig = Rig::new().await;
     rig.submit("oUser", 1).await;
     let hang = Rule { times: Some(1), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangBefore) };
@@ -180,7 +180,7 @@ async fn a_lease_left_behind_without_a_request_id_returns_to_stock() {
     process.kill();
     assert!(sending.await.unwrap().is_err());
     let dispatcher = rig.dispatcher().await;
-    eventually("the reaper puts it back", Duration::from_secs(10), async || rig.left("oUser").await == 1).await;
+    eventually("the reaper returns the form id", Duration::from_secs(10), async || rig.left("oUser").await == 1).await;
     let answer = dispatcher.send(crate::rig::message("oUser", "next")).await.unwrap();
     assert_eq!(answer.outcome(), Outcome::Delivered);
     rig.assert_settled(0).await;

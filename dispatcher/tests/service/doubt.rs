@@ -1,4 +1,4 @@
-//! Answers that do not come: a message goes out once all the same.
+//! Lost answers: each message is still delivered exactly once where its credential allows that.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const LOSSES: [FaultKind; 8] = [
 ];
 
 #[tokio::test]
-async fn a_lost_answer_is_found_out_with_the_same_form_id() {
+async fn lost_answer_is_resolved_with_the_same_form_id() {
     for kind in LOSSES {
         let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
@@ -38,7 +38,7 @@ async fn a_lost_answer_is_found_out_with_the_same_form_id() {
 }
 
 #[tokio::test]
-async fn a_timeout_is_found_out_with_the_same_form_id() {
+async fn timeout_is_resolved_with_the_same_form_id() {
     for kind in [FaultKind::HangBefore, FaultKind::HangAfter] {
         let rig = Rig::new().await;
         let dispatcher = rig.dispatcher_with(&["--lease", "5s"]).await;
@@ -53,7 +53,7 @@ async fn a_timeout_is_found_out_with_the_same_form_id() {
 }
 
 #[tokio::test]
-async fn a_message_in_doubt_keeps_its_form_id_until_it_is_repeated() {
+async fn form_id_is_held_until_the_request_is_repeated() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "2"]).await;
     rig.submit("oUser", 2).await;
@@ -62,15 +62,19 @@ async fn a_message_in_doubt_keeps_its_form_id_until_it_is_repeated() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "IN_DOUBT"));
     rig.assert_settled(1).await;
     let other = dispatcher.send(message("oUser", "another")).await.unwrap();
-    assert_eq!((other.outcome(), other.messages_left), (Outcome::Delivered, 0), "the other form id");
+    assert_eq!((other.outcome(), other.messages_left), (Outcome::Delivered, 0), "the other form id was used");
     let again = dispatcher.send(request("oUser", "once", "r1")).await.unwrap();
-    assert_eq!((again.outcome(), again.errcode), (Outcome::Delivered, Some(41029)), "it had been delivered");
+    assert_eq!(
+        (again.outcome(), again.errcode),
+        (Outcome::Delivered, Some(41029)),
+        "the first attempt had delivered it"
+    );
     assert_eq!(rig.delivered(), 2);
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn without_a_request_id_the_form_id_returns_marked_and_proves_nothing_later() {
+async fn without_request_id_the_form_id_returns_marked_as_suspect() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 1).await;
@@ -78,13 +82,13 @@ async fn without_a_request_id_the_form_id_returns_marked_and_proves_nothing_late
     let answer = dispatcher.send(message("oUser", "gone")).await.unwrap();
     assert_eq!((answer.outcome(), answer.messages_left), (Outcome::Unknown, 1));
     let status = dispatcher.send(message("oUser", "next")).await.unwrap_err();
-    assert_eq!(reason(&status), "CREDENTIALS_DEAD", "41029 is not taken for a delivery of this message");
+    assert_eq!(reason(&status), "CREDENTIALS_DEAD", "41029 must not count as a delivery of this message");
     assert_eq!(rig.delivered(), 1);
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn a_prepay_id_is_spent_when_nobody_can_tell() {
+async fn prepay_id_counts_as_spent_when_the_outcome_is_unknown() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
@@ -98,8 +102,8 @@ async fn a_prepay_id_is_spent_when_nobody_can_tell() {
 }
 
 #[tokio::test]
-async fn every_message_that_ends_unknown_is_booked_as_consumed_and_unknown() {
-    // What WeChat answers after an answer was lost, and the ledger then: consumed, unknown, discarded, available.
+async fn every_unknown_outcome_counts_as_consumed_and_unknown() {
+    // WeChat's answer after a lost answer, and the expected ledger: consumed, unknown, discarded, available.
     let (form, prepay, suspect) = ("oForm", "oPayer", "oSuspect");
     for (openid, errcode, wanted) in [
         (form, Some(41031), (1, 1, 0, 1)),
@@ -115,7 +119,7 @@ async fn every_message_that_ends_unknown_is_booked_as_consumed_and_unknown() {
             rig.submit(openid, 2).await;
         }
         if openid == suspect {
-            // Two attempts without an answer, and no request id: its form id goes back.
+            // Two attempts without an answer, and no request id: the form id returns to the stock.
             rig.fault(FaultKind::CutAfter, 2);
             assert_eq!(dispatcher.send(message(openid, "gone")).await.unwrap().outcome(), Outcome::Unknown);
         }
@@ -133,7 +137,7 @@ async fn every_message_that_ends_unknown_is_booked_as_consumed_and_unknown() {
 }
 
 #[tokio::test]
-async fn a_caller_may_prefer_a_second_message_over_none() {
+async fn retry_unknown_allows_a_second_message() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
@@ -146,11 +150,11 @@ async fn a_caller_may_prefer_a_second_message_over_none() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_spends_nothing() {
+async fn refused_connection_spends_nothing() {
     let mut rig = Rig::patient().await;
     rig.submit("oUser", 1).await;
     let dispatcher = rig.dispatcher().await;
-    assert!(dispatcher.send(message("oNobody", "warms the token")).await.is_err());
+    assert!(dispatcher.send(message("oNobody", "fetches the token")).await.is_err());
     rig.base_url = format!("http://127.0.0.1:{}", crate::rig::any_port());
     let unreachable = rig.dispatcher().await;
     let status = unreachable.send(request("oUser", "x", "r1")).await.unwrap_err();
@@ -161,7 +165,7 @@ async fn a_refused_connection_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later() {
+async fn caller_that_gives_up_leaves_no_lease_and_can_get_the_outcome() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 40).await;
@@ -171,7 +175,7 @@ async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later(
         let mut hasty = tonic::Request::new(request("oUser", &format!("message {number}"), &format!("r{number}")));
         hasty.set_timeout(Duration::from_millis(10));
         let status = dispatcher.client.clone().send_template(hasty).await.unwrap_err();
-        // The client's own timer may fire before the server's answer arrives.
+        // The client's own timer may fire before the server answers.
         assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
     }
     for number in 0..20 {
@@ -184,7 +188,7 @@ async fn a_caller_that_gives_up_leaves_no_lease_and_gets_the_true_outcome_later(
 }
 
 #[tokio::test]
-async fn repeated_requests_join_the_send_that_is_under_way() {
+async fn repeated_requests_join_the_send_in_flight() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 5).await;
@@ -197,13 +201,17 @@ async fn repeated_requests_join_the_send_that_is_under_way() {
     let mut other = request("oUser", "another text", "r1");
     assert_eq!(reason(&dispatcher.send(other.clone()).await.unwrap_err()), "REQUEST_ID_REUSED");
     other.openid = "oOther".into();
-    assert_eq!(reason(&dispatcher.send(other).await.unwrap_err()), "NO_CREDENTIAL", "a request id belongs to its user");
+    assert_eq!(
+        reason(&dispatcher.send(other).await.unwrap_err()),
+        "NO_CREDENTIAL",
+        "a request id is scoped to its user"
+    );
     assert_eq!(rig.delivered(), 1);
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn what_is_known_of_a_request_is_told_even_while_the_app_is_stopped() {
+async fn known_outcome_is_returned_while_the_app_is_stopped() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 3).await;
@@ -222,14 +230,14 @@ async fn what_is_known_of_a_request_is_told_even_while_the_app_is_stopped() {
 }
 
 #[tokio::test]
-async fn another_replica_says_that_the_request_is_under_way() {
+async fn other_replica_answers_that_the_request_is_in_progress() {
     let rig = Rig::patient().await;
     let (first, second) = (rig.dispatcher().await, rig.dispatcher().await);
     rig.submit("oUser", 2).await;
     let slow = sandbox::Settings { latency_ms: 2000, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
     let sending = tokio::spawn(async move { first.send(request("oUser", "once", "r1")).await });
-    eventually("the first has its lease", Duration::from_secs(5), async || {
+    eventually("the first request is leased", Duration::from_secs(5), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 1
     })
     .await;
@@ -243,14 +251,15 @@ async fn another_replica_says_that_the_request_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_form_id_that_expires_while_its_message_is_in_doubt_is_not_asked_again() {
+async fn expired_form_id_of_an_unknown_outcome_is_not_sent_again() {
     let rig = Rig::patient().await;
     let week = 7 * 24 * 3600;
     let mut submission = sandbox::Submission::form("oUser");
     submission.submitted_at = Some((now() - week + 62) as u64);
     let id = rig.sandbox.submit(APP, vec![submission]).unwrap().remove(0);
     rig.collect("oUser", &id, shared::credential::Kind::FormId, 1, now() - week + 62).await;
-    // A replica leased it for this request and died; by the time of the repetition it lives no longer than a lease.
+    // A replica leased the form id for this request and died. When the request is repeated, the form id expires within
+    // the time of a lease.
     let message = request("oUser", "once", "r1");
     let template = TemplateId::parse(message.template_id.as_str()).unwrap();
     let value = Value { value: "once".into(), color: String::new() };

@@ -1,10 +1,12 @@
-//! A master that is killed while messages are sent, and a replica in its place. Replication is asynchronous, so the replica
-//! may not know the last moment. What was sent in it is sent again with the same form ids, which WeChat refuses (41029), or
-//! not looked at again where its bucket was finished. So nobody gets anything twice and nobody is left out, but those
-//! messages count as refused, or as left, or are not counted, though they arrived.
+//! A master is killed while messages are sent, and its replica is promoted. Replication is asynchronous, so the replica
+//! may lack the last writes.
 //!
-//! What proves it is the one moment in which the master goes, with a few hundred messages in flight; the others must only
-//! be enough for it to come in their middle. `./deploy/test.sh --soak` sends more.
+//! Messages that were sent after those writes are sent again with the same form ids, which WeChat rejects (41029). They
+//! are not sent again if their bucket was already finished. So every user gets the message and no user gets it twice,
+//! but the affected messages count as failed or as left, or are not counted, although they arrived.
+//!
+//! The test needs one moment: the master dies with a few hundred messages in flight. There need only be enough other
+//! messages for this moment to fall in the middle. `./deploy/test.sh --soak` sends more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,21 +20,21 @@ use tonic::Code;
 
 const BUCKETS: u16 = 64;
 
-/// Longer than a replica takes to become the master, and leases to run out.
+/// Longer than a replica takes to be promoted, and than leases take to expire.
 const FAILOVER: Duration = Duration::from_secs(60);
 
-/// The most that two dispatchers have taken out of the audience and not settled when the master goes: in each of 4 buckets
-/// what is in flight, and a page and a half beside.
+/// The maximum number of users that two dispatchers have taken from the audience and not settled when the master dies:
+/// for each dispatcher, the messages in flight, and a page and a half in each of 4 buckets.
 const TAKEN: u64 = 2 * (128 + 4 * 96);
 
-/// How many callers there are for single messages.
+/// Number of callers that send single messages.
 const CALLERS: u64 = 16;
 
-/// How long dispatchers wait for an answer of WeChat and of Redis, and their lease: long enough that a message is settled
-/// after a failover, short enough to wait for.
+/// Timeouts of WeChat calls and Redis commands, and the lease. They are long enough that a message is settled after a
+/// failover, and short enough to wait for.
 const WAITS: [&str; 3] = ["5s", "2s", "7s"];
 
-/// A key in the slot where the broadcasts of the app are, and one of a bucket of users that another master has.
+/// A key in the slot of the app's broadcasts, and a key of a bucket of users on another master.
 fn keys(redis: &mut Redis) -> [String; 2] {
     let broadcasts = format!("formid:{{{APP}}}:broadcasts");
     let master = redis.master(&broadcasts).url();
@@ -48,21 +50,21 @@ async fn rig(redis: Redis) -> Rig {
     rig
 }
 
-/// The replica of the master that has the key falls behind, as it may at any time, then that master dies, and the replica
-/// takes its place. Answers how many messages at most it does not know of.
+/// The replica of the master that holds `key` stops receiving writes, as can happen at any time. Then the master dies
+/// and the replica is promoted. Returns the maximum number of messages that the new master does not know of.
 async fn fall_behind_and_die(rig: &mut Rig, key: &str) -> u64 {
-    // Its replica knows all credentials: only messages in flight are to be lost.
+    // The replica has all credentials first, so that only messages in flight are lost.
     rig.redis.replicated_master(key);
     let before = rig.delivered();
     rig.redis.replicated_master(key).cut_off_replicas();
-    eventually("more are sent", FAILOVER, async || rig.delivered() > before + 200).await;
+    eventually("more messages are sent", FAILOVER, async || rig.delivered() > before + 200).await;
     rig.redis.master(key).kill();
-    // What had its credential by then went on.
+    // Messages that already had their credential were still sent. Wait until a new master answers.
     rig.redis.master(key);
     rig.delivered() - before
 }
 
-/// 41029s: form ids that were spent already.
+/// Number of 41029 answers: form ids that had already been used.
 fn spent(rig: &Rig) -> u64 {
     rig.sandbox.books(Some(APP)).unwrap().answers.get(&41029).copied().unwrap_or(0)
 }
@@ -89,7 +91,7 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     let running = [rig.dispatcher().await, rig.dispatcher().await];
     let id = running[0].answer(to_all()).await.unwrap().broadcast.unwrap().broadcast_id;
     let key = keys(&mut rig.redis)[which].clone();
-    eventually("it is some way on", FAILOVER, async || rig.delivered() > users / 4).await;
+    eventually("a quarter of the users has the message", FAILOVER, async || rig.delivered() > users / 4).await;
     let lost = fall_behind_and_die(&mut rig, &key).await + TAKEN;
     let mut done = None;
     eventually("the broadcast ends", FAILOVER, async || {
@@ -102,17 +104,17 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
 
     let (books, tally) = (rig.sandbox.books(Some(APP)).unwrap(), tally(&done));
     let dead: u64 = tally.failed.iter().map(|failure| failure.count).sum();
-    // Everyone got it, and nobody twice.
+    // Every user got the message, and no user got it twice.
     assert_eq!((books.delivered, books.delivered_twice), (users, 0), "{books:?}");
     assert_eq!(rig.received().len() as u64, users);
-    assert!(spent(&rig) <= lost, "at most {lost} are lost: {books:?}");
-    // The tally adds up, and falls short by no more than what is lost.
+    assert!(spent(&rig) <= lost, "at most {lost} may be lost: {books:?}");
+    // The tally is consistent. It lacks no more deliveries than the new master may have lost.
     assert_eq!(tally.audience, tally.delivered + dead + tally.left, "{tally:?}");
     assert!(tally.audience <= users && tally.delivered + lost >= users, "{tally:?}");
     assert!(tally.failed.iter().all(|failure| failure.errcode == Some(41029)), "{tally:?}");
     assert_eq!(undelivered(&mut running[1].client.clone(), &id).await.len() as u64, dead);
-    // So does the ledger. A lease is left where its bucket was finished, for as long as a request is kept.
-    eventually("only leases that nobody looks at are left", FAILOVER, async || {
+    // The ledger is consistent, too. A lease whose bucket was already finished stays for as long as a request is kept.
+    eventually("only leases of finished buckets are left", FAILOVER, async || {
         rig.store.ledger(&rig.app()).await.is_ok_and(|ledger| ledger.leased <= tally.left)
     })
     .await;
@@ -131,7 +133,8 @@ async fn single_messages_outlive_the_master_under_sentinels() {
     send_through_a_failover(Redis::sentinel()).await;
 }
 
-/// Sends to one user after the other, and repeats each request until it is answered; tells which were refused as spent.
+/// Takes the next user, sends a message and repeats the request until it is answered. Returns the number of delivered
+/// messages, and the number that were rejected because their form id was already used.
 async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> (usize, usize) {
     let (mut delivered, mut dead) = (0, 0);
     loop {
@@ -143,7 +146,7 @@ async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> 
         loop {
             match running.send(message.clone()).await {
                 Ok(answer) if answer.outcome() == Outcome::Delivered => delivered += 1,
-                // It had been sent, and the record of that was lost.
+                // The message had been sent, and the record of its outcome was lost.
                 Err(status) if reason(&status) == "CREDENTIALS_DEAD" => dead += 1,
                 Err(status) if matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -165,7 +168,7 @@ async fn send_through_a_failover(redis: Redis) {
     let callers: Vec<_> =
         (0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&running), Arc::clone(&next), users))).collect();
     let key = keys(&mut rig.redis)[1].clone();
-    eventually("some are sent", FAILOVER, async || rig.delivered() > users as u64 / 4).await;
+    eventually("a quarter of the messages is sent", FAILOVER, async || rig.delivered() > users as u64 / 4).await;
     let lost = fall_behind_and_die(&mut rig, &key).await + CALLERS;
     let (mut delivered, mut dead) = (0, 0);
     for caller in callers {
@@ -173,7 +176,7 @@ async fn send_through_a_failover(redis: Redis) {
         (delivered, dead) = (delivered + its, dead + not);
     }
     assert_eq!(delivered + dead, users);
-    // Repeated, every request has its answer still, but for those that are lost: they count as new.
+    // A repeated request is answered from its record. Requests whose record was lost count as new.
     let (_, forgotten) = caller(Arc::clone(&running), Arc::new(AtomicUsize::new(0)), users).await;
     let books = rig.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered, books.delivered_twice), (users as u64, 0), "{books:?}");

@@ -1,4 +1,4 @@
-//! Manual sends with grpcurl and buf curl, with no proto file, as people use them.
+//! Manual sends with grpcurl and buf curl, through reflection, without proto files.
 
 use serde_json::{Value, json};
 use testing::{buf_curl, complained, grpcurl, now, printed};
@@ -8,7 +8,7 @@ use crate::rig::{APP, Rig};
 const SEND: &str = "formid.v1.DispatcherService/SendTemplate";
 
 #[tokio::test]
-async fn a_person_lists_describes_and_sends() {
+async fn grpcurl_lists_describes_and_sends() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
@@ -20,7 +20,7 @@ async fn a_person_lists_describes_and_sends() {
     let message = printed(grpcurl(&[&address, "describe", "formid.v1.SendTemplateRequest"]).await);
     assert!(message.contains("template_id"), "{message}");
 
-    // `data` is pasted as it stands in WeChat's documents.
+    // `data` is copied verbatim from WeChat's documentation.
     let body = json!({
         "app_id": APP, "openid": "oUser", "template_id": "order-ready", "page": "index?foo=bar",
         "data": {"keyword1": {"value": "339208499"}, "keyword2": {"value": "2015年01月05日 12:30", "color": "#173177"}},
@@ -35,7 +35,7 @@ async fn a_person_lists_describes_and_sends() {
 }
 
 #[tokio::test]
-async fn buf_curl_sends_too() {
+async fn buf_curl_sends() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
@@ -46,7 +46,7 @@ async fn buf_curl_sends_too() {
 }
 
 #[tokio::test]
-async fn a_person_can_read_why_a_send_failed() {
+async fn grpcurl_shows_why_a_send_failed() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.collect("oUser", "made-up", shared::credential::Kind::FormId, 1, now()).await;
@@ -62,7 +62,7 @@ async fn a_person_can_read_why_a_send_failed() {
     }
     let nothing = send(json!({"app_id": APP, "openid": "oNobody", "template_id": "t"})).await;
     assert!(
-        nothing.contains("FailedPrecondition") && nothing.contains("nothing is in stock for this user"),
+        nothing.contains("FailedPrecondition") && nothing.contains("no credential in stock for this user"),
         "{nothing}"
     );
     assert!(nothing.contains(r#""reason":"NO_CREDENTIAL""#), "{nothing}");
@@ -73,7 +73,7 @@ async fn a_person_can_read_why_a_send_failed() {
 }
 
 #[tokio::test]
-async fn a_person_broadcasts_watches_and_reads_who_was_not_reached() {
+async fn grpcurl_broadcasts_watches_and_lists_the_undelivered() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oReached", 1).await;

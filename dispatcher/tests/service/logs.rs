@@ -1,4 +1,4 @@
-//! What the dispatcher logs, as a process of its own: while Redis or WeChat is away, and when it refuses to start.
+//! What the dispatcher logs as a process: during outages of Redis and WeChat, and when it refuses to start.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use tonic::transport::Channel;
 use crate::broadcast::{look, tally, to_all};
 use crate::rig::{APP, Rig, any_port, connect, message, reason, request, serving};
 
-/// An outage may take as long as a busy machine does.
+/// An outage takes longer on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// As many lines as one outage may take, start and stop included: two for each kind of work, and some more.
+/// The maximum number of log lines for one outage, including start and stop: two for each kind of work, and some more.
 const FEW: usize = 30;
 
-/// How long a call to WeChat may take here: many are to be in flight at once.
+/// Timeout of a call to WeChat. It is long, since many calls are in flight at once.
 const TIMEOUT: &str = "timeout = \"25s\"";
 
-/// A dispatcher whose log is a file of JSON lines.
+/// A dispatcher that logs JSON lines to a file.
 struct Logging {
     process: Process,
     client: DispatcherServiceClient<Channel>,
@@ -37,7 +37,7 @@ impl Logging {
         Self::start_where(rig, true, &[]).await
     }
 
-    /// Starts one with further flags, and waits until it serves if Redis is there.
+    /// Starts a dispatcher with further flags. Waits until it serves if `redis` is true.
     async fn start_where(rig: &Rig, redis: bool, extra: &[&str]) -> Self {
         let (port, metrics) = (any_port(), std::net::SocketAddr::from(([127, 0, 0, 1], free_port())));
         let path = PathBuf::from(rig.file("log", ""));
@@ -73,7 +73,7 @@ impl Logging {
     }
 }
 
-/// The lines of a log, each of which must be a JSON object and nothing else.
+/// The lines of a log. Each must be a JSON object.
 fn lines(log: &str) -> Vec<Value> {
     let line = |line: &str| match serde_json::from_str(line) {
         Ok(object @ Value::Object(_)) => object,
@@ -83,11 +83,11 @@ fn lines(log: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_redis_is_a_few_lines_however_many_messages_are_concerned() {
+async fn redis_outage_logs_few_lines_regardless_of_the_message_count() {
     tokio::join!(outage_under_sends(5), outage_under_sends(100));
 }
 
-/// Redis is killed while so many messages are in flight, and as many are refused before it is back.
+/// Kills Redis while `users` messages are in flight. As many sends are refused before Redis is back.
 async fn outage_under_sends(users: usize) {
     let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
     let dispatcher = Logging::start(&rig).await;
@@ -99,10 +99,15 @@ async fn outage_under_sends(users: usize) {
         let send = request(&format!("oUser{user}"), "x", &format!("r{user}"));
         sends.spawn(async move { client.send_template(send).await.map(drop) });
     }
-    eventually("all are leased", SOON, async || rig.store.ledger(&rig.app()).await.unwrap().leased == users as u64)
-        .await;
+    eventually("all messages are leased", SOON, async || {
+        rig.store.ledger(&rig.app()).await.unwrap().leased == users as u64
+    })
+    .await;
     rig.redis.kill();
-    eventually("each is settled in vain", SOON, async || dispatcher.retries("settle").await >= 2 * users as u64).await;
+    eventually("settling each message has failed twice", SOON, async || {
+        dispatcher.retries("settle").await >= 2 * users as u64
+    })
+    .await;
     for _ in 0..users {
         let refused = dispatcher.client.clone().send_template(message("oUser0", "y")).await.unwrap_err();
         assert_eq!(reason(&refused), "REDIS_UNAVAILABLE");
@@ -131,11 +136,11 @@ async fn outage_under_sends(users: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_before_redis_is_there_is_not_an_outage_of_everything() {
+async fn start_before_redis_is_not_logged_as_an_outage_of_all_work() {
     let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
     rig.redis.kill();
     let dispatcher = Logging::start_where(&rig, false, &[]).await;
-    eventually("it looks for Redis", SOON, async || dispatcher.retries("readiness").await >= 3).await;
+    eventually("the dispatcher has retried Redis", SOON, async || dispatcher.retries("readiness").await >= 3).await;
     rig.redis.resume();
     dispatcher.until_said("serving: Redis is ready").await;
     let of = |line: Value| line["fields"]["operation"].as_str().unwrap().to_owned();
@@ -145,24 +150,24 @@ async fn a_start_before_redis_is_there_is_not_an_outage_of_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broadcast_that_waits_for_redis_is_a_few_lines() {
+async fn broadcast_waiting_for_redis_logs_few_lines() {
     let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
     let mut dispatcher = Logging::start(&rig).await;
     rig.submit_crowd(0..300).await;
     rig.change(json!({"latency_ms": 100}));
     let order = BroadcastRequest { messages_per_second: 200, ..to_all() };
     let id = dispatcher.client.broadcast(order).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
-    eventually("it is going on", SOON, async || rig.delivered() > 50).await;
+    eventually("the broadcast is in progress", SOON, async || rig.delivered() > 50).await;
     rig.redis.kill();
-    // Its buckets, its state, and the search for others are all tried again and again.
-    eventually("it waits", SOON, async || dispatcher.retries("broadcasts").await >= 30).await;
+    // The broadcast's buckets, its state and the search for other broadcasts are all retried.
+    eventually("the broadcast work is retried", SOON, async || dispatcher.retries("broadcasts").await >= 30).await;
     rig.redis.resume();
-    eventually("it is done", SOON, async || {
+    eventually("the broadcast is done", SOON, async || {
         let info = look(&mut dispatcher.client.clone(), &id).await;
         info.is_ok_and(|info| info.state() == BroadcastState::Done && tally(&info).delivered == 300)
     })
     .await;
-    dispatcher.until_said("broadcasts go on").await;
+    dispatcher.until_said("broadcasts continue").await;
     dispatcher.process.signal("TERM");
     assert_eq!(dispatcher.process.wait(SOON).await, Some(0));
     let all = dispatcher.lines();
@@ -171,7 +176,7 @@ async fn a_broadcast_that_waits_for_redis_is_a_few_lines() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_wechat_is_a_line_at_each_end() {
+async fn wechat_outage_logs_one_line_at_each_end() {
     let rig = Rig::patient().await;
     let dispatcher = Logging::start(&rig).await;
     rig.submit("oUser", 60).await;
@@ -191,7 +196,7 @@ async fn an_outage_of_wechat_is_a_line_at_each_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_that_many_messages_meet_is_one_line() {
+async fn app_stop_that_many_messages_meet_is_logged_once() {
     let rig = Rig::patient().await;
     let dispatcher = Logging::start(&rig).await;
     rig.submit_crowd(0..50).await;
@@ -210,22 +215,22 @@ async fn a_stop_that_many_messages_meet_is_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_cannot_be_read_for_a_while_is_a_line_at_each_end() {
+async fn unreadable_file_is_logged_once_at_each_end() {
     let rig = Rig::patient().await;
     let callers = CallersFile::new(&[("one", "token_sha256 = ['TOKEN(one)']\napps = ['*']\npermissions = ['send']")]);
     let flags = callers.flags();
     let dispatcher = Logging::start_where(&rig, true, &flags.each_ref().map(String::as_str)).await;
     let away = callers.path().with_extension("away");
     std::fs::rename(callers.path(), &away).unwrap();
-    eventually("it is missed", SOON, async || dispatcher.retries("reload").await >= 3).await;
+    eventually("reading the file has been retried", SOON, async || dispatcher.retries("reload").await >= 3).await;
     std::fs::rename(&away, callers.path()).unwrap();
     dispatcher.until_said("the callers file can be read again").await;
-    let begins = dispatcher.said("the callers file cannot be read; what was read last stays in use");
+    let begins = dispatcher.said("the callers file cannot be read; the previous content stays in use");
     assert_eq!(begins.len(), 1, "{begins:?}");
     assert_eq!(dispatcher.said("the callers file can be read again").len(), 1);
 }
 
-/// What starts a dispatcher of the rig with these flags, some of which may be others of the rig's.
+/// The command that starts a dispatcher with the rig's flags, some of which are replaced by `flags`.
 fn command(rig: &Rig, flags: &[&str]) -> std::process::Command {
     let mut all = rig.flags(&[]);
     for pair in flags.chunks(2) {
@@ -239,7 +244,7 @@ fn command(rig: &Rig, flags: &[&str]) -> std::process::Command {
     command
 }
 
-/// How a dispatcher that refuses to start ends, and what it logs.
+/// The exit code and the log of a dispatcher that refuses to start.
 fn refused(command: &mut std::process::Command) -> (Option<i32>, Vec<Value>) {
     let output = command.env("NO_COLOR", "").env("CLICOLOR_FORCE", "1").output().unwrap();
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -247,7 +252,7 @@ fn refused(command: &mut std::process::Command) -> (Option<i32>, Vec<Value>) {
 }
 
 #[tokio::test]
-async fn a_refusal_to_start_is_json_where_the_log_is() {
+async fn refusal_to_start_is_logged_in_json_if_the_log_is() {
     let rig = Rig::new().await;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (taken, bad) = (taken.local_addr().unwrap().to_string(), rig.file("bad.toml", "[callers.x]\napps = 3\n[ap"));
@@ -263,8 +268,8 @@ async fn a_refusal_to_start_is_json_where_the_log_is() {
         (vec!["--listen", &taken], 1, vec!["--listen"]),
         (vec!["--metrics-listen", &taken], 1, vec!["--metrics-listen"]),
         (vec!["--probe-listen", &taken], 1, vec!["--probe-listen"]),
-        // The rig has another number.
-        (vec!["--buckets", "7"], 1, vec!["buckets an app"]),
+        // The Redis of the rig was prepared with another number of buckets.
+        (vec!["--buckets", "7"], 1, vec!["buckets per app"]),
     ] {
         for by_flag in [true, false] {
             let mut command = command(&rig, &flags);
@@ -282,14 +287,14 @@ async fn a_refusal_to_start_is_json_where_the_log_is() {
             }
         }
     }
-    // A flag that must be given.
+    // A required flag is missing.
     let mut bare = std::process::Command::new(env!("CARGO_BIN_EXE_dispatcher"));
     let (ended, said) = refused(bare.env_clear().env("FORMID_LOG_FORMAT", "json"));
     assert!(
         ended == Some(2) && said.len() == 1 && said[0]["fields"]["problem"].to_string().contains("--apps-file"),
         "{said:?}"
     );
-    // The flag wins, and people read plain text, without colours where it is not a terminal.
+    // The flag takes precedence over the environment. Plain text has no colors, since stderr is not a terminal.
     let mut plain = command(&rig, &["--attempts", "0", "--log-format", "human"]);
     let plain = plain.env("FORMID_LOG_FORMAT", "json").output().unwrap();
     let text = String::from_utf8(plain.stderr).unwrap();

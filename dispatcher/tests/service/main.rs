@@ -1,4 +1,4 @@
-//! The dispatcher as a whole: on a real Redis, with the sandbox in WeChat's place.
+//! Tests of the whole dispatcher: on a real Redis, with the sandbox in place of WeChat.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What Prometheus reads of a dispatcher, held against what the sandbox and the store have on record.
+//! The metrics of a dispatcher, compared with the records of the sandbox and the store.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::subscription;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A dispatcher, and where its metrics are.
+/// A dispatcher, and the address of its metrics.
 async fn measured(rig: &Rig, extra: &[&str]) -> (Running, SocketAddr) {
     let dispatcher = rig.dispatcher_with(extra).await;
     let metrics = dispatcher.metrics;
@@ -31,7 +31,7 @@ fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
     counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// A user of the app whose form ids WeChat does not know.
+/// A user of the app with form ids that WeChat does not know.
 async fn dead(rig: &Rig, openid: &str, count: usize) {
     rig.sandbox.submit(APP, vec![Submission::form(openid)]).unwrap();
     rig.collect_dead(openid, count).await;
@@ -42,7 +42,7 @@ fn by_grant(openid: &str, text: &str) -> SendTemplateRequest {
 }
 
 #[tokio::test]
-async fn after_a_known_load_the_numbers_are_those_of_the_books_and_of_the_ledger() {
+async fn metrics_match_the_sandbox_and_the_ledger_after_a_known_load() {
     let rig = Rig::patient().await;
     let (dispatcher, metrics) = measured(&rig, &[]).await;
     rig.submit("oUser", 30).await;
@@ -90,7 +90,7 @@ async fn after_a_known_load_the_numbers_are_those_of_the_books_and_of_the_ledger
     assert_eq!((calls("template_send"), calls("subscribe_send")), (books.calls - of_grants, of_grants));
     assert_eq!(calls("token"), books.token_fetches);
     assert_eq!(scrape.by("formid_token_fetches_total", "result"), counts([("ok", books.token_fetches)]));
-    // The one that is unknown here did arrive, which only the books know.
+    // The message with an unknown outcome was delivered. Only the sandbox knows that.
     assert_eq!(books.delivered, 24 + 1);
 
     let ledger = rig.store.ledger(&rig.app()).await.unwrap();
@@ -102,13 +102,14 @@ async fn after_a_known_load_the_numbers_are_those_of_the_books_and_of_the_ledger
     assert_eq!(scrape.sum("grpc_server_started_total", &[("grpc_method", "SendTemplate")]), 33);
     assert_eq!(scrape.sum("grpc_server_handling_seconds_count", &[]), 33);
     assert_eq!(scrape.value("formid_requests_in_flight", &[]), 0);
-    // A lease for each message that got so far, and of the dead ones' next credential none: settling takes it.
+    // A lease for each message that reached Redis. The next credential of oDead takes no further lease: settling
+    // includes it.
     let of_redis = |command| scrape.sum("formid_redis_seconds_count", &[("command", command)]);
     assert_eq!((of_redis("lease.lua"), of_redis("settle.lua"), of_redis("other")), (33, 29, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_endings_of_a_broadcast_are_counted_once_over_all_dispatchers() {
+async fn broadcast_endings_are_counted_once_over_all_replicas() {
     let rig = Rig::patient().await;
     let (first, first_metrics) = measured(&rig, &[]).await;
     let (_second, second_metrics) = measured(&rig, &[]).await;
@@ -140,11 +141,11 @@ async fn the_endings_of_a_broadcast_are_counted_once_over_all_dispatchers() {
     assert_eq!(sum, expected);
     assert_eq!(sum.values().sum::<u64>(), audience.len() as u64);
     assert_eq!((sum["no_credential"], sum["user_refused"]), (7, 2));
-    eventually("none runs", SOON, async || {
+    eventually("no broadcast is running", SOON, async || {
         Scrape::of(first_metrics).await.value("formid_broadcasts_running", &[("app", APP)]) == 0
     })
     .await;
-    // One waits for a look, one for whoever paused it, and that is told by all replicas.
+    // One broadcast is paused as a canary, one by a caller. All replicas report both.
     let paused = async |metrics| Scrape::of(metrics).await.by("formid_broadcasts_paused", "reason");
     let late = names("oLate", 4);
     for openid in &late {
@@ -158,17 +159,18 @@ async fn the_endings_of_a_broadcast_are_counted_once_over_all_dispatchers() {
     first.done("PauseBroadcast", &slow).await;
     for metrics in [first_metrics, second_metrics] {
         let both = counts([("canary", 1), ("caller", 1)]);
-        eventually("both are counted", SOON, async || paused(metrics).await == both).await;
+        eventually("both paused broadcasts are counted", SOON, async || paused(metrics).await == both).await;
     }
     first.done("CancelBroadcast", &canary).await;
-    eventually("one is left", SOON, async || paused(first_metrics).await == counts([("caller", 1)])).await;
-    // Broadcasts are no sends of SendTemplate.
+    eventually("one paused broadcast is left", SOON, async || paused(first_metrics).await == counts([("caller", 1)]))
+        .await;
+    // Messages of broadcasts do not count as sends of SendTemplate.
     let scrape = Scrape::of(first_metrics).await;
     assert_eq!((scrape.sum("formid_sends_total", &[]), scrape.sum("formid_send_attempts_total", &[])), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_users_that_open_broadcasts_have_left_are_shown_until_they_are_over() {
+async fn users_left_in_open_broadcasts_are_shown_until_the_end() {
     let rig = Rig::patient().await;
     let (dispatcher, metrics) = measured(&rig, &[]).await;
     let users: Vec<_> = (0..10).map(|n| format!("oUser{n}")).collect();
@@ -185,7 +187,7 @@ async fn the_users_that_open_broadcasts_have_left_are_shown_until_they_are_over(
         })
         .await;
     };
-    // One that has not begun is not counted.
+    // A broadcast that has not begun is not counted.
     dispatcher.broadcast(BroadcastRequest { hold: true, ..list() }).await.unwrap();
     becomes(0, 0).await;
     let canary = dispatcher.broadcast(BroadcastRequest { limit: 4, ..list() }).await.unwrap().broadcast_id;
@@ -211,7 +213,7 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
     assert_eq!(dispatcher.send(stranger).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(handled("SendTemplate", "NotFound").await, 1);
 
-    // A deadline, whoever notices it first.
+    // A deadline, regardless of whether the client or the server notices it first.
     rig.submit("oUser", 1).await;
     rig.change(serde_json::json!({"latency_ms": 4000}));
     let mut late = Request::new(message("oUser", "late"));
@@ -220,7 +222,7 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
     eventually("the deadline is counted", SOON, async || handled("SendTemplate", "DeadlineExceeded").await == 1).await;
     rig.change(serde_json::json!({"latency_ms": 0}));
 
-    // A stream that is given up, one that ends well, and one that ends with an error.
+    // A stream that the client cancels, one that ends normally, and one that ends with an error.
     let held = BroadcastRequest { hold: true, ..to_list(&["oNobody"]) };
     let id = dispatcher.broadcast(held).await.unwrap().broadcast_id;
     let watch = |id: &str| WatchBroadcastRequest { app_id: APP.into(), broadcast_id: id.into(), interval: None };
@@ -230,7 +232,8 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
     let in_flight = Scrape::of(metrics).await.value("formid_requests_in_flight", &[]);
     assert_eq!(in_flight, 1);
     drop(watching);
-    eventually("it is cancelled", SOON, async || handled("WatchBroadcast", "Canceled").await == 1).await;
+    eventually("the cancelled stream is counted", SOON, async || handled("WatchBroadcast", "Canceled").await == 1)
+        .await;
     let mut watching = client.watch_broadcast(watch(&id)).await.unwrap().into_inner();
     dispatcher.done("StartBroadcast", &id).await;
     while watching.message().await.unwrap().is_some() {}
@@ -241,12 +244,12 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
     let scrape = Scrape::of(metrics).await;
     assert_eq!(scrape.sum("grpc_server_started_total", &[("grpc_type", "server_stream")]), 3);
     assert_eq!(scrape.value("formid_requests_in_flight", &[]), 0);
-    // Health was asked, too, and is not counted.
+    // Health checks were made, too. They are not counted.
     assert_eq!(scrape.by("grpc_server_started_total", "grpc_service").len(), 1);
 }
 
 #[tokio::test]
-async fn whatever_callers_and_wechat_say_adds_no_labels_and_nothing_of_it_is_shown() {
+async fn input_and_wechat_answers_add_no_labels_and_no_text() {
     let rig = Rig::patient().await;
     let (dispatcher, metrics) = measured(&rig, &["--stop", "1ms"]).await;
     rig.submit("oSecretUser", 200).await;
@@ -269,7 +272,7 @@ async fn whatever_callers_and_wechat_say_adds_no_labels_and_nothing_of_it_is_sho
     let scrape = Scrape::of(metrics).await;
     let codes: Vec<_> = TABLE.iter().map(|row| row.errcode.to_string()).collect();
     for (name, labels) in scrape.series().difference(&before) {
-        // Commands appear with their first use, whoever led to it.
+        // The label of a Redis command appears with its first use.
         if name.starts_with("formid_redis_seconds") && labels["command"] != "other" {
             continue;
         }
@@ -292,24 +295,24 @@ async fn metrics_are_read_while_redis_is_down_and_say_so() {
     let before = failures().await;
     rig.redis.kill();
     let up = async || Scrape::of(metrics).await.value("formid_redis_up", &[]);
-    eventually("it is told to be down", SOON, async || up().await == 0).await;
+    eventually("formid_redis_up is 0", SOON, async || up().await == 0).await;
     assert!(failures().await > before);
     assert_eq!(reason(&dispatcher.send(message("oUser", "x")).await.unwrap_err()), "REDIS_UNAVAILABLE");
     let failed = [("outcome", "redis_unavailable")];
     assert_eq!(Scrape::of(metrics).await.sum("formid_sends_total", &failed), 1);
 
-    // One that starts without Redis.
+    // A dispatcher that starts without Redis.
     let second = Running::start(rig.settings(&[])).await;
     let scrape = Scrape::of(second.metrics).await;
     assert_eq!(scrape.value("formid_redis_up", &[]), 0);
-    // A number that nobody has read is missing rather than 0.
+    // A number that was never read is absent rather than 0.
     assert!(!scrape.has("formid_quota_used"));
     rig.redis.resume();
-    eventually("it is told to be up", SOON, async || up().await == 1).await;
+    eventually("formid_redis_up is 1", SOON, async || up().await == 1).await;
 }
 
 #[tokio::test]
-async fn stops_and_the_quota_of_the_day_are_shown() {
+async fn app_stops_and_the_daily_quota_are_shown() {
     let rig = Rig::patient().await;
     let (dispatcher, metrics) = measured(&rig, &["--stop", "4s"]).await;
     rig.submit("oUser", 3).await;
@@ -323,7 +326,7 @@ async fn stops_and_the_quota_of_the_day_are_shown() {
     rig.answer(41032, 1);
     dispatcher.send(message("oUser", "y")).await.unwrap_err();
     assert_eq!(stopped().await, counts([("form_id", 1)]));
-    eventually("the stop is over", SOON, async || stopped().await.is_empty()).await;
+    eventually("the stop has ended", SOON, async || stopped().await.is_empty()).await;
     let used = counts([("form_id", 1), ("subscription", 2)]);
     eventually("the quota of both generations is shown", SOON, async || {
         Scrape::of(metrics).await.by("formid_quota_used", "delivery") == used

@@ -1,4 +1,4 @@
-//! Far more calls than a dispatcher takes at once.
+//! Far more concurrent calls than a dispatcher accepts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,20 +9,20 @@ use testing::{Process, Redis, free_port, refuses_what_is_too_many};
 
 use crate::rig::{Rig, connect, message, request, serving};
 
-/// Sends at once.
+/// Maximum number of concurrent calls of the dispatcher.
 const AT_ONCE: usize = 8;
-/// Users, each with more form ids than the calls that are served will ask for.
+/// Number of users. Each has more form ids than the accepted calls will use.
 const USERS: usize = 400;
 const FORM_IDS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dispatcher_refuses_what_is_too_many_and_sends_just_what_it_took() {
+async fn overloaded_dispatcher_refuses_the_excess_and_sends_the_rest() {
     let rig = Rig::on(Redis::alone()).await.patiently();
     for _ in 0..FORM_IDS {
         rig.submit_crowd(0..USERS).await;
     }
     let port = free_port();
-    // Calls wait for a Redis that hangs, and it is not given up meanwhile.
+    // Calls wait for a Redis that hangs. The Redis timeout is so long that they do not give up.
     let flags = ["--max-requests", &AT_ONCE.to_string(), "--redis-timeout", "10m"];
     let process = Process::start(&mut rig.command(port, &flags));
     let mut clients = Vec::new();

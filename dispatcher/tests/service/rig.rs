@@ -1,4 +1,4 @@
-//! What the tests of the dispatcher stand on: a Redis, a sandbox in place of WeChat, and a dispatcher, all real.
+//! The fixture of the dispatcher tests: a real Redis, the sandbox in place of WeChat, and a real dispatcher.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -25,7 +25,7 @@ use tonic_types::StatusExt as _;
 pub const APP: &str = "wx0123456789abcdef";
 pub const SECRET: &str = "the-secret-of-the-app";
 
-/// What may become of an answer: the call was processed or not, and nobody knows.
+/// Faults that lose an answer: the dispatcher cannot know whether WeChat processed the call.
 pub const LOST_ANSWERS: [FaultKind; 6] = [
     FaultKind::Http500After,
     FaultKind::Http500Before,
@@ -35,23 +35,23 @@ pub const LOST_ANSWERS: [FaultKind; 6] = [
     FaultKind::HangAfter,
 ];
 
-/// A Redis and a sandbox, and the settings for dispatchers on them.
+/// A Redis, a sandbox, and the settings for dispatchers that use them.
 pub struct Rig {
     pub redis: Redis,
     pub store: Store,
     pub sandbox: Sandbox,
     pub base_url: String,
     buckets: u16,
-    /// More lines for the app in the apps file.
+    /// Further lines for the app in the apps file.
     pub app_settings: String,
-    /// How long dispatchers wait for an answer of WeChat and of Redis, and their lease.
+    /// Timeouts of WeChat calls and Redis commands, and the lease.
     pub waits: [&'static str; 3],
-    /// Which of WeChat's endpoints goes wrong.
+    /// The WeChat endpoint to which faults apply.
     pub endpoint: WeChatEndpoint,
     folder: tempfile::TempDir,
 }
 
-/// The waits of a dispatcher that a busy machine does not hurry.
+/// Waits that are long enough for a busy machine.
 const PATIENT: [&str; 3] = ["20s", "20s", "60s"];
 
 impl Rig {
@@ -59,28 +59,28 @@ impl Rig {
         Self::on(Redis::start()).await
     }
 
-    /// One whose dispatchers take no answer for lost on a busy machine: for tests in which nothing gets lost.
+    /// A rig whose dispatchers do not treat an answer as lost on a busy machine: for tests in which no answer is lost.
     pub async fn patient() -> Self {
         Self::new().await.patiently()
     }
 
-    /// The same with such dispatchers.
+    /// Sets the waits of [`Rig::patient`].
     pub fn patiently(self) -> Self {
         Self { waits: PATIENT, ..self }
     }
 
-    /// A patient one whose app sends subscription messages unless told otherwise.
+    /// A patient rig whose app sends subscription messages by default.
     pub async fn subscribing() -> Self {
         Self::patient().await.subscribed()
     }
 
-    /// The same with an app that sends subscription messages.
+    /// Makes subscription messages the default of the app.
     pub fn subscribed(self) -> Self {
         Self { app_settings: "delivery = \"subscription\"\n".into(), endpoint: WeChatEndpoint::Subscribe, ..self }
     }
 
     pub async fn on(redis: Redis) -> Self {
-        // Few, so that users share them.
+        // Few buckets, so that users share them.
         Self::with_buckets(redis, 4).await
     }
 
@@ -110,14 +110,14 @@ impl Rig {
         AppId::parse(APP).unwrap()
     }
 
-    /// Writes a file for a service; answers its path.
+    /// Writes a file for a service and returns its path.
     pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     }
 
-    /// Writes the apps file, with a call's timeout.
+    /// Writes the apps file with the timeout of a WeChat call.
     fn apps_file(&self, timeout: &str) -> String {
         let text = format!(
             "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n{}",
@@ -126,16 +126,16 @@ impl Rig {
         self.file("apps.toml", &text)
     }
 
-    /// Flags of a dispatcher that is quick to give up and to recover.
+    /// Flags of a dispatcher with short retry and reaper intervals.
     pub fn flags(&self, extra: &[&str]) -> Vec<String> {
         let [timeout, redis_timeout, lease] = self.waits;
-        // A lease must be longer than a call may take, also one that a test chooses.
+        // A lease must be longer than a WeChat call may take, also if the test sets the lease.
         let timeout = if extra.contains(&"--lease") && timeout == PATIENT[0] { "5s" } else { timeout };
         let apps_file = self.apps_file(timeout);
         let mut flags = ["--listen", "127.0.0.1:0", "--drain-wait", "0s"].map(String::from).to_vec();
         flags.extend(["--buckets".into(), self.buckets.to_string()]);
         flags.extend(["--redis-url".into(), self.redis.url(), "--apps-file".into(), apps_file]);
-        // A later flag replaces an earlier one of the same name.
+        // A flag in `extra` replaces the default.
         for pair in [
             ["--redis-timeout", redis_timeout],
             ["--lease", lease],
@@ -167,14 +167,14 @@ impl Rig {
         running
     }
 
-    /// A dispatcher as a process of its own.
+    /// A dispatcher as a separate process.
     pub fn process(&self, port: u16) -> Process {
         Process::start(&mut self.command(port, &[]))
     }
 
-    /// What starts it, with further flags.
+    /// The command that starts a dispatcher process, with further flags.
     pub fn command(&self, port: u16, extra: &[&str]) -> Command {
-        // A client must find it again on the same port after a crash.
+        // Clients must reach the dispatcher on the same port after a crash.
         let listen = format!("127.0.0.1:{port}");
         let mut flags: Vec<String> = self.flags(extra);
         flags[1] = listen;
@@ -183,12 +183,12 @@ impl Rig {
         command
     }
 
-    /// Users submit forms: the sandbox knows the ids and the store has them. Answers the ids.
+    /// Users submit forms: the sandbox issues the form ids and the store gets them. Returns the form ids.
     pub async fn submit(&self, openid: &str, count: usize) -> Vec<String> {
         self.obtain((0..count).map(|_| Submission::form(openid)).collect(), Kind::FormId, 1, now()).await
     }
 
-    /// A user pays at `at` (seconds since 1970).
+    /// A user pays at `at` (seconds since 1970). Returns the prepay id.
     pub async fn pay(&self, openid: &str, at: i64) -> String {
         let mut submission = Submission::prepay(openid);
         submission.submitted_at = Some(at as u64);
@@ -204,7 +204,7 @@ impl Rig {
         ids
     }
 
-    /// Stores a credential, known to the sandbox or not.
+    /// Stores a credential. The sandbox may or may not know it.
     pub async fn collect(&self, openid: &str, id: &str, kind: Kind, uses: u8, at: i64) {
         let expiry = (at as u64 + LIFETIME.as_secs()) as u32;
         let openid = OpenId::parse(openid).unwrap();
@@ -214,14 +214,14 @@ impl Rig {
         assert!(duplicates.is_empty());
     }
 
-    /// A user accepts a template so often: the sandbox knows, and the store has the grant.
+    /// A user accepts a template `count` times: the sandbox knows it, and the store gets the grant.
     pub async fn accept(&self, openid: &str, template: &str, count: u16) {
         let granting = Granting { count: count.into(), ..Granting::new(openid, template) };
         self.sandbox.grant(APP, vec![granting]).unwrap();
         self.collect_grant(openid, template, GrantUses::Count(count)).await;
     }
 
-    /// A grant in stock, known to the sandbox or not.
+    /// Stores a grant. The sandbox may or may not know it.
     pub async fn collect_grant(&self, openid: &str, template: &str, uses: GrantUses) {
         let (openid, template) = (OpenId::parse(openid).unwrap(), TemplateId::parse(template).unwrap());
         let bucket = self.store.bucket_of(&openid);
@@ -229,21 +229,21 @@ impl Rig {
         assert!(self.store.collect(&self.app(), bucket, &[packed]).await.unwrap().is_empty());
     }
 
-    /// What is available for a user of a template's grants.
+    /// Number of messages that a user's grants of a template allow.
     pub async fn granted(&self, openid: &str, template: &str) -> u32 {
         let (openid, template) = (OpenId::parse(openid).unwrap(), TemplateId::parse(template).unwrap());
         let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
         inventory.get(&(Kind::Grant, Some(template))).map_or(0, |available| available.messages)
     }
 
-    /// Form ids in stock that the sandbox has never heard of.
+    /// Stores form ids that the sandbox does not know.
     pub async fn collect_dead(&self, openid: &str, count: usize) {
         for _ in 0..count {
             self.collect(openid, &format!("{:032x}", rand::random::<u128>()), Kind::FormId, 1, now() - 60).await;
         }
     }
 
-    /// WeChat takes its time, and goes wrong with one call in fifty in each of these ways.
+    /// Adds latency, and injects each of these faults into one call in fifty.
     pub fn weather(&self, faults: &[FaultKind]) {
         let rules = faults.iter().enumerate().map(|(seed, kind)| Rule {
             probability: Some(0.02),
@@ -257,26 +257,27 @@ impl Rig {
         self.sandbox.set_settings(slow).unwrap();
     }
 
-    /// The next calls of `kind` misbehave.
+    /// The next `times` calls fail with this fault.
     pub fn fault(&self, kind: FaultKind, times: u64) {
         self.sandbox.add_faults(vec![Rule { times: Some(times), endpoint: self.endpoint, ..Rule::new(kind) }]).unwrap();
     }
 
-    /// The next call is answered with a code.
+    /// The next `times` calls are answered with this errcode.
     pub fn answer(&self, errcode: i32, times: u64) {
         let endpoint = self.endpoint;
         let rule = Rule { times: Some(times), errcode: Some(errcode), endpoint, ..Rule::new(FaultKind::Answer) };
         self.sandbox.add_faults(vec![rule]).unwrap();
     }
 
-    /// What is available for a user.
+    /// Number of messages that the user's credentials allow.
     pub async fn left(&self, openid: &str) -> u32 {
         let openid = OpenId::parse(openid).unwrap();
         let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
         inventory.values().map(|available| available.messages).sum()
     }
 
-    /// What must hold once nothing is under way: no lease left but those in doubt, and everything accounted for.
+    /// Asserts what must hold when no message is in flight: only the `in_doubt` leases are left, the ledger matches the
+    /// stock, and no message was delivered twice.
     pub async fn assert_settled(&self, in_doubt: u64) {
         let ledger = self.store.ledger(&self.app()).await.unwrap();
         assert_eq!(ledger.leased, in_doubt, "{ledger:?}");
@@ -293,13 +294,13 @@ impl Rig {
     }
 }
 
-/// A dispatcher in this process, stopped when dropped.
+/// A dispatcher in this process. It stops when this is dropped.
 pub struct Running {
     pub client: DispatcherServiceClient<Channel>,
     pub address: std::net::SocketAddr,
-    /// Where its metrics are.
+    /// Address of the metrics.
     pub metrics: std::net::SocketAddr,
-    /// Dropped with this, which begins the drain.
+    /// Dropping the sender begins the drain.
     _stop: oneshot::Sender<()>,
 }
 
@@ -322,16 +323,16 @@ impl Running {
     }
 }
 
-/// A connection to a service that may still be starting.
+/// Connects to a service that may still be starting.
 pub async fn connect(port: u16) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
-    eventually("the dispatcher listens", Duration::from_secs(20), async || endpoint.connect().await.is_ok()).await;
+    eventually("the service listens", Duration::from_secs(20), async || endpoint.connect().await.is_ok()).await;
     endpoint.connect_lazy()
 }
 
-/// Waits until a service shows, or no longer shows, that it serves.
+/// Waits until the health check reports serving (`wanted`) or not serving.
 pub async fn serving(channel: Channel, wanted: bool) {
-    eventually("health follows", Duration::from_secs(20), async || {
+    eventually("the health check has the expected status", Duration::from_secs(20), async || {
         let request = HealthCheckRequest { service: "formid.v1.DispatcherService".into() };
         let answer = HealthClient::new(channel.clone()).check(request).await;
         answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving) == wanted
@@ -343,7 +344,7 @@ pub fn any_port() -> u16 {
     free_port()
 }
 
-/// A message to a user; its text tells messages apart.
+/// A message to a user. Messages differ by their text.
 pub fn message(openid: &str, text: &str) -> SendTemplateRequest {
     SendTemplateRequest {
         app_id: APP.into(),
@@ -354,12 +355,12 @@ pub fn message(openid: &str, text: &str) -> SendTemplateRequest {
     }
 }
 
-/// The same as a request that may be repeated.
+/// The same message with a request id, so that the request can be repeated.
 pub fn request(openid: &str, text: &str, request_id: &str) -> SendTemplateRequest {
     SendTemplateRequest { request_id: request_id.into(), ..message(openid, text) }
 }
 
-/// The stable reason of an error.
+/// The reason of an error.
 pub fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
@@ -367,12 +368,12 @@ pub fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// A fact of an error.
+/// A metadata value of an error.
 pub fn fact(status: &Status, key: &str) -> Option<String> {
     status.get_error_details().error_info().and_then(|info| info.metadata.get(key).cloned())
 }
 
-/// The fields an error names.
+/// The fields that an error names.
 pub fn fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     details

@@ -1,4 +1,4 @@
-//! One message: what each answer of WeChat leads to.
+//! Single messages: the outcome for each answer of WeChat.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use testing::now;
 use tonic::Code;
 
 #[tokio::test]
-async fn a_message_is_delivered_with_the_form_id_that_expires_soonest() {
+async fn message_uses_the_form_id_that_expires_soonest() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let ids = rig.submit("oUser", 2).await;
@@ -26,7 +26,7 @@ async fn a_message_is_delivered_with_the_form_id_that_expires_soonest() {
 }
 
 #[tokio::test]
-async fn a_user_without_credentials_is_told_apart() {
+async fn user_without_credentials_is_answered_no_credential() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let status = dispatcher.send(message("oNobody", "x")).await.unwrap_err();
@@ -35,7 +35,7 @@ async fn a_user_without_credentials_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_prepay_id_is_good_for_three_messages() {
+async fn prepay_id_serves_three_messages() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oPayer", now() - 60).await;
@@ -50,7 +50,7 @@ async fn a_prepay_id_is_good_for_three_messages() {
 }
 
 #[tokio::test]
-async fn dead_form_ids_are_discarded_and_the_next_is_taken() {
+async fn dead_form_ids_are_discarded_and_the_next_one_is_used() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.collect_dead("oUser", 3).await;
@@ -63,7 +63,7 @@ async fn dead_form_ids_are_discarded_and_the_next_is_taken() {
 }
 
 #[tokio::test]
-async fn tries_with_dead_form_ids_are_bounded() {
+async fn number_of_dead_form_ids_tried_per_message_is_bounded() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--credentials-per-message", "3"]).await;
     rig.collect_dead("oUser", 4).await;
@@ -78,7 +78,7 @@ async fn tries_with_dead_form_ids_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_blocked_form_id_is_discarded() {
+async fn blocked_form_id_is_discarded() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let ids = rig.submit("oUser", 2).await;
@@ -88,7 +88,7 @@ async fn a_blocked_form_id_is_discarded() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_message_or_its_user_spends_nothing() {
+async fn refused_message_or_user_spends_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
@@ -111,7 +111,7 @@ async fn what_is_wrong_with_the_message_or_its_user_spends_nothing() {
         assert_eq!(
             (reason(&again), fact(&again, "rid")),
             (reason(&first), fact(&first, "rid")),
-            "answered from its record"
+            "the second call is answered from the record"
         );
         assert_eq!(rig.left("oUser").await, 1, "{errcode}");
     }
@@ -120,7 +120,7 @@ async fn what_is_wrong_with_the_message_or_its_user_spends_nothing() {
 }
 
 #[tokio::test]
-async fn passing_trouble_is_waited_out_with_the_same_form_id() {
+async fn transient_errors_are_retried_with_the_same_form_id() {
     for errcode in [-1, 43108, 45011] {
         let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
@@ -133,7 +133,7 @@ async fn passing_trouble_is_waited_out_with_the_same_form_id() {
 }
 
 #[tokio::test]
-async fn lasting_trouble_is_told_and_spends_nothing() {
+async fn lasting_error_is_reported_and_spends_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "3"]).await;
     rig.submit("oUser", 1).await;
@@ -146,7 +146,7 @@ async fn lasting_trouble_is_told_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn an_app_that_wechat_stops_is_left_alone_and_everything_is_back() {
+async fn stopped_app_is_not_called_again_and_keeps_its_credentials() {
     for errcode in [40013, 43104, 43107, 43116, 45102, 45103, 45501, 48001, 48004, 50002] {
         let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
@@ -157,35 +157,35 @@ async fn an_app_that_wechat_stops_is_left_alone_and_everything_is_back() {
         let calls = rig.sandbox.books(Some(APP)).unwrap().calls;
         let again = dispatcher.send(message("oUser", "x")).await.unwrap_err();
         assert_eq!((reason(&again), fact(&again, "errcode")), ("APP_STOPPED".into(), Some(errcode.to_string())));
-        assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, calls, "WeChat is not asked again");
+        assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, calls, "WeChat must not be called again");
         assert_eq!(rig.left("oUser").await, 1);
         rig.assert_settled(0).await;
     }
 }
 
 #[tokio::test]
-async fn a_stop_reaches_other_replicas_and_ends_by_itself() {
+async fn app_stop_reaches_other_replicas_and_ends_by_itself() {
     let rig = Rig::patient().await;
     let stop = ["--stop", "6s"];
     let (first, second) = (rig.dispatcher_with(&stop).await, rig.dispatcher_with(&stop).await);
     rig.submit("oUser", 1).await;
     rig.answer(45102, 1);
     assert_eq!(reason(&first.send(message("oUser", "x")).await.unwrap_err()), "APP_STOPPED");
-    testing::eventually("the other replica hears of it", Duration::from_secs(3), async || {
+    testing::eventually("the other replica knows of the stop", Duration::from_secs(3), async || {
         let before = rig.sandbox.books(Some(APP)).unwrap().calls;
         let status = second.send(message("oOther", "x")).await.unwrap_err();
         assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, before);
         reason(&status) == "APP_STOPPED"
     })
     .await;
-    testing::eventually("the stop is over", Duration::from_secs(10), async || {
+    testing::eventually("the stop has ended", Duration::from_secs(10), async || {
         second.send(message("oUser", "x")).await.is_ok()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_barred_source_gives_way_to_another() {
+async fn blocked_source_is_replaced_by_another_source() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.pay("oUser", now() - 120).await;
@@ -194,13 +194,13 @@ async fn a_barred_source_gives_way_to_another() {
     let answer = dispatcher.send(message("oUser", "x")).await.unwrap();
     assert_eq!((answer.kind(), answer.attempts), (CredentialKind::FormId, 2));
     let status = dispatcher.send(message("oUser", "y")).await.unwrap_err();
-    assert_eq!(reason(&status), "NO_CREDENTIAL", "three uses are left, of a kind that is barred");
+    assert_eq!(reason(&status), "NO_CREDENTIAL", "the three uses that are left are of the stopped source");
     assert_eq!(rig.left("oUser").await, 3);
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn the_daily_quota_pauses_the_app_until_midnight() {
+async fn daily_quota_stops_the_app_until_midnight() {
     let rig = Rig::patient().await;
     let settings = rig.settings(&[]);
     let clock = settings.clock.clone();
@@ -218,7 +218,7 @@ async fn the_daily_quota_pauses_the_app_until_midnight() {
 }
 
 #[tokio::test]
-async fn a_stale_token_is_replaced_and_the_same_form_id_goes_on() {
+async fn stale_token_is_replaced_and_the_same_form_id_is_used() {
     for errcode in [40001, 40014, 42001, 41001] {
         let rig = Rig::patient().await;
         let dispatcher = rig.dispatcher().await;
@@ -231,7 +231,7 @@ async fn a_stale_token_is_replaced_and_the_same_form_id_goes_on() {
 }
 
 #[tokio::test]
-async fn a_young_prepay_id_gets_the_time_it_needs() {
+async fn young_prepay_id_is_retried_until_wechat_accepts_it() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--lease", "30s"]).await;
     let settings = sandbox::Settings { young_prepay_seconds: 10, ..rig.sandbox.settings() };
@@ -245,7 +245,7 @@ async fn a_young_prepay_id_gets_the_time_it_needs() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
+async fn redirect_is_not_followed() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit("oUser", 1).await;
@@ -263,7 +263,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_credential_close_to_its_end_is_not_used() {
+async fn credential_close_to_its_expiry_is_not_used() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let week = 7 * 24 * 3600;

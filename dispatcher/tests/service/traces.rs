@@ -1,4 +1,4 @@
-//! Traces, as a collector of traces gets them from a dispatcher that is a process of its own.
+//! Traces as a trace collector receives them from a dispatcher process.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ const METHOD: &str = "formid.v1.DispatcherService/SendTemplate";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-/// A dispatcher that exports traces, unless told otherwise.
+/// A dispatcher process that exports traces to `endpoint`.
 struct Traced {
     process: Process,
     client: DispatcherServiceClient<Channel>,
@@ -48,7 +48,7 @@ impl Traced {
         self.client.clone().send_template(request).await.map(tonic::Response::into_inner)
     }
 
-    /// Stops it; answers what it printed.
+    /// Stops the dispatcher and returns its log.
     async fn stop(mut self) -> String {
         self.process.signal("TERM");
         assert_eq!(self.process.wait(SOON).await, Some(0));
@@ -64,7 +64,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The spans right below one.
+/// The direct children of a span.
 fn below(spans: &[Span], parent: &Span) -> Vec<Span> {
     spans.iter().filter(|span| span.parent_span_id == parent.span_id).cloned().collect()
 }
@@ -81,7 +81,7 @@ fn only(mut spans: Vec<Span>) -> Span {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_send_is_a_part_of_its_callers_trace_and_shows_what_it_was_made_of() {
+async fn send_is_part_of_its_callers_trace_and_shows_its_steps() {
     let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
     let dispatcher = Traced::start(&rig, &traces.url(), &["--log", "debug"]).await;
     rig.submit("oUser", 1).await;
@@ -100,7 +100,7 @@ async fn a_send_is_a_part_of_its_callers_trace_and_shows_what_it_was_made_of() {
         ("rpc.method", Some(METHOD)),
         ("rpc.response.status_code", Some("OK")),
         ("formid.app", Some(APP)),
-        // Names of earlier conventions.
+        // Attribute names of earlier semantic conventions.
         ("rpc.system", None),
         ("rpc.service", None),
         ("rpc.grpc.status_code", None),
@@ -137,15 +137,15 @@ async fn a_send_is_a_part_of_its_callers_trace_and_shows_what_it_was_made_of() {
             assert_eq!(attribute(step, key).as_deref(), Some(value), "{key} {step:?}");
         }
     }
-    // The other call had no parent, and no credential to go on with.
+    // The other call had no parent span, and its user has no credential.
     let other = calls.iter().find(|span| hex(&span.trace_id) != TRACE).unwrap();
     let code = attribute(other, "rpc.response.status_code");
     assert_eq!((other.parent_span_id.len(), code.as_deref()), (0, Some("FAILED_PRECONDITION")));
     assert_eq!(names(&below(&spans, &only(below(&spans, other)))), ["lease"]);
-    // The access token was fetched for no call in particular.
+    // The token fetch is a trace of its own.
     let token = only(traces.named("token"));
     assert_eq!(names(&below(&spans, &token)), ["stable_token"]);
-    // Health checks are none of it.
+    // Health checks are not traced.
     assert!(spans.iter().all(|span| !span.name.contains("Health")), "{:?}", names(&spans));
     assert!(traces.resource("service.name").iter().all(|name| name == "formid-dispatcher"));
     assert_eq!(traces.resource("service.version")[0], env!("CARGO_PKG_VERSION"));
@@ -153,7 +153,7 @@ async fn a_send_is_a_part_of_its_callers_trace_and_shows_what_it_was_made_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_lines_of_a_traced_call_name_its_trace() {
+async fn log_lines_of_a_traced_call_contain_its_trace_id() {
     for (format, expected) in
         [("human", format!(" trace_id={TRACE}\n")), ("json", format!(",\"trace_id\":\"{TRACE}\"}}\n"))]
     {
@@ -176,7 +176,7 @@ async fn the_log_lines_of_a_traced_call_name_its_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_was_given_up_shows_it_and_its_send_goes_on_to_its_end() {
+async fn cancelled_call_shows_it_and_its_send_continues_to_the_end() {
     let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
     let dispatcher = Traced::start(&rig, &traces.url(), &[]).await;
     rig.submit("oUser", 1).await;
@@ -186,7 +186,7 @@ async fn a_call_that_was_given_up_shows_it_and_its_send_goes_on_to_its_end() {
     dispatcher.client.clone().send_template(late).await.unwrap_err();
     dispatcher.stop().await;
     let (call, send) = (only(traces.named(METHOD)), only(traces.named("send")));
-    // Either side may be the first to give up: CANCELLED or DEADLINE_EXCEEDED.
+    // Either side may give up first: CANCELLED or DEADLINE_EXCEEDED.
     let code = attribute(&call, "rpc.response.status_code");
     assert!(matches!(code.as_deref(), Some("CANCELLED" | "DEADLINE_EXCEEDED")), "{call:?}");
     assert_eq!(attribute(&send, "formid.outcome").as_deref(), Some("delivered"), "{send:?}");
@@ -195,7 +195,7 @@ async fn a_call_that_was_given_up_shows_it_and_its_send_goes_on_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_says_why_in_its_span() {
+async fn failed_span_says_why() {
     let (mut rig, traces) = (Rig::on(Redis::durable_alone()).await, TraceCollector::start().await);
     let dispatcher = Traced::start(&rig, &traces.url(), &["--attempts", "1"]).await;
     rig.submit("oUser", 9).await;
@@ -223,15 +223,15 @@ async fn what_fails_says_why_in_its_span() {
     };
     assert_eq!(kinds("template/send"), ["500", "timeout", "40037", "_OTHER"]);
     assert!(matches!(&*kinds("lease")[0], "no_connection" | "connection_lost"), "{:?}", kinds("lease"));
-    // A refused message is the caller's own affair, which is no error of the service.
+    // A refused message is a problem of the request and not an error of the service.
     assert!(kinds(METHOD).contains(&"UNAVAILABLE".into()), "{:?}", kinds(METHOD));
     assert!(!kinds(METHOD).contains(&"FAILED_PRECONDITION".into()), "{:?}", kinds(METHOD));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broadcast_is_one_trace_of_a_replica_with_a_sample_of_its_steps() {
+async fn broadcast_is_one_trace_per_replica_with_sampled_steps() {
     let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
-    // Whoever orders a broadcast within a trace has it traced.
+    // A broadcast is traced if the call that started it was sampled.
     let dispatcher = Traced::start(&rig, &traces.url(), &["--trace-ratio", "0"]).await;
     rig.submit_crowd(0..1000).await;
     let ordered = || BroadcastRequest { request_id: "b1".into(), ..to_all() };
@@ -240,7 +240,7 @@ async fn a_broadcast_is_one_trace_of_a_replica_with_a_sample_of_its_steps() {
     let broadcast = dispatcher.client.clone().broadcast(order).await.unwrap().into_inner().broadcast.unwrap();
     let id = broadcast.broadcast_id;
     until_done(&dispatcher, &id).await;
-    // With another trace it is still the same request.
+    // A repeated request with another trace is still the same request.
     let mut again = Request::new(ordered());
     again.metadata_mut().insert("traceparent", format!("00-{PARENT}{PARENT}-{PARENT}-01").parse().unwrap());
     dispatcher.client.clone().broadcast(again).await.unwrap();
@@ -257,13 +257,13 @@ async fn a_broadcast_is_one_trace_of_a_replica_with_a_sample_of_its_steps() {
         assert_eq!(attribute(span, "formid.app").as_deref(), Some(APP), "{span:?}");
     }
     let count = |name| names(&steps).iter().filter(|step| **step == name).count();
-    // The first sixteen, the 32nd and so on; four buckets are worked on at once.
+    // The first sixteen steps are traced, then the 32nd and so on. Four buckets are processed concurrently.
     for name in ["page", "settle", "send"] {
         assert!((1..=16 + 6 + 4).contains(&count(name)), "{name}: {:?}", names(&steps));
     }
     let page = steps.iter().find(|span| span.name == "page").unwrap();
     assert_eq!(attribute(page, "db.stored_procedure.name").as_deref(), Some("broadcast/page.lua"), "{page:?}");
-    // One message of each page that is shown, with its call to WeChat.
+    // Each traced page has one traced message, with its call to WeChat.
     for message in steps.iter().filter(|span| span.name == "send") {
         assert_eq!(attribute(message, "formid.outcome").as_deref(), Some("delivered"), "{message:?}");
         assert_eq!(names(&below(&spans, message)), ["template/send"], "{message:?}");
@@ -272,7 +272,7 @@ async fn a_broadcast_is_one_trace_of_a_replica_with_a_sample_of_its_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broadcast_to_few_users_in_many_buckets_is_a_trace_for_each_replica_and_no_empty_span() {
+async fn small_broadcast_in_many_buckets_has_no_empty_spans() {
     let rig = Rig::with_buckets(Redis::start(), 512).await.patiently();
     let traces = TraceCollector::start().await;
     let mut dispatchers = Vec::new();
@@ -292,7 +292,7 @@ async fn a_broadcast_to_few_users_in_many_buckets_is_a_trace_for_each_replica_an
     let of_runs: HashSet<_> = runs.iter().map(|run| run.trace_id.clone()).collect();
     let number = |span: &Span| attribute(span, "formid.messages").unwrap().parse::<u64>().unwrap();
     assert_eq!(runs.iter().map(number).sum::<u64>(), 60);
-    // But for the call that ordered it, nothing of it is anywhere else.
+    // The call that started the broadcast is the only span of it outside these traces.
     let spans: Vec<_> =
         traces.spans().into_iter().filter(|span| attribute(span, "formid.broadcast") == Some(id.clone())).collect();
     let elsewhere: Vec<_> = spans.iter().filter(|span| !of_runs.contains(&span.trace_id)).collect();
@@ -303,14 +303,14 @@ async fn a_broadcast_to_few_users_in_many_buckets_is_a_trace_for_each_replica_an
 }
 
 async fn until_done(dispatcher: &Traced, id: &str) {
-    eventually("it is done", SOON * 3, async || {
+    eventually("the broadcast is done", SOON * 3, async || {
         look(&mut dispatcher.client.clone(), id).await.unwrap().state() == BroadcastState::Done
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_an_endpoint_nothing_is_exported_whatever_the_environment_says() {
+async fn without_endpoint_flag_nothing_is_exported_despite_environment() {
     let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
     let (port, log) = (any_port(), PathBuf::from(rig.file("log", "")));
     let mut command = rig.command(port, &["--log", "trace"]);
@@ -323,12 +323,12 @@ async fn without_an_endpoint_nothing_is_exported_whatever_the_environment_says()
     dispatcher.send(message("oUser", "x"), &sampled()).await.unwrap();
     let log = dispatcher.stop().await;
     assert!(traces.exports().is_empty());
-    // Nor do its spans show in the log, at any level.
+    // No span appears in the log either, at any level.
     assert!(!log.contains("trace_id") && !log.contains("rpc.method") && !log.contains("formid.leased"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_caller_decides_what_is_traced_and_otherwise_the_ratio() {
+async fn caller_decides_what_is_traced_and_otherwise_the_ratio() {
     for (ratio, parent, traced) in [
         ("0", String::new(), false),
         ("0", sampled(), true),
@@ -347,7 +347,7 @@ async fn the_caller_decides_what_is_traced_and_otherwise_the_ratio() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_of_traces_that_is_away_or_never_answers_hurts_nobody() {
+async fn unreachable_or_silent_trace_collector_does_not_affect_sends() {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (closed, deaf) = (any_port(), deaf.local_addr().unwrap().port());
     for (scheme, port) in [("http", closed), ("http", deaf), ("https", closed), ("https", deaf)] {
@@ -357,7 +357,7 @@ async fn a_collector_of_traces_that_is_away_or_never_answers_hurts_nobody() {
         for _ in 0..20 {
             dispatcher.send(message("oUser", "x"), &sampled()).await.unwrap();
         }
-        eventually("it is told", SOON, async || {
+        eventually("the loss of traces is logged", SOON, async || {
             std::fs::read_to_string(&dispatcher.log).unwrap().contains("traces are lost")
         })
         .await;

@@ -1,5 +1,5 @@
-//! The whole of it: a sandbox that pushes its events to a team's callback, which passes them on to the collector, and a
-//! dispatcher that sends.
+//! End to end: a sandbox that pushes its events to a team's callback endpoint, which forwards them to the collector,
+//! and a dispatcher that sends.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use crate::subscription::{TEMPLATE, data, message, request};
 const TOKEN: &str = "theCallbackToken";
 const SOON: Duration = Duration::from_secs(20);
 
-/// A collector in this process, on a rig's Redis.
+/// A collector in this process, on the Redis of a rig.
 pub struct Collector {
     pub address: SocketAddr,
     pub client: CollectorServiceClient<Channel>,
@@ -53,7 +53,8 @@ impl Collector {
     }
 }
 
-/// What a team has: an endpoint for WeChat's events that passes on what it gets, and answers once that is taken in.
+/// A team's callback endpoint for WeChat's events: it forwards each event to the collector, and answers after the
+/// collector has stored it.
 async fn callback(client: CollectorServiceClient<Channel>) -> String {
     async fn pass_on(
         State(mut client): State<CollectorServiceClient<Channel>>,
@@ -75,7 +76,7 @@ async fn callback(client: CollectorServiceClient<Channel>) -> String {
     url
 }
 
-/// A rig whose sandbox pushes its events, by way of a callback, to a collector that checks them.
+/// A rig whose sandbox pushes its events through a callback endpoint to a collector that verifies them.
 async fn connected(format: EventFormat) -> (Rig, Collector) {
     let rig = Rig::subscribing().await;
     let tokens = rig.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{TOKEN}\"\n"));
@@ -92,46 +93,46 @@ async fn connected(format: EventFormat) -> (Rig, Collector) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_users_decide_and_what_becomes_of_messages_comes_in_by_events() {
+async fn events_deliver_user_decisions_and_delivery_failures() {
     for format in [EventFormat::Json, EventFormat::Xml] {
         let (rig, _collector) = connected(format).await;
         let dispatcher = rig.dispatcher().await;
-        // The user accepts: the grant is there, and spent by a message.
+        // The user accepts: the grant is stored, and a message spends it.
         rig.sandbox.grant(APP, vec![Granting::new("oUser", TEMPLATE)]).unwrap();
-        eventually("a grant comes in", SOON, async || rig.granted("oUser", TEMPLATE).await == 1).await;
+        eventually("the grant is stored", SOON, async || rig.granted("oUser", TEMPLATE).await == 1).await;
         let sent = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
-        // WeChat finds later that it cannot deliver the next one.
+        // WeChat reports later that it could not deliver the next message.
         rig.sandbox.grant(APP, vec![Granting::new("oGone", TEMPLATE)]).unwrap();
-        eventually("another comes in", SOON, async || rig.granted("oGone", TEMPLATE).await == 1).await;
+        eventually("the second grant is stored", SOON, async || rig.granted("oGone", TEMPLATE).await == 1).await;
         let matching = Match { openid: Some("oGone".into()), ..Match::default() };
         let failure = SentFailure { error_code: 43101, error_status: "user refuse".into(), matching };
         rig.sandbox.set_settings(sandbox::Settings { sent_failures: vec![failure], ..rig.sandbox.settings() }).unwrap();
         let gone = dispatcher.send(request("oGone", "ready", "r1")).await.unwrap();
         assert!(gone.msgid > sent.msgid && sent.msgid > 0);
-        eventually("the failure is told", SOON, async || {
+        eventually("the repeated request shows the delivery failure", SOON, async || {
             let again = dispatcher.send(request("oGone", "ready", "r1")).await.unwrap();
             again.late_failure.is_some_and(|late| (late.errcode, late.status.as_str()) == (43101, "user refuse"))
         })
         .await;
         assert_eq!(dispatcher.send(request("oUser", "ready", "r1")).await.unwrap().late_failure, None);
-        // The user takes another one back.
+        // The user accepts another template and withdraws it.
         rig.sandbox.grant(APP, vec![Granting::new("oUser", "another")]).unwrap();
-        eventually("one more", SOON, async || rig.granted("oUser", "another").await == 1).await;
+        eventually("the third grant is stored", SOON, async || rig.granted("oUser", "another").await == 1).await;
         rig.sandbox.withdraw(APP, vec![Subscription::new("oUser", "another")]).unwrap();
-        eventually("the grant is void", SOON, async || rig.granted("oUser", "another").await == 0).await;
+        eventually("the third grant is revoked", SOON, async || rig.granted("oUser", "another").await == 0).await;
         assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
         rig.assert_settled(0).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broadcast_counts_what_wechat_could_not_deliver_as_failed_whichever_is_known_first() {
+async fn broadcast_counts_delivery_failures_in_any_order_of_events() {
     const USERS: usize = 300;
     let (rig, _collector) = connected(EventFormat::Json).await;
     let dispatcher = rig.dispatcher().await;
     let granting = |user| Granting::new(format!("oUser{user}"), TEMPLATE);
     rig.sandbox.grant(APP, (0..USERS).map(granting).collect()).unwrap();
-    eventually("all grants come in", SOON, async || {
+    eventually("all grants are stored", SOON, async || {
         rig.store.stock(&rig.app(), testing::now(), u64::MAX).await.unwrap().reachable == USERS as u64
     })
     .await;

@@ -1,4 +1,4 @@
-//! The shared access token: replicas over a real Redis, and a WeChat that counts what it is asked.
+//! The shared access token: several replicas on a real Redis, and a WeChat that counts requests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod rig;
@@ -23,20 +23,20 @@ async fn value(tokens: &Tokens) -> String {
 }
 
 #[tokio::test]
-async fn a_warm_token_asks_neither_wechat_nor_redis() {
+async fn cached_token_is_used_without_asking_wechat_or_redis() {
     let mut rig = Rig::start().await;
     let tokens = rig.replica().await;
     tokens.get().await.unwrap();
     rig.redis.kill();
     for _ in 0..1000 {
-        // Ready at the first poll: nothing was waited for.
+        // Ready at the first poll, so the call did not wait.
         assert_eq!(tokens.get().now_or_never().unwrap().unwrap().value(), "CANARY-1");
     }
     assert_eq!(rig.calls(), 1);
 }
 
 #[tokio::test]
-async fn fifty_gets_over_three_replicas_are_one_fetch() {
+async fn fifty_gets_on_three_replicas_cause_one_fetch() {
     for rig in [Rig::start().await, Rig::plain().await] {
         rig.set(|wechat| wechat.pause = Duration::from_millis(200));
         let replicas = [rig.replica().await, rig.replica().await, rig.replica().await];
@@ -47,7 +47,7 @@ async fn fifty_gets_over_three_replicas_are_one_fetch() {
 }
 
 #[tokio::test]
-async fn a_token_that_dies_in_use_is_replaced_once_for_all_replicas() {
+async fn token_that_dies_in_use_is_replaced_once_for_all_replicas() {
     let rig = Rig::start().await;
     let replicas = [rig.replica().await, rig.replica().await, rig.replica().await];
     let tokens = join_all(replicas.iter().map(|replica| async { replica.get().await.unwrap() })).await;
@@ -55,7 +55,7 @@ async fn a_token_that_dies_in_use_is_replaced_once_for_all_replicas() {
         wechat.issued += 1;
         wechat.pause = Duration::from_millis(50);
     });
-    // Many sends of each replica meet the same 42001 at about the same time.
+    // Many sends on each replica receive 42001 for the same token at about the same time.
     let values = join_all((0..60).map(|n| {
         let (replica, token) = (&replicas[n % 3], &tokens[n % 3]);
         async move {
@@ -69,7 +69,7 @@ async fn a_token_that_dies_in_use_is_replaced_once_for_all_replicas() {
 }
 
 #[tokio::test]
-async fn a_late_report_of_a_dead_token_does_not_touch_its_successor() {
+async fn late_report_of_a_dead_token_keeps_its_successor() {
     let rig = Rig::plain().await;
     let (one, two) = (rig.replica().await, rig.replica().await);
     let (dead, same) = (one.get().await.unwrap(), two.get().await.unwrap());
@@ -86,7 +86,7 @@ async fn a_late_report_of_a_dead_token_does_not_touch_its_successor() {
 }
 
 #[tokio::test]
-async fn a_dead_token_that_wechat_gives_again_is_ended_by_one_forced_refresh() {
+async fn dead_token_that_wechat_returns_again_is_force_refreshed_once() {
     let rig = Rig::start().await;
     let (one, two) = (rig.replica().await, rig.replica().await);
     let (dead, same) = (one.get().await.unwrap(), two.get().await.unwrap());
@@ -96,7 +96,7 @@ async fn a_dead_token_that_wechat_gives_again_is_ended_by_one_forced_refresh() {
     }))
     .await;
     assert_eq!((renewed, rig.forced()), (vec!["CANARY-2".to_owned(); 2], 1));
-    // And not again within the time that WeChat sets, however often it is asked, and by whichever replica.
+    // No second forced refresh within the time that WeChat sets, regardless of the number of calls and of the replica.
     for replica in [&one, &two] {
         replica.failed(&replica.get().await.unwrap()).await;
     }
@@ -104,11 +104,11 @@ async fn a_dead_token_that_wechat_gives_again_is_ended_by_one_forced_refresh() {
         assert_eq!([&one, &two][n % 2].get().await.unwrap_err(), TokenError::Transient(Trouble::SameAgain));
     }
     assert_eq!(rig.forced(), 1);
-    assert_eq!(rig.shared().await, None, "a dead token is not shared");
+    assert_eq!(rig.shared().await, None, "a dead token must not be shared");
 }
 
 #[tokio::test]
-async fn tokens_that_die_one_after_the_other_are_fetched_ever_more_slowly() {
+async fn fetches_slow_down_when_tokens_die_one_after_the_other() {
     let rig = Rig::plain().await;
     let tokens = rig.replica().await;
     let error = loop {
@@ -121,7 +121,7 @@ async fn tokens_that_die_one_after_the_other_are_fetched_ever_more_slowly() {
 }
 
 #[tokio::test]
-async fn a_dead_token_that_another_replica_shares_again_is_not_taken() {
+async fn dead_token_shared_again_by_another_replica_is_not_used() {
     let rig = Rig::plain().await;
     let tokens = rig.replica().await;
     let dead = tokens.get().await.unwrap();
@@ -133,7 +133,7 @@ async fn a_dead_token_that_another_replica_shares_again_is_not_taken() {
 }
 
 #[tokio::test]
-async fn without_redis_a_stable_token_is_fetched_directly_and_a_plain_one_is_not() {
+async fn without_redis_only_a_stable_token_is_fetched_directly() {
     let mut rig = Rig::start().await;
     let (one, other) = (rig.replica().await, rig.replica().await);
     rig.redis.kill();
@@ -144,11 +144,11 @@ async fn without_redis_a_stable_token_is_fetched_directly_and_a_plain_one_is_not
     assert_eq!(tokens.get().await.unwrap_err(), TokenError::Transient(Trouble::Store));
     assert_eq!(rig.calls(), 0);
     rig.redis.resume();
-    eventually("Redis is back", SOON, async || tokens.get().await.is_ok()).await;
+    eventually("a token is available again", SOON, async || tokens.get().await.is_ok()).await;
 }
 
 #[tokio::test]
-async fn a_token_in_memory_outlives_redis_even_when_it_must_be_renewed() {
+async fn token_in_memory_outlives_redis_and_is_renewed_without_it() {
     let mut rig = Rig::start().await;
     rig.set(|wechat| (wechat.life, wechat.window) = (3.0, 2.0));
     let tokens = rig.replica().await;
@@ -160,7 +160,7 @@ async fn a_token_in_memory_outlives_redis_even_when_it_must_be_renewed() {
 }
 
 #[tokio::test]
-async fn a_final_refusal_is_told_with_what_to_do_and_not_repeated() {
+async fn final_refusal_carries_advice_and_is_not_retried() {
     let rig = Rig::start().await;
     rig.set(|wechat| wechat.refusal = Some(json!({"errcode": 40164, "errmsg": "invalid ip 1.2.3.4 rid: 5f-1"})));
     let tokens = rig.replica().await;
@@ -171,16 +171,16 @@ async fn a_final_refusal_is_told_with_what_to_do_and_not_repeated() {
         assert!(sentence.contains("IP list"), "{sentence}");
     }
     assert_eq!(rig.calls(), 1);
-    // Another replica, whose address is listed, gets one: this one takes it from Redis.
+    // Another replica, whose address is on WeChat's IP list, fetches a token. This replica takes it from Redis.
     rig.set(|wechat| wechat.refusal = None);
     assert_eq!(value(&rig.replica().await).await, "CANARY-1");
-    eventually("the shared token is taken", SOON, async || tokens.get().await.is_ok()).await;
+    eventually("the shared token is in use", SOON, async || tokens.get().await.is_ok()).await;
     assert_eq!(rig.calls(), 2);
     renewal.abort();
 }
 
 #[tokio::test]
-async fn an_error_that_passes_is_tried_again_with_pauses() {
+async fn transient_errors_are_retried_with_backoff() {
     let rig = Rig::start().await;
     rig.set(|wechat| wechat.refusal = Some(json!({"errcode": -1, "errmsg": "system error"})));
     let tokens = rig.replica().await;
@@ -189,7 +189,7 @@ async fn an_error_that_passes_is_tried_again_with_pauses() {
         assert_eq!(tokens.get().await.unwrap_err(), busy);
         tokio::task::yield_now().await;
     }
-    // The first pause is 200 ms, give or take a fifth, and each is twice as long as the one before.
+    // The first pause is 200 ms within 20 %, and each pause is twice as long as the one before.
     for (calls, least) in rig.asked().windows(2).zip([160, 320, 640]) {
         assert!(calls[1] - calls[0] >= Duration::from_millis(least), "{:?}", rig.asked());
     }
@@ -198,7 +198,7 @@ async fn an_error_that_passes_is_tried_again_with_pauses() {
 }
 
 #[tokio::test]
-async fn tokens_are_renewed_in_the_background_and_no_get_waits() {
+async fn tokens_are_renewed_in_the_background_so_that_no_get_waits() {
     let rig = Rig::start().await;
     rig.set(|wechat| {
         (wechat.life, wechat.window) = (14.0, 7.0);
@@ -222,7 +222,7 @@ async fn tokens_are_renewed_in_the_background_and_no_get_waits() {
 }
 
 #[tokio::test]
-async fn a_lock_left_by_a_dead_replica_delays_and_no_more() {
+async fn lock_of_a_dead_replica_only_delays_the_fetch() {
     let rig = Rig::start().await;
     let tokens = rig.replica().await;
     let start = Instant::now();
@@ -230,11 +230,11 @@ async fn a_lock_left_by_a_dead_replica_delays_and_no_more() {
     assert_eq!(value(&tokens).await, "CANARY-1");
     assert!(start.elapsed() > Duration::from_millis(500));
     let retaken = rig.store().await.lock_token(&id(), "next", SOON).await.unwrap();
-    assert!(retaken, "the lock was given back");
+    assert!(retaken, "the lock must have been released");
 }
 
 #[tokio::test]
-async fn waiting_for_another_replica_has_an_end() {
+async fn wait_for_another_replica_is_bounded() {
     let rig = Rig::start().await;
     let tokens = rig.replica().await;
     assert!(rig.store().await.lock_token(&id(), "slow", Duration::from_secs(3600)).await.unwrap());
@@ -243,7 +243,7 @@ async fn waiting_for_another_replica_has_an_end() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_does_not_fetch_what_redis_still_holds() {
+async fn clock_that_is_ahead_does_not_refetch_a_token_in_redis() {
     let rig = Rig::plain().await;
     let tokens = rig.replica().await;
     let past = SharedToken { token: "CANARY-0".into(), ends_ms: testing::now() as u64 * 1000 - 60_000 };
@@ -255,12 +255,12 @@ async fn a_clock_that_is_ahead_does_not_fetch_what_redis_still_holds() {
 }
 
 #[tokio::test]
-async fn a_caller_that_gives_up_ends_no_fetch() {
+async fn caller_that_gives_up_does_not_cancel_the_fetch() {
     let rig = Rig::start().await;
     rig.set(|wechat| wechat.pause = Duration::from_millis(300));
     let tokens = rig.replica().await;
     let mut given_up = Box::pin(tokens.get());
-    eventually("WeChat is asked", SOON, async || {
+    eventually("WeChat received the token request", SOON, async || {
         assert!(given_up.as_mut().now_or_never().is_none());
         rig.asked().len() == 1
     })
@@ -271,19 +271,19 @@ async fn a_caller_that_gives_up_ends_no_fetch() {
 }
 
 #[tokio::test]
-async fn a_token_that_ended_is_fetched_once_for_all_replicas() {
+async fn expired_token_is_fetched_once_for_all_replicas() {
     let rig = Rig::start().await;
     rig.set(|wechat| (wechat.life, wechat.window) = (2.0, 1.0));
     let replicas = [rig.replica().await, rig.replica().await, rig.replica().await];
     join_all(replicas.iter().map(value)).await;
-    eventually("the first token ends", SOON, async || rig.shared().await.is_none()).await;
+    eventually("the first token expired", SOON, async || rig.shared().await.is_none()).await;
     let values = join_all((0..30).map(|n| value(&replicas[n % 3]))).await;
     assert!(values.iter().all(|value| value == "CANARY-2"), "{values:?}");
     assert_eq!(rig.calls(), 2);
 }
 
 #[tokio::test]
-async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
+async fn no_debug_or_error_text_contains_a_token_or_a_secret() {
     let rig = Rig::start().await;
     let token = rig.replica().await.get().await.unwrap();
     let mut printed = format!("{token:?}");

@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! The fixture of the token tests.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,19 +18,20 @@ use shared::store::wanted::Kinds;
 use testing::{Redis, store_config};
 use tokio::net::TcpListener;
 
-/// A WeChat with one app and nothing but its token endpoints.
+/// A WeChat with one app and only the token endpoints.
 pub struct WeChat {
-    /// How long a token lives, and in which last part of that `stable_token` hands out a new one; seconds.
+    /// Lifetime of a token (`life`), and the last part of it in which `stable_token` issues a new one (`window`); both
+    /// in seconds.
     pub life: f64,
     pub window: f64,
     pub pause: Duration,
-    /// Answered instead of a token.
+    /// Returned instead of a token.
     pub refusal: Option<Value>,
     pub issued: u32,
     pub since: Instant,
-    /// When each call came in.
+    /// Time of each request.
     pub asked: Vec<Instant>,
-    /// Those that were answered.
+    /// Number of requests that were answered.
     pub calls: u32,
     pub forced: u32,
 }
@@ -65,7 +66,7 @@ async fn answer(wechat: Shared, force: bool, stable: bool) -> Json<Value> {
     Json(answer)
 }
 
-/// Replicas, their Redis, and their WeChat.
+/// The Redis and the WeChat that the replicas share.
 pub struct Rig {
     pub redis: Redis,
     wechat: Shared,
@@ -103,7 +104,7 @@ impl Rig {
         Self { endpoint: TokenEndpoint::Plain, ..Self::start().await }
     }
 
-    /// Prepared, if Redis is up.
+    /// A store that is prepared if Redis is up.
     pub async fn store(&self) -> Store {
         let mut config = store_config(self.redis.url());
         config.redis.timeout = Duration::from_secs(10);
@@ -112,7 +113,7 @@ impl Rig {
         store
     }
 
-    /// A replica with connections of its own.
+    /// A replica with its own connections.
     pub async fn replica(&self) -> Tokens {
         self.replica_at(&self.url).await
     }

@@ -1,4 +1,4 @@
-//! The HTTP client against servers that behave, and against those that do not.
+//! The HTTP client against servers that answer correctly and servers that do not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod quota;
@@ -47,7 +47,7 @@ async fn send(url: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn a_send_is_one_post_of_json_on_a_connection_that_is_kept() {
+async fn send_is_one_json_post_on_a_kept_alive_connection() {
     let server = Server::start(ok(r#"{"errcode":0,"errmsg":"ok"}"#)).await;
     let client = client(&format!("{}/gateway/", server.url));
     for _ in 0..3 {
@@ -63,7 +63,7 @@ async fn a_send_is_one_post_of_json_on_a_connection_that_is_kept() {
 }
 
 #[tokio::test]
-async fn a_subscription_message_goes_its_own_way_and_brings_its_msgid() {
+async fn subscription_message_uses_its_own_path_and_returns_its_msgid() {
     let server = Server::start(ok(r#"{"errcode":0,"errmsg":"ok","msgid":7}"#)).await;
     let reply = client(&server.url).send(Delivery::Subscription, TOKEN, b"{}".to_vec()).await;
     assert!(matches!(reply, Reply::Answered { errcode: 0, msgid: Some(MsgId(7)), .. }), "{reply:?}");
@@ -72,7 +72,7 @@ async fn a_subscription_message_goes_its_own_way_and_brings_its_msgid() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_an_answer_with_its_rid() {
+async fn refusal_is_an_answer_with_its_rid() {
     let long = Some(12_345_678_901_234_567_890);
     for (body, errcode, errmsg, rid, msgid) in [
         (r#"{"errcode":41028,"errmsg":"invalid form id rid: 5f-1a"}"#, 41028, "invalid form id", "5f-1a", None),
@@ -88,7 +88,7 @@ async fn a_refusal_is_an_answer_with_its_rid() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_leaves_the_message_in_doubt() {
+async fn invalid_answer_leaves_the_outcome_unknown() {
     let long = format!(r#"{{"errcode":0,"errmsg":"{}"}}"#, "x".repeat(64 * 1024));
     let chunked =
         format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n", long.len());
@@ -117,7 +117,7 @@ async fn what_is_no_answer_leaves_the_message_in_doubt() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_in_time_leaves_the_message_in_doubt() {
+async fn answer_after_the_timeout_leaves_the_outcome_unknown() {
     for habit in [Habit::Hang, Habit::Answer("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"err".into())] {
         let server = Server::start(habit).await;
         let app = App { timeout: Duration::from_millis(600), ..app(&server.url) };
@@ -136,8 +136,8 @@ async fn without_a_connection_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_open_in_time_has_sent_nothing() {
-    // A listener that accepts nobody: once its queue is full, further connections hang.
+async fn connect_timeout_means_that_nothing_was_sent() {
+    // A listener that never accepts: once its queue is full, further connections hang.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -151,7 +151,7 @@ async fn a_connection_that_does_not_open_in_time_has_sent_nothing() {
 
 #[tokio::test]
 async fn without_tls_nothing_was_sent() {
-    // One waits for a request that it can read, one hangs up at once.
+    // One server waits for a request that it can parse, the other closes the connection immediately.
     let waits = Server::start(ok(r#"{"errcode":0}"#)).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let hangs_up = format!("https://{}", listener.local_addr().unwrap());
@@ -176,7 +176,7 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn each_token_endpoint_is_asked_in_its_own_way() {
+async fn each_token_endpoint_is_requested_in_its_own_way() {
     let server = Server::start(ok(r#"{"access_token":"t1","expires_in":7200}"#)).await;
     let stable = client(&server.url);
     let plain = Client::new(Arc::new(App { token_endpoint: TokenEndpoint::Plain, ..app(&server.url) })).unwrap();
@@ -198,7 +198,7 @@ async fn each_token_endpoint_is_asked_in_its_own_way() {
 }
 
 #[tokio::test]
-async fn every_refusal_of_a_token_is_weighed_by_the_table() {
+async fn token_refusals_are_final_or_transient_by_the_table() {
     let codes = refusals::TABLE.iter().map(|row| row.errcode).chain([12345]);
     for errcode in codes {
         let server = Server::start(ok(&format!(r#"{{"errcode":{errcode},"errmsg":"no rid: 5f-1"}}"#))).await;
@@ -216,7 +216,7 @@ async fn every_refusal_of_a_token_is_weighed_by_the_table() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_tried_again_later() {
+async fn invalid_token_response_is_retried_later() {
     for body in [
         "{}",
         "oops",
@@ -237,7 +237,7 @@ async fn what_is_no_token_is_tried_again_later() {
 }
 
 #[tokio::test]
-async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
+async fn no_debug_or_error_text_contains_a_token_or_a_secret() {
     let echo = format!(r#"{{"errcode":40001,"errmsg":"{TOKEN} {SECRET} rid: {TOKEN}?{SECRET}"}}"#);
     let token = format!(r#"{{"access_token":"{TOKEN}","expires_in":7200}}"#);
     let habits = [ok(&echo), ok(&token), ok("x"), Habit::Cut(String::new()), Habit::Answer(http("500 Oops", &echo))];
@@ -266,9 +266,9 @@ async fn nothing_that_can_be_printed_holds_a_token_or_a_secret() {
     assert!(!printed.contains("CANARY"), "{printed}");
 }
 
-/// Runs [`in_a_bare_environment`] in a process of its own, since the environment of this one is shared.
+/// Runs [`in_a_bare_environment`] in a separate process, since all tests of this process share its environment.
 #[test]
-fn http_needs_no_certificates_and_the_proxies_of_the_environment_are_not_used() {
+fn http_needs_no_certificates_and_proxy_variables_are_ignored() {
     let proxy = format!("http://127.0.0.1:{}", testing::free_port());
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "in_a_bare_environment", "--ignored"])
@@ -281,7 +281,7 @@ fn http_needs_no_certificates_and_the_proxies_of_the_environment_are_not_used() 
 }
 
 #[tokio::test]
-#[ignore = "run by the test above, with an environment made for it"]
+#[ignore = "run by the test above in a process with its own environment"]
 async fn in_a_bare_environment() {
     let server = Server::start(ok(r#"{"errcode":0}"#)).await;
     assert!(matches!(send(&server.url).await, Reply::Answered { errcode: 0, .. }));

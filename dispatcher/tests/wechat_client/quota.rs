@@ -1,4 +1,4 @@
-//! What a client makes of the answers to its question for the quota.
+//! How the client reads the answers to its quota request.
 
 use dispatcher::wechat::answer::{Meaning, row_of};
 use dispatcher::wechat::client::{Quota, QuotaError};
@@ -10,7 +10,7 @@ async fn quota(url: &str) -> Result<Quota, QuotaError> {
 }
 
 #[tokio::test]
-async fn the_quota_is_asked_for_by_wechats_own_path_even_through_a_gateway() {
+async fn quota_is_requested_by_wechats_own_path_even_via_a_gateway() {
     let answer = r#"{"errcode":0,"errmsg":"ok","quota":{"daily_limit":100,"used":40,"remain":60},
         "rate_limit":{"call_count":1000,"refresh_second":60}}"#;
     let server = Server::start(ok(answer)).await;
@@ -24,7 +24,7 @@ async fn the_quota_is_asked_for_by_wechats_own_path_even_through_a_gateway() {
 }
 
 #[tokio::test]
-async fn a_refusal_brings_its_code_and_no_words_of_wechats() {
+async fn quota_refusal_carries_the_code_but_not_wechats_text() {
     for (body, errcode, rid) in [
         (r#"{"errcode":48001,"errmsg":"api unauthorized rid: 5f-1a"}"#, 48001, "5f-1a"),
         (r#"{"errcode":76021,"errmsg":null}"#, 76021, ""),
@@ -40,7 +40,7 @@ async fn a_refusal_brings_its_code_and_no_words_of_wechats() {
 }
 
 #[tokio::test]
-async fn what_is_no_quota_is_none() {
+async fn invalid_quota_answer_yields_no_quota() {
     let long = format!(r#"{{"errcode":0,"errmsg":"{}"}}"#, "x".repeat(64 * 1024));
     let redirect = "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n";
     for (habit, cause) in [
@@ -65,7 +65,7 @@ async fn what_is_no_quota_is_none() {
 }
 
 #[tokio::test]
-async fn the_quota_of_a_strict_wechat_is_read_and_its_refusals_are_told_apart() {
+async fn quota_of_a_strict_wechat_is_read_and_refusals_are_told_apart() {
     let wechat = sandbox::Sandbox::new(sandbox::Settings { daily_quota: 3, ..Default::default() });
     wechat.add_app("wx1", SECRET).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! An HTTP server that reads requests properly and answers them in any way it is told to.
+//! An HTTP server that reads requests completely and answers them as configured.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a server does with each request.
+/// What the server does with each request.
 #[derive(Clone)]
 pub enum Habit {
-    /// Writes this, and goes on with the connection.
+    /// Writes this and keeps the connection open.
     Answer(String),
-    /// Writes this and closes.
+    /// Writes this and closes the connection.
     Cut(String),
     /// Never answers.
     Hang,
@@ -24,7 +24,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one on a port of its own.
+    /// Starts a server on a free port.
     pub async fn start(habit: Habit) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -39,7 +39,7 @@ impl Server {
         server
     }
 
-    /// Every request so far, as it came.
+    /// Every request so far, as it was received.
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
@@ -68,7 +68,7 @@ async fn serve(mut stream: TcpStream, habit: Habit, requests: Arc<Mutex<Vec<Stri
     }
 }
 
-/// Whether a request is there as a whole.
+/// Whether the request has been received completely.
 fn complete(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_lowercase();
     let Some((head, body)) = text.split_once("\r\n\r\n") else {

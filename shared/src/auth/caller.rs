@@ -1,4 +1,4 @@
-//! Whose call it is: what handlers ask.
+//! The caller of a request, and the checks that handlers make on it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,15 +12,16 @@ use super::permission::Permission;
 use crate::credential::AppId;
 use crate::status::Failure;
 
-/// Who makes a call, as the callers file knew them when it came in. Every request has one in its extensions.
+/// The authenticated caller of a request, as configured in the callers file when the request arrived. Every request has
+/// one in its extensions.
 #[derive(Clone)]
 pub struct Caller {
     entry: Arc<Entry>,
-    /// None where there is no callers file, and everybody may do everything.
+    /// `None` if no callers file is configured; then everybody may do everything.
     pass: Option<Arc<Pass>>,
 }
 
-/// What the call was let in with.
+/// How the call was authenticated, and which permissions it needs.
 struct Pass {
     callers: Arc<Callers>,
     proof: Proof,
@@ -28,7 +29,7 @@ struct Pass {
 }
 
 impl Caller {
-    /// Whoever calls where there is no callers file.
+    /// The caller of every request if no callers file is configured.
     pub fn anonymous() -> Self {
         let everything = BTreeSet::from(Permission::ALL);
         let entry = Entry::new("anonymous".into(), Vec::new(), Vec::new(), Apps::All, everything, None);
@@ -40,7 +41,8 @@ impl Caller {
         Ok(Self { entry, pass: Some(Arc::new(Pass { callers, proof, needs })) })
     }
 
-    /// Counts the call against the caller's rate, then looks whether it is permitted; so refused calls count as well.
+    /// Counts the call against the caller's rate limit, then checks its permissions. So calls without permission count
+    /// too.
     pub(super) fn counted(self) -> Result<Self, Failure> {
         if let Some(rate) = &self.entry.rate {
             rate.take().map_err(rate_limited)?;
@@ -57,28 +59,30 @@ impl Caller {
         }
     }
 
-    /// The caller of a request. Fails only where a request did not come through the door, a mistake of ours.
+    /// Returns the caller of a request. Fails only if the request bypassed the authentication layer, which is a bug.
     pub fn of<T>(request: &Request<T>) -> Result<Self, Failure> {
         request.extensions().get::<Self>().cloned().ok_or_else(Failure::internal)
     }
 
-    /// The name, for logs.
+    /// The name of the caller, for logs.
     pub fn name(&self) -> &str {
         &self.entry.name
     }
 
-    /// Whether this caller may use an app. One that it may not use must be answered like one that is not there.
+    /// Returns whether this caller may use an app. A forbidden app must get the same answer as an app that does not
+    /// exist.
     pub fn may_use(&self, app: &AppId) -> bool {
         self.entry.apps.contain(app)
     }
 
-    /// Fails with NOT_PERMITTED when this caller lacks a permission that only the request itself asks for.
+    /// Fails with NOT_PERMITTED if this caller lacks a permission. For permissions that depend on the content of the
+    /// request.
     pub fn needs(&self, permission: Permission) -> Result<(), Failure> {
         if self.entry.may(permission) { Ok(()) } else { Err(not_permitted(permission)) }
     }
 
-    /// The caller as the callers file knows it now, for streams, which outlive changes of it. Fails as at the door:
-    /// UNAUTHENTICATED, NOT_PERMITTED.
+    /// Looks the caller up in the current callers file. Streams use this, because they outlive changes of the file.
+    /// Fails like the first check of a call: UNAUTHENTICATED or NOT_PERMITTED.
     pub fn renewed(&self) -> Result<Self, Failure> {
         let Some(pass) = &self.pass else { return Ok(self.clone()) };
         let entry = pass.callers.book().find(&pass.proof).cloned().ok_or_else(unauthenticated)?;
@@ -87,8 +91,8 @@ impl Caller {
 }
 
 impl Caller {
-    /// Waits until this caller may no longer do what it was let in for, or use this app; answers with what a new call would
-    /// be refused with. Streams end by it.
+    /// Waits until this caller loses the permissions that the call needs, or the access to this app. Returns the error
+    /// that a new call would get. Streams end with it.
     pub fn revoked(&self, app: Option<AppId>) -> impl Future<Output = Failure> + Send + use<> {
         let caller = self.clone();
         async move {
@@ -101,7 +105,7 @@ impl Caller {
                     (Ok(caller), Some(app)) if !caller.may_use(app) => return Failure::unknown_app(),
                     _ => {}
                 }
-                // The sender lives as long as the callers, which this holds.
+                // The loop ends only if the sender is dropped; `pass.callers` keeps it alive.
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -109,7 +113,7 @@ impl Caller {
         }
     }
 
-    /// Whether there is a callers file, in which this caller stands.
+    /// Returns whether the caller is listed in a callers file.
     pub(crate) fn is_known(&self) -> bool {
         self.pass.is_some()
     }
@@ -121,7 +125,8 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// The same for no token, a wrong one and a wrong certificate: it tells nobody which.
+/// The same error for a missing token, a wrong token and a wrong certificate, so that it does not reveal which one it
+/// was.
 pub(super) fn unauthenticated() -> Failure {
     let sentence = "give a valid token as `authorization: Bearer TOKEN`, or a client certificate that names a caller";
     Failure::new(Code::Unauthenticated, "UNAUTHENTICATED", sentence)

@@ -1,5 +1,5 @@
-//! Whom a token or a certificate belongs to. The file is followed while the service runs: one that became wrong is refused
-//! with an error in the log, and what was known before stays.
+//! Maps tokens and certificates to callers. The callers file is reloaded while the service runs. An invalid new version
+//! is rejected with an error in the log, and the previous version stays in use.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -28,7 +28,7 @@ use crate::status::Failure;
 pub struct TokenHash(pub(super) [u8; SHA256_OUTPUT_LEN]);
 
 impl TokenHash {
-    /// Reads 64 hex digits.
+    /// Parses 64 hex digits.
     pub fn parse(hex: &str) -> Option<Self> {
         let digits: Option<Vec<u8>> = hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
         let digits = digits.filter(|digits| digits.len() == 2 * SHA256_OUTPUT_LEN)?;
@@ -56,14 +56,14 @@ impl fmt::Debug for TokenHash {
 /// The apps a caller may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Apps {
-    /// Whichever the service is set up for.
+    /// All apps that the service is configured for.
     All,
-    /// These.
+    /// Only these apps.
     These(BTreeSet<AppId>),
 }
 
 impl Apps {
-    /// Whether an app is one of them.
+    /// Returns whether the caller may use an app.
     pub fn contain(&self, app: &AppId) -> bool {
         match self {
             Self::All => true,
@@ -72,7 +72,7 @@ impl Apps {
     }
 }
 
-/// One caller of the file.
+/// One caller of the callers file.
 #[derive(Debug)]
 pub struct Entry {
     /// The name, for logs.
@@ -97,24 +97,24 @@ impl Entry {
         Self { name, tokens, certificate_names, apps, permissions, rate }
     }
 
-    /// Whether this is permitted.
+    /// Returns whether this caller has a permission.
     pub fn may(&self, permission: Permission) -> bool {
         self.permissions.contains(&permission)
     }
 }
 
-/// What a caller shows.
+/// The identity that a call presents.
 #[derive(Debug, Clone)]
 pub(super) enum Proof {
-    /// The hash of a token.
+    /// The hash of its token.
     Token(TokenHash),
-    /// The names in a certificate that the handshake has verified.
+    /// The names in its client certificate, which the TLS handshake has verified.
     Certificate(Arc<[String]>),
 }
 
 impl Proof {
-    /// What a call shows. A token counts before the certificate of its connection, also a wrong one: whoever sends a token
-    /// means it.
+    /// Returns the identity that a call presents. A token takes precedence over the client certificate of the
+    /// connection, even if the token is invalid.
     pub(super) fn of(headers: &HeaderMap, names: Option<&Arc<[String]>>) -> Option<Self> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
@@ -126,7 +126,7 @@ impl Proof {
     }
 }
 
-/// What one state of the file says.
+/// The content of one version of the callers file.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     entries: Vec<Arc<Entry>>,
@@ -146,7 +146,7 @@ impl Book {
         };
         problems.finish()?;
         for entry in &mut entries {
-            // What a caller has used up of this second is used up, whatever changed about the file.
+            // A reload does not reset a caller's rate limit, as long as its `calls_per_second` stays the same.
             let earlier = before.and_then(|before| before.entries.iter().find(|other| other.name == entry.name));
             if let (Some(rate), Some(earlier)) = (&mut entry.rate, earlier.and_then(|earlier| earlier.rate.as_ref()))
                 && rate.per_second() == earlier.per_second()
@@ -163,7 +163,7 @@ impl Book {
         Ok(book)
     }
 
-    /// The caller of a proof. Every token is compared, in constant time, so that the time taken tells nothing.
+    /// Finds the caller of an identity. Compares every token in constant time, so that the duration reveals nothing.
     pub(super) fn find(&self, proof: &Proof) -> Option<&Arc<Entry>> {
         let place = match proof {
             Proof::Token(presented) => {
@@ -176,7 +176,7 @@ impl Book {
             Proof::Certificate(names) => {
                 let mut found = names.iter().filter_map(|name| self.names.get(name.as_str()).copied());
                 let first = found.next()?;
-                // A certificate of two callers is neither's.
+                // A certificate with names of two different callers is rejected.
                 if found.any(|other| other != first) {
                     return None;
                 }
@@ -187,11 +187,11 @@ impl Book {
     }
 }
 
-/// The callers of the file, as it is now.
+/// The callers of the current version of the callers file.
 pub struct Callers {
     file: Watched,
     book: RwLock<Arc<Book>>,
-    /// Tells that there is another book.
+    /// Notifies of each new version that is in use.
     changed: watch::Sender<()>,
 }
 
@@ -202,7 +202,7 @@ impl fmt::Debug for Callers {
 }
 
 impl Callers {
-    /// Reads the file. Nothing when there is a problem with it, and then `problems` names every one.
+    /// Reads the callers file. Returns `None` if it is invalid; `problems` then lists every error.
     pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
         let (file, contents) =
             Watched::read([path.to_owned()]).map_err(|error| problems.add(format!("{FILE} {error}"))).ok()?;
@@ -215,18 +215,18 @@ impl Callers {
         }
     }
 
-    /// The names of callers that only a certificate can prove.
+    /// The names of the callers that have no token, only certificate names.
     pub fn without_token(&self) -> Vec<String> {
         let book = self.book();
         book.entries.iter().filter(|entry| entry.tokens.is_empty()).map(|entry| entry.name.to_string()).collect()
     }
 
-    /// Follows the file for ever; `in_use` shows whether its content is in use.
+    /// Watches the file forever and reloads it. Sets `in_use` to whether the latest content of the file is in use.
     pub async fn follow(self: Arc<Self>, in_use: IntGauge, outages: Outages) {
         let change = |contents: Contents| {
             let text = contents.first().map(Vec::as_slice).unwrap_or_default();
             let book = Book::read(text, Some(&self.book()))?;
-            // Nothing panics while it holds the lock.
+            // Code that holds the lock does not panic.
             *self.book.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
             self.changed.send_replace(());
             Ok::<_, SettingsError>(())
@@ -234,7 +234,7 @@ impl Callers {
         self.file.clone().follow(FILE, &in_use, &outages, change).await;
     }
 
-    /// To hear of each change of the file that is in use.
+    /// Notifies of each new version of the file that is in use.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -243,9 +243,10 @@ impl Callers {
         Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets a call in that needs any one of `needs`, or just a caller when there are none.
+    /// Authenticates and authorizes a call. The caller must have at least one permission of `needs`. If `needs` is
+    /// empty, authentication is enough.
     ///
-    /// Fails with UNAUTHENTICATED when it is nobody's, RATE_LIMITED when it is one too many, NOT_PERMITTED.
+    /// Fails with UNAUTHENTICATED (unknown caller), RATE_LIMITED or NOT_PERMITTED.
     pub fn admit(
         self: &Arc<Self>,
         headers: &HeaderMap,

@@ -1,21 +1,21 @@
-//! The names in a client's certificate, which the handshake has verified. Callers are found by them.
+//! Extracts the names in a client's certificate, which the TLS handshake has verified. They identify the caller.
 //!
-//! URI names (as SPIFFE has them) and DNS names of the subject alternative name count as they are written. The common
-//! name counts only in a certificate that has neither: whoever issues certificates thinks of it as a label.
+//! URI names (as in SPIFFE) and DNS names of the subject alternative name are used as they are written. The common name
+//! is used only if a certificate has neither, because certificate authorities treat the common name as a mere label.
 
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
-/// The DER tags that are met on the way to a common name.
+/// The DER tags on the path to a common name.
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
-/// UTF8String, PrintableString, IA5String: those that are ASCII or UTF-8 as they are.
+/// UTF8String, PrintableString and IA5String: the string types whose bytes are ASCII or UTF-8.
 const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];
-/// The object identifier 2.5.4.3, as DER has it.
+/// The DER encoding of the object identifier 2.5.4.3 (common name).
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// The names a certificate goes by; none when it can not be read.
+/// Returns the names in a certificate. Returns none if the certificate cannot be parsed.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     let names: Vec<String> =
@@ -23,7 +23,8 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     if names.is_empty() { common_name(certificate.subject()).map(String::from).into_iter().collect() } else { names }
 }
 
-/// The one common name of a subject (without its outer tag). Nothing when there are several: which one would it be?
+/// Returns the single common name of a subject (without its outer tag). Returns `None` if there are several, because
+/// none of them takes precedence.
 fn common_name(mut subject: &[u8]) -> Option<&str> {
     let mut found = None;
     while !subject.is_empty() {
@@ -42,14 +43,14 @@ fn common_name(mut subject: &[u8]) -> Option<&str> {
     found.filter(|name| !name.is_empty())
 }
 
-/// The content of the element that stands at the front, if it has this tag; what follows it is left over.
+/// Takes the element at the front of `bytes` and returns its content if it has this tag. `bytes` keeps what follows it.
 fn take<'a>(bytes: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
     let (&[found, length], rest) = bytes.split_first_chunk::<2>()?;
     let (length, rest) = match length {
         0..=0x7f => (usize::from(length), rest),
         0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
         0x82 => rest.split_first_chunk::<2>().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
-        // Longer ones are no names, and the indefinite form is none of DER's.
+        // A name is never longer, and DER does not allow the indefinite form.
         _ => return None,
     };
     let (content, rest) = rest.split_at_checked(length)?;
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn uri_and_dns_names_count_and_then_the_common_name_does_not() {
+    fn common_name_is_ignored_beside_uri_and_dns_names() {
         let alternatives = vec![
             SanType::URI("spiffe://prod/orders".try_into().unwrap()),
             SanType::DnsName("orders.internal".try_into().unwrap()),
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_common_name_counts_where_it_is_alone() {
+    fn common_name_is_used_if_there_is_no_other_name() {
         assert_eq!(names(&certificate(&["订单"], Vec::new())), ["订单"]);
         assert_eq!(names(&certificate(&[&"x".repeat(200)], Vec::new())), ["x".repeat(200)]);
         assert!(names(&certificate(&[], Vec::new())).is_empty());
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_common_names_neither_counts() {
+    fn two_common_names_are_both_ignored() {
         let cn = |name: &str| {
             let text = [&[0x0c, name.len() as u8], name.as_bytes()].concat();
             let pair = [&[0x06, 3][..], &COMMON_NAME, &text].concat();
@@ -108,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_no_name_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn garbage_gives_no_name_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = common_name(&bytes);
             prop_assert!(names(&CertificateDer::from(bytes)).is_empty());
         }

@@ -1,4 +1,4 @@
-//! The callers file: who may call, how they are known, and what each may do.
+//! Parses the callers file: who may call, how callers are identified, and what each may do.
 //!
 //! ```toml
 //! [callers.orders]
@@ -9,8 +9,8 @@
 //! calls_per_second = 100                       # of each replica; no limit when it is left out
 //! ```
 //!
-//! It is walked by hand rather than deserialized, so that everything wrong is reported at once, and so that no report
-//! quotes what may be a token or a hash.
+//! The TOML table is walked by hand, not deserialized. So all errors are reported together, and no error text quotes a
+//! value that may be a token or a hash.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -22,17 +22,18 @@ use super::permission::Permission;
 use crate::credential::{AppId, visible};
 use crate::problems::Problems;
 
-/// What people call the file.
+/// How error texts call the file.
 pub(super) const FILE: &str = "the callers file";
 const KEYS: [&str; 5] = ["token_sha256", "certificate_names", "apps", "permissions", "calls_per_second"];
-/// The longest name of a caller, in bytes: shorter than a token, so that none gets into the log by mistake.
+/// The maximum length of a caller's name, in bytes. It is shorter than a token, so that no token gets into the log as a
+/// name.
 const MAX_NAME: usize = 40;
 const MAX_CERTIFICATE_NAME: usize = 1024;
-/// The calls a second that a caller can be given. Below the lowest, a caller would wait longer than a process lives, or
-/// than a duration can say.
+/// The valid range of `calls_per_second`. Below the minimum, a caller would have to wait longer than the lifetime of a
+/// process, or longer than a `Duration` can hold.
 const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 
-/// Reads the text of the file. What is wrong is noted; then what is answered is of no use.
+/// Parses the text of the file. Adds all errors to `problems`; if there is any, the returned entries must not be used.
 pub fn parse(text: &str, problems: &mut Problems) -> Vec<Entry> {
     let Some(file) = problems.toml(FILE, text) else { return Vec::new() };
     for key in file.keys().filter(|key| *key != "callers") {
@@ -50,7 +51,7 @@ pub fn parse(text: &str, problems: &mut Problems) -> Vec<Entry> {
     entries
 }
 
-/// Notes what would name two callers at once.
+/// Reports tokens and certificate names that belong to more than one caller.
 fn shared_proofs(entries: &[Entry], problems: &mut Problems) {
     let (mut tokens, mut names) = (HashMap::new(), HashMap::new());
     for entry in entries {
@@ -91,9 +92,9 @@ fn entry(name: &str, value: &Value, problems: &mut Problems) -> Entry {
         "a name of at most 1024 bytes, without spaces around it and control characters",
     );
     if value.is_table() && !table.contains_key("token_sha256") && !table.contains_key("certificate_names") {
-        reader.wrong("has neither token_sha256 nor certificate_names: nobody could be this caller");
+        reader.wrong("has neither token_sha256 nor certificate_names: no client can authenticate as this caller");
     } else if value.is_table() && tokens.as_deref() == Some(&[]) && certificate_names.as_deref() == Some(&[]) {
-        reader.wrong("has an empty token_sha256 and no certificate_names: nobody could be this caller");
+        reader.wrong("has an empty token_sha256 and no certificate_names: no client can authenticate as this caller");
     }
     let apps = reader.apps(table);
     let permissions = reader.permissions(table);
@@ -118,7 +119,7 @@ impl Reader<'_> {
         self.problems.add(format!("{}: {what}", self.place));
     }
 
-    /// A list of texts, each read; empty when the key is not there, nothing after a problem.
+    /// Parses a list of strings. Returns an empty list if the key is missing, and `None` after an error.
     fn list<T>(&mut self, table: &Table, key: &str, read: impl Fn(&str) -> Option<T>, each: &str) -> Option<Vec<T>> {
         let Some(value) = table.get(key) else { return Some(Vec::new()) };
         let Some(items) = value.as_array() else {
@@ -149,7 +150,7 @@ impl Reader<'_> {
         let found: BTreeSet<Permission> =
             self.needed(table, "permissions", Permission::parse, &format!("one of {names}")).into_iter().collect();
         if found.contains(&Permission::BroadcastAll) && !found.contains(&Permission::Broadcast) {
-            self.wrong("has the permission broadcast_all, which is of no use without broadcast");
+            self.wrong("has the permission broadcast_all, which has no effect without broadcast");
         }
         found
     }
@@ -173,12 +174,12 @@ impl Reader<'_> {
     }
 }
 
-/// A name may have spaces inside, as common names do.
+/// Certificate names may contain spaces, as common names do.
 fn visible_text(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_CERTIFICATE_NAME && name.trim() == name && !name.chars().any(char::is_control)
 }
 
-/// A key for a sentence, unless it looks like a token that got into the wrong place.
+/// Quotes a key for an error text, unless the key looks like a misplaced token.
 fn quoted(key: &str) -> String {
     let harmless =
         key.len() <= 24 && key.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_' || byte == b'-');
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_has_proofs_apps_and_permissions() {
+    fn valid_file_gives_identities_apps_and_permissions() {
         let text = format!(
             "[callers.orders]\ntoken_sha256 = ['{HASH}', '{}']\napps = ['wx1', 'wx2']\npermissions = ['send', 'read']\n\
              calls_per_second = 0.5\n[callers.\"crm.eu\"]\ncertificate_names = ['spiffe://prod/crm', 'CRM of the EU']\n\
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once() {
+    fn all_errors_of_a_file_are_reported_together() {
         let text = format!(
             "other = 1\n[callers.a]\ntoken_sha256 = ['{HASH}']\ncertificate_names = ['n']\napps = ['wx1']\npermissions = ['send']\n\
              [callers.b]\ntoken_sha256 = ['{HASH}']\ncertificate_names = ['n', ' x']\napps = ['wx 1']\npermissions = ['all']\n\
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_no_wait_could_be_told_for_is_refused() {
+    fn rates_outside_the_valid_range_are_refused() {
         let with = |rate: &str| {
             parsed(&format!(
                 "[callers.a]\ntoken_sha256 = ['{HASH}']\napps = ['*']\npermissions = ['send']\ncalls_per_second = {rate}"
@@ -270,14 +271,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_caller_is_a_problem() {
+    fn file_without_a_caller_is_refused() {
         for text in ["", "[callers]", "callers = 1", "callers = []"] {
             assert_eq!(parsed(text).unwrap_err().len(), 1, "{text:?}");
         }
     }
 
     #[test]
-    fn no_problem_and_no_debug_output_quotes_a_token_or_a_hash() {
+    fn errors_and_debug_output_quote_no_token_and_no_hash() {
         for canary in [HASH, "kq0rTE+ssVj8oNqzYkq2r9E9R1oJk1J3l5JzT0Vq0pM="] {
             for text in [
                 "[callers.a]\ntoken_sha256 = ['CANARY x']",

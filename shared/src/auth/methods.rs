@@ -1,16 +1,17 @@
-//! What each RPC needs, as a table. A test walks the descriptors of both services: an RPC without a row does not pass.
+//! The permissions that each RPC needs, as a table. A test walks the descriptors of both services and fails if an RPC
+//! has no row.
 
 use super::permission::Permission;
 use super::permission::Permission::{Broadcast, Collect, Erase, Read, Send};
 
-/// What one RPC needs.
+/// One RPC and the permissions that it needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
-    /// Its path as gRPC has it.
+    /// The gRPC path.
     pub path: &'static str,
-    /// Any one of these permissions is enough.
+    /// The caller needs at least one of these permissions.
     pub needs: &'static [Permission],
-    /// Whether it lives long, as streams do, and is counted with them.
+    /// Whether the RPC is a stream. Streams have their own concurrency limit.
     pub stream: bool,
 }
 
@@ -24,9 +25,10 @@ const fn stream(path: &'static str, needs: &'static [Permission]) -> Method {
 
 /// Every RPC of both services.
 ///
-/// What only looks at broadcasts is open to `broadcast`, since whoever starts one has to see how it goes, and to `read`
-/// alone, so that a dashboard or a person on call can watch without being able to send anything. Broadcast to everybody
-/// needs [`Permission::BroadcastAll`] besides, which only its request tells.
+/// The RPCs that only read broadcasts are open to `broadcast`, because a caller that starts a broadcast must be able to
+/// follow it. They are also open to `read` alone, so that a dashboard or a person on call can watch without the right
+/// to send. A broadcast to every reachable user also needs [`Permission::BroadcastAll`]; only the request shows that,
+/// so it is not in this table.
 pub static METHODS: [Method; 17] = [
     unary("/formid.v1.CollectorService/Collect", &[Collect]),
     stream("/formid.v1.CollectorService/CollectStream", &[Collect]),
@@ -47,31 +49,31 @@ pub static METHODS: [Method; 17] = [
     stream("/formid.v1.DispatcherService/WatchBroadcast", &[Read, Broadcast]),
 ];
 
-/// Health is asked by load balancers and the like, which have no token.
+/// Health checks come from load balancers and similar clients, which have no token.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
-/// Reflection tells what the protos tell, so any caller will do.
+/// Reflection reveals only what the protos say, so any authenticated caller may use it.
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// What a path asks for.
+/// The access rule of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Door {
-    /// Health: nobody has to say who they are, and it is never turned away.
+    /// Health checks: no authentication, never rejected.
     Open,
-    /// Reflection: any caller, and it is a stream.
+    /// Reflection: any authenticated caller. It is a stream.
     Reflection,
     /// An RPC of the table.
     Method(&'static Method),
-    /// Nothing that is served. Only callers learn so.
+    /// No such RPC. Only authenticated callers get this answer.
     Nothing,
 }
 
-/// Whether a path is of health.
+/// Returns whether a path belongs to the health service.
 pub(crate) fn is_health(path: &str) -> bool {
     path.starts_with(HEALTH)
 }
 
-/// What the path of a call asks for.
+/// Returns the access rule of a path.
 pub fn door(path: &str) -> Door {
     match METHODS.iter().find(|method| method.path == path) {
         Some(method) => Door::Method(method),
@@ -92,7 +94,7 @@ mod tests {
     use crate::proto::DESCRIPTORS;
 
     #[test]
-    fn every_rpc_of_both_services_has_a_row_and_every_row_an_rpc() {
+    fn table_and_descriptors_list_the_same_rpcs() {
         let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap().file;
         let mut described = BTreeMap::new();
         for file in &files {
@@ -105,12 +107,12 @@ mod tests {
         }
         let rows: BTreeMap<_, _> = METHODS.iter().map(|row| (row.path.to_owned(), row.stream)).collect();
         assert_eq!(rows, described);
-        assert_eq!(rows.len(), METHODS.len(), "a path stands there twice");
+        assert_eq!(rows.len(), METHODS.len(), "the table has a path twice");
         assert!(METHODS.iter().all(|row| !row.needs.is_empty()));
     }
 
     #[test]
-    fn only_health_is_open_to_everybody() {
+    fn only_health_needs_no_authentication() {
         assert_eq!(door("/grpc.health.v1.Health/Check"), Door::Open);
         assert_eq!(door("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"), Door::Reflection);
         for path in ["", "/", "/formid.v1.CollectorService/Steal", "/grpc.health.v1.HealthX/Check"] {

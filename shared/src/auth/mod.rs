@@ -1,11 +1,13 @@
-//! Who may call what. This is the only room that decides it; handlers ask a [`Caller`] about the app of a request.
+//! Authentication and authorization: who may call what. All of it is decided here. Handlers ask a [`Caller`] whether it
+//! may use the app of a request.
 //!
-//! - [`permission`]: what can be permitted, and [`methods`]: what each RPC needs, as a table;
-//! - [`file`](mod@file): the callers file, and [`callers`]: whom a token or a certificate belongs to, also after the file changed;
-//! - [`caller`]: whose call it is, and what handlers may ask about that;
-//! - [`certificate`]: the names in a client's certificate; [`rate`]: how many calls a second; [`audit`]: who did what.
+//! - [`permission`]: the permissions; [`methods`]: which of them each RPC needs, as a table;
+//! - [`file`](mod@file): the callers file; [`callers`]: maps tokens and certificates to callers, and reloads the file;
+//! - [`caller`]: the caller of a request, and the checks that handlers make on it;
+//! - [`certificate`]: the names in a client's certificate; [`rate`]: calls per second; [`audit`]: the audit log.
 //!
-//! Tokens are known by their SHA-256 only. Neither tokens nor hashes show in logs, errors or `Debug`.
+//! The service knows only the SHA-256 of each token. Neither tokens nor hashes appear in logs, errors or `Debug`
+//! output.
 
 pub mod audit;
 pub mod caller;

@@ -1,30 +1,30 @@
-//! What a caller can be permitted to do.
+//! The permissions of a caller.
 
 use std::fmt;
 
-/// One permission, by the name it has in the callers file.
+/// One permission. Its name is the one used in the callers file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permission {
-    /// Hand in credentials, and events that change them.
+    /// Hand in credentials, and report events that change them.
     Collect,
-    /// Look at what is in stock and at broadcasts.
+    /// Read the stock of credentials, and broadcasts.
     Read,
-    /// Delete all that is stored of a user.
+    /// Delete all stored data of a user.
     Erase,
     /// Send single messages.
     Send,
-    /// Begin, change and watch broadcasts to lists.
+    /// Create, control and watch broadcasts to lists of users.
     Broadcast,
-    /// Begin broadcasts to every reachable user; of no use without [`Permission::Broadcast`].
+    /// Create broadcasts to every reachable user. Has no effect without [`Permission::Broadcast`].
     BroadcastAll,
 }
 
 impl Permission {
-    /// All of them, in the order of the documentation.
+    /// All permissions, in the order of the documentation.
     pub const ALL: [Self; 6] =
         [Self::Collect, Self::Read, Self::Erase, Self::Send, Self::Broadcast, Self::BroadcastAll];
 
-    /// As it is written in the callers file.
+    /// The name in the callers file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Collect => "collect",
@@ -36,7 +36,7 @@ impl Permission {
         }
     }
 
-    /// The permission of a name.
+    /// Parses the name of a permission.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|permission| permission.name() == name)
     }

@@ -1,10 +1,11 @@
-//! Files that are read again while a service runs: whether their content is in use, and when the certificate expires.
+//! Metrics of files that are reloaded while a service runs: whether the content is in use, and when the TLS certificate
+//! expires.
 
 use prometheus::{Error, IntGauge, IntGaugeVec};
 
 use super::registry::Registry;
 
-/// What one service tells of its files; clones share the numbers. A file that is not set has no series.
+/// The file metrics of one service; clones share the values. A file that is not configured has no series.
 #[derive(Debug, Clone)]
 pub struct FileMetrics {
     in_use: IntGaugeVec,
@@ -12,15 +13,15 @@ pub struct FileMetrics {
 }
 
 impl FileMetrics {
-    /// Without any file.
+    /// Registers the metrics, without any file.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         Ok(Self {
             in_use: registry.gauges(
                 "formid_reload_successful",
-                "1 while the content of a file is in use, 0 while it is refused or can not be read",
+                "1 while the content of a file is in use, 0 while it is refused or cannot be read",
                 &["file"],
             )?,
-            // Without labels, but a vector: a gauge would be 0 where there is no certificate.
+            // A vector without labels, because a plain gauge would report 0 if there is no certificate.
             expiry: registry.gauges(
                 "formid_tls_certificate_expiry_timestamp_seconds",
                 "When the first certificate of the service's chain expires, in seconds since 1970",
@@ -29,12 +30,12 @@ impl FileMetrics {
         })
     }
 
-    /// Whether the content of a file is in use: `callers` or `tls`.
+    /// The gauge of a file (`callers` or `tls`): whether its content is in use.
     pub fn in_use(&self, file: &'static str) -> IntGauge {
         self.in_use.with_label_values(&[file])
     }
 
-    /// The certificate that is in use expires at this time, if that could be read.
+    /// Sets the expiry time of the certificate in use, if it could be read.
     pub fn certificate_expires(&self, at: Option<i64>) {
         match at {
             Some(at) => self.expiry.with_label_values(&[] as &[&str]).set(at),

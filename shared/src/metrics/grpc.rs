@@ -1,11 +1,12 @@
-//! Calls by method and code, under the names that gRPC services have in other languages, so that dashboards made for
-//! those work here.
+//! Counts calls by method and code, under the metric names that gRPC services have in other languages, so that
+//! dashboards made for those work here.
 //!
-//! The layer stands outside of all others: what they refuse is counted too. A call ends with the code in its trailers, or
-//! in its headers where there is nothing else. One that is given up before has the code CANCELLED, or DEADLINE_EXCEEDED if
-//! its time was over: a client whose deadline passes hangs up by itself, at about the moment at which it would be told.
+//! This layer is the outermost, so that calls rejected by the other layers are counted too. A call's code is in its
+//! trailers, or in its headers if the response has no body. A call that the client abandons is counted as CANCELLED, or
+//! as DEADLINE_EXCEEDED if its deadline had passed: a client cancels the call itself when its deadline passes, at about
+//! the moment at which the service would answer DEADLINE_EXCEEDED.
 //!
-//! Only the methods of the service itself are counted. Health and reflection are not, and neither is a path that is none.
+//! Only the methods of the service itself are counted, not health checks, reflection or unknown paths.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,7 +30,7 @@ use crate::deadline;
 use crate::proto::DESCRIPTORS;
 use crate::status;
 
-/// The names of the codes, by their number.
+/// The `grpc_code` labels, indexed by the number of the code.
 const CODES: [&str; 17] = [
     "OK",
     "Canceled",
@@ -50,10 +51,11 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// A client's clock runs before the call arrives here: one that hangs up so shortly before its deadline has no time left.
+/// A client's deadline starts before the call arrives here. A call that is cancelled this shortly before its deadline
+/// counts as expired.
 const EARLY: Duration = Duration::from_millis(10);
 
-/// Counts the calls of one service: a layer, whose clones share the counts.
+/// Tower layer that counts the calls of one service. Clones share the counters.
 #[derive(Debug, Clone)]
 pub struct Calls {
     methods: Arc<Methods>,
@@ -62,9 +64,9 @@ pub struct Calls {
 
 #[derive(Debug)]
 struct Methods {
-    /// What the paths of all methods begin with.
+    /// The common prefix of all method paths.
     prefix: String,
-    /// Few: looking through them costs less than a hash.
+    /// A short list: a linear search is faster than a hash lookup.
     by_name: Vec<(String, Arc<Method>)>,
 }
 
@@ -77,16 +79,16 @@ struct Method {
 }
 
 impl Calls {
-    /// All methods of the service, at 0. Fails when the descriptors have no such service.
+    /// Registers the metrics for all methods of the service, at 0. Fails if the descriptors have no such service.
     pub fn new(registry: &Registry, service: &str) -> Result<Self, Error> {
         let labels = ["grpc_service", "grpc_method", "grpc_type", "grpc_code"];
         let method = &labels[..3];
         let started = registry.counters("grpc_server_started_total", "Calls that began", method)?;
-        let handled = registry.counters("grpc_server_handled_total", "Calls that ended, by their code", &labels)?;
-        let help = "How long calls took from their first byte to their last, in seconds";
+        let handled = registry.counters("grpc_server_handled_total", "Calls that ended, by code", &labels)?;
+        let help = "Duration of calls from the first byte to the last, in seconds";
         let seconds = registry.histograms("grpc_server_handling_seconds", help, method, CALL_SECONDS)?;
-        let in_flight = registry.gauge("formid_requests_in_flight", "Calls of the service that are under way")?;
-        let shed = registry.counter("formid_requests_shed_total", "Calls that were turned away for want of room")?;
+        let in_flight = registry.gauge("formid_requests_in_flight", "Calls of the service in progress")?;
+        let shed = registry.counter("formid_requests_shed_total", "Calls rejected because a limit was reached")?;
         let by_name = methods(service)?.into_iter().map(|descriptor| {
             let name = descriptor.name();
             let labels = [service, name, kind(&descriptor)];
@@ -103,7 +105,7 @@ impl Calls {
         Ok(Self { methods: Arc::new(methods), shed })
     }
 
-    /// Counts the calls that are turned away for want of room, for whoever turns them away.
+    /// The counter of calls that are rejected because a limit was reached. The code that rejects them increments it.
     pub fn shed(&self) -> &IntCounter {
         &self.shed
     }
@@ -137,13 +139,13 @@ fn kind(method: &MethodDescriptorProto) -> &'static str {
     }
 }
 
-/// A call under way; it ends when this is dropped.
+/// A call in progress. Dropping it ends the call.
 struct Call {
     method: Arc<Method>,
     begun: Instant,
-    /// How much time the caller gave it.
+    /// The timeout that the caller set.
     limit: Option<Duration>,
-    /// How it ended, once that is known.
+    /// The code that the call ended with, once it is known.
     code: Option<Code>,
 }
 
@@ -161,7 +163,7 @@ impl Drop for Call {
         });
         self.method.in_flight.dec();
         self.method.seconds.observe(took.as_secs_f64());
-        // Every code of tonic's is one of the 17.
+        // Every `Code` of tonic is one of the 17, so the lookup always succeeds.
         if let Some(handled) = self.method.handled.get(code as usize) {
             handled.inc();
         }
@@ -176,7 +178,7 @@ impl<S> Layer<S> for Calls {
     }
 }
 
-/// See [`Calls`].
+/// The service of the layer [`Calls`].
 #[derive(Debug, Clone)]
 pub struct Counting<S> {
     calls: Calls,
@@ -202,7 +204,7 @@ where
 }
 
 pin_project! {
-    /// A call until its headers are there.
+    /// A call until its response headers are available.
     pub struct Counted<F> {
         #[pin]
         answer: F,
@@ -240,7 +242,7 @@ where
     }
 }
 
-/// The rest of a call: what is answered, and the trailers with the code.
+/// The body of a response. Its trailers have the code.
 struct CountedBody {
     body: Body,
     call: Option<Call>,
@@ -282,7 +284,7 @@ mod tests {
     use crate::metrics::registry::{REDIS_SECONDS, WECHAT_SECONDS};
 
     #[test]
-    fn every_method_of_a_service_stands_at_zero_and_no_other_path_adds_one() {
+    fn all_methods_start_at_zero_and_unknown_paths_are_not_counted() {
         let registry = Registry::default();
         let calls = Calls::new(&registry, "formid.v1.CollectorService").unwrap();
         let text = registry.text().unwrap();
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_histograms_reach_as_far_as_a_call_may_take() {
+    fn histogram_buckets_cover_the_longest_calls() {
         let config: serde_json::Value =
             serde_json::from_str(include_str!("../../../proto/service-config.json")).unwrap();
         let timeouts =
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_is_given_up_is_cancelled_unless_its_time_was_over() {
+    fn abandoned_call_is_cancelled_unless_its_deadline_passed() {
         let registry = Registry::default();
         let calls = Calls::new(&registry, "formid.v1.CollectorService").unwrap();
         let mut headers = HeaderMap::new();
@@ -335,9 +337,9 @@ mod tests {
     }
 
     #[test]
-    fn the_names_stand_in_the_order_of_the_codes() {
+    fn code_names_are_in_the_order_of_their_numbers() {
         for (number, name) in (0..).zip(CODES) {
-            // tonic spells one of them as the protocol does, with two l and two letters in capitals.
+            // tonic spells two of them differently: "Cancelled" and "Ok".
             let spelt = format!("{:?}", Code::from_i32(number)).replace("Cancelled", "Canceled").replace("Ok", "OK");
             assert_eq!(spelt, name);
         }

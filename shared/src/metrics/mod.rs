@@ -1,16 +1,16 @@
-//! What a service counts, for Prometheus.
+//! Prometheus metrics of a service.
 //!
-//! - [`registry`]: where metrics are made, and the text they are read as;
+//! - [`registry`]: creates metrics, and renders them as text;
 //! - [`page`]: the HTTP endpoint for that text;
-//! - [`grpc`]: calls, by method and code; [`redis`]: commands; [`files`]: certificates and files that are read again;
+//! - [`grpc`]: calls, by method and code; [`redis`]: commands; [`files`]: certificates and reloaded files;
 //! - `process`: memory and CPU.
 //!
-//! There are no globals: each service makes its metrics once and hands them to its parts, so that several services in one
-//! process do not mix. A part gets a small struct with the handles it needs, looked up before the first call; to count is
-//! then to add to an atomic.
+//! There are no global metrics. Each service creates its metrics once and passes them to its parts, so that several
+//! services in one process do not mix. A part gets a small struct of metric handles that were looked up in advance;
+//! counting is then one atomic addition.
 //!
-//! Labels take values out of closed sets only: apps of the settings, methods of the descriptors, codes of tables. What
-//! comes from outside and is in no such set becomes `other`, or is not counted. No label tells of a user, a template, a
+//! Label values come only from closed sets: the configured apps, the methods in the descriptors, the codes in tables.
+//! An external value outside of these sets becomes `other` or is not counted. No label identifies a user, a template, a
 //! request or a credential.
 
 pub mod files;
@@ -33,20 +33,20 @@ use crate::store;
 /// The metrics that both services have.
 #[derive(Clone)]
 pub struct ServiceMetrics {
-    /// Where they stand; a service adds its own.
+    /// The registry of these metrics; a service adds its own metrics.
     pub registry: Registry,
     /// Calls of the service.
     pub calls: Calls,
-    /// What Redis is asked.
+    /// Redis commands.
     pub redis: RedisMetrics,
-    /// Files that are read again while the service runs.
+    /// Files that are reloaded while the service runs.
     pub files: FileMetrics,
-    /// Work that is repeated until it succeeds.
+    /// Work that is retried until it succeeds.
     pub outages: Outages,
 }
 
 impl ServiceMetrics {
-    /// The metrics of the service with this full name, which must be in the descriptors.
+    /// Registers the metrics of the service with this full name, which must be in the descriptors.
     pub fn new(service: &str) -> Result<Self, Error> {
         let registry = Registry::default();
         let calls = Calls::new(&registry, service)?;
@@ -54,7 +54,7 @@ impl ServiceMetrics {
         let files = FileMetrics::new(&registry)?;
         let outages = Outages::new(&registry)?;
         process::register(&registry)?;
-        let build = registry.gauges("formid_build_info", "1, for each version that runs", &["version"])?;
+        let build = registry.gauges("formid_build_info", "1, labelled with the version that runs", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self { registry, calls, redis, files, outages })
     }

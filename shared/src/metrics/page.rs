@@ -1,5 +1,5 @@
-//! The page that Prometheus reads: `/metrics` on a port of its own, and nothing else there. It talks to nobody, so it
-//! answers while Redis or WeChat do not.
+//! Serves the metrics to Prometheus: `/metrics` on a port of its own, with no other path. It depends on no other
+//! system, so it answers while Redis or WeChat are down.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -24,17 +24,18 @@ use tracing::{debug, error, info};
 use super::registry::Registry;
 use crate::serve::accept::{Acceptor, Bounds, Opened};
 
-/// The text format that every Prometheus reads.
+/// The content type of Prometheus' text format, which every version of Prometheus reads.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// More than a few who read it at once, and longer than there is between two times that one does.
+/// Enough connections for several Prometheus servers. The idle timeout is longer than a usual scrape interval.
 const BOUNDS: Bounds =
     Bounds { listener: "metrics", connections: 32, idle: Duration::from_secs(120), replace_busy: true };
 
-/// How long a connection that is to be closed may take to finish its answer.
+/// How long a connection may take to finish its response when it is closed.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// The page while it is served. Dropped, it takes in no more, closes its idle connections, and finishes the others.
+/// The metrics endpoint. When this is dropped, it accepts no more connections, closes idle ones, and finishes
+/// responses.
 #[derive(Debug)]
 #[must_use = "the page is served until this is dropped"]
 pub struct Page {
@@ -42,7 +43,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// Serves these metrics; nothing where there is no listener.
+    /// Serves the metrics of `registry`. Does nothing if `listener` is `None`.
     pub fn open(listener: Option<TcpListener>, registry: &Registry) -> Self {
         let Some(listener) = listener else { return Self { _stop: None } };
         if let Ok(listen) = listener.local_addr() {
@@ -65,7 +66,7 @@ impl Page {
     }
 }
 
-/// Answers what comes by one connection, until its end, or `stop`.
+/// Serves one connection until it ends or `stop` is cancelled.
 async fn drive(stream: TcpStream, opened: Opened, routes: Router, stop: CancellationToken) {
     let service = service_fn(|request: Request<Incoming>| {
         let (answer, call) = (routes.clone().oneshot(request), opened.usage().begin());
@@ -76,13 +77,13 @@ async fn drive(stream: TcpStream, opened: Opened, routes: Router, stop: Cancella
         }
     });
     let mut builder = Builder::new();
-    // From the end of the answer before.
+    // The timeout starts at the end of the previous response.
     builder.timer(TokioTimer::new()).header_read_timeout(BOUNDS.idle);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         ended = connection.as_mut() => {
             if let Err(error) = ended {
-                debug!(%error, "a connection for metrics broke");
+                debug!(%error, "a metrics connection failed");
             }
             return;
         }
@@ -102,7 +103,7 @@ async fn text(State(registry): State<Registry>) -> Response {
     match registry.text() {
         Ok(text) => ([(CONTENT_TYPE, TEXT)], text).into_response(),
         Err(error) => {
-            error!(%error, "metrics can not be written");
+            error!(%error, "the metrics cannot be encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

@@ -1,5 +1,5 @@
-//! Memory and CPU of the process, from /proc. The crate's own collector of these counts CPU in whole seconds and brings
-//! four more names. Where there is no /proc these metrics are missing.
+//! Memory and CPU usage of the process, read from /proc. The prometheus crate's own collector counts CPU time in whole
+//! seconds and adds four more metrics. On a system without /proc, these metrics are missing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,22 +9,22 @@ use prometheus::{Counter, Error, Gauge};
 
 use super::registry::Registry;
 
-/// The unit of times in /proc: Linux tells them to programs in hundredths of a second on every machine Rust knows,
-/// whatever its own clock does.
+/// The unit of times in /proc. Linux reports them in hundredths of a second on every platform that Rust supports,
+/// independently of the kernel's own tick rate.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// What the process has used so far.
+/// The resource usage of the process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Used {
     pub(super) resident_bytes: u64,
     pub(super) cpu_seconds: f64,
-    /// When it was started, in seconds since 1970.
+    /// When the process started, in seconds since 1970.
     pub(super) started: f64,
 }
 
 pub(super) fn register(registry: &Registry) -> Result<(), Error> {
     let process = Process {
-        resident: Gauge::new("process_resident_memory_bytes", "Memory that the process holds, in bytes")?,
+        resident: Gauge::new("process_resident_memory_bytes", "Resident memory of the process, in bytes")?,
         cpu: Counter::new("process_cpu_seconds_total", "User and system CPU time, in seconds")?,
         started: Gauge::new("process_start_time_seconds", "When the process was started, in seconds since 1970")?,
         reading: Arc::default(),
@@ -32,13 +32,13 @@ pub(super) fn register(registry: &Registry) -> Result<(), Error> {
     registry.add(process).map(drop)
 }
 
-/// Read when it is asked for, which costs three small files.
+/// Reads /proc at each scrape, which costs reading three small files.
 #[derive(Clone)]
 struct Process {
     resident: Gauge,
     cpu: Counter,
     started: Gauge,
-    /// Two that read at once would add the same CPU time twice.
+    /// Serializes scrapes: two at once would add the same CPU time twice.
     reading: Arc<Mutex<()>>,
 }
 
@@ -57,7 +57,7 @@ impl Collector for Process {
     }
 }
 
-/// Nothing where there is no /proc.
+/// Returns `None` on a system without /proc.
 pub(super) fn read() -> Option<Used> {
     let read = |path| std::fs::read_to_string(path).ok();
     parse(&read("/proc/self/status")?, &read("/proc/self/stat")?, &read("/proc/stat")?)
@@ -66,7 +66,8 @@ pub(super) fn read() -> Option<Used> {
 fn parse(status: &str, stat: &str, machine: &str) -> Option<Used> {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    // The second field is the program's name in parentheses, which may hold anything; counted from 3 behind it.
+    // The second field is the program's name in parentheses, and the name may contain anything. So the fields are
+    // counted from the closing parenthesis, behind which field 3 follows.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
     let booted: f64 = machine.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_are_read_as_linux_writes_them() {
+    fn proc_files_are_parsed_as_linux_writes_them() {
         let status = "Name:\tx\nVmHWM:\t   99 kB\nVmRSS:\t   12 kB\n";
         let stat = "7 (a ) b) S 1 7 7 0 -1 4194304 90 0 0 0 250 50 0 0 20 0 9 0 1000 0 0";
         let used = parse(status, stat, "cpu 1 2\nbtime 1700000000\n").unwrap();
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_started_and_uses_memory() {
+    fn read_returns_plausible_usage_of_this_process() {
         let used = read().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         assert!(used.resident_bytes > 100_000 && used.started <= now + 1.0 && used.started > now - 3600.0, "{used:?}");

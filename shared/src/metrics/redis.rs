@@ -1,4 +1,4 @@
-//! What Redis is asked, how long it takes, and whether it answers.
+//! Metrics of Redis commands: durations, errors, and whether Redis is up.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -10,10 +10,10 @@ use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntGauge};
 use super::registry::{REDIS_SECONDS, Registry};
 use crate::outage::{Outage, QUIET};
 
-/// A command that nobody named.
+/// The label of commands that are not in the list of known commands.
 const OTHER: &str = "other";
 
-/// Counts what one service asks of Redis; clones share the counts.
+/// Counts the Redis commands of one service. Clones share the counters.
 #[derive(Debug, Clone)]
 pub struct RedisMetrics {
     inner: Arc<Inner>,
@@ -22,28 +22,29 @@ pub struct RedisMetrics {
 #[derive(Debug)]
 struct Inner {
     seconds: HistogramVec,
-    /// By the name of the command or script; made at its first use, since a service uses few of them.
+    /// Histograms by the name of the command or script. Each is created at its first use, because a service uses few of
+    /// them.
     by_command: HashMap<&'static str, OnceLock<Histogram>>,
     errors: IntCounter,
-    /// Counts the same errors, but for those that are about one command.
+    /// Logs the errors. It counts them in `errors` too, except errors that concern only one command.
     outage: Outage,
     up: IntGauge,
 }
 
 impl RedisMetrics {
-    /// Nothing was asked yet, and Redis counts as away. The commands are what may be asked: commands and files of scripts.
+    /// Registers the metrics. `formid_redis_up` starts at 0. `commands` are the names of all commands and script files.
     pub fn new(registry: &Registry, commands: impl Iterator<Item = &'static str>) -> Result<Self, Error> {
         let seconds = registry.histograms(
             "formid_redis_seconds",
-            "How long Redis took to answer, in seconds; a script goes by its file",
+            "Duration of Redis commands, in seconds; a script is labelled with its file name",
             &["command"],
             REDIS_SECONDS,
         )?;
         let errors = registry.counter(
             "formid_redis_errors_total",
-            "Commands and scripts that Redis refused, or did not answer, or that found no connection",
+            "Commands and scripts that failed: rejected by Redis, not answered, or without a connection",
         )?;
-        let up = registry.gauge("formid_redis_up", "Whether Redis answered when it was last looked after: 1 or 0")?;
+        let up = registry.gauge("formid_redis_up", "1 if Redis answered the last health check, otherwise 0")?;
         let (begins, ends) = ("commands to Redis fail", "commands to Redis succeed again");
         let outage = Outage::new("redis", None, begins.into(), ends.into(), Some(errors.clone()), QUIET);
         let inner = Inner {
@@ -56,7 +57,7 @@ impl RedisMetrics {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// A command was answered, or given up, after this time.
+    /// Records the duration of a command that was answered or given up.
     pub(crate) fn took(&self, command: &str, time: Duration) {
         let Inner { seconds, by_command, .. } = &*self.inner;
         if let Some((name, made)) = by_command.get_key_value(command).or_else(|| by_command.get_key_value(OTHER)) {
@@ -64,22 +65,22 @@ impl RedisMetrics {
         }
     }
 
-    /// Redis did what a command asked for.
+    /// Records that a command succeeded.
     pub(crate) fn succeeded(&self) {
         self.inner.outage.succeeded();
     }
 
-    /// Redis refused a command for what it asks for.
+    /// Records that Redis rejected a command because of its content.
     pub(crate) fn refused(&self) {
         self.inner.errors.inc();
     }
 
-    /// A command was not answered, or with an error that may pass.
+    /// Records that a command got no answer, or an error that may be temporary.
     pub(crate) fn failed(&self, error: &dyn Display) {
         self.inner.outage.failed(error);
     }
 
-    /// Redis was looked after.
+    /// Records the result of a health check of Redis.
     pub(crate) fn is_up(&self, up: bool) {
         self.inner.up.set(up.into());
     }

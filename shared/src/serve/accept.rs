@@ -1,9 +1,9 @@
-//! Accepting connections, of every listener: so many at once, and none that is idle for long.
+//! Accepts connections: limits their number for each listener, and how long they may be idle.
 //!
-//! - Where all are taken, the one that has been idle for the longest makes room for the next: connections that do nothing
-//!   keep nobody away, however many somebody opens.
-//! - When the system lets none in, as it does when the process is out of files, the log tells when that begins and when it
-//!   is over, and not each time.
+//! - When the limit is reached, the connection that has been idle for the longest time is closed for a new one. So idle
+//!   connections keep no client out, however many a client opens.
+//! - When the system refuses to accept connections, for example because the process is out of file descriptors, one
+//!   line is logged when that begins and one when it ends.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,29 +16,30 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tracing::{debug, info, warn};
 
-/// How long to wait before accepting again when the system refuses.
+/// How long to wait before accepting again after the system refused.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a connection that has a call is looked at again.
+/// How often a connection with calls in progress is checked again.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// When nothing was refused for so long, that is over.
+/// A condition ends when it has not occurred for this long.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// What bounds the connections of one listener.
+/// The limits of the connections of one listener.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// What the listener is for, in logs.
+    /// The name of the listener in logs.
     pub listener: &'static str,
-    /// The most connections at once.
+    /// The maximum number of connections.
     pub connections: usize,
-    /// How long one may be open without a call.
+    /// How long a connection may be open without a call.
     pub idle: Duration,
-    /// Where all have calls, the oldest makes room too; otherwise whoever comes is turned away.
+    /// Whether the oldest connection is closed for a new one if all have calls in progress. If not, new ones are
+    /// closed.
     pub replace_busy: bool,
 }
 
-/// A listener, and the connections that it has let in.
+/// A listener and its open connections.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: TcpListener,
@@ -47,12 +48,12 @@ pub(crate) struct Acceptor {
     full: Condition,
 }
 
-/// The connections that are open.
+/// The open connections of a listener.
 #[derive(Debug)]
 struct Open {
     bounds: Bounds,
     connections: Mutex<HashMap<u64, Arc<Usage>>>,
-    /// The number of the next one.
+    /// The number of the next connection.
     next: Mutex<u64>,
 }
 
@@ -61,13 +62,13 @@ struct Open {
 pub(crate) struct Usage {
     opened: Instant,
     calls: AtomicUsize,
-    /// When a call last ended, or it was opened.
+    /// When the last call ended, or when the connection was opened.
     idle_since: Mutex<Instant>,
-    /// It has to make room.
+    /// Cancelled when the connection must close for a new one.
     replaced: CancellationToken,
 }
 
-/// An open connection, which is counted until this is dropped.
+/// An open connection. It counts as open until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Opened {
     usage: Arc<Usage>,
@@ -86,7 +87,7 @@ impl Acceptor {
         Self { listener, open: Arc::new(open), refused, full }
     }
 
-    /// The next connection. May be given up at any time.
+    /// Returns the next connection. This future may be dropped at any time.
     pub(crate) async fn next(&mut self) -> (TcpStream, Opened) {
         let Bounds { listener, connections, .. } = self.open.bounds;
         loop {
@@ -97,7 +98,7 @@ impl Acceptor {
                     continue;
                 }
                 () = self.full.over() => {
-                    info!(listener, "there is room for connections again");
+                    info!(listener, "the number of connections is below the limit again");
                     continue;
                 }
             };
@@ -106,16 +107,16 @@ impl Acceptor {
                     let (opened, full) = self.open.admit();
                     if full && self.full.happens() {
                         let how = if opened.is_some() { "idle ones are closed" } else { "new ones are closed" };
-                        warn!(listener, connections, "all connections are taken: {how}");
+                        warn!(listener, connections, "the limit of connections is reached: {how}");
                     }
                     if let Some(opened) = opened {
                         return (stream, opened);
                     }
                 }
-                Err(error) if of_one_peer(&error) => debug!(%error, "a connection broke while it was accepted"),
+                Err(error) if of_one_peer(&error) => debug!(%error, "a connection failed while it was accepted"),
                 Err(error) => {
                     if self.refused.happens() {
-                        warn!(listener, %error, "no connection can be accepted");
+                        warn!(listener, %error, "connections cannot be accepted");
                     }
                     sleep(PAUSE).await;
                 }
@@ -123,10 +124,11 @@ impl Acceptor {
         }
     }
 
-    /// Those who wait to be accepted now, as far as there is room; the listener is closed after the last of them.
+    /// Returns the connections that wait to be accepted now, up to the limit. Closes the listener after the last of
+    /// them.
     pub(crate) fn waiting(self) -> impl Iterator<Item = (TcpStream, Opened)> {
         let Self { listener, open, .. } = self;
-        // By the system's own word: the runtime's may be a moment old.
+        // Asks the system directly, because the readiness that the runtime knows may be outdated.
         let listener = listener.into_std().ok();
         let next = move || loop {
             match listener.as_ref()?.accept() {
@@ -143,7 +145,8 @@ impl Acceptor {
 }
 
 impl Open {
-    /// Counts a connection in, where there is room or can be made, and tells whether all were taken.
+    /// Adds a connection, if the limit permits or another can be closed for it. Also returns whether the limit was
+    /// reached.
     fn admit(self: &Arc<Self>) -> (Option<Opened>, bool) {
         let mut connections = lock(&self.connections);
         let full = connections.len() >= self.bounds.connections;
@@ -174,12 +177,12 @@ impl Open {
 }
 
 impl Opened {
-    /// How it is used.
+    /// How the connection is used.
     pub(crate) fn usage(&self) -> &Arc<Usage> {
         &self.usage
     }
 
-    /// Waits until it has been idle for as long as it may be.
+    /// Waits until the connection has been idle for the maximum time.
     pub(crate) async fn idle_too_long(&self) {
         loop {
             let since = self.usage.idle_since();
@@ -188,13 +191,13 @@ impl Opened {
                 return;
             }
             if !self.usage.is_idle() {
-                // From the end of its calls on it may be idle as long again; a moment more does not matter.
+                // The idle time starts at the end of the last call. A slightly late check does not matter.
                 sleep(self.open.bounds.idle.min(LOOK)).await;
             }
         }
     }
 
-    /// Waits until it has to make room for another.
+    /// Waits until the connection must close for a new one.
     pub(crate) fn replaced(&self) -> WaitForCancellationFuture<'_> {
         self.usage.replaced.cancelled()
     }
@@ -207,13 +210,13 @@ impl Drop for Opened {
 }
 
 impl Usage {
-    /// A call begins.
+    /// Begins a call.
     pub(crate) fn begin(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
         Call(Arc::clone(self))
     }
 
-    /// Whether there is no call.
+    /// Returns whether no call is in progress.
     pub(crate) fn is_idle(&self) -> bool {
         self.calls.load(Ordering::Relaxed) == 0
     }
@@ -230,22 +233,22 @@ impl Drop for Call {
     }
 }
 
-/// Something that goes on for a while, which is told at its beginning and at its end.
+/// A condition that lasts for a while. It is logged when it begins and when it ends.
 #[derive(Debug)]
 struct Condition {
-    /// When it last happened, while it is not over.
+    /// When the condition last occurred; `None` after its end.
     last: Option<Instant>,
-    /// It is over when it has not happened for so long.
+    /// The condition ends when it has not occurred for this long.
     quiet: Duration,
 }
 
 impl Condition {
-    /// Notes that it happens; whether it begins by that.
+    /// Records that the condition occurred. Returns whether it began.
     fn happens(&mut self) -> bool {
         self.last.replace(Instant::now()).is_none()
     }
 
-    /// Waits until it is over, once.
+    /// Waits until the condition ends. Completes once for each time that it began.
     async fn over(&mut self) {
         match self.last {
             None => std::future::pending().await,
@@ -255,33 +258,33 @@ impl Condition {
     }
 }
 
-/// A connection that broke while it was accepted is the peer's affair.
+/// Errors of a single connection that its peer caused. They do not concern the listener.
 fn of_one_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// How many connections a listener can have where it may have so many: at most half of the files that the process may have
-/// open, since Redis and WeChat need some too.
+/// Reduces the limit of connections to half of the files that the process may open. The other half is for connections
+/// to Redis and WeChat.
 pub(crate) fn within_files(connections: usize) -> usize {
     match std::fs::read_to_string("/proc/self/limits").ok().as_deref().and_then(files) {
         Some(files) if files / 2 < connections => {
             let most = (files / 2).max(1);
-            info!(files, wanted = connections, most, "fewer connections than --max-connections: few files may be open");
+            info!(files, wanted = connections, most, "fewer connections than --max-connections: limit of open files");
             most
         }
         _ => connections,
     }
 }
 
-/// The soft limit, in what Linux tells of limits; nothing where there is none.
+/// Parses the soft limit from the text of /proc/self/limits. Returns `None` if the limit is missing or unlimited.
 fn files(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whole at any moment, so a panic elsewhere cannot have left it half changed.
+    // The value is consistent at any moment, so a panic elsewhere cannot have left it half changed.
     guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -298,13 +301,13 @@ mod tests {
         opened.usage.replaced.is_cancelled()
     }
 
-    /// Something later than all before.
+    /// Waits so that the next event has a later time.
     async fn later() {
         sleep(Duration::from_millis(2)).await;
     }
 
     #[tokio::test]
-    async fn the_connection_that_is_idle_for_the_longest_makes_room() {
+    async fn longest_idle_connection_is_closed_for_a_new_one() {
         let open = open(3, false);
         let mut all = Vec::new();
         for _ in 0..3 {
@@ -313,14 +316,14 @@ mod tests {
             assert!(!full);
             all.push(opened.unwrap());
         }
-        // The first has a call, and the second had one later than the third was opened.
+        // The first has a call in progress. The second had a call after the third was opened.
         let call = all[0].usage().begin();
         later().await;
         drop(all[1].usage().begin());
         let (fourth, full) = open.admit();
         assert!(full && fourth.is_some());
         assert_eq!(all.iter().map(is_replaced).collect::<Vec<_>>(), [false, false, true]);
-        // Those that have calls stay, and who comes then is turned away.
+        // Connections with calls stay open, and new ones are closed.
         let calls = [fourth.as_ref().unwrap().usage().begin(), all[1].usage().begin()];
         assert!(open.admit().0.is_none());
         drop(call);
@@ -329,11 +332,11 @@ mod tests {
         let fifth = open.admit().0;
         assert!(fifth.is_some() && is_replaced(&all[0]));
         drop(all);
-        assert_eq!(lock(&open.connections).len(), 2, "what was replaced is not counted out twice");
+        assert_eq!(lock(&open.connections).len(), 2, "a replaced connection is removed only once");
     }
 
     #[tokio::test]
-    async fn where_the_busy_make_room_too_it_is_the_oldest() {
+    async fn with_replace_busy_the_oldest_connection_is_closed() {
         let open = open(2, true);
         let first = open.admit().0.unwrap();
         later().await;
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_idle_from_the_end_of_its_last_call() {
+    async fn idle_time_starts_at_the_end_of_the_last_call() {
         let opened = open(1, false).admit().0.unwrap();
         let call = opened.usage().begin();
         let mut idle = std::pin::pin!(opened.idle_too_long());
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_on_is_told_when_it_begins_and_when_it_is_over() {
+    async fn condition_is_reported_at_its_beginning_and_at_its_end() {
         let mut condition = Condition { last: None, quiet: Duration::from_millis(20) };
         for _ in 0..3 {
             assert!(condition.happens());
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_files_is_read() {
+    fn limit_of_open_files_is_parsed() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
                       Max processes             95985                95985                processes\n\
                       Max open files            1024                 524288               files\n";

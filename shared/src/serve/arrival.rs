@@ -1,11 +1,12 @@
-//! The content of a request while it arrives: how long that may take, how large its messages may be, and what they cost.
+//! Checks the body of a request while it arrives: how long it takes, how large its messages are, and how much memory
+//! they need.
 //!
-//! gRPC tells the size of a message in the five bytes before it. So a message that is too large, or for which there is no
-//! memory, is refused before it is read; one whose lists turn out to cost too much, before it is decoded.
+//! gRPC sends the size of a message in the five bytes before it. So a message that is too large, or for which no memory
+//! is free, is rejected before it is read. A message whose lists need too much memory is rejected before it is decoded.
 //!
-//! A call that is answered once is refused where memory is short. A stream waits before each of its messages instead, and
-//! reads no more meanwhile, which slows its caller down; it holds nothing while it waits. To be sure that it need not wait
-//! in the middle of a message, it sets aside at the beginning what the message may cost at most.
+//! A unary call is rejected if no memory is free. A stream instead waits before each of its messages and reads nothing
+//! meanwhile, which slows its caller down. It holds no memory while it waits. It must not wait in the middle of a
+//! message, so it reserves the maximum cost of the message before reading it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,54 +26,55 @@ use super::lists::{Malformed, Scanner};
 use crate::auth::methods::Method;
 use crate::status::Failure;
 
-/// The most elements for which a stream sets memory aside: twice what any of its messages may have.
+/// The maximum number of list elements for which a stream reserves memory: twice the maximum that one message may have.
 const STREAM_ELEMENTS: usize = 2000;
 
-/// What precedes a message: whether it is compressed, and its size.
+/// The length of a gRPC message prefix: the compression flag and the size of the message.
 const PREFIX: usize = 5;
 
-/// What bounds a request.
+/// The limits of a request body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// The largest message, in bytes.
+    /// The maximum size of a message, in bytes.
     pub(super) largest: usize,
-    /// How long it may take to arrive.
+    /// How long the body may take to arrive.
     pub(super) within: Duration,
-    /// Whether that is for each message, as in a stream that may pause between two, or for all of the request.
+    /// Whether `within` applies to each message, as in a stream that may pause between messages, or to the whole
+    /// request.
     pub(super) each: bool,
 }
 
-/// What pays for the messages of a call.
+/// Charges the memory budget for the messages of a call.
 pub(super) struct Account {
     pub(super) budget: Arc<Budget>,
     pub(super) charge: Charge,
-    /// Whose request it is.
+    /// The method of the call.
     pub(super) method: &'static Method,
 }
 
-/// See the module.
+/// A request body that enforces the limits while it arrives. See the module documentation.
 pub(super) struct Arriving {
     body: Body,
     bounds: Bounds,
-    /// None for messages that are so small that they need none.
+    /// `None` if the messages are so small that they are not charged.
     account: Option<Account>,
-    /// Runs while something is waited for that is bounded.
+    /// Runs while the body waits for data that has a time limit.
     timer: Option<Pin<Box<Sleep>>>,
-    /// What has come but was not handed on, and how much of it was looked at.
+    /// The received bytes that were not yet handed on, and how many of them were scanned.
     rest: Bytes,
     looked_at: usize,
     at: At,
-    /// What the messages cost so far: all of a call, of a stream the one that arrives.
+    /// The cost so far: of all messages of a unary call, or of the current message of a stream.
     cost: usize,
 }
 
-/// Where in the request the next byte is.
+/// The position of the scanner in the request.
 enum At {
-    /// Before a message: the bytes of the prefix so far.
+    /// Before a message: the bytes of its prefix so far, and their number.
     Prefix([u8; PREFIX], usize),
-    /// The same, and its memory is waited for.
+    /// After the prefix of a message of this size, waiting for memory.
     Waiting(usize, BoxFuture<'static, Option<OwnedSemaphorePermit>>),
-    /// In a message, of which so many bytes are still to come.
+    /// In a message: the number of bytes still to come, and the scanner of its lists.
     Message(usize, Option<Scanner>),
 }
 
@@ -83,7 +85,7 @@ impl Arriving {
         Self { body, bounds, account, timer: None, rest: Bytes::new(), looked_at: 0, at: BEFORE, cost: 0 }
     }
 
-    /// Looks at what has come, up to the end of a message of a stream.
+    /// Scans the received bytes. In a stream, stops at the end of a message.
     fn look(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         loop {
             let new = &self.rest[self.looked_at..];
@@ -126,17 +128,17 @@ impl Arriving {
         }
     }
 
-    /// A message of so many bytes begins.
+    /// Begins a message of `size` bytes.
     fn begin(&mut self, size: usize) -> Result<At, Failure> {
         if size > self.bounds.largest {
             return Err(Failure::too_large());
         }
         let Some(Account { budget, charge, method }) = &self.account else { return Ok(At::Message(size, None)) };
         if self.bounds.each {
-            // Whoever asks for the next message is done with the one before.
+            // The handler asks for the next message, so it is done with the previous one.
             charge.replace(None);
             let lists = Scanner::of(method, size).is_some();
-            // No element takes less than two bytes.
+            // Each element takes at least two bytes.
             let elements = if lists { (size / 2).min(STREAM_ELEMENTS) } else { 0 };
             let aside = cost(size, elements).min(budget.most());
             self.cost = cost(size, 0);
@@ -151,7 +153,7 @@ impl Arriving {
         At::Message(size, self.account.as_ref().and_then(|account| Scanner::of(account.method, size)))
     }
 
-    /// There are so many elements more.
+    /// Adds the cost of this many more list elements.
     fn grow(&mut self, elements: usize) -> Result<(), Failure> {
         if elements == 0 {
             return Ok(());
@@ -160,7 +162,7 @@ impl Arriving {
         self.pay()
     }
 
-    /// Charges for what it costs so far. A stream has paid before.
+    /// Charges for the cost so far. A stream has already reserved its memory, so this only checks that it suffices.
     fn pay(&self) -> Result<(), Failure> {
         let Some(Account { budget, charge, .. }) = &self.account else { return Ok(()) };
         if self.cost > budget.most() {
@@ -172,7 +174,7 @@ impl Arriving {
         if budget.charge(charge, self.cost) { Ok(()) } else { Err(Failure::overloaded()) }
     }
 
-    /// A message has come whole.
+    /// Ends a message that has arrived completely.
     fn end(&mut self) {
         self.at = BEFORE;
         if self.bounds.each {
@@ -183,7 +185,8 @@ impl Arriving {
         }
     }
 
-    /// Whether what is waited for is bounded: not the next message of a stream, nor memory for it.
+    /// Returns whether the current wait has a time limit. Waiting for the next message of a stream, or for its memory,
+    /// has none.
     fn is_timed(&self) -> bool {
         !self.bounds.each || matches!(self.at, At::Message(..) | At::Prefix(_, 1..))
     }
@@ -249,7 +252,7 @@ mod tests {
     const COLLECT: &str = "/formid.v1.CollectorService/Collect";
     const STREAM: &str = "/formid.v1.CollectorService/CollectStream";
 
-    /// A body that comes as a test sends it.
+    /// A body whose data the test sends.
     struct Sent(mpsc::UnboundedReceiver<Bytes>);
 
     impl HttpBody for Sent {
@@ -283,12 +286,12 @@ mod tests {
         vec![Credential { openid: "oUser".into(), ..Credential::default() }; count]
     }
 
-    /// A call with so many credentials, with its prefix.
+    /// Encodes a Collect request with `count` credentials, with the gRPC prefix.
     fn message(count: usize) -> Vec<u8> {
         prefixed(&CollectRequest { credentials: credentials(count), ..Default::default() }.encode_to_vec())
     }
 
-    /// The same in a stream.
+    /// Encodes a CollectStream request with `count` credentials, with the gRPC prefix.
     fn batch(count: usize) -> Vec<u8> {
         prefixed(&CollectStreamRequest { credentials: credentials(count), ..Default::default() }.encode_to_vec())
     }
@@ -310,13 +313,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_does_not_arrive_is_given_up() {
+    async fn request_that_does_not_arrive_in_time_fails() {
         let (_sender, mut body) = arriving(false, account(&budget(1 << 20), COLLECT));
         assert_eq!(frame(&mut body).await.unwrap_err(), "DEADLINE_EXCEEDED");
     }
 
     #[tokio::test]
-    async fn a_stream_may_pause_between_messages_and_not_within_one() {
+    async fn stream_may_pause_between_messages_but_not_within_one() {
         let (sender, mut body) = arriving(true, account(&budget(1 << 20), STREAM));
         let message = message(3);
         sender.send(message.clone().into()).unwrap();
@@ -328,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_arrives_is_handed_on_however_it_is_cut() {
+    async fn content_is_unchanged_however_it_is_split() {
         let content = [message(3), message(0), message(200)].concat();
         for each in [false, true] {
             for size in [1, 4, 5, 6, 7, 100, 10_000] {
@@ -345,11 +348,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_without_memory_is_refused_by_its_prefix_and_one_whose_lists_cost_too_much_later() {
+    async fn messages_are_rejected_by_prefix_or_by_the_cost_of_their_lists() {
         let budget = budget(256 << 10);
         let (sender, mut body) = arriving(false, account(&budget, COLLECT));
         sender.send(vec![0, 0, 1, 0, 0].into()).unwrap();
-        assert_eq!(frame(&mut body).await.unwrap_err(), "MESSAGE_TOO_LARGE", "64 KiB cost more than half");
+        assert_eq!(frame(&mut body).await.unwrap_err(), "MESSAGE_TOO_LARGE", "64 KiB cost over half the budget");
 
         let (first, mut first_body) = arriving(false, account(&budget, COLLECT));
         let (second, mut second_body) = arriving(false, account(&budget, COLLECT));
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_waits_for_memory_and_gives_it_back_with_the_next_batch() {
+    async fn stream_waits_for_memory_and_frees_it_with_the_next_batch() {
         let budget = budget(256 << 10);
         let (held, stream) = (Charge::default(), account(&budget, STREAM));
         let of_stream = stream.charge.clone();
@@ -383,7 +386,7 @@ mod tests {
         drop(held);
         assert_eq!(frame(&mut body).await.unwrap(), batch(200));
         assert!(of_stream.covers(cost(batch(200).len() - PREFIX, 200)));
-        assert!(!of_stream.covers(100 << 10), "what was set aside is given back");
+        assert!(!of_stream.covers(100 << 10), "unused reserved memory is released");
         assert_eq!(frame(&mut body).await.unwrap(), batch(0));
         assert!(!of_stream.covers(cost(batch(200).len() - PREFIX, 200)));
         drop(sender);

@@ -1,4 +1,4 @@
-//! Answers with something around them: what must be held until one is sent, and streams that end with their connection.
+//! Response bodies that hold a resource until they are sent, and streams that end with their connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use crate::status::Failure;
 type Bytes = <Body as HttpBody>::Data;
 type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
-/// A body that holds something until it is sent or given up.
+/// A body that holds a resource until it is sent or dropped.
 pub(super) struct Held<T> {
     body: Body,
     _held: T,
@@ -44,7 +44,7 @@ impl<T: Unpin> HttpBody for Held<T> {
     }
 }
 
-/// A stream that has no end of its own, such as one that watches health: it ends with its connection, or earlier.
+/// The body of a stream that has no end of its own, such as a health watch. It ends with its connection, or earlier.
 pub(super) struct EndedWithConnection {
     body: Body,
     ending: Option<Pin<Box<dyn Future<Output = Failure> + Send>>>,
@@ -55,7 +55,7 @@ impl EndedWithConnection {
         Self::or(body, ending, std::future::pending())
     }
 
-    /// The same, unless `earlier` comes before.
+    /// Like [`EndedWithConnection::new`], but also ends when `earlier` completes.
     pub(super) fn or(body: Body, ending: &Ending, earlier: impl Future<Output = Failure> + Send + 'static) -> Self {
         let connection = ending.wait();
         let ending = async {
@@ -83,7 +83,8 @@ impl HttpBody for EndedWithConnection {
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
-    // An error has no body: what tells so must stay so, or its status would stand where clients do not look for it.
+    // An error response has no body. This must remain visible here, or its status would be sent in a place where
+    // clients do not look for it.
     fn is_end_stream(&self) -> bool {
         self.ending.is_none() || self.body.is_end_stream()
     }

@@ -1,38 +1,38 @@
-//! How much memory requests may take up at once, over all connections.
+//! The memory budget: how much memory requests may use at once, over all connections.
 //!
-//! Each message that arrives is charged for what it will cost: twice its size, since it is in memory as it came and as it
-//! was decoded, and a fixed amount for each element of a list or map, however small it is on the wire. A call holds its
-//! charge until its answer is sent.
+//! Each message that arrives is charged for its estimated memory: twice its size, because it is in memory both as
+//! received and as decoded, and a fixed amount for each element of a list or map, however small the element is on the
+//! wire. A call holds its charge until its response is sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::IntCounter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a call costs beside its message, in bytes.
+/// The cost of a call in addition to its messages, in bytes.
 const CALL: usize = 16 << 10;
-/// What an element of a list or map costs beside its bytes: about what the largest of them takes up when it is empty, with
-/// what the allocator and a list that grows add to that.
+/// The cost of an element of a list or map in addition to its bytes. It is about the size of the largest element type
+/// when empty, plus the overhead of the allocator and of a growing list.
 const ELEMENT: usize = 256;
-/// Permits are of so many bytes, so that their number fits the semaphore.
+/// The size of one semaphore permit, in bytes. Larger than one byte, so that the number of permits fits the semaphore.
 const UNIT: usize = 1 << 10;
 
-/// What a message costs, in bytes.
+/// Returns the cost of a message, in bytes.
 pub(super) fn cost(size: usize, elements: usize) -> usize {
     CALL.saturating_add(size.saturating_mul(2)).saturating_add(elements.saturating_mul(ELEMENT))
 }
 
-/// The least there must be for messages of so many bytes, in bytes.
+/// Returns the minimum budget for messages of up to `largest` bytes, in bytes.
 pub(crate) fn least_bytes(largest: usize) -> usize {
     cost(largest, 0).saturating_mul(2)
 }
 
-/// The bytes that are free.
+/// The free part of the memory budget.
 #[derive(Debug)]
 pub(super) struct Budget {
     free: Arc<Semaphore>,
     most: usize,
-    /// Counts the calls that find nothing free.
+    /// Counts the calls that are rejected because too little memory is free.
     shed: IntCounter,
 }
 
@@ -41,12 +41,12 @@ impl Budget {
         Self { free: Arc::new(Semaphore::new(bytes / UNIT)), most: bytes / 2, shed }
     }
 
-    /// What one message may cost: no more than half, so that one alone does not keep out all others.
+    /// The maximum cost of one message: half of the budget, so that a single message cannot block all others.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Charges a call for so many bytes in all, at once; false where they are not free.
+    /// Raises the charge of a call to `bytes` in total. Returns false if that much is not free.
     pub(super) fn charge(&self, charge: &Charge, bytes: usize) -> bool {
         let mut held = charge.lock();
         let more = units(bytes).saturating_sub(held.as_ref().map_or(0, |held| held.num_permits()));
@@ -64,40 +64,41 @@ impl Budget {
         true
     }
 
-    /// Waits until so many bytes are free. Whoever waits must not hold any, or two might wait for each other.
+    /// Waits until this many bytes are free. The caller must not hold any, or two waiting callers could block each
+    /// other.
     pub(super) fn wait(&self, bytes: usize) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + use<> {
         let free = Arc::clone(&self.free);
         async move { free.acquire_many_owned(units(bytes) as u32).await.ok() }
     }
 }
 
-/// In permits. The most that is ever asked for is half of a budget, which the settings bound.
+/// Converts bytes to permits. At most half of a budget is ever requested, and the settings bound the budget.
 fn units(bytes: usize) -> usize {
     bytes.div_ceil(UNIT).min(u32::MAX as usize)
 }
 
-/// What a call is charged for, in the extensions of its request. Whatever goes on with the request's content when the call
-/// has ended keeps a clone.
+/// The charge of a call, in the extensions of its request. Code that uses the content of the request after the call has
+/// ended must keep a clone.
 #[derive(Debug, Clone, Default)]
 pub struct Charge(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Charge {
-    /// The one of a request; one of nothing for a request that came by no connection.
+    /// Returns the charge of a request. It is empty if the request did not arrive over a connection.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Holds these permits in place of those before.
+    /// Replaces the held permits with these.
     pub(super) fn replace(&self, permit: Option<OwnedSemaphorePermit>) {
         *self.lock() = permit;
     }
 
-    /// Whether as much is held.
+    /// Returns whether at least this many bytes are held.
     pub(super) fn covers(&self, bytes: usize) -> bool {
         self.lock().as_ref().is_some_and(|held| held.num_permits() >= units(bytes))
     }
 
-    /// Gives back what is held beyond so many bytes.
+    /// Releases what is held beyond this many bytes.
     pub(super) fn reduce(&self, bytes: usize) {
         if let Some(held) = &mut *self.lock() {
             drop(held.split(held.num_permits().saturating_sub(units(bytes))));
@@ -105,7 +106,7 @@ impl Charge {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        // Nothing panics while it holds the lock.
+        // Code that holds the lock does not panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_charged_is_free_again_when_the_last_clone_is_dropped() {
+    fn charge_is_released_when_its_last_clone_is_dropped() {
         let budget = budget(10 * UNIT);
         let (first, second) = (Charge::default(), Charge::default());
         assert!(budget.charge(&first, 3 * UNIT) && budget.charge(&first, 6 * UNIT - 1) && budget.charge(&first, UNIT));
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_what_others_give_back() {
+    async fn waiting_caller_gets_the_memory_that_others_release() {
         let budget = budget(10 * UNIT);
         let (first, second) = (Charge::default(), Charge::default());
         assert!(budget.charge(&first, 8 * UNIT));

@@ -1,26 +1,31 @@
-//! Connections: secured, driven, and ended well when they are old or idle or the service stops. How they are accepted is in
-//! `accept`.
+//! Secures and drives connections, and closes them gracefully when they are old or idle, or when the service stops.
+//! `accept` accepts them.
 //!
-//! - A TLS handshake happens in the connection's own task and within a bound, so a slow or broken one blocks nobody.
-//! - A connection that reached its age is told to be used no more (GOAWAY); clients open another and go on there without
-//!   losing a call. Load balancers that spread connections, not calls, get a new chance by it, and a client's certificate
-//!   that was valid once does not stay so for ever. After a grace, streams are ended with a status; then it is cut.
-//! - At a stop the door is closed first, and whoever stood before it is let in: to the system they are connected, may have
-//!   sent calls, and would be cut without a word. Then all connections are told at once, so that nobody who is told comes
-//!   back by the same door. One that is idle closes then by itself, or is closed soon, when nobody is at its other end.
+//! - A TLS handshake runs in the connection's own task and with a timeout, so a slow or broken handshake blocks nothing
+//!   else.
+//! - A connection that reached its maximum age gets a GOAWAY. The client then opens another connection and loses no
+//!   call. This lets load balancers that distribute connections, not calls, rebalance. It also limits how long a client
+//!   certificate stays accepted after the handshake. After a grace period, streams are ended with a status, and then
+//!   the connection is cut.
+//! - At a stop, the listener is closed first, and the connections in its backlog are still accepted. To the system they
+//!   are established: they may have sent calls, and would be reset without a GOAWAY. Then all connections get a GOAWAY
+//!   at the same time, so that no client reconnects to this listener. An idle connection then closes by itself. If its
+//!   peer does not react, it is closed soon.
 //!
-//! Callers that share a connection must not hurt each other by ending calls early, and a peer that does so on purpose must
-//! not get more than its share:
+//! Callers that share a connection must not harm each other by ending calls early. A peer that does so on purpose must
+//! not get more than its share of resources:
 //!
-//! - What a peer sends on a stream that was answered early is read and thrown away ([`discard`](super::discard)), so that
-//!   it does not count among the 1024 errors for which HTTP/2 ends a connection. That limit stays, against peers that make
-//!   the service reset streams on purpose: they break rules that clients keep.
-//! - A peer may open a stream and reset it at once, and is not held to the number of calls on a connection by that. HTTP/2
-//!   counts those that were reset before they were begun, and ends the connection at a limit. Callers that hang up soon
-//!   would reach a low one, so reading in turns ([`turns`](super::turns)) keeps their number, and with it their memory,
-//!   below a limit that is never reached. What is begun then costs what a call costs that is turned away: who calls and
-//!   how often is looked at, it takes up room among all calls, and its handler ends as soon as the reset is noticed; work
-//!   that goes on without its caller is bounded where it is done.
+//! - What a peer sends on a stream that was answered early is read and discarded ([`discard`](super::discard)), so that
+//!   it does not count among the 1024 errors after which HTTP/2 ends a connection. That limit stays, as a protection
+//!   against peers that break the protocol on purpose to make the service reset streams. Correct clients do not reach
+//!   it.
+//! - A peer may open a stream and reset it at once; such streams do not count against the number of calls on a
+//!   connection. HTTP/2 counts the streams that were reset before they were begun, and ends the connection at a limit.
+//!   Callers that cancel calls early would reach a low limit. Reading in turns ([`turns`](super::turns)) keeps the
+//!   number of such streams, and so their memory, below a limit that is never reached. A call that has begun then costs
+//!   what a rejected call costs: its caller and rate limit are checked, it takes a permit of the concurrency limit, and
+//!   its handler ends as soon as the reset is noticed. Work that continues without its caller is bounded where it is
+//!   done.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -53,47 +58,47 @@ use super::tls::Tls;
 use super::turns::Turns;
 use crate::auth::methods::is_health;
 
-/// How long a TLS handshake may take.
+/// The timeout of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long streams that were told to end may take to do so.
+/// How long streams may take to end after they were told to.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How often a connection that is to be closed is looked at, and after how many looks without a call it is closed.
+/// How often a closing connection is checked, and after how many checks without a call it is closed.
 const LOOK: Duration = Duration::from_secs(1);
 const IDLE_LOOKS: u32 = 3;
-/// How many bytes a peer may send on a stream, and on all streams of a connection, before they are read. A stream that is
-/// not read on, because Redis is behind or memory is short, keeps as much in memory, and leaves the rest of the
-/// connection's to others.
+/// The number of bytes that a peer may send, on one stream and on all streams of a connection, before they are read. A
+/// stream that is not read, because Redis is slow or no memory is free, keeps up to this many bytes in memory. The rest
+/// of the connection's window stays available to the other streams.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// About how many bytes of a stream's answers wait for a peer that does not read.
+/// About how many bytes of a stream's responses are buffered for a peer that does not read.
 const SEND_BUFFER: usize = 64 << 10;
-/// Calls of one connection that are given up again before they begin: more than come in one turn, so that callers that
-/// hang up never reach it.
+/// The maximum number of calls of a connection that are reset before they begin. It is greater than the number that can
+/// arrive in one turn, so callers that cancel calls early never reach it.
 const RESETS_IN_A_TURN: usize = 2048;
-/// The most calls of health on one connection at once: a client watches one.
+/// The maximum number of concurrent health calls on one connection. A client needs only one watch.
 const HEALTH_CALLS: usize = 8;
-/// As good as never.
+/// Effectively never.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// What bounds one connection.
+/// The limits of one connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
-    /// The most calls under way on one connection; a client that wants more waits or opens another.
+    /// The maximum number of calls in progress on one connection. A client that needs more waits or opens another.
     pub calls: u32,
-    /// How often a quiet peer is asked whether it is there.
+    /// Interval of HTTP/2 keepalive pings on a connection without traffic.
     pub keepalive_interval: Duration,
-    /// How long it may take to say so.
+    /// How long the answer to a keepalive ping may take.
     pub keepalive_timeout: Duration,
-    /// After which time a connection is to be used no more, give or take a tenth; never when none.
+    /// The age after which a connection gets a GOAWAY, with a random deviation of up to a tenth. Never if `None`.
     pub age: Option<Duration>,
-    /// How much longer its calls may take before streams are told to end.
+    /// How much longer calls may take after that, before streams are told to end.
     pub grace: Duration,
-    /// What bounds all connections of a listener.
+    /// The limits of all connections of a listener.
     pub bounds: Bounds,
 }
 
 impl Default for ConnectionLimits {
-    /// For the port for probes, which nobody needs for long.
+    /// The limits for the probe port, which clients need only briefly.
     fn default() -> Self {
         let (keepalive_interval, keepalive_timeout) = (Duration::from_secs(30), Duration::from_secs(20));
         let idle = Duration::from_secs(60);
@@ -102,32 +107,32 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// The names in the client's certificate, in the extensions of each request; none without mutual TLS.
+/// The names in the client's certificate, in the extensions of each request. Empty without mutual TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerNames(pub(crate) Arc<[String]>);
 
-/// Room for the calls of health of one connection, in the extensions of each of them.
+/// The semaphore for the health calls of one connection, in the extensions of each of them.
 #[derive(Debug, Clone)]
 pub(super) struct HealthCalls(pub(super) Arc<Semaphore>);
 
-/// Tells, in the extensions of each request, when streams of its connection are to end: the connection is old, or the
-/// service stops.
+/// Signals that streams of a connection must end, because the connection is old or the service stops. It is in the
+/// extensions of each request.
 #[derive(Debug, Clone, Default)]
 pub struct Ending(CancellationToken);
 
 impl Ending {
-    /// The one of a request; one that never comes for a request that came by no connection.
+    /// Returns the signal of a request. It never fires if the request did not arrive over a connection.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Waits until streams are to end.
+    /// Waits until streams must end.
     pub fn wait(&self) -> impl Future<Output = ()> + Send + 'static {
         self.0.clone().cancelled_owned()
     }
 }
 
-/// What is served on connections: tonic's routes, with layers around them.
+/// The service that connections call: tonic's routes with layers around them.
 pub(super) trait Served:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
@@ -138,7 +143,7 @@ impl<S> Served for S where
 {
 }
 
-/// All connections of one listener. Dropped, it cuts them.
+/// All connections of one listener. Dropping it cuts them.
 #[derive(Debug)]
 pub(super) struct Connections {
     signals: Signals,
@@ -146,23 +151,23 @@ pub(super) struct Connections {
     _cut: DropGuard,
 }
 
-/// How many may wait to be accepted: as many as the runtime asks the system for. Whoever comes while they are let in must
-/// not keep the door open.
+/// The maximum number of connections that are taken from the backlog at a stop: the length of the backlog that the
+/// runtime requests. Without it, connections that arrive meanwhile could keep the listener open.
 const DOORSTEP: usize = 1024;
 
-/// What connections are told.
+/// The signals to the connections.
 #[derive(Debug, Clone, Default)]
 struct Signals {
-    /// Accept no more.
+    /// Stop accepting.
     close: CancellationToken,
-    /// Finish.
+    /// Finish the calls in progress.
     stop: CancellationToken,
-    /// Be gone.
+    /// Close at once.
     cut: CancellationToken,
 }
 
 impl Connections {
-    /// Begins to accept.
+    /// Starts accepting connections.
     pub(super) fn accept(
         listener: TcpListener,
         tls: Option<Tls>,
@@ -194,7 +199,7 @@ impl Connections {
         Self { signals, tasks, _cut: cut }
     }
 
-    /// Accepts no more, and lets calls finish within a bound; false when some were cut.
+    /// Stops accepting and waits up to `bound` for calls to finish. Returns false if some connections were cut.
     pub(super) async fn drain(self, bound: Duration) -> bool {
         self.signals.close.cancel();
         self.tasks.close();
@@ -208,15 +213,15 @@ struct Connection {
     opened: Opened,
 }
 
-/// Where a connection is in its life.
+/// The phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// To be used no more: calls finish.
+    /// GOAWAY was sent; calls in progress finish.
     Old,
-    /// Its streams are told to end.
+    /// Streams were told to end.
     Ending,
-    /// The service stops, and whoever stops it sets the bound.
+    /// The service stops; the drain sets the bound.
     Stopping,
 }
 
@@ -287,7 +292,7 @@ impl Connection {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        debug!(%error, "a connection broke");
+                        debug!(%error, "a connection failed");
                     }
                     return;
                 }
@@ -296,8 +301,8 @@ impl Connection {
                     phase = Phase::Old;
                     connection.as_mut().graceful_shutdown();
                     timer.as_mut().reset(Instant::now() + self.limits.grace);
-                    // Another has come in its place, so it is closed as soon as what tells the peer is written. A call
-                    // that has begun in this moment goes on.
+                    // A new connection has taken its place, so it is closed as soon as the GOAWAY is written. A call
+                    // that began at this moment still completes.
                     if replaced && (calls.is_idle() || self.limits.bounds.replace_busy) {
                         connection.as_mut().now_or_never();
                         return;
@@ -333,7 +338,7 @@ impl Connection {
     }
 }
 
-/// Give or take a tenth, so that connections that were opened together do not end together.
+/// Adds a random deviation of up to a tenth, so that connections that were opened together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(rand::random_range(0.9..=1.1))
 }
@@ -347,15 +352,15 @@ mod tests {
 
     use super::*;
 
-    /// What HTTP/2 begins with: the preface and settings of no content.
+    /// The beginning of an HTTP/2 connection: the preface and an empty SETTINGS frame.
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const GOAWAY: u8 = 7;
 
-    /// The types of the frames of a connection until its end.
+    /// Returns the types of the frames of a connection until its end.
     fn frames(mut client: Client) -> Vec<u8> {
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (mut bytes, mut types) = (Vec::new(), Vec::new());
-        // One that is cut ends with an error, and what came before is there all the same.
+        // A connection that is cut ends with an error; the bytes before it are still read.
         let _ = client.read_to_end(&mut bytes);
         let mut rest = &bytes[..];
         while let [high, middle, low, kind, ..] = rest {
@@ -367,11 +372,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stood_before_the_door_when_it_closed_is_told_to_go_elsewhere() {
+    async fn connections_in_the_backlog_at_a_stop_get_a_goaway() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Connections::accept(listener, None, ConnectionLimits::default(), Routes::default());
-        // Nothing else runs on this thread until the drain waits, so none of them is accepted before.
+        // Nothing else runs on this thread until the drain waits, so none of them is accepted earlier.
         let clients = [(); 20].map(|()| {
             let mut client = Client::connect(address).unwrap();
             client.write_all(HELLO).unwrap();

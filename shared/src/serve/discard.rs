@@ -1,10 +1,10 @@
-//! What a peer still sends of a request that is answered early.
+//! Reads and discards the rest of a request that was answered early.
 //!
-//! Many calls end before all of their request has arrived: those that are refused, whose deadline passes, whose message is
-//! too large or malformed, and streams that fail. Were the content simply dropped, HTTP/2 would reset the stream, and what
-//! the peer had sent by then would arrive on a stream that is closed. Each such frame counts as an error of the peer's, and
-//! too many of them in the life of a connection end it, with every other call on it. So the rest is read and thrown away,
-//! beside the answer, until the peer has sent all or has noticed the answer.
+//! Many calls end before all of their request has arrived: calls that are rejected, whose deadline passes, or whose
+//! message is too large or malformed, and streams that fail. If the body were simply dropped, HTTP/2 would reset the
+//! stream. What the peer had already sent would then arrive on a closed stream. Each such frame counts as an error of
+//! the peer, and too many of them in the life of a connection end it, with every other call on it. So the rest is read
+//! and discarded while the response is sent, until the peer has sent everything or has noticed the response.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -14,11 +14,11 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use prost::bytes::Buf as _;
 
-/// How much is read at most, in bytes, and how long. After that the stream is reset.
+/// The maximum number of bytes that are read, and the maximum time. After that, the stream is reset.
 const MOST: usize = 16 << 20;
 const BOUND: Duration = Duration::from_secs(10);
 
-/// The content of a request, whose rest is read and thrown away when this is dropped early.
+/// The body of a request. If it is dropped early, its rest is read and discarded.
 pub(super) struct DiscardRest<B: HttpBody + Unpin + Send + 'static = Incoming>(Option<B>);
 
 impl<B: HttpBody + Unpin + Send> DiscardRest<B> {
@@ -55,11 +55,11 @@ impl<B: HttpBody + Unpin + Send> HttpBody for DiscardRest<B> {
 impl<B: HttpBody + Unpin + Send + 'static> Drop for DiscardRest<B> {
     fn drop(&mut self) {
         let Some(mut rest) = self.0.take().filter(|body| !body.is_end_stream()).map(Rest::new) else { return };
-        // Most often all of it is here, or the peer has given up: then there is nothing to wait for.
+        // Usually everything has already arrived, or the peer has reset the stream. Then there is nothing to wait for.
         if rest.read(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
-        // At the very end of the process there is no runtime any more.
+        // At the end of the process there may be no runtime.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let all =
                 async move { tokio::time::timeout(BOUND, std::future::poll_fn(|context| rest.read(context))).await };
@@ -68,7 +68,7 @@ impl<B: HttpBody + Unpin + Send + 'static> Drop for DiscardRest<B> {
     }
 }
 
-/// What is still to come.
+/// The rest of a body.
 struct Rest<B> {
     body: B,
     left: usize,
@@ -79,7 +79,7 @@ impl<B: HttpBody + Unpin> Rest<B> {
         Self { body, left: MOST }
     }
 
-    /// Reads on; ready when it was the end, the peer has given up, or it was too much.
+    /// Continues to read. Ready at the end of the body, if the peer reset the stream, or if the maximum was reached.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let Some(Ok(frame)) = std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) else { break };
@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
 
-    /// A body that comes as a test sends it.
+    /// A body whose data the test sends.
     struct Sent(mpsc::Receiver<Bytes>);
 
     impl HttpBody for Sent {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_rest_of_a_request_is_read_until_its_end_or_its_bound() {
+    async fn rest_of_a_request_is_read_up_to_the_maximum() {
         let (sender, receiver) = mpsc::channel(1);
         drop(DiscardRest::new(Sent(receiver)));
         for _ in 0..100 {
@@ -125,13 +125,13 @@ mod tests {
         let mut sent = 100_000;
         while sender.send(Bytes::from(vec![0; 1 << 20])).await.is_ok() {
             sent += 1 << 20;
-            assert!(sent < 2 * MOST, "it is read without a bound");
+            assert!(sent < 2 * MOST, "the rest is read without a limit");
         }
         assert!(sent > MOST - (1 << 20), "{sent}");
     }
 
     #[tokio::test]
-    async fn what_was_read_to_its_end_is_not_read_again() {
+    async fn body_that_was_read_to_its_end_is_not_read_again() {
         let (sender, receiver) = mpsc::channel(1);
         let mut body = DiscardRest::new(Sent(receiver));
         drop(sender);

@@ -1,8 +1,9 @@
-//! The door that every call comes through, before anything of it is read: who calls, whether they may, and whether there
-//! is room. In this order, so that a stranger takes up no room, and each step costs next to nothing.
+//! Admits or rejects each call before any of its body is read. Checks who the caller is, what it may do, and whether
+//! the concurrency limits permit the call. The checks are in this order so that an unauthenticated call takes no
+//! permit, and each is cheap.
 //!
-//! There is no queue here. A call that finds no room is turned away at once with RESOURCE_EXHAUSTED and a hint when to come
-//! again: one that waited would find its deadline used up when its turn came, and make those behind it wait too.
+//! There is no queue here. A call over a limit is rejected at once with RESOURCE_EXHAUSTED and a hint when to retry. In
+//! a queue, its deadline would be used up by the time of its turn, and it would delay the calls behind it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,25 +28,25 @@ use crate::auth::methods::{Door, Method, door};
 use crate::auth::{Caller, Callers};
 use crate::status::Failure;
 
-/// How long a request may take to arrive once its call has begun; of a stream, each of its messages.
+/// How long a request may take to arrive after its call has begun. For a stream, this applies to each of its messages.
 const ARRIVAL: Duration = Duration::from_secs(30);
-/// What is taken in without a token: the name of a service.
+/// The limits of a health request, which needs no token. It contains only the name of a service.
 const HEALTH: Bounds = Bounds { largest: 1 << 10, within: Duration::from_secs(10), each: false };
-/// A stream of questions that are names; it may go on as long as this.
+/// The limits of a reflection stream. Its requests are names, and `within` limits the whole stream.
 const REFLECTION: Bounds = Bounds { largest: 4 << 10, within: Duration::from_secs(300), each: false };
 
-/// How much may be under way at once, over all connections.
+/// Concurrency limits over all connections.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Calls that are answered once.
+    /// The maximum number of unary calls.
     pub requests: usize,
-    /// Streams, which live long and are counted apart.
+    /// The maximum number of streams. They live long, so they have a limit of their own.
     pub streams: usize,
-    /// The memory that the messages of calls may take up, in bytes.
+    /// The memory budget for the messages of calls, in bytes.
     pub bytes: usize,
 }
 
-/// Puts a [`Caller`] into the extensions of each request that is let in.
+/// Tower layer that admits calls. Puts a [`Caller`] into the extensions of each admitted request.
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
     callers: Option<Arc<Callers>>,
@@ -54,24 +55,25 @@ pub(super) struct Guard {
     streams: Streams,
     budget: Arc<Budget>,
     message_bytes: usize,
-    /// Counts what finds no room.
+    /// Counts the calls that are rejected because a limit was reached.
     shed: IntCounter,
 }
 
-/// What becomes of a call.
+/// How an admitted call is handled.
 enum Way {
-    /// Health: needs no caller, and finds room as long as its connection has not too many.
+    /// Health: needs no caller, and is limited only by the number of health calls on its connection.
     Open(Option<OwnedSemaphorePermit>),
-    /// A call that is answered once, and what it is if it is one of ours.
+    /// A unary call, with its method unless the path is unknown.
     Request(OwnedSemaphorePermit, Option<&'static Method>),
-    /// A stream of the service's own, which hears itself when to end.
+    /// A stream of the service itself. Its handler waits for the signal to end.
     Stream(Stream, &'static Method),
-    /// Reflection, which does not.
+    /// Reflection. Its handler does not know that signal.
     Foreign(Stream),
 }
 
 impl Guard {
-    /// Without callers, everybody may do everything. No message may be larger than `message_bytes`.
+    /// Creates the layer. Without `callers`, everybody may do everything. `message_bytes` is the maximum size of a
+    /// message.
     pub(super) fn new(callers: Option<Arc<Callers>>, limits: &Limits, message_bytes: usize, shed: IntCounter) -> Self {
         let (requests, streams) = (Arc::new(Semaphore::new(limits.requests)), Streams::new(limits.streams));
         let budget = Arc::new(Budget::new(limits.bytes, shed.clone()));
@@ -120,7 +122,7 @@ impl Guard {
         })
     }
 
-    /// Bounds what a request brings.
+    /// Applies the limits to the body of a request.
     fn bound(&self, request: Request<Body>, way: &Way) -> Request<Body> {
         let ours = |each| Bounds { largest: self.message_bytes, within: ARRIVAL, each };
         let (bounds, method) = match way {
@@ -145,7 +147,7 @@ impl<S> Layer<S> for Guard {
     }
 }
 
-/// See [`Guard`].
+/// The service of the layer [`Guard`].
 #[derive(Debug, Clone)]
 pub(super) struct Guarded<S> {
     guard: Guard,
@@ -171,7 +173,7 @@ impl<S: Served> Service<Request<Body>> for Guarded<S> {
         let answer = self.inner.call(self.guard.bound(request, &way));
         Box::pin(async move {
             let answer = match &way {
-                // Before its answer begins, a stream does not hear itself when to end.
+                // Until its response begins, the handler of a stream does not notice a revoked permission.
                 Way::Stream(..) | Way::Foreign(_) => {
                     tokio::select! {
                         answer = answer => answer?,
@@ -184,7 +186,7 @@ impl<S: Served> Service<Request<Body>> for Guarded<S> {
             let until = |body| Body::new(EndedWithConnection::new(body, &ending));
             Ok(match way {
                 Way::Open(room) => answer.map(|body| Body::new(Held::new(until(body), room))),
-                // The work is done; what is left is to send it.
+                // The handler is done; only sending is left, so the permit is released here.
                 Way::Request(_room, _) => answer,
                 Way::Stream(room, _) => answer.map(|body| Body::new(Held::new(body, room))),
                 Way::Foreign(room) => {
@@ -196,7 +198,7 @@ impl<S: Served> Service<Request<Body>> for Guarded<S> {
     }
 }
 
-/// Waits until a caller may no longer call; for ever where there is none to lose a right.
+/// Waits until the caller loses its permissions. Waits forever if there is no caller.
 async fn revoked(caller: Option<Caller>) -> Failure {
     match caller {
         Some(caller) => caller.revoked(None).await,
@@ -204,7 +206,7 @@ async fn revoked(caller: Option<Caller>) -> Failure {
     }
 }
 
-/// What tonic refuses by itself has no details. Gives it those that every other error has.
+/// Adds our error details to errors that tonic itself returns, which have none.
 fn dressed(answer: Response<Body>) -> Response<Body> {
     let headers = answer.headers();
     if !headers.contains_key(Status::GRPC_STATUS) || headers.contains_key("grpc-status-details-bin") {
@@ -216,7 +218,8 @@ fn dressed(answer: Response<Body>) -> Response<Body> {
     }
 }
 
-/// What stands behind a status that tonic made: of the requests it did not hand to a handler, or of a stream's messages.
+/// Returns the failure for a status that tonic itself created: for a request that reached no handler, or for a message
+/// of a stream.
 pub fn refused_by_tonic(status: &Status) -> Option<Failure> {
     if !status.details().is_empty() {
         return None;
@@ -225,7 +228,7 @@ pub fn refused_by_tonic(status: &Status) -> Option<Failure> {
         Code::OutOfRange => Some(Failure::too_large()),
         Code::Internal => Some(Failure::malformed()),
         Code::Unimplemented => {
-            let sentence = "this service has no such method, or does not know how the message is compressed";
+            let sentence = "this service has no such method, or the compression of the message is not supported";
             Some(Failure::new(Code::Unimplemented, "UNIMPLEMENTED", sentence))
         }
         _ => None,

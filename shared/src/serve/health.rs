@@ -1,4 +1,4 @@
-//! Health: what load balancers and the kubelet ask, and what the answer stands on.
+//! Health checks for load balancers and the kubelet. Readiness depends on Redis.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,15 +18,15 @@ use crate::listeners::bind;
 use crate::outage::Outages;
 use crate::store::{Error, Store};
 
-/// The name under which a service says that it runs, whatever becomes of Redis: to restart it would not mend Redis.
+/// The health service name for liveness. It is SERVING even if Redis is down, because a restart would not repair Redis.
 pub const LIVENESS: &str = "liveness";
 
-/// How often readiness follows Redis.
+/// How often readiness checks Redis.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The age of a connection to the port for probes: whoever watches there must not do so for ever.
+/// The maximum age of a connection to the probe port, so that a watch there does not last forever.
 const AGE: Duration = Duration::from_secs(600);
-/// What there may be beside health on that port, where nothing else is served: calls to be told so.
+/// The limits of other calls on that port, where only health is served. Such calls get an error.
 const OTHERS: Limits = Limits { requests: 16, streams: 16, bytes: 0 };
 
 pub(super) async fn show(reporter: &HealthReporter, service: &str, status: ServingStatus) {
@@ -34,7 +34,8 @@ pub(super) async fn show(reporter: &HealthReporter, service: &str, status: Servi
     reporter.set_service_status(service, status).await;
 }
 
-/// Prepares Redis as soon as it is there, and shows SERVING while it answers. Returns only when this Redis can not be used.
+/// Prepares Redis once it is available, and reports SERVING while it answers. Returns only if this Redis cannot be
+/// used.
 pub(super) async fn follow_redis(
     reporter: &HealthReporter,
     service: &str,
@@ -45,7 +46,7 @@ pub(super) async fn follow_redis(
     let mut readiness = outages.loop_outage("readiness", "not serving: waiting for Redis", READY).operation();
     let mut serving = None;
     loop {
-        // What comes back may be another Redis, so it is prepared anew.
+        // After an outage it may be a different Redis, so it is prepared again.
         let answer = if serving == Some(true) { store.ping().await } else { store.prepare().await };
         if let Err(refused @ Error::BucketCount { .. }) = answer {
             return io::Error::other(refused);
@@ -65,8 +66,8 @@ pub(super) async fn follow_redis(
     }
 }
 
-/// Health on a port of its own, in plain text and for everybody, since the kubelet speaks no TLS and has no token. It is
-/// answered until this is dropped; a service drops it last.
+/// Serves health on a port of its own, in plaintext and without authentication, because the kubelet uses no TLS and has
+/// no token. It is served until this is dropped, which a service does last.
 #[derive(Debug)]
 #[must_use = "the probes are answered until this is dropped"]
 pub struct Probes {
@@ -74,7 +75,8 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Nothing where there is no address. Fails when the address can not be had. `shed` counts what finds no room.
+    /// Does nothing if `address` is `None`. Fails if the address is not available. `shed` counts the calls that are
+    /// rejected because a limit was reached.
     pub(super) async fn open<H: Health>(
         address: Option<SocketAddr>,
         health: HealthServer<H>,

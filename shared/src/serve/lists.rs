@@ -1,8 +1,8 @@
-//! Counting the elements of lists and maps while a message arrives, before it is decoded.
+//! Counts the elements of lists and maps while a message arrives, before it is decoded.
 //!
-//! On the wire an empty element takes two bytes; decoded, it takes hundreds. So the size of a message does not tell how
-//! much memory it will need. The scanner walks over the fields as their bytes come in, without keeping any, and goes into
-//! a nested message only where it has lists of its own.
+//! An empty element takes two bytes on the wire, but hundreds when it is decoded. So the size of a message does not
+//! show how much memory it needs. The scanner parses the fields as their bytes arrive, without storing any, and
+//! descends only into nested messages that have lists themselves.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -14,20 +14,20 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 use crate::auth::methods::{METHODS, Method};
 use crate::proto::DESCRIPTORS;
 
-/// The lists and maps of a type of message: those of its fields that are some, or have some inside.
+/// The relevant fields of a message type: lists, maps, and messages that contain some.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Shape(Vec<Field>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     number: u32,
-    /// Whether each occurrence is one element more.
+    /// Whether each occurrence is one more element.
     repeated: bool,
-    /// The type of its value, by its place in [`Shapes`], where that is a message with lists.
+    /// If its value is a message with lists: the index of that type in [`Shapes`].
     inside: Option<usize>,
 }
 
-/// All shapes, and the one of each method's request, in the order of the methods.
+/// All shapes, and for each method the index of its request type, in the order of the methods.
 struct Shapes {
     shapes: Vec<Shape>,
     requests: Vec<Option<usize>>,
@@ -35,7 +35,8 @@ struct Shapes {
 
 static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
     let mut shapes = Shapes { shapes: Vec::new(), requests: Vec::new() };
-    // The descriptors are part of the program; without them nothing could be served, as a test would show.
+    // The descriptors are part of the program. If they could not be decoded, nothing could be served, and tests would
+    // fail.
     let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
     let (mut messages, mut requests) = (HashMap::new(), HashMap::new());
     for file in &files {
@@ -64,7 +65,7 @@ fn enter<'a>(messages: &mut HashMap<String, &'a DescriptorProto>, outer: &str, m
     messages.insert(name, message);
 }
 
-/// The place of the shape of a type; none where it has no lists.
+/// Returns the index of the shape of a type, or `None` if it has no lists.
 fn shape(
     name: &str,
     messages: &HashMap<String, &DescriptorProto>,
@@ -74,7 +75,7 @@ fn shape(
     if let Some(place) = known.get(name) {
         return *place;
     }
-    // A type that has itself inside finds this place. None of ours does.
+    // A recursive type finds this index. None of our types is recursive.
     let place = shapes.len();
     shapes.push(Shape::default());
     known.insert(name.to_owned(), Some(place));
@@ -92,48 +93,48 @@ fn shape(
     found
 }
 
-/// The bytes cannot be a message.
+/// The bytes are not a valid message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 /// Counts the elements of one message.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    /// The innermost message that is open: its shape, and how many of its bytes are still to come.
+    /// The innermost open message: its shape, and the number of its bytes still to come.
     open: (&'static Shape, u64),
-    /// Those it is in, the outermost first.
+    /// The messages that contain it, the outermost first.
     outer: Vec<(&'static Shape, u64)>,
     state: State,
     elements: usize,
 }
 
-/// What the next byte belongs to.
+/// The meaning of the next byte.
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// The number and type of a field, so far, and how many bits that are.
+    /// The key of a field: its value so far, and the number of bits so far.
     Key(u64, u32),
-    /// The length of the value of a field, likewise.
+    /// The length of the value of a field: its value so far, and the number of bits so far.
     Length { field: u64, so_far: u64, bits: u32 },
-    /// A number of variable length.
+    /// A number of variable length (varint).
     Number,
-    /// A value that is of no interest: so many bytes.
+    /// A value that is skipped: the number of bytes left.
     Value(u64),
 }
 
 impl Scanner {
-    /// For a message of so many bytes to this method. None where its request has no lists.
+    /// Creates a scanner for a message of `size` bytes to this method. Returns `None` if its request has no lists.
     pub(super) fn of(method: &Method, size: usize) -> Option<Self> {
         let at = METHODS.iter().position(|known| std::ptr::eq(known, method))?;
         let shape = SHAPES.shapes.get((*SHAPES.requests.get(at)?)?)?;
         Some(Self { open: (shape, size as u64), outer: Vec::new(), state: State::Key(0, 0), elements: 0 })
     }
 
-    /// How many elements there were so far.
+    /// The number of elements so far.
     pub(super) fn elements(&self) -> usize {
         self.elements
     }
 
-    /// Reads on.
+    /// Scans the next bytes.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
             if let State::Value(left) = self.state {
@@ -162,13 +163,13 @@ impl Scanner {
         Ok(())
     }
 
-    /// Notes that the innermost message has lost so many bytes of those to come.
+    /// Subtracts this many bytes from those still to come in the innermost message.
     fn took(&mut self, count: u64) -> Result<(), Malformed> {
         self.open.1 = self.open.1.checked_sub(count).ok_or(Malformed)?;
         Ok(())
     }
 
-    /// What follows the key of a field.
+    /// Returns the state after the key of a field.
     fn field(&mut self, key: u64) -> Result<State, Malformed> {
         let field = key >> 3;
         let state = match key & 7 {
@@ -176,7 +177,7 @@ impl Scanner {
             1 => State::Value(8),
             2 => return Ok(State::Length { field, so_far: 0, bits: 0 }),
             5 => State::Value(4),
-            // Groups: nothing here has any.
+            // Groups: our protos have none.
             _ => return Err(Malformed),
         };
         // A list of numbers that is not packed.
@@ -184,7 +185,7 @@ impl Scanner {
         Ok(state)
     }
 
-    /// What follows the length of a value.
+    /// Returns the state after the length of a value.
     fn value(&mut self, field: u64, length: u64) -> Result<State, Malformed> {
         let known = self.known(field);
         self.elements += usize::from(known.is_some_and(|field| field.repeated));
@@ -207,7 +208,7 @@ impl Scanner {
         self.open.0.0.iter().find(|field| u64::from(field.number) == number)
     }
 
-    /// The end of a field, which may be that of the messages it is in.
+    /// Ends a field, and the messages that end with it.
     fn next_field(&mut self) -> State {
         while self.open.1 == 0
             && let Some(outer) = self.outer.pop()
@@ -218,7 +219,7 @@ impl Scanner {
     }
 }
 
-/// A number of variable length with seven bits more.
+/// Adds seven bits to a varint.
 fn with(so_far: u64, bits: u32, byte: u8) -> Result<u64, Malformed> {
     let more = u64::from(byte & 0x7f).checked_shl(bits).ok_or(Malformed)?;
     Ok(so_far | more)
@@ -245,7 +246,7 @@ mod tests {
         Scanner::of(method, size)
     }
 
-    /// The elements of a message, however its bytes arrive.
+    /// Counts the elements of a message, and checks that the result does not depend on how its bytes are split.
     fn elements(path: &str, message: &[u8]) -> Result<usize, Malformed> {
         let in_pieces = |size: usize| {
             let mut scanner = scanner(path, message.len()).unwrap();
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_of_lists_and_maps_are_counted_at_every_depth() {
+    fn elements_are_counted_at_every_depth() {
         let form =
             Credential { openid: "oUser".into(), right: Some(Right::FormId("f".repeat(300))), obtained_at: None };
         let grant = Credential {
@@ -293,9 +294,9 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_elements_are_counted_too() {
+    fn smallest_possible_elements_are_counted() {
         assert_eq!(elements(COLLECT, &[0x12, 0].repeat(1000)), Ok(1000));
-        // Recipients of which each has one entry without a key.
+        // Recipients that each have one entry without a key.
         let list = [0x0a, 2, 0x12, 0].repeat(30);
         let audience = [&[0x4a, list.len() as u8][..], &list].concat();
         assert_eq!(elements(BROADCAST, &audience.repeat(3)), Ok(3 * 60));
@@ -303,15 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_found_out() {
+    fn malformed_messages_are_detected() {
         for bytes in [
             // Groups, which would hide elements from the count.
             &[0x13, 0x12, 0, 0x14][..],
             &[0x16],
-            // Longer than what it is in.
+            // Longer than the containing message.
             &[0x12, 5, 0],
             &[0x4a, 2, 0x0a, 3, 0x12, 0],
-            // A number that does not end.
+            // A varint that does not end.
             &[0x80; 11],
             &[0x12, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80],
         ] {
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_lists_is_not_looked_at() {
+    fn requests_without_lists_are_not_scanned() {
         for method in &METHODS {
             let name = method.path.rsplit_once('/').unwrap().1;
             let lists = ["Collect", "CollectStream", "SendTemplate", "Broadcast", "AddRecipients"].contains(&name);

@@ -1,4 +1,4 @@
-//! Who has how many streams open: no caller keeps the others from theirs.
+//! Limits the number of open streams of each caller, so that no caller takes all of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,31 +7,32 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::Caller;
 
-/// Room for streams. A caller may have as many as are still free: half of them while nobody else has any, half of the rest
-/// when another has taken its half, and one as long as there is one.
+/// The open streams of all callers. A caller may open another stream as long as it has fewer than are still free. So it
+/// gets half of all streams if nobody else has any, and half of the rest if another caller has taken its half. It
+/// always gets one while one is free.
 #[derive(Debug, Clone)]
 pub(super) struct Streams {
     room: Arc<Semaphore>,
     held: Held,
 }
 
-/// How many streams each caller has open, by name.
+/// The number of open streams of each caller, by name.
 type Held = Arc<Mutex<HashMap<Box<str>, usize>>>;
 
-/// An open stream's place, until it is dropped.
+/// The permit of an open stream. Dropping it releases the permit.
 #[derive(Debug)]
 pub(super) struct Stream {
     _room: OwnedSemaphorePermit,
-    /// Whose share it counts to; nobody's where everybody may do everything.
+    /// The caller that the stream counts for. `None` if there is no callers file.
     share: Option<(Box<str>, Held)>,
 }
 
-/// Why there is none.
+/// Why a stream cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
-    /// All are open.
+    /// The maximum number of streams is open.
     All,
-    /// This caller has its share.
+    /// This caller has reached its share.
     Share,
 }
 
@@ -40,9 +41,9 @@ impl Streams {
         Self { room: Arc::new(Semaphore::new(streams)), held: Arc::default() }
     }
 
-    /// A place for one more stream of a caller.
+    /// Takes a permit for one more stream of a caller.
     pub(super) fn open(&self, caller: &Caller) -> Result<Stream, Full> {
-        // Held to the end, so that two calls of one caller do not count the same room.
+        // Held until the end, so that two concurrent calls of a caller do not both count on the same free stream.
         let mut held = lock(&self.held);
         let free = self.room.available_permits();
         let mine = held.get(caller.name()).copied().unwrap_or_default();
@@ -70,6 +71,6 @@ impl Drop for Stream {
 }
 
 fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is one insert or one remove, so a panic elsewhere leaves the map whole.
+    // Each change is one insert or one remove, so a panic elsewhere leaves the map consistent.
     guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

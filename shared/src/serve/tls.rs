@@ -1,7 +1,7 @@
-//! TLS: the service's certificate, and whose clients' certificates are taken.
+//! TLS: the certificate of the service, and the verification of client certificates.
 //!
-//! All of it is one rustls configuration, which is made anew when a file changes and taken by each connection as it opens.
-//! Connections that are open keep what they began with.
+//! All of it is one rustls configuration. It is rebuilt when a file changes, and each new connection takes the current
+//! one. Open connections keep the configuration that they began with.
 
 use std::fmt;
 use std::io;
@@ -28,14 +28,14 @@ const CERT: &str = "--tls-cert";
 const KEY: &str = "--tls-key";
 const CLIENT_CA: &str = "--tls-client-ca";
 
-/// TLS as it is now. Cheap to clone.
+/// The current TLS configuration. Cheap to clone.
 #[derive(Clone)]
 pub struct Tls {
     files: Watched,
     current: Arc<RwLock<Current>>,
 }
 
-/// What the files hold.
+/// The configuration of one version of the files.
 #[derive(Clone)]
 struct Current {
     config: Arc<ServerConfig>,
@@ -50,8 +50,8 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Reads the files (PEM): the service's chain, its key, and the authorities of clients' certificates, which are then
-    /// required. Nothing when there is a problem, and then `problems` names it.
+    /// Reads the PEM files: the certificate chain and key of the service, and the CA certificates for clients. With
+    /// `client_ca`, clients must present a certificate. Returns `None` after an error, which is added to `problems`.
     pub fn read(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>, problems: &mut Problems) -> Option<Self> {
         let (files, contents) = Watched::read([cert, key].into_iter().chain(client_ca))
             .map_err(|error| problems.add(format!("the TLS file {error}")))
@@ -65,13 +65,14 @@ impl Tls {
         }
     }
 
-    /// Follows the files for ever; `metrics` show whether they are in use, and when the certificate expires.
+    /// Watches the files forever and reloads them. Sets `metrics` to whether their content is in use and when the
+    /// certificate expires.
     pub async fn follow(self, metrics: FileMetrics, outages: Outages) {
         metrics.certificate_expires(self.current().expiry);
         let change = |contents: Contents| {
             let current = read(&contents)?;
             metrics.certificate_expires(current.expiry);
-            // Nothing panics while it holds the lock.
+            // Code that holds the lock does not panic.
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
             Ok::<_, SettingsError>(())
         };
@@ -82,17 +83,18 @@ impl Tls {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The handshake of a connection, and the names in the client's certificate, if there is one.
+    /// Performs the TLS handshake of a connection. Returns the names in the client's certificate, if there is one.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Arc<[String]>)> {
         let stream = TlsAcceptor::from(self.current().config).accept(stream).await?;
-        // The first is the client's own; others lead from it to the authority.
+        // The first certificate is the client's own; the others form the chain to its CA.
         let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let names = own.map(certificate::names).unwrap_or_default();
         Ok((stream, names.into()))
     }
 }
 
-/// The configuration from the contents of the files, or all that is wrong with them. No problem quotes what is in a file.
+/// Builds the configuration from the contents of the files, or returns all errors in them. No error quotes the content
+/// of a file.
 fn read(contents: &[Vec<u8>]) -> Result<Current, SettingsError> {
     let mut problems = Problems::default();
     let [cert, key, client_ca @ ..] = contents else { return Err(SettingsError(Vec::new())) };
@@ -103,36 +105,37 @@ fn read(contents: &[Vec<u8>]) -> Result<Current, SettingsError> {
     }
     let client_ca = client_ca.first().map(|pem| authorities(pem, &mut problems));
     problems.finish()?;
-    // What is missing was a problem.
+    // A missing value has already been reported as an error.
     let (Some(cert), Some(key)) = (cert, key) else { return Err(SettingsError(Vec::new())) };
 
     let one = |problem: String| SettingsError(vec![problem]);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| one(format!("TLS can not be set up: {error}")))?;
+        .map_err(|error| one(format!("TLS cannot be configured: {error}")))?;
     let builder = match client_ca.flatten() {
         None => builder.with_no_client_auth(),
         Some(roots) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            let verifier = verifier.map_err(|error| one(format!("{CLIENT_CA} can not be used: {error}")))?;
+            let verifier = verifier.map_err(|error| one(format!("{CLIENT_CA} cannot be used: {error}")))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
     let expiry = expiry(&cert);
     let mut config = builder.with_single_cert(cert, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => one(format!("{KEY} is not the key of {CERT}")),
-        error => one(format!("{CERT} and {KEY} can not be used: {error}")),
+        error => one(format!("{CERT} and {KEY} cannot be used: {error}")),
     })?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A session that is resumed does not show its certificate again, which may have expired since. Connections live long
-    // here, so a whole handshake each costs little.
+    // A resumed session does not present its certificate again, which may have expired since. Connections live long
+    // here, so a full handshake for each costs little.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Current { config: Arc::new(config), expiry })
 }
 
-/// When the first certificate of a chain expires, in seconds since 1970; nothing when one of them can not be read.
+/// Returns when the first certificate of a chain expires, in seconds since 1970, or `None` if any of them cannot be
+/// parsed.
 fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
     let one = |certificate: &CertificateDer<'_>| {
         let certificate = Certificate::from_der(certificate).ok()?;
@@ -156,7 +159,7 @@ fn authorities(pem: &[u8], problems: &mut Problems) -> Option<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(CLIENT_CA, pem, problems)? {
         if let Err(error) = roots.add(certificate) {
-            problems.add(format!("{CLIENT_CA} has a certificate that can not be used: {error}"));
+            problems.add(format!("{CLIENT_CA} has a certificate that cannot be used: {error}"));
             return None;
         }
     }
@@ -170,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chain_expires_with_its_first_certificate() {
+    fn chain_expires_with_its_first_certificate() {
         let until = |year| {
             let mut params = CertificateParams::default();
             params.not_after = date_time_ymd(year, 1, 1);
@@ -178,7 +181,7 @@ mod tests {
         };
         let at_2040 = 2_208_988_800;
         assert_eq!(expiry(&[until(2040)]), Some(at_2040));
-        // From 2050 on the time is written in another way.
+        // From 2050 on, certificates encode the time differently.
         assert_eq!(expiry(&[until(2060), until(2040), until(2055)]), Some(at_2040));
         assert_eq!(expiry(&[until(2040), CertificateDer::from(vec![1, 2, 3])]), None);
         assert_eq!(expiry(&[]), None);

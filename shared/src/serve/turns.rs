@@ -1,4 +1,4 @@
-//! Reading from a peer in turns, so that what one poll of a connection takes in is bounded.
+//! Reads from a peer in turns, so that one poll of a connection reads a bounded amount.
 
 use std::io;
 use std::pin::Pin;
@@ -9,8 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// About how many bytes are read in one turn.
 const TURN: usize = 16 << 10;
 
-/// A connection that pauses after each turn. HTTP/2 reads until there is nothing left to read before it hands calls on, so
-/// without a pause it would gather as many calls, and as many that were given up again, as the peer can send meanwhile.
+/// A connection that pauses after each turn. HTTP/2 reads until nothing is left to read before it passes calls on.
+/// Without a pause it would collect as many calls, including calls that were already reset, as the peer can send
+/// meanwhile.
 #[derive(Debug)]
 pub(super) struct Turns<S> {
     stream: S,
@@ -27,7 +28,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Turns<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.left == 0 {
             self.left = TURN;
-            // The task goes to the end of the queue, behind the calls that it has just begun.
+            // The task goes to the end of the run queue, behind the calls that it has just begun.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_turn_ends_with_a_pause_and_nothing_is_lost() {
+    async fn each_turn_ends_with_a_pause_and_nothing_is_lost() {
         let (mut peer, stream) = tokio::io::duplex(4 * TURN);
         let sent: Vec<u8> = (0..3 * TURN).map(|n| (n % 251) as u8).collect();
         peer.write_all(&sent).await.unwrap();
@@ -90,7 +91,7 @@ mod tests {
                 Poll::Ready(count) => {
                     received.extend_from_slice(&piece[..count]);
                     in_turn += count;
-                    assert!(in_turn < TURN + piece.len(), "one turn takes in {in_turn} bytes");
+                    assert!(in_turn < TURN + piece.len(), "one turn reads {in_turn} bytes");
                 }
             }
         }
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(stream.read(&mut piece).await.unwrap(), 0);
     }
 
-    /// One poll: how many bytes were read.
+    /// Polls once and returns how many bytes were read.
     fn pin_read<'a>(
         stream: &'a mut Turns<tokio::io::DuplexStream>,
         piece: &'a mut [u8],

@@ -1,4 +1,4 @@
-//! The settings of the edge: who may call, over what, and how much at once.
+//! Server settings: who may call, TLS, and the limits of calls and connections.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,66 +13,66 @@ use crate::serve::connections::{Bounds, ConnectionLimits};
 use crate::serve::guard::Limits;
 use crate::serve::tls::Tls;
 
-/// The shortest keepalive that is not an attack on the peer.
+/// The minimum keepalive interval. A shorter one would flood the peer with pings.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
 
-/// The shortest time that a connection may be idle: clients open one some time before they call.
+/// The minimum idle time of a connection. Clients open a connection some time before they call.
 const SHORTEST_IDLE: Duration = Duration::from_secs(1);
 
-/// The flags of the edge. A path that is empty is one that is not given.
+/// The flags of the server. An empty path means that the flag is not given.
 #[derive(Debug, Clone, clap::Args)]
 pub struct EdgeArgs {
-    /// The file that names who may call, and what each may do (TOML)
+    /// File with the callers, and what each may do (TOML)
     #[arg(long, env = "FORMID_CALLERS_FILE", default_value = "", hide_default_value = true)]
     pub callers_file: String,
-    /// Let everybody do everything, from anywhere: for networks in which everybody is trusted
+    /// Let everybody do everything, from any address: only for networks in which every client is trusted
     #[arg(long, env = "FORMID_INSECURE", value_parser = FalseyValueParser::new())]
     pub insecure: bool,
-    /// The certificate of this service, with those that lead to its authority (PEM)
+    /// Certificate of this service, with its chain up to the CA (PEM)
     #[arg(long, env = "FORMID_TLS_CERT", default_value = "", hide_default_value = true)]
     pub tls_cert: String,
-    /// The private key of that certificate (PEM)
+    /// Private key of that certificate (PEM)
     #[arg(long, env = "FORMID_TLS_KEY", default_value = "", hide_default_value = true)]
     pub tls_key: String,
-    /// The authorities whose certificates clients must have (PEM); without it clients need none
+    /// CA certificates that client certificates must be issued by (PEM); if not given, clients need no certificate
     #[arg(long, env = "FORMID_TLS_CLIENT_CA", default_value = "", hide_default_value = true)]
     pub tls_client_ca: String,
-    /// Where health is answered in plain text besides, for probes that speak no TLS (IP address:port)
+    /// Additional address that serves health in plaintext, for probes that use no TLS (IP address:port)
     #[arg(long, env = "FORMID_PROBE_LISTEN", default_value = "", hide_default_value = true)]
     pub probe_listen: String,
-    /// The most calls under way at once, streams not counted; beyond, they are turned away
+    /// Maximum number of calls in progress, not counting streams; beyond it, calls are rejected
     #[arg(long, env = "FORMID_MAX_REQUESTS", default_value = "1024")]
     pub max_requests: String,
-    /// The most streams open at once (CollectStream, WatchBroadcast, reflection)
+    /// Maximum number of open streams (CollectStream, WatchBroadcast, reflection)
     #[arg(long, env = "FORMID_MAX_STREAMS", default_value = "512")]
     pub max_streams: String,
-    /// The most memory that the messages of calls take up at once (bytes); beyond, calls are turned away and streams wait
+    /// Maximum memory for the messages of all calls (bytes); beyond it, calls are rejected and streams wait
     #[arg(long, env = "FORMID_MAX_BYTES_IN_FLIGHT", default_value = "134217728")]
     pub max_bytes_in_flight: String,
-    /// The most calls under way on one connection; a client that wants more waits, or opens another
+    /// Maximum number of calls in progress on one connection; a client that needs more waits or opens another
     #[arg(long, env = "FORMID_MAX_CONNECTION_CALLS", default_value = "1000")]
     pub max_connection_calls: String,
-    /// The most connections at once; beyond, idle ones are closed for new ones
+    /// Maximum number of connections; beyond it, idle connections are closed for new ones
     #[arg(long, env = "FORMID_MAX_CONNECTIONS", default_value = "1000")]
     pub max_connections: String,
     /// How long a connection may be open without a call (duration)
     #[arg(long, env = "FORMID_MAX_CONNECTION_IDLE", default_value = "5m")]
     pub max_connection_idle: String,
-    /// How often a quiet connection is asked whether somebody is there (duration)
+    /// Interval of HTTP/2 keepalive pings on a connection without traffic (duration)
     #[arg(long, env = "FORMID_KEEPALIVE_INTERVAL", default_value = "30s")]
     pub keepalive_interval: String,
-    /// How long the answer to that may take, before the connection is closed (duration)
+    /// How long the answer to a keepalive ping may take, before the connection is closed (duration)
     #[arg(long, env = "FORMID_KEEPALIVE_TIMEOUT", default_value = "20s")]
     pub keepalive_timeout: String,
-    /// After which time clients are told to open another connection, give or take a tenth (duration; 0s: never)
+    /// Age at which clients are told to open another connection, plus or minus a tenth (duration; 0s: never)
     #[arg(long, env = "FORMID_MAX_CONNECTION_AGE", default_value = "10m")]
     pub max_connection_age: String,
-    /// How much longer streams may go on on such a connection (duration)
+    /// How much longer streams may continue on such a connection (duration)
     #[arg(long, env = "FORMID_MAX_CONNECTION_AGE_GRACE", default_value = "30s")]
     pub max_connection_age_grace: String,
 }
 
-/// The settings of the edge, checked.
+/// The checked server settings.
 pub(super) struct Edge {
     pub(super) callers: Option<Arc<Callers>>,
     pub(super) tls: Option<Tls>,
@@ -82,7 +82,7 @@ pub(super) struct Edge {
 }
 
 impl EdgeArgs {
-    /// Reads the flags and the files they name; `listen` is where the service itself listens, if that could be read.
+    /// Parses the flags and reads the files that they name. `listen` is the service's own address, if it is valid.
     pub(super) fn read(&self, listen: Option<SocketAddr>, problems: &mut Problems) -> Option<Edge> {
         let callers = given(&self.callers_file).map(|path| Callers::read(path, problems).map(Arc::new));
         self.contradictions(listen, callers.as_ref().and_then(Option::as_ref), problems);
@@ -131,18 +131,17 @@ impl EdgeArgs {
         })
     }
 
-    /// What is wrong with the flags taken together.
+    /// Reports flags that contradict each other.
     fn contradictions(&self, listen: Option<SocketAddr>, callers: Option<&Arc<Callers>>, problems: &mut Problems) {
         match given(&self.callers_file) {
             Some(_) if self.insecure => {
-                problems
-                    .add("--callers-file and --insecure contradict each other: name who may call, or let everybody");
+                problems.add("--callers-file and --insecure contradict each other: use only one of them");
             }
             None if !self.insecure => {
                 if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
                     problems.add(format!(
-                        "--listen is {listen}, which others can reach: name who may call with --callers-file, or let \
-                         everybody do everything with --insecure"
+                        "--listen is {listen}, which other machines can reach: configure callers with --callers-file, \
+                         or let everybody do everything with --insecure"
                     ));
                 }
             }
@@ -159,7 +158,7 @@ impl EdgeArgs {
             && let Some(callers) = callers
         {
             for name in callers.without_token() {
-                let without = "--tls-client-ca, without which nobody can be this caller";
+                let without = "--tls-client-ca: without it no client can authenticate as this caller";
                 problems.add(format!(
                     "the callers file, [callers.{name}]: has only certificate_names, which need {without}"
                 ));
@@ -169,7 +168,7 @@ impl EdgeArgs {
             && probe == listen
             && probe.port() != 0
         {
-            problems.add(format!("--probe-listen is {probe}, which is what --listen is"));
+            problems.add(format!("--probe-listen is {probe}, but must differ from --listen"));
         }
     }
 }
@@ -186,7 +185,7 @@ fn keepalive(flag: &str, text: &str, problems: &mut Problems) -> Option<Duration
     Some(duration)
 }
 
-/// What is given must have been read.
+/// Returns `None` if a value was given but is invalid.
 fn all_or_nothing<T>(given: Option<Option<T>>) -> Option<Option<T>> {
     match given {
         None => Some(None),

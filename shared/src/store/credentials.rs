@@ -1,4 +1,4 @@
-//! Collecting credentials, looking a user up, erasing one.
+//! Collects credentials, looks up a user, erases a user.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,35 +11,35 @@ use super::record::{self, Known, Record};
 use super::{Error, Store, scripts};
 use crate::credential::{AppId, Credential, Grant, GrantUses, Kind, OpenId, TemplateId};
 
-/// The most credentials one call of the collect script takes: long enough to share its fixed cost, short enough to
-/// keep Redis free for others (well under a millisecond).
+/// Maximum number of credentials in one call of the collect script. It is large enough to share the fixed cost of a
+/// call, and small enough to keep Redis free for others (well under a millisecond).
 pub const MAX_COLLECT: usize = 128;
 
-/// The source of the collect script, for benchmarks that drive it without the rest.
+/// The source of the collect script, for benchmarks that run it alone.
 pub fn collect_script() -> &'static str {
     scripts::COLLECT.source
 }
 
-/// Names what must count once however often it is told: see [`Packed::grant`] and [`Store::void`].
+/// Dedup key of an event that must count once, however often it is reported. See [`Packed::grant`] and [`Store::void`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnceKey(pub [u8; 16]);
 
-/// How long a [`OnceKey`] is remembered, unless the store is set to longer.
+/// How long a [`OnceKey`] is kept, unless the store is configured with a longer time.
 pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
 
 /// A credential ready to be stored.
 #[derive(Debug, Clone)]
 pub struct Packed {
-    /// Whose it is.
+    /// The user.
     pub openid: OpenId,
-    /// What it is.
+    /// The kind of credential.
     pub kind: Kind,
     record: Box<[u8]>,
     once: Option<OnceKey>,
 }
 
 impl Packed {
-    /// The bytes that are stored.
+    /// The bytes of the record that are stored.
     pub fn record(&self) -> &[u8] {
         &self.record
     }
@@ -51,8 +51,8 @@ impl Packed {
         Self { openid, kind: credential.kind, record: record.into(), once: None }
     }
 
-    /// Packs a grant for a user. With a key it counts once; without, each time one is packed, but once each: the same call
-    /// may come to Redis twice.
+    /// Packs a grant for a user. With a dedup key, the grant counts once. Without a key, each packed grant counts, but
+    /// only once each: the same call may reach Redis twice.
     pub fn grant(openid: OpenId, grant: &Grant, once: Option<OnceKey>) -> Self {
         let (known, once) = match (once, grant.uses) {
             (Some(key), _) => (Known::Key, Some(key)),
@@ -63,27 +63,27 @@ impl Packed {
     }
 }
 
-/// What of a user's is counted together: a kind, and of grants each template by itself.
+/// What is counted together for a user: a kind, and for grants each template separately.
 pub type Shelf = (Kind, Option<TemplateId>);
 
-/// What is available on one shelf for one user.
+/// What is available to one user under one [`Shelf`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Available {
-    /// How many credentials.
+    /// Number of credentials.
     pub credentials: u32,
-    /// How many messages they permit; a long-term subscription counts as one.
+    /// Number of messages they permit. A long-term subscription counts as one.
     pub messages: u32,
-    /// When the first of them expires, in seconds since 1970; of grants [`record::NEVER`].
+    /// When the first of them expires, in seconds since 1970. For grants, [`record::NEVER`].
     pub soonest_expiry: u32,
     /// When the last of them expires.
     pub latest_expiry: u32,
-    /// There is a long-term subscription among them.
+    /// Whether there is a long-term subscription among them.
     pub long_term: bool,
 }
 
 impl Store {
-    /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]; answers the places of those that were stored
-    /// already. Repeating it with the same ones changes nothing.
+    /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]. Returns the indexes of those that were
+    /// stored already. Repeating the call with the same credentials changes nothing.
     pub async fn collect(&self, app: &AppId, bucket: Bucket, credentials: &[Packed]) -> Result<Vec<usize>, Error> {
         if credentials.is_empty() {
             return Ok(Vec::new());
@@ -106,26 +106,26 @@ impl Store {
             .await
     }
 
-    /// The credentials stored of a user, the soonest to expire first, including what is leased (no uses left) or has
-    /// expired and was not swept yet.
+    /// The stored credentials of a user, soonest expiry first. They include leased credentials (no uses left) and
+    /// expired ones that were not swept yet.
     pub async fn records(&self, app: &AppId, openid: &OpenId) -> Result<Vec<Record>, Error> {
         Ok(record::unpack(&self.field(app, openid).await?).collect::<Result<_, _>>()?)
     }
 
-    /// When a user was last sent a message that arrived or may have, in seconds since 1970. It is known for
-    /// [`record::KEEP_TOUCH`], and on until the user is looked at or swept.
+    /// When a user was last sent a message that was delivered or may have been, in seconds since 1970. The time is kept
+    /// for [`record::KEEP_TOUCH`], and after that until the next read or sweep of the user.
     pub async fn touched(&self, app: &AppId, openid: &OpenId) -> Result<Option<u32>, Error> {
         Ok(record::touched(&self.field(app, openid).await?)?)
     }
 
-    /// All that is stored of a user at rest, packed.
+    /// The packed field of a user.
     async fn field(&self, app: &AppId, openid: &OpenId) -> Result<Vec<u8>, Error> {
         let users = self.keys(app, openid).users();
         let field: Option<_> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
         Ok(field.unwrap_or_default())
     }
 
-    /// What is available for a user at `now` (seconds since 1970).
+    /// What is available to a user at `now` (seconds since 1970).
     pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Shelf, Available>, Error> {
         let mut inventory = BTreeMap::<_, Available>::new();
         for Record { credential, long_term, .. } in self.records(app, openid).await? {
@@ -148,8 +148,9 @@ impl Store {
         Ok(inventory)
     }
 
-    /// Voids the grants of a template, because the user rejected it; answers how many messages they permitted. What is leased
-    /// of them at that moment ends as WeChat says. Nothing, and nothing changed, where the same was told before.
+    /// Revokes the grants of a template because the user rejected it. Returns how many messages they permitted. A
+    /// leased use of them ends by WeChat's answer to its message. Returns `None`, and changes nothing, if the same
+    /// event was reported before.
     pub async fn void(
         &self,
         app: &AppId,
@@ -168,7 +169,7 @@ impl Store {
         Ok(u32::try_from(voided).ok())
     }
 
-    /// Deletes all that is stored of a user; answers how many messages it permitted.
+    /// Deletes everything stored for a user. Returns how many messages it permitted.
     pub async fn erase(&self, app: &AppId, openid: &OpenId) -> Result<u32, Error> {
         let keys = self.keys(app, openid);
         let uses = self
@@ -178,7 +179,7 @@ impl Store {
                 command.arg(openid.as_str()).arg(KEEP_REQUESTS.as_secs());
             })
             .await?;
-        // After the stock: a broadcast that comes to the bucket now does not find the user there.
+        // After the stock is deleted, so that a broadcast that reaches the bucket now does not find the user there.
         self.forget_in_broadcasts(app, openid).await?;
         Ok(uses)
     }

@@ -1,25 +1,25 @@
-//! The names of all keys in Redis, and only here.
+//! The names of all keys in Redis. No other module builds key names.
 //!
-//! Every key of users carries the hash tag `{app:bucket}`: all that one script touches lies in one slot of a Redis
-//! Cluster, and one app still spreads over the whole cluster. What bounds each key:
+//! Every key of users carries the hash tag `{app:bucket}`. All keys of one script are therefore in one slot of a Redis
+//! Cluster, and one app still spreads over the whole cluster. The bound of each key:
 //!
 //! | key | bound |
 //! |---|---|
 //! | `formid:buckets` | one number |
-//! | `formid:{probeN}` | looked for, and never there |
-//! | `..:users` | a field a user, at most the cap of records each and two beside them, swept within the hour |
-//! | `..:leases` | what is in flight or in doubt; the reaper ends each |
+//! | `formid:{probeN}` | only read, never written |
+//! | `..:users` | one field per user, with at most the cap of records plus two; swept every hour |
+//! | `..:leases` | messages in flight or with unknown outcome; the reaper ends each |
 //! | `..:ledger` | eight counters |
-//! | `..:request:ID` | expires, 24 h unless set otherwise |
-//! | `..:once:KEY`, `..:failed:MSGID` | expire, after one day and two, or when no event so old is accepted any more |
+//! | `..:request:ID` | expires, by default after 24 h |
+//! | `..:once:KEY`, `..:failed:MSGID` | expire after one day and two days, or later if older events are still accepted |
 //! | `..:stock`, `..:swept` | expire |
-//! | `..:broadcast:ID:*` | one broadcast's part in the bucket: audience, in flight, tally, not reached, permits, msgids of an hour; expire |
+//! | `..:broadcast:ID:*` | a broadcast's part in the bucket: audience, in flight, tally, undelivered, permits, msgids of an hour; expire |
 //! | `..:broadcasts` | broadcasts with a part in the bucket; trimmed when one is added, and expires |
 //! | `formid:{app}:token`, `..:token:lock`, `..:token:forced`, `..:gates` | expire |
 //! | `formid:{app}:broadcast:ID`, `..:broadcast:ID:*`, `..:broadcasts:request:ID` | expire |
-//! | `formid:{app}:broadcasts` | expires after the last was stored; trimmed when they are listed |
-//! | `formid:{app}:broadcasts:due` | broadcasts that wait for their time; one that is gone by then goes when it is moved |
-//! | `formid:{app}:broadcasts:running` | broadcasts whose tasks are handed out; one that is gone goes when it is looked for |
+//! | `formid:{app}:broadcasts` | expires some time after the last broadcast was stored; trimmed when broadcasts are listed |
+//! | `formid:{app}:broadcasts:due` | broadcasts that wait for a time; an entry without a broadcast is removed by its move |
+//! | `formid:{app}:broadcasts:running` | broadcasts with tasks in their stream; an entry without a broadcast is removed when it is looked up |
 //! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted` | expire |
 
 use super::broadcast::BroadcastId;
@@ -28,15 +28,15 @@ use super::credentials::OnceKey;
 use super::late::MsgId;
 use crate::credential::{AppId, OpenId, RequestId};
 
-/// Holds the number of buckets this Redis was first used with: a user's bucket must never change.
+/// Holds the number of buckets that this Redis was first used with. The bucket of a user must never change.
 pub const BUCKETS: &str = "formid:buckets";
 
-/// One of the parts an app's users are spread over.
+/// One of the buckets that the users of an app are spread over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bucket(pub u16);
 
 impl Bucket {
-    /// The bucket of a user among `count`: FNV-1a over the openid, folded. Part of the stored format.
+    /// The bucket of a user among `count` buckets: FNV-1a over the openid, folded. It is part of the stored format.
     pub fn of(openid: &OpenId, count: u16) -> Self {
         let hash = fnv1a(openid.as_str());
         Self(((hash ^ (hash >> 32)) % u64::from(count)) as u16)
@@ -62,7 +62,7 @@ impl BucketKeys {
         key
     }
 
-    /// Hash: openid to the user's records.
+    /// Hash: openid to the user's packed records.
     pub fn users(&self) -> String {
         self.key("users")
     }
@@ -72,7 +72,7 @@ impl BucketKeys {
         self.key("leases")
     }
 
-    /// Hash: how many uses were collected, consumed (of these: unknown), discarded, expired, dropped, erased.
+    /// Hash: number of uses collected, consumed (of these: unknown), discarded, expired, dropped, erased.
     pub fn ledger(&self) -> String {
         self.key("ledger")
     }
@@ -82,18 +82,18 @@ impl BucketKeys {
         self.key(&format!("request:{}", request_name(openid, request)))
     }
 
-    /// String: present while it is known that this was told before.
+    /// String: dedup key; it exists while repetitions of a grant or an event are ignored.
     pub fn once(&self, key: OnceKey) -> String {
         let hex: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
         self.key(&format!("once:{hex}"))
     }
 
-    /// String: why WeChat did not deliver this message after all.
+    /// String: the delivery failure that WeChat reported for this message.
     pub fn failed(&self, message: MsgId) -> String {
         self.key(&format!("failed:{}", message.0))
     }
 
-    /// Sorted set: the broadcasts with a part in this bucket, by when that part expires.
+    /// Sorted set: the broadcasts with a part in this bucket, by the time when that part expires.
     pub fn broadcasts(&self) -> String {
         self.key("broadcasts")
     }
@@ -103,12 +103,12 @@ impl BucketKeys {
         PartKeys { tag: self.key(&format!("broadcast:{broadcast}:")) }
     }
 
-    /// String: what the last sweep counted.
+    /// String: the count of the last sweep.
     pub fn stock(&self) -> String {
         self.key("stock")
     }
 
-    /// String: present while the bucket was swept not long ago.
+    /// String: exists while the last sweep of the bucket is recent.
     pub fn swept(&self) -> String {
         self.key("swept")
     }
@@ -125,48 +125,48 @@ impl PartKeys {
         format!("{}{name}", self.tag)
     }
 
-    /// Set: users whose turn has not come.
+    /// Set: users of the audience whose message was not sent yet.
     pub fn todo(&self) -> String {
         self.key("todo")
     }
 
-    /// Set: users whose message is being sent or in doubt.
+    /// Set: users whose message is in flight or has an unknown outcome.
     pub fn flight(&self) -> String {
         self.key("flight")
     }
 
-    /// Hash: how many are in the audience and how they ended; how far the snapshot is, and whether the sending began.
+    /// Hash: size of the audience, number of users by ending, progress of the snapshot, and whether sending has begun.
     pub fn tally(&self) -> String {
         self.key("tally")
     }
 
-    /// Set: WeChat's ids of the messages that were delivered not long ago.
+    /// Set: WeChat's ids of recently delivered messages.
     pub fn sent(&self) -> String {
         self.key("sent")
     }
 
-    /// Hash: how many messages may be sent here, see `head/permits.lua`.
+    /// Hash: the permits of the bucket, see `head/permits.lua`.
     pub fn permits(&self) -> String {
         self.key("permits")
     }
 
-    /// Hash: openid to the data of that user's own.
+    /// Hash: openid to the message data of that user.
     pub fn data(&self) -> String {
         self.key("data")
     }
 
-    /// Sorted set, by member: users who were not reached, and why.
+    /// Sorted set, by member: undelivered users with the reason.
     pub fn undelivered(&self) -> String {
         self.key("undelivered")
     }
 
-    /// Set: users who are left out.
+    /// Set: users who are excluded.
     pub fn excluded(&self) -> String {
         self.key("excluded")
     }
 }
 
-/// The keys of the broadcasts of one app that lie in one slot.
+/// The keys of all broadcasts of one app, which are in one slot.
 #[derive(Debug, Clone)]
 pub struct BroadcastKeys {
     tag: String,
@@ -178,17 +178,17 @@ impl BroadcastKeys {
         Self { tag: format!("formid:{{{app}}}:") }
     }
 
-    /// Hash: what a broadcast is and where it stands.
+    /// Hash: the specification and the state of a broadcast.
     pub fn record(&self, broadcast: &BroadcastId) -> String {
         format!("{}broadcast:{broadcast}", self.tag)
     }
 
-    /// Set: the buckets that the broadcast is not through with.
+    /// Set: the buckets that are not finished.
     pub fn open(&self, broadcast: &BroadcastId) -> String {
         format!("{}broadcast:{broadcast}:open", self.tag)
     }
 
-    /// Set: the buckets that hold a part of the list of a broadcast to a list.
+    /// Set: the buckets that hold a part of the recipient list.
     pub fn parts(&self, broadcast: &BroadcastId) -> String {
         format!("{}broadcast:{broadcast}:parts", self.tag)
     }
@@ -203,27 +203,27 @@ impl BroadcastKeys {
         format!("{}broadcast:{broadcast}:permits", self.tag)
     }
 
-    /// String: which broadcast a request made.
+    /// String: the broadcast that a request created.
     pub fn request(&self, request: &RequestId) -> String {
         format!("{}broadcasts:request:{}", self.tag, request.as_str())
     }
 
-    /// Sorted set, by member: all broadcasts.
+    /// Sorted set, by member: all broadcasts of the app.
     pub fn index(&self) -> String {
         format!("{}broadcasts", self.tag)
     }
 
-    /// Sorted set: broadcasts that start or go on by themselves, by when.
+    /// Sorted set: broadcasts that start or resume at a set time, by that time.
     pub fn due(&self) -> String {
         format!("{}broadcasts:due", self.tag)
     }
 
-    /// Set: broadcasts with tasks that are handed out.
+    /// Set: broadcasts with tasks in their stream.
     pub fn running(&self) -> String {
         format!("{}broadcasts:running", self.tag)
     }
 
-    /// Stream: what there is to do for a broadcast, an entry for each bucket.
+    /// Stream: the tasks of a broadcast, one entry for each bucket.
     pub fn tasks(&self, broadcast: &BroadcastId) -> String {
         format!("{}broadcast:{broadcast}:tasks", self.tag)
     }
@@ -233,54 +233,55 @@ impl BroadcastKeys {
         format!("{}pace", self.tag)
     }
 
-    /// Hash: what was sent by an API on a day, and how much may be.
+    /// Hash: number of messages sent by an API on a day, and the limit.
     pub fn quota(&self, Budget { api, day }: Budget) -> String {
         format!("{}quota:{}:{day}", self.tag, api.name())
     }
 
-    /// String: present while WeChat was asked for the quota not long ago.
+    /// String: exists while the last quota query to WeChat is recent.
     pub fn quota_asked(&self, api: Api) -> String {
         format!("{}quota:{}:asked", self.tag, api.name())
     }
 
-    /// String: present while WeChat was asked once more not long ago, because the number was not exact.
+    /// String: exists while the last additional quota query is recent. That query is made when an exact number is
+    /// needed.
     pub fn quota_recounted(&self, api: Api) -> String {
         format!("{}quota:{}:recounted", self.tag, api.name())
     }
 }
 
-/// What a request is called within a bucket: two users may use the same request id. The openid is hashed, since names of
-/// keys show up in tools for operators and outlive the user's data.
+/// The name of a request within its bucket. It includes the openid, because two users may use the same request id. The
+/// openid is hashed, because key names appear in operators' tools and outlive the user's data.
 pub fn request_name(openid: &OpenId, request: &RequestId) -> String {
     format!("{:016x}:{}", fnv1a(openid.as_str()), request.as_str())
 }
 
-/// FNV-1a, 64 bits: the same on every machine and in every release, which key names need.
+/// FNV-1a, 64 bits. Key names need a hash that is the same on every machine and in every release.
 fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// String: the access token of an app and when it ends.
+/// String: the access token of an app and its expiry.
 pub fn token(app: &AppId) -> String {
     format!("formid:{{{app}}}:token")
 }
 
-/// String: who is fetching a token for the app now.
+/// String: the replica that is fetching a token for the app.
 pub fn token_lock(app: &AppId) -> String {
     format!("formid:{{{app}}}:token:lock")
 }
 
-/// String: present while no replica may force WeChat to hand out a new token.
+/// String: exists while no replica may force WeChat to issue a new token.
 pub fn token_forced(app: &AppId) -> String {
     format!("formid:{{{app}}}:token:forced")
 }
 
-/// Nothing is ever there: keys that lie all over a cluster, to see whether it answers for any.
+/// Keys that are never written. They are spread over a cluster, to check whether it answers for any of them.
 pub fn probe(number: usize) -> String {
     format!("formid:{{probe{number}}}")
 }
 
-/// Hash: what of the app WeChat refuses for now, and until when.
+/// Hash: the app stops: what WeChat refuses for the app at present, and until when.
 pub fn gates(app: &AppId) -> String {
     format!("formid:{{{app}}}:gates")
 }
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn all_keys_of_a_bucket_lie_in_one_slot_and_buckets_spread_over_the_cluster() {
+    fn keys_of_a_bucket_share_a_slot_and_buckets_spread_over_a_cluster() {
         let app = AppId::parse("wx0123456789abcdef").unwrap();
         let user = OpenId::parse("oUser{1}").unwrap();
         let request = RequestId::parse("{other}").unwrap();
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_bucket_never_changes_from_one_release_to_the_next() {
+    fn bucket_of_a_user_is_the_same_in_every_release() {
         let buckets =
             ["o1", "oUser1", "ohWOJ5YSdQkXxrpjpbkBS7GU6iGQ"].map(|id| Bucket::of(&OpenId::parse(id).unwrap(), 512).0);
         assert_eq!(buckets, [506, 326, 479]);

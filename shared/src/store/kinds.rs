@@ -1,9 +1,10 @@
-//! What kinds of keys there are, and what each holds: by it an operator learns which key is amiss, and nothing of a user.
+//! The kinds of keys and the Redis type of each. An error that names the kind tells an operator which key is wrong and
+//! reveals nothing about a user.
 
 use std::fmt;
 
-/// What each kind of key holds, by the parts of its name after the hash tag; `*` is any part, and at the end all that are
-/// left.
+/// The Redis type of each kind of key. A kind is the name after the hash tag, by parts: `*` matches any part, and at
+/// the end all remaining parts.
 const KINDS: [(&str, &str); 31] = [
     ("buckets", "string"),
     ("users", "hash"),
@@ -38,18 +39,18 @@ const KINDS: [(&str, &str); 31] = [
     ("gates", "hash"),
 ];
 
-/// A kind of key, of one bucket or app: what a log may tell of a key.
+/// A kind of key of one bucket or app. It is safe to log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyKind {
-    /// Up to the end of the hash tag.
+    /// The key up to the end of the hash tag.
     start: Box<str>,
     kind: &'static str,
-    /// The type that Redis has for such a key.
+    /// The expected Redis type of such a key.
     pub(in crate::store) holds: &'static str,
 }
 
 impl KeyKind {
-    /// The kind of a key; nothing where it is none of these.
+    /// The kind of a key; `None` if no kind matches.
     pub(in crate::store) fn of(key: &str) -> Option<Self> {
         let name = match key.split_once("}:") {
             Some((_, name)) => name,
@@ -91,7 +92,7 @@ mod tests {
     use crate::credential::{AppId, OpenId, RequestId};
 
     #[test]
-    fn the_kind_of_every_key_is_known_and_tells_of_nobody() {
+    fn every_key_has_a_kind_that_reveals_no_user() {
         let (app, user) = (AppId::parse("wx1").unwrap(), OpenId::parse("oCANARY").unwrap());
         let (request, broadcast) =
             (RequestId::parse("CANARY:stock").unwrap(), BroadcastId::parse("0192a3b4c5d-01234567").unwrap());
@@ -133,13 +134,13 @@ mod tests {
             ("string", BUCKETS.to_owned()),
         ];
         for (holds, key) in &expected {
-            let kind = KeyKind::of(key).unwrap_or_else(|| panic!("{key} is of no kind"));
-            assert_eq!(kind.holds, *holds, "{key} is taken for {kind}");
+            let kind = KeyKind::of(key).unwrap_or_else(|| panic!("no kind matches {key}"));
+            assert_eq!(kind.holds, *holds, "{key} was matched to {kind}");
             let shown = kind.to_string();
             assert!(!shown.contains("CANARY") && key.starts_with(shown.split('*').next().unwrap()), "{shown} of {key}");
         }
         let kinds: HashSet<_> = expected.iter().map(|(_, key)| KeyKind::of(key).unwrap().kind).collect();
-        // Both locks of a token are one kind.
+        // Both keys below `token:` are of one kind.
         assert_eq!(kinds.len(), KINDS.len());
         assert_eq!(KeyKind::of("other"), None);
         assert_eq!(KeyKind::of("formid:{wx1}:other"), None);

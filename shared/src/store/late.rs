@@ -1,10 +1,11 @@
-//! Failures that WeChat reports later: it accepted a subscription message, gave it a msgid, and tells by an event that it
-//! could not deliver it.
+//! Delivery failures. WeChat accepts a subscription message and returns a msgid, and later reports in an event that it
+//! could not deliver the message.
 //!
-//! The event may come before the message is settled, so each side looks for the other: a failure is kept for two days, or
-//! for as long as events are accepted, by its msgid, where the message of a broadcast finds it in the step that settles it, and a broadcast keeps the msgids of
-//! what it delivered for an hour, where the failure finds the message. So a message is counted in one way at any moment,
-//! and as failed once.
+//! The event may arrive before the message is settled, so each side looks for the other. A failure is stored by its
+//! msgid for two days, or for as long as events are accepted if that is longer. The step that settles a broadcast's
+//! message finds it there. A broadcast stores the msgids of its delivered messages for an hour, where a failure that
+//! arrives later finds the message. A message is therefore counted under one ending at any moment, and as failed only
+//! once.
 
 use std::time::Duration;
 
@@ -15,25 +16,26 @@ use super::broadcast::BroadcastId;
 use super::{Error, Store, scripts, unexpected};
 use crate::credential::{AppId, OpenId};
 
-/// How long a failure is known, unless events are accepted for longer.
+/// How long a failure is kept, unless events are accepted for longer.
 pub const KEEP_FAILED: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// WeChat's id of a subscription message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MsgId(pub u64);
 
-/// Why a message was not delivered after all.
+/// Why a message was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LateFailure {
     /// WeChat's ErrorCode.
     pub errcode: i32,
-    /// WeChat's ErrorStatus: words for people, without control characters.
+    /// WeChat's ErrorStatus: a text for people, without control characters.
     pub status: String,
 }
 
 impl Store {
-    /// Records that a message to this user was not delivered: for whoever asks by its request id, and in the broadcast that
-    /// it belongs to. False where it was recorded before. Repeating it completes what an interrupted call left undone.
+    /// Records that a message to this user was not delivered: under its msgid, for callers that repeat the request id,
+    /// and in the broadcast that it belongs to. Returns false if the failure was recorded before. Repeating the call
+    /// completes what an interrupted call left undone.
     pub async fn fail_late(
         &self,
         app: &AppId,
@@ -43,13 +45,14 @@ impl Store {
     ) -> Result<bool, Error> {
         let keys = self.keys(app, openid);
         let why = format!("{} {}", failure.errcode, failure.status);
-        // Told again after its reply was lost it looks as if it had been known: then only the answer is wrong.
+        // If the reply is lost and the command is resent, the failure looks as if it had been recorded before. Then
+        // only the returned value is wrong.
         let mut command = redis::cmd("SET");
         command.arg(keys.failed(msgid)).arg(&why).arg("NX").arg("EX");
         command.arg(KEEP_FAILED.max(self.inner.keep_once).as_secs());
         let new = self.redis()?.run::<Option<String>>(&command).await?.is_some();
-        // Before the broadcasts are asked: a message that is settled meanwhile finds the failure. The newest come first,
-        // since most failures are reported within seconds.
+        // Recorded before the broadcasts are read: a message that is settled in between finds the failure. The newest
+        // broadcasts come first, because most failures are reported within seconds.
         let mut command = redis::cmd("ZREVRANGE");
         command.arg(keys.broadcasts()).arg(0).arg(-1);
         let ids: Vec<String> = self.redis()?.run(&command).await?;
@@ -69,7 +72,7 @@ impl Store {
         Ok(new)
     }
 
-    /// Why a message to this user was not delivered, if WeChat reported so within the last two days.
+    /// Why a message to this user was not delivered, if WeChat reported a failure within the last two days.
     pub async fn late_failure(&self, app: &AppId, openid: &OpenId, msgid: MsgId) -> Result<Option<LateFailure>, Error> {
         let key = self.keys(app, openid).failed(msgid);
         let why: Option<String> = self.redis()?.run(redis::cmd("GET").arg(key)).await?;
@@ -77,6 +80,6 @@ impl Store {
         let parsed = why.split_once(' ').and_then(|(errcode, status)| {
             Some(LateFailure { errcode: errcode.parse().ok()?, status: status.to_owned() })
         });
-        parsed.map(Some).ok_or_else(|| unexpected("half a failure"))
+        parsed.map(Some).ok_or_else(|| unexpected("a truncated failure"))
     }
 }

@@ -1,4 +1,4 @@
-//! Leases: how a credential is held for one message, and let go by what became of it.
+//! Leases: a lease holds a credential for one message until the message is settled.
 
 use std::time::Duration;
 
@@ -9,36 +9,36 @@ use super::wanted::Wanted;
 use super::{Error, Reply, Store, scripts, unexpected};
 use crate::credential::{AppId, CredentialId, Kind, OpenId, RequestId};
 
-/// How long a request id is remembered unless set otherwise.
+/// How long a request id is remembered by default.
 pub const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
 
-/// Where a packed lease has the fingerprint of its message; see head/leases.lua.
+/// The position of the message fingerprint in a packed lease, see head/leases.lua.
 const FINGERPRINT: std::ops::Range<usize> = 38..54;
 
-/// Names a lease and its owner; chosen at random by who asks for it, so that asking twice is harmless.
+/// Identifies a lease and its owner. The caller chooses it at random, so that repeating the call is harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub [u8; 16]);
 
 impl LeaseId {
-    /// A fresh one.
+    /// A new random id.
     pub fn random() -> Self {
         Self(rand::random())
     }
 }
 
-/// The request a message belongs to, for calls that may be repeated.
+/// The request that a message belongs to, for calls that may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The caller's name for the message.
+    /// The caller's id for the message.
     pub id: RequestId,
-    /// A digest of the message: the same request id with another message is a mistake.
+    /// A digest of the message. Reusing a request id for another message is an error.
     pub fingerprint: [u8; 16],
 }
 
-/// How leases are made.
+/// Parameters of a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTerms {
-    /// How long the owner has the lease alone.
+    /// How long the owner has the lease exclusively.
     pub duration: Duration,
     /// A credential that expires sooner than this is not leased.
     pub margin: Duration,
@@ -49,11 +49,11 @@ pub struct LeaseTerms {
 /// One use of one credential, held for one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Its name.
+    /// The id of the lease.
     pub id: LeaseId,
-    /// What to hand to WeChat; of a grant, its template.
+    /// The credential to send to WeChat; for a grant, its template.
     pub credential: CredentialId,
-    /// Where the credential comes from.
+    /// The kind of credential.
     pub kind: Kind,
     /// When the credential expires, in seconds since 1970 by Redis' clock.
     pub expiry: u32,
@@ -61,64 +61,66 @@ pub struct Lease {
     pub now: i64,
     /// The credential was leased before, for a message that is gone and may have used it.
     pub suspect: bool,
-    /// This message was under way before with this credential, and nobody knows whether it arrived.
+    /// This message was in flight before with this credential, and its outcome is unknown.
     pub taken_over: bool,
-    /// What is left for the user beside it.
+    /// Number of messages that can still be sent to the user beside this one.
     pub messages_left: u32,
 }
 
-/// What came of asking for a lease.
+/// Result of a lease call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leased {
-    /// Here it is.
+    /// A credential was leased.
     Lease(Lease),
     /// The user has no credential of an allowed kind.
     None,
-    /// The request is finished; its recorded outcome.
+    /// The request is finished. Contains its recorded outcome.
     Finished(Vec<u8>),
-    /// The request is under way elsewhere, for at most this long.
+    /// Another owner holds the lease of this request; it expires within this time.
     UnderWay(Duration),
     /// The request id belongs to another message.
     Reused,
-    /// The request was under way when its user was erased.
+    /// The request was in flight when its user was erased.
     Lost,
-    /// Another subscription message to the user is under way, for at most this long: WeChat takes one at a time.
+    /// Another subscription message to the user is in flight, for at most this time. WeChat accepts one at a time.
     Busy(Duration),
 }
 
-/// What is known of a request.
+/// What is known about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
-    /// Nothing: it never came to a lease, or that is long ago.
+    /// Nothing is recorded: the request never got a lease, or its record has expired.
     Nothing,
     /// Its recorded outcome.
     Finished(Vec<u8>),
-    /// It has a lease: it is being sent, or in doubt.
+    /// It has a lease: it is in flight, or its outcome is unknown.
     UnderWay,
     /// The request id belongs to another message.
     Reused,
 }
 
-/// What is to be done with a leased credential.
+/// How a lease ends for its credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The use is spent, on a message that was delivered: the user is touched.
+    /// The message was delivered: the use is spent, and the time of the last message is set.
     Consume,
-    /// The same where nobody knows whether it was delivered; counted apart too.
+    /// Like `Consume`, for a message whose outcome is unknown. Such uses are also counted separately.
     Unknown,
-    /// The same, and WeChat calls the credential invalid: it is deleted with its remaining uses.
+    /// Like `Unknown`, and WeChat rejected the credential as invalid: it is deleted with its remaining uses.
     UnknownDiscard,
-    /// The same, and the user refuses the template: all other grants of that template are deleted.
+    /// Like `Unknown`, and the user refuses the template: all other grants of that template are deleted.
     UnknownVoid,
-    /// It was not spent: back into stock.
+    /// The use was not spent: it returns to stock.
     Return,
-    /// Its message is gone and may have used it: back into stock, marked, and the user is touched.
+    /// The message is gone and may have used the credential: it returns to stock marked as suspect, and the time of the
+    /// last message is set.
     Suspect,
-    /// WeChat calls it dead: it goes, with all its uses.
+    /// WeChat rejected the credential as invalid: it is deleted with all remaining uses.
     Discard,
-    /// The user refuses the template: the grant goes, with all others of that template.
+    /// The user refuses the template: the grant is deleted with all others of that template.
     Void,
-    /// In doubt: it stays with its message, which may be repeated at once. Only with a request id.
+    /// The outcome is unknown: the credential stays with its message, which may be repeated at once. Requires a request
+    /// id.
     Hold,
 }
 
@@ -138,35 +140,36 @@ impl Verdict {
     }
 }
 
-/// What came of settling a lease.
+/// Result of settling a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// Done; what is left for the user.
+    /// The lease was settled.
     Done {
-        /// Messages that can still be sent to the user.
+        /// Number of messages that can still be sent to the user.
         messages_left: u32,
     },
     /// The lease was gone: taken over, reaped or erased. Nothing changed.
     Stale,
-    /// Done, and here is the next lease that was asked for.
+    /// The lease was settled, and the next credential was leased as requested.
     Next(Lease),
-    /// Done, and there is no next credential; or it is a grant, and another message to the user is under way.
+    /// The lease was settled, and there is no next credential. Either the user has none, or the next is a grant and
+    /// another message to the user is in flight.
     NoNext,
 }
 
-/// What the reaper found in one bucket.
+/// What the reaper did in one bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reaped {
-    /// Kept for their message, which may be repeated.
+    /// Leases held for their message, which may be repeated.
     pub pinned: u32,
-    /// Form ids put back into stock, marked.
+    /// Form ids returned to stock, marked as suspect.
     pub suspect: u32,
-    /// Uses counted as spent: it is not known whether their messages were delivered.
+    /// Uses counted as spent, because the outcome of their messages is unknown.
     pub spent: u32,
 }
 
 impl Store {
-    /// Leases one use of the soonest-to-expire credential of a user, or tells what became of the request already.
+    /// Leases one use of the user's credential that expires soonest, or returns what is known about the request.
     pub async fn lease(
         &self,
         app: &AppId,
@@ -199,13 +202,14 @@ impl Store {
         }
     }
 
-    /// What is known of a request, without doing anything about it.
+    /// Reads what is known about a request. Changes nothing.
     pub async fn recorded(&self, app: &AppId, openid: &OpenId, request: &Request) -> Result<Recorded, Error> {
         let keys = self.keys(app, openid);
         let redis = self.redis()?;
         let outcome: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(keys.request(openid, &request.id))).await?;
         if let Some(outcome) = outcome {
-            let (fingerprint, outcome) = outcome.split_at_checked(16).ok_or_else(|| unexpected("half an outcome"))?;
+            let (fingerprint, outcome) =
+                outcome.split_at_checked(16).ok_or_else(|| unexpected("a truncated outcome"))?;
             let mine = fingerprint == request.fingerprint;
             return Ok(if mine { Recorded::Finished(outcome.to_vec()) } else { Recorded::Reused });
         }
@@ -218,8 +222,8 @@ impl Store {
         })
     }
 
-    /// Ends a lease. `outcome` is kept under the request id; without one the request is forgotten and may be tried again.
-    /// With `next`, the next credential is leased for the same message in the same step.
+    /// Settles a lease. `outcome` is kept under the request id; without an outcome the request is forgotten and may be
+    /// retried. With `next`, the next credential is leased for the same message in the same step.
     #[allow(clippy::too_many_arguments)]
     pub async fn settle(
         &self,
@@ -257,7 +261,7 @@ impl Store {
         }
     }
 
-    /// Looks after leases of one bucket that are past their deadline, about `page` of them a call of the script.
+    /// Processes the leases of one bucket that are past their deadline, about `page` leases per call of the script.
     pub async fn reap(&self, app: &AppId, bucket: Bucket, terms: &LeaseTerms, page: u32) -> Result<Reaped, Error> {
         let keys = BucketKeys::new(app, bucket);
         let mut reaped = Reaped::default();
@@ -289,7 +293,7 @@ fn lease_keys(command: &mut Cmd, keys: &BucketKeys, openid: &OpenId, request: Op
     }
 }
 
-/// What a lease is called among those of its bucket, and "who" as head/leases.lua describes it.
+/// Appends the name of a lease within its bucket, and "who" as described in head/leases.lua.
 fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<&Request>) {
     match request {
         Some(request) => command.arg(request_name(openid, &request.id)),

@@ -1,17 +1,20 @@
-//! Everything that is kept in Redis.
+//! Storage in Redis.
 //!
-//! A hash per app and bucket holds everything of its users: field = openid, value = the user's credentials and the time
-//! of the last message, packed. It is stock and roster at once. Beside it stand the leases (what is in flight), the
-//! ledger (where everything went), and a record for each request id. All changes are made by Lua scripts, each in one
-//! step on the keys of one bucket.
+//! Each app and bucket has one hash that holds everything about its users: field = openid, value = the user's
+//! credentials and the time of the last message, packed. This hash is both the stock and the list of users. Beside it
+//! are the leases (messages in flight), the ledger (counters of what became of every use), and one record for each
+//! request id. Lua scripts change the users, the leases and the ledger. Each script is one atomic step on keys of one
+//! slot.
 //!
-//! - [`keys`]: the names of all keys; [`kinds`]: what each holds; [`record`]: the packed format; `scripts`: the Lua files;
-//! - [`credentials`]: collect, look up, void, erase; [`leases`]: lease, settle, reap; [`wanted`]: what may be leased;
-//!   [`stock`]: sweep and count;
-//! - [`broadcast`]: what is sent to many, and how far it is; [`late`]: what WeChat could not deliver after all;
-//! - [`turns`]: who may ask every bucket of an app, which is much work;
-//! - [`tokens`]: the shared access token; [`gates`]: what WeChat refuses of an app for now;
-//! - `connections`: how commands travel; `reply`: how answers of scripts are read.
+//! - [`keys`]: the names of all keys; [`kinds`]: the Redis type of each key; [`record`]: the packed format; `scripts`:
+//!   the Lua files;
+//! - [`credentials`]: collect, look up, revoke, erase; [`leases`]: lease, settle, reap; [`wanted`]: which credentials
+//!   may be leased; [`stock`]: sweep and count;
+//! - [`broadcast`]: broadcasts and their progress; [`late`]: delivery failures that WeChat reports after it accepted
+//!   the message;
+//! - [`turns`]: limits for work that reads every bucket of an app;
+//! - [`tokens`]: the shared access token; [`gates`]: app stops, which record what WeChat refuses for an app at present;
+//! - `connections`: connections to Redis; `reply`: parsing of script replies.
 //!
 //! Scripts take the time from Redis, so the clocks of the replicas do not matter.
 
@@ -50,46 +53,46 @@ use stock::{Ledger, Stock};
 use told::{Told, unexpected};
 use turns::{SingleFlight, Turns};
 
-/// What can go wrong in the store.
+/// An error of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Redis answered with an error, or not at all. Whether a write took place is not known.
+    /// Redis answered with an error, or did not answer. It is unknown whether a write took place.
     #[error("Redis: {}", Told(.0))]
     Redis(#[source] Box<RedisError>),
-    /// There is no connection to Redis: nothing was written.
+    /// There is no connection to Redis. Nothing was written.
     #[error("Redis is not reachable: {0}")]
     Unavailable(String),
-    /// A key holds another type of value than is stored there.
-    #[error("{key} in Redis holds a {found}, and should hold a {}", .key.holds)]
+    /// A key holds a value of another type than the store writes there.
+    #[error("{key} in Redis holds a {found}; expected a {}", .key.holds)]
     WrongType {
-        /// Which kind of key, of which bucket or app.
+        /// The kind of key, with its app and bucket.
         key: KeyKind,
-        /// The type that Redis has there.
+        /// The type that Redis reports for the key.
         found: String,
     },
-    /// What was read is not in the format of this release.
-    #[error("stored data that this release cannot read: {0}")]
+    /// Redis returned data that is not in the format of this release.
+    #[error("Redis returned data that this release cannot read: {0}")]
     Corrupt(String),
     /// This Redis was first used with another number of buckets.
     #[error(
-        "this Redis holds {found} buckets an app, the setting says {wanted}: every user would be looked for in the wrong place"
+        "this Redis has {found} buckets per app, but the setting is {wanted}: users would be looked up in the wrong bucket"
     )]
     BucketCount {
-        /// What Redis holds.
+        /// Number of buckets stored in Redis.
         found: u16,
-        /// What the setting says.
+        /// Number of buckets in the setting.
         wanted: u16,
     },
 }
 
 impl Error {
-    /// The code that Redis answered with, such as READONLY.
+    /// The error code that Redis answered with, such as READONLY.
     pub fn code(&self) -> Option<&str> {
         let Self::Redis(error) = self else { return None };
         error.code().filter(|code| code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase()))
     }
 
-    /// What kind of error it is, in few words for traces.
+    /// The class of the error, as a short label for traces.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Redis(error) if error.is_timeout() => "timeout",
@@ -101,7 +104,7 @@ impl Error {
         }
     }
 
-    /// Whether it stays until somebody repairs what is in Redis, or this program: to wait and try again is of no use.
+    /// Whether the error persists until the data in Redis or this program is repaired. Retries do not help then.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Redis(error) => match error.kind() {
@@ -120,25 +123,25 @@ impl From<record::Corrupt> for Error {
     }
 }
 
-/// What the store is told by settings.
+/// Settings of the store.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// How Redis is reached.
+    /// How to connect to Redis.
     pub redis: RedisConfig,
-    /// How many parts each app's users are spread over; fixed for the life of a Redis.
+    /// Number of buckets that the users of each app are spread over. It is fixed for the lifetime of a Redis.
     pub buckets: u16,
-    /// The most credentials kept for one user.
+    /// Maximum number of credentials kept for one user.
     pub cap: u16,
-    /// How long it is known that a grant or an event was told before: see [`credentials::KEEP_ONCE`].
+    /// How long the dedup key of a grant or an event is kept: see [`credentials::KEEP_ONCE`].
     pub keep_once: Duration,
 }
 
-/// The names that commands and scripts go by in metrics.
+/// The names of commands and scripts in metrics.
 pub(crate) fn commands() -> impl Iterator<Item = &'static str> {
     connections::COMMANDS.split_whitespace().chain(scripts::all().map(|script| script.file))
 }
 
-/// A handle on Redis, cheap to clone.
+/// A handle to Redis, cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -149,13 +152,13 @@ type Counts<K, T> = Arc<SingleFlight<K, Result<T, Error>>>;
 
 struct Inner {
     connections: Connections,
-    /// This Redis was found usable: users are in the buckets where they are looked for.
+    /// Whether [`Store::prepare`] has succeeded: the scripts are loaded and the number of buckets matches.
     prepared: watch::Sender<bool>,
     buckets: u16,
     cap: u16,
     keep_once: Duration,
     turns: Turns,
-    /// Counts that are asked for: of the stock, by app and up to how many users it is counted on the spot.
+    /// Stock counts in progress. The key is the app and the number of users up to which the stock is counted directly.
     stocks: Counts<(AppId, u64), Arc<Stock>>,
     ledgers: Counts<AppId, Ledger>,
 }
@@ -173,12 +176,12 @@ impl Inner {
 }
 
 impl Store {
-    /// Prepares a store without talking to Redis; see [`Store::prepare`].
+    /// Creates a store without connecting to Redis. See [`Store::prepare`].
     pub fn new(config: &StoreConfig) -> Result<Self, Error> {
         Self::made(config, None)
     }
 
-    /// The same, with what is asked of Redis counted.
+    /// Like [`Store::new`], with metrics of the Redis commands.
     pub fn counted(config: &StoreConfig, metrics: RedisMetrics) -> Result<Self, Error> {
         Self::made(config, Some(metrics))
     }
@@ -189,16 +192,16 @@ impl Store {
         Ok(Self { inner: Inner::new(connections, prepared, buckets, config) })
     }
 
-    /// The same store by connections of its own, for work that should not stand in line with other work. It is usable once
-    /// the first one is.
+    /// The same store with connections of its own, for work that should not queue with other work. It becomes usable
+    /// when the first store does.
     pub fn beside(&self, config: &StoreConfig) -> Result<Self, Error> {
         let Inner { connections, prepared, buckets, .. } = &*self.inner;
         let connections = connections.beside(&config.redis)?;
         Ok(Self { inner: Inner::new(connections, prepared.clone(), *buckets, config) })
     }
 
-    /// Makes Redis ready: loads the scripts, notes or checks the number of buckets, and warns of settings under which
-    /// Redis may forget.
+    /// Prepares Redis: loads the scripts, stores or checks the number of buckets, and warns of Redis settings that can
+    /// lose data.
     pub async fn prepare(&self) -> Result<(), Error> {
         let prepared = self.make_ready().await;
         self.show_up(prepared.is_ok());
@@ -221,13 +224,13 @@ impl Store {
         Ok(())
     }
 
-    /// Ends once [`Store::prepare`] has succeeded: until then nothing else does.
+    /// Waits until [`Store::prepare`] has succeeded. All other calls fail before that.
     pub async fn prepared(&self) {
-        // The sender lives as long as this store does, so there is nothing to go wrong.
+        // The sender lives as long as this store, so waiting cannot fail.
         let _ = self.inner.prepared.subscribe().wait_for(|prepared| *prepared).await;
     }
 
-    /// Whether Redis takes commands; of a cluster, whether any of its masters does.
+    /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
     pub async fn ping(&self) -> Result<(), Error> {
         let answer = self.inner.connections.ping().await;
         self.show_up(answer.is_ok());
@@ -246,26 +249,27 @@ impl Store {
             warn!(maxmemory_policy = policy, "Redis may evict credentials: set maxmemory-policy to noeviction");
         }
         if self.setting("appendonly").await.iter().any(|value| value == "no") {
-            warn!("Redis has no append-only file: a restart of Redis loses what came since its last snapshot");
+            warn!("Redis has no append-only file: a restart of Redis loses all writes since its last snapshot");
         }
     }
 
-    /// One of Redis' own settings, on each master; nothing where CONFIG is forbidden, as some hosted services do.
+    /// Reads one of Redis' own settings from each master. Empty if CONFIG is forbidden, as it is at some hosted
+    /// services.
     async fn setting(&self, name: &str) -> Vec<String> {
         let masters = self.inner.connections.everywhere(redis::cmd("CONFIG").arg("GET").arg(name)).await;
         let value = |reply| Vec::<String>::from_redis_value(reply).ok()?.into_iter().nth(1);
         masters.unwrap_or_default().into_iter().filter_map(value).collect()
     }
 
-    /// The connections, once this Redis was found usable.
+    /// The connections, once [`Store::prepare`] has succeeded.
     fn redis(&self) -> Result<&Connections, Error> {
         if *self.inner.prepared.borrow() {
             return Ok(&self.inner.connections);
         }
-        Err(Error::Unavailable("it was not reached so far".into()))
+        Err(Error::Unavailable("no connection has succeeded yet".into()))
     }
 
-    /// Takes a key for `ttl` by a value chosen at random; false when another has it.
+    /// Takes a key for `ttl` with a randomly chosen value. Returns false if the key holds another value.
     async fn take(&self, key: &str, value: &str, ttl: Duration) -> Result<bool, Error> {
         self.redis()?
             .invoke(&scripts::SET_ONCE, |command| {
@@ -274,12 +278,12 @@ impl Store {
             .await
     }
 
-    /// Takes a key for `ttl` that nobody gives back before; false when somebody has it.
+    /// Takes a key for `ttl` that is not given back earlier. Returns false if it is taken already.
     async fn take_turn(&self, key: &str, ttl: Duration) -> Result<bool, Error> {
         self.take(key, &format!("{:016x}", rand::random::<u64>()), ttl).await
     }
 
-    /// The bucket a user lives in: what [`Store::collect`] wants its credentials grouped by.
+    /// The bucket of a user. [`Store::collect`] takes credentials of one bucket at a time.
     pub fn bucket_of(&self, openid: &OpenId) -> Bucket {
         Bucket::of(openid, self.inner.buckets)
     }
@@ -288,7 +292,7 @@ impl Store {
         BucketKeys::new(app, self.bucket_of(openid))
     }
 
-    /// How many buckets each app has.
+    /// All buckets of an app.
     pub fn buckets(&self) -> impl ExactSizeIterator<Item = Bucket> + use<> {
         (0..self.inner.buckets).map(Bucket)
     }

@@ -1,17 +1,18 @@
-//! The packed format of a user's field. `scripts/head/records.lua`, for the touch `touch.lua`, and for the sending mark
-//! `mark.lua` are its twins and describe it byte by byte; property tests in `shared/tests` hold them against each other.
+//! The packed format of a user's field. The Lua twins describe it byte by byte: `scripts/head/records.lua`, `touch.lua`
+//! for the last-messaged record (the touch), and `mark.lua` for the send lock (the mark). Property tests in
+//! `shared/tests` check that both sides agree.
 
 use std::time::Duration;
 
 use crate::credential::{Credential, CredentialId, Grant, GrantUses, Kind, MAX_GRANT, TemplateId};
 
-/// The most uses one record can hold: five bits.
+/// Maximum number of uses of one record (five bits).
 pub const MAX_USES: u8 = 31;
 
-/// The expiry of what does not expire.
+/// The expiry of a record that does not expire.
 pub const NEVER: u32 = u32::MAX;
 
-/// How long it is known when a user was last sent a message.
+/// How long the time of the last message to a user is kept.
 pub const KEEP_TOUCH: Duration = Duration::from_secs(7 * 24 * 3600);
 
 const SUSPECT: u8 = 1 << 5;
@@ -19,31 +20,31 @@ const KIND_SHIFT: u8 = 6;
 const HEX: u8 = 1 << 7;
 /// Expiry, flags, and the length byte.
 const OVERHEAD: usize = 6;
-/// The flags and the tail of a touch: of kind 3, without uses, and with an id that no credential has.
+/// The flags and the tail of a last-messaged record: kind 3, no uses, and an id that no credential has.
 const TOUCH: (u8, &[u8]) = (3 << KIND_SHIFT, &[0, 0]);
-/// The flags of a sending mark, and its tail's last byte: its id is the owner of a lease.
+/// The flags of a send lock and the last byte of its tail. Its id is the owner of a lease.
 const MARK: (u8, u8) = (3 << KIND_SHIFT, 15);
-/// The last byte of the id of a long-term subscription; the other grants have higher ones.
+/// The last byte of the id of a long-term subscription. Other grants have higher values.
 const LONG_TERM: u8 = 127;
 
 /// A record as it is read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The right to send, with the uses that are left.
+    /// The credential, with its remaining uses.
     pub credential: Credential,
-    /// It was leased once for a message that is gone and may have used it.
+    /// The credential was leased for a message that is gone, and that message may have used it.
     pub suspect: bool,
-    /// A grant that is not used up.
+    /// A grant that is not used up by a message.
     pub long_term: bool,
 }
 
-/// What of a stored record can not be understood.
+/// Why a stored record cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
     /// The field ends in the middle of a record.
-    #[error("a record is cut off")]
+    #[error("a record is truncated")]
     CutOff,
-    /// The kind is none that this release knows.
+    /// This release does not know the kind.
     #[error("a record of unknown kind {0}")]
     UnknownKind(u8),
     /// The id is not text.
@@ -67,22 +68,23 @@ pub fn pack(credential: &Credential, out: &mut Vec<u8>) {
     }
 }
 
-/// By what a grant is known again when it is collected again; for the collect script.
+/// How the collect script recognizes a grant that was collected before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// By what is stored: it is a long-term subscription.
+    /// By the stored record: it is a long-term subscription.
     Itself = 0,
-    /// By a key, for a day.
+    /// By the caller's dedup key, which is kept for a day.
     Key = SUSPECT as isize,
-    /// By a key made for one call, while that may be resent.
+    /// By a key made for one call, which is kept while that call may be resent.
     Call = SUSPECT as isize + 1,
 }
 
-/// Packs a grant as the collect script takes it: not as it is stored, but with its count in place of the expiry.
+/// Packs a grant in the form that the collect script takes. It has the count in place of the expiry, unlike a stored
+/// record.
 pub fn pack_grant(grant: &Grant, known: Known) -> Vec<u8> {
     let template = grant.template.as_str().as_bytes();
     let count = match grant.uses {
-        // None at all would read as a long-term subscription.
+        // A count of 0 would be read as a long-term subscription.
         GrantUses::Count(count) => u32::from(count.clamp(1, MAX_GRANT)),
         GrantUses::LongTerm => 0,
     };
@@ -94,7 +96,7 @@ pub fn pack_grant(grant: &Grant, known: Known) -> Vec<u8> {
     item
 }
 
-/// Reads the credentials of a field, the soonest to expire first.
+/// Reads the credentials of a field, soonest expiry first.
 pub fn unpack(field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
     parts(field).filter(|part| !part.is_ok_and(|part| part.is_touch() || part.is_mark())).map(|part| {
         let Part { flags, expiry, tail } = part?;
@@ -102,7 +104,7 @@ pub fn unpack(field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
     })
 }
 
-/// When the user of a field was last sent a message, in seconds since 1970; nothing if that is not known any more.
+/// When the user of a field was last sent a message, in seconds since 1970; `None` if that is no longer known.
 pub fn touched(field: &[u8]) -> Result<Option<u32>, Corrupt> {
     for part in parts(field) {
         let part = part?;
@@ -113,7 +115,7 @@ pub fn touched(field: &[u8]) -> Result<Option<u32>, Corrupt> {
     Ok(None)
 }
 
-/// A record as it lies in a field: a credential, the touch, or the sending mark.
+/// A record within a field: a credential, the last-messaged record, or the send lock.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     flags: u8,
@@ -146,7 +148,7 @@ fn parts(mut field: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Corrupt>> {
     })
 }
 
-/// One record from its flags, its expiry, and its tail (id and length byte), as the scripts hand them out.
+/// Reads one record from its flags, its expiry, and its tail (id and length byte), as the scripts return them.
 pub fn read(flags: u8, expiry: u32, tail: &[u8]) -> Result<Record, Corrupt> {
     let (length, id) = tail.split_last().ok_or(Corrupt::CutOff)?;
     let kind = *Kind::ALL.get(usize::from(flags >> KIND_SHIFT)).ok_or(Corrupt::UnknownKind(flags >> KIND_SHIFT))?;
@@ -195,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_form_id_of_32_hex_digits_takes_22_bytes() {
+    fn form_id_of_32_hex_digits_takes_22_bytes() {
         let mut field = Vec::new();
         pack(&credential(Kind::FormId, "0123456789abcdef0123456789abcdef", 1, 1_800_000_000), &mut field);
         assert_eq!(field.len(), 22);
     }
 
     #[test]
-    fn a_field_that_is_cut_off_is_an_error_and_no_panic() {
+    fn truncated_field_is_an_error_and_not_a_panic() {
         let mut field = Vec::new();
         pack(&credential(Kind::FormId, "1519876543210", 1, 1), &mut field);
         for cut in 1..field.len() {
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_touch_is_no_credential_and_nothing_else_is_a_touch() {
+    fn last_messaged_record_is_not_confused_with_credentials() {
         let mut field = Vec::new();
         pack(&credential(Kind::FormId, "1519876543210", 1, 2_000_000_000), &mut field);
         assert_eq!(touched(&field), Ok(None));
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sending_mark_is_neither_a_credential_nor_a_touch() {
+    fn send_lock_is_neither_a_credential_nor_last_messaged() {
         let mark = [&1_800_000_000_u32.to_be_bytes()[..], &[192], &[7; 16], &[15]].concat();
         assert_eq!((unpack(&mark).count(), touched(&mark)), (0, Ok(None)));
         let other = [&1_800_000_000_u32.to_be_bytes()[..], &[193], &[7; 16], &[15]].concat();
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_reads_as_its_template_whatever_that_looks_like() {
+    fn grant_reads_back_with_its_template_for_any_template_id() {
         for (id, slot, long_term) in [("t1", 128, false), ("abc", 247, false), ("requestFormId:fail", 127, true)] {
             let tail = [id.as_bytes(), &[slot, id.len() as u8]].concat();
             let record = read(128 + 5, NEVER, &tail).unwrap();
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_is_out_of_bounds_never_reads_as_a_long_term_subscription() {
+    fn out_of_range_count_never_reads_as_a_long_term_grant() {
         let template = TemplateId::parse("t1").unwrap();
         let item = |uses, known| pack_grant(&Grant { template: template.clone(), uses }, known);
         for (uses, count) in [(0, 1_u32), (1, 1), (1000, 1000), (u16::MAX, 1000)] {
@@ -277,7 +279,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(field: Vec<u8>) {
+        fn parsing_arbitrary_bytes_never_panics(field: Vec<u8>) {
             let _ = unpack(&field).count();
             let _ = touched(&field);
         }

@@ -1,4 +1,4 @@
-//! Reading what the scripts answer.
+//! Parses the replies of scripts.
 
 use deadpool_redis::redis::{FromRedisValue, Value};
 
@@ -7,7 +7,7 @@ use super::leases::{Lease, LeaseId};
 use super::record::{self, Record};
 use super::told::unexpected;
 
-/// The bit of a lease's state that says so; see head/leases.lua.
+/// The bit in the state of a lease that means it was taken over; see head/leases.lua.
 const TAKEN_OVER: u8 = 2;
 
 /// The reply of a script, read from left to right.
@@ -18,21 +18,21 @@ impl Reply {
         Self(values.into_iter())
     }
 
-    /// Whether all was read.
+    /// Whether all values were read.
     pub(super) fn is_empty(&self) -> bool {
         self.0.len() == 0
     }
 
     /// The next value.
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
-        let value = self.0.next().ok_or_else(|| unexpected("too little"))?;
+        let value = self.0.next().ok_or_else(|| unexpected("too few values"))?;
         Ok(T::from_redis_value(value)?)
     }
 
-    /// The next value, which is a lease as head/leases.lua hands it out.
+    /// The next value, parsed as a lease in the format of head/leases.lua.
     pub(super) fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
         let packed: Vec<u8> = self.next()?;
-        let cut = || unexpected("a lease that is cut off");
+        let cut = || unexpected("a truncated lease");
         let (left, rest) = packed.split_first_chunk().ok_or_else(cut)?;
         let (now, rest) = rest.split_first_chunk().ok_or_else(cut)?;
         let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;

@@ -1,4 +1,4 @@
-//! The sweep: drops what has expired and counts what is in stock, bucket by bucket, a few users a call.
+//! The sweep: removes expired credentials and counts the stock, bucket by bucket, a few users per call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,45 +13,45 @@ use super::turns::Work;
 use super::{Error, Store, scripts};
 use crate::credential::{AppId, Kind, TemplateId};
 
-/// WeChat's day begins at midnight of UTC+8.
+/// WeChat's day begins at midnight in UTC+8.
 pub const DAY_OFFSET: i64 = 8 * 3600;
 
-/// A day, in seconds.
+/// Seconds of a day.
 pub const DAY: i64 = 24 * 3600;
 
-/// About how many users one call of the sweep looks at.
+/// Approximate number of users that one call of the sweep processes.
 const PAGE: u32 = 64;
 
-/// How many buckets are asked at once when all are.
+/// Number of buckets that are read concurrently when all are read.
 const ASKED_AT_ONCE: usize = 32;
 
-/// How long a count is kept when no new one is made.
+/// How long a count is kept if no newer one replaces it.
 const KEPT: Duration = Duration::from_secs(DAY as u64);
 
-/// Credentials, and the messages they permit.
+/// Number of credentials and of the messages they permit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// How many credentials.
+    /// Number of credentials.
     pub credentials: u64,
-    /// How many messages they permit.
+    /// Number of messages they permit.
     pub messages: u64,
 }
 
 /// Grants of one template.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
-    /// Users to whom a message can be sent.
+    /// Number of users to whom a message can be sent.
     pub users: u64,
-    /// How many messages can be sent to them; a long-term subscription counts as one.
+    /// Number of messages that can be sent to them. A long-term subscription counts as one.
     pub messages: u64,
-    /// Users with a long-term subscription.
+    /// Number of users with a long-term subscription.
     pub long_term: u64,
 }
 
-/// What is in stock: of a bucket, or of a whole app.
+/// The stock of a bucket or of a whole app.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stock {
-    /// Users for whom at least one message can be sent.
+    /// Number of users to whom at least one message can be sent.
     pub reachable: u64,
     /// Form ids and prepay ids, by day of expiry (days since 1970 in UTC+8) and kind.
     pub days: BTreeMap<(i64, Kind), Count>,
@@ -62,7 +62,7 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// Adds what was counted elsewhere.
+    /// Adds another count.
     pub fn add(&mut self, other: &Self) {
         self.reachable += other.reachable;
         for (day, count) in &other.days {
@@ -79,48 +79,49 @@ impl Stock {
     }
 }
 
-/// Where everything that was ever collected went, in messages permitted.
+/// What became of everything that was ever collected, in number of uses (one use permits one message).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Taken in.
+    /// Uses collected.
     pub collected: u64,
-    /// Held by messages in flight or in doubt.
+    /// Uses held by messages in flight or with unknown outcome.
     pub leased: u64,
-    /// Spent.
+    /// Uses spent.
     pub consumed: u64,
-    /// Found dead.
+    /// Uses deleted because WeChat rejected the credential or the user refused the template.
     pub discarded: u64,
-    /// Too old before anyone used it.
+    /// Uses that expired before they were spent.
     pub expired: u64,
-    /// Pushed out by the cap.
+    /// Uses dropped by the cap on records per user.
     pub dropped: u64,
-    /// Deleted with their user.
+    /// Uses deleted when their user was erased.
     pub erased: u64,
-    /// Of `consumed`: on messages of which nobody knows whether they were delivered.
+    /// The part of `consumed` that was spent on messages with unknown outcome.
     pub unknown: u64,
 }
 
 impl Ledger {
-    /// What is in stock and not leased: everything collected that went nowhere.
+    /// Uses in stock that are not leased: the collected uses minus all others.
     pub fn available(&self) -> u64 {
         let gone = self.leased + self.consumed + self.discarded + self.expired + self.dropped + self.erased;
         self.collected.saturating_sub(gone)
     }
 }
 
-/// How a bucket's count is kept in Redis.
+/// The JSON format of a bucket's count in Redis.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     reachable: u64,
     days: Vec<(i64, u8, Count)>,
-    /// Missing in what an earlier release counted, which knew no grants.
+    /// Absent in counts of earlier releases, which had no grants.
     #[serde(default)]
     templates: Vec<(String, Granted)>,
     counted_at: i64,
 }
 
 impl Store {
-    /// Sweeps one bucket from end to end and keeps its count. `pause` lies between two calls; `now` is the time of the count.
+    /// Sweeps all users of one bucket and stores the count. `pause` is the time between two calls; `now` is the time of
+    /// the count.
     pub async fn sweep(&self, app: &AppId, bucket: Bucket, now: i64, pause: Duration) -> Result<Stock, Error> {
         let keys = BucketKeys::new(app, bucket);
         let (users, ledger) = (keys.users(), keys.ledger());
@@ -166,12 +167,12 @@ impl Store {
         Ok((next, stock))
     }
 
-    /// Takes the turn to sweep a bucket; false when it was swept less than `interval` ago.
+    /// Claims the sweep of a bucket. Returns false if the bucket was swept less than `interval` ago.
     pub async fn claim_sweep(&self, app: &AppId, bucket: Bucket, interval: Duration) -> Result<bool, Error> {
         self.take_turn(&BucketKeys::new(app, bucket).swept(), interval).await
     }
 
-    /// How many users an app has, reachable or not.
+    /// Number of users of an app, reachable or not.
     pub async fn users(&self, app: &AppId) -> Result<u64, Error> {
         self.over_buckets(async |bucket| {
             self.redis()?.run(redis::cmd("HLEN").arg(BucketKeys::new(app, bucket).users())).await
@@ -180,8 +181,8 @@ impl Store {
         .await
     }
 
-    /// The stock of an app: counted on the spot when it has at most `few` users, from the last sweep otherwise. All who
-    /// ask before a count begins share it.
+    /// The stock of an app. It is counted directly if the app has at most `few` users, and read from the last sweep
+    /// otherwise. All callers that ask before a count begins share its result.
     pub async fn stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
         let (store, counted) = (self.clone(), app.clone());
         let count = async move { store.count_stock(&counted, now, few).await.map(Arc::new) };
@@ -206,8 +207,8 @@ impl Store {
         .await
     }
 
-    /// What the sweeps have counted of an app; nothing until they have come to every bucket. The time is that of the oldest
-    /// count.
+    /// The stock of an app as counted by the sweeps. `None` until every bucket was swept. The time is that of the
+    /// oldest count.
     pub async fn swept_stock(&self, app: &AppId) -> Result<Option<Stock>, Error> {
         let mut counts = std::pin::pin!(self.over_buckets(|bucket| self.last_count(app, bucket)));
         let mut sum = Stock { counted_at: i64::MAX, ..Stock::default() };
@@ -222,7 +223,7 @@ impl Store {
     async fn kept_stock(&self, app: &AppId, bucket: Bucket, now: i64) -> Result<Stock, Error> {
         match self.last_count(app, bucket).await? {
             Some(stock) => Ok(stock),
-            // Never counted so far: the first sweep of a new collector has not come here yet.
+            // Not counted yet: the first sweep of a new collector has not reached this bucket.
             None => self.sweep(app, bucket, now, Duration::ZERO).await,
         }
     }
@@ -242,7 +243,7 @@ impl Store {
         Ok(Some(stock))
     }
 
-    /// The ledger of an app. All who ask before it is read share it.
+    /// The ledger of an app. All callers that ask before a read begins share its result.
     pub async fn ledger(&self, app: &AppId) -> Result<Ledger, Error> {
         let (store, read) = (self.clone(), app.clone());
         let read = async move { store.read_ledger(&read).await };
@@ -257,7 +258,7 @@ impl Store {
             let of = |name: &str| counters.get(name).copied().unwrap_or(0);
             Ok(Ledger {
                 collected: of("collected"),
-                // What is "lost" has no credential any more: see erase.lua.
+                // A "lost" lease holds no credential any more: see erase.lua.
                 leased: leases.saturating_sub(of("lost")),
                 consumed: of("consumed"),
                 discarded: of("discarded"),
@@ -282,7 +283,7 @@ impl Store {
         .await
     }
 
-    /// Asks every bucket the same, a few at once.
+    /// Runs the same query for every bucket, a few concurrently.
     fn over_buckets<T, F>(&self, ask: impl Fn(Bucket) -> F) -> impl stream::Stream<Item = Result<T, Error>>
     where
         F: Future<Output = Result<T, Error>>,

@@ -7,12 +7,12 @@ use deadpool_redis::redis;
 use super::{Error, Store, keys, scripts};
 use crate::credential::AppId;
 
-/// A token as it is shared.
+/// A shared access token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedToken {
-    /// What goes into the URL of a call. A secret.
+    /// The token, which goes into the URL of a call. A secret.
     pub token: String,
-    /// When WeChat stops honouring it, in milliseconds since 1970.
+    /// When the token expires at WeChat, in milliseconds since 1970.
     pub ends_ms: u64,
 }
 
@@ -34,28 +34,29 @@ impl Store {
         Ok(text.as_deref().and_then(SharedToken::decode))
     }
 
-    /// Shares a token for as long as it lives.
+    /// Stores a token for all replicas. It expires after `life`.
     pub async fn put_token(&self, app: &AppId, token: &SharedToken, life: Duration) -> Result<(), Error> {
         let life = (life.as_millis() as u64).max(1);
         self.redis()?.run(redis::cmd("SET").arg(keys::token(app)).arg(token.encode()).arg("PX").arg(life)).await
     }
 
-    /// Drops the shared token if it is still this one: another replica's fresh token stays.
+    /// Deletes the shared token if it is still this one. A new token of another replica stays.
     pub async fn drop_token(&self, app: &AppId, token: &SharedToken) -> Result<bool, Error> {
         self.drop_if(&keys::token(app), &token.encode()).await
     }
 
-    /// Takes the right to fetch a token, for at most `ttl`; `owner` is random. False when another has it.
+    /// Takes the lock for fetching a token, for at most `ttl`. `owner` is random. Returns false if another owner holds
+    /// the lock.
     pub async fn lock_token(&self, app: &AppId, owner: &str, ttl: Duration) -> Result<bool, Error> {
         self.take(&keys::token_lock(app), owner, ttl).await
     }
 
-    /// Takes the one permission among all replicas to force a new token, which is given again after `pause`.
+    /// Takes the permission to force a new token, which one of all replicas gets per `pause`.
     pub async fn permit_forced_token(&self, app: &AppId, pause: Duration) -> Result<bool, Error> {
         self.take_turn(&keys::token_forced(app), pause).await
     }
 
-    /// Gives it back.
+    /// Releases the lock for fetching a token.
     pub async fn unlock_token(&self, app: &AppId, owner: &str) -> Result<bool, Error> {
         self.drop_if(&keys::token_lock(app), owner).await
     }

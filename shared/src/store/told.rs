@@ -1,5 +1,5 @@
-//! What is said of errors that have to do with Redis. Their own words may quote what was asked or answered, and that is
-//! users, credentials and access tokens: so they are cut short, or replaced, before anything can print them.
+//! Redacts the texts of errors from Redis. The library's texts may quote commands and replies, which contain users,
+//! credentials and access tokens. They are therefore truncated or replaced before they are printed.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use deadpool_redis::redis::{ErrorKind, ParsingError, RedisError};
 
 use super::Error;
 
-/// From here on, Redis quotes what it was asked to do.
+/// From here on, Redis quotes the command.
 const QUOTES: &str = ", with args beginning with";
 
-/// An answer that its reader made nothing of; the library's error has all of it.
-const STRANGE: &str = "an answer of another kind than was expected";
+/// Replaces the library's text about a reply that could not be parsed, because that text quotes the whole reply.
+const STRANGE: &str = "a reply of an unexpected type";
 
-/// The words of a Redis error that may be printed.
+/// The part of a Redis error's text that may be printed.
 pub(super) struct Told<'a>(pub(super) &'a RedisError);
 
 impl fmt::Display for Told<'_> {
@@ -29,14 +29,15 @@ impl fmt::Display for Told<'_> {
     }
 }
 
-/// Whether a command met a key with a value of another type. Before Redis 7 a script answers with a code of its own.
+/// Whether a command failed because a key holds a value of another type. Before Redis 7, a script reports this with
+/// another error code.
 pub(super) fn is_wrong_type(error: &RedisError) -> bool {
     const CODE: &str = "WRONGTYPE";
     error.code() == Some(CODE)
         || (error.code() == Some("ERR") && error.detail().is_some_and(|words| words.contains(CODE)))
 }
 
-/// Why there is no connection.
+/// The error for a pool that gave no connection.
 pub(super) fn no_connection(error: &PoolError) -> Error {
     match error {
         PoolError::Backend(error) => not_open(error),
@@ -44,7 +45,7 @@ pub(super) fn no_connection(error: &PoolError) -> Error {
     }
 }
 
-/// The same where no pool is asked for one.
+/// The error for a connection that was opened without a pool and failed.
 pub(super) fn not_open(error: &RedisError) -> Error {
     Error::Unavailable(Told(error).to_string())
 }
@@ -57,14 +58,14 @@ impl From<ParsingError> for Error {
 
 impl From<serde_json::Error> for Error {
     fn from(error: serde_json::Error) -> Self {
-        Self::Corrupt(format!("JSON of another kind ({:?}, at column {})", error.classify(), error.column()))
+        Self::Corrupt(format!("invalid JSON ({:?} error at column {})", error.classify(), error.column()))
     }
 }
 
-/// A reply that no script of this release gives: one of its words, or what is wrong with it.
+/// The error for a reply that no script of this release gives. `reply` is a word of the reply, or describes the fault.
 pub(super) fn unexpected(reply: &str) -> Error {
     let harmless = reply.len() <= 40 && reply.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b' ');
-    Error::Corrupt(format!("a script answered {:?}", if harmless { reply } else { "something else" }))
+    Error::Corrupt(format!("unexpected script reply {:?}", if harmless { reply } else { "(redacted)" }))
 }
 
 #[cfg(test)]
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_redis_was_asked_to_do_is_not_repeated() {
+    fn text_of_a_redis_error_omits_the_command_arguments() {
         let words = "unknown command 'EVALSHA', with args beginning with: 'cafe' '4' 'formid:oUser' ";
         for error in [
             RedisError::from((ErrorKind::Server(ServerErrorKind::ResponseError), "An error", words.to_owned())),
@@ -86,15 +87,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_not_repeated() {
+    fn text_of_a_parse_error_omits_the_value() {
         let value = || Value::Array(vec![Value::BulkString(b"oUser".to_vec())]);
         let parsing = u16::from_redis_value(value()).unwrap_err();
-        assert!(parsing.to_string().contains("oUser"), "the library is discreet by now: {parsing}");
+        assert!(parsing.to_string().contains("oUser"), "the library no longer quotes the value: {parsing}");
         let redis = RedisError::from(u16::from_redis_value(value()).unwrap_err());
         let json = serde_json::from_str::<u16>("\"oUser\"").unwrap_err();
         for error in [Error::from(parsing), Error::from(redis), Error::from(json), unexpected("oUser")] {
             assert!(!error.to_string().contains("oUser"), "{error}");
         }
-        assert!(unexpected("a lease that is cut off").to_string().contains("cut off"));
+        assert!(unexpected("a truncated lease").to_string().contains("truncated"));
     }
 }

@@ -1,5 +1,6 @@
-//! Work that asks every bucket of an app, and so starts hundreds of commands a call: one at a time for an app, at most
-//! [`APPS_AT_ONCE`] over all apps, and one for all who ask for the same.
+//! Limits work that reads every bucket of an app, which runs hundreds of commands per call. Per kind of work, an app
+//! has one turn at a time, and at most [`APPS_AT_ONCE`] apps have a turn at once. Callers that ask for the same result
+//! share the work.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,32 +13,32 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Store;
 use crate::credential::AppId;
 
-/// For how many apps work of one kind is done at once.
+/// Number of apps that work of one kind may run for at the same time.
 const APPS_AT_ONCE: usize = 4;
 
-/// What the work is. Each kind has turns of its own, so that one which takes long delays no other.
+/// The kind of work. Each kind has its own turns, so that slow work of one kind delays no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Counting the stock or the ledger.
     Count,
-    /// Summing up a broadcast.
+    /// Adding up the tally of a broadcast.
     Tally,
-    /// Reading a page of a list, or looking whether there is anything in any bucket.
+    /// Reading a page of a list, or checking whether any bucket has users.
     List,
-    /// Finding out whom a broadcast would reach.
+    /// Estimating whom a broadcast would reach.
     Preview,
-    /// Adding to the list of a broadcast.
+    /// Adding to the recipient list of a broadcast.
     Recipients,
 }
 
-/// Whose turn it is.
+/// The semaphores of each kind of work.
 #[derive(Debug, Default)]
 pub(super) struct Turns([KindOfTurns; 5]);
 
 #[derive(Debug)]
 struct KindOfTurns {
     all: Arc<Semaphore>,
-    /// Grows to the apps that the service is set up for: no other gets here.
+    /// Grows to at most the number of configured apps, since requests for other apps are rejected earlier.
     apps: Mutex<HashMap<AppId, Arc<Semaphore>>>,
 }
 
@@ -47,31 +48,31 @@ impl Default for KindOfTurns {
     }
 }
 
-/// A turn, which ends when this is dropped.
+/// A turn. It ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "the turn ends when this is dropped"]
 pub struct Turn {
-    // None where a semaphore was closed, which nobody does.
+    // None if a semaphore was closed, which never happens.
     _app: Option<OwnedSemaphorePermit>,
     _all: Option<OwnedSemaphorePermit>,
 }
 
 impl Store {
-    /// Waits for the turn to do such work for an app. Whoever has one must not wait for another.
+    /// Waits for a turn to do work of a kind for an app. A caller that holds a turn must not wait for another one.
     pub fn turn(&self, work: Work, app: &AppId) -> impl Future<Output = Turn> + Send + use<> {
         let turns = &self.inner.turns.0[work as usize];
         let app = Arc::clone(lock(&turns.apps).entry(app.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))));
         let all = Arc::clone(&turns.all);
-        // In this order: an app that waits for itself takes no turn from the others.
+        // The app's semaphore comes first: an app that waits for its own turn holds no turn that others could use.
         async move { Turn { _app: app.acquire_owned().await.ok(), _all: all.acquire_owned().await.ok() } }
     }
 }
 
-/// Work that is done once for all who ask for it before it begins. Who asks later gets work that begins later, and so
-/// finds what was done before it asked.
+/// Runs work once for all callers that ask before it begins. A caller that asks later gets the next run, which sees all
+/// changes made before the call.
 #[derive(Debug)]
 pub struct SingleFlight<K, T> {
-    // Weak: work that nobody waits for any more ends, and gives back its turn.
+    // Weak references: work that no caller waits for any more is dropped and gives back its turn.
     waiting: Mutex<HashMap<K, WeakShared<BoxFuture<'static, T>>>>,
 }
 
@@ -86,8 +87,8 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// What comes of `work`, or of the same work that another has asked for and that has not begun. It begins with its
-    /// `turn`.
+    /// Returns the result of `work`, or of equal work that another caller asked for and that has not begun. The work
+    /// begins once it has its `turn`.
     pub async fn join(
         self: &Arc<Self>,
         key: K,
@@ -117,7 +118,7 @@ where
 }
 
 fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is one insert or one remove, so a panic elsewhere leaves the map whole.
+    // Every change is one insert or one remove, so a panic of another thread leaves the map consistent.
     guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -143,7 +144,7 @@ mod tests {
         AppId::parse(id).unwrap()
     }
 
-    /// Work for one app that ends when it is told to, and answers how much of it had begun before.
+    /// Work for one app that ends on a signal. It returns the number of runs that had begun before.
     struct Counting {
         store: Store,
         flights: Arc<SingleFlight<&'static str, u32>>,
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_ask_before_the_work_begins_share_it_and_later_ones_the_next() {
+    async fn callers_share_work_that_has_not_begun_and_later_ones_the_next() {
         let counting = Counting::new();
         let mut first = counting.ask("stock");
         assert!(poll!(&mut first).is_pending());
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_nobody_waits_for_any_more_gives_back_its_turn() {
+    async fn abandoned_work_gives_back_its_turn() {
         let counting = Counting::new();
         let (mut begun, mut waiting) = (counting.ask("a"), counting.ask("b"));
         assert!(poll!(&mut begun).is_pending() && poll!(&mut waiting).is_pending());
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_app_has_one_turn_and_takes_none_from_others_while_it_waits() {
+    async fn app_has_one_turn_and_takes_none_from_others_while_waiting() {
         let store = store();
         let turn = |work, id| Box::pin(store.turn(work, &app(id)));
         let mut taken = vec![turn(Work::Count, "wx1").await];

@@ -1,36 +1,36 @@
-//! What may be leased for a message.
+//! Which credentials may be leased for a message.
 
 use crate::credential::{Kind, TemplateId};
 
-/// Kinds of credential.
+/// A set of kinds of credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kinds(u8);
 
 impl Kinds {
-    /// None at all.
+    /// The empty set.
     pub const NONE: Self = Self(0);
-    /// What template messages spend.
+    /// The kinds that template messages spend.
     pub const IDS: Self = Self::NONE.with(Kind::FormId).with(Kind::PrepayId);
-    /// What subscription messages spend.
+    /// The kind that subscription messages spend.
     pub const GRANTS: Self = Self::NONE.with(Kind::Grant);
 
-    /// These and `kind`.
+    /// Adds `kind` to the set.
     #[must_use]
     pub const fn with(self, kind: Kind) -> Self {
         Self(self.0 | 1 << kind as u8)
     }
 
-    /// A bit each, as the scripts have them.
+    /// One bit for each kind, as the scripts take it.
     pub(super) fn bits(self) -> u8 {
         self.0
     }
 
-    /// Each of them.
+    /// The kinds in the set.
     pub fn iter(self) -> impl Iterator<Item = Kind> {
         Kind::ALL.into_iter().filter(move |kind| self.0 & (1 << *kind as u8) != 0)
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -42,17 +42,17 @@ impl FromIterator<Kind> for Kinds {
     }
 }
 
-/// What may be leased: any of some kinds, and grants only of one template.
+/// Which credentials may be leased: any of some kinds, and grants only of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// The kinds.
+    /// The allowed kinds.
     pub kinds: Kinds,
-    /// The template of the message where grants are among them.
+    /// The template of the message, if grants are allowed.
     pub template: Option<TemplateId>,
 }
 
 impl Wanted {
-    /// Form ids and prepay ids, or one of them.
+    /// Form ids, prepay ids, or both.
     pub fn ids(kinds: Kinds) -> Self {
         Self { kinds, template: None }
     }
@@ -62,13 +62,13 @@ impl Wanted {
         Self { kinds: Kinds::GRANTS, template: Some(template) }
     }
 
-    /// Of these, only some kinds.
+    /// Restricts the allowed kinds to `kinds`.
     #[must_use]
     pub fn only(&self, kinds: Kinds) -> Self {
         Self { kinds, ..self.clone() }
     }
 
-    /// The template as the scripts have it: empty where there is none.
+    /// The template as the scripts take it: empty if there is none.
     pub(super) fn template(&self) -> &str {
         self.template.as_ref().map_or("", TemplateId::as_str)
     }

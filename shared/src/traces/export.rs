@@ -1,4 +1,4 @@
-//! How spans leave: from a bounded queue, in the background, over gRPC.
+//! Exports spans from a bounded queue, in the background, over gRPC.
 
 use std::time::Duration;
 
@@ -21,25 +21,25 @@ use tracing_subscriber::registry::LookupSpan;
 use super::{TARGET, TraceConfig};
 use crate::outage::Outage;
 
-/// How many spans may wait. What comes when so many do is dropped; about 4 MB.
+/// The maximum number of waiting spans, about 4 MB. Further spans are dropped.
 const QUEUE: usize = 4096;
 
-/// How many spans go at once.
+/// The number of spans that are exported at once.
 const BATCH: usize = 512;
 
 /// The longest time that a span waits for others.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a connection may take, and how long an export on one that is there.
+/// The timeout for connecting, and for an export on an open connection.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an export may take with all that comes before it, such as a TLS handshake.
+/// The timeout of an export including everything before it, such as a TLS handshake.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// How long a stop may be held up by what still waits: by an export that hangs, and a moment for the last.
+/// How long the export of the remaining spans may delay a stop: an export that hangs, and the last one.
 const FLUSH: Duration = Duration::from_secs(7);
 
-/// The spans of this process on their way out.
+/// Exports the spans of this process.
 #[derive(Debug)]
 pub(crate) struct Exporting {
     provider: SdkTracerProvider,
@@ -47,15 +47,15 @@ pub(crate) struct Exporting {
 }
 
 impl Exporting {
-    /// Nothing is connected yet, so that a collector of traces that is away keeps no service from starting. Must be
-    /// called within a runtime, which the connection then lives on.
+    /// Creates the exporter. It connects later, so that an unavailable trace collector does not prevent the service
+    /// from starting. Must be called within a runtime, which then runs the connection.
     pub(crate) fn new(service: &'static str, endpoint: &str, config: &TraceConfig) -> Result<Self, String> {
         let mut channel = Endpoint::from_shared(endpoint.to_owned())
             .map_err(|error| error.to_string())?
             .connect_timeout(TIMEOUT)
             .timeout(TIMEOUT);
         if endpoint.starts_with("https:") {
-            // There may be a default already, and then that one is used.
+            // If there is already a default provider, that one is used.
             let _ = rustls::crypto::ring::default_provider().install_default();
             channel =
                 channel.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|error| error.to_string())?;
@@ -64,7 +64,7 @@ impl Exporting {
             .with_tonic()
             .with_channel(channel.connect_lazy())
             .with_timeout(TIMEOUT)
-            // The queue is patience enough.
+            // No retries: meanwhile, further spans wait in the queue.
             .with_retry_policy(RetryPolicy::disabled())
             .build()
             .map_err(|error| error.to_string())?;
@@ -90,12 +90,12 @@ impl Exporting {
         Ok(Self { provider, instance })
     }
 
-    /// What this process is called in its traces.
+    /// The instance id of this process in its traces.
     pub(crate) fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// Takes up the spans of [`TARGET`], with no more attributes than they were given.
+    /// Returns the layer that exports the spans of [`TARGET`], with only the attributes that they were given.
     pub(crate) fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
     where
         S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
@@ -110,18 +110,18 @@ impl Exporting {
             .with_filter(spans.with_max_level_hint(LevelFilter::INFO))
     }
 
-    /// Exports what still waits, within a bound.
+    /// Exports the remaining spans, within a bounded time.
     pub(crate) async fn stop(self) {
-        // It waits for a thread of its own.
+        // Shutdown blocks until the exporter's thread ends, so it runs in a blocking thread.
         let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if !matches!(stopped, Ok(Ok(()))) {
-            warn!("the last traces are lost: their collector does not take them in time");
+            warn!("the last traces are lost: the trace collector did not accept them in time");
         }
     }
 }
 
-/// Samples a trace that is linked to a sampled one, as that of a broadcast is to the call that ordered it; any other as
-/// within.
+/// Samples a trace that is linked to a sampled one. For example, the trace of a broadcast is linked to the call that
+/// created it. All other traces are sampled by the inner sampler.
 #[derive(Debug, Clone)]
 struct LinkBased(Sampler);
 
@@ -141,13 +141,13 @@ impl ShouldSample for LinkBased {
     }
 }
 
-/// Logs once when exports begin to fail, and once when they succeed again; and ends those that hang.
+/// Logs one line when exports begin to fail and one when they succeed again. Ends exports that hang.
 #[derive(Debug)]
 struct Watched<E> {
     exporter: E,
-    /// Has the timer: exports are awaited on a thread of their own, outside of any runtime.
+    /// Provides the timer, because exports run on a thread of their own, outside of any runtime.
     runtime: Handle,
-    /// Of spans: those of a batch that fails are lost.
+    /// Counts spans: the spans of a failed batch are lost.
     outage: Outage,
 }
 
@@ -159,7 +159,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
             tokio::time::timeout(LONGEST, self.exporter.export(batch))
         };
         let result = bounded.await.unwrap_or(Err(OTelSdkError::Timeout(LONGEST)));
-        // No text of the other side is in an error, only the code and what went wrong in between.
+        // The error contains no text from the trace collector, only the code and the transport error.
         self.outage.operation_for(spans).note(&result);
         result
     }

@@ -1,4 +1,4 @@
-//! The trace id in log lines.
+//! Adds the trace id to log lines.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::current_id;
 
-/// Adds `trace_id` to the lines of a call that is traced, as the last field of another format.
+/// Formats lines with another format, and appends `trace_id` as the last field if the call is traced.
 pub(crate) struct WithTraceId<F> {
-    /// How lines look otherwise.
+    /// The other format.
     pub(crate) lines: F,
-    /// Whether they are JSON objects.
+    /// Whether the lines are JSON objects.
     pub(crate) json: bool,
-    /// Whether there are traces at all; where there are none, none is looked for.
+    /// Whether traces are enabled. If not, no trace id is looked up.
     pub(crate) traced: bool,
 }
 

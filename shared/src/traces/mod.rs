@@ -1,16 +1,17 @@
-//! Traces: what a call did and how long each part took, as spans, for a collector of traces that speaks OTLP.
+//! Traces: records as spans what a call did and how long each part took, and exports them to a trace collector by OTLP.
 //!
-//! A span is an ordinary `tracing` span with the target [`TARGET`]. Only those are exported, no events, and no log line
-//! shows them: so what a trace can hold is what the few places with that target write, and it is as little as in the
-//! logs. Names and attributes are chosen here, never taken from a request: no openid, credential, request id, token,
-//! text of a message or URL. What passes through as it comes is the caller's own trace: its ids, and its `tracestate`.
+//! A span is an ordinary `tracing` span with the target [`TARGET`]. Only these are exported, no events, and they do not
+//! appear in the log. So a trace contains only what the few places with that target write, and like the logs it
+//! contains no personal data. Names and attributes are defined here, never taken from a request: no openid, credential,
+//! request id, token, message text or URL. Only the caller's own trace context is passed on unchanged: its ids and its
+//! `tracestate`.
 //!
-//! - [`rpc`]: a span for each call of the API, whose parent may come from the caller; [`redis`]: spans of steps in Redis;
-//! - [`export`]: how spans leave, in the background and within bounds;
-//! - [`lines`]: the trace id in log lines, so that logs and traces join.
+//! - [`rpc`]: a span for each API call, whose parent may come from the caller; [`redis`]: spans of Redis operations;
+//! - [`export`]: exports spans in the background, with bounded time and memory;
+//! - [`lines`]: the trace id in log lines, which connects logs and traces.
 //!
-//! Without an endpoint none of this is set up: no layer around the calls, and each place where a span would begin is
-//! one look at a flag that tracing keeps for it. Nothing is passed on to WeChat, which has no use for it.
+//! Without an endpoint, none of this is set up. There is no layer around the calls, and at each place where a span
+//! would begin, tracing only checks a flag. No trace context is sent to WeChat, which does not use it.
 
 mod export;
 pub(crate) mod lines;
@@ -29,29 +30,29 @@ pub(crate) use export::Exporting;
 
 use crate::problems::Problems;
 
-/// The target of the spans that are exported, and of nothing else.
+/// The target of the spans that are exported. Nothing else has this target.
 pub const TARGET: &str = "formid::traces";
 
-/// Where traces go, and how many of them.
+/// Where traces are exported, and the sampling ratio.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceConfig {
-    /// The collector of traces; without one there are none.
+    /// The URL of the trace collector. Traces are disabled if `None`.
     pub endpoint: Option<String>,
-    /// The part of the calls that is traced where the caller does not say.
+    /// The fraction of calls that are traced if the caller's trace does not decide it.
     pub ratio: f64,
 }
 
 impl TraceConfig {
-    /// Reads the texts of the flags.
+    /// Parses and checks the flags.
     pub(crate) fn read(endpoint: &str, ratio: &str, problems: &mut Problems) -> Option<Self> {
         let usable = endpoint.is_empty() || is_endpoint(endpoint);
         if !usable {
-            // Without the URL itself: somebody may have put a password into it.
+            // The error does not quote the URL, because it may contain a password.
             problems.add("--otlp-endpoint must be http://host:port or https://host:port, without user, path or query");
         }
         let ratio = problems.read::<f64>("--trace-ratio", ratio)?;
         if !(0.0..=1.0).contains(&ratio) {
-            problems.add(format!("--trace-ratio is {ratio}, but must lie between 0 and 1"));
+            problems.add(format!("--trace-ratio is {ratio}, but must be between 0 and 1"));
             return None;
         }
         usable.then(|| Self { endpoint: (!endpoint.is_empty()).then(|| endpoint.to_owned()), ratio })
@@ -66,7 +67,7 @@ fn is_endpoint(text: &str) -> bool {
     })
 }
 
-/// The trace that this thread is working for, if it is one that is exported.
+/// Returns the id of the current trace of this thread, if the trace is exported.
 pub fn current_id() -> Option<TraceId> {
     Context::map_current(|context| {
         let span = context.span();
@@ -75,7 +76,7 @@ pub fn current_id() -> Option<TraceId> {
     })
 }
 
-/// What another span, of another process and another day, can be linked to the current one by.
+/// Returns a link to the current span. A later span, also in another process, can be linked to it.
 pub fn link() -> Option<String> {
     current_id()?;
     let mut line = Line::default();
@@ -83,7 +84,7 @@ pub fn link() -> Option<String> {
     line.0
 }
 
-/// Links a span to the one that [`link`] was taken from.
+/// Links a span to the one that [`link`] was called in.
 pub fn link_to(span: &Span, link: &str) {
     if !span.is_disabled() {
         let from = TraceContextPropagator::new().extract_with_context(&Context::new(), &Line(Some(link.to_owned())));
@@ -92,25 +93,26 @@ pub fn link_to(span: &Span, link: &str) {
     }
 }
 
-/// Makes a span a child of another, after it began. Neither may have been entered: a span that was has its parent.
+/// Makes a span a child of another after it was created. Neither may have been entered, because entering a span fixes
+/// its parent.
 pub fn adopt(span: &Span, parent: &Span) {
     if !span.is_disabled() {
-        // Fails where the span is not taken up, and then it has no parent to miss.
+        // Fails if the span is not exported, and then its parent does not matter.
         let _ = span.set_parent(parent.context());
     }
 }
 
-/// Drops a span that turned out to say nothing. Only for one that was never entered and has no children.
+/// Discards a span that turned out to be irrelevant. It must never have been entered and must have no children.
 pub fn discard(span: &Span) {
     if !span.is_disabled() {
-        // A span is sampled as its parent is.
+        // A span is sampled if its parent is, so an unsampled parent discards it.
         let (trace, parent) = (TraceId::from(1), SpanId::from(1));
         let unsampled = SpanContext::new(trace, parent, TraceFlags::NOT_SAMPLED, true, TraceState::default());
         let _ = span.set_parent(Context::new().with_remote_span_context(unsampled));
     }
 }
 
-/// A `traceparent` by itself.
+/// The `traceparent` header value alone.
 #[derive(Default)]
 struct Line(Option<String>);
 
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_a_url_with_nothing_to_hide() {
+    fn endpoint_is_a_url_without_secrets() {
         for good in ["http://otel:4317", "https://otel.example:4317/", "http://[::1]:4317", "http://otel"] {
             assert!(is_endpoint(good), "{good}");
         }
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_a_part_of_one() {
+    fn ratio_is_between_0_and_1() {
         for (ratio, good) in
             [("0", true), ("0.25", true), ("1", true), ("1.1", false), ("-1", false), ("NaN", false), ("10%", false)]
         {
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_trace_there_is_nothing_to_link_to() {
+    fn without_a_trace_there_is_no_link() {
         assert_eq!((current_id(), link()), (None, None));
         link_to(&Span::none(), "00-nothing");
     }

@@ -1,4 +1,4 @@
-//! Spans of steps in Redis, by the semantic conventions for database clients.
+//! Spans of Redis operations, by the semantic conventions for database clients.
 
 use tracing::field::Empty;
 use tracing::{Span, info_span};
@@ -7,8 +7,8 @@ use super::TARGET;
 use crate::credential::AppId;
 use crate::store::Error;
 
-/// A step that is one script, named by its file as in the metrics. Its attempts are one span. Neither keys nor arguments
-/// are in it.
+/// Creates the span of a script call. As in the metrics, the script is named by its file. All attempts are one span. It
+/// contains no keys and no arguments.
 pub fn script(name: &'static str, file: &'static str, app: &AppId) -> Span {
     info_span!(
         target: TARGET,
@@ -29,7 +29,7 @@ pub fn script(name: &'static str, file: &'static str, app: &AppId) -> Span {
     )
 }
 
-/// Notes that a step came to nothing; once for a span.
+/// Marks a span as failed. Call it at most once for a span.
 pub fn failed(span: &Span, error: &Error) {
     if let Some(code) = error.code() {
         span.record("db.response.status_code", code);
@@ -37,7 +37,7 @@ pub fn failed(span: &Span, error: &Error) {
     failed_as(span, error.code().unwrap_or(error.class()));
 }
 
-/// The same where the kind of error is known otherwise.
+/// Like [`failed`], with an error type given by the caller.
 pub fn failed_as(span: &Span, kind: &str) {
     span.record("error.type", kind).record("otel.status_code", "ERROR");
 }

@@ -1,7 +1,8 @@
-//! A span for each call of the API. Its parent is the caller's, where a `traceparent` came along.
+//! Creates a span for each API call. The parent is the caller's span if the request has a `traceparent` header.
 //!
-//! Health checks and reflection have none: they would be most of what there is to see. Nor has a call that is turned away
-//! at the door, by a stranger or one too many: whoever may not call must not fill the traces either. Metrics count those.
+//! Health checks and reflection get no span, because they would be the majority of all spans. Calls that are rejected
+//! because of authentication, permissions or limits get none either, so that an unauthorized caller cannot flood the
+//! traces. Metrics count them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -26,27 +27,27 @@ use crate::serve::guard::refused_by_tonic;
 use crate::status;
 use crate::store::broadcast::BroadcastId;
 
-/// The layer; nothing where no spans are taken up.
+/// Returns the layer, or `None` if no spans are exported.
 pub fn layer() -> Option<Traced> {
     tracing::span_enabled!(target: TARGET, tracing::Level::INFO).then_some(Traced)
 }
 
-/// Traces the calls of the API.
+/// Tower layer that traces API calls.
 #[derive(Debug, Clone, Copy)]
 pub struct Traced;
 
-/// Notes the app of the present call, which must be one of the settings; once for a call.
+/// Records the app of the current call. It must be a configured app. Call it at most once for a call.
 pub fn note_app(app: &AppId) {
     Span::current().record("formid.app", app.as_str());
 }
 
-/// Notes the broadcast that the present call ordered, by the id that it was given here.
+/// Records the broadcast that the current call created, by the id that the service gave it.
 pub fn note_broadcast(id: &BroadcastId) {
     Span::current().record("formid.broadcast", display(id));
 }
 
-/// The full name of the method of a path. Only what is in the table of methods is named in a trace: any other path is the
-/// caller's invention.
+/// Returns the full name of the method of a path. Returns `None` for a path that is not in the table of methods,
+/// because the caller can choose any text there.
 fn named(path: &str) -> Option<&'static str> {
     match door(path) {
         Door::Method(method) => method.path.strip_prefix('/'),
@@ -62,7 +63,7 @@ impl<S> Layer<S> for Traced {
     }
 }
 
-/// See [`Traced`].
+/// The service of the layer [`Traced`].
 #[derive(Debug, Clone)]
 pub struct WithSpan<S> {
     inner: S,
@@ -99,15 +100,15 @@ where
             formid.app = Empty,
             formid.broadcast = Empty,
         );
-        // Fails where the span is not taken up after all, and then it has no parent to miss.
+        // Fails if the span is not exported, and then its parent does not matter.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Metadata(request.headers())));
         let mut ending = Ending { span: span.clone(), told: false };
         let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
         Box::pin(async move {
             let (head, body) = answer.await?.into_parts();
-            // An error, most often: its status stands at the head, and there is no body.
+            // Usually an error: its status is in the headers, and there is no body.
             if let Some(status) = Status::from_header_map(&head.headers) {
-                // As the guard outside of this is going to tell it.
+                // The code that the guard outside of this layer is going to send.
                 ending.tell(refused_by_tonic(&status).map_or(status, Status::from).code());
             }
             Ok(Response::from_parts(head, Body::new(TracedBody { body, ending })))
@@ -115,7 +116,7 @@ where
     }
 }
 
-/// What the caller sent along.
+/// The headers of the request.
 struct Metadata<'a>(&'a HeaderMap);
 
 impl Extractor for Metadata<'_> {
@@ -128,7 +129,7 @@ impl Extractor for Metadata<'_> {
     }
 }
 
-/// The codes by their numbers, as gRPC's own list spells them.
+/// The names of the codes as in gRPC's specification, indexed by the number of the code.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -149,7 +150,7 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Tells the span how its call ended. One that was not told so by its end was given up by the caller.
+/// Records in the span how its call ended. A call that is dropped before its end was cancelled by the caller.
 struct Ending {
     span: Span,
     told: bool,
@@ -162,7 +163,7 @@ impl Ending {
         }
         let name = CODES[code as usize];
         self.span.record("rpc.response.status_code", name);
-        // Those that are a fault of the service, as the conventions for spans of servers have it.
+        // The codes that are errors of the service by the semantic conventions for server spans.
         if matches!(
             code,
             Code::Unknown
@@ -183,7 +184,7 @@ impl Drop for Ending {
     }
 }
 
-/// A body that looks for the status at its end. For a stream that is where the call ends.
+/// A response body that records the status in its trailers. A stream ends there.
 struct TracedBody {
     body: Body,
     ending: Ending,
@@ -220,7 +221,7 @@ mod tests {
     use crate::auth::methods::METHODS;
 
     #[test]
-    fn every_method_of_both_services_has_a_name_and_no_other_path_has() {
+    fn only_paths_of_known_methods_have_a_name() {
         for name in ["formid.v1.DispatcherService/SendTemplate", "formid.v1.CollectorService/CollectStream"] {
             assert_eq!(named(&format!("/{name}")), Some(name));
         }
@@ -231,17 +232,17 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_spelt_as_in_the_list_of_grpc() {
+    fn code_names_match_the_grpc_specification() {
         for (number, name) in (0..).zip(CODES) {
             let code = Code::from_i32(number);
             assert_eq!(code as i32, number);
-            // The same words as the library's names, such as DataLoss.
+            // The same words as tonic's names, such as DataLoss.
             assert_eq!(name.replace('_', ""), format!("{code:?}").to_uppercase());
         }
     }
 
     #[test]
-    fn without_a_collector_of_traces_there_is_no_layer() {
+    fn without_a_trace_collector_there_is_no_layer() {
         assert!(layer().is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Callers: the file that names them, and calls that show who makes them.
+//! The callers file, and calls that authenticate as a caller.
 
 use std::path::Path;
 
@@ -12,35 +12,36 @@ use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
-/// A callers file in a folder of its own.
+/// A callers file in a temporary directory of its own.
 #[derive(Debug)]
 pub struct CallersFile(TempDir);
 
 impl CallersFile {
-    /// Names these callers, each with its table; `TOKEN(x)` in a table becomes the hash of the token `x`.
+    /// Creates the file with these callers, each a name and its TOML table. `TOKEN(x)` in a table becomes the SHA-256
+    /// of the token `x`.
     pub fn new(callers: &[(&str, &str)]) -> Self {
         let file = Self(tempfile::tempdir().unwrap());
         file.write(callers);
         file
     }
 
-    /// Names other callers.
+    /// Replaces the content with other callers.
     pub fn write(&self, callers: &[(&str, &str)]) {
         let tables = callers.iter().map(|(name, table)| format!("[callers.{name}]\n{}\n", hashed(table)));
         self.write_text(&tables.collect::<String>());
     }
 
-    /// Writes whatever it is.
+    /// Replaces the content with any text, valid or not.
     pub fn write_text(&self, text: &str) {
         std::fs::write(self.path(), text).unwrap();
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> Box<Path> {
         self.0.path().join("callers.toml").into()
     }
 
-    /// The flags that name it.
+    /// The command-line flags that point to the file.
     pub fn flags(&self) -> [String; 2] {
         ["--callers-file".into(), self.path().to_str().unwrap().into()]
     }
@@ -58,15 +59,15 @@ fn hashed(table: &str) -> String {
     text
 }
 
-/// A request that shows a token.
+/// A request with this token in its `authorization` header.
 pub fn bearer<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
 }
 
-/// Calls whatever RPC with one message, be it a stream or not, and waits for the end of what it answers. With `()`, an
-/// empty message, a call that is let in fails for what it lacks.
+/// Calls any RPC, unary or streaming, with one message, and reads its responses to the end. With `()`, an empty
+/// message, a call that passes authentication fails because of its missing fields.
 pub async fn called<M: Message + 'static>(
     channel: Channel,
     path: &'static str,
@@ -82,7 +83,7 @@ pub async fn called<M: Message + 'static>(
     Ok(())
 }
 
-/// The stable reason of an error.
+/// The stable reason in the `ErrorInfo` of an error.
 pub fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
@@ -90,7 +91,7 @@ pub fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// All that a caller sees of an error, to be compared as a whole.
+/// Everything that a caller sees of an error, for a comparison: code, message, details, and headers except `date`.
 pub fn whole(status: &Status) -> (tonic::Code, String, Vec<u8>, Vec<(String, String)>) {
     let metadata = status.metadata().clone().into_headers();
     let mut headers: Vec<_> = metadata

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::server::{Server, start_on_free_ports, wait};
 use crate::tls::Authority;
 
-/// The slots of the three.
+/// The hash slots of each master.
 const SLOTS: [&str; 3] = ["0-5460", "5461-10922", "10923-16383"];
 
-/// Starts a cluster; a node that is silent for `node_timeout` is taken for failed. Takes a fifth of a second.
+/// Starts a cluster. A node that does not answer for `node_timeout` counts as failed. This takes about 0.2 s.
 ///
-/// The nodes are told of one another by file. A master that has just started answers nobody for two seconds, but a replica
-/// does, so the replicas take over at once.
+/// The nodes know each other from their `nodes.conf`. A master that has just started serves no commands for two
+/// seconds, but a replica does, so the replicas take over at once.
 pub(crate) fn start(settings: &[String], node_timeout: Duration, authority: Option<&Authority>) -> Vec<Server> {
     let servers = start_on_free_ports(|ports: [u16; 18]| {
         let (ports, more) = ports.split_at(6);
@@ -20,7 +20,7 @@ pub(crate) fn start(settings: &[String], node_timeout: Duration, authority: Opti
         let node = |node: usize| {
             let bus = buses[node].to_string();
             let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", &timeout];
-            // Among themselves as with their clients.
+            // The nodes use TLS among themselves if their clients do.
             let encrypted = if authority.is_some() { "yes" } else { "no" };
             let rest = ["--repl-diskless-sync-delay", "0", "--tls-cluster", encrypted, "--tls-replication", encrypted];
             let arguments = cluster.iter().chain(&rest).map(ToString::to_string);
@@ -33,29 +33,31 @@ pub(crate) fn start(settings: &[String], node_timeout: Duration, authority: Opti
         };
         (0..6).map(node).collect()
     });
-    wait("all speak to each other", || {
+    wait("all nodes are connected to each other", || {
         servers.iter().all(|server| server.ask(&["CLUSTER NODES"]).matches(" connected").count() == 6)
     });
     for (replica, epoch) in servers[3..].iter().zip(4..) {
         replica.ask(&["CLUSTER FAILOVER TAKEOVER"]);
-        // Nobody takes it for the same as that of another.
+        // All nodes must know this epoch, so that the next takeover does not claim the same one.
         let epoch = format!("cluster_current_epoch:{epoch}\r\n");
-        wait("all know of it", || servers.iter().all(|server| server.ask(&["CLUSTER INFO"]).contains(&epoch)));
+        wait("all nodes know the new epoch", || {
+            servers.iter().all(|server| server.ask(&["CLUSTER INFO"]).contains(&epoch))
+        });
     }
-    wait("the cluster is whole", || servers.iter().all(is_ready));
-    wait("everyone has a replica", || {
+    wait("the cluster is ready", || servers.iter().all(is_ready));
+    wait("every master has a replica", || {
         servers[..3].iter().all(|server| server.ask(&["INFO replication"]).contains("master_link_status:up"))
     });
     servers
 }
 
-/// Whether a node knows of three masters, and answers for its slots.
+/// Whether a node knows three masters and serves its slots.
 pub(crate) fn is_ready(server: &Server) -> bool {
     let info = server.ask(&["CLUSTER INFO"]);
     info.contains("cluster_state:ok") && info.contains("cluster_size:3")
 }
 
-/// What a node knows of all.
+/// The `nodes.conf` of a node: what it knows of all nodes.
 fn nodes(me: usize, ports: &[u16], buses: &[u16]) -> String {
     let line = |node: usize| {
         let (myself, shard) = (if node == me { "myself," } else { "" }, node % 3);

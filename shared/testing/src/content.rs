@@ -1,4 +1,4 @@
-//! Calls whose content is given as it is, and shared between them, so that a crowd of large ones takes up no memory here.
+//! Calls that share encoded content, so that many large calls take no memory in the test process.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service as _, ServiceExt as _};
 
-/// The content of a request, in one piece.
+/// A request body that is one frame.
 struct Whole(Option<Bytes>);
 
 impl HttpBody for Whole {
@@ -23,7 +23,7 @@ impl HttpBody for Whole {
     }
 }
 
-/// Makes a call with this content, which is a message with its prefix, and waits for its end.
+/// Makes a call with this content, a message with its gRPC prefix, and waits for the end of the call.
 pub async fn call_with(mut channel: Channel, path: &str, content: Bytes) -> Result<(), Status> {
     let request = Request::post(path).header("te", "trailers").header("content-type", "application/grpc");
     let request = request.body(Body::new(Whole(Some(content)))).unwrap();
@@ -35,7 +35,7 @@ pub async fn call_with(mut channel: Channel, path: &str, content: Bytes) -> Resu
             status = Status::from_header_map(trailers);
         }
     }
-    match status.expect("an answer without a status") {
+    match status.expect("response without a status") {
         status if status.code() == Code::Ok => Ok(()),
         status => Err(status),
     }

@@ -1,7 +1,7 @@
-//! Whether the README says of the settings what the services do.
+//! Compares the tables of settings in the README with the flags of the services.
 
-/// What is amiss in the README's tables of settings about the flags of a service: a row that is missing, or that names
-/// another variable or default.
+/// The differences between the tables of settings in the README and the flags of a service: a missing row, or a row
+/// with another variable or default.
 pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
     let readme = include_str!("../../../README.md");
     let rows: Vec<Vec<&str>> =
@@ -16,7 +16,7 @@ pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
             amiss.push(format!("{flag} has no row that names {variable}"));
             continue;
         };
-        // What is empty is told in words, and a switch is off.
+        // The README describes an empty default in words, and a switch is off by default.
         let values: Vec<_> = argument.get_default_values().iter().filter_map(|value| value.to_str()).collect();
         let value = values.concat();
         if !value.is_empty() && value != "false" && !default.split([' ', ',', '`']).any(|word| word == value) {
@@ -26,7 +26,7 @@ pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
     amiss
 }
 
-/// The flags of a service that take a duration, by their help.
+/// The flags of a service that take a duration, according to their help.
 pub fn duration_flags(command: &clap::Command) -> Vec<String> {
     let takes_one =
         |argument: &&clap::Arg| argument.get_help().is_some_and(|help| help.to_string().contains("(duration"));

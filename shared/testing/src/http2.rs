@@ -1,4 +1,4 @@
-//! A peer that speaks HTTP/2 as no library would: frame by frame, and with no regard for what it is told.
+//! An HTTP/2 client that writes single frames and ignores the limits that the server sets, as no library would.
 
 use std::net::SocketAddr;
 
@@ -6,51 +6,52 @@ use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// The types of frames.
+/// Frame type: content.
 pub const DATA: u8 = 0;
-/// The head of a request or an answer, or the trailers of one.
+/// Frame type: headers or trailers of a request or a response.
 pub const HEADERS: u8 = 1;
-/// The end of a stream that is given up.
+/// Frame type: cancels a stream.
 pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-/// The end of a connection.
+/// Frame type: ends a connection.
 pub const GOAWAY: u8 = 7;
 
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// One connection.
+/// A client connection.
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
-    /// What is to be sent with the next flush.
+    /// The bytes that the next flush sends.
     unsent: Vec<u8>,
     next: u32,
 }
 
-/// One frame.
+/// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Its type.
+    /// Type of the frame.
     pub kind: u8,
-    /// Its stream; 0 for the connection.
+    /// Stream of the frame; 0 for the connection.
     pub stream: u32,
     flags: u8,
-    /// What is in it.
+    /// Payload of the frame.
     pub payload: Vec<u8>,
 }
 
 impl Frame {
-    /// Whether it is the last of its stream.
+    /// Whether it is the last frame of its stream.
     pub fn is_last(&self) -> bool {
         matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0
     }
 }
 
 impl Peer {
-    /// Opens a connection on which each stream may be sent so many bytes before it is read.
+    /// Opens a connection. The server may send at most `window` bytes on a stream, since this client sends no window
+    /// updates.
     pub async fn connect(address: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let mut peer = Self { stream, unsent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), next: 1 };
@@ -60,11 +61,11 @@ impl Peer {
         peer
     }
 
-    /// Begins a call; answers its stream.
+    /// Starts a call. Returns its stream.
     pub fn open(&mut self, path: &str, headers: &[(&str, &str)]) -> u32 {
         let stream = self.next;
         self.next += 2;
-        // POST and http, from the static table; the others as they are.
+        // POST and http come from the HPACK static table. The other headers are literals.
         let mut block = vec![0x83, 0x86, 0x04];
         text(&mut block, path);
         let usual = [("te", "trailers"), ("content-type", "application/grpc")];
@@ -77,12 +78,12 @@ impl Peer {
         stream
     }
 
-    /// Sends content, which may be the last.
+    /// Writes content; `last` ends the request.
     pub fn data(&mut self, stream: u32, content: &[u8], last: bool) {
         self.frame(DATA, if last { END_STREAM } else { 0 }, stream, content);
     }
 
-    /// Gives a call up.
+    /// Cancels a call.
     pub fn reset(&mut self, stream: u32) {
         const CANCEL: u32 = 8;
         self.frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
@@ -96,13 +97,14 @@ impl Peer {
         self.unsent.extend(payload);
     }
 
-    /// Sends what was written so far.
+    /// Sends everything that was written since the last flush.
     pub async fn flush(&mut self) -> std::io::Result<()> {
         let unsent = std::mem::take(&mut self.unsent);
         self.stream.write_all(&unsent).await
     }
 
-    /// The next frame that is of a stream or ends the connection; none when the connection is closed.
+    /// Reads the next frame of a stream, or the frame that ends the connection; `None` when the connection is closed.
+    /// Answers SETTINGS and PING frames itself.
     pub async fn read(&mut self) -> Option<Frame> {
         loop {
             let mut head = [0; 9];
@@ -123,12 +125,17 @@ impl Peer {
         }
     }
 
-    /// Reads until so many streams have been answered; panics when the connection is ended before.
+    /// Reads until `count` responses are complete. Panics if the connection ends before that.
     pub async fn answers(&mut self, count: usize) -> Vec<Frame> {
         let (mut frames, mut answered) = (Vec::new(), 0);
         while answered < count {
             let frame = self.read().await.expect("the connection is closed");
-            assert_ne!(frame.kind, GOAWAY, "the connection is ended: {}", String::from_utf8_lossy(&frame.payload));
+            assert_ne!(
+                frame.kind,
+                GOAWAY,
+                "the server ended the connection: {}",
+                String::from_utf8_lossy(&frame.payload)
+            );
             answered += usize::from(frame.is_last());
             frames.push(frame);
         }
@@ -136,7 +143,7 @@ impl Peer {
     }
 }
 
-/// A text in a head, as it is. Its length has seven bits, and where they are not enough more bytes.
+/// Appends an HPACK string literal: the length with a prefix of seven bits and, if needed, more bytes; then the text.
 fn text(block: &mut Vec<u8>, text: &str) {
     let mut length = text.len();
     if length < 127 {
@@ -153,12 +160,12 @@ fn text(block: &mut Vec<u8>, text: &str) {
     block.extend(text.as_bytes());
 }
 
-/// A message as gRPC sends it, with its size before it.
+/// Encodes a message and adds the gRPC prefix: a flag and the length.
 pub fn framed(message: &impl Message) -> Vec<u8> {
     prefixed(&message.encode_to_vec())
 }
 
-/// The same of a message that is encoded.
+/// Adds the gRPC prefix to an encoded message.
 pub fn prefixed(message: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0];
     bytes.extend(u32::try_from(message.len()).unwrap().to_be_bytes());

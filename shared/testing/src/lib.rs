@@ -1,7 +1,6 @@
-//! What the tests stand on: a real Redis that belongs to the test, a collector of traces, and services run as real
-//! processes.
+//! Test support: a real Redis for each test, a collector of traces, and services that run as real processes.
 //!
-//! A test that cannot go on should fail loudly, so the helpers panic.
+//! The helpers panic on errors, because a test that cannot continue must fail.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod callers;
@@ -41,9 +40,9 @@ pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
 
 use std::time::Duration;
 
-/// Polls a condition until it holds, however long that takes. A busy machine is no failure; a test that hangs is ended by
-/// the test runner (slow-timeout in .config/nextest.toml), and its output then names the condition, which is printed when
-/// it takes longer than `usual`.
+/// Polls a condition until it holds. There is no timeout, because a busy machine must not fail a test. The test runner
+/// ends a test that hangs (slow-timeout in .config/nextest.toml). Its output then names the condition, since a
+/// condition that takes longer than `usual` is printed.
 pub async fn eventually(what: &str, usual: Duration, mut holds: impl AsyncFnMut() -> bool) {
     let mut wait = patience::Wait::new(what, usual);
     while !holds().await {
@@ -52,8 +51,8 @@ pub async fn eventually(what: &str, usual: Duration, mut holds: impl AsyncFnMut(
     }
 }
 
-/// A text with each pair's first part replaced by its second, wherever it stands in `text` itself: what is put in is not
-/// looked at again, so that no place can be taken for the name of another.
+/// Replaces the first text of each pair by the second, everywhere in `text`. Inserted texts are not searched again, so
+/// a replacement may contain the first text of another pair.
 pub fn replaced(text: &str, pairs: &[(&str, &str)]) -> String {
     let (mut done, mut rest) = (String::new(), text);
     let next = |rest: &str| pairs.iter().filter_map(|(from, to)| Some((rest.find(from)?, *from, *to))).min();
@@ -65,7 +64,7 @@ pub fn replaced(text: &str, pairs: &[(&str, &str)]) -> String {
     done + rest
 }
 
-/// Seconds since 1970.
+/// Unix time in seconds.
 pub fn now() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64
 }

@@ -1,4 +1,4 @@
-//! Reading metrics as Prometheus does, only stricter: what a page must not have is a panic here.
+//! Parses metrics as Prometheus does, but stricter: anything that a page must not contain is a panic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,17 +10,18 @@ use tokio::net::{TcpListener, TcpStream};
 /// The labels of a series, by name.
 type Labels = BTreeMap<String, String>;
 
-/// What a page had.
+/// A parsed page of metrics.
 #[derive(Debug, Clone)]
 pub struct Scrape {
     samples: BTreeMap<(String, Labels), f64>,
     /// The type of each family.
     types: BTreeMap<String, String>,
-    /// The page itself.
+    /// The text of the page.
     pub text: String,
 }
 
-/// An HTTP answer: its status line and headers, and its body. An error where nobody answers.
+/// Makes an HTTP request. Returns the status line with the headers in lower case, and the body. An error if nothing
+/// answers.
 pub async fn http(address: SocketAddr, method: &str, path: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
@@ -30,7 +31,7 @@ pub async fn http(address: SocketAddr, method: &str, path: &str) -> std::io::Res
     Ok((head.to_ascii_lowercase(), body.to_owned()))
 }
 
-/// Listeners for calls and for metrics, and their addresses.
+/// Binds listeners for calls and for metrics to free ports. Returns them and their addresses.
 pub async fn listeners() -> (Listeners, [SocketAddr; 2]) {
     let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (calls, metrics) = (bind().await, bind().await);
@@ -39,7 +40,7 @@ pub async fn listeners() -> (Listeners, [SocketAddr; 2]) {
 }
 
 impl Scrape {
-    /// Reads the page of a service.
+    /// Reads the metrics page of a service.
     pub async fn of(address: SocketAddr) -> Self {
         let (head, body) = http(address, "GET", "/metrics").await.unwrap();
         assert!(head.starts_with("http/1.1 200 "), "{head}");
@@ -48,10 +49,10 @@ impl Scrape {
         Self::parse(&body)
     }
 
-    /// Reads the text format 0.0.4: each family once and in one piece, with help and type before it, each series once,
-    /// histograms that add up.
+    /// Parses the text format 0.0.4. Each family must appear once and in one piece, after its help and type. Each
+    /// series must appear once. Histograms must add up.
     pub fn parse(text: &str) -> Self {
-        assert!(text.ends_with('\n'), "the last line has no end");
+        assert!(text.ends_with('\n'), "the last line has no newline");
         let mut scrape = Self { samples: BTreeMap::new(), types: BTreeMap::new(), text: text.to_owned() };
         let (mut helped, mut family) = (String::new(), String::new());
         for line in text.lines() {
@@ -62,17 +63,17 @@ impl Scrape {
             } else if let Some(kind) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = kind.split_once(' ').unwrap_or_else(|| panic!("no type: {line}"));
                 assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-                assert_eq!(name, helped, "help comes before the type");
+                assert_eq!(name, helped, "HELP must precede TYPE");
                 assert_eq!(kind == "counter", name.ends_with("_total"), "counters end with _total: {line}");
-                assert!(scrape.types.insert(name.to_owned(), kind.to_owned()).is_none(), "twice: {line}");
+                assert!(scrape.types.insert(name.to_owned(), kind.to_owned()).is_none(), "duplicate family: {line}");
                 family = name.to_owned();
             } else {
                 let (name, labels, value) = sample(line);
                 let histogram = scrape.types.get(&family).is_some_and(|kind| kind == "histogram");
                 let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
-                assert_eq!(if histogram { base.unwrap_or(name) } else { name }, family, "out of its family: {line}");
+                assert_eq!(if histogram { base.unwrap_or(name) } else { name }, family, "outside its family: {line}");
                 assert!(value >= 0.0, "{line}");
-                assert!(scrape.samples.insert((name.to_owned(), labels), value).is_none(), "twice: {line}");
+                assert!(scrape.samples.insert((name.to_owned(), labels), value).is_none(), "duplicate series: {line}");
             }
         }
         scrape.check_histograms();
@@ -84,7 +85,7 @@ impl Scrape {
         for ((name, labels), value) in &self.samples {
             if let Some(family) = name.strip_suffix("_bucket") {
                 let mut labels = labels.clone();
-                let bound = labels.remove("le").unwrap_or_else(|| panic!("a bucket of {name} without a bound"));
+                let bound = labels.remove("le").unwrap_or_else(|| panic!("a bucket of {name} without the label le"));
                 buckets.entry((family, labels)).or_default().push((number(&bound), *value));
             }
         }
@@ -97,21 +98,21 @@ impl Scrape {
         }
     }
 
-    /// One series; panics where there is none.
+    /// The value of one series. Panics if there is no such series.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let owned = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let value = self.samples.get(&(name.to_owned(), owned));
         *value.unwrap_or_else(|| panic!("no {name} {labels:?} in {}", self.text)) as u64
     }
 
-    /// All series of this name with these labels, whatever others they have.
+    /// The sum of all series of this name that have these labels, among others.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let fits = |of: &Labels| labels.iter().all(|(name, value)| of.get(*name).is_some_and(|is| is == value));
         self.samples.iter().filter(|((known, of), _)| known == name && fits(of)).map(|(_, value)| *value).sum::<f64>()
             as u64
     }
 
-    /// The values of one label, with those series that are not 0 summed up.
+    /// The sums of the series of this name that are not 0, by the value of one label.
     pub fn by(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
         let mut sums = BTreeMap::new();
         for ((known, labels), value) in &self.samples {
@@ -138,7 +139,7 @@ impl Scrape {
     }
 }
 
-/// Where Prometheus' own tool is there, it has to agree.
+/// Checks the page with `promtool` too, if it is installed.
 fn check_with_promtool(text: &str) {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
@@ -156,16 +157,16 @@ fn sample(line: &str) -> (&str, Labels, f64) {
     let (name, labels) = match series.split_once('{') {
         None => (series, Labels::new()),
         Some((name, rest)) => {
-            let rest = rest.strip_suffix('}').unwrap_or_else(|| panic!("no end: {line}"));
-            // Nothing here has a comma or a quote in a label: values come out of closed sets.
+            let rest = rest.strip_suffix('}').unwrap_or_else(|| panic!("no closing brace: {line}"));
+            // Label values contain no comma and no quote, since they come from closed sets.
             let labels = rest.split(',').map(|pair| {
                 let (label, value) = pair.split_once("=\"").unwrap_or_else(|| panic!("no label: {line}"));
-                let value = value.strip_suffix('"').unwrap_or_else(|| panic!("no quote: {line}"));
+                let value = value.strip_suffix('"').unwrap_or_else(|| panic!("no closing quote: {line}"));
                 assert!(is_name(label) && !label.contains(':') && !value.contains(['"', '\\', '{']), "{line}");
                 (label.to_owned(), value.to_owned())
             });
             let (count, labels) = (rest.split(',').count(), labels.collect::<Labels>());
-            assert_eq!(labels.len(), count, "a label twice: {line}");
+            assert_eq!(labels.len(), count, "duplicate label: {line}");
             (name, labels)
         }
     };
@@ -174,7 +175,7 @@ fn sample(line: &str) -> (&str, Labels, f64) {
 }
 
 fn number(text: &str) -> f64 {
-    if text == "+Inf" { f64::INFINITY } else { text.parse().unwrap_or_else(|_| panic!("no number: {text}")) }
+    if text == "+Inf" { f64::INFINITY } else { text.parse().unwrap_or_else(|_| panic!("not a number: {text}")) }
 }
 
 fn is_name(text: &str) -> bool {

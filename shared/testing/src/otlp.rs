@@ -1,4 +1,4 @@
-//! A collector of traces, as a service exports them to: a real OTLP server on a free port.
+//! A collector of traces: a real OTLP server on a free port.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,23 +16,23 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// Takes in traces until it is dropped with its runtime.
+/// Accepts traces until its runtime is dropped.
 #[derive(Debug, Clone)]
 pub struct TraceCollector {
     address: SocketAddr,
     exports: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
     headers: Arc<Mutex<Vec<MetadataMap>>>,
-    /// Whether it takes in nothing, and repeats what it is shown.
+    /// Whether it rejects all exports with an error that quotes the headers of the request.
     quotes: bool,
 }
 
 impl TraceCollector {
-    /// Starts one.
+    /// Starts a collector.
     pub async fn start() -> Self {
         Self::started(false).await
     }
 
-    /// Starts one that refuses all, in words that quote what it was shown.
+    /// Starts a collector that rejects all exports with an error that quotes the headers of the request.
     pub async fn quoting() -> Self {
         Self::started(true).await
     }
@@ -46,34 +46,34 @@ impl TraceCollector {
         collector
     }
 
-    /// What `--otlp-endpoint` takes.
+    /// The value for `--otlp-endpoint`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Everything that came in.
+    /// All accepted exports.
     pub fn exports(&self) -> Vec<ExportTraceServiceRequest> {
         self.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What exports, taken in or not, showed as this header.
+    /// The values of this header in all exports, accepted or rejected.
     pub fn headers(&self, key: &str) -> Vec<String> {
         let headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
         headers.iter().filter_map(|headers| Some(headers.get(key)?.to_str().ok()?.to_owned())).collect()
     }
 
-    /// All spans that came in.
+    /// All accepted spans.
     pub fn spans(&self) -> Vec<Span> {
         let resources = self.exports().into_iter().flat_map(|export| export.resource_spans);
         resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
     }
 
-    /// The spans of this name.
+    /// The accepted spans of this name.
     pub fn named(&self, name: &str) -> Vec<Span> {
         self.spans().into_iter().filter(|span| span.name == name).collect()
     }
 
-    /// What the exporting processes say of themselves.
+    /// The values of this resource attribute in all accepted exports.
     pub fn resource(&self, key: &str) -> Vec<String> {
         let resources = self.exports().into_iter().flat_map(|export| export.resource_spans);
         resources.filter_map(|spans| text_of(&spans.resource?.attributes, key)).collect()

@@ -1,4 +1,5 @@
-//! More calls than a service takes at once, and what must hold then. How fast it is then is the benchmark's to say.
+//! More calls than a service accepts at the same time, and what must hold then. The benchmark measures how fast it is
+//! then.
 
 use std::time::Duration;
 
@@ -9,13 +10,15 @@ use tonic_types::StatusExt as _;
 use crate::patience::Wait;
 use crate::{Process, reason};
 
-/// How many calls are too many, in all and at once. Each that is refused and leaves 8 kB behind shows in the memory.
+/// Number of calls beyond the limit, in total and at a time. So many that a leak of 10 kB for each of them exceeds
+/// `MEMORY`.
 const TOO_MANY: usize = 4000;
 const AT_A_TIME: usize = 400;
-/// How much more memory the service may take for them.
+/// How much the memory of the service may grow by these calls, in bytes.
 const MEMORY: u64 = 32 << 20;
 
-/// RESOURCE_EXHAUSTED, and when to come again, for programs and for libraries.
+/// Asserts RESOURCE_EXHAUSTED with the reason OVERLOADED, and a retry delay both in RetryInfo and in
+/// `grpc-retry-pushback-ms`, the header that gRPC libraries read.
 pub fn assert_overloaded(status: &Status) {
     assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "OVERLOADED"), "{status:?}");
     let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
@@ -23,7 +26,7 @@ pub fn assert_overloaded(status: &Status) {
     assert_eq!(status.metadata().get("grpc-retry-pushback-ms").expect("no pushback"), pushback.as_str());
 }
 
-/// Calls that were begun together.
+/// Calls in progress.
 struct Calls<F> {
     call: F,
     pending: JoinSet<Result<(), Status>>,
@@ -36,11 +39,12 @@ impl<R: Future<Output = Result<(), Status>> + Send + 'static, F: Fn() -> R> Call
         }
     }
 
-    /// Waits for the end of so many; how many of them were served. The others must have been refused as they should.
+    /// Waits for the end of `count` calls. Returns how many were served, and asserts that the others were rejected as
+    /// overload.
     async fn end(&mut self, count: usize) -> usize {
         let mut served = 0;
         for _ in 0..count {
-            match self.pending.join_next().await.expect("a call is missing").unwrap() {
+            match self.pending.join_next().await.expect("fewer calls in progress than expected").unwrap() {
                 Ok(()) => served += 1,
                 Err(status) => assert_overloaded(&status),
             }
@@ -49,12 +53,12 @@ impl<R: Future<Output = Result<(), Status>> + Send + 'static, F: Fn() -> R> Call
     }
 }
 
-/// Makes far more calls than the `at_once` that a service takes at once, while none of these can end, and holds it to this:
-/// those that are too many do not wait for the others, they are refused and told when to come again; the memory of the
-/// service does not grow with them; those that it took are served, and then it takes as many as before. Answers how many
-/// calls were served in all.
+/// Makes far more calls than the `at_once` that a service accepts at the same time, while no accepted call can end.
+/// Asserts that calls beyond the limit do not wait but are rejected with a retry delay, that the memory of the service
+/// does not grow with them, that the accepted calls are served, and that the service then accepts as many calls as
+/// before. Returns how many calls were served in total.
 ///
-/// From `hold` on no call may be able to end that was taken, until `release`.
+/// From `hold` until `release` no accepted call may be able to end.
 pub async fn refuses_what_is_too_many<F: Future<Output = Result<(), Status>> + Send + 'static>(
     process: &Process,
     at_once: usize,
@@ -64,7 +68,7 @@ pub async fn refuses_what_is_too_many<F: Future<Output = Result<(), Status>> + S
 ) -> usize {
     let mut calls = Calls { call, pending: JoinSet::new() };
     calls.begin(at_once);
-    assert_eq!(calls.end(at_once).await, at_once, "with room for all, some were refused");
+    assert_eq!(calls.end(at_once).await, at_once, "calls within the limit were rejected");
     let mut served = at_once;
 
     hold();
@@ -72,19 +76,19 @@ pub async fn refuses_what_is_too_many<F: Future<Output = Result<(), Status>> + S
     let mut before = None;
     for _ in 0..TOO_MANY / AT_A_TIME {
         calls.begin(AT_A_TIME);
-        // Since no call that was taken can end, these never would if they waited.
-        assert_eq!(calls.end(AT_A_TIME).await, 0, "a call ended that could not");
-        // The first calls have opened what there is to be opened.
+        // No accepted call can end, so a call that waited would never end either.
+        assert_eq!(calls.end(AT_A_TIME).await, 0, "a call beyond the limit was served");
+        // Measured after the first calls, which allocate everything that is allocated only once.
         before.get_or_insert_with(|| process.peak_memory());
     }
     let grown = process.peak_memory().saturating_sub(before.unwrap_or_default());
-    assert!(grown < MEMORY, "calls that were refused took {} KB of memory", grown >> 10);
+    assert!(grown < MEMORY, "rejected calls took {} KB of memory", grown >> 10);
 
     release();
-    assert_eq!(calls.end(at_once).await, at_once, "calls that were taken were not served");
+    assert_eq!(calls.end(at_once).await, at_once, "accepted calls were not served");
     served += at_once;
-    // A place is free again a moment after its answer was read.
-    let mut wait = Wait::new("it takes as many calls as before", Duration::from_secs(10));
+    // The slot of a call becomes free a moment after its response was read.
+    let mut wait = Wait::new("the service accepts as many calls as before", Duration::from_secs(10));
     loop {
         calls.begin(at_once);
         let now = calls.end(at_once).await;

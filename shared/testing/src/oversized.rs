@@ -1,4 +1,5 @@
-//! Requests with one value that is far too large, made from the descriptors: a field that is added later is among them.
+//! Requests with one value that is far too large. They are generated from the proto descriptors, so that fields that
+//! are added later are included.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -17,9 +18,9 @@ use crate::bearer;
 
 /// Longer than any value may be, in bytes.
 const LONG: usize = 1 << 20;
-/// More than any list or map may have.
+/// More entries than any list or map may have.
 const MANY: usize = 20_001;
-/// The key of an entry of a map whose value is too large.
+/// Key of the map entry whose value is too large.
 const KEY: &str = "k1";
 
 /// A request with one value that is too large; the others are valid.
@@ -27,21 +28,22 @@ const KEY: &str = "k1";
 pub struct Oversized {
     /// The path of the method.
     pub path: String,
-    /// The field, as BadRequest names it, but without places in lists.
+    /// The field, as BadRequest names it, but without list indexes.
     pub field: String,
     /// The encoded request.
     pub request: Vec<u8>,
 }
 
 impl Oversized {
-    /// Whether an error names the field.
+    /// Whether the field is among these names of an error.
     pub fn is_named(&self, names: &[String]) -> bool {
         names.iter().any(|name| without_places(name) == self.field)
     }
 }
 
-/// A request for every string, bytes, list and map of every request of a service, nested ones included. `valid` gives an
-/// encoded message of a type, by its full name, that the service would accept; empty where it has nothing to fill in.
+/// A request for each string, bytes, list and map field of every request type of a service, including nested fields.
+/// `valid` gets the full name of a message type and returns an encoded message that the service accepts, empty if no
+/// field is needed.
 pub fn oversized_requests(service: &str, valid: impl Fn(&str) -> Vec<u8>) -> Vec<Oversized> {
     let files = FileDescriptorSet::decode(shared::proto::DESCRIPTORS).unwrap().file;
     let (package, name) = service.rsplit_once('.').unwrap();
@@ -58,7 +60,7 @@ pub fn oversized_requests(service: &str, valid: impl Fn(&str) -> Vec<u8>) -> Vec
     found
 }
 
-/// Each field of a message type that holds something of variable size: its name, and an encoding that is too large.
+/// Each field of a message type whose size is variable: its name, and an encoding of it that is too large.
 fn too_large(message: &str, valid: &impl Fn(&str) -> Vec<u8>) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for field in &descriptor(message).field {
@@ -108,7 +110,7 @@ fn too_large(message: &str, valid: &impl Fn(&str) -> Vec<u8>) -> Vec<(String, Ve
     found
 }
 
-/// A value that is well-formed but for its length.
+/// A value that is well-formed except for its length.
 fn filler(field: &str) -> Vec<u8> {
     match field {
         "page_token" => format!("0.{}", "61".repeat(LONG / 2)).into_bytes(),
@@ -116,7 +118,7 @@ fn filler(field: &str) -> Vec<u8> {
     }
 }
 
-/// The field of the values, if the type is that of a map's entries.
+/// The field of the values, if the type is the entry type of a map.
 fn value_of_map(message: &str) -> Option<FieldDescriptorProto> {
     let entry = descriptor(message);
     let is_map = entry.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry);
@@ -141,7 +143,7 @@ fn add(messages: &mut HashMap<String, DescriptorProto>, outer: &str, message: De
     messages.insert(name, message);
 }
 
-/// A field that has a length.
+/// Encodes a length-delimited field.
 fn encoded(number: i32, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(value.len() + 12);
     prost::encoding::encode_key(number as u32, prost::encoding::WireType::LengthDelimited, &mut bytes);
@@ -155,7 +157,7 @@ fn without_places(field: &str) -> String {
     field.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect()
 }
 
-/// Calls whatever RPC with one encoded message, be it a stream or not; answers the encoded responses.
+/// Calls any RPC, unary or streaming, with one encoded message. Returns the encoded responses.
 pub async fn called_raw(channel: Channel, path: &str, request: Vec<u8>) -> Result<Vec<Vec<u8>>, Status> {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
@@ -169,7 +171,7 @@ pub async fn called_raw(channel: Channel, path: &str, request: Vec<u8>) -> Resul
     Ok(found)
 }
 
-/// A stream on which no message is sent, until it is dropped.
+/// A streaming call that sends no message and stays open until it is dropped.
 #[derive(Debug)]
 pub struct SilentStream {
     responses: Streaming<Vec<u8>>,
@@ -177,7 +179,7 @@ pub struct SilentStream {
 }
 
 impl SilentStream {
-    /// Opens one for a caller with a token.
+    /// Opens the call with the token of a caller.
     pub async fn open(channel: Channel, path: &str, token: &str) -> Result<Self, Status> {
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.unwrap();
@@ -193,7 +195,7 @@ impl SilentStream {
     }
 }
 
-/// Messages as they are.
+/// Codec for messages that are already encoded.
 #[derive(Debug, Clone, Copy)]
 struct Raw;
 

@@ -1,18 +1,18 @@
-//! Waiting without a limit. How long something takes is up to the machine; the test runner ends a test that hangs.
+//! Waits without a timeout, because durations depend on the machine. The test runner ends a test that hangs.
 
 use std::time::{Duration, Instant};
 
-/// Writes a line that the test runner shows when the test fails, or is ended because it hangs.
-#[allow(clippy::print_stderr, reason = "that is what it is for")]
+/// Prints a line that the test runner shows if the test fails, or if it is ended because it hangs.
+#[allow(clippy::print_stderr, reason = "printing is the purpose of this function")]
 pub fn note(line: &str) {
     eprintln!("{line}");
 }
 
-/// A wait for something; it prints what is waited for when that takes long.
+/// A wait for a condition. It prints the condition when the wait takes long.
 pub(crate) struct Wait<'a> {
     what: &'a str,
     since: Instant,
-    /// When it prints next, counted from the beginning.
+    /// When it prints next, measured from the beginning.
     next: Duration,
 }
 
@@ -21,7 +21,7 @@ impl<'a> Wait<'a> {
         Self { what, since: Instant::now(), next: usual }
     }
 
-    /// To be called each time the condition does not hold.
+    /// Call this each time the condition does not hold.
     pub(crate) fn check(&mut self) {
         let waited = self.since.elapsed();
         if waited > self.next {

@@ -1,4 +1,4 @@
-//! Programs as processes: started, signalled, killed, and never left behind.
+//! Child processes: started, signaled, and killed at the latest when the test ends.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::patience::Wait;
 
-/// A port that was free a moment ago.
+/// A TCP port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// How long this thread has computed. Unlike the time that passes, it does not depend on what else runs on the machine.
+/// CPU time of this thread. Unlike elapsed time, it does not depend on what else runs on the machine.
 pub fn cpu_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
@@ -26,7 +26,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program. Its standard output is dropped, its log goes where the test's goes.
+    /// Starts a program. Its standard output is discarded. Its standard error, the log, is that of the test.
     pub fn start(command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap_or_else(|error| {
             panic!("{} does not start: {error}", command.get_program().to_string_lossy());
@@ -34,7 +34,7 @@ impl Process {
         Self { child }
     }
 
-    /// Starts a program, and gathers all that it prints, on either stream, in a file.
+    /// Starts a program. Its standard output and standard error are appended to a file.
     pub fn start_printing(command: &mut Command, file: &Path) -> Self {
         let out = File::options().create(true).append(true).open(file).unwrap();
         let child = command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn();
@@ -48,19 +48,20 @@ impl Process {
         self.child.id()
     }
 
-    /// The most memory it ever had at a time, in bytes.
+    /// Its peak resident memory, in bytes.
     pub fn peak_memory(&self) -> u64 {
         self.memory("VmHWM:")
     }
 
-    /// The memory it has now, in bytes.
+    /// Its current resident memory, in bytes.
     pub fn resident_memory(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
     fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("not in its status");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(name)).expect("field is missing in /proc/PID/status");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
@@ -69,7 +70,7 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -77,13 +78,13 @@ impl Process {
 
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        // The shell's own: not every machine has a program called kill.
+        // The builtin of the shell, since not every machine has a program called kill.
         let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.id())).status().unwrap();
         assert!(status.success(), "kill -{name}");
     }
 
-    /// Waits for the end, however long it takes, and prints that it waits when that is longer than `usual`. Answers the exit
-    /// code; none if a signal ended it.
+    /// Waits for the end without a timeout, and prints a line if it takes longer than `usual`. Returns the exit code;
+    /// `None` if a signal ended the process.
     pub async fn wait(&mut self, usual: Duration) -> Option<i32> {
         let mut wait = Wait::new("a process ends", usual);
         loop {

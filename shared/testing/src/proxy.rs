@@ -1,4 +1,4 @@
-//! A way to somewhere that takes its time.
+//! A TCP proxy that adds latency.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Passes on what comes, after a delay each way, for as long as the runtime lasts; answers where.
+/// Forwards connections with a delay in each direction, as long as the runtime lives. Returns the address of the proxy.
 pub async fn slowed(to: SocketAddr, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

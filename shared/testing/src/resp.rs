@@ -1,6 +1,6 @@
-//! As much of Redis' protocol as it takes to see where an answer or a command ends.
+//! The part of the Redis protocol that is needed to find where a reply or a command ends.
 
-/// How many bytes the first value has, if all of it is there.
+/// Length of the first value in bytes; `None` if it is not complete.
 pub fn length(bytes: &[u8]) -> Option<usize> {
     let line = bytes.windows(2).position(|end| end == b"\r\n")? + 2;
     let number = || std::str::from_utf8(&bytes[1..line - 2]).unwrap().parse::<i64>().unwrap();

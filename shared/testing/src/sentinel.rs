@@ -1,14 +1,14 @@
-//! A Redis with a replica, and three Sentinels over them.
+//! A Redis master with a replica, monitored by three Sentinels.
 
 use std::time::Duration;
 
 use crate::server::{Server, start_on_free_ports, wait};
 
-/// What the Sentinels call the master.
+/// The name of the master in the Sentinels.
 pub(crate) const MASTER: &str = "mymaster";
 
-/// Starts a master, a replica and three Sentinels, in this order. Two of the Sentinels have to agree that the master is
-/// down, which they think after `down_after`.
+/// Starts a master, a replica and three Sentinels, in this order. A Sentinel considers the master down when it is
+/// silent for `down_after`. Two of them have to agree.
 pub(crate) fn start(settings: &[String], down_after: Duration) -> Vec<Server> {
     let servers = start_on_free_ports(|ports: [u16; 5]| {
         let arguments = |more: &[&str]| {
@@ -26,14 +26,16 @@ pub(crate) fn start(settings: &[String], down_after: Duration) -> Vec<Server> {
         }
         servers
     });
-    wait("there is a replica", || servers[1].ask(&["INFO replication"]).contains("master_link_status:up"));
+    wait("the replica is connected", || servers[1].ask(&["INFO replication"]).contains("master_link_status:up"));
     for sentinel in &servers[2..] {
-        wait("the Sentinels agree", || sentinel.ask(&[&format!("SENTINEL CKQUORUM {MASTER}")]).starts_with("+OK 3"));
+        wait("the Sentinels know each other", || {
+            sentinel.ask(&[&format!("SENTINEL CKQUORUM {MASTER}")]).starts_with("+OK 3")
+        });
     }
     servers
 }
 
-/// Tells them of each other: to find out by themselves takes seconds.
+/// The configuration of a Sentinel. It names the other Sentinels, because their discovery takes seconds.
 fn sentinel(me: usize, ports: &[u16], down_after: Duration) -> String {
     let mut lines = vec![
         format!("sentinel myid {me:040x}"),

@@ -1,4 +1,4 @@
-//! One redis-server as a process: own ports, own folder.
+//! A redis-server process with its own ports and directory.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,30 +12,31 @@ use crate::process::Process;
 use crate::resp;
 use crate::tls::{Authority, Pair};
 
-/// How long a redis-server takes at most to start, and a set of them to find together, on a machine that is not busy.
+/// How long a redis-server takes at most to start, and a set of them to connect to each other, on a machine that is not
+/// busy.
 const USUAL: Duration = Duration::from_secs(20);
 
-/// How often other ports are tried where a redis-server ended at once.
+/// How many sets of ports are tried, if a redis-server ends at once.
 const TRIES: usize = 20;
 
-/// A redis-server, which may be down for a while.
+/// A redis-server, which can be stopped and restarted.
 #[derive(Debug)]
 pub struct Server {
     folder: TempDir,
     pub(crate) port: u16,
-    /// Where it is encrypted, if it is.
+    /// The port for TLS, if there is one.
     pub(crate) tls_port: Option<u16>,
     arguments: Vec<String>,
     process: Option<Process>,
 }
 
 impl Server {
-    /// One that is still to be started, with the arguments of redis-server but for its port and folder.
+    /// A server that is not started yet. The arguments are those of redis-server without port and directory.
     pub(crate) fn new(port: u16, arguments: Vec<String>) -> Self {
         Self { folder: tempfile::tempdir().unwrap(), port, tls_port: None, arguments, process: None }
     }
 
-    /// The same, encrypted on another port beside.
+    /// Adds a second port with TLS.
     pub(crate) fn encrypted(mut self, tls_port: u16, authority: &Authority) -> Self {
         let Pair { cert, key } = authority.server();
         for (flag, name, text) in
@@ -49,12 +50,12 @@ impl Server {
         Self { tls_port: Some(tls_port), ..self }
     }
 
-    /// Puts a file into its folder.
+    /// Writes a file into its directory.
     pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.folder.path().join(name), text).unwrap();
     }
 
-    /// Begins to start it; see [`Server::is_up`].
+    /// Starts the process and does not wait until it answers; see [`Server::is_up`].
     pub(crate) fn spawn(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(&self.arguments).args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
@@ -62,7 +63,8 @@ impl Server {
         self.process = Some(Process::start(&mut command));
     }
 
-    /// Whether this very Redis answers: one that is still loading its file does not, and another test's is none of ours.
+    /// Whether this process answers. A Redis that is still loading its file does not. A Redis of another test that has
+    /// the port is recognized by its process id.
     pub(crate) fn is_up(&self) -> bool {
         let Some(process) = &self.process else { return false };
         let answer = self.ask(&["PING", "INFO server"]);
@@ -70,28 +72,28 @@ impl Server {
         answer.starts_with("+PONG") && answer.lines().any(|line| line == mine)
     }
 
-    /// Whether it ended by itself, as it does at once when somebody else has the port.
+    /// Whether it ended by itself, as it does at once if its port is taken.
     pub(crate) fn ended(&mut self) -> bool {
         self.process.as_mut().is_none_or(Process::ended)
     }
 
-    /// Whether it is meant to run.
+    /// Whether it was started and not killed since.
     pub(crate) fn is_there(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Where it is by itself, in the clear.
+    /// The URL of this server alone, without TLS.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Whether it takes commands for a key.
+    /// Whether it is the master of a key.
     pub fn is_master_of(&self, key: &str) -> bool {
         let answer = self.ask(&[&format!("EXISTS {key}"), "ROLE"]);
         answer.starts_with(':') && answer.contains("\r\nmaster\r\n")
     }
 
-    /// From now on its replicas learn nothing more of it: what it does is lost when it is.
+    /// Stops replication: writes from now on are lost if this server is lost.
     pub fn cut_off_replicas(&self) {
         for command in ["ACL SETUSER default -psync -sync", "CLIENT KILL TYPE replica"] {
             let answer = self.ask(&[command]);
@@ -99,13 +101,13 @@ impl Server {
         }
     }
 
-    /// Whether a replica has all that was written so far; `key` is one that lies here.
+    /// Whether a replica has all writes so far. `key` is any key that belongs to this server.
     pub(crate) fn is_replicated(&self, key: &str) -> bool {
-        // WAIT is about the writes of its own connection, and replicas take all writes in turn.
+        // WAIT covers only the writes of its own connection, but replicas apply all writes in order.
         self.ask(&[&format!("SET {key}:passed 1 PX 1000"), "WAIT 1 500"]).starts_with("+OK\r\n:1")
     }
 
-    /// Whether a replica is up to date with it, or as good as.
+    /// Whether a replica is online, so that it has (almost) all writes.
     pub(crate) fn has_replica(&self) -> bool {
         self.ask(&["INFO replication"]).contains("state=online")
     }
@@ -115,17 +117,17 @@ impl Server {
         self.process = None;
     }
 
-    /// Stops it where it is: connections stay open, and nobody answers.
+    /// Suspends the process: its connections stay open, but it does not answer.
     pub fn hang(&self) {
-        self.process.as_ref().expect("it is down").signal("STOP");
+        self.process.as_ref().expect("the server is down").signal("STOP");
     }
 
-    /// Lets it go on after [`Server::hang`].
+    /// Resumes the process after [`Server::hang`].
     pub fn go_on(&self) {
-        self.process.as_ref().expect("it is down").signal("CONT");
+        self.process.as_ref().expect("the server is down").signal("CONT");
     }
 
-    /// What it answers to some commands, as it comes over the wire; empty while it does not.
+    /// The replies to some commands in wire format; empty if it does not answer.
     pub fn ask(&self, commands: &[&str]) -> String {
         let Ok(mut stream) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.port))) else {
             return String::new();
@@ -146,7 +148,7 @@ impl Server {
     }
 }
 
-/// Starts some of them together; false when one ended at once, and then all are down.
+/// Starts servers together. If one of them ends at once, kills all and returns false.
 pub(crate) fn start_all(servers: &mut [Server]) -> bool {
     servers.iter_mut().for_each(Server::spawn);
     let mut wait = Wait::new("redis-server answers", USUAL);
@@ -161,7 +163,7 @@ pub(crate) fn start_all(servers: &mut [Server]) -> bool {
     true
 }
 
-/// Makes servers on free ports and starts them; again with others where another test was faster.
+/// Creates servers on free ports and starts them. Tries other ports if another test took one of them.
 pub(crate) fn start_on_free_ports<const PORTS: usize>(make: impl Fn([u16; PORTS]) -> Vec<Server>) -> Vec<Server> {
     for _ in 0..TRIES {
         let mut servers = make(free_ports());
@@ -172,7 +174,7 @@ pub(crate) fn start_on_free_ports<const PORTS: usize>(make: impl Fn([u16; PORTS]
     panic!("redis-server ended at once, {TRIES} times");
 }
 
-/// Waits until something holds, however long it takes.
+/// Waits without a timeout until a condition holds.
 pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let mut wait = Wait::new(what, USUAL);
     while !holds() {

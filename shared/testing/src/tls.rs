@@ -1,4 +1,4 @@
-//! Certificates, and connections secured with them.
+//! Certificates and TLS connections.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// An authority that signs certificates.
+/// A certificate authority.
 pub struct Authority {
     /// Its own certificate (PEM).
     pub pem: String,
@@ -31,7 +31,7 @@ pub struct Pair {
 }
 
 impl Authority {
-    /// A new one of this name.
+    /// Creates an authority with this name.
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,24 +41,24 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// For a service on this machine.
+    /// A certificate for a service on this machine.
     pub fn server(&self) -> Pair {
         self.sign(CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap())
     }
 
-    /// For a service on this machine, until the first day of this year.
+    /// A certificate for a service on this machine that expires on January 1 of this year.
     pub fn server_until(&self, year: i32) -> Pair {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         params.not_after = date_time_ymd(year, 1, 1);
         self.sign(params)
     }
 
-    /// For a client of this URI.
+    /// A certificate for a client with this URI.
     pub fn client(&self, uri: &str) -> Pair {
         self.sign(client(uri))
     }
 
-    /// For a client of this URI, some years ago.
+    /// A certificate for a client with this URI that expired years ago.
     pub fn expired(&self, uri: &str) -> Pair {
         let mut params = client(uri);
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
@@ -78,33 +78,34 @@ fn client(uri: &str) -> CertificateParams {
 }
 
 impl Pair {
-    /// Writes both files, over those that are there.
+    /// Writes both files and replaces existing ones.
     pub fn write(&self, cert: &Path, key: &Path) {
         std::fs::write(cert, &self.cert).unwrap();
         std::fs::write(key, &self.key).unwrap();
     }
 
-    /// The certificate itself.
+    /// The certificate in DER format.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.cert.as_bytes()).unwrap()
     }
 }
 
-/// Opens a secured connection to a service on this machine: a client that trusts `authority`, and shows `own`.
+/// Opens a TLS connection to a service on this machine. The client trusts `authority` and presents the certificate
+/// `own`.
 pub async fn dial(address: SocketAddr, authority: &str, own: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     let name = ServerName::from(address.ip());
     TlsConnector::from(Arc::new(config(authority, own))).connect(name, stream).await
 }
 
-/// A channel over such connections, opened when it is first used.
+/// A channel over such connections. It connects on first use.
 pub fn channel(address: SocketAddr, authority: &str, own: Option<&Pair>) -> Channel {
     let (authority, own) = (authority.to_owned(), own.cloned());
     let connect = tower::service_fn(move |_: Uri| {
         let (authority, own) = (authority.clone(), own.clone());
         async move { dial(address, &authority, own.as_ref()).await.map(TokioIo::new) }
     });
-    // The connector secures it, so to tonic it is plain.
+    // The connector adds TLS, so the URI for tonic is http.
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect_with_connector_lazy(connect)
 }
 

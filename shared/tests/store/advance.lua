@@ -1,10 +1,10 @@
--- Lets time pass by moving every time that is stored into the past, since nobody can move Redis' clock.
+-- Advances the time by moving every stored time into the past, because the clock of Redis cannot be set.
 --
 -- ARGV  1 seconds
 local seconds = tonumber(ARGV[1])
 
 local function earlier(bytes)
-  -- What never expires.
+  -- The value for no expiry.
   if bytes == '\255\255\255\255' then return bytes end
   return struct.pack('>I4', struct.unpack('>I4', bytes) - seconds)
 end

@@ -1,4 +1,4 @@
-//! A broadcast for the tests, and a look at where everyone is.
+//! The fixture for broadcasts: calls on one broadcast, and the states of its users.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,13 +19,13 @@ use shared::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, user};
 
-/// More permits than any test has messages.
+/// More permits than any test sends messages.
 pub const MANY: u64 = 1_000_000;
 
-/// The time of the dispatchers, which the store is told.
+/// The time that dispatchers pass to the store.
 pub const NOW_MS: u64 = 1_800_000_000_000;
 
-/// Everything that runs a script of broadcasts, once: one that is finished and one that is cancelled.
+/// Runs every script of broadcasts at least once, on a broadcast that finishes and one that is cancelled.
 pub async fn two_whole_broadcasts(world: &World) {
     let (anna, bob, request) = (user("oAnna"), user("oBob"), RequestId::parse("r1").unwrap());
     let (store, app) = (&world.store, &world.app);
@@ -125,13 +125,13 @@ impl<'a> Broadcast<'a> {
         Self { world, id: draft.id.clone(), choice, everyone: draft.everyone }
     }
 
-    /// One to everyone that is there already.
+    /// An existing broadcast to everyone.
     pub fn again(world: &'a World, id: BroadcastId) -> Self {
         let choice = Choice { wanted: any_kind(), min_interval: 0 };
         Self { world, id, choice, everyone: true }
     }
 
-    /// One to a list of users, running.
+    /// A running broadcast to a list of users.
     pub async fn to(world: &'a World, users: &[OpenId]) -> Self {
         let broadcast = Self::new(world, false).await;
         broadcast.add(users, &[]).await;
@@ -179,7 +179,7 @@ impl<'a> Broadcast<'a> {
         self.world.store.snapshot(&self.world.app, &self.id, bucket, &self.choice, &TERMS).await.unwrap()
     }
 
-    /// Every bucket, to its end.
+    /// Completes the snapshots of all buckets.
     pub async fn snapshot_all(&self) {
         for bucket in self.world.store.buckets() {
             while !self.snapshot(bucket).await {}
@@ -191,14 +191,14 @@ impl<'a> Broadcast<'a> {
         store.take_page(app, &self.id, bucket, owner, count, MANY, &self.choice, terms).await.unwrap()
     }
 
-    /// Takes all there are, under one owner.
+    /// Takes all users of all buckets for one owner.
     pub async fn take_all(&self, owner: LeaseId, terms: &LeaseTerms) -> Vec<Ready> {
         let mut ready = Vec::new();
         for bucket in self.world.store.buckets() {
             loop {
                 let page = self.take(bucket, owner, 64, terms).await;
                 ready.extend(page.ready);
-                // Who is busy stays so.
+                // The users that are left are locked and stay so.
                 if page.taken == page.busy {
                     break;
                 }
@@ -232,14 +232,14 @@ impl<'a> Broadcast<'a> {
         leases.pop().map(|(_, lease)| lease)
     }
 
-    /// Settles one message as delivered under this msgid.
+    /// Settles one message as delivered with this msgid.
     pub async fn deliver(&self, user: &OpenId, owner: LeaseId, msgid: MsgId) {
         let (openid, msgid) = (user.clone(), Some(msgid));
         let settlement = Settlement { openid, owner, verdict: Verdict::Consume, next: end(DELIVERED), msgid };
         self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
     }
 
-    /// WeChat reports that a message was not delivered.
+    /// Reports a delivery failure, as WeChat does. False if it was reported before.
     pub async fn fail_late(&self, user: &OpenId, msgid: MsgId) -> bool {
         let failure = LateFailure { errcode: 43101, status: "user refuse".to_owned() };
         self.world.store.fail_late(&self.world.app, user, msgid, &failure).await.unwrap()
@@ -249,19 +249,19 @@ impl<'a> Broadcast<'a> {
         self.world.store.tally(&self.world.app, &self.record().await).await.unwrap()
     }
 
-    /// How many are counted so, in all buckets.
+    /// How many users are counted with this ending, in all buckets.
     pub async fn counts_of(&self, ending: &str) -> u64 {
         self.places().await.2.get(ending).copied().unwrap_or(0)
     }
 
-    /// All who were not reached, as the list goes, in pages of `count`; none is empty or too long.
+    /// The complete list of undelivered messages, read in pages of `count`. Asserts that no page is empty or too long.
     pub async fn undelivered(&self, count: usize) -> Vec<Undelivered> {
         let (mut all, mut from, record) = (Vec::new(), None, self.record().await);
         loop {
             let asked = self.world.store.undelivered(&self.world.app, &record, from, count).await.unwrap();
             let (page, next) = asked;
             assert!(page.len() == count || next.is_none(), "{} of {count}", page.len());
-            assert!(!page.is_empty() || all.is_empty(), "nothing follows, and the page before told otherwise");
+            assert!(!page.is_empty() || all.is_empty(), "an empty page follows one that promised more");
             all.extend(page);
             from = next;
             if from.is_none() {
@@ -274,7 +274,7 @@ impl<'a> Broadcast<'a> {
         BucketKeys::new(&self.world.app, bucket).broadcast(&self.id)
     }
 
-    /// Who waits, who is in flight, and what is counted, in all buckets.
+    /// The waiting users, the users in flight, and the counts, of all buckets.
     pub async fn places(&self) -> (BTreeSet<String>, BTreeSet<String>, BTreeMap<String, u64>) {
         let mut pipe = redis::pipe();
         for part in self.world.store.buckets().map(|bucket| self.part(bucket)) {

@@ -1,4 +1,4 @@
-//! Who is in the audience of a broadcast, who is left out, and who was not reached.
+//! The audience of a broadcast: who is in it, who is left out, and who was not reached.
 
 use std::collections::BTreeSet;
 
@@ -19,14 +19,14 @@ fn added(added: u32, excluded: u32) -> Added {
 }
 
 #[tokio::test]
-async fn who_is_added_twice_is_in_the_audience_once_and_who_is_excluded_is_not_in_whatever_comes_first() {
+async fn recipients_count_once_and_excluded_users_stay_out() {
     let world = World::new().await;
     let broadcast = Broadcast::new(&world, false).await;
     let users = ["oA", "oB", "oC", "oD"].map(user);
     assert_eq!(broadcast.add(&users[..2], &[]).await, added(2, 0));
     assert_eq!(broadcast.add(&[&users[..3], &users[..3]].concat(), &[]).await, added(1, 0), "also within one call");
     assert_eq!(broadcast.add(&[], &users[..1]).await, added(0, 0), "excluded after it was added");
-    assert_eq!(broadcast.add(&users[..1], &[]).await, added(0, 1), "and stays out");
+    assert_eq!(broadcast.add(&users[..1], &[]).await, added(0, 1), "and stays excluded");
     assert_eq!(broadcast.add(&users[3..], &users[3..]).await, added(0, 1));
     let (todo, _, counts) = broadcast.places().await;
     assert_eq!((todo, counts["audience"]), (BTreeSet::from(["oB".to_owned(), "oC".to_owned()]), 2));
@@ -34,7 +34,7 @@ async fn who_is_added_twice_is_in_the_audience_once_and_who_is_excluded_is_not_i
 }
 
 #[tokio::test]
-async fn a_list_of_thousands_is_added_in_one_call() {
+async fn list_of_thousands_is_added_in_one_call() {
     let world = World::new().await;
     let broadcast = Broadcast::new(&world, false).await;
     let bucket = world.store.bucket_of(&user("oA"));
@@ -47,13 +47,13 @@ async fn a_list_of_thousands_is_added_in_one_call() {
 }
 
 #[tokio::test]
-async fn who_is_added_too_late_is_not_sent_the_message_twice_nor_added_where_nobody_would_come() {
+async fn late_additions_are_reported_and_change_nothing() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bucket = world.store.bucket_of(&anna);
     let elsewhere = (0..).map(|number| user(&format!("o{number}"))).find(|user| world.store.bucket_of(user) != bucket);
     let elsewhere = elsewhere.unwrap();
     let late = Added { late: true, ..Added::default() };
-    // All but until when the bucket's parts are known, which follows the clock.
+    // Everything except until when the parts of a bucket are known, which depends on the clock.
     let everything = async || {
         let mut all = world.everything().await;
         all.retain(|key, _| !key.ends_with("}:broadcasts"));
@@ -77,7 +77,7 @@ async fn who_is_added_too_late_is_not_sent_the_message_twice_nor_added_where_nob
         assert_eq!(everything().await, before);
         assert!(broadcast.take_all(LeaseId::random(), &TERMS).await.is_empty());
     }
-    // A call that saw the broadcast before it was started, and comes to the bucket when its part was found empty.
+    // A call that read the broadcast before its start, and reaches the bucket after its part was found empty.
     let broadcast = Broadcast::new(&world, true).await;
     broadcast.take_all(owner, &TERMS).await;
     assert_eq!(broadcast.add(std::slice::from_ref(&anna), &[]).await, late);
@@ -86,7 +86,7 @@ async fn who_is_added_too_late_is_not_sent_the_message_twice_nor_added_where_nob
 }
 
 #[tokio::test]
-async fn a_snapshot_has_all_who_can_be_reached_and_not_who_is_excluded_or_has_only_a_touch() {
+async fn snapshot_has_exactly_the_reachable_users_not_excluded() {
     let world = World::new().await;
     let names = ["oForm", "oPrepay", "oBoth", "oTouched", "oSoon", "oGone", "oExcluded", "oLeased"];
     let [form, prepay, both, touched, soon, gone, excluded, leased] = names.map(user);
@@ -113,23 +113,23 @@ async fn a_snapshot_has_all_who_can_be_reached_and_not_who_is_excluded_or_has_on
         let mut broadcast = Broadcast::new(&world, true).await;
         broadcast.choice = Choice { wanted: of, min_interval: 0 };
         let tally = broadcast.tally().await;
-        assert_eq!((tally.audience, tally.estimated), (8, true), "everyone in stock");
+        assert_eq!((tally.audience, tally.estimated), (8, true), "all users with stored data");
         broadcast.add(&[], std::slice::from_ref(&excluded)).await;
         broadcast.snapshot_all().await;
-        // Whoever goes on after a crash finds it done.
+        // A replica that continues after a crash finds the snapshots complete.
         broadcast.snapshot_all().await;
         let (todo, ..) = broadcast.places().await;
         assert_eq!(todo.into_iter().collect::<Vec<_>>(), wanted);
         let tally = broadcast.tally().await;
         assert_eq!((tally.audience, tally.estimated), (wanted.len() as u64, false));
-        // Who comes later is not in, and who is excluded later is out.
+        // Users who are stored later are not in the audience. Users who are excluded later are removed.
         broadcast.add(&[], std::slice::from_ref(&both)).await;
         assert_eq!(broadcast.tally().await.audience, wanted.len() as u64 - 1);
     }
 }
 
 #[tokio::test]
-async fn a_snapshot_goes_on_where_it_was_and_misses_nobody_when_redis_is_restarted_meanwhile() {
+async fn snapshot_continues_and_misses_nobody_after_a_redis_restart() {
     for restart in [false, true] {
         let mut world = World::on(Redis::durable_alone(), 120).await;
         let bucket = world.store.bucket_of(&user("oA"));
@@ -147,7 +147,7 @@ async fn a_snapshot_goes_on_where_it_was_and_misses_nobody_when_redis_is_restart
             world.redis.kill();
             assert!(world.store.ping().await.is_err());
             world.redis.resume();
-            testing::eventually("Redis is found", std::time::Duration::from_secs(5), async || {
+            testing::eventually("the store reaches Redis again", std::time::Duration::from_secs(5), async || {
                 world.store.ping().await.is_ok()
             })
             .await;
@@ -165,7 +165,7 @@ async fn a_snapshot_goes_on_where_it_was_and_misses_nobody_when_redis_is_restart
 }
 
 #[tokio::test]
-async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
+async fn preview_predicts_the_pages_and_changes_nothing() {
     let world = World::new().await;
     let users: Vec<_> = (0..40).map(|number| user(&format!("oU{number}"))).collect();
     for (number, openid) in users.iter().enumerate() {
@@ -188,7 +188,7 @@ async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
         (Wanted::ids(Kinds::NONE), 3, (0, 40, 0)),
     ] {
         let choice = Choice { wanted: of, min_interval: (hours * HOUR) as u32 };
-        // What has expired goes when a page comes to it.
+        // Expired credentials are dropped when a page takes their user.
         for openid in users.iter().skip(2).step_by(5) {
             world.collect(openid, &[form_id("f0", -1)]).await;
         }
@@ -201,7 +201,7 @@ async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
         }
         assert_eq!(world.everything().await, before);
         assert_eq!((list.reached, list.no_credential, list.recently_messaged), wanted);
-        // Of those of whom nothing is stored it cannot tell.
+        // The preview of everyone does not know users without stored data.
         assert_eq!(all, Preview { no_credential: list.no_credential - 8, ..list });
 
         for everyone in [true, false] {
@@ -227,7 +227,7 @@ async fn a_preview_tells_what_the_pages_then_do_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn whether_an_app_has_users_and_a_list_has_recipients() {
+async fn store_tells_whether_there_are_users_and_recipients() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let broadcast = Broadcast::new(&world, false).await;
     let has = async || {
@@ -235,16 +235,17 @@ async fn whether_an_app_has_users_and_a_list_has_recipients() {
         (users, world.store.has_recipients(&world.app, &broadcast.id).await.unwrap())
     };
     broadcast.add(&[], std::slice::from_ref(&anna)).await;
-    assert_eq!(has().await, (false, false), "excluding somebody makes no list");
+    assert_eq!(has().await, (false, false), "an exclusion adds no recipient");
     world.collect(&anna, &[form_id("f1", 1)]).await;
     broadcast.add(&[user("oBob")], &[]).await;
     assert_eq!(has().await, (true, true));
 }
 
-/// Everything that names a user: how many keys, fields or members, and values.
+/// How many keys, fields, members and values in Redis contain an openid.
 async fn places(world: &World, openid: &OpenId) -> usize {
     let name = openid.as_str().as_bytes();
-    // No openid follows directly after another, and none of these is longer than all that follow it.
+    // A letter or digit after the name means a longer openid: in these tests nothing else that follows an openid starts
+    // with one.
     let contains = |bytes: &[u8]| {
         let ends = |at: usize| !bytes.get(at + name.len()).is_some_and(|byte| byte.is_ascii_alphanumeric());
         bytes.windows(name.len()).enumerate().any(|(at, window)| window == name && ends(at))
@@ -257,7 +258,7 @@ async fn places(world: &World, openid: &OpenId) -> usize {
 }
 
 #[tokio::test]
-async fn of_an_erased_user_nothing_stays_in_any_broadcast_and_others_whose_openid_begins_alike_stay() {
+async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bucket = world.store.bucket_of(&anna);
     let alike = |openid: &OpenId| world.store.bucket_of(openid) == bucket;
@@ -308,7 +309,7 @@ async fn of_an_erased_user_nothing_stays_in_any_broadcast_and_others_whose_openi
 }
 
 #[tokio::test]
-async fn who_was_not_reached_is_listed_once_in_pages_of_any_size_also_when_the_parts_are_closed() {
+async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
     let world = World::new().await;
     for (everyone, count) in [(false, 0), (false, 1), (true, 47), (false, 60)] {
         let broadcast = Broadcast::new(&world, everyone).await;
@@ -347,7 +348,7 @@ async fn who_was_not_reached_is_listed_once_in_pages_of_any_size_also_when_the_p
 }
 
 #[tokio::test]
-async fn what_a_cancelled_broadcast_did_not_come_to_is_left_over() {
+async fn users_not_reached_by_a_cancelled_broadcast_count_as_left() {
     let world = World::new().await;
     let users = ["oA", "oB", "oC", "oD", "oE"].map(user);
     for everyone in [false, true] {

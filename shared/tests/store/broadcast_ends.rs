@@ -1,4 +1,4 @@
-//! The end of a broadcast: buckets that are closed, and tasks that there are none of.
+//! The end of a broadcast: closing its buckets, and cancelling it before it has tasks.
 
 use shared::store::broadcast::records::{Draft, Move, Moved, State};
 use shared::store::leases::{LeaseId, Verdict};
@@ -7,7 +7,7 @@ use crate::broadcast::{Broadcast, NOW_MS, draft, end};
 use crate::world::{TERMS, World, form_id, user};
 
 #[tokio::test]
-async fn a_bucket_is_closed_when_nobody_is_left_and_of_a_cancelled_broadcast_when_nobody_is_in_flight() {
+async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
     for cancelled in [false, true] {
         let (world, anna) = (World::new().await, user("oAnna"));
         let (bucket, bob) = (world.store.bucket_of(&anna), world.neighbour(&anna));
@@ -23,12 +23,12 @@ async fn a_bucket_is_closed_when_nobody_is_left_and_of_a_cancelled_broadcast_whe
         };
         let owner = LeaseId::random();
         let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
-        assert!(!close(false).await && !close(true).await, "one waits and one is in flight");
+        assert!(!close(false).await && !close(true).await, "one user waits and one is in flight");
         broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
-        assert!(!close(false).await, "one waits");
+        assert!(!close(false).await, "one user waits");
         if !cancelled {
             let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
-            assert!(!close(false).await, "one is in flight");
+            assert!(!close(false).await, "one user is in flight");
             broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
         }
         assert!(close(cancelled).await && close(cancelled).await, "also twice");
@@ -37,7 +37,7 @@ async fn a_bucket_is_closed_when_nobody_is_left_and_of_a_cancelled_broadcast_whe
 }
 
 #[tokio::test]
-async fn a_broadcast_that_is_cancelled_before_it_has_a_task_is_nobodys_work() {
+async fn broadcast_cancelled_before_it_has_tasks_is_not_running() {
     let world = World::new().await;
     for not_before_ms in [None, Some(NOW_MS + 1)] {
         let broadcast = Broadcast::of(&world, &Draft { not_before_ms, ..draft(false) }).await;
@@ -48,7 +48,7 @@ async fn a_broadcast_that_is_cancelled_before_it_has_a_task_is_nobodys_work() {
         assert_eq!(world.store.running_broadcasts(&world.app).await.unwrap(), []);
         assert!(!world.everything().await.keys().any(|key| key.ends_with(":tasks")));
     }
-    // One that has is, until its buckets are closed.
+    // A list with recipients has tasks, so it is running until its buckets are closed.
     let broadcast = Broadcast::new(&world, false).await;
     broadcast.add(&[user("oAnna")], &[]).await;
     broadcast.go(&Move::Cancel).await;

@@ -1,4 +1,4 @@
-//! What stays of broadcasts in Redis, and for how long.
+//! Which keys of broadcasts stay in Redis, and for how long.
 
 use deadpool_redis::redis;
 use shared::store::broadcast::pages::Next;
@@ -9,7 +9,7 @@ use shared::store::leases::{LeaseId, Verdict};
 use crate::broadcast::{Broadcast, NOW_MS, draft, end, two_whole_broadcasts};
 use crate::world::{TERMS, World, form_id, user};
 
-/// The keys there are, by how long they are kept at most; the last are those without an expiry.
+/// The keys in Redis: those with an expiry, then those without. Asserts that no key is kept too long.
 async fn keys(world: &World) -> (Vec<String>, Vec<String>) {
     let (mut expire, mut stay) = (Vec::new(), Vec::new());
     for key in world.everything().await.into_keys() {
@@ -25,13 +25,13 @@ async fn days(world: &World, days: i64) {
 }
 
 #[tokio::test]
-async fn nothing_stays_of_broadcasts_that_ended() {
+async fn no_key_of_an_ended_broadcast_stays() {
     let world = World::new().await;
     two_whole_broadcasts(&world).await;
     let (expire, stay) = keys(&world).await;
     assert!(expire.iter().any(|key| key.ends_with(":tally")));
     assert!(!stay.iter().any(|key| key.contains("broadcast")), "{stay:?}");
-    // Whom they reached is told for a week, and no longer.
+    // Who was not reached is listed for a week, and no longer.
     days(&world, 6).await;
     assert!(keys(&world).await.0.iter().any(|key| key.ends_with(":undelivered")));
     days(&world, 1).await;
@@ -43,12 +43,12 @@ async fn nothing_stays_of_broadcasts_that_ended() {
 }
 
 #[tokio::test]
-async fn nothing_stays_of_a_broadcast_that_nobody_started_or_goes_on_with() {
+async fn no_key_of_an_abandoned_broadcast_stays() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for (everyone, moves) in [
         (true, vec![]),
         (false, vec![]),
-        // Scheduled, and nobody comes when it is due.
+        // Scheduled, but no dispatcher starts it when it is due.
         (true, vec![Move::Start { everyone: true }]),
         (true, vec![Move::Start { everyone: true }, Move::Cancel]),
     ] {
@@ -73,7 +73,7 @@ async fn nothing_stays_of_a_broadcast_that_nobody_started_or_goes_on_with() {
 }
 
 #[tokio::test]
-async fn what_comes_late_makes_no_key_that_stays() {
+async fn late_calls_create_no_key_that_stays() {
     let anna = user("oAnna");
     for late in [None, Some(end("FAILED 1")), Some(Next::Again), Some(Next::Hold), Some(end("delivered"))] {
         let world = World::new().await;
@@ -81,7 +81,7 @@ async fn what_comes_late_makes_no_key_that_stays() {
         let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
         let owner = LeaseId::random();
         broadcast.take_all(owner, &TERMS).await;
-        // As if it lasted longer than anything does.
+        // As if the message had lasted longer than the keys of the broadcast.
         world.raw::<()>(redis::cmd("DEL").arg(broadcast.part(world.store.bucket_of(&anna)).tally())).await;
         match late {
             Some(Next::Hold) => drop(broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await),

@@ -1,4 +1,4 @@
-//! What a broadcast is, and the moves from one state to another.
+//! The record of a broadcast, and its moves from one state to another.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn pause(reason: &str, resume_ms: Option<u64>) -> Move {
     Move::Pause(Pause { reason: reason.to_owned(), errcode: Some(45009), rid: "rid1".to_owned(), resume_ms })
 }
 
-/// A broadcast to everyone in this state; one that is done has no tasks left.
+/// A broadcast to everyone in this state. If it is done, it has no tasks left.
 async fn in_state(world: &World, state: State) -> Broadcast<'_> {
     let broadcast = Broadcast::new(world, true).await;
     let moves: &[Move] = match state {
@@ -40,7 +40,7 @@ async fn in_state(world: &World, state: State) -> Broadcast<'_> {
     broadcast
 }
 
-/// Finishes all tasks of a broadcast; what the last said of it.
+/// Finishes all tasks of a broadcast. Returns the state that the last one reported.
 async fn finish(broadcast: &Broadcast<'_>) -> Option<State> {
     let World { store, app, .. } = broadcast.world;
     let mut last = None;
@@ -55,14 +55,14 @@ async fn due(world: &World, now_ms: u64) -> Vec<BroadcastId> {
 }
 
 #[tokio::test]
-async fn each_move_is_permitted_in_the_states_where_it_makes_sense_and_changes_nothing_in_others() {
+async fn each_move_is_permitted_in_some_states_and_else_has_no_effect() {
     use State::{Cancelled, Done, Paused, Pending, Running};
     let world = World::new().await;
     let moves = [
         (START, [Some(Running), None, None, None, None]),
         (pause("CALLER", None), [None, Some(Paused), None, None, None]),
         (RESUME, [None, None, Some(Running), None, None]),
-        // Its time has not come.
+        // The pause does not end at this time yet.
         (DUE, [None; 5]),
         (Move::Cancel, [Some(Cancelled), Some(Cancelled), Some(Cancelled), None, None]),
     ];
@@ -94,7 +94,7 @@ async fn each_move_is_permitted_in_the_states_where_it_makes_sense_and_changes_n
 }
 
 #[tokio::test]
-async fn a_broadcast_reads_back_as_it_was_stored() {
+async fn broadcast_reads_back_as_it_was_stored() {
     let world = World::new().await;
     let full = Draft { spec: vec![0, 255, b'\n'], not_before_ms: Some(NOW_MS + 1), canary: Some(7), ..draft(true) };
     for draft in [full, draft(false)] {
@@ -108,7 +108,7 @@ async fn a_broadcast_reads_back_as_it_was_stored() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_finds_its_broadcast_and_another_call_with_it_is_refused() {
+async fn request_id_finds_its_broadcast_and_rejects_other_content() {
     let world = World::new().await;
     let request = RequestId::parse("r1").unwrap();
     let create = async |draft: &Draft, message| {
@@ -126,7 +126,7 @@ async fn a_repeated_request_finds_its_broadcast_and_another_call_with_it_is_refu
 }
 
 #[tokio::test]
-async fn broadcasts_are_listed_from_the_newest_on_and_those_that_expired_go_from_the_list() {
+async fn broadcasts_are_listed_newest_first_without_expired_ones() {
     let world = World::new().await;
     let mut ids = Vec::new();
     for number in 0..7 {
@@ -147,18 +147,18 @@ async fn broadcasts_are_listed_from_the_newest_on_and_those_that_expired_go_from
     assert_eq!(list(Some(&ids[6]), 3).await, []);
     world.advance(KEEP_ENDED.as_secs() as i64 / 3600 + 1).await;
     let open: Vec<_> = ids.iter().step_by(2).cloned().collect();
-    assert_eq!(list(None, 3).await, open[..3], "a page is full all the same");
+    assert_eq!(list(None, 3).await, open[..3], "the page is full nevertheless");
     assert_eq!(list(None, 100).await, open);
     world.advance(KEEP_OPEN.as_secs() as i64 / 3600).await;
     assert_eq!(list(None, 100).await, []);
     for id in world.store.running_broadcasts(&world.app).await.unwrap() {
         world.store.move_broadcast(&world.app, &id, &Move::Cancel, NOW_MS).await.unwrap();
     }
-    assert!(world.everything().await.keys().all(|key| !key.contains("broadcast")), "nothing stays of them");
+    assert!(world.everything().await.keys().all(|key| !key.contains("broadcast")), "no key of them stays");
 }
 
 #[tokio::test]
-async fn a_start_waits_for_its_time_and_is_due_then() {
+async fn scheduled_start_waits_until_it_is_due() {
     let world = World::new().await;
     let later = NOW_MS + HOUR_MS;
     let broadcast = Broadcast::of(&world, &Draft { not_before_ms: Some(later), ..draft(true) }).await;
@@ -175,18 +175,18 @@ async fn a_start_waits_for_its_time_and_is_due_then() {
     assert!(!record.scheduled && record.started_ms.is_some());
     assert_eq!(due(&world, u64::MAX >> 12).await, []);
     assert_eq!(finish(&broadcast).await, Some(State::Done));
-    // One that is cancelled before never starts.
+    // A broadcast that is cancelled before its time never starts.
     let other = Broadcast::of(&world, &Draft { not_before_ms: Some(later), ..draft(true) }).await;
     other.go(&START).await;
     other.go(&Move::Cancel).await;
     assert_eq!((due(&world, later).await, other.record().await.scheduled), (vec![], false));
-    // One whose time is past starts at once.
+    // A broadcast whose time has passed starts at once.
     let past = Broadcast::of(&world, &Draft { not_before_ms: Some(NOW_MS), ..draft(true) }).await;
     assert_eq!(past.go(&START).await, Moved::To(State::Running));
 }
 
 #[tokio::test]
-async fn a_pause_that_ends_by_itself_is_due_then_and_no_other_is() {
+async fn only_a_pause_with_an_end_becomes_due() {
     let world = World::new().await;
     let later = NOW_MS + HOUR_MS;
     let broadcast = in_state(&world, State::Running).await;
@@ -204,7 +204,7 @@ async fn a_pause_that_ends_by_itself_is_due_then_and_no_other_is() {
     assert_eq!(resume(&DUE, later).await, Moved::To(State::Running));
     assert_eq!((due(&world, later).await, broadcast.record().await.pause), (vec![], None));
 
-    // By a caller, before its time.
+    // A caller resumes it before its time.
     broadcast.go(&pause("QUOTA", Some(later))).await;
     assert_eq!(resume(&RESUME, NOW_MS).await, Moved::To(State::Running));
     assert_eq!(due(&world, later).await, []);
@@ -213,7 +213,7 @@ async fn a_pause_that_ends_by_itself_is_due_then_and_no_other_is() {
 }
 
 #[tokio::test]
-async fn what_ended_or_expired_is_not_due() {
+async fn ended_or_expired_broadcasts_are_not_due() {
     let world = World::new().await;
     let later = NOW_MS + HOUR_MS;
     for to in [Some(Move::Cancel), None] {
@@ -221,7 +221,7 @@ async fn what_ended_or_expired_is_not_due() {
         broadcast.go(&pause("QUOTA", Some(later))).await;
         match to {
             Some(to) => drop(broadcast.go(&to).await),
-            // What was under way when it was paused comes to its end.
+            // The work that was in progress at the pause finishes.
             None => assert_eq!(finish(&broadcast).await, Some(State::Done)),
         }
         assert_eq!(due(&world, later).await, []);
@@ -233,11 +233,11 @@ async fn what_ended_or_expired_is_not_due() {
     world.advance(KEEP_OPEN.as_secs() as i64 / 3600 + 1).await;
     assert_eq!(due(&world, later).await, std::slice::from_ref(&broadcast.id));
     assert_eq!(broadcast.go(&DUE).await, Moved::Missing);
-    assert_eq!(due(&world, later).await, [], "whoever finds it gone takes it from the list");
+    assert_eq!(due(&world, later).await, [], "a move of an expired broadcast removes it from the list");
 }
 
 #[tokio::test]
-async fn a_canary_is_lifted_by_resuming_after_it_was_reached_and_by_nothing_else() {
+async fn only_a_resume_from_the_canary_pause_lifts_the_canary() {
     let world = World::new().await;
     for reason in ["CALLER", "QUOTA", CANARY] {
         let broadcast = Broadcast::of(&world, &Draft { canary: Some(10), ..draft(true) }).await;
@@ -250,7 +250,7 @@ async fn a_canary_is_lifted_by_resuming_after_it_was_reached_and_by_nothing_else
 }
 
 #[tokio::test]
-async fn refusals_in_a_row_are_counted_until_one_is_accepted_or_a_person_resumes() {
+async fn refusal_streak_ends_on_acceptance_or_a_manual_resume() {
     let world = World::new().await;
     let broadcast = in_state(&world, State::Running).await;
     let (store, app, id) = (&world.store, &world.app, &broadcast.id);
@@ -263,7 +263,7 @@ async fn refusals_in_a_row_are_counted_until_one_is_accepted_or_a_person_resumes
     broadcast.go(&pause("MESSAGE_REFUSED", None)).await;
     broadcast.go(&RESUME).await;
     assert_eq!(store.lengthen_streak(app, id).await.unwrap(), 1);
-    // Of one that is gone nothing comes back.
+    // Calls for a deleted broadcast create no key.
     let before = world.everything().await;
     let gone = BroadcastId::new(NOW_MS + 1);
     assert_eq!(store.lengthen_streak(app, &gone).await.unwrap(), 0);
@@ -272,7 +272,7 @@ async fn refusals_in_a_row_are_counted_until_one_is_accepted_or_a_person_resumes
 }
 
 #[tokio::test]
-async fn what_a_broadcast_needs_to_go_on_lives_as_long_as_it_does() {
+async fn keys_that_a_broadcast_needs_live_as_long_as_it_does() {
     let world = World::new().await;
     let users = ["oA", "oB"].map(user);
     let days = async |days: i64| {
@@ -288,7 +288,7 @@ async fn what_a_broadcast_needs_to_go_on_lives_as_long_as_it_does() {
         broadcast.go(&pause("CALLER", None)).await;
         days(20).await;
         broadcast.go(&RESUME).await;
-        assert_eq!(finish(&broadcast).await, Some(State::Done), "no bucket is forgotten");
+        assert_eq!(finish(&broadcast).await, Some(State::Done), "no bucket is lost");
         days(6).await;
         let keys = BroadcastKeys::new(&world.app);
         let parts: u32 = world.raw(redis::cmd("SCARD").arg(keys.parts(&broadcast.id))).await;

@@ -1,5 +1,5 @@
-//! The way of a message of a broadcast: out of the audience once, with one credential as long as there is a doubt, and to
-//! one end.
+//! The messages of a broadcast: each user leaves the audience once, a message keeps its credential while its outcome is
+//! unknown, and it ends once.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ async fn ledger(world: &World) -> Ledger {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_300_users_whom_8_tasks_take_at_once_each_is_taken_once() {
+async fn each_of_300_users_is_taken_once_by_8_concurrent_tasks() {
     let world = Arc::new(World::new().await);
     let bucket = world.store.bucket_of(&user("oAnna"));
     let users = world.crowd(bucket, 300).await;
@@ -66,7 +66,7 @@ async fn of_300_users_whom_8_tasks_take_at_once_each_is_taken_once() {
 }
 
 #[tokio::test]
-async fn a_message_has_its_credential_and_its_data_and_its_end_is_counted() {
+async fn message_has_credential_and_data_and_its_ending_is_counted() {
     let (world, anna, bob) = (World::new().await, user("oAnna"), user("oBob"));
     world.collect(&anna, &[form_id("f1", 9), prepay_id("p1", 2, 5)]).await;
     let broadcast = Broadcast::new(&world, false).await;
@@ -77,7 +77,7 @@ async fn a_message_has_its_credential_and_its_data_and_its_end_is_counted() {
     broadcast.start().await;
     let owner = LeaseId::random();
     let ready = broadcast.take_all(owner, &TERMS).await;
-    assert_eq!(ready.len(), 1, "Bob has nothing");
+    assert_eq!(ready.len(), 1, "Bob has no credential");
     assert_eq!((&ready[0].openid, ready[0].data.as_slice()), (&anna, b"hers".as_slice()));
     let lease = &ready[0].lease;
     assert_eq!((lease.id, lease.credential.as_str(), lease.taken_over), (owner, "p1", false));
@@ -92,7 +92,7 @@ async fn a_message_has_its_credential_and_its_data_and_its_end_is_counted() {
 }
 
 #[tokio::test]
-async fn each_end_is_told_by_the_one_call_that_put_it_on_record() {
+async fn each_ending_is_returned_once_by_the_call_that_recorded_it() {
     let (world, anna, bob) = (World::new().await, user("oAnna"), user("oBob"));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let broadcast = Broadcast::new(&world, false).await;
@@ -109,14 +109,14 @@ async fn each_end_is_told_by_the_one_call_that_put_it_on_record() {
         let (store, choice) = (&world.store, &broadcast.choice);
         store.settle_page(&world.app, &broadcast.id, bucket, &[settlement], choice, &TERMS).await.unwrap().endings
     };
-    assert_eq!(settle(LeaseId::random(), end("delivered")).await, [], "another owner ends nothing");
+    assert_eq!(settle(LeaseId::random(), end("delivered")).await, [], "another owner cannot end the message");
     assert_eq!(settle(owner, end("delivered")).await, [("delivered".to_owned(), 1)]);
-    assert_eq!(settle(owner, end("delivered")).await, [], "it is told once");
+    assert_eq!(settle(owner, end("delivered")).await, [], "it is returned once");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn who_was_sent_a_message_lately_is_skipped_and_keeps_what_is_in_stock() {
+async fn recently_messaged_users_are_skipped_and_keep_their_stock() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 50), form_id("f2", 50), form_id("f3", 50)]).await;
     let lease = world.lease(&anna).await;
@@ -134,7 +134,7 @@ async fn who_was_sent_a_message_lately_is_skipped_and_keeps_what_is_in_stock() {
 }
 
 #[tokio::test]
-async fn a_message_in_doubt_is_asked_again_with_the_same_credential_whatever_goes_on_beside_it() {
+async fn message_with_unknown_outcome_keeps_its_credential() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bucket = world.store.bucket_of(&anna);
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 10)]).await;
@@ -142,9 +142,12 @@ async fn a_message_in_doubt_is_asked_again_with_the_same_credential_whatever_goe
     let first = LeaseId::random();
     assert_eq!(broadcast.take_all(first, &TERMS).await.len(), 1);
     let over = broadcast.take_over(bucket, LeaseId::random(), std::slice::from_ref(&anna)).await;
-    assert!(over.ready.is_empty() && over.wait.is_some_and(|wait| wait <= TERMS.duration), "its owner has it alone");
+    assert!(
+        over.ready.is_empty() && over.wait.is_some_and(|wait| wait <= TERMS.duration),
+        "its owner still has the lease"
+    );
     broadcast.settle(&anna, first, Verdict::Hold, Next::Hold).await;
-    // Single messages go on, and nothing gives a second credential to this one.
+    // Single messages continue, and no call leases a second credential for this message.
     let single = world.lease(&anna).await;
     assert_eq!(single.credential.as_str(), "f2");
     world.settle(&anna, single.id, Verdict::Consume).await;
@@ -171,7 +174,7 @@ async fn a_message_in_doubt_is_asked_again_with_the_same_credential_whatever_goe
 }
 
 #[tokio::test]
-async fn a_message_that_was_let_go_is_not_sent_again_whatever_its_late_owner_says() {
+async fn reaped_message_is_not_sent_again_however_its_owner_settles() {
     let anna = user("oAnna");
     for (credential, next) in all_next()
         .into_iter()
@@ -186,7 +189,7 @@ async fn a_message_that_was_let_go_is_not_sent_again_whatever_its_late_owner_say
             world.advance(4).await;
             world.reap(&TERMS).await;
         }
-        assert_eq!(world.leases().await, 0, "nobody came back to it");
+        assert_eq!(world.leases().await, 0, "the reaper ended the lease");
         let stock = world.stored(&anna).await;
         assert_eq!(broadcast.settle(&anna, owner, Verdict::Return, next.clone()).await, None);
         let ending = match next {
@@ -202,7 +205,7 @@ async fn a_message_that_was_let_go_is_not_sent_again_whatever_its_late_owner_say
 }
 
 #[tokio::test]
-async fn who_takes_over_a_message_that_was_let_go_ends_it_as_unknown_once() {
+async fn takeover_of_a_reaped_message_ends_it_as_unknown_once() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 30)]).await;
     let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
@@ -221,7 +224,7 @@ async fn who_takes_over_a_message_that_was_let_go_ends_it_as_unknown_once() {
 }
 
 #[tokio::test]
-async fn a_repeated_settle_changes_nothing_and_answers_the_same_next_credential() {
+async fn repeated_settle_changes_nothing_and_returns_the_same_lease() {
     let anna = user("oAnna");
     for verdict in VERDICTS {
         for next in all_next() {
@@ -235,7 +238,7 @@ async fn a_repeated_settle_changes_nothing_and_answers_the_same_next_credential(
             assert_eq!(first.is_some(), matches!(next, Next::Credential(..)));
             let before = world.everything().await;
             assert_eq!(settle().await, first);
-            // How long it is held begins anew, if only by a moment.
+            // A repeated hold restarts its time, so the stored time may differ by a moment.
             assert!(next == Next::Hold || world.everything().await == before, "{verdict:?} {next:?}");
             world.assert_sound().await;
         }
@@ -243,7 +246,7 @@ async fn a_repeated_settle_changes_nothing_and_answers_the_same_next_credential(
 }
 
 #[tokio::test]
-async fn a_user_who_comes_twice_in_one_call_is_settled_once() {
+async fn user_who_is_twice_in_one_call_is_settled_once() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[prepay_id("p1", 3, 2)]).await;
     let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
@@ -264,7 +267,7 @@ async fn a_user_who_comes_twice_in_one_call_is_settled_once() {
 }
 
 #[tokio::test]
-async fn a_verdict_that_cannot_be_carried_out_changes_nothing_for_anybody() {
+async fn call_with_an_impossible_lease_end_changes_nothing() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     for owner in [&anna, &bob] {
@@ -273,7 +276,7 @@ async fn a_verdict_that_cannot_be_carried_out_changes_nothing_for_anybody() {
     let broadcast = Broadcast::to(&world, &[anna.clone(), bob.clone()]).await;
     let owner = LeaseId::random();
     assert_eq!(broadcast.take_all(owner, &TERMS).await.len(), 2);
-    // So that there is something to be dropped as expired, too.
+    // So that there are expired credentials to drop too.
     world.advance(2).await;
     let before = world.everything().await;
     for next in all_next().into_iter().filter(|next| *next != Next::Hold) {
@@ -286,7 +289,7 @@ async fn a_verdict_that_cannot_be_carried_out_changes_nothing_for_anybody() {
 }
 
 #[tokio::test]
-async fn a_page_of_64_with_the_longest_names_is_taken_taken_over_and_settled_in_one_call_each() {
+async fn page_of_64_longest_names_fits_into_one_call_of_each_kind() {
     let (world, long) = (World::new().await, "o".repeat(MAX_OPENID - 8));
     let bucket = world.store.bucket_of(&user("oAnna"));
     let users: Vec<_> = (0..)
@@ -323,7 +326,7 @@ async fn a_page_of_64_with_the_longest_names_is_taken_taken_over_and_settled_in_
 }
 
 #[tokio::test]
-async fn without_a_next_credential_that_lives_long_enough_a_message_ends() {
+async fn message_ends_without_a_next_credential_beyond_the_margin() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 0)]).await;
     let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
@@ -340,7 +343,7 @@ async fn without_a_next_credential_that_lives_long_enough_a_message_ends() {
 }
 
 #[tokio::test]
-async fn a_page_whose_reply_was_lost_is_fetched_again_by_its_owner_but_not_what_is_held_since() {
+async fn owner_fetches_a_lost_page_again_unless_it_was_held_since() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bucket = world.store.bucket_of(&anna);
     world.collect(&anna, &[form_id("f1", 9)]).await;
@@ -352,15 +355,15 @@ async fn a_page_whose_reply_was_lost_is_fetched_again_by_its_owner_but_not_what_
         let over = again().await;
         assert_eq!((timeless(over.ready[0].lease.clone()), over.wait), (timeless(first.clone()), None));
     }
-    // From now on it may have been sent, whoever asks.
+    // From now on the message may have been sent, so even its owner takes it over.
     broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await;
     let over = again().await;
     assert!(over.ready[0].lease.taken_over);
-    // So it may when nobody came back in time, and it is kept for the message as any other.
+    // The same holds after its lease has expired. The credential is held for the message as for any other.
     world.advance(1).await;
     assert_eq!(world.reap(&TERMS).await.pinned, 1);
     assert!(again().await.ready[0].lease.taken_over);
     world.advance(1).await;
-    assert_eq!(world.reap(&TERMS).await.pinned, 1, "not let go at once");
+    assert_eq!(world.reap(&TERMS).await.pinned, 1, "it is held again and not released at once");
     world.assert_sound().await;
 }

@@ -1,4 +1,4 @@
-//! How fast and how many: bounds that all callers share.
+//! Permits: rates and quotas that all replicas share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::world::World;
 const DAY: u64 = 20_000;
 const TODAY: Budget = Budget { api: Api::Template, day: DAY };
 
-/// How many messages callers get between them where the rate matters: several times what may go at once.
+/// How many messages all callers get together in tests of rates: several times the burst.
 const MESSAGES: usize = 200;
 const ANY: Bounds = Bounds { app_rate: 0, broadcast_rate: 0, daily_quota: 1_000_000, broadcast_share: 1000 };
 
@@ -27,7 +27,7 @@ async fn running(world: &World, canary: Option<u32>) -> Broadcast<'_> {
     broadcast
 }
 
-/// A bucket as a caller sees it that tells what becomes of its permits.
+/// A bucket from the view of a caller, who reports what happened to its permits.
 struct Part<'a> {
     broadcast: &'a Broadcast<'a>,
     bucket: Bucket,
@@ -39,7 +39,7 @@ impl<'a> Part<'a> {
         Self { broadcast, bucket: Bucket(bucket), permits: Permits::default() }
     }
 
-    /// How many permits it gets now, and why no more.
+    /// Asks for permits. Returns how many it gets now, and why not more.
     async fn ask(&mut self, wanted: usize, bounds: &Bounds) -> (u64, Option<Held>) {
         self.ask_of(wanted, bounds, TODAY).await
     }
@@ -52,12 +52,12 @@ impl<'a> Part<'a> {
         (permit.granted - before, permit.why)
     }
 
-    /// So many were used, and their messages have ended.
+    /// Reports that so many permits were used and their messages have ended.
     fn end(&mut self, messages: u64) {
         self.permits.ended += messages;
     }
 
-    /// So many are returned.
+    /// Returns so many unused permits.
     fn give_back(&mut self, permits: u64) {
         self.permits.returned += permits;
     }
@@ -75,20 +75,20 @@ async fn used(world: &World) -> u64 {
     world.raw::<Option<u64>>(redis::cmd("HGET").arg(key).arg("used")).await.unwrap_or(0)
 }
 
-/// WeChat is asked and tells at once.
+/// Stores the quota as if WeChat was asked and answered at once.
 async fn tell(world: &World, limit: u64, used: u64) {
     let ended = world.store.ended_messages(&world.app, TODAY).await.unwrap();
     world.store.set_quota(&world.app, TODAY, limit, used, ended).await.unwrap();
 }
 
-/// What is left of the canary.
+/// How many messages of the canary are left; `None` if it was lifted.
 async fn canary(broadcast: &Broadcast<'_>) -> Option<u32> {
     let key = BroadcastKeys::new(&broadcast.world.app).record(&broadcast.id);
     broadcast.world.raw(redis::cmd("HGET").arg(key).arg("canary")).await
 }
 
-/// What several callers get between them until it is [`MESSAGES`], asking for `wanted` each time and waiting as they are told;
-/// and how long it took.
+/// Several callers ask for `wanted` permits each time, and wait as the replies say, until they have [`MESSAGES`]
+/// together. Returns how many permits each broadcast got, and how many seconds it took.
 async fn over_time(
     world: &Arc<World>,
     ids: &[BroadcastId],
@@ -124,9 +124,9 @@ async fn over_time(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_callers_together_stay_within_each_rate_and_get_more_when_they_are_told() {
+async fn callers_stay_within_each_rate_and_get_more_after_waiting() {
     let world = Arc::new(World::new().await);
-    // The least of the three holds; so does a rate whose burst is less than what is wanted at once.
+    // The lowest of the three rates applies, also if its burst is smaller than what is wanted at once.
     for (app_rate, broadcast_rate, rate, wanted) in
         [(400, 900, 0, 7), (900, 400, 0, 7), (900, 0, 400, 7), (0, 0, 400, 100), (400, 400, 400, 1)]
     {
@@ -142,7 +142,7 @@ async fn several_callers_together_stay_within_each_rate_and_get_more_when_they_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broadcasts_share_the_rate_of_the_app_and_each_has_its_own() {
+async fn broadcasts_share_the_app_rate_and_each_has_its_own() {
     let world = Arc::new(World::new().await);
     let ids = [running(&world, None).await.id, running(&world, None).await.id];
     let bounds = Bounds { app_rate: 500, broadcast_rate: 400, ..ANY };
@@ -152,25 +152,25 @@ async fn broadcasts_share_the_rate_of_the_app_and_each_has_its_own() {
 }
 
 #[tokio::test]
-async fn what_is_given_back_may_be_sent_by_others_and_messages_without_a_permit_take_from_the_pace() {
+async fn returned_permits_are_reused_and_single_messages_use_the_rate() {
     let world = World::new().await;
     let broadcast = running(&world, None).await;
     let (mut one, mut other) = (Part::new(&broadcast, 0), Part::new(&broadcast, 1));
-    // At most 20 at once.
+    // The burst is 20.
     let slow = Bounds { app_rate: 100, ..ANY };
     world.store.count_messages(&world.app, TODAY, 5).await.unwrap();
     let (messages, why) = one.ask(30, &slow).await;
-    assert!((20..25).contains(&messages), "who came before the first broadcast takes no room: {messages}");
+    assert!((20..25).contains(&messages), "messages before the first broadcast do not use the rate: {messages}");
     assert!(matches!(why, Some(Held::Pace(wait)) if wait <= Duration::from_millis(200)), "{why:?}");
     one.give_back(10);
     one.ask(0, &slow).await;
     let (messages, _) = other.ask(10, &slow).await;
-    assert_eq!(messages, 10, "what was given back");
+    assert_eq!(messages, 10, "the permits that were returned");
     let counted = Instant::now();
     world.store.count_messages(&world.app, TODAY, 5000).await.unwrap();
     let (messages, why) = other.ask(10, &slow).await;
     assert_eq!(messages, 0);
-    // A debt of a second, some of which may have passed.
+    // A debt of one second, a part of which may have passed.
     let waited = counted.elapsed();
     let debt = Duration::from_millis(900).saturating_sub(waited)..=Duration::from_millis(1200);
     assert!(matches!(why, Some(Held::Pace(wait)) if debt.contains(&wait)), "{why:?} after {waited:?}");
@@ -178,7 +178,7 @@ async fn what_is_given_back_may_be_sent_by_others_and_messages_without_a_permit_
 }
 
 #[tokio::test]
-async fn a_canary_is_reached_when_all_that_it_permits_has_ended_and_never_exceeded() {
+async fn canary_is_reached_when_its_messages_end_and_not_exceeded() {
     let world = Arc::new(World::new().await);
     let id = running(&world, Some(50)).await.id;
     let mut callers = JoinSet::new();
@@ -194,7 +194,7 @@ async fn a_canary_is_reached_when_all_that_it_permits_has_ended_and_never_exceed
                     Some(Held::Open { canary, .. }) => assert!(canary && messages == 0),
                     why => assert!(messages > 0, "{why:?}"),
                 }
-                // Of some users there is nothing to send to.
+                // Some users have no credential.
                 part.give_back(messages / 2);
                 part.end(messages - messages / 2);
             }
@@ -204,7 +204,7 @@ async fn a_canary_is_reached_when_all_that_it_permits_has_ended_and_never_exceed
     let broadcast = Broadcast { everyone: true, ..Broadcast::again(&world, id) };
     assert_eq!((canary(&broadcast).await, broadcast.record().await.canary), (Some(0), Some(50)));
     assert_eq!(used(&world).await, 50);
-    // What comes back when it is lifted makes none anew.
+    // Permits that are returned after the canary was lifted do not restore it.
     for to in [Move::Pause(Pause { reason: "CANARY".into(), ..Pause::default() }), Move::Resume { due: false }] {
         broadcast.go(&to).await;
     }
@@ -217,14 +217,14 @@ async fn a_canary_is_reached_when_all_that_it_permits_has_ended_and_never_exceed
 }
 
 #[tokio::test]
-async fn the_part_of_the_quota_that_broadcasts_may_use_is_used_up_and_not_more() {
+async fn broadcasts_use_their_share_of_the_quota_and_not_more() {
     let world = World::new().await;
     let broadcast = running(&world, None).await;
     let mut part = Part::new(&broadcast, 0);
     let bounds = Bounds { daily_quota: 1000, broadcast_share: 250, ..ANY };
     assert_eq!(part.ask(100, &bounds).await, (100, None));
     world.store.count_messages(&world.app, TODAY, 60).await.unwrap();
-    assert_eq!(part.ask(100, &bounds).await, (90, QUOTA), "single messages go first");
+    assert_eq!(part.ask(100, &bounds).await, (90, QUOTA), "single messages have priority");
     assert_eq!(part.ask(1, &bounds).await, (0, open(false, 190)));
     part.give_back(4);
     assert_eq!(part.ask(9, &bounds).await, (4, QUOTA));
@@ -234,21 +234,21 @@ async fn the_part_of_the_quota_that_broadcasts_may_use_is_used_up_and_not_more()
     assert_eq!(part.ask(1, &bounds).await, (0, QUOTA));
     world.store.count_messages(&world.app, TODAY, 600).await.unwrap();
     assert_eq!((part.ask(1, &bounds).await, used(&world).await), ((0, QUOTA), 850));
-    // What WeChat tells counts, in both directions.
+    // The quota that WeChat reports applies, whether it is higher or lower.
     tell(&world, 8000, 1995).await;
     assert_eq!(part.ask(100, &bounds).await, (5, QUOTA));
     part.end(5);
     tell(&world, 4, 0).await;
-    assert_eq!(part.ask(100, &bounds).await, (0, UNSURE), "five were in flight, for all that is known");
+    assert_eq!(part.ask(100, &bounds).await, (0, UNSURE), "five messages may have been in flight");
     tell(&world, 4, 0).await;
     assert_eq!(part.ask(100, &bounds).await, (1, QUOTA));
     part.end(1);
     let on = async |part: &mut Part<'_>, day, bounds| part.ask_of(5, bounds, Budget { day, ..TODAY }).await;
-    assert_eq!(on(&mut part, DAY + 1, &bounds).await, (1, QUOTA), "the limit lasts");
+    assert_eq!(on(&mut part, DAY + 1, &bounds).await, (1, QUOTA), "the limit applies on the next day too");
     let other = Budget { api: Api::Subscribe, ..TODAY };
     let mut part = Part::new(&broadcast, 1);
     assert_eq!(part.ask_of(5, &bounds, other).await, (5, None), "another API has a quota of its own");
-    // A day of which nothing was told. A thousandth of less than a thousand is nothing.
+    // A day without a report from WeChat. A thousandth of less than 1000 is 0.
     let least = Bounds { daily_quota: 999, broadcast_share: 1, ..ANY };
     let mut part = Part::new(&broadcast, 2);
     assert_eq!(on(&mut part, DAY + 2, &least).await, (0, QUOTA));
@@ -257,7 +257,7 @@ async fn the_part_of_the_quota_that_broadcasts_may_use_is_used_up_and_not_more()
 }
 
 #[tokio::test]
-async fn what_wechat_tells_while_messages_are_in_flight_leaves_room_for_them_and_is_asked_for_again() {
+async fn quota_report_reserves_messages_in_flight_and_is_repeated() {
     let world = World::new().await;
     let broadcast = running(&world, None).await;
     let mut part = Part::new(&broadcast, 0);
@@ -265,18 +265,18 @@ async fn what_wechat_tells_while_messages_are_in_flight_leaves_room_for_them_and
     assert_eq!(part.ask(40, &bounds).await, (40, None));
     part.end(10);
     part.ask(0, &bounds).await;
-    // Ten were delivered, and of thirty nobody knows.
+    // Ten were delivered. The outcome of thirty is not known yet.
     tell(&world, 100, 10).await;
     assert_eq!(used(&world).await, 40);
     part.end(30);
     assert_eq!(part.ask(100, &bounds).await, (60, UNSURE), "never more than the limit");
     part.end(60);
-    // It told of these as well.
+    // The report includes messages that still count as in flight.
     tell(&world, 100, 70).await;
     assert_eq!(part.ask(100, &bounds).await, (0, UNSURE));
     tell(&world, 100, 100).await;
     assert_eq!(part.ask(100, &bounds).await, (0, QUOTA));
-    // What ends while WeChat is asked may not be in its number.
+    // Messages that end while WeChat is asked may be missing in its report.
     let ended = world.store.ended_messages(&world.app, TODAY).await.unwrap();
     tell(&world, 200, 100).await;
     assert_eq!(part.ask(10, &bounds).await, (10, None));
@@ -290,7 +290,7 @@ async fn what_wechat_tells_while_messages_are_in_flight_leaves_room_for_them_and
 }
 
 #[tokio::test]
-async fn a_call_that_is_repeated_or_comes_late_permits_nothing_more_and_what_was_lost_is_found() {
+async fn repeated_or_late_calls_grant_nothing_and_find_lost_permits() {
     let world = World::new().await;
     let broadcast = running(&world, Some(30)).await;
     let (mut part, mut late) = (Part::new(&broadcast, 0), Part::new(&broadcast, 0));
@@ -300,7 +300,7 @@ async fn a_call_that_is_repeated_or_comes_late_permits_nothing_more_and_what_was
         late.permits = Permits::default();
     }
     assert_eq!((used(&world).await, canary(&broadcast).await), (20, Some(10)));
-    // A replica that goes on for a dead one gets what that one was granted, and asks for what it wants beside that.
+    // A replica that continues for a dead one gets the permits of that one, and asks for more in addition.
     assert_eq!(part.ask(25, &bounds).await, (25, None));
     part.give_back(5);
     part.end(15);
@@ -308,7 +308,7 @@ async fn a_call_that_is_repeated_or_comes_late_permits_nothing_more_and_what_was
         assert_eq!(part.ask(0, &bounds).await, (0, None));
         assert_eq!((used(&world).await, canary(&broadcast).await), (20, Some(10)));
     }
-    // Numbers from before change nothing.
+    // Outdated numbers change nothing.
     late.permits = Permits { received: 20, ended: 3, ..Permits::default() };
     assert_eq!(late.ask(0, &bounds).await, (5, None));
     assert_eq!((used(&world).await, canary(&broadcast).await), (20, Some(10)));
@@ -318,7 +318,7 @@ async fn a_call_that_is_repeated_or_comes_late_permits_nothing_more_and_what_was
 }
 
 #[tokio::test]
-async fn what_is_open_at_midnight_counts_on_the_next_day_and_for_the_canary_once() {
+async fn permits_open_at_midnight_count_next_day_and_in_canary_once() {
     let world = World::new().await;
     let broadcast = running(&world, Some(30)).await;
     let mut part = Part::new(&broadcast, 0);
@@ -327,7 +327,7 @@ async fn what_is_open_at_midnight_counts_on_the_next_day_and_for_the_canary_once
     part.end(12);
     part.give_back(3);
     let tomorrow = Budget { day: DAY + 1, ..TODAY };
-    // Five may be sent on the next day.
+    // Five permits are open and may be used on the next day.
     assert_eq!(part.ask_of(100, &bounds, tomorrow).await, (13, Some(Held::Canary)));
     assert_eq!((used(&world).await, canary(&broadcast).await), (20, Some(0)));
     let (_, used) = world.store.quota(&world.app, tomorrow).await.unwrap();
@@ -338,7 +338,7 @@ async fn what_is_open_at_midnight_counts_on_the_next_day_and_for_the_canary_once
 }
 
 #[tokio::test]
-async fn permits_whose_numbers_expired_or_were_lost_are_granted_no_second_time() {
+async fn permits_with_lost_or_expired_counts_are_not_granted_again() {
     let world = World::new().await;
     let broadcast = running(&world, Some(30)).await;
     let mut part = Part::new(&broadcast, 0);
@@ -346,12 +346,12 @@ async fn permits_whose_numbers_expired_or_were_lost_are_granted_no_second_time()
     assert_eq!(part.ask(20, &bounds).await, (20, None));
     part.end(12);
     part.ask(0, &bounds).await;
-    // As after two days of a pause, in which nothing is counted.
+    // As after a pause of two days, in which the counts expire.
     world.raw::<()>(redis::cmd("DEL").arg(BroadcastKeys::new(&world.app).permits(&broadcast.id))).await;
     let tomorrow = Budget { day: DAY + 2, ..TODAY };
     assert_eq!(part.ask_of(100, &bounds, tomorrow).await, (10, Some(Held::Canary)));
     assert_eq!(world.store.quota(&world.app, tomorrow).await.unwrap().1, 8 + 10);
-    // A master that took over has forgotten the last grant.
+    // A new Redis master has lost the last grant.
     part.permits.received += 5;
     assert_eq!(part.ask_of(1, &bounds, tomorrow).await, (0, open(true, 23)));
     assert_eq!(world.store.quota(&world.app, tomorrow).await.unwrap().1, 8 + 15);
@@ -359,7 +359,7 @@ async fn permits_whose_numbers_expired_or_were_lost_are_granted_no_second_time()
 }
 
 #[tokio::test]
-async fn nothing_is_permitted_unless_the_broadcast_runs_and_what_is_given_back_then_is_not_lost() {
+async fn only_running_broadcasts_get_permits_but_all_may_return_them() {
     let world = World::new().await;
     let broadcast = Broadcast::of(&world, &Draft { canary: Some(10), ..draft(true) }).await;
     let mut part = Part::new(&broadcast, 0);
@@ -380,7 +380,7 @@ async fn nothing_is_permitted_unless_the_broadcast_runs_and_what_is_given_back_t
 }
 
 #[tokio::test]
-async fn one_of_many_replicas_asks_wechat_for_the_quota_and_after_a_while_another() {
+async fn one_replica_at_a_time_asks_wechat_for_the_quota() {
     let world = World::new().await;
     let may = async || world.store.may_ask_quota(&world.app, Api::Template, Duration::from_secs(1800)).await.unwrap();
     assert!(may().await && !may().await);

@@ -1,4 +1,4 @@
-//! Whom `min_interval` skips: who was sent a message, or may have been, whatever has become of the message since.
+//! `min_interval` skips users who were sent a message, or may have been, regardless of how that message ended.
 
 use shared::credential::{Credential, GrantUses, OpenId};
 use shared::store::broadcast::audience::Choice;
@@ -9,7 +9,7 @@ use shared::store::wanted::Wanted;
 use crate::broadcast::{Broadcast, end};
 use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, leased, prepay_id, request, template, user};
 
-/// Who sends the earlier message.
+/// How the earlier message is sent.
 #[derive(Debug, Clone, Copy)]
 enum Sender {
     Single,
@@ -19,13 +19,13 @@ enum Sender {
 
 const SENDERS: [Sender; 3] = [Sender::Single, Sender::WithRequest, Sender::Broadcast];
 
-/// By what it is sent: a form id, a prepay id, a grant.
+/// What the earlier message is sent with: a form id, a prepay id, or a grant.
 fn rights() -> [(Wanted, Option<Credential>); 3] {
     let grants = Wanted::grants(template("t1"));
     [(any_kind(), Some(form_id("c1", 90))), (any_kind(), Some(prepay_id("c1", 2, 90))), (grants, None)]
 }
 
-/// An earlier message to a user: its lease has an owner.
+/// An earlier message to a user, and the owner of its lease.
 struct Earlier<'a> {
     world: &'a World,
     user: OpenId,
@@ -63,7 +63,7 @@ impl<'a> Earlier<'a> {
                 leased(reply.unwrap());
             }
         }
-        // What the next message would be sent with.
+        // The credential for the next message.
         world.collect(&user, &[form_id("another", 99)]).await;
         Self { world, user, sender, owner, broadcast }
     }
@@ -84,12 +84,12 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// Whether a broadcast skips the user, by its preview and by what it then does.
+    /// Whether a broadcast skips the user. Asserts that its preview and its pages agree.
     async fn skips(&self, hours: i64) -> bool {
         let (store, app) = (&self.world.store, &self.world.app);
         let (bucket, mut broadcast) = (store.bucket_of(&self.user), Broadcast::new(self.world, false).await);
         broadcast.add(std::slice::from_ref(&self.user), &[]).await;
-        // Between half hours, which the deadlines are.
+        // Deadlines are at half hours, so this is between them.
         broadcast.choice = Choice { wanted: any_kind(), min_interval: (hours * HOUR + HOUR / 4) as u32 };
         let listed = [self.user.clone()];
         let preview = store.preview_list(app, bucket, &listed, &broadcast.choice, &TERMS).await.unwrap();
@@ -98,7 +98,7 @@ impl<'a> Earlier<'a> {
         let owner = LeaseId::random();
         let ready = broadcast.take_all(owner, &TERMS).await;
         for ready in &ready {
-            // As if it had not been looked at.
+            // As if the user had not been taken.
             broadcast.settle(&ready.openid, owner, Verdict::Return, Next::Again).await;
         }
         let skipped = broadcast.tally().await.ended("RECENTLY_MESSAGED");
@@ -108,7 +108,7 @@ impl<'a> Earlier<'a> {
 }
 
 #[tokio::test]
-async fn a_lease_counts_as_a_message_until_it_is_known_to_be_none() {
+async fn lease_counts_as_a_message_until_known_not_to_be_sent() {
     for sender in SENDERS {
         for right in rights() {
             let world = World::new().await;
@@ -122,7 +122,7 @@ async fn a_lease_counts_as_a_message_until_it_is_known_to_be_none() {
 }
 
 #[tokio::test]
-async fn what_a_killed_dispatcher_left_counts_from_its_deadline_whatever_the_reaper_does() {
+async fn abandoned_lease_counts_from_its_deadline_reaped_or_not() {
     for sender in SENDERS {
         for right in rights() {
             let world = World::new().await;
@@ -134,7 +134,7 @@ async fn what_a_killed_dispatcher_left_counts_from_its_deadline_whatever_the_rea
                 assert!(left.skips(0).await, "{sender:?} {right:?} {reaped}");
             }
             world.advance(2).await;
-            // Also where it is let go only now: TERMS keep a request for three and a half hours.
+            // Also if it is released only now: TERMS keep a request for three and a half hours.
             for _ in 0..2 {
                 assert!(left.skips(2).await && !left.skips(1).await, "{sender:?} {right:?}");
                 world.advance(2).await;
@@ -148,7 +148,7 @@ async fn what_a_killed_dispatcher_left_counts_from_its_deadline_whatever_the_rea
 }
 
 #[tokio::test]
-async fn a_message_in_doubt_counts_from_when_its_owner_gave_up() {
+async fn held_message_counts_from_when_its_owner_gave_up() {
     for sender in [Sender::WithRequest, Sender::Broadcast] {
         for right in rights() {
             let world = World::new().await;
@@ -161,7 +161,7 @@ async fn a_message_in_doubt_counts_from_when_its_owner_gave_up() {
 }
 
 #[tokio::test]
-async fn a_message_that_ended_as_unknown_counts_and_one_that_was_refused_does_not() {
+async fn unknown_outcome_counts_as_a_message_and_a_refusal_does_not() {
     let unknown = [Verdict::Suspect, Verdict::Unknown, Verdict::UnknownDiscard, Verdict::UnknownVoid];
     for sender in SENDERS {
         for right in rights() {

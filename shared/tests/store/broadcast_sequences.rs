@@ -1,6 +1,6 @@
-//! Random sequences of calls for two broadcasts, one to everyone and one to a list, that share users with each other and
-//! with single messages; held against the model. After every step everyone is in one place, the tally adds up, and no
-//! credential and no message is held twice.
+//! Random sequences of calls for two broadcasts, one to everyone and one to a list, which share users with each other
+//! and with single messages. They are compared with the model. After every step each user is in exactly one state, the
+//! tally adds up, and no credential and no message has two leases.
 
 mod check;
 mod messages;
@@ -37,35 +37,35 @@ const VERDICTS: [Verdict; 9] = [
     Verdict::UnknownVoid,
 ];
 
-/// In all, less than any key of a broadcast is kept.
+/// The most time that passes in a sequence: less than any key of a broadcast is kept.
 const MOST_HOURS: i64 = 28 * 24;
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// User, an old credential or a fresh one with so many uses (0: a form id), hours until it expires.
+    /// User; an old credential, or a new one with so many uses (0: a form id); hours until it expires.
     Collect(usize, Option<Index>, u8, i64),
     /// User, template, uses (none: a long-term subscription).
     Grant(usize, &'static str, Option<u16>),
-    /// Users to add to the list with their data, users to exclude; whether for the broadcast to everyone.
+    /// Users to add to the list with their data, users to exclude; whether this is the broadcast to everyone.
     Add(Vec<(usize, u8)>, Vec<usize>, bool),
-    /// Broadcast, bucket of this user, how many; whether to skip who got a message lately, and whether the lease is long.
+    /// Broadcast, bucket of this user, page size; whether to skip recently messaged users, whether the lease is long.
     Page(usize, usize, usize, bool, bool),
-    /// Messages that were taken so far, whatever has become of them; verdict and what is next.
+    /// Messages that were taken so far, in any state; how the lease ends, and what is next.
     Settle(Vec<(Option<Index>, usize, usize)>),
     /// Broadcast, bucket of this user, whether the lease is long.
     TakeOver(usize, usize, bool),
-    /// A single message to a user, settled so if at all; whether with a grant.
+    /// A single message to a user; how it is settled, if at all; whether with a grant.
     Single(usize, Option<usize>, bool),
-    /// WeChat reports that a message that was taken so far failed.
+    /// WeChat reports a delivery failure of a message that was taken so far.
     FailLater(Option<Index>),
     Erase(usize),
     Reap,
-    /// Nobody comes back to what is in flight for as long as it is kept.
+    /// No owner settles the messages in flight until the reaper releases them.
     LetGo,
     Hours(i64),
 }
 
-/// What a sequence begins with, so that there is somebody to send to.
+/// The first steps of a sequence, so that there are users to send to.
 fn beginning() -> impl Strategy<Value = Vec<Op>> {
     let collect =
         (0..USERS.len(), 0..3_u8, 1..30_i64).prop_map(|(user, uses, hours)| Op::Collect(user, None, uses, hours));
@@ -79,7 +79,7 @@ fn beginning() -> impl Strategy<Value = Vec<Op>> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    // Most happens to the first users, so that a sequence gets somewhere.
+    // Most steps use the first users, so that steps affect each other.
     let user = || prop_oneof![1 => 0..2_usize, 3 => 0..USERS.len()];
     let message = (prop::option::weighted(0.4, any::<Index>()), 0..VERDICTS.len(), 0..4_usize);
     prop_oneof![
@@ -111,14 +111,14 @@ struct Run<'a> {
     model: Model,
     real: [Broadcast<'a>; 2],
     models: [model::Broadcast; 2],
-    /// As if they were running.
+    /// The records as if both broadcasts were running.
     records: [Record; 2],
-    /// Buckets of each broadcast that are through with the snapshot, and where sending began.
+    /// Buckets of each broadcast whose snapshot is complete, and buckets where sending has begun.
     seen: [BTreeSet<Bucket>; 2],
     begun: [BTreeSet<Bucket>; 2],
     /// Every message that was taken: broadcast, user, owner.
     taken: Vec<(usize, usize, LeaseId)>,
-    /// The credential of each message that is being sent or in doubt, as far as callers know.
+    /// The credential of each message that is in flight or whose outcome is unknown, as far as callers know.
     doubt: BTreeMap<(usize, usize), CredentialId>,
     collected: Vec<(usize, Held)>,
     hours: i64,
@@ -194,12 +194,12 @@ impl Run<'_> {
             self.hours += hours;
             self.world.advance(hours).await;
             self.model.advance(hours * HOUR);
-            // They are kept for an hour.
+            // Msgids are kept for an hour.
             self.models.iter_mut().for_each(|broadcast| broadcast.sent.clear());
         }
     }
 
-    /// The mark of a brief lease goes within a second, as all marks are kept in whole ones.
+    /// Lets the send lock of a brief lease expire. Locks are kept in whole seconds, so this takes up to a second.
     async fn let_marks_go(&mut self, long: bool) {
         if !long {
             self.world.pass(2).await;
@@ -260,7 +260,8 @@ impl Run<'_> {
     }
 
     async fn page(&mut self, number: usize, bucket: Bucket, count: usize, skip: bool, terms: &LeaseTerms) {
-        // Between half hours: messages are sent at whole hours, and deadlines lie between those.
+        // 75 minutes: messages are sent at whole hours and deadlines are at half hours, so no time is exactly on the
+        // bound.
         let interval = if skip { 4500 } else { 0 };
         let wanted = self.models[number].wanted.clone();
         self.real[number].choice = Choice { wanted, min_interval: interval };
@@ -305,13 +306,13 @@ impl Run<'_> {
         for (user, (lease, _)) in ready {
             self.taken.push((number, user, owner));
             let earlier = self.doubt.insert((number, user), lease.credential);
-            assert_eq!(earlier, None, "a second credential, while the first is in doubt");
+            assert_eq!(earlier, None, "a second credential while the outcome of the first is unknown");
         }
     }
 }
 
 #[test]
-fn broadcasts_do_what_the_model_does() {
+fn broadcasts_behave_like_the_model() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::with_cap(4));
     let config = cases(12, 150);

@@ -1,4 +1,4 @@
-//! Who does what: every task is with one consumer, and with another when that one is silent.
+//! Tasks: each belongs to one consumer, and another consumer takes it over when that one is silent.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::broadcast::Broadcast;
 use crate::world::{World, user};
 
-/// Nobody is silent for so long in a test, unless [`silence`] says so.
+/// No consumer is silent for so long in a test, unless [`silence`] makes it so.
 const SILENCE: Duration = Duration::from_secs(1800);
 const NEVER: Duration = Duration::from_secs(3600);
 
@@ -20,7 +20,7 @@ async fn take(broadcast: &Broadcast<'_>, consumer: &str, count: usize) -> Vec<Ta
     take_over(broadcast, consumer, NEVER, count).await
 }
 
-/// Also what others were silent about for so long.
+/// Also takes over tasks whose consumers were silent for so long.
 async fn take_over(broadcast: &Broadcast<'_>, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
     let World { store, app, .. } = broadcast.world;
     store.take_tasks(app, &broadcast.id, consumer, silence, count, count).await.unwrap()
@@ -34,7 +34,7 @@ async fn keep(world: &World, consumer: &str, task: &Task) -> bool {
     world.store.keep_task(&world.app, consumer, task).await.unwrap()
 }
 
-/// From now on Redis knows of nothing that the consumer did about these tasks for [`SILENCE`].
+/// Makes Redis record that the consumer was silent about these tasks for [`SILENCE`].
 async fn silence(broadcast: &Broadcast<'_>, consumer: &str, tasks: &[Task]) {
     let key = BroadcastKeys::new(&broadcast.world.app).tasks(&broadcast.id);
     let mut claim = redis::cmd("XCLAIM");
@@ -51,7 +51,7 @@ async fn running(world: &World) -> Broadcast<'_> {
     broadcast
 }
 
-/// How many tasks there are, and how many of them somebody has.
+/// The number of tasks, and how many of them belong to a consumer.
 async fn tasks(broadcast: &Broadcast<'_>) -> (u64, u64) {
     let world = broadcast.world;
     let key = BroadcastKeys::new(&world.app).tasks(&broadcast.id);
@@ -70,7 +70,7 @@ fn buckets(tasks: &[Task]) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn each_bucket_of_everyone_is_a_task_and_of_a_list_each_that_has_a_part() {
+async fn tasks_are_all_buckets_or_those_with_recipients_for_a_list() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let all = take(&broadcast, "a", 100).await;
@@ -86,7 +86,7 @@ async fn each_bucket_of_everyone_is_a_task_and_of_a_list_each_that_has_a_part() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_task_is_handed_to_one_of_many_consumers_that_ask_at_once() {
+async fn each_task_goes_to_one_of_many_concurrent_consumers() {
     let world = World::new().await;
     let mut broadcasts = Vec::new();
     for _ in 0..25 {
@@ -111,7 +111,7 @@ async fn each_task_is_handed_to_one_of_many_consumers_that_ask_at_once() {
 }
 
 #[tokio::test]
-async fn the_last_bucket_that_is_finished_makes_a_broadcast_done_running_or_paused_but_not_cancelled() {
+async fn last_finished_bucket_ends_a_broadcast_unless_cancelled() {
     for state in [State::Running, State::Paused, State::Cancelled] {
         let world = World::new().await;
         let broadcast = running(&world).await;
@@ -123,7 +123,7 @@ async fn the_last_bucket_that_is_finished_makes_a_broadcast_done_running_or_paus
         }
         for task in &mine[..3] {
             for _ in 0..2 {
-                assert_eq!(leave(&world, task, Left::Done).await, Some(state), "also when it is said twice");
+                assert_eq!(leave(&world, task, Left::Done).await, Some(state), "also when it is repeated");
             }
         }
         let last = if state == State::Cancelled { state } else { State::Done };
@@ -136,7 +136,7 @@ async fn the_last_bucket_that_is_finished_makes_a_broadcast_done_running_or_paus
 }
 
 #[tokio::test]
-async fn a_task_that_is_passed_on_is_there_for_others_and_one_of_a_broadcast_that_stopped_is_not() {
+async fn passed_tasks_go_to_others_and_stopped_tasks_do_not() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let mine = take(&broadcast, "a", 100).await;
@@ -153,7 +153,7 @@ async fn a_task_that_is_passed_on_is_there_for_others_and_one_of_a_broadcast_tha
         assert_eq!(leave(&world, task, Left::Stopped).await, Some(State::Paused));
     }
     assert_eq!((tasks(&broadcast).await, take(&broadcast, "b", 100).await), ((0, 0), vec![]));
-    // Whose broadcast is gone altogether is let go without a word.
+    // A task whose broadcast was deleted is removed without an error.
     broadcast.go(&Move::Resume { due: false }).await;
     let keys = BroadcastKeys::new(&world.app);
     world.raw::<()>(redis::cmd("DEL").arg(keys.record(&broadcast.id))).await;
@@ -164,7 +164,7 @@ async fn a_task_that_is_passed_on_is_there_for_others_and_one_of_a_broadcast_tha
 }
 
 #[tokio::test]
-async fn resuming_hands_out_the_buckets_that_are_not_finished() {
+async fn resume_hands_out_the_unfinished_buckets() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let mine = take(&broadcast, "a", 100).await;
@@ -181,7 +181,7 @@ async fn resuming_hands_out_the_buckets_that_are_not_finished() {
 }
 
 #[tokio::test]
-async fn a_task_is_taken_over_after_a_silence_and_not_from_who_keeps_it() {
+async fn silent_tasks_are_taken_over_and_kept_tasks_are_not() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let mine = take(&broadcast, "a", 100).await;
@@ -201,14 +201,14 @@ async fn a_task_is_taken_over_after_a_silence_and_not_from_who_keeps_it() {
     ] {
         assert_eq!(keep(&world, consumer, task).await, kept, "{consumer} {task:?}");
     }
-    // What was let go is nobody's.
+    // A finished task belongs to no consumer.
     leave(&world, &mine[1], Left::Done).await;
     assert!(!keep(&world, "a", &mine[1]).await);
     assert_eq!(tasks(&broadcast).await, (3, 3));
 }
 
 #[tokio::test]
-async fn a_silent_consumers_task_is_found_behind_any_number_that_are_alive() {
+async fn silent_task_is_found_behind_any_number_of_kept_ones() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let (alive, silent) = (take(&broadcast, "a", 3).await, take(&broadcast, "b", 100).await);
@@ -223,14 +223,14 @@ async fn a_silent_consumers_task_is_found_behind_any_number_that_are_alive() {
 }
 
 #[tokio::test]
-async fn where_there_is_no_broadcast_there_is_nothing_to_take() {
+async fn broadcast_that_is_not_started_has_no_tasks() {
     let world = World::new().await;
     let pending = Broadcast::new(&world, true).await;
     assert_eq!(take_over(&pending, "a", Duration::ZERO, 1).await, []);
 }
 
 #[tokio::test]
-async fn who_has_no_hand_free_may_still_claim_what_others_were_silent_about() {
+async fn consumer_without_capacity_may_still_claim_silent_tasks() {
     let world = World::new().await;
     let broadcast = running(&world).await;
     let silent = take(&broadcast, "a", 2).await;
@@ -238,6 +238,6 @@ async fn who_has_no_hand_free_may_still_claim_what_others_were_silent_about() {
     let World { store, app, .. } = &world;
     let claim = async |most| store.take_tasks(app, &broadcast.id, "b", SILENCE, 0, most).await.unwrap();
     assert_eq!(claim(1).await, silent[..1]);
-    assert_eq!(claim(9).await, silent[1..], "and not what nobody has");
+    assert_eq!(claim(9).await, silent[1..], "but no tasks without a consumer");
     assert_eq!(take(&broadcast, "b", 100).await.len(), 2);
 }

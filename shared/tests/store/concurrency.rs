@@ -1,4 +1,4 @@
-//! Many tasks at once.
+//! Concurrent calls of many tasks.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn form_ids(from: u32, count: u32) -> Vec<Credential> {
     (from..from + count).map(|number| form_id(&format!("f{number}"), 9)).collect()
 }
 
-/// Eight tasks bring 500 form ids each for one user; how many are stored and how many the cap dropped.
+/// Eight tasks collect 500 form ids each for one user. Returns how many are stored and how many the cap dropped.
 async fn eight_times_500(cap: u16) -> (u64, u64) {
     let (world, anna) = (Arc::new(World::with_cap(cap).await), user("oAnna"));
     let mut tasks = JoinSet::new();
@@ -38,13 +38,13 @@ async fn eight_times_500(cap: u16) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn form_ids_collected_at_once_are_all_stored_or_dropped_by_the_cap() {
+async fn concurrent_form_ids_are_all_stored_or_dropped_by_the_cap() {
     assert_eq!(eight_times_500(5000).await, (4000, 0));
     assert_eq!(eight_times_500(120).await, (120, 3880));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_400_form_ids_each_is_leased_once_and_the_401st_says_none() {
+async fn each_of_400_form_ids_is_leased_once_and_then_none_is_left() {
     let (world, anna) = (Arc::new(World::with_cap(5000).await), user("oAnna"));
     for part in form_ids(0, 400).chunks(100) {
         world.collect(&anna, part).await;
@@ -67,7 +67,7 @@ async fn of_400_form_ids_each_is_leased_once_and_the_401st_says_none() {
     world.assert_sound().await;
 }
 
-/// One task among many: anything the store can do, on users and requests that it shares with the others.
+/// One of many tasks: random calls of the store, on users and requests that all tasks share.
 async fn anything(world: &World, steps: u32) {
     let users = ["oA", "oB", "oC"].map(user);
     let verdicts = [
@@ -131,14 +131,14 @@ async fn anything(world: &World, steps: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once() {
+async fn each_of_200_grants_is_leased_once_and_one_at_a_time() {
     let (world, anna) = (Arc::new(World::with_cap(120).await), user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(200), None).await;
     let under_way = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
     for _ in 0..8 {
         let (world, anna, under_way) = (world.clone(), anna.clone(), under_way.clone());
-        // Each by connections of its own, as so many replicas.
+        // Each task has connections of its own, like a replica.
         let other = store(&world.redis, 120);
         other.prepare().await.unwrap();
         tasks.spawn(async move {
@@ -147,10 +147,10 @@ async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once()
                 let id = LeaseId::random();
                 match other.lease(&world.app, &anna, id, &TERMS, &wanted, None).await.unwrap() {
                     Leased::Lease(lease) => {
-                        assert!(!under_way.swap(true, Ordering::SeqCst), "two at once");
+                        assert!(!under_way.swap(true, Ordering::SeqCst), "two leases at once");
                         assert_eq!(lease.credential.as_str(), "t1");
                         tokio::task::yield_now().await;
-                        // One in five is not sent, and comes back.
+                        // One in five is not sent and is returned.
                         let back = rand::rng().random_range(0..5) == 0;
                         let verdict = if back { Verdict::Return } else { Verdict::Consume };
                         under_way.store(false, Ordering::SeqCst);
@@ -169,9 +169,9 @@ async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once()
         });
     }
     let (mine, busy): (Vec<u64>, Vec<u64>) = tasks.join_all().await.into_iter().unzip();
-    // Who met the last one under way may have been told that there are none, so somebody else took what came back.
+    // A task that asks while the last grant is leased may see none. If that grant is returned, another task takes it.
     assert_eq!(mine.iter().sum::<u64>(), 200);
-    assert!(busy.iter().sum::<u64>() > 0, "nobody had to wait");
+    assert!(busy.iter().sum::<u64>() > 0, "no task found the user locked");
     let ledger = world.store.ledger(&world.app).await.unwrap();
     assert_eq!((ledger.collected, ledger.consumed, ledger.leased), (200, 200, 0));
     assert!(marks(&world.field(&anna).await).is_empty());
@@ -179,7 +179,7 @@ async fn of_200_grants_each_is_leased_once_and_never_two_are_under_way_at_once()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_16_tasks_do_at_once_nothing_is_lost_or_counted_twice_at_any_moment() {
+async fn nothing_is_lost_while_16_tasks_make_random_calls() {
     let world = Arc::new(World::with_cap(12).await);
     let done = Arc::new(AtomicBool::new(false));
     let watcher = {

@@ -1,5 +1,5 @@
-//! The store where Redis is not one server in the clear with all rights: a cluster, a Sentinel set, encrypted, with a user
-//! of few rights; and what becomes of it there when a master goes.
+//! The store on other kinds of Redis than one plain server with full permissions: a cluster, Sentinels, TLS, a Redis
+//! user with few permissions. And what happens there when a master is lost.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::redis::a_whole_life;
 use crate::twice;
 use crate::world::{TERMS, World, form_id, user};
 
-/// How long Redis may take to answer before another way to it is looked for.
+/// How long Redis may take to answer before the store looks for another connection.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Longer than a replica takes to become the master.
@@ -27,23 +27,23 @@ const FAILOVER: Duration = Duration::from_secs(20);
 async fn everything_works_on_a_cluster() {
     let world = World::on(Redis::cluster(), 120).await;
     a_whole_life(&world).await;
-    // Each master on its own, and a command that goes to all of them.
+    // Both commands go to all masters.
     world.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
     world.raw::<()>(&redis::cmd("FLUSHALL")).await;
     a_whole_life(&world).await;
 }
 
 #[tokio::test]
-async fn everything_works_by_way_of_sentinels() {
+async fn everything_works_with_sentinels() {
     a_whole_life(&World::on(Redis::sentinel(), 120).await).await;
 }
 
 #[tokio::test]
-async fn a_command_that_is_sent_twice_changes_nothing_the_second_time() {
+async fn command_sent_twice_changes_nothing_the_second_time() {
     let mut world = World::new().await;
     world.store = Store::new(&store_config(twice::before(&world.redis).await)).unwrap();
     world.store.prepare().await.unwrap();
-    // A grant without a key of its own too.
+    // Also a grant without a dedup key.
     let eve = user("oEve");
     assert!(world.grant(&eve, "t1", GrantUses::Count(3), None).await);
     let inventory = world.store.inventory(&world.app, &eve, 0).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_command_that_is_sent_twice_changes_nothing_the_second_time() {
 }
 
 #[tokio::test]
-async fn the_same_grant_without_a_key_counts_each_time_it_is_packed_and_once_each() {
+async fn grant_without_a_key_counts_once_for_each_packing() {
     let world = World::new().await;
     let eve = user("oEve");
     let grant = shared::credential::Grant { template: crate::world::template("t1"), uses: GrantUses::Count(2) };
@@ -70,7 +70,7 @@ async fn the_same_grant_without_a_key_counts_each_time_it_is_packed_and_once_eac
     world.assert_sound().await;
 }
 
-/// The lines of the README that make the user of the services.
+/// The commands in the README that create the Redis user of the services.
 fn acl(kind: &str) -> Vec<Cmd> {
     let readme = include_str!("../../../README.md");
     let lines: Vec<_> = readme.lines().filter(|line| line.starts_with("ACL SETUSER formid ")).collect();
@@ -105,7 +105,7 @@ async fn the_user_of_the_readme_is_enough_for_everything() {
 }
 
 #[tokio::test]
-async fn an_encrypted_redis_is_spoken_to_when_its_certificate_is_good() {
+async fn tls_redis_is_used_only_with_a_trusted_certificate() {
     let (ours, other) = (Authority::new("ours"), Authority::new("another"));
     for redis in [Redis::encrypted(&ours), Redis::encrypted_cluster(&ours)] {
         let store = |ca: Option<&str>| {
@@ -119,7 +119,7 @@ async fn an_encrypted_redis_is_spoken_to_when_its_certificate_is_good() {
         let packed = [Packed::new(anna.clone(), &form_id("f1", 1))];
         trusting.collect(&world, trusting.bucket_of(&anna), &packed).await.unwrap();
         assert_eq!(trusting.records(&world, &anna).await.unwrap().len(), 1);
-        // The machine's roots do not know it either.
+        // The root certificates of the machine do not include the authority either.
         for ca in [Some(&*other.pem), None] {
             let refused = store(ca).prepare().await.unwrap_err();
             assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
@@ -128,7 +128,7 @@ async fn an_encrypted_redis_is_spoken_to_when_its_certificate_is_good() {
     }
 }
 
-/// What is stored on a Redis whose masters go, by a store that does not wait for long.
+/// A fixture with a short timeout, for a Redis whose masters fail.
 async fn impatient(redis: Redis) -> World {
     let mut world = World::on(redis, 120).await;
     let config = store_config(world.redis.url());
@@ -138,11 +138,11 @@ async fn impatient(redis: Redis) -> World {
     world
 }
 
-/// Stores a form id of a user, again and again until it is stored.
+/// Stores a form id of a user, with retries until it succeeds.
 async fn store_patiently(world: &World, openid: &str, id: &str) {
     let openid = user(openid);
     let packed = [Packed::new(openid.clone(), &form_id(id, 1))];
-    eventually("it is stored", FAILOVER, async || {
+    eventually("the form id is stored", FAILOVER, async || {
         world.store.collect(&world.app, world.store.bucket_of(&openid), &packed).await.is_ok()
     })
     .await;
@@ -152,7 +152,7 @@ fn users_key(world: &World, openid: &str) -> String {
     BucketKeys::new(&world.app, world.store.bucket_of(&user(openid))).users()
 }
 
-/// A user of another bucket, which another master has.
+/// A user of a bucket that belongs to another master.
 async fn user_elsewhere(world: &mut World, openid: &str) -> String {
     let port = world.redis.master(&users_key(world, openid)).url();
     let mut users = (0..).map(|number| format!("oElse{number}"));
@@ -164,7 +164,7 @@ fn users_key_of(store: &Store, app: &shared::credential::AppId, openid: &str) ->
 }
 
 #[tokio::test]
-async fn a_replica_that_takes_over_from_a_dead_master_is_found_without_being_told_of_the_scripts() {
+async fn replica_of_a_dead_master_is_found_and_gets_the_scripts() {
     for redis in [Redis::cluster(), Redis::sentinel()] {
         let mut world = impatient(redis).await;
         store_patiently(&world, "oAnna", "f1").await;
@@ -173,7 +173,7 @@ async fn a_replica_that_takes_over_from_a_dead_master_is_found_without_being_tol
         world.redis.master(&key).kill();
         store_patiently(&world, "oAnna", "f2").await;
         assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 2);
-        // The one that was master comes back as a replica, and nothing goes to it.
+        // The old master returns as a replica, and no command goes to it.
         world.redis.resume();
         store_patiently(&world, "oAnna", "f3").await;
         assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 3);
@@ -181,7 +181,7 @@ async fn a_replica_that_takes_over_from_a_dead_master_is_found_without_being_tol
 }
 
 #[tokio::test]
-async fn a_master_that_hangs_is_left_for_its_replica_though_its_connections_stay() {
+async fn hanging_master_is_replaced_although_its_connections_stay() {
     for redis in [Redis::cluster(), Redis::sentinel()] {
         let world = impatient(redis).await;
         store_patiently(&world, "oAnna", "f1").await;
@@ -195,14 +195,14 @@ async fn a_master_that_hangs_is_left_for_its_replica_though_its_connections_stay
 }
 
 #[tokio::test]
-async fn while_one_master_of_a_cluster_is_away_the_others_serve_and_the_store_is_ready() {
+async fn other_masters_of_a_cluster_serve_while_one_is_down() {
     let mut world = impatient(Redis::cluster_that_goes_on()).await;
     let other = user_elsewhere(&mut world, "oAnna").await;
     for openid in ["oAnna", &other] {
         store_patiently(&world, openid, "f1").await;
     }
     let key = users_key(&world, "oAnna");
-    // It stays away until it comes back.
+    // No replica takes over until the master returns.
     world.redis.everywhere("CONFIG SET cluster-replica-no-failover yes");
     world.redis.master(&key).kill();
     for id in ["f2", "f3"] {
@@ -210,14 +210,14 @@ async fn while_one_master_of_a_cluster_is_away_the_others_serve_and_the_store_is
         let packed = [Packed::new(user("oAnna"), &form_id(id, 1))];
         let stored = world.store.collect(&world.app, world.store.bucket_of(&user("oAnna")), &packed).await;
         assert!(matches!(stored, Err(Error::Unavailable(_) | Error::Redis(_))), "{stored:?}");
-        eventually("it is ready", FAILOVER, async || world.store.ping().await.is_ok()).await;
+        eventually("the store is ready", FAILOVER, async || world.store.ping().await.is_ok()).await;
     }
     world.redis.resume();
     store_patiently(&world, "oAnna", "f4").await;
 }
 
 #[tokio::test]
-async fn a_cluster_that_was_away_as_a_whole_is_found_again() {
+async fn store_recovers_after_the_whole_cluster_was_down() {
     let mut world = impatient(Redis::cluster()).await;
     store_patiently(&world, "oAnna", "f1").await;
     world.redis.kill();
@@ -228,7 +228,7 @@ async fn a_cluster_that_was_away_as_a_whole_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_slot_that_moves_to_another_master_is_followed() {
+async fn slot_that_moves_to_another_master_is_followed() {
     let mut world = impatient(Redis::cluster()).await;
     let other = user_elsewhere(&mut world, "oAnna").await;
     store_patiently(&world, "oAnna", "f1").await;
@@ -251,7 +251,7 @@ async fn a_slot_that_moves_to_another_master_is_followed() {
     let keys = ask(&from.0, format!("CLUSTER GETKEYSINSLOT {slot} 100"));
     let keys: Vec<_> = keys.lines().filter(|line| line.starts_with("formid:")).collect();
     assert!(!keys.is_empty());
-    // Half of what a script needs is here and half is there: it waits, and does nothing meanwhile.
+    // The keys of a script are split between two masters. Until all have moved, it fails and changes nothing.
     ask(&from.0, format!("MIGRATE 127.0.0.1 {port} {} 0 5000", keys[0]));
     let packed = [Packed::new(user("oAnna"), &form_id("f2", 1))];
     let bucket = world.store.bucket_of(&user("oAnna"));
@@ -267,12 +267,12 @@ async fn a_slot_that_moves_to_another_master_is_followed() {
 }
 
 #[tokio::test]
-async fn no_page_is_taken_of_an_audience_that_a_new_master_knows_a_part_of() {
+async fn no_page_is_taken_before_the_snapshot_is_complete() {
     let world = World::new().await;
     let bucket = world.store.bucket_of(&user("oAnna"));
     let crowd = world.crowd(bucket, 300).await;
     let broadcast = Broadcast::new(&world, true).await;
-    assert!(!broadcast.snapshot(bucket).await, "one call looks at a part only");
+    assert!(!broadcast.snapshot(bucket).await, "one call scans only a part");
     let early = broadcast.take(bucket, LeaseId::random(), 64, &TERMS).await;
     assert_eq!((early.taken, early.ready.len()), (0, 0));
     while !broadcast.snapshot(bucket).await {}

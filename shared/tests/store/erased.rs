@@ -1,4 +1,4 @@
-//! What becomes of messages under way when their user is erased: nothing of the user stays, and none is sent twice.
+//! Messages in progress when their user is erased: no data of the user stays, and no message is sent twice.
 
 use shared::credential::GrantUses;
 use shared::store::leases::{LeaseId, Leased, Reaped, Recorded, Settled, Verdict};
@@ -8,7 +8,7 @@ use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, reques
 const VERDICTS: [Verdict; 5] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
 
 #[tokio::test]
-async fn whatever_the_state_of_a_request_it_is_lost_to_everybody_once_its_user_is_erased() {
+async fn request_in_any_state_is_lost_once_its_user_is_erased() {
     let (anna, message) = (user("oAnna"), request("r1", 1));
     for state in ["in time", "late", "pinned", "held", "taken over"] {
         let world = World::new().await;
@@ -35,7 +35,7 @@ async fn whatever_the_state_of_a_request_it_is_lost_to_everybody_once_its_user_i
         assert_eq!(recorded, Recorded::UnderWay, "{state}");
         assert_eq!(world.reap(&TERMS).await, Reaped::default(), "{state}");
         assert_eq!(world.everything().await, before, "{state}");
-        assert_eq!(world.lease(&anna).await.credential.as_str(), "p1", "other messages go on");
+        assert_eq!(world.lease(&anna).await.credential.as_str(), "p1", "other messages continue");
         assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 4, "nothing is erased twice");
         assert_eq!(world.store.ledger(&world.app).await.unwrap().erased, 7, "{state}");
         world.assert_sound().await;
@@ -43,7 +43,7 @@ async fn whatever_the_state_of_a_request_it_is_lost_to_everybody_once_its_user_i
 }
 
 #[tokio::test]
-async fn a_late_outcome_is_what_a_lost_request_answers_from_then_on() {
+async fn late_outcome_becomes_the_answer_of_a_lost_request() {
     let (anna, message) = (user("oAnna"), request("r1", 1));
     for verdict in VERDICTS {
         let world = World::new().await;
@@ -62,7 +62,7 @@ async fn a_late_outcome_is_what_a_lost_request_answers_from_then_on() {
 
         assert_eq!(settle(id, Some(b"ok")).await, Settled::Stale);
         let before = world.everything().await;
-        assert!(!before.keys().any(|key| key.ends_with(":leases")), "nothing is lost any more");
+        assert!(!before.keys().any(|key| key.ends_with(":leases")), "no lost request is left");
         assert_eq!(settle(id, Some(b"again")).await, Settled::Stale);
         for id in [id, LeaseId::random()] {
             let finished = Leased::Finished(b"ok".to_vec());
@@ -82,7 +82,7 @@ async fn a_late_outcome_is_what_a_lost_request_answers_from_then_on() {
 }
 
 #[tokio::test]
-async fn who_settles_for_an_erased_user_gets_no_next_credential() {
+async fn settle_for_an_erased_user_gets_no_next_credential() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let id = LeaseId::random();
@@ -100,7 +100,7 @@ async fn who_settles_for_an_erased_user_gets_no_next_credential() {
 }
 
 #[tokio::test]
-async fn a_repeated_settle_does_not_find_its_next_lease_when_the_user_was_erased_in_between() {
+async fn repeated_settle_finds_no_next_lease_after_an_erasure() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for request in [None, Some(request("r1", 1))] {
         world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
@@ -117,7 +117,7 @@ async fn a_repeated_settle_does_not_find_its_next_lease_when_the_user_was_erased
 }
 
 #[tokio::test]
-async fn a_lost_request_is_forgotten_by_the_reaper_after_a_day_and_may_be_sent_anew() {
+async fn lost_request_is_forgotten_after_a_day_and_may_be_sent_again() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 99)]).await;
     leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
@@ -129,8 +129,8 @@ async fn a_lost_request_is_forgotten_by_the_reaper_after_a_day_and_may_be_sent_a
         assert_eq!(ask().await, Leased::Lost);
         world.advance(hours).await;
     }
-    assert_eq!(ask().await, Leased::Lost, "until the reaper comes");
-    assert_eq!(world.reap(&TERMS).await, Reaped::default(), "no credential is concerned");
+    assert_eq!(ask().await, Leased::Lost, "until the reaper runs");
+    assert_eq!(world.reap(&TERMS).await, Reaped::default(), "no credential is affected");
     assert!(!world.everything().await.keys().any(|key| key.ends_with(":leases")));
     world.assert_sound().await;
     assert_eq!(world.store.recorded(&world.app, &anna, &message).await.unwrap(), Recorded::Nothing);
@@ -141,7 +141,7 @@ async fn a_lost_request_is_forgotten_by_the_reaper_after_a_day_and_may_be_sent_a
 }
 
 #[tokio::test]
-async fn of_an_erased_user_nothing_stays_in_redis() {
+async fn erasure_leaves_nothing_of_the_user_in_redis() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     let contains = |bytes: &[u8]| bytes.windows(5).any(|window| window == anna.as_str().as_bytes());
@@ -171,12 +171,12 @@ async fn of_an_erased_user_nothing_stays_in_redis() {
         leased(world.ask(owner, over, &TERMS, Some(&message)).await);
         next(world.settle_next(owner, over, Verdict::Discard, Some(&message), LeaseId::random()).await);
     }
-    assert_eq!(places().await, (0, 1, 4), "keys hold no openid; a field and four leases do");
+    assert_eq!(places().await, (0, 1, 4), "no key contains the openid; one field and four leases do");
     let bobs = world.stored(&bob).await;
     // Seven, of which one was consumed and one discarded.
     assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 5);
     assert_eq!(places().await, (0, 0, 0));
-    assert_eq!((world.stored(&bob).await, world.leases().await), (bobs, 4), "others keep what they have");
+    assert_eq!((world.stored(&bob).await, world.leases().await), (bobs, 4), "other users keep their credentials");
     for name in ["open", "held", "over"] {
         assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&request(name, 1))).await, Leased::Lost);
     }
@@ -184,13 +184,13 @@ async fn of_an_erased_user_nothing_stays_in_redis() {
     assert_eq!(done, Leased::Finished(b"ok".to_vec()));
     world.assert_sound().await;
     world.advance(1).await;
-    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 2, suspect: 1, ..Reaped::default() }, "all of it Bob's");
+    assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 2, suspect: 1, ..Reaped::default() }, "only leases of Bob");
     assert_eq!(places().await, (0, 0, 0));
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_user_is_erased_with_grants_that_are_leased_and_whoever_had_the_user_alone_has_it_no_more() {
+async fn erasure_removes_leased_grants_and_the_send_lock() {
     for uses in [GrantUses::Count(40), GrantUses::LongTerm] {
         for verdict in [Verdict::Consume, Verdict::Unknown, Verdict::Return, Verdict::Void] {
             let (world, anna) = (World::new().await, user("oAnna"));
@@ -198,7 +198,7 @@ async fn a_user_is_erased_with_grants_that_are_leased_and_whoever_had_the_user_a
             let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
             let all = if uses == GrantUses::LongTerm { 1 } else { 40 };
             assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), all);
-            assert_eq!(world.store.users(&world.app).await.unwrap(), 0, "the mark is gone too");
+            assert_eq!(world.store.users(&world.app).await.unwrap(), 0, "the send lock is removed too");
             world.grant(&anna, "t1", GrantUses::Count(1), None).await;
             let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
             let before = world.everything().await;

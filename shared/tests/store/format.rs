@@ -1,4 +1,4 @@
-//! What Rust packs, the scripts read the same, and hand back the same.
+//! Rust and the scripts read and write the same packed format.
 
 mod grants;
 
@@ -27,10 +27,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn id() -> impl Strategy<Value = String> {
-    "([0-9a-f]{2}){1,64}|[!-~]{1,128}".prop_filter("known to be none", |id| CredentialId::parse(id.as_str()).is_ok())
+    "([0-9a-f]{2}){1,64}|[!-~]{1,128}"
+        .prop_filter("not a valid credential id", |id| CredentialId::parse(id.as_str()).is_ok())
 }
 
-/// Credentials with all kinds of ids, and among them decoys: ids in whose bytes the tails of others hide.
+/// Credentials with all kinds of ids, including decoys: ids whose bytes contain the tails of other records.
 fn credentials() -> impl Strategy<Value = Vec<Credential>> {
     let one = (id(), 1..=31_u8, any::<bool>(), 1..1000_i64);
     let decoy = (any::<prop::sample::Index>(), vec(any::<u8>(), 0..3), vec(any::<u8>(), 0..3), any::<bool>());
@@ -53,7 +54,7 @@ fn credentials() -> impl Strategy<Value = Vec<Credential>> {
 }
 
 #[test]
-fn what_rust_packs_the_scripts_read_the_same() {
+fn scripts_read_what_rust_packs() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (world, anna) = (runtime.block_on(World::with_cap(1000)), user("oAnna"));
     let config = cases(32, 400);
@@ -63,7 +64,7 @@ fn what_rust_packs_the_scripts_read_the_same() {
             assert!(world.collect(&anna, &credentials).await.is_empty());
             assert_eq!(world.collect(&anna, &credentials).await, (0..credentials.len()).collect::<Vec<_>>());
 
-            // In order of expiry, equals in the order they came.
+            // In order of expiry; those with equal expiry in the order of arrival.
             let mut wanted = credentials.clone();
             wanted.sort_by_key(|credential| credential.expiry);
             let records = async || world.store.records(&world.app, &anna).await.unwrap();
@@ -82,7 +83,7 @@ fn what_rust_packs_the_scripts_read_the_same() {
             let stock = world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
             assert_eq!((stock.reachable, stock.days), (1, days));
 
-            // Each is leased in turn; some are spent, the others come back to their own place and no other's.
+            // Each is leased in turn. Some are spent. The others return to their own records.
             let mut leases = Vec::new();
             for credential in wanted.iter().flat_map(|one| std::iter::repeat_n(one, one.uses.into())) {
                 let lease = world.lease(&anna).await;
@@ -105,7 +106,7 @@ fn what_rust_packs_the_scripts_read_the_same() {
 }
 
 #[test]
-fn the_scripts_touch_a_user_and_rust_reads_when() {
+fn rust_reads_the_last_message_time_that_scripts_write() {
     const HEADS: &str = concat!(
         include_str!("../../src/store/scripts/head/records.lua"),
         include_str!("../../src/store/scripts/head/stock.lua"),
@@ -118,7 +119,7 @@ fn the_scripts_touch_a_user_and_rust_reads_when() {
         world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field)).await
     };
     let config = cases(32, 400);
-    // Ids in whose bytes the mark of a touch hides, and a touch older than now or none.
+    // Ids whose bytes look like a time of the last message, and an earlier such time or none.
     let decoys = vec(("([0-9a-f]{2}){0,3}", "([0-9a-f]{2}){0,3}", 1..1000_i64), 0..3);
     proptest!(config, |(mut credentials in credentials(), decoys in decoys, ago in prop::option::of(1..604_800_u32))| {
         for (before, after, hours) in decoys {
@@ -142,7 +143,7 @@ fn the_scripts_touch_a_user_and_rust_reads_when() {
             assert_eq!(record::touched(&touched), Ok(Some(at)));
             assert_eq!(touched.len(), field.len() + if ago.is_some() { 0 } else { 7 });
             assert!(expiries(&touched).is_sorted());
-            assert!(record::unpack(&touched).eq(record::unpack(&field)), "the credentials stay as they were");
+            assert!(record::unpack(&touched).eq(record::unpack(&field)), "the credentials are unchanged");
             let (_, _, again, _) = run(&touched).await;
             assert_eq!(again, i64::from(at));
         });
@@ -150,7 +151,7 @@ fn the_scripts_touch_a_user_and_rust_reads_when() {
 }
 
 #[tokio::test]
-async fn ids_of_every_length_come_back_as_they_went_in() {
+async fn ids_of_every_length_read_back_unchanged() {
     let (world, anna) = (World::with_cap(1000).await, user("oAnna"));
     let mut credentials = Vec::new();
     for length in 1..=128_usize {
@@ -176,7 +177,7 @@ async fn ids_of_every_length_come_back_as_they_went_in() {
 }
 
 #[tokio::test]
-async fn a_credential_whose_tail_hides_in_another_is_neither_a_duplicate_nor_mistaken_for_it() {
+async fn credential_contained_in_the_bytes_of_another_stays_distinct() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let victim = form_id("a", 2);
     let decoys = [form_id(&hex(&tail(&victim)), 1), form_id(&format!("ff{}ff", hex(&tail(&victim))), 3)];

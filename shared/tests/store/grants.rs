@@ -1,4 +1,4 @@
-//! Grants of subscription messages: what is collected, and what it permits.
+//! Grants of subscription messages: how they are collected, and which messages they permit.
 
 use shared::credential::{GrantUses, Kind, OpenId};
 use shared::store::credentials::{OnceKey, Packed};
@@ -13,13 +13,13 @@ async fn ledger(world: &World) -> Ledger {
 }
 
 #[tokio::test]
-async fn a_grant_is_good_for_as_many_messages_of_its_template_as_were_accepted() {
+async fn grant_permits_as_many_messages_of_its_template_as_accepted() {
     let (world, anna) = (World::new().await, user("oAnna"));
     assert!(world.grant(&anna, "t1", GrantUses::Count(2), None).await);
     assert!(world.grant(&anna, "t1", GrantUses::Count(1), None).await);
     assert!(world.grant(&anna, "t2", GrantUses::Count(1), None).await);
     assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t3").await, Leased::None);
-    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "of no template");
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "a lease without a template");
     for left in (0..3).rev() {
         let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
         assert_eq!((lease.credential.as_str(), lease.kind, lease.messages_left), ("t1", Kind::Grant, left + 1));
@@ -39,7 +39,7 @@ async fn a_grant_is_good_for_as_many_messages_of_its_template_as_were_accepted()
 }
 
 #[tokio::test]
-async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
+async fn grant_with_a_dedup_key_counts_once_and_without_each_time() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let key = OnceKey([7; 16]);
     assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await);
@@ -52,18 +52,18 @@ async fn a_grant_with_a_key_counts_once_and_one_without_each_time() {
     assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(OnceKey([8; 16]))).await);
     assert_eq!(world.stored(&anna).await, [("t1".to_owned(), 20, false)]);
     world.advance(25).await;
-    assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await, "after a day it is forgotten");
+    assert!(world.grant(&anna, "t1", GrantUses::Count(5), Some(key)).await, "the key is forgotten after a day");
     assert_eq!(ledger(&world).await.collected, 25);
     world.assert_sound().await;
 }
 
-/// The uses of each record, the first to be spent first.
+/// The uses of each record, in the order in which they are spent.
 async fn uses(world: &World, user: &OpenId) -> Vec<u8> {
     world.stored(user).await.into_iter().map(|(_, uses, _)| uses).collect()
 }
 
 #[tokio::test]
-async fn more_than_one_record_holds_goes_to_further_ones_and_each_is_filled_before_the_next() {
+async fn uses_beyond_one_record_fill_further_records_in_turn() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for (count, wanted) in [(30, vec![30]), (3, vec![31, 2]), (60, vec![31, 31, 31])] {
         world.grant(&anna, "t1", GrantUses::Count(count), None).await;
@@ -84,7 +84,7 @@ async fn more_than_one_record_holds_goes_to_further_ones_and_each_is_filled_befo
 }
 
 #[tokio::test]
-async fn a_thousand_messages_are_granted_at_once_and_what_finds_no_room_is_dropped() {
+async fn thousand_uses_are_granted_and_those_over_the_cap_dropped() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(1000), None).await;
     assert_eq!(ledger(&world).await, Ledger { collected: 1000, ..Ledger::default() });
@@ -96,7 +96,7 @@ async fn a_thousand_messages_are_granted_at_once_and_what_finds_no_room_is_dropp
     let most = 120 * 31;
     let full = Ledger { collected: 5000, dropped: 5000 - most, ..Ledger::default() };
     assert_eq!((ledger(&world).await, full.available()), (full, most));
-    // A use that comes back to where all is full.
+    // A use is returned when all records are full.
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.grant(&anna, "t1", GrantUses::Count(1), None).await;
     world.settle(&anna, lease.id, Verdict::Return).await;
@@ -105,7 +105,7 @@ async fn a_thousand_messages_are_granted_at_once_and_what_finds_no_room_is_dropp
 }
 
 #[tokio::test]
-async fn the_cap_counts_the_records_of_grants_and_drops_what_expires_before_them() {
+async fn cap_counts_grant_records_and_drops_what_expires_first() {
     let (world, anna) = (World::with_cap(3).await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), form_id("f3", 3)]).await;
     world.grant(&anna, "t1", GrantUses::Count(40), None).await;
@@ -120,32 +120,35 @@ async fn the_cap_counts_the_records_of_grants_and_drops_what_expires_before_them
 }
 
 #[tokio::test]
-async fn a_use_that_comes_back_finds_room_in_whichever_record_has_some() {
+async fn returned_use_goes_to_any_record_with_room() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
     world.grant(&anna, "t1", GrantUses::Count(31), None).await;
-    // Its own record, which has room.
+    // Its own record has room.
     world.settle(&anna, lease().await, Verdict::Return).await;
     assert_eq!(uses(&world, &anna).await, [31]);
-    // Its own record is full meanwhile, and there is another.
+    // Its own record is full by now, and another one has room.
     let id = lease().await;
     world.grant(&anna, "t1", GrantUses::Count(2), None).await;
     assert_eq!(uses(&world, &anna).await, [31, 1]);
     world.settle(&anna, id, Verdict::Return).await;
     assert_eq!(uses(&world, &anna).await, [31, 2]);
-    // And there is no other.
+    // No record has room.
     let id = lease().await;
     world.grant(&anna, "t1", GrantUses::Count(30), None).await;
     assert_eq!(uses(&world, &anna).await, [31, 31]);
     world.settle(&anna, id, Verdict::Suspect).await;
     assert_eq!(uses(&world, &anna).await, [31, 31, 1]);
-    assert!(world.stored(&anna).await.iter().all(|(.., suspect)| !suspect), "one use of a template is like another");
+    assert!(
+        world.stored(&anna).await.iter().all(|(.., suspect)| !suspect),
+        "no use is suspect, since the uses of a template are alike"
+    );
     assert_eq!(ledger(&world).await, Ledger { collected: 63, ..Ledger::default() });
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_record_whose_last_use_is_leased_takes_in_what_is_collected_meanwhile() {
+async fn record_whose_last_use_is_leased_accepts_new_uses() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for (verdict, left) in [(Verdict::Consume, 2), (Verdict::Return, 5)] {
         world.grant(&anna, "t1", GrantUses::Count(1), None).await;
@@ -158,14 +161,14 @@ async fn a_record_whose_last_use_is_leased_takes_in_what_is_collected_meanwhile(
 }
 
 #[tokio::test]
-async fn no_record_stays_empty_when_its_use_comes_back() {
+async fn no_record_stays_empty_when_its_use_is_returned() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
     world.grant(&anna, "t1", GrantUses::Count(32), None).await;
     for _ in 0..30 {
         world.settle(&anna, lease().await, Verdict::Consume).await;
     }
-    // The last of each of the two, the first by somebody who is late.
+    // Leases the last use of each of the two records. The owner of the first is late.
     let late = lease().await;
     world.advance(1).await;
     let id = lease().await;
@@ -176,7 +179,7 @@ async fn no_record_stays_empty_when_its_use_comes_back() {
 }
 
 #[tokio::test]
-async fn one_call_takes_form_ids_and_grants_of_many_users_with_keys_and_without() {
+async fn one_call_collects_form_ids_and_grants_of_many_users() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     let (one, other) = (Some(OnceKey([1; 16])), Some(OnceKey([2; 16])));
@@ -197,16 +200,16 @@ async fn one_call_takes_form_ids_and_grants_of_many_users_with_keys_and_without(
     let of = |id: &str, uses| (id.to_owned(), uses, false);
     assert_eq!(world.stored(&anna).await, [of("f1", 1), of("t1", 6), of("t2", 1)]);
     assert_eq!(world.stored(&bob).await, [of("f1", 1), of("t1", 3)]);
-    // As it comes when the reply was lost: also the one without a key is known again.
+    // A resend after a lost reply: the grant without a key is recognized too.
     assert_eq!(collect().await, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(ledger(&world).await.collected, 12);
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_grant_and_a_form_id_of_the_same_name_are_two_things() {
+async fn grant_and_form_id_of_the_same_name_are_separate() {
     let (world, anna) = (World::new().await, user("oAnna"));
-    // As long as the template and a slot, whatever byte that may be.
+    // As long as the template with a slot, for each printable byte that the slot may be.
     let ids: Vec<_> = (b'!'..=b'~').map(|last| form_id(&format!("t{}", char::from(last)), 9)).collect();
     world.collect(&anna, &ids).await;
     world.grant(&anna, "t", GrantUses::Count(700), None).await;
@@ -220,7 +223,7 @@ async fn a_grant_and_a_form_id_of_the_same_name_are_two_things() {
 }
 
 #[tokio::test]
-async fn what_is_discarded_of_a_grant_is_one_record_and_the_reaper_counts_a_use_as_unknown() {
+async fn discard_drops_one_grant_record_and_reaper_counts_unknown() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(33), None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);

@@ -1,4 +1,5 @@
-//! Messages that WeChat accepted and could not deliver: counted once, whichever comes first, their end or the report.
+//! Delivery failures: messages that WeChat accepted but could not deliver. Each is counted once, whether its report
+//! comes before or after its end.
 
 use deadpool_redis::redis;
 use shared::credential::{GrantUses, OpenId};
@@ -12,7 +13,7 @@ use crate::world::{TERMS, World, template, user};
 
 const FAILED: &str = "FAILED_LATER 43101";
 
-/// A broadcast of subscription messages, with everybody's in flight.
+/// A broadcast of subscription messages that are all in flight.
 async fn sending<'a>(world: &'a World, users: &[OpenId], owner: LeaseId) -> Broadcast<'a> {
     for user in users {
         world.grant(user, "t1", GrantUses::Count(1), None).await;
@@ -23,7 +24,7 @@ async fn sending<'a>(world: &'a World, users: &[OpenId], owner: LeaseId) -> Broa
     broadcast
 }
 
-/// How many are counted as delivered and as failed later; and the tally adds up.
+/// How many are counted as delivered and as failed later. Asserts that the tally adds up.
 async fn counts(broadcast: &Broadcast<'_>) -> (u64, u64) {
     let tally = broadcast.tally().await;
     let (_, flight, _) = broadcast.places().await;
@@ -37,7 +38,7 @@ async fn undelivered(broadcast: &Broadcast<'_>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_failure_reads_back_for_two_days() {
+async fn failure_reads_back_for_two_days() {
     let (world, anna, msgid) = (World::new().await, user("oAnna"), MsgId(u64::MAX));
     let failure = |errcode, status: &str| LateFailure { errcode, status: status.to_owned() };
     let read = async || world.store.late_failure(&world.app, &anna, msgid).await.unwrap();
@@ -58,7 +59,7 @@ async fn a_failure_reads_back_for_two_days() {
 }
 
 #[tokio::test]
-async fn a_failure_after_the_end_turns_a_delivered_message_into_a_failed_one_once() {
+async fn failure_after_the_end_turns_delivered_into_failed_once() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let bob = world.neighbour(&anna);
     let broadcast = sending(&world, &[anna.clone(), bob.clone()], owner).await;
@@ -74,12 +75,12 @@ async fn a_failure_after_the_end_turns_a_delivered_message_into_a_failed_one_onc
         broadcast.deliver(&anna, owner, MsgId(1)).await;
         assert_eq!(world.everything().await, before);
     }
-    assert_eq!(world.store.ledger(&world.app).await.unwrap().consumed, 2, "the grant is spent all the same");
+    assert_eq!(world.store.ledger(&world.app).await.unwrap().consumed, 2, "the grant stays spent");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_failure_before_the_end_is_what_the_message_ends_as() {
+async fn failure_before_the_end_becomes_the_ending() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let bob = world.neighbour(&anna);
     let broadcast = sending(&world, &[anna.clone(), bob.clone()], owner).await;
@@ -96,11 +97,11 @@ async fn a_failure_before_the_end_is_what_the_message_ends_as() {
 }
 
 #[tokio::test]
-async fn a_failure_whose_report_was_cut_off_is_counted_when_it_is_repeated() {
+async fn interrupted_report_is_counted_when_it_is_repeated() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
     broadcast.deliver(&anna, owner, MsgId(1)).await;
-    // The first call came no further than this.
+    // The first call was interrupted after this step.
     let keys = shared::store::keys::BucketKeys::new(&world.app, world.store.bucket_of(&anna));
     world.raw::<()>(redis::cmd("SET").arg(keys.failed(MsgId(1))).arg("43101 user refuse").arg("EX").arg(60)).await;
     assert!(!broadcast.fail_late(&anna, MsgId(1)).await);
@@ -108,7 +109,7 @@ async fn a_failure_whose_report_was_cut_off_is_counted_when_it_is_repeated() {
 }
 
 #[tokio::test]
-async fn a_failure_is_counted_in_its_own_broadcast_whether_that_has_ended_or_not() {
+async fn failure_is_counted_in_its_own_broadcast_also_when_closed() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let (mut all, mut failed) = (Vec::<(Broadcast<'_>, MsgId)>::new(), 0);
     for number in 0..3 {
@@ -131,7 +132,7 @@ async fn a_failure_is_counted_in_its_own_broadcast_whether_that_has_ended_or_not
         }
         assert_eq!(sum, failed);
     }
-    // What is new of them is kept no longer than the rest.
+    // The new keys are kept no longer than the others.
     for (broadcast, _) in &all {
         let part = broadcast.part(world.store.bucket_of(&anna));
         let ttl = async |key: String| world.raw::<i64>(redis::cmd("TTL").arg(key)).await;
@@ -140,14 +141,14 @@ async fn a_failure_is_counted_in_its_own_broadcast_whether_that_has_ended_or_not
     world.assert_sound().await;
 }
 
-/// Reports a failure of a message that is in no broadcast.
+/// Reports a delivery failure of a single message.
 async fn fails_late(world: &World, user: &OpenId, msgid: MsgId) -> bool {
     let failure = LateFailure { errcode: 43101, status: String::new() };
     world.store.fail_late(&world.app, user, msgid, &failure).await.unwrap()
 }
 
 #[tokio::test]
-async fn a_failure_of_an_erased_user_is_counted_and_tells_nobody_who_it_was() {
+async fn failure_of_an_erased_user_is_counted_without_the_openid() {
     let anna = user("oAnna");
     for reported_first in [true, false] {
         let (world, owner) = (World::new().await, LeaseId::random());
@@ -171,7 +172,7 @@ async fn a_failure_of_an_erased_user_is_counted_and_tells_nobody_who_it_was() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_erased_in_flight_is_counted_as_erased_whatever_is_reported() {
+async fn user_erased_in_flight_counts_as_erased_despite_a_report() {
     let anna = user("oAnna");
     for reported_first in [true, false] {
         let (world, owner) = (World::new().await, LeaseId::random());
@@ -189,7 +190,7 @@ async fn a_user_who_is_erased_in_flight_is_counted_as_erased_whatever_is_reporte
 }
 
 #[tokio::test]
-async fn msgids_are_kept_for_an_hour_and_what_comes_later_changes_no_broadcast() {
+async fn msgids_are_kept_for_an_hour_and_later_reports_are_ignored() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
     broadcast.deliver(&anna, owner, MsgId(1)).await;
@@ -202,7 +203,7 @@ async fn msgids_are_kept_for_an_hour_and_what_comes_later_changes_no_broadcast()
 }
 
 #[tokio::test]
-async fn a_failure_of_a_broadcast_that_is_forgotten_leaves_nothing_behind() {
+async fn failure_in_a_deleted_broadcast_creates_no_key() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
     broadcast.deliver(&anna, owner, MsgId(1)).await;
@@ -215,7 +216,7 @@ async fn a_failure_of_a_broadcast_that_is_forgotten_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whichever_comes_first_a_thousand_times_each_message_is_counted_once() {
+async fn racing_ends_and_reports_count_each_message_once() {
     let world = World::new().await;
     let bucket = world.store.bucket_of(&user("oAnna"));
     let here = |user: &OpenId| world.store.bucket_of(user) == bucket;

@@ -1,4 +1,4 @@
-//! One credential, one message: what a lease promises, also to those who ask twice or come late.
+//! The guarantees of a lease: one credential for one message, also for repeated and late calls.
 
 use shared::store::leases::{LeaseId, Leased, Settled, Verdict};
 
@@ -7,7 +7,7 @@ use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, reques
 const VERDICTS: [Verdict; 4] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard];
 
 #[tokio::test]
-async fn a_form_id_is_leased_once_and_gone_when_it_is_consumed() {
+async fn form_id_is_leased_once_and_removed_when_it_is_consumed() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1)]).await;
     let lease = world.lease(&anna).await;
@@ -20,7 +20,7 @@ async fn a_form_id_is_leased_once_and_gone_when_it_is_consumed() {
 }
 
 #[tokio::test]
-async fn a_prepay_id_is_leased_as_often_as_it_has_uses() {
+async fn prepay_id_is_leased_as_often_as_it_has_uses() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for uses in [1, 3, 31] {
         world.collect(&anna, &[prepay_id("p1", uses, 1)]).await;
@@ -40,7 +40,7 @@ async fn a_prepay_id_is_leased_as_often_as_it_has_uses() {
 }
 
 #[tokio::test]
-async fn the_soonest_to_expire_goes_first_but_none_that_expires_within_the_margin() {
+async fn soonest_to_expire_goes_first_unless_within_the_margin() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let credentials = [form_id("f5", 5), form_id("f1", 1), prepay_id("p3", 2, 3), form_id("f9", 9), form_id("f0", 0)];
     world.collect(&anna, &credentials).await;
@@ -57,20 +57,20 @@ async fn the_soonest_to_expire_goes_first_but_none_that_expires_within_the_margi
 }
 
 #[tokio::test]
-async fn what_has_expired_is_not_leased_and_is_counted_as_expired() {
+async fn expired_credential_is_not_leased_and_counts_as_expired() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[prepay_id("p1", 3, 1), form_id("f1", 2)]).await;
     let in_flight = world.lease(&anna).await;
     world.advance(2).await;
     assert_eq!(world.lease(&anna).await.credential.as_str(), "f1");
-    assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 2, "of the uses that were not in flight");
+    assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 2, "only the uses that were not in flight");
     world.settle(&anna, in_flight.id, Verdict::Return).await;
     assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 3);
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_repeated_lease_answers_the_same_and_changes_nothing() {
+async fn repeated_lease_returns_the_same_and_changes_nothing() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     for request in [None, Some(request("r1", 1))] {
@@ -84,7 +84,7 @@ async fn a_repeated_lease_answers_the_same_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_repeated_settle_changes_nothing() {
+async fn repeated_settle_changes_nothing() {
     for verdict in VERDICTS {
         let (world, anna) = (World::new().await, user("oAnna"));
         world.collect(&anna, &[form_id("f1", 1), prepay_id("p1", 3, 2), form_id("f3", 3)]).await;
@@ -104,7 +104,7 @@ async fn a_repeated_settle_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_repeated_settle_answers_the_same_next_lease() {
+async fn repeated_settle_returns_the_same_next_lease() {
     for verdict in VERDICTS {
         let (world, anna) = (World::new().await, user("oAnna"));
         world.collect(&anna, &[form_id("f1", 1), prepay_id("p1", 2, 2), form_id("f3", 3), form_id("f4", 4)]).await;
@@ -123,7 +123,7 @@ async fn a_repeated_settle_answers_the_same_next_lease() {
 }
 
 #[tokio::test]
-async fn a_repeated_collect_changes_nothing() {
+async fn repeated_collect_changes_nothing() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let credentials = [form_id("f2", 2), form_id("f1", 1), prepay_id("p1", 3, 1), form_id("00ff", 3)];
     assert!(world.collect(&anna, &credentials).await.is_empty());
@@ -135,7 +135,7 @@ async fn a_repeated_collect_changes_nothing() {
 }
 
 #[tokio::test]
-async fn the_same_credential_twice_in_one_call_is_stored_once() {
+async fn same_credential_twice_in_one_call_is_stored_once() {
     let (world, anna) = (World::new().await, user("oAnna"));
     assert_eq!(world.collect(&anna, &[form_id("f1", 1), form_id("f1", 2), form_id("f1", 1)]).await, [1, 2]);
     assert_eq!(world.stored(&anna).await, [("f1".to_owned(), 1, false)]);
@@ -143,7 +143,7 @@ async fn the_same_credential_twice_in_one_call_is_stored_once() {
 }
 
 #[tokio::test]
-async fn a_stale_lease_id_changes_nothing() {
+async fn stale_lease_id_changes_nothing() {
     let anna = user("oAnna");
     let message = request("r1", 1);
     for why in ["never", "settled", "reaped", "erased", "taken over"] {
@@ -168,7 +168,7 @@ async fn a_stale_lease_id_changes_nothing() {
         }
         let before = world.everything().await;
         for verdict in VERDICTS.into_iter().chain([Verdict::Hold]) {
-            // Only a request can be held for.
+            // Only a message with a request id can be held.
             let without = (verdict != Verdict::Hold).then_some(None);
             for request in without.into_iter().chain([Some(&message)]) {
                 let next = LeaseId::random();
@@ -181,7 +181,7 @@ async fn a_stale_lease_id_changes_nothing() {
 }
 
 #[tokio::test]
-async fn each_verdict_does_to_a_prepay_id_what_it_says() {
+async fn each_lease_end_has_its_effect_on_a_prepay_id() {
     let anna = user("oAnna");
     for (verdict, uses, suspect) in [
         (Verdict::Consume, 2, false),
@@ -206,16 +206,16 @@ async fn each_verdict_does_to_a_prepay_id_what_it_says() {
 }
 
 #[tokio::test]
-async fn a_form_id_in_flight_survives_the_cap_and_the_soonest_at_rest_goes_first() {
+async fn cap_spares_a_form_id_in_flight_and_drops_the_soonest_other() {
     let (world, anna) = (World::with_cap(3).await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), form_id("f3", 3)]).await;
     let lease = world.lease(&anna).await;
     world.collect(&anna, &[form_id("f4", 4)]).await;
     let ids = async || world.stored(&anna).await.into_iter().map(|(id, ..)| id).collect::<Vec<_>>();
     assert_eq!(ids().await, ["f1", "f3", "f4"]);
-    assert_eq!(world.collect(&anna, &[form_id("f1", 1)]).await, [0], "what is in flight is a duplicate");
+    assert_eq!(world.collect(&anna, &[form_id("f1", 1)]).await, [0], "a form id in flight is a duplicate");
     world.collect(&anna, &[form_id("f2", 2)]).await;
-    assert_eq!(ids().await, ["f1", "f3", "f4"], "the soonest is the one that just came");
+    assert_eq!(ids().await, ["f1", "f3", "f4"], "the soonest to expire is the new one");
     world.settle(&anna, lease.id, Verdict::Return).await;
     world.collect(&anna, &[form_id("f5", 5)]).await;
     assert_eq!(ids().await, ["f3", "f4", "f5"]);
@@ -224,12 +224,12 @@ async fn a_form_id_in_flight_survives_the_cap_and_the_soonest_at_rest_goes_first
 }
 
 #[tokio::test]
-async fn a_use_that_comes_back_to_a_full_record_does_not_overflow_it() {
+async fn returned_use_does_not_overflow_a_full_record() {
     let (world, anna) = (World::with_cap(1).await, user("oAnna"));
     world.collect(&anna, &[prepay_id("p1", 31, 1)]).await;
     let lease = world.lease(&anna).await;
     world.collect(&anna, &[form_id("f2", 2)]).await;
-    assert_eq!(world.stored(&anna).await, [("f2".to_owned(), 1, false)], "the cap pushed out what was left of it");
+    assert_eq!(world.stored(&anna).await, [("f2".to_owned(), 1, false)], "the cap dropped its remaining uses");
     world.collect(&anna, &[prepay_id("p1", 31, 3)]).await;
     world.settle(&anna, lease.id, Verdict::Suspect).await;
     assert_eq!(world.stored(&anna).await, [("p1".to_owned(), 31, true)]);

@@ -1,4 +1,4 @@
-//! Long-term subscriptions: any number of messages, one after the other.
+//! Long-term subscriptions: any number of messages, one at a time.
 
 use shared::credential::GrantUses;
 use shared::store::leases::{LeaseId, Leased, Reaped, Verdict};
@@ -9,7 +9,7 @@ use crate::broadcast::{Broadcast, end};
 use crate::world::{TERMS, World, leased, template, user};
 
 #[tokio::test]
-async fn a_long_term_subscription_is_collected_once_and_not_used_up() {
+async fn long_term_subscription_is_collected_once_and_not_used_up() {
     let (world, anna) = (World::new().await, user("oAnna"));
     assert!(world.grant(&anna, "t1", GrantUses::LongTerm, None).await);
     assert!(!world.grant(&anna, "t1", GrantUses::LongTerm, None).await);
@@ -37,7 +37,7 @@ async fn a_long_term_subscription_is_collected_once_and_not_used_up() {
 }
 
 #[tokio::test]
-async fn while_a_long_term_subscription_is_leased_the_user_is_busy_and_not_without_a_grant() {
+async fn user_of_a_leased_long_term_subscription_is_only_locked() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
@@ -51,12 +51,12 @@ async fn while_a_long_term_subscription_is_leased_the_user_is_busy_and_not_witho
 }
 
 #[tokio::test]
-async fn a_long_term_subscription_survives_the_death_of_who_sends() {
+async fn long_term_subscription_survives_the_death_of_its_sender() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.advance(1).await;
-    assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None, "in doubt");
+    assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None, "outcome unknown");
     assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..Reaped::default() });
     leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     let wanted = Ledger { collected: 2, consumed: 1, unknown: 1, leased: 1, ..Ledger::default() };
@@ -65,7 +65,7 @@ async fn a_long_term_subscription_survives_the_death_of_who_sends() {
 }
 
 #[tokio::test]
-async fn a_broadcast_reaches_a_long_term_subscriber_who_is_sent_another_message_when_it_begins() {
+async fn broadcast_reaches_a_subscriber_who_is_locked_at_its_start() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bucket = world.store.bucket_of(&anna);
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;

@@ -1,18 +1,21 @@
-//! The store on a real Redis: what it promises about credentials, leases and requests, whoever calls it and however often.
+//! Tests of the store on a real Redis: its guarantees about credentials, leases and requests, also for concurrent and
+//! repeated calls.
 //!
-//! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, held against [`model`], a store in plain Rust;
-//!   [`permit_sequences`]: such sequences of how many messages are permitted;
-//! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the promises one by one;
-//! - [`grants`], [`long_term`], [`void`], [`marks`]: those about subscription messages; [`late`]: what fails later;
-//! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: how a broadcast goes on; [`broadcast_audience`],
-//!   [`broadcast_pages`], [`broadcast_recent`]: to whom, and how each message ends; [`broadcast_ends`], [`broadcast_keys`]: what stays;
-//! - [`format`]: what Rust packs is what the scripts read;
+//! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, compared with [`model`], a store in plain Rust;
+//!   [`permit_sequences`]: random sequences about the number of permitted messages;
+//! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the guarantees one by one;
+//! - [`grants`], [`long_term`], [`void`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
+//!   failures;
+//! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: states, tasks and rates of a broadcast;
+//!   [`broadcast_audience`], [`broadcast_pages`], [`broadcast_recent`]: its audience, and how each message ends;
+//!   [`broadcast_ends`], [`broadcast_keys`]: its end, and which keys stay;
+//! - [`format`]: Rust and the scripts agree on the packed format;
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
-//! - [`redis`]: what Redis may do to the store, and what the store may do to Redis; [`elsewhere`]: clusters, Sentinels,
-//!   encryption, users of few rights;
-//! - [`world`], [`broadcast`], [`raw`], [`twice`]: what the tests stand on.
+//! - [`redis`]: restarts, lost scripts, and the keys that scripts access; [`elsewhere`]: clusters, Sentinels, TLS, and
+//!   Redis users with few permissions;
+//! - [`world`], [`broadcast`], [`raw`], [`twice`]: fixtures.
 
-// A test that cannot go on should fail loudly.
+// A test that cannot continue must fail.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broadcast;

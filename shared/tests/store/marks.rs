@@ -1,4 +1,4 @@
-//! WeChat takes one subscription message at a time for a user: who has a grant leased is alone with the user.
+//! Send locks: WeChat accepts one subscription message at a time for a user, so the owner of a leased grant locks the user.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const VERDICTS: [Verdict; 7] = [
     Verdict::Hold,
 ];
 
-/// Somebody with grants of two templates.
+/// A user with grants of two templates.
 async fn with_grants() -> (World, OpenId) {
     let (world, anna) = (World::new().await, user("oAnna"));
     for id in ["t1", "t2"] {
@@ -50,7 +50,7 @@ async fn owner(world: &World, user: &OpenId) -> Option<LeaseId> {
 }
 
 #[tokio::test]
-async fn one_has_the_user_alone_until_the_message_has_ended_however_that_is() {
+async fn send_lock_lasts_until_the_message_ends_in_any_way() {
     for verdict in VERDICTS {
         let (world, anna) = with_grants().await;
         let (message, id) = (request("r1", 1), LeaseId::random());
@@ -60,8 +60,11 @@ async fn one_has_the_user_alone_until_the_message_has_ended_however_that_is() {
             assert!(busy(&world.ask_for(&anna, LeaseId::random(), &TERMS, of).await));
         }
         assert!(busy(&ask(&world, &anna, LeaseId::random(), &request("r2", 1)).await));
-        assert!(matches!(ask(&world, &anna, LeaseId::random(), &message).await, Leased::UnderWay(_)), "its own");
-        assert_eq!(leased(ask(&world, &anna, id, &message).await).id, id, "a repeat finds its lease");
+        assert!(
+            matches!(ask(&world, &anna, LeaseId::random(), &message).await, Leased::UnderWay(_)),
+            "its own message"
+        );
+        assert_eq!(leased(ask(&world, &anna, id, &message).await).id, id, "a repeated call finds its lease");
         assert_eq!(world.everything().await, before);
         world.settle_request(&anna, id, verdict, None, &message).await;
         assert_eq!(owner(&world, &anna).await, None, "{verdict:?}");
@@ -71,7 +74,7 @@ async fn one_has_the_user_alone_until_the_message_has_ended_however_that_is() {
 }
 
 #[tokio::test]
-async fn form_ids_go_on_beside_a_grant_and_leave_no_mark() {
+async fn form_ids_ignore_the_send_lock_and_set_none() {
     let (world, anna) = with_grants().await;
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
     let first = world.lease(&anna).await;
@@ -87,14 +90,14 @@ async fn form_ids_go_on_beside_a_grant_and_leave_no_mark() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_come_back_has_the_user_no_longer_than_the_lease_and_comes_too_late_for_the_next() {
+async fn expired_lease_releases_the_user_and_late_settle_is_stale() {
     let (world, anna) = with_grants().await;
     let late = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.advance(1).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     assert_eq!(owner(&world, &anna).await, Some(lease.id));
     world.settle(&anna, late.id, Verdict::Return).await;
-    assert_eq!(owner(&world, &anna).await, Some(lease.id), "not the late one's to take away");
+    assert_eq!(owner(&world, &anna).await, Some(lease.id), "the late owner must not remove it");
     assert!(busy(&world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await));
     world.advance(1).await;
     assert_eq!(world.reap(&TERMS).await, Reaped { spent: 1, ..Reaped::default() });
@@ -102,14 +105,14 @@ async fn whoever_does_not_come_back_has_the_user_no_longer_than_the_lease_and_co
 }
 
 #[tokio::test]
-async fn the_reaper_takes_the_mark_of_a_lease_along_and_no_other() {
+async fn reaper_removes_the_send_lock_of_its_lease_and_no_other() {
     let (world, anna) = with_grants().await;
     leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.advance(1).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.reap(&TERMS).await;
     assert_eq!(owner(&world, &anna).await, Some(lease.id));
-    // A mark lasts for whole seconds, and so may be there after the deadline.
+    // A send lock lasts for whole seconds, so it may outlast the deadline.
     let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
     world.settle(&anna, lease.id, Verdict::Return).await;
     leased(world.ask_for(&anna, LeaseId::random(), &brief, "t1").await);
@@ -120,7 +123,7 @@ async fn the_reaper_takes_the_mark_of_a_lease_along_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_taken_over_has_the_user_for_its_new_owner_unless_another_is_under_way() {
+async fn takeover_locks_the_user_unless_another_message_does() {
     let (world, anna) = with_grants().await;
     let (message, first, second) = (request("r1", 1), LeaseId::random(), LeaseId::random());
     leased(ask(&world, &anna, first, &message).await);
@@ -128,7 +131,7 @@ async fn a_message_that_is_taken_over_has_the_user_for_its_new_owner_unless_anot
     let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await);
     let before = world.everything().await;
     for id in [first, second] {
-        assert!(busy(&ask(&world, &anna, id, &message).await), "another is under way");
+        assert!(busy(&ask(&world, &anna, id, &message).await), "another message is in flight");
     }
     assert_eq!(world.everything().await, before);
     world.settle(&anna, other.id, Verdict::Consume).await;
@@ -146,7 +149,7 @@ async fn a_message_that_is_taken_over_has_the_user_for_its_new_owner_unless_anot
 }
 
 #[tokio::test]
-async fn a_message_is_taken_over_as_soon_as_its_deadline_has_passed_while_the_mark_may_last_a_little_longer() {
+async fn takeover_at_the_deadline_does_not_wait_for_the_send_lock() {
     let (world, anna) = with_grants().await;
     let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
     let (message, wanted) = (request("r1", 1), Wanted::grants(template("t1")));
@@ -167,7 +170,7 @@ async fn a_message_is_taken_over_as_soon_as_its_deadline_has_passed_while_the_ma
 }
 
 #[tokio::test]
-async fn a_takeover_drops_what_expired_meanwhile_and_counts_it() {
+async fn takeover_drops_and_counts_expired_credentials() {
     let (world, anna) = with_grants().await;
     world.collect(&anna, &[form_id("f1", 0)]).await;
     let message = request("r1", 1);
@@ -179,13 +182,13 @@ async fn a_takeover_drops_what_expired_meanwhile_and_counts_it() {
 }
 
 #[tokio::test]
-async fn the_next_grant_of_a_message_has_the_user_for_its_owner() {
+async fn next_grant_of_a_message_locks_the_user_for_its_owner() {
     let (world, anna) = with_grants().await;
     let (first, second, third) = (LeaseId::random(), LeaseId::random(), LeaseId::random());
     leased(world.ask_for(&anna, first, &TERMS, "t1").await);
     next(settle_next(&world, &anna, first, Verdict::Unknown, second).await);
     assert_eq!(owner(&world, &anna).await, Some(second));
-    // One who comes so late that another has the user gets no other.
+    // An owner who is so late that another message has locked the user gets no next grant.
     world.advance(1).await;
     let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     assert_eq!(settle_next(&world, &anna, second, Verdict::Unknown, third).await, Settled::NoNext);
@@ -195,7 +198,7 @@ async fn the_next_grant_of_a_message_has_the_user_for_its_owner() {
 }
 
 #[tokio::test]
-async fn a_user_of_whom_nothing_but_the_mark_is_left_cannot_be_reached() {
+async fn user_with_only_a_send_lock_is_not_reachable() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let reachable = async || {
         let stock = world.store.stock(&world.app, 0, 100).await.unwrap();
@@ -222,7 +225,7 @@ async fn a_user_of_whom_nothing_but_the_mark_is_left_cannot_be_reached() {
 }
 
 #[tokio::test]
-async fn a_mark_has_no_part_in_the_cap() {
+async fn send_lock_does_not_count_for_the_cap() {
     let (world, anna) = (World::with_cap(2).await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(2), None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
@@ -235,12 +238,12 @@ async fn a_mark_has_no_part_in_the_cap() {
 }
 
 #[tokio::test]
-async fn a_broadcast_puts_back_who_is_sent_another_message_and_leaves_that_user_as_is() {
+async fn broadcast_puts_a_locked_user_back_unchanged() {
     let (world, anna) = with_grants().await;
     let bob = world.neighbour(&anna);
     let bucket = world.store.bucket_of(&anna);
     world.grant(&bob, "t1", GrantUses::Count(1), None).await;
-    // Something that expires meanwhile.
+    // A credential that expires meanwhile.
     world.collect(&anna, &[form_id("f1", 0)]).await;
     let mut broadcast = Broadcast::to(&world, &[anna.clone(), bob.clone()]).await;
     broadcast.choice.wanted = Wanted::grants(template("t1"));
@@ -266,7 +269,7 @@ async fn a_broadcast_puts_back_who_is_sent_another_message_and_leaves_that_user_
 }
 
 #[tokio::test]
-async fn a_broadcast_waits_with_a_message_in_doubt_while_another_is_under_way_to_the_user() {
+async fn broadcast_takeover_waits_while_the_user_is_locked() {
     let (world, anna) = with_grants().await;
     let bucket = world.store.bucket_of(&anna);
     let mut broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
@@ -278,7 +281,7 @@ async fn a_broadcast_waits_with_a_message_in_doubt_while_another_is_under_way_to
     // Its first reply was lost.
     assert_eq!(take_over(first).await.ready.len(), 1);
     assert_eq!(owner(&world, &anna).await, Some(first));
-    assert_eq!(take_over(second).await.ready.len(), 0, "its owner has it alone");
+    assert_eq!(take_over(second).await.ready.len(), 0, "its owner still has the lease");
     world.advance(1).await;
     let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await);
     let before = world.everything().await;

@@ -1,4 +1,4 @@
-//! The store in plain Rust, as simple as can be: what every reply and every record must be.
+//! A model of the store in plain Rust, as simple as possible: it says what every reply and every record must be.
 
 mod broadcasts;
 mod grants;
@@ -14,7 +14,7 @@ use shared::store::stock::{Count, DAY, DAY_OFFSET, Granted, Ledger};
 pub use broadcasts::{Broadcast, Message, Step};
 pub use grants::{Grant, LONG_TERM, Mark};
 
-/// The expiry of what does not expire.
+/// The expiry of credentials that do not expire.
 const NEVER: i64 = i64::MAX;
 
 /// A stored credential. Times are in seconds by the model's own clock.
@@ -22,7 +22,7 @@ const NEVER: i64 = i64::MAX;
 pub struct Held {
     pub kind: Kind,
     pub id: String,
-    /// Which record of its template a grant is; otherwise 0.
+    /// The slot of a grant among the records of its template; 0 for other credentials.
     pub slot: u8,
     pub uses: u8,
     pub expiry: i64,
@@ -39,14 +39,14 @@ impl Held {
     }
 }
 
-/// What a user hands out.
+/// A credential to collect.
 #[derive(Debug, Clone)]
 pub enum Item {
     Id(Held),
     Grant(Grant),
 }
 
-/// What a lease is called: by its user and request id or broadcast if there is one, by its first owner otherwise.
+/// The name of a lease: its user with the request id or the broadcast if there is one, or else its first owner.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Name {
     Request(usize, String),
@@ -70,11 +70,11 @@ struct InFlight {
     fingerprint: Option<[u8; 16]>,
     held: Held,
     deadline: i64,
-    /// When the reaper looks at it.
+    /// When the reaper handles it.
     turn: i64,
     pinned: bool,
     taken_over: bool,
-    /// Its user is gone; all it tells is that the request was under way.
+    /// Its user was erased. It only records that the request was in progress.
     erased: bool,
 }
 
@@ -87,19 +87,19 @@ struct Finished {
 #[derive(Default)]
 pub struct Model {
     cap: usize,
-    /// The clock when it began.
+    /// The time at the start.
     began: i64,
     pub now: i64,
     users: Vec<Vec<Held>>,
     /// When each user was last sent a message.
     touched: Vec<Option<i64>>,
-    /// Who sends with a grant to each user.
+    /// The send lock of each user.
     marks: Vec<Option<Mark>>,
     leases: BTreeMap<Name, InFlight>,
     requests: BTreeMap<Name, Finished>,
-    /// Until when each key of a user's is known.
+    /// Until when each dedup key of a user is known.
     once: BTreeMap<(usize, u8), i64>,
-    /// Until when it is known of a msgid that its message failed.
+    /// Until when the delivery failure of each msgid is known.
     failed: BTreeMap<u64, i64>,
     ledger: Ledger,
 }
@@ -111,7 +111,7 @@ impl Model {
         Self { cap: cap.into(), began: now, now, users, touched, marks, ..Self::default() }
     }
 
-    /// Time passes. Redis' clock does not: there, everything stored moves into the past instead.
+    /// Advances the time. The clock of Redis cannot advance: there, all stored times move into the past instead.
     pub fn advance(&mut self, seconds: i64) {
         self.now += seconds;
         self.requests.retain(|_, request| request.until > self.now);
@@ -119,7 +119,7 @@ impl Model {
         self.failed.retain(|_, until| *until > self.now);
     }
 
-    /// A time as it stands in Redis.
+    /// A time as it is stored in Redis.
     pub fn in_redis(&self, time: i64) -> u32 {
         if time == NEVER { record::NEVER } else { (time - (self.now - self.began)) as u32 }
     }
@@ -128,7 +128,7 @@ impl Model {
         Ledger { leased: self.leases.values().filter(|lease| !lease.erased).count() as u64, ..self.ledger }
     }
 
-    /// The records of a user, without those that neither can be used nor count.
+    /// The records of a user, without those that can neither be used nor counted.
     pub fn records(&self, user: usize) -> Vec<Record> {
         let counts = |held: &&Held| held.uses > 0 || held.expiry > self.now;
         let record = |held: &Held| {
@@ -140,12 +140,12 @@ impl Model {
         self.users[user].iter().filter(counts).map(record).collect()
     }
 
-    /// When a user was last sent a message, if that is not too long ago to be known.
+    /// When a user was last sent a message, if that time is still kept.
     pub fn touched(&self, user: usize) -> Option<i64> {
         self.touched[user].filter(|at| at + KEEP_TOUCH.as_secs() as i64 > self.now)
     }
 
-    /// How many users something is stored of, once what has expired was dropped.
+    /// How many users have stored data, after expired data was dropped.
     pub fn users(&self) -> u64 {
         let stored =
             |user: &usize| !self.users[*user].is_empty() || self.touched(*user).is_some() || self.mark(*user).is_some();

@@ -1,5 +1,5 @@
-//! Random sequences of what replicas do with permits, die, and repeat: whatever happens, no more messages go out than are
-//! permitted, and when everyone has done what is left to do, exactly as many have.
+//! Random sequences of calls for permits, by replicas that die and repeat calls. At no time are more messages sent than
+//! are permitted. When all work is finished, exactly as many have been sent, unless the audience is used up.
 
 use deadpool_redis::redis;
 use proptest::collection::vec;
@@ -23,13 +23,13 @@ enum Op {
     Ask(u16, usize, bool, bool),
     /// Bucket, how many users; whether the reply is lost.
     Page(u16, usize, bool),
-    /// Bucket; the message ends, goes back to the audience, or is in doubt.
+    /// Bucket; 0: the message ends, 1: its user returns to the audience, 2: its outcome is unknown.
     Settle(u16, usize),
-    /// Whoever works on the bucket dies.
+    /// The replica that works on the bucket dies.
     Die(u16),
-    /// Bucket; whether what is left is given back.
+    /// Bucket; whether unused permits are returned.
     Account(u16, bool),
-    /// WeChat tells what it knows: all that was sent.
+    /// WeChat reports how many messages were sent.
     Tell,
     Erase(usize),
 }
@@ -53,7 +53,7 @@ struct Run<'a> {
     world: &'a World,
     broadcast: Broadcast<'a>,
     bounds: Bounds,
-    /// What whoever works on a bucket knows of its permits.
+    /// What the replica that works on each bucket knows of its permits.
     permits: [Permits; BUCKETS as usize],
     /// Messages that WeChat has counted.
     delivered: u64,
@@ -76,7 +76,7 @@ impl Run<'_> {
             Op::Tell => self.tell().await,
             Op::Erase(number) => {
                 let openid = user(&format!("oU{number}"));
-                // The message of a user who is in flight goes out all the same.
+                // The message to a user in flight is sent nevertheless.
                 self.delivered += u64::from(self.broadcast.places().await.1.contains(openid.as_str()));
                 self.world.store.erase(&self.world.app, &openid).await.unwrap();
             }
@@ -94,7 +94,8 @@ impl Run<'_> {
         permit.why
     }
 
-    /// How many users were taken. Their leases are over at once, for whoever settles the message.
+    /// Takes a page. Returns how many users were taken. Their leases expire at once, so that any replica can settle
+    /// them.
     async fn page(&mut self, bucket: u16, count: usize, lost: bool) -> usize {
         let Broadcast { world, id, choice, .. } = &self.broadcast;
         let permits = &mut self.permits[usize::from(bucket)];
@@ -107,7 +108,7 @@ impl Run<'_> {
         page.taken
     }
 
-    /// Settles one of the messages in flight, whoever sent it; false if there is none.
+    /// Settles one of the messages in flight, regardless of its owner. False if there is none.
     async fn settle(&mut self, bucket: u16, verdict: Verdict, next: Next) -> bool {
         let (bucket, owner) = (Bucket(bucket), LeaseId::random());
         let flying = self.world.store.in_flight(&self.world.app, &self.broadcast.id, bucket).await.unwrap();
@@ -144,7 +145,7 @@ impl Run<'_> {
         sum
     }
 
-    /// Everyone does what is left to do, until nothing more is permitted, or nobody waits.
+    /// Finishes the work on all buckets, until no more is permitted or no user waits.
     async fn finish(&mut self) {
         for _ in 0..USERS {
             let mut idle = true;
@@ -167,12 +168,12 @@ impl Run<'_> {
                 return;
             }
         }
-        panic!("permits are open for ever");
+        panic!("permits stay open forever");
     }
 }
 
 #[test]
-fn as_many_messages_go_out_as_are_permitted_and_no_more_whoever_dies() {
+fn exactly_the_permitted_messages_are_sent_despite_deaths() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };

@@ -1,4 +1,4 @@
-//! A connection of the tests' own, to whatever kind of Redis there is.
+//! The connection of the tests to a Redis of any kind.
 
 use deadpool_redis::redis::aio::{ConnectionLike, MultiplexedConnection};
 use deadpool_redis::redis::cluster::ClusterClientBuilder;

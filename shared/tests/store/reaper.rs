@@ -1,4 +1,4 @@
-//! Leases whose owner did not come back.
+//! The reaper: leases that their owners did not settle in time.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::world::{BRIEF, TERMS, World, form_id, leased, prepay_id, request, use
 const NOTHING: Reaped = Reaped { pinned: 0, suspect: 0, spent: 0 };
 
 #[tokio::test]
-async fn a_lease_that_is_not_late_is_left_alone() {
+async fn lease_before_its_deadline_is_left_alone() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     world.lease(&anna).await;
@@ -22,7 +22,7 @@ async fn a_lease_that_is_not_late_is_left_alone() {
 }
 
 #[tokio::test]
-async fn without_a_request_a_form_id_comes_back_as_suspect_and_a_prepay_use_is_spent() {
+async fn form_id_without_request_turns_suspect_and_prepay_is_spent() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1), prepay_id("p1", 2, 2), prepay_id("p2", 1, 3)]).await;
     for _ in 0..4 {
@@ -36,7 +36,7 @@ async fn without_a_request_a_form_id_comes_back_as_suspect_and_a_prepay_use_is_s
 }
 
 #[tokio::test]
-async fn a_form_id_that_expired_in_flight_is_spent_on_an_unknown_message() {
+async fn form_id_that_expired_in_flight_is_spent_as_unknown() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1)]).await;
     world.lease(&anna).await;
@@ -49,16 +49,16 @@ async fn a_form_id_that_expired_in_flight_is_spent_on_an_unknown_message() {
 }
 
 #[tokio::test]
-async fn with_a_request_a_credential_is_pinned_until_the_request_is_forgotten() {
+async fn credential_is_held_until_its_request_is_forgotten() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     let terms = LeaseTerms { keep: Duration::from_secs(2), ..BRIEF };
     world.collect(&anna, &[form_id("f1", 9)]).await;
     leased(world.ask(&anna, LeaseId::random(), &terms, Some(&message)).await);
     assert_eq!(world.reap(&terms).await, Reaped { pinned: 1, ..NOTHING });
     assert_eq!(world.reap(&terms).await, NOTHING);
-    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "it is no one else's");
+    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None, "no other message gets it");
     let mut reaped = NOTHING;
-    testing::eventually("the pin comes off", Duration::from_secs(10), async || {
+    testing::eventually("the held credential is released", Duration::from_secs(10), async || {
         world.assert_sound().await;
         reaped = world.reap(&terms).await;
         reaped != NOTHING
@@ -66,11 +66,15 @@ async fn with_a_request_a_credential_is_pinned_until_the_request_is_forgotten() 
     .await;
     assert_eq!(reaped, Reaped { suspect: 1, ..NOTHING });
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    assert_eq!((lease.suspect, lease.taken_over), (true, false), "the request was forgotten, the doubt was not");
+    assert_eq!(
+        (lease.suspect, lease.taken_over),
+        (true, false),
+        "the request was forgotten, but the form id is suspect"
+    );
 }
 
 #[tokio::test]
-async fn a_pinned_prepay_use_is_spent_when_its_request_is_forgotten() {
+async fn held_prepay_use_is_spent_when_its_request_is_forgotten() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[prepay_id("p1", 3, 99)]).await;
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&request("r1", 1))).await);
@@ -84,7 +88,7 @@ async fn a_pinned_prepay_use_is_spent_when_its_request_is_forgotten() {
 }
 
 #[tokio::test]
-async fn a_pinned_message_can_be_taken_over_and_is_pinned_anew_if_that_fails_too() {
+async fn held_message_can_be_taken_over_and_is_held_again() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 99)]).await;
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
@@ -100,7 +104,7 @@ async fn a_pinned_message_can_be_taken_over_and_is_pinned_anew_if_that_fails_too
 }
 
 #[tokio::test]
-async fn what_was_held_comes_back_when_its_request_is_forgotten() {
+async fn held_form_id_returns_when_its_request_is_forgotten() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 99)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
@@ -113,7 +117,7 @@ async fn what_was_held_comes_back_when_its_request_is_forgotten() {
 }
 
 #[tokio::test]
-async fn an_owner_that_is_late_but_not_replaced_may_still_settle() {
+async fn late_owner_that_was_not_replaced_may_still_settle() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
@@ -125,7 +129,7 @@ async fn an_owner_that_is_late_but_not_replaced_may_still_settle() {
 }
 
 #[tokio::test]
-async fn one_call_goes_through_all_pages_of_a_bucket_and_no_other() {
+async fn one_call_reaps_all_pages_of_a_bucket_and_no_other_bucket() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let carol = (0..).map(|number| user(&format!("oCarol{number}")));
     let carol = carol.into_iter().find(|carol| world.store.bucket_of(carol) != world.store.bucket_of(&anna)).unwrap();
@@ -146,7 +150,7 @@ async fn one_call_goes_through_all_pages_of_a_bucket_and_no_other() {
 }
 
 #[tokio::test]
-async fn two_reapers_at_once_put_everything_back_once() {
+async fn two_concurrent_reapers_return_each_credential_once() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let credentials: Vec<_> = (0..100).map(|number| form_id(&format!("f{number}"), 9)).collect();
     world.collect(&anna, &credentials).await;

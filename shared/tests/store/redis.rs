@@ -1,4 +1,4 @@
-//! What Redis may do to the store (forget its scripts, start again, be a cluster), and what the store may do to Redis.
+//! What Redis may do to the store (lose its scripts, restart, be a cluster), and what the store may do in Redis.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -28,7 +28,7 @@ macro_rules! assert_unavailable {
     };
 }
 
-/// Everything that runs a script, once.
+/// Runs every script at least once.
 pub async fn a_whole_life(world: &World) {
     let (anna, bob, message) = (user("oAnna"), user("oBob"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), prepay_id("p1", 3, 3), form_id("old", -1)]).await;
@@ -57,7 +57,7 @@ pub async fn a_whole_life(world: &World) {
 }
 
 #[tokio::test]
-async fn scripts_that_redis_forgot_are_loaded_again() {
+async fn scripts_that_redis_lost_are_loaded_again() {
     let world = World::new().await;
     a_whole_life(&world).await;
     world.raw::<()>(&redis::cmd("FLUSHALL")).await;
@@ -66,7 +66,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
 }
 
 #[tokio::test]
-async fn a_store_survives_the_restart_of_redis_with_all_that_was_stored() {
+async fn store_survives_a_restart_of_redis_with_all_its_data() {
     let mut world = World::on(Redis::durable_alone(), 120).await;
     let (anna, message) = (user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
@@ -77,12 +77,12 @@ async fn a_store_survives_the_restart_of_redis_with_all_that_was_stored() {
     assert!(world.store.records(&world.app, &anna).await.is_err());
     world.redis.resume();
     let mut tries = 0;
-    eventually("the store finds Redis again", Duration::from_secs(5), async || {
+    eventually("the store reaches Redis again", Duration::from_secs(5), async || {
         tries += 1;
         world.store.ping().await.is_ok()
     })
     .await;
-    assert!(tries <= 4, "a broken connection is found out once: {tries} tries");
+    assert!(tries <= 4, "a broken connection is detected once: {tries} tries");
     world.reconnect().await;
     assert_eq!(world.everything().await, before);
     let settled = world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
@@ -92,7 +92,7 @@ async fn a_store_survives_the_restart_of_redis_with_all_that_was_stored() {
 }
 
 #[tokio::test]
-async fn another_number_of_buckets_is_refused() {
+async fn different_number_of_buckets_is_refused() {
     let world = World::new().await;
     let with = |buckets| Store::new(&StoreConfig { buckets, ..store_config(world.redis.url()) }).unwrap();
     let refused = with(8).prepare().await;
@@ -100,7 +100,7 @@ async fn another_number_of_buckets_is_refused() {
     with(4).prepare().await.unwrap();
 }
 
-/// No call for broadcasts works either.
+/// Asserts that all calls for broadcasts fail as unavailable too.
 async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
     let (draft, owner, bucket) = (draft(true), LeaseId::random(), store.bucket_of(anna));
     let (id, everyone, day) = (&draft.id, true, Duration::from_secs(86400));
@@ -148,13 +148,13 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
 }
 
 #[tokio::test]
-async fn until_redis_was_found_usable_every_command_but_a_ping_says_unavailable_and_writes_nothing() {
+async fn unprepared_store_answers_only_pings_and_writes_nothing() {
     let world = World::new().await;
     let (app, anna, message, id) = (&world.app, user("oAnna"), request("r1", 1), LeaseId::random());
     world.collect(&anna, &[form_id("f1", 1)]).await;
     let before = world.everything().await;
     let store = Store::new(&StoreConfig { buckets: 8, ..store_config(world.redis.url()) }).unwrap();
-    // With other buckets than this Redis has, it never is.
+    // With another number of buckets than this Redis has, the store never becomes usable.
     for prepare in [false, true] {
         assert!(!prepare || store.prepare().await.is_err());
         store.ping().await.unwrap();
@@ -201,7 +201,7 @@ async fn until_redis_was_found_usable_every_command_but_a_ping_says_unavailable_
 }
 
 #[tokio::test]
-async fn the_keys_of_every_script_lie_in_one_slot_of_a_cluster() {
+async fn keys_of_every_script_are_in_one_slot_of_a_cluster() {
     let redis = Redis::alone_with(&["--save", "", "--appendonly", "no", "--cluster-enabled", "yes"]);
     let client = redis::Client::open(redis.url()).unwrap();
     let mut raw = client.get_multiplexed_async_connection().await.unwrap();
@@ -216,7 +216,7 @@ async fn the_keys_of_every_script_lie_in_one_slot_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn scripts_touch_no_key_that_they_were_not_given() {
+async fn scripts_access_only_the_keys_they_are_given() {
     let world = World::new().await;
     let client = redis::Client::open(world.redis.url()).unwrap();
     let monitor = client.get_async_monitor().await.unwrap();

@@ -1,4 +1,4 @@
-//! Request ids: a message that may be asked for again and again, and is sent with one credential.
+//! Request ids: a message may be requested repeatedly, and is sent with one credential.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use shared::store::leases::{LeaseId, LeaseTerms, Leased, Recorded, Request, Sett
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
 #[tokio::test]
-async fn a_finished_request_is_answered_from_its_record_to_everybody() {
+async fn finished_request_is_answered_from_its_record() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     let id = LeaseId::random();
@@ -24,7 +24,7 @@ async fn a_finished_request_is_answered_from_its_record_to_everybody() {
 }
 
 #[tokio::test]
-async fn a_request_id_with_another_message_is_refused_while_under_way_and_after() {
+async fn request_id_is_refused_for_another_message_at_any_time() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     let (message, other, id) = (request("r1", 1), request("r1", 2), LeaseId::random());
@@ -48,7 +48,7 @@ async fn one_request_id_of_two_users_of_a_bucket_is_two_requests() {
 }
 
 #[tokio::test]
-async fn a_request_under_way_elsewhere_says_for_how_long() {
+async fn request_in_progress_says_when_its_lease_expires() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
     leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
@@ -59,7 +59,7 @@ async fn a_request_under_way_elsewhere_says_for_how_long() {
 }
 
 #[tokio::test]
-async fn a_takeover_keeps_the_credential_and_says_so_also_when_it_is_repeated() {
+async fn takeover_keeps_the_credential_also_when_it_is_repeated() {
     for credential in [form_id("c1", 1), prepay_id("c1", 3, 1)] {
         let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
         world.collect(&anna, &[credential, form_id("f2", 2)]).await;
@@ -72,20 +72,23 @@ async fn a_takeover_keeps_the_credential_and_says_so_also_when_it_is_repeated() 
         assert_eq!((over.id, over.credential), (second, lease.credential));
         let before = world.everything().await;
         assert!(leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over, "its first reply was lost");
-        assert_eq!(world.reap(&TERMS).await, Default::default(), "its time begins anew");
+        assert_eq!(world.reap(&TERMS).await, Default::default(), "its deadline starts again");
         assert!(matches!(world.ask(&anna, first, &TERMS, Some(&message)).await, Leased::UnderWay(_)));
         let late = world.settle_request(&anna, first, Verdict::Consume, Some(b"late"), &message).await;
-        assert_eq!(late, Settled::Stale, "the old owner comes too late");
+        assert_eq!(late, Settled::Stale, "the old owner is too late");
         assert_eq!(world.everything().await, before);
         assert_eq!(world.leases().await, 1);
         world.settle_request(&anna, second, Verdict::Hold, None, &message).await;
-        assert!(leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over, "in doubt as before");
+        assert!(
+            leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over,
+            "the outcome is as unknown as before"
+        );
         world.assert_sound().await;
     }
 }
 
 #[tokio::test]
-async fn the_next_lease_of_a_message_that_was_taken_over_starts_afresh() {
+async fn next_lease_after_a_takeover_is_not_taken_over() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
@@ -103,7 +106,7 @@ async fn the_next_lease_of_a_message_that_was_taken_over_starts_afresh() {
 }
 
 #[tokio::test]
-async fn a_message_in_doubt_is_held_and_may_be_taken_over_at_once() {
+async fn message_with_unknown_outcome_may_be_taken_over_at_once() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     let id = LeaseId::random();
@@ -120,7 +123,7 @@ async fn a_message_in_doubt_is_held_and_may_be_taken_over_at_once() {
 }
 
 #[tokio::test]
-async fn a_request_is_lost_when_its_user_is_erased_and_its_owner_may_still_say_how_it_ended() {
+async fn request_of_an_erased_user_is_lost_until_its_owner_settles() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 1)]).await;
     let id = LeaseId::random();
@@ -137,7 +140,7 @@ async fn a_request_is_lost_when_its_user_is_erased_and_its_owner_may_still_say_h
 }
 
 #[tokio::test]
-async fn a_request_without_an_outcome_is_forgotten_and_may_be_tried_again() {
+async fn request_without_an_outcome_is_forgotten_and_may_be_retried() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
@@ -145,13 +148,17 @@ async fn a_request_without_an_outcome_is_forgotten_and_may_be_tried_again() {
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
     assert_eq!((lease.credential.as_str(), lease.taken_over), ("f1", false));
     let other = request("r2", 1);
-    assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&other)).await, Leased::None, "and none is noted");
+    assert_eq!(
+        world.ask(&anna, LeaseId::random(), &TERMS, Some(&other)).await,
+        Leased::None,
+        "and no request is recorded"
+    );
     world.collect(&anna, &[form_id("f2", 1)]).await;
     leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&other)).await);
 }
 
 #[tokio::test]
-async fn a_request_is_remembered_for_as_long_as_it_is_kept_and_no_longer() {
+async fn request_is_remembered_for_its_retention_time_only() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9), form_id("f3", 9)]).await;
     let keep = async |message: &Request| -> i64 {
@@ -164,8 +171,8 @@ async fn a_request_is_remembered_for_as_long_as_it_is_kept_and_no_longer() {
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&closed)).await);
     world.advance(1).await;
     world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &closed).await;
-    assert!((full - 60_000..=full).contains(&keep(&closed).await), "counted from its end");
-    assert_eq!(keep(&open).await, -2, "under way, its lease is all there is of it");
+    assert!((full - 60_000..=full).contains(&keep(&closed).await), "measured from its end");
+    assert_eq!(keep(&open).await, -2, "only its lease exists while it is in progress");
     assert!(leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&open)).await).taken_over);
     world.advance(4).await;
     assert_eq!(keep(&closed).await, -2);
@@ -174,11 +181,12 @@ async fn a_request_is_remembered_for_as_long_as_it_is_kept_and_no_longer() {
 }
 
 #[tokio::test]
-async fn what_is_recorded_of_a_request_is_told_without_doing_anything_about_it() {
+async fn reading_the_record_of_a_request_changes_nothing() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     let (message, other, id) = (request("r1", 1), request("r1", 2), LeaseId::random());
-    // Of the message itself, of another one under its name, and of one of the same name for somebody else.
+    // For the message itself, for another message with its request id, and for a message with its request id to another
+    // user.
     let recorded = async || {
         let before = world.everything().await;
         let of = async |user, request| world.store.recorded(&world.app, user, request).await.unwrap();
@@ -190,7 +198,7 @@ async fn what_is_recorded_of_a_request_is_told_without_doing_anything_about_it()
     let under_way = || [Recorded::UnderWay, Recorded::Reused, Recorded::Nothing];
     assert_eq!(recorded().await, nothing());
     assert_eq!(world.ask(&anna, id, &TERMS, Some(&message)).await, Leased::None);
-    assert_eq!(recorded().await, nothing(), "it never came to a lease");
+    assert_eq!(recorded().await, nothing(), "it never got a lease");
     world.collect(&anna, &[form_id("f1", 99), form_id("f2", 99)]).await;
     leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
     assert_eq!(recorded().await, under_way());
@@ -202,19 +210,19 @@ async fn what_is_recorded_of_a_request_is_told_without_doing_anything_about_it()
     next(world.settle_next(&anna, id, Verdict::Discard, Some(&message), following).await);
     assert_eq!(recorded().await, under_way(), "with the next credential");
     world.settle_request(&anna, following, Verdict::Hold, None, &message).await;
-    assert_eq!(recorded().await, under_way(), "in doubt");
+    assert_eq!(recorded().await, under_way(), "outcome unknown");
     world.settle_request(&anna, following, Verdict::Return, None, &message).await;
     assert_eq!(recorded().await, nothing(), "it ended without an outcome");
     leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
     world.settle_request(&anna, id, Verdict::Consume, Some(b"\0\xff"), &message).await;
     assert_eq!(recorded().await, [Recorded::Finished(b"\0\xff".to_vec()), Recorded::Reused, Recorded::Nothing]);
     world.advance(4).await;
-    assert_eq!(recorded().await, nothing(), "that is long ago");
+    assert_eq!(recorded().await, nothing(), "the record has expired");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn two_who_ask_for_one_request_at_once_get_one_credential() {
+async fn concurrent_calls_for_one_request_get_one_credential() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let credentials: Vec<_> = (0..100).map(|number| form_id(&format!("f{number}"), 9)).collect();
     world.collect(&anna, &credentials).await;

@@ -1,5 +1,5 @@
-//! Random sequences of calls against the model: every reply, and after every step every record, every touch, and the
-//! whole ledger.
+//! Random sequences of calls, compared with the model: every reply, and after every step every record, every time of
+//! the last message, every send lock, and the whole ledger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::world::{
 /// More users than buckets, so that some share one.
 const USERS: [&str; 5] = ["oA", "oB", "oC", "oD", "oE"];
 
-/// Ids that hide in one another: `a` is stored as the bytes 61 00, which `6100` and `ff6100ff` contain.
+/// Ids that contain one another: `a` is stored as the bytes 61 00, which `6100` and `ff6100ff` contain.
 const IDS: [(&str, Kind); 10] = [
     ("a", Kind::FormId),
     ("6100", Kind::FormId),
@@ -38,7 +38,7 @@ const IDS: [(&str, Kind); 10] = [
     ("7000", Kind::PrepayId),
 ];
 
-/// Templates that are the ids of other credentials, too.
+/// Templates that are also the ids of other credentials.
 const TEMPLATES: [&str; 3] = ["a", "6100", "p"];
 
 const VERDICTS: [Verdict; 9] = [
@@ -54,7 +54,7 @@ const VERDICTS: [Verdict; 9] = [
 ];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
 
-/// All that may be asked for, the most usual first.
+/// What a lease may ask for; the most common cases are first.
 fn wanted() -> [Wanted; 7] {
     let only = |kind| Wanted::ids(Kinds::NONE.with(kind));
     let [a, b, c] = TEMPLATES.map(template);
@@ -69,28 +69,28 @@ fn wanted() -> [Wanted; 7] {
     ]
 }
 
-/// One of those asked for so far; none: the last.
+/// One of the leases that were asked for so far; `None` is the last one.
 type Which = Option<prop::sample::Index>;
 
-/// What is collected.
+/// A credential to collect.
 #[derive(Debug, Clone)]
 enum What {
     /// Id, uses of a prepay id, hours until it expires.
     Id(usize, u8, i64),
-    /// Template, uses (none: a long-term subscription), key.
+    /// Template, uses (none: a long-term subscription), dedup key.
     Grant(usize, Option<u16>, Option<u8>),
 }
 
 #[derive(Debug, Clone)]
 enum Op {
     Collect(Vec<(usize, What)>),
-    /// User, template, key.
+    /// User, template, dedup key.
     Void(usize, usize, u8),
-    /// User, what is wanted, request id and message, whether the lease is a long one.
+    /// User, what is asked for, request id and message, whether the lease is long.
     Lease(usize, usize, Option<(u8, u8)>, bool),
-    /// A lease that was asked for before, asked for again under the same id.
+    /// Repeats an earlier call for a lease with the same lease id.
     LeaseAgain(Which),
-    /// A lease that was asked for before, whatever has become of it; verdict, outcome, what is wanted next.
+    /// A lease that was asked for before, in any state; how it ends, outcome, what is asked for next.
     Settle(Which, usize, usize, Option<usize>),
     /// User, request id and message.
     Recorded(usize, (u8, u8)),
@@ -101,7 +101,7 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    // Most happens to the first user, so that a sequence gets somewhere.
+    // Most steps use the first user, so that steps affect each other.
     let user = || prop_oneof![3 => Just(0_usize), 1 => 1..USERS.len()];
     let uses = prop_oneof![1..4_u8, Just(31)];
     let id = (0..IDS.len(), uses, -1..8_i64).prop_map(|(id, uses, hours)| What::Id(id, uses, hours));
@@ -125,12 +125,13 @@ fn op() -> impl Strategy<Value = Op> {
         2 => user().prop_map(Op::Erase),
         3 => Just(Op::Reap),
         1 => Just(Op::Sweep),
-        // A day: what is left of a request whose user was erased goes. A week: the time of the last message is forgotten.
+        // After a day, a request of an erased user is forgotten. After a week, the time of the last message is
+        // forgotten.
         5 => prop_oneof![12 => 1..4_i64, 2 => Just(24), 1 => 167..169_i64].prop_map(Op::Hours),
     ]
 }
 
-/// What a lease was asked for with.
+/// The arguments of a call for a lease.
 #[derive(Clone)]
 struct Asked {
     id: LeaseId,
@@ -176,7 +177,7 @@ impl Run<'_> {
             Op::Lease(user, of, named, long) => {
                 let terms = LeaseTerms {
                     duration: TERMS.duration * if *long { 5 } else { 1 },
-                    // What expires within the half hour is too old.
+                    // A credential that expires in half an hour is within this margin.
                     margin: TERMS.margin * 4,
                     ..TERMS
                 };
@@ -302,19 +303,19 @@ impl Run<'_> {
     }
 }
 
-/// A key that nobody else has.
+/// A dedup key that no other user has.
 fn once(user: usize, key: u8) -> OnceKey {
     OnceKey([16 * user as u8 + key; 16])
 }
 
-/// Holds all that is stored of the users, and the ledger, against the model.
+/// Compares all that is stored of the users, and the ledger, with the model.
 pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Model) {
     let now = testing::now();
     let each =
         users.iter().map(|openid| try_join(store.records(&world.app, openid), store.touched(&world.app, openid)));
     for (number, (records, touched)) in try_join_all(each).await.unwrap().into_iter().enumerate() {
         let openid = &users[number];
-        // One whose only use was leased when it expired counts for nothing, and goes whenever the user is touched.
+        // A record whose only use was leased when it expired counts for nothing. The next write to the user drops it.
         let records = records
             .into_iter()
             .filter(|record| record.credential.uses > 0 || i64::from(record.credential.expiry) > now);
@@ -322,15 +323,15 @@ pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Mod
         let real = touched.filter(|at| now < i64::from(*at) + KEEP_TOUCH.as_secs() as i64);
         match (real, model.touched(number).map(|at| model.in_redis(at))) {
             (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
-            (real, wanted) => assert_eq!(real, wanted, "the touch of {}", openid.as_str()),
+            (real, wanted) => assert_eq!(real, wanted, "the time of the last message of {}", openid.as_str()),
         }
         let real = marks(&world.field(openid).await).into_iter().find(|(expiry, _)| i64::from(*expiry) > now);
         match (real, model.mark(number)) {
             (Some((expiry, owner)), Some(wanted)) => {
-                assert_eq!(owner, wanted.owner, "the mark of {}", openid.as_str());
+                assert_eq!(owner, wanted.owner, "the send lock of {}", openid.as_str());
                 assert!(expiry.abs_diff(model.in_redis(wanted.until)) < 600);
             }
-            (real, wanted) => assert_eq!((real, wanted), (None, None), "the mark of {}", openid.as_str()),
+            (real, wanted) => assert_eq!((real, wanted), (None, None), "the send lock of {}", openid.as_str()),
         }
     }
     assert_eq!(store.ledger(&world.app).await.unwrap(), model.ledger());
@@ -338,7 +339,7 @@ pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Mod
 }
 
 #[test]
-fn the_store_does_what_the_model_does() {
+fn store_behaves_like_the_model() {
     const CAPS: [u16; 4] = [1, 3, 5, 120];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());

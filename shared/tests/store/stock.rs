@@ -17,13 +17,13 @@ fn count(credentials: u64, messages: u64) -> Count {
     Count { credentials, messages }
 }
 
-/// The day, in China, of so many hours and a half from now.
+/// The day in China in so many hours and 30 minutes.
 fn day(hours: i64) -> i64 {
     (testing::now() + hours * HOUR + HOUR / 2 + DAY_OFFSET).div_euclid(DAY)
 }
 
 #[tokio::test]
-async fn a_count_tells_users_credentials_and_messages_by_day_and_kind() {
+async fn stock_counts_users_credentials_messages_by_day_and_kind() {
     let world = World::new().await;
     let users = ["oA", "oB", "oC", "oD"].map(user);
     world.collect(&users[0], &[form_id("f1", 30), form_id("f2", 30), prepay_id("p1", 3, 30)]).await;
@@ -39,12 +39,12 @@ async fn a_count_tells_users_credentials_and_messages_by_day_and_kind() {
     let now = testing::now();
     let stock = world.store.stock(&world.app, now, 100).await.unwrap();
     assert_eq!(stock, Stock { reachable: 2, days, counted_at: now, ..Stock::default() });
-    assert_eq!(world.store.users(&world.app).await.unwrap(), 3, "the one with nothing but the expired is gone");
+    assert_eq!(world.store.users(&world.app).await.unwrap(), 3, "the user with only an expired form id is removed");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn few_users_are_counted_on_the_spot_and_many_from_the_last_sweep() {
+async fn few_users_are_counted_at_once_many_by_the_last_sweep() {
     let world = World::new().await;
     for name in ["oA", "oB", "oC"] {
         world.collect(&user(name), &[form_id("f1", 30)]).await;
@@ -53,22 +53,22 @@ async fn few_users_are_counted_on_the_spot_and_many_from_the_last_sweep() {
         let stock = world.store.stock(&world.app, now, few).await.unwrap();
         (stock.reachable, stock.counted_at)
     };
-    assert_eq!(ask(100, 0).await, (3, 100), "never counted so far");
+    assert_eq!(ask(100, 0).await, (3, 100), "not counted before");
     world.collect(&user("oD"), &[form_id("f1", 30)]).await;
-    assert_eq!(ask(200, 0).await, (3, 100), "kept");
-    assert_eq!(ask(300, 3).await, (3, 100), "kept: there are four");
-    assert_eq!(ask(400, 4).await, (4, 400), "on the spot");
-    assert_eq!(ask(500, 0).await, (4, 400), "and kept again");
+    assert_eq!(ask(200, 0).await, (3, 100), "from the last count");
+    assert_eq!(ask(300, 3).await, (3, 100), "from the last count: there are four users");
+    assert_eq!(ask(400, 4).await, (4, 400), "counted at once");
+    assert_eq!(ask(500, 0).await, (4, 400), "from the last count again");
     let bucket = world.store.bucket_of(&user("oD"));
     world.store.sweep(&world.app, bucket, 600, Duration::ZERO).await.unwrap();
     assert_eq!(ask(700, 0).await, (4, 400), "as old as its oldest part");
     world.advance(25).await;
-    assert_eq!(ask(800, 0).await, (4, 800), "a count of yesterday is not kept");
+    assert_eq!(ask(800, 0).await, (4, 800), "a count is kept for less than a day");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_sweep_of_many_users_finds_each_and_drops_what_has_expired() {
+async fn sweep_finds_all_users_and_drops_expired_credentials() {
     let world = World::new().await;
     let mut expired = 0;
     for number in 0..3000 {
@@ -83,7 +83,7 @@ async fn a_sweep_of_many_users_finds_each_and_drops_what_has_expired() {
         sum.0 += stock.reachable;
         sum.1 += stock.days.values().map(|count| count.messages).sum::<u64>();
     }
-    // Of 3000 users, 1000 have a first form id that is too old; every other one of them has a second.
+    // Of 3000 users, 1000 have a first form id that has expired. Every second one of them has another form id.
     assert_eq!(sum, (2500, 3500));
     assert_eq!(world.store.users(&world.app).await.unwrap(), 2500);
     assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, expired);
@@ -91,7 +91,7 @@ async fn a_sweep_of_many_users_finds_each_and_drops_what_has_expired() {
 }
 
 #[tokio::test]
-async fn one_of_many_sweepers_gets_the_turn() {
+async fn one_sweeper_at_a_time_claims_a_bucket() {
     let world = World::new().await;
     let bucket = world.store.bucket_of(&user("oA"));
     let claim = async || world.store.claim_sweep(&world.app, bucket, Duration::from_secs(1800)).await.unwrap();
@@ -103,7 +103,7 @@ async fn one_of_many_sweepers_gets_the_turn() {
 }
 
 #[tokio::test]
-async fn grants_are_counted_by_template_and_a_user_with_several_records_of_one_once() {
+async fn grants_are_counted_by_template_and_each_user_once() {
     let world = World::new().await;
     let users = ["oA", "oB", "oC", "oD"].map(user);
     world.grant(&users[0], "t1", GrantUses::Count(70), None).await;
@@ -112,7 +112,7 @@ async fn grants_are_counted_by_template_and_a_user_with_several_records_of_one_o
     world.grant(&users[1], "t1", GrantUses::Count(1), None).await;
     world.collect(&users[1], &[form_id("f1", 30)]).await;
     world.grant(&users[2], "t2", GrantUses::LongTerm, None).await;
-    // What is leased cannot be sent now.
+    // A leased subscription cannot be used now.
     world.grant(&users[3], "t3", GrantUses::LongTerm, None).await;
     leased(world.ask_for(&users[3], LeaseId::random(), &TERMS, "t3").await);
     let granted = |users, messages, long_term| Granted { users, messages, long_term };
@@ -125,13 +125,13 @@ async fn grants_are_counted_by_template_and_a_user_with_several_records_of_one_o
     };
     for few in [100, 0] {
         let stock = world.store.stock(&world.app, 0, few).await.unwrap();
-        assert_eq!(stock, wanted, "counted on the spot, and as it is kept");
+        assert_eq!(stock, wanted, "counted at once, and from the last count");
     }
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_count_that_an_earlier_release_kept_still_reads() {
+async fn count_stored_by_an_earlier_release_is_readable() {
     let world = World::new().await;
     for bucket in world.store.buckets() {
         let key = BucketKeys::new(&world.app, bucket).stock();
@@ -146,7 +146,7 @@ async fn a_count_that_an_earlier_release_kept_still_reads() {
 }
 
 #[tokio::test]
-async fn the_inventory_of_a_user_tells_each_template_by_itself() {
+async fn inventory_of_a_user_lists_each_template_separately() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 30), prepay_id("p1", 3, 20)]).await;
     world.grant(&anna, "t1", GrantUses::Count(40), None).await;

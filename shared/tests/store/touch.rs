@@ -1,4 +1,4 @@
-//! When a user was last sent a message: known for a week, and in nobody's way.
+//! The time of the last message to a user: kept for a week, without effect on credentials and counts.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use shared::store::stock::{Ledger, Stock};
 
 use crate::world::{BRIEF, HOUR, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
-/// How many hours ago the user was last sent a message; no more than a minute goes by unnoticed.
+/// How many hours ago the user was last sent a message. Asserts that it is at most a minute more than whole hours.
 async fn touched(world: &World, user: &OpenId) -> Option<i64> {
     let at = world.store.touched(&world.app, user).await.unwrap()?;
     let ago = testing::now() - i64::from(at);
@@ -32,7 +32,7 @@ async fn bytes(world: &World, user: &OpenId) -> usize {
 }
 
 #[tokio::test]
-async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
+async fn only_sent_or_possibly_sent_messages_set_the_time() {
     let anna = user("oAnna");
     for credential in [form_id("c1", 9), prepay_id("c1", 2, 9)] {
         for verdict in [
@@ -51,7 +51,7 @@ async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
             let bob = world.neighbour(&anna);
             world.collect(&bob, &[form_id("f3", 9)]).await;
             let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-            assert_eq!(touched(&world, &anna).await, None, "not by a lease");
+            assert_eq!(touched(&world, &anna).await, None, "a lease does not set it");
             world.settle_request(&anna, lease.id, verdict, None, &message).await;
             let not_sent = [Verdict::Hold, Verdict::Return, Verdict::Discard, Verdict::Void].contains(&verdict);
             let wanted = (!not_sent).then_some(0);
@@ -62,7 +62,7 @@ async fn who_was_sent_a_message_or_may_have_been_is_touched_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_message_is_known_too_when_the_next_credential_is_leased_in_the_same_step() {
+async fn time_is_set_also_when_the_next_credential_is_leased() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9), form_id("f3", 9)]).await;
     let lease = world.lease(&anna).await;
@@ -74,7 +74,7 @@ async fn a_message_is_known_too_when_the_next_credential_is_leased_in_the_same_s
 }
 
 #[tokio::test]
-async fn the_reaper_touches_each_user_with_the_time_of_the_deadline() {
+async fn reaper_sets_the_time_to_the_deadline_of_the_lease() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     world.collect(&anna, &[prepay_id("p1", 1, 9)]).await;
@@ -85,12 +85,12 @@ async fn the_reaper_touches_each_user_with_the_time_of_the_deadline() {
     world.advance(2).await;
     assert_eq!(world.reap(&TERMS).await, Reaped { suspect: 1, spent: 1, ..Reaped::default() });
     assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (Some(2), Some(2)));
-    assert_eq!(bytes(&world, &anna).await, 7, "the touch is all that is left");
+    assert_eq!(bytes(&world, &anna).await, 7, "only the time of the last message is left");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn the_reaper_leaves_a_newer_touch_and_adds_none_that_has_expired() {
+async fn reaper_keeps_a_newer_time_and_adds_no_expired_one() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[prepay_id("p1", 2, 9)]).await;
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
@@ -106,7 +106,7 @@ async fn the_reaper_leaves_a_newer_touch_and_adds_none_that_has_expired() {
 }
 
 #[tokio::test]
-async fn a_newer_touch_takes_the_place_of_the_older() {
+async fn newer_time_replaces_the_older_one() {
     let (world, anna) = (World::new().await, user("oAnna"));
     for hours in [0, 5, 30] {
         world.advance(hours).await;
@@ -118,7 +118,7 @@ async fn a_newer_touch_takes_the_place_of_the_older() {
 }
 
 #[tokio::test]
-async fn a_stale_settle_does_not_touch_anew() {
+async fn stale_settle_does_not_change_the_time() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let lease = world.lease(&anna).await;
@@ -129,7 +129,7 @@ async fn a_stale_settle_does_not_touch_anew() {
 }
 
 #[tokio::test]
-async fn a_user_with_nothing_but_a_touch_is_not_reachable_and_counts_nowhere() {
+async fn user_with_only_a_last_message_time_is_not_counted() {
     let (world, anna) = (World::new().await, user("oAnna"));
     send(&world, &anna).await;
     let now = testing::now();
@@ -141,13 +141,13 @@ async fn a_user_with_nothing_but_a_touch_is_not_reachable_and_counts_nowhere() {
     assert_eq!(world.store.stock(&world.app, now, 0).await.unwrap(), nothing, "from the last sweep");
     let ledger = world.store.ledger(&world.app).await.unwrap();
     assert_eq!(ledger, Ledger { collected: 1, consumed: 1, ..Ledger::default() });
-    assert_eq!(world.store.users(&world.app).await.unwrap(), 1, "but it is stored");
+    assert_eq!(world.store.users(&world.app).await.unwrap(), 1, "but the user has stored data");
     assert_eq!(touched(&world, &anna).await, Some(0));
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn after_a_week_a_touch_goes_with_the_sweep_and_counts_as_nothing() {
+async fn sweep_drops_the_time_after_a_week_without_counting_it() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     for owner in [&anna, &bob] {
@@ -172,28 +172,28 @@ async fn after_a_week_a_touch_goes_with_the_sweep_and_counts_as_nothing() {
 }
 
 #[tokio::test]
-async fn a_touch_has_no_part_in_the_cap_wherever_it_stands() {
-    // Longer than any touch, so that it stands at the back; or shorter.
+async fn last_message_time_does_not_count_for_the_cap() {
+    // The credentials expire after the time of the last message, which is then at the back of the field; or before it.
     for hours in [200, 10] {
         let (world, anna) = (World::with_cap(3).await, user("oAnna"));
         send(&world, &anna).await;
         let credentials = [1, 2, 3, 4].map(|number| form_id(&format!("f{number}"), hours + number));
         world.collect(&anna, &credentials[..3]).await;
         let ids = async || world.stored(&anna).await.into_iter().map(|(id, ..)| id).collect::<Vec<_>>();
-        assert_eq!(ids().await, ["f1", "f2", "f3"], "as many credentials as the cap says");
+        assert_eq!(ids().await, ["f1", "f2", "f3"], "as many credentials as the cap allows");
         assert_eq!(touched(&world, &anna).await, Some(0));
         world.collect(&anna, &credentials[3..]).await;
         assert_eq!(ids().await, ["f2", "f3", "f4"]);
-        assert_eq!(touched(&world, &anna).await, Some(0), "it is not what goes first");
+        assert_eq!(touched(&world, &anna).await, Some(0), "the cap does not drop it");
         assert_eq!(world.store.ledger(&world.app).await.unwrap().dropped, 1);
         world.assert_sound().await;
     }
 }
 
 #[tokio::test]
-async fn an_id_that_reads_like_a_touch_is_not_taken_for_one() {
+async fn id_that_looks_like_a_last_message_time_stays_an_id() {
     let (world, anna) = (World::new().await, user("oAnna"));
-    // Stored as a zero byte, and as the flags, id and length of a touch.
+    // Stored as a zero byte, and as the flags, id and length of a time of the last message.
     let ids = ["00", "c00000", "0000"];
     world.collect(&anna, &ids.map(|id| form_id(id, 200))).await;
     send(&world, &anna).await;
@@ -207,7 +207,7 @@ async fn an_id_that_reads_like_a_touch_is_not_taken_for_one() {
 }
 
 #[tokio::test]
-async fn erasing_a_user_takes_the_touch_along_and_no_message_under_way_brings_one_back() {
+async fn erasure_removes_the_time_and_open_messages_set_none() {
     let anna = user("oAnna");
     for (with_request, outcome) in [(false, None), (true, None), (true, Some(b"ok".as_slice()))] {
         let (world, message) = (World::new().await, with_request.then(|| request("r1", 1)));
@@ -229,7 +229,7 @@ async fn erasing_a_user_takes_the_touch_along_and_no_message_under_way_brings_on
 }
 
 #[tokio::test]
-async fn erasing_a_user_with_nothing_but_a_touch_erases_no_message() {
+async fn erasing_a_user_with_only_a_last_message_time_counts_none() {
     let (world, anna) = (World::new().await, user("oAnna"));
     send(&world, &anna).await;
     assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 0);

@@ -1,5 +1,5 @@
-//! A Redis to which every script comes twice, as it does when its reply is lost and the client sends it again. The answer
-//! is that of the first time, so whoever talks to it finds out what the second time changed.
+//! A proxy that sends every script call to Redis twice, as a client does when a reply is lost. It returns the first
+//! reply, so a test sees what the second call changed.
 
 use std::collections::HashSet;
 
@@ -7,10 +7,10 @@ use testing::{Redis, resp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Scripts that are known to do more the second time: see `connections` in the store.
+/// Scripts that are known to count again when they are repeated: see `connections` in the store.
 const ADD_UP: [&[u8]; 3] = [b"'count: ", b"'streak: ", b"'page: "];
 
-/// Stands before a Redis; answers where.
+/// Starts the proxy in front of a Redis. Returns its URL.
 pub async fn before(redis: &Redis) -> String {
     let server = redis.url().strip_prefix("redis://").unwrap().to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -43,7 +43,7 @@ async fn pass_on(mut client: Pipe, mut server: Pipe) {
     }
 }
 
-/// Cuts what comes into commands or answers.
+/// Splits a byte stream into commands or replies.
 struct Pipe {
     stream: TcpStream,
     read: Vec<u8>,

@@ -1,4 +1,4 @@
-//! A user rejects a template: the grants of it are gone, and what is leased of them ends as WeChat says.
+//! A user rejects a template: its grants are revoked, and leased ones end as WeChat answers.
 
 use shared::credential::GrantUses;
 use shared::store::credentials::OnceKey;
@@ -14,7 +14,7 @@ async fn ledger(world: &World) -> Ledger {
 }
 
 #[tokio::test]
-async fn a_rejected_template_takes_all_its_grants_along_and_nothing_else() {
+async fn rejection_revokes_all_grants_of_its_template_and_no_other() {
     let (world, anna) = (World::new().await, user("oAnna"));
     let bob = world.neighbour(&anna);
     for owner in [&anna, &bob] {
@@ -31,17 +31,17 @@ async fn a_rejected_template_takes_all_its_grants_along_and_nothing_else() {
     assert_eq!(ledger(&world).await, Ledger { collected: 148, discarded: 71, ..Ledger::default() });
     world.grant(&anna, "t1", GrantUses::Count(1), None).await;
     let before = world.everything().await;
-    assert_eq!(void("t1", KEY).await, None, "told before");
+    assert_eq!(void("t1", KEY).await, None, "the key is known");
     assert_eq!(world.everything().await, before);
     assert_eq!(void("t1", OnceKey([10; 16])).await, Some(1));
-    assert_eq!(void("t2", OnceKey([11; 16])).await, Some(0), "there is none");
+    assert_eq!(void("t2", OnceKey([11; 16])).await, Some(0), "there is no such grant");
     world.advance(25).await;
-    assert_eq!(void("t11", KEY).await, Some(2), "after a day it is forgotten");
+    assert_eq!(void("t11", KEY).await, Some(2), "the key is forgotten after a day");
     world.assert_sound().await;
 }
 
 #[tokio::test]
-async fn of_a_user_with_nothing_but_the_template_nothing_stays() {
+async fn rejection_removes_a_user_without_other_credentials() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     assert_eq!(world.store.void(&world.app, &anna, &template("t1"), KEY).await.unwrap(), Some(1));
@@ -52,12 +52,12 @@ async fn of_a_user_with_nothing_but_the_template_nothing_stays() {
 }
 
 #[tokio::test]
-async fn what_is_leased_while_the_template_is_rejected_ends_as_wechat_says() {
+async fn leased_grant_of_a_rejected_template_ends_as_wechat_answers() {
     let anna = user("oAnna");
     for (verdict, consumed, discarded, left) in [
         (Verdict::Consume, 1, 39, 0),
         (Verdict::Unknown, 1, 39, 0),
-        // It was not sent, and is one more than the user wants; WeChat says so when it is tried.
+        // It was not sent, so one grant is left that the user has rejected. WeChat refuses it when it is used.
         (Verdict::Return, 0, 39, 1),
         (Verdict::Discard, 0, 40, 0),
         (Verdict::Void, 0, 40, 0),
@@ -78,7 +78,7 @@ async fn what_is_leased_while_the_template_is_rejected_ends_as_wechat_says() {
 }
 
 #[tokio::test]
-async fn a_long_term_subscription_that_was_rejected_while_it_was_leased_does_not_come_back() {
+async fn long_term_subscription_rejected_while_leased_stays_revoked() {
     let anna = user("oAnna");
     for again in [false, true] {
         for (verdict, consumed, discarded) in [
@@ -93,9 +93,9 @@ async fn a_long_term_subscription_that_was_rejected_while_it_was_leased_does_not
             let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
             assert_eq!(world.store.void(&world.app, &anna, &template("t1"), KEY).await.unwrap(), Some(0));
             if again {
-                assert!(world.grant(&anna, "t1", GrantUses::LongTerm, None).await, "accepted anew");
+                assert!(world.grant(&anna, "t1", GrantUses::LongTerm, None).await, "accepted again");
             }
-            // Discarding goes by the name, which is that of the new one too.
+            // A discard removes by name, and the new subscription has the same name.
             let (discarded, left) = match (again, verdict) {
                 (true, Verdict::Discard) => (2, 0),
                 (again, _) => (discarded, u32::from(again)),
@@ -111,7 +111,7 @@ async fn a_long_term_subscription_that_was_rejected_while_it_was_leased_does_not
 }
 
 #[tokio::test]
-async fn a_refused_message_voids_the_template_in_all_its_records() {
+async fn refused_message_revokes_all_grants_of_its_template() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(70), None).await;
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;

@@ -1,4 +1,4 @@
-//! What the tests stand on: a Redis of their own, a store on it, and a look at everything that is stored.
+//! The fixture of these tests: a Redis for each test, a store on it, and access to everything that is stored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::raw::Raw;
 
 pub const HOUR: i64 = 3600;
 
-/// Leases of half an hour. No time here is a whole number of hours, and time only passes by whole hours
-/// ([`World::advance`]), so no test hangs on what the clock shows exactly.
+/// Leases of half an hour. No duration here is a whole number of hours, and time only advances by whole hours
+/// ([`World::advance`]), so no test depends on the exact time.
 pub const TERMS: LeaseTerms = LeaseTerms {
     duration: Duration::from_secs(30 * 60),
     margin: Duration::from_secs(10 * 60),
     keep: Duration::from_secs(3 * 3600 + 30 * 60),
 };
 
-/// A lease that is past its deadline at once, or as good as.
+/// Leases that expire at once, or almost.
 pub const BRIEF: LeaseTerms = LeaseTerms { duration: Duration::ZERO, ..TERMS };
 
 pub struct World {
@@ -51,7 +51,7 @@ impl World {
         Self { redis, store, app: AppId::parse("wx1").unwrap(), raw }
     }
 
-    /// After Redis was started again. The store has to cope by itself.
+    /// Opens the connection of the test again after a restart of Redis. The store must reconnect by itself.
     pub async fn reconnect(&mut self) {
         self.raw = Raw::to(&mut self.redis).await;
     }
@@ -60,7 +60,7 @@ impl World {
         command.query_async(&mut self.raw.clone()).await.unwrap()
     }
 
-    /// The replies to a whole pipeline.
+    /// The replies to a pipeline.
     pub async fn all<T: FromRedisValue>(&self, pipe: &redis::Pipeline) -> T {
         pipe.query_async(&mut self.raw.clone()).await.unwrap()
     }
@@ -71,13 +71,13 @@ impl World {
         self.store.collect(&self.app, self.store.bucket_of(user), &packed).await.unwrap()
     }
 
-    /// Collects a grant; false if it is a duplicate.
+    /// Collects a grant. False if it is a duplicate.
     pub async fn grant(&self, user: &OpenId, id: &str, uses: GrantUses, once: Option<OnceKey>) -> bool {
         let packed = packed_grant(user, id, uses, once);
         self.store.collect(&self.app, self.store.bucket_of(user), &[packed]).await.unwrap().is_empty()
     }
 
-    /// Asks for a grant of a template.
+    /// Asks for a lease of a grant of this template.
     pub async fn ask_for(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, of: &str) -> Leased {
         self.store.lease(&self.app, user, id, terms, &Wanted::grants(template(of)), None).await.unwrap()
     }
@@ -86,7 +86,7 @@ impl World {
         self.store.lease(&self.app, user, id, terms, &any_kind(), request).await.unwrap()
     }
 
-    /// Leases for a message without a request id; there must be a credential.
+    /// Leases for a message without a request id. Panics if there is no credential.
     pub async fn lease(&self, user: &OpenId) -> Lease {
         leased(self.ask(user, LeaseId::random(), &TERMS, None).await)
     }
@@ -95,7 +95,7 @@ impl World {
         self.store.settle(&self.app, user, id, &TERMS, verdict, None, None, None).await.unwrap()
     }
 
-    /// Settles for a message with a request id.
+    /// Settles the lease of a message with a request id.
     pub async fn settle_request(
         &self,
         user: &OpenId,
@@ -107,7 +107,7 @@ impl World {
         self.store.settle(&self.app, user, id, &TERMS, verdict, outcome, Some(request), None).await.unwrap()
     }
 
-    /// Settles, and asks for the next lease in the same step.
+    /// Settles a lease, and asks for the next one in the same call.
     pub async fn settle_next(
         &self,
         user: &OpenId,
@@ -139,7 +139,7 @@ impl World {
         (0..).map(|number| user(&format!("oBob{number}"))).find(|bob| bucket(bob) == bucket(of)).unwrap()
     }
 
-    /// So many users of a bucket, with two form ids each.
+    /// Creates so many users of a bucket, with two form ids each.
     pub async fn crowd(&self, bucket: Bucket, count: usize) -> Vec<OpenId> {
         let here = |user: &OpenId| self.store.bucket_of(user) == bucket;
         let users: Vec<_> = (0..).map(|number| user(&format!("oU{number}"))).filter(here).take(count).collect();
@@ -153,13 +153,13 @@ impl World {
         users
     }
 
-    /// What is stored of a user: id, uses left, whether it is suspect; the soonest to expire first.
+    /// The credentials of a user: id, uses left, whether it is suspect. The soonest to expire is first.
     pub async fn stored(&self, user: &OpenId) -> Vec<(String, u8, bool)> {
         let records = self.store.records(&self.app, user).await.unwrap();
         records.iter().map(|record| (id_of(&record.credential), record.credential.uses, record.suspect)).collect()
     }
 
-    /// All that is stored of a user at rest, packed.
+    /// The packed records of a user, without leases; empty if there are none.
     pub async fn field(&self, user: &OpenId) -> Vec<u8> {
         let users = BucketKeys::new(&self.app, self.store.bucket_of(user)).users();
         self.raw::<Option<_>>(redis::cmd("HGET").arg(users).arg(user.as_str())).await.unwrap_or_default()
@@ -169,12 +169,12 @@ impl World {
         self.store.ledger(&self.app).await.unwrap().leased
     }
 
-    /// Lets time pass.
+    /// Advances the time by whole hours.
     pub async fn advance(&self, hours: i64) {
         self.pass(hours * HOUR).await
     }
 
-    /// Lets seconds pass, so few that they add up to nothing that matters to [`TERMS`].
+    /// Advances the time by seconds. Tests call it with so few seconds that they do not matter for [`TERMS`].
     pub async fn pass(&self, seconds: i64) {
         self.raw(redis::cmd("EVAL").arg(include_str!("advance.lua")).arg(0).arg(seconds)).await
     }
@@ -183,7 +183,7 @@ impl World {
         self.raw(redis::cmd("KEYS").arg("*")).await
     }
 
-    /// Everything in Redis, byte by byte.
+    /// The content of all keys in Redis, as bytes.
     pub async fn everything(&self) -> BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>> {
         let mut all = BTreeMap::new();
         for key in self.keys().await {
@@ -202,8 +202,8 @@ impl World {
         all
     }
 
-    /// Checks what holds at any moment, also while others are at work: nothing is lost or counted twice, records stand
-    /// in order, and every key has a bound.
+    /// Asserts what must hold at any moment, also during other calls: nothing is lost or counted twice, records are in
+    /// order of expiry, and every key has an expiry or a bounded size.
     pub async fn assert_sound(&self) {
         for bucket in self.store.buckets() {
             let keys = BucketKeys::new(&self.app, bucket);
@@ -214,27 +214,27 @@ impl World {
             let (users, mut ledger, leases): Read = self.all(&pipe).await;
             let mut available = 0;
             for field in users {
-                assert!(!field.is_empty(), "a user without records stays");
+                assert!(!field.is_empty(), "a user without records has a field");
                 let records: Vec<_> = record::unpack(&field).map(|record| record.unwrap().credential).collect();
                 let (expiries, touches) = (expiries(&field), usize::from(record::touched(&field).unwrap().is_some()));
                 let marks = marks(&field).len();
-                assert!(marks <= 1, "two send at once");
-                assert!(expiries.is_sorted(), "not in order of expiry");
-                assert_eq!(expiries.len(), records.len() + touches + marks, "touched more than once");
+                assert!(marks <= 1, "a user has two send locks");
+                assert!(expiries.is_sorted(), "records are not in order of expiry");
+                assert_eq!(expiries.len(), records.len() + touches + marks, "a user has two times of the last message");
                 available += records.iter().map(|credential| u64::from(credential.uses)).sum::<u64>();
             }
             let mut take = |name: &str| ledger.remove(name).unwrap_or(0);
             let (collected, lost, unknown) = (take("collected"), take("lost"), take("unknown"));
-            assert!(unknown <= ledger.get("consumed").copied().unwrap_or(0), "of those consumed");
+            assert!(unknown <= ledger.get("consumed").copied().unwrap_or(0), "more are unknown than consumed");
             let gone: u64 = ledger.values().sum();
             assert_eq!(collected, available + leases - lost + gone, "available {available}, ledger {ledger:?}");
         }
         for key in self.keys().await {
             let left: i64 = self.raw(redis::cmd("PTTL").arg(&key)).await;
-            // -1: no expiry; -2: gone since.
+            // -1: no expiry. -2: the key was deleted since.
             let bounded = ["users", "leases", "ledger", "buckets", ":broadcasts:due", ":broadcasts:running"];
             let bounded = bounded.iter().any(|name| key.ends_with(name));
-            assert!(left != -1 || bounded, "{key} stays for ever");
+            assert!(left != -1 || bounded, "{key} has neither an expiry nor a bound");
         }
     }
 }
@@ -243,8 +243,8 @@ pub fn store(redis: &Redis, cap: u16) -> Store {
     Store::new(&StoreConfig { cap, ..store_config(redis.url()) }).unwrap()
 }
 
-/// How many random cases a property is held against. Each run draws others, so what a few hundred would find in one run a
-/// few runs find too; `./deploy/test.sh --soak` takes the larger number.
+/// The number of random cases of a property test. Each run draws new cases, so several runs find what one run of a few
+/// hundred cases would find. `./deploy/test.sh --soak` uses the larger number.
 pub fn cases(usual: u32, soak: u32) -> ProptestConfig {
     ProptestConfig { cases: sized(usual, soak), failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -257,12 +257,12 @@ pub fn user(name: &str) -> OpenId {
     OpenId::parse(name).unwrap()
 }
 
-/// A form id that expires in so many hours and a half.
+/// A form id that expires in so many hours and 30 minutes.
 pub fn form_id(id: &str, hours: i64) -> Credential {
     Credential { kind: Kind::FormId, ..prepay_id(id, 1, hours) }
 }
 
-/// A prepay id that expires in so many hours and a half.
+/// A prepay id that expires in so many hours and 30 minutes.
 pub fn prepay_id(id: &str, uses: u8, hours: i64) -> Credential {
     let expiry = (testing::now() + hours * HOUR + HOUR / 2) as u32;
     Credential { kind: Kind::PrepayId, id: CredentialId::parse(id).unwrap(), uses, expiry }
@@ -272,7 +272,8 @@ pub fn id_of(credential: &Credential) -> String {
     credential.id.as_str().to_owned()
 }
 
-/// Expiry and the rest of each record of a field, the touch and the mark among them, from back to front.
+/// Expiry and remaining bytes of each record of a field, from back to front, including the time of the last message and
+/// the send lock.
 fn raw_records(mut field: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     std::iter::from_fn(move || {
         let (rest, record) = field.split_at(field.len() - usize::from(field.last()? % 128) - 7);
@@ -282,12 +283,13 @@ fn raw_records(mut field: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     })
 }
 
-/// When the records of a field expire, the touch and the mark among them, from back to front.
+/// The expiries of the records of a field, from back to front, including the time of the last message and the send
+/// lock.
 pub fn expiries(field: &[u8]) -> Vec<u32> {
     raw_records(field).map(|(expiry, _)| expiry).collect()
 }
 
-/// The sending marks of a field: when each expires, and its owner.
+/// The send locks of a field: expiry and owner of each.
 pub fn marks(field: &[u8]) -> Vec<(u32, LeaseId)> {
     let mark = |(expiry, record): (u32, &[u8])| match record {
         [192, owner @ .., 15] => Some((expiry, LeaseId(owner.try_into().unwrap()))),
@@ -304,7 +306,7 @@ pub fn packed_grant(user: &OpenId, id: &str, uses: GrantUses, once: Option<OnceK
     Packed::grant(user.clone(), &Grant { template: template(id), uses }, once)
 }
 
-/// A request whose message is told by one byte.
+/// A request whose message is identified by one byte.
 pub fn request(id: &str, message: u8) -> Request {
     Request { id: RequestId::parse(id).unwrap(), fingerprint: [message; 16] }
 }
@@ -312,20 +314,20 @@ pub fn request(id: &str, message: u8) -> Request {
 pub fn leased(reply: Leased) -> Lease {
     match reply {
         Leased::Lease(lease) => lease,
-        other => panic!("no lease but {other:?}"),
+        other => panic!("expected a lease, got {other:?}"),
     }
 }
 
 pub fn next(reply: Settled) -> Lease {
     match reply {
         Settled::Next(lease) => lease,
-        other => panic!("no next lease but {other:?}"),
+        other => panic!("expected a next lease, got {other:?}"),
     }
 }
 
-/// A lease without what no model can foresee: the time.
+/// A lease without its time, which no model can predict.
 pub fn timeless(mut lease: Lease) -> Lease {
-    assert!((lease.now - testing::now()).abs() < 60, "a lease tells Redis' time");
+    assert!((lease.now - testing::now()).abs() < 60, "a lease has the time of Redis");
     lease.now = 0;
     lease
 }

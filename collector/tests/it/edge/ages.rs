@@ -1,4 +1,4 @@
-//! How connections end: of age, and at a stop.
+//! How connections end: at their maximum age, and at shutdown.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,19 +15,19 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
 
-/// A connection, and a moment before it was opened.
+/// A connection, and a time just before it was opened.
 struct Silent(TcpStream, Instant);
 
-/// Opens a connection as HTTP/2 clients do, and then says nothing, not even when asked.
+/// Opens a connection as HTTP/2 clients do, and then sends nothing, not even answers to pings.
 async fn silent(address: SocketAddr) -> Silent {
     let start = Instant::now();
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The preface, and settings: none.
+    // The preface, and an empty SETTINGS frame.
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     Silent(stream, start)
 }
 
-/// Waits until the other side closes; how long the connection was open, and the types of the frames that came.
+/// Waits until the server closes the connection. Returns how long it was open, and the types of the received frames.
 async fn closed(Silent(mut stream, start): Silent) -> (Duration, Vec<u8>) {
     let mut read = Vec::new();
     let _ = stream.read_to_end(&mut read).await;
@@ -40,11 +40,11 @@ async fn closed(Silent(mut stream, start): Silent) -> (Duration, Vec<u8>) {
     (start.elapsed(), frames)
 }
 
-/// The type of the frame that says: use this connection no more.
+/// The type of the frame that tells a client to stop using the connection.
 const GOAWAY: u8 = 7;
 
 #[tokio::test]
-async fn an_old_connection_is_told_to_go_and_closed_also_when_nobody_is_there() {
+async fn old_connection_gets_goaway_and_is_closed_without_a_peer() {
     let redis = Redis::start();
     let (collector, _client) = collector(&redis, &["--max-connection-age", "1s"]).await;
     let (lived, frames) = closed(silent(collector.address()).await).await;
@@ -52,8 +52,8 @@ async fn an_old_connection_is_told_to_go_and_closed_also_when_nobody_is_there() 
     assert!(frames.contains(&GOAWAY), "{frames:?}");
 }
 
-/// Whether a call was not sent, since its connection had just been told to go. Other clients than tonic's repeat these by
-/// themselves.
+/// Whether a call was not sent because its connection had just received GOAWAY. Clients other than tonic's repeat such
+/// calls themselves.
 fn not_sent(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
@@ -67,7 +67,7 @@ fn not_sent(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_come_of_age_lose_no_call() {
+async fn no_call_is_lost_when_connections_reach_their_age() {
     let redis = Redis::start();
     let flags = ["--max-connection-age", "300ms", "--records-per-user", "10000"];
     let (collector, _client) = collector(&redis, &flags).await;
@@ -76,11 +76,11 @@ async fn connections_that_come_of_age_lose_no_call() {
         let mut client = collector.client().await;
         callers.spawn(async move {
             let (start, mut calls) = (Instant::now(), 0);
-            // Several lives of a connection, and on a busy machine a few calls all the same.
+            // Several lifetimes of a connection, and at least a few calls on a busy machine.
             while start.elapsed() < Duration::from_secs(2) || calls < 20 {
                 let form = form(&format!("o{caller}"), &format!("f{calls}"));
                 match collect(&mut client, vec![form]).await {
-                    // A call that was taken in, and whose answer was lost, would make its repetition a duplicate.
+                    // If a call was stored and its answer was lost, its repetition would be a duplicate.
                     Ok(statuses) => assert_eq!(statuses, [CollectStatus::Stored]),
                     Err(status) => {
                         assert!(not_sent(&status), "{status:?}");
@@ -95,17 +95,17 @@ async fn connections_that_come_of_age_lose_no_call() {
 }
 
 #[tokio::test]
-async fn a_stream_on_an_old_connection_goes_on_for_the_grace_and_ends_with_a_reason() {
+async fn stream_on_old_connection_ends_with_reason_after_grace() {
     let redis = Redis::start();
     let flags = ["--max-connection-age", "500ms", "--max-connection-age-grace", "1500ms"];
-    // Its connection is younger than this.
+    // The connection is opened after this.
     let start = Instant::now();
     let (_collector, mut client) = collector(&redis, &flags).await;
     let (sender, batches) = mpsc::channel::<CollectStreamRequest>(4);
     let mut acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
     let mut sequence = 0;
     let end = loop {
-        // Once the stream has ended nobody takes this.
+        // This fails once the stream has ended.
         let _ = sender.send(batch(sequence, vec![form("oUser", &format!("f{sequence}"))])).await;
         match acknowledgements.message().await {
             Ok(Some(acknowledged)) => assert_eq!(acknowledged.sequence, sequence),
@@ -121,7 +121,7 @@ async fn a_stream_on_an_old_connection_goes_on_for_the_grace_and_ends_with_a_rea
 }
 
 #[tokio::test]
-async fn a_connection_without_an_age_lives_on() {
+async fn connection_without_maximum_age_stays_open() {
     let redis = Redis::start();
     let (collector, _client) = collector(&redis, &["--max-connection-age", "0s"]).await;
     let silent = silent(collector.address()).await;
@@ -129,7 +129,7 @@ async fn a_connection_without_an_age_lives_on() {
 }
 
 #[tokio::test]
-async fn a_connection_with_nobody_at_its_other_end_is_closed() {
+async fn connection_with_a_dead_peer_is_closed() {
     let redis = Redis::start();
     let flags = ["--keepalive-interval", "1s", "--keepalive-timeout", "1s"];
     let (collector, _client) = collector(&redis, &flags).await;
@@ -138,9 +138,9 @@ async fn a_connection_with_nobody_at_its_other_end_is_closed() {
 }
 
 #[tokio::test]
-async fn neither_idle_connections_nor_watchers_of_health_hold_up_a_stop() {
+async fn idle_connections_and_health_watchers_do_not_delay_a_stop() {
     let redis = Redis::start();
-    // Longer than any test: a stop that is held up hangs.
+    // Longer than any test, so that a delayed stop hangs.
     let (collector, mut client) = collector(&redis, &["--drain-timeout", "1h"]).await;
     collect(&mut client, vec![form("oUser", "f")]).await.unwrap();
     let silent = silent(collector.address()).await;

@@ -1,4 +1,4 @@
-//! Who may call what.
+//! Authentication and permissions of callers.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 
 #[tokio::test]
-async fn every_rpc_needs_its_permission_and_no_other() {
+async fn every_rpc_needs_exactly_its_permission() {
     let redis = Redis::start();
     let permissions = Permission::ALL.into_iter().filter(|permission| *permission != Permission::BroadcastAll);
     let permissions: Vec<Permission> = permissions.collect();
@@ -51,7 +51,7 @@ fn with_header(value: &str) -> Request<()> {
 }
 
 #[tokio::test]
-async fn whoever_shows_no_valid_token_is_told_the_same_and_nothing_more() {
+async fn all_invalid_tokens_get_the_same_answer() {
     let redis = Redis::start();
     let (_collector, channel, _file) = guarded(&redis, &[ALL], &[]).await;
     let reflection = [
@@ -71,13 +71,13 @@ async fn whoever_shows_no_valid_token_is_told_the_same_and_nothing_more() {
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
     let status = called(channel.clone(), METHODS[0].path, Request::new(())).await.unwrap_err();
     assert_eq!(reason(&status), "UNAUTHENTICATED");
-    // Whoever may call learns that there is no such method, with a reason as all errors have one.
+    // A valid caller gets UNIMPLEMENTED for an unknown method, with a reason as for all errors.
     let status = called(channel, reflection[2], bearer("all", ())).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
 }
 
 #[tokio::test]
-async fn a_large_request_of_a_stranger_is_refused_and_the_connection_goes_on() {
+async fn large_unauthenticated_request_keeps_the_connection_usable() {
     let redis = Redis::start();
     let (_collector, channel, _file) = guarded(&redis, &[ALL], &[]).await;
     let mut client = Client::new(channel.clone());
@@ -90,7 +90,7 @@ async fn a_large_request_of_a_stranger_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn an_app_of_others_is_answered_like_one_that_is_not_there() {
+async fn forbidden_app_is_answered_like_an_unknown_one() {
     let redis = Redis::start();
     let caller = format!("token_sha256 = ['TOKEN(t)']\napps = ['{APP}']\npermissions = ['collect', 'read', 'erase']");
     let (_collector, channel, _file) = guarded(&redis, &[("one", &caller)], &[]).await;
@@ -123,7 +123,7 @@ async fn an_app_of_others_is_answered_like_one_that_is_not_there() {
         answers.push(client.get_stock(bearer("t", GetStockRequest { app_id })).await.unwrap_err());
         answers
     };
-    // The longest answer names the app in no way, so that they can be compared byte for byte.
+    // No answer contains the app id, so the answers can be compared byte for byte.
     let (others, nobodys) = (answers(OTHER_APP).await, answers("wx0000000000000000").await);
     assert_eq!(others.len(), 10);
     assert!(others.iter().any(|status| reason(status) == "UNKNOWN_APP"));
@@ -134,7 +134,7 @@ async fn an_app_of_others_is_answered_like_one_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn health_is_told_to_everybody_and_reflection_to_callers() {
+async fn health_needs_no_token_and_reflection_needs_one() {
     let redis = Redis::start();
     let (collector, channel, _file) = guarded(&redis, &[ALL], &[]).await;
     assert!(collector.is_serving().await);
@@ -148,7 +148,7 @@ async fn health_is_told_to_everybody_and_reflection_to_callers() {
 }
 
 #[tokio::test]
-async fn a_caller_may_make_so_many_calls_a_second_and_others_are_not_concerned() {
+async fn rate_limit_of_one_caller_does_not_affect_others() {
     let redis = Redis::start();
     let slow = "token_sha256 = ['TOKEN(slow)']\napps = ['*']\npermissions = ['read']\ncalls_per_second = 0.01";
     let quicker = "token_sha256 = ['TOKEN(quicker)']\napps = ['*']\npermissions = ['read']\ncalls_per_second = 0.5";
@@ -163,7 +163,7 @@ async fn a_caller_may_make_so_many_calls_a_second_and_others_are_not_concerned()
         assert_eq!(stock(&channel, "all").await, "OK");
     }
     assert_eq!(stock(&channel, "slow").await, "RATE_LIMITED");
-    // Who comes when told to is let in.
+    // A call after the given delay is accepted.
     let wait = loop {
         let Err(status) = client.get_stock(bearer("quicker", GetStockRequest { app_id: APP.into() })).await else {
             continue;

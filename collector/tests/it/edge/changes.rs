@@ -1,4 +1,4 @@
-//! The callers file changes while the collector runs.
+//! Changes to the callers file while the collector runs.
 
 use shared::proto::CollectStreamRequest;
 use testing::{Redis, bearer, eventually, reason};
@@ -14,7 +14,7 @@ async fn becomes(channel: &Channel, token: &str, outcome: &str) {
 }
 
 #[tokio::test]
-async fn callers_are_added_and_removed_and_a_broken_file_changes_nothing_until_it_is_repaired() {
+async fn callers_file_is_reloaded_and_a_broken_file_is_ignored() {
     let redis = Redis::start();
     let (_collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "UNAUTHENTICATED"]);
@@ -34,7 +34,7 @@ async fn callers_are_added_and_removed_and_a_broken_file_changes_nothing_until_i
 }
 
 #[tokio::test]
-async fn a_token_is_replaced_without_a_moment_in_which_neither_works() {
+async fn token_is_replaced_without_an_interruption() {
     let redis = Redis::start();
     let table = |tokens: &str| format!("token_sha256 = [{tokens}]\napps = ['*']\npermissions = ['read']");
     let (_collector, channel, file) = guarded(&redis, &[("a", &table("'TOKEN(old)'"))], &[]).await;
@@ -47,7 +47,7 @@ async fn a_token_is_replaced_without_a_moment_in_which_neither_works() {
 }
 
 #[tokio::test]
-async fn an_open_stream_of_a_caller_that_is_removed_takes_in_no_more() {
+async fn open_stream_of_a_removed_caller_stores_nothing_more() {
     let redis = Redis::start();
     let (_collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
     let (sender, batches) = mpsc::channel::<CollectStreamRequest>(4);
@@ -58,7 +58,7 @@ async fn an_open_stream_of_a_caller_that_is_removed_takes_in_no_more() {
     assert_eq!(acknowledgements.message().await.unwrap().unwrap().sequence, 1);
     file.write(&[NEW]);
     becomes(&channel, "new", "OK").await;
-    // It may have ended by now.
+    // The stream may have ended already.
     let _ = sender.send(batch(2, vec![form("oUser", "f2")])).await;
     assert_eq!(reason(&acknowledgements.message().await.unwrap_err()), "UNAUTHENTICATED");
     assert_eq!(stored(&redis.store().await, "oUser").await, ["f1"]);

@@ -1,4 +1,4 @@
-//! How much may be under way at once.
+//! Limits on concurrent calls, streams and memory.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ fn assert_overloaded(status: &Status) {
 }
 
 #[tokio::test]
-async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
+async fn call_over_the_limit_is_refused_at_once_and_health_is_not() {
     let redis = Redis::alone();
     let (collector, mut client) = collector(&redis, &["--max-requests", "3", "--redis-timeout", "10m"]).await;
-    // Until it goes on, no call ends that has to wait for one of the three.
+    // While Redis hangs, none of the three calls below can end.
     redis.servers()[0].hang();
     let mut calls = JoinSet::new();
     for n in 0..3 {
@@ -29,7 +29,8 @@ async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
     }
     let mut turned_away = 0;
     while turned_away < 20 {
-        // Until those three have arrived, one of these may take a place. It has no user, so it needs no Redis.
+        // Until those three have arrived, this call may be accepted instead. It has no openid, so it fails without
+        // Redis.
         match client.erase_user(EraseUserRequest { app_id: APP.into(), openid: String::new() }).await {
             Err(status) if status.code() == Code::InvalidArgument => {}
             other => {
@@ -49,14 +50,14 @@ async fn a_call_too_many_is_turned_away_at_once_and_health_never_is() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_makes_room() {
+async fn canceled_call_frees_its_place() {
     let redis = Redis::alone();
     let (_collector, client) = collector(&redis, &["--max-requests", "1", "--redis-timeout", "10m"]).await;
     redis.servers()[0].hang();
     let inventory = || shared::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
     for _ in 0..5 {
-        // It gets the place of the one before, a moment after that was given up.
-        eventually("a call is taken and given up", SOON, async || {
+        // It gets the place of the previous call shortly after that was canceled.
+        eventually("a call is accepted and canceled", SOON, async || {
             let mut given_up = Request::new(inventory());
             given_up.set_timeout(Duration::from_millis(50));
             let status = client.clone().get_inventory(given_up).await.unwrap_err();
@@ -71,7 +72,7 @@ async fn a_call_that_is_given_up_makes_room() {
 }
 
 #[tokio::test]
-async fn streams_are_counted_apart_from_calls() {
+async fn streams_and_calls_have_separate_limits() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--max-streams", "2", "--max-requests", "1"]).await;
     let mut open = Vec::new();
@@ -89,11 +90,11 @@ async fn streams_are_counted_apart_from_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
+async fn full_queue_refuses_calls_and_makes_streams_wait() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &["--redis-timeout", "10m", "--records-per-user", "10"]).await;
     let room = collector::ingest::ROOM / collector::service::MAX_CREDENTIALS;
-    // Writes only: the command that ends it is none.
+    // Pauses writes only, so that CLIENT UNPAUSE still works.
     redis.everywhere("CLIENT PAUSE 600000 WRITE");
     let credentials: Vec<_> = (0..1000).map(|n| form(&format!("o{n}"), "f")).collect();
     let mut calls = JoinSet::new();
@@ -101,7 +102,7 @@ async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
         let (mut client, credentials) = (client.clone(), credentials.clone());
         calls.spawn(async move { collect(&mut client, credentials).await });
     }
-    // While Redis says nothing, no other call can end than one that is turned away.
+    // While Redis does not answer, only refused calls can end.
     assert_overloaded(&calls.join_next().await.unwrap().unwrap().unwrap_err());
     let (sender, batches) = mpsc::channel::<CollectStreamRequest>(8);
     let mut acknowledgements = client.collect_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
@@ -125,7 +126,7 @@ async fn when_redis_is_behind_a_call_is_turned_away_and_a_stream_waits() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_or_none_at_all_has_a_reason_too() {
+async fn oversized_and_malformed_messages_get_a_reason() {
     let redis = Redis::start();
     let (collector, mut client) = collector(&redis, &["--max-message-bytes", "1024"]).await;
     let large = || (0..100).map(|n| form("oUser", &format!("{n:020}"))).collect::<Vec<_>>();
@@ -135,7 +136,7 @@ async fn a_message_that_is_too_large_or_none_at_all_has_a_reason_too() {
     let status = acknowledgements.message().await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
 
-    // A number where a text should be.
+    // A number instead of a string.
     let wrong = CollectStreamResponse { sequence: 7, ..CollectStreamResponse::default() };
     let channel = connect(collector.address()).await;
     let status = called(channel, "/formid.v1.CollectorService/GetStock", Request::new(wrong)).await.unwrap_err();

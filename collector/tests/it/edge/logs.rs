@@ -1,4 +1,4 @@
-//! What the edge writes into the log, and what it never does; and what refuses to start.
+//! Logs of the gRPC layer, secrets that must never be logged, and settings that prevent the start.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -16,14 +16,14 @@ fn program() -> Command {
     command
 }
 
-/// How the program ends that can not begin.
+/// The exit code and the error output of a program that refuses its settings.
 fn refused(flags: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = program().args(flags).envs(environment.iter().copied()).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
-fn a_port_that_others_reach_needs_callers_or_a_word_that_it_is_meant_so() {
+fn public_port_needs_a_callers_file_or_insecure() {
     let (code, said) = refused(&["--listen", "0.0.0.0:0"], &[]);
     assert_eq!(code, Some(2));
     assert!(said.contains("--listen is 0.0.0.0:0") && said.contains("--callers-file") && said.contains("--insecure"));
@@ -37,7 +37,7 @@ fn a_port_that_others_reach_needs_callers_or_a_word_that_it_is_meant_so() {
 }
 
 #[test]
-fn all_that_is_wrong_with_the_edge_is_listed_at_once() {
+fn all_errors_of_edge_settings_are_reported_together() {
     let file = CallersFile::new(&[("a", "apps = []"), ("b", "permissions = ['x']")]);
     let [flag, path] = file.flags();
     let flags = [&flag, &path, "--tls-cert", "/does/not/exist", "--max-streams", "0", "--max-connection-age", "10"];
@@ -49,7 +49,7 @@ fn all_that_is_wrong_with_the_edge_is_listed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_tokens_nor_hashes_nor_keys_reach_the_log_and_who_erased_does() {
+async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
     const TOKEN: &str = "CANARYtoken0123456789";
     let redis = Redis::start();
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new("ours"));
@@ -87,11 +87,11 @@ async fn neither_tokens_nor_hashes_nor_keys_reach_the_log_and_who_erased_does() 
     client.erase_user(erase()).await.unwrap_err();
     let strange = Authority::new("other").client("spiffe://test/CANARYother");
     Client::new(channel(address, &authority.pem, Some(&strange))).erase_user(erase()).await.unwrap_err();
-    // Files that become wrong are told of, with nothing of what is in them.
+    // Files that become invalid are logged, without their contents.
     callers.write_text(&format!("[callers.a]\ntoken_sha256 = ['{hash}CANARY', 'CANARY\napps = ['CANARY']"));
     std::fs::write(path("key"), pair.key.replace("PRIVATE KEY", "CANARY")).unwrap();
-    let refused = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains("refused"));
-    eventually("what became wrong is logged", SOON, async || {
+    let refused = |log: &str, what: &str| log.lines().any(|line| line.contains(what) && line.contains("is invalid"));
+    eventually("the invalid files are logged", SOON, async || {
         let log = std::fs::read_to_string(path("log")).unwrap();
         refused(&log, "the callers file") && refused(&log, "the TLS certificate")
     })

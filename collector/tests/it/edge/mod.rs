@@ -1,5 +1,5 @@
-//! The edge that both services have: who may call, over what, how much at once, and how connections end. It is tested
-//! here on a collector.
+//! The gRPC layer that both services share: authentication, TLS, limits, and the end of connections. It is tested here
+//! with a collector.
 
 mod ages;
 mod callers;
@@ -17,14 +17,14 @@ use tonic::transport::Channel;
 
 use crate::support::*;
 
-/// An app that the collectors of these tests are set up for besides.
+/// A second app of the collectors of these tests.
 const OTHER_APP: &str = "wxfedcba9876543210";
 
-/// A caller that may do everything with everything, by the token `all`.
+/// A caller with all permissions for all apps; its token is `all`.
 const ALL: (&str, &str) =
     ("all", "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['collect', 'read', 'erase']");
 
-/// A collector for both apps with a callers file.
+/// Starts a collector for both apps with a callers file.
 async fn guarded(
     redis: &testing::Redis,
     callers: &[(&str, &str)],
@@ -40,7 +40,7 @@ async fn guarded(
     (collector, channel, file)
 }
 
-/// Asks for the stock with a token: what came of it, in a word.
+/// Calls GetStock with a token; returns OK or the reason of the error.
 async fn stock(channel: &Channel, token: &str) -> String {
     let mut client = Client::new(channel.clone());
     match client.get_stock(bearer(token, GetStockRequest { app_id: APP.into() })).await {

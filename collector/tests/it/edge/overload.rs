@@ -1,4 +1,4 @@
-//! Far more calls than a collector takes at once.
+//! Far more concurrent calls than a collector accepts.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -9,17 +9,17 @@ use testing::{Process, Redis, eventually, free_port, refuses_what_is_too_many};
 
 use super::*;
 
-/// Calls at once, and users in each.
+/// Maximum number of concurrent calls, and number of users in each call.
 const AT_ONCE: usize = 8;
 const USERS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_refuses_what_is_too_many_and_loses_nothing_of_what_it_took_in() {
+async fn overloaded_collector_refuses_calls_and_loses_none_it_accepted() {
     let redis = Redis::alone();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));
     command.args(["--apps", APP, "--listen", &address.to_string(), "--redis-url", &redis.url(), "--log", "warn"]);
-    // Calls wait for a Redis that hangs, and it is not given up meanwhile.
+    // Calls wait for a Redis that hangs, and must not time out meanwhile.
     command.args(["--buckets", "4", "--max-requests", &AT_ONCE.to_string(), "--redis-timeout", "10m"]);
     let process = Process::start(&mut command);
     eventually("it serves", SOON, async || is_serving(address).await).await;

@@ -9,7 +9,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
 
-/// What health says of a name, on a port without TLS.
+/// The health status of a service name, asked on a port without TLS.
 async fn health(address: SocketAddr, service: &str) -> Option<ServingStatus> {
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.ok()?;
     let request = HealthCheckRequest { service: service.into() };
@@ -17,7 +17,7 @@ async fn health(address: SocketAddr, service: &str) -> Option<ServingStatus> {
 }
 
 #[tokio::test]
-async fn probes_are_answered_in_plain_text_beside_mutual_tls_and_liveness_does_not_look_at_redis() {
+async fn probes_need_no_tls_and_liveness_ignores_redis() {
     let mut redis = Redis::start();
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new("ours"));
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -31,14 +31,15 @@ async fn probes_are_answered_in_plain_text_beside_mutual_tls_and_liveness_does_n
     for service in ["", "formid.v1.CollectorService", "liveness"] {
         eventually("it serves", SOON, async || health(probe, service).await == Some(ServingStatus::Serving)).await;
     }
-    assert_eq!(health(collector.address(), "liveness").await, None, "plain text on the service's own port");
-    // Nothing but health is there.
+    assert_eq!(health(collector.address(), "liveness").await, None, "plaintext on the port for calls");
+    // The port serves nothing but health.
     let channel = connect(probe).await;
     let status = testing::called(channel, "/formid.v1.CollectorService/Collect", tonic::Request::new(())).await;
     assert_eq!(status.unwrap_err().code(), tonic::Code::Unimplemented);
 
     redis.kill();
-    eventually("it waits", SOON, async || health(probe, "").await == Some(ServingStatus::NotServing)).await;
+    eventually("health shows NOT_SERVING", SOON, async || health(probe, "").await == Some(ServingStatus::NotServing))
+        .await;
     assert_eq!(health(probe, "liveness").await, Some(ServingStatus::Serving));
     assert_eq!(health(probe, "formid.v1.CollectorService").await, Some(ServingStatus::NotServing));
     collector.stop().await.unwrap().unwrap();
@@ -46,7 +47,7 @@ async fn probes_are_answered_in_plain_text_beside_mutual_tls_and_liveness_does_n
 }
 
 #[tokio::test]
-async fn liveness_is_told_on_the_service_s_own_port_too() {
+async fn liveness_is_answered_on_the_port_for_calls_too() {
     let mut redis = Redis::start();
     redis.kill();
     let collector = Collector::start(&redis, &[]).await;

@@ -1,4 +1,4 @@
-//! TLS, and callers that are known by their certificates.
+//! TLS, and callers that authenticate with a certificate.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 
-/// A collector with TLS, and the files it has it from.
+/// A collector with TLS, and its files.
 struct Secured {
     address: SocketAddr,
     metrics: SocketAddr,
@@ -49,7 +49,8 @@ impl Secured {
         self.folder.path().join(name)
     }
 
-    /// Asks over a new connection with this certificate: what came of it.
+    /// Calls GetStock over a new connection with this client certificate; returns OK, REFUSED or the reason of the
+    /// error.
     async fn stock(&self, own: Option<&Pair>, token: &str) -> String {
         let channel = channel(self.address, &self.authority.pem, own);
         let mut client = Client::new(channel);
@@ -62,7 +63,7 @@ impl Secured {
         }
     }
 
-    /// The certificate that a new connection is shown.
+    /// The server certificate of a new connection.
     async fn shown(&self) -> Option<Vec<u8>> {
         let stream = dial(self.address, &self.authority.pem, None).await.ok()?;
         Some(stream.get_ref().1.peer_certificates()?.first()?.to_vec())
@@ -70,18 +71,18 @@ impl Secured {
 }
 
 #[tokio::test]
-async fn calls_go_over_tls_and_none_in_plain_text() {
+async fn calls_need_tls() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, false).await;
     assert_eq!(secured.stock(None, "all").await, "OK");
     assert_eq!(secured.stock(None, "").await, "UNAUTHENTICATED");
-    assert!(!is_serving(secured.address).await, "health in plain text");
+    assert!(!is_serving(secured.address).await, "health in plaintext");
     let other = Authority::new("other");
-    assert!(dial(secured.address, &other.pem, None).await.is_err(), "a client that trusts others");
+    assert!(dial(secured.address, &other.pem, None).await.is_err(), "a client that trusts another authority");
 }
 
 #[tokio::test]
-async fn a_client_s_certificate_is_needed_and_may_be_all_that_is_needed() {
+async fn mutual_tls_needs_a_client_certificate_which_may_suffice() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, true).await;
     let ours = |uri: &str| secured.authority.client(uri);
@@ -97,7 +98,7 @@ async fn a_client_s_certificate_is_needed_and_may_be_all_that_is_needed() {
 }
 
 #[tokio::test]
-async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
+async fn new_connections_get_the_new_certificate_old_ones_stay() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, false).await;
     let open = channel(secured.address, &secured.authority.pem, None);
@@ -110,7 +111,7 @@ async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
     assert_ne!(first, second.der().to_vec());
     assert_eq!(stock(&open, "all").await, "OK");
 
-    // A certificate without its key, and a key that is none, change nothing.
+    // A certificate with another key and an invalid key file change nothing.
     for (cert, key) in [(secured.authority.server().cert, second.key.clone()), (second.cert.clone(), "none".into())] {
         Pair { cert, key }.write(&secured.path("cert"), &secured.path("key"));
         tokio::time::sleep(shared::reload::INTERVAL * 3).await;
@@ -119,15 +120,16 @@ async fn new_connections_get_the_new_certificate_and_old_ones_go_on() {
     }
     let third = secured.authority.server();
     third.write(&secured.path("cert"), &secured.path("key"));
-    eventually("it is repaired", SOON, async || secured.shown().await.as_deref() == Some(&third.der())).await;
+    eventually("the repaired files are used", SOON, async || secured.shown().await.as_deref() == Some(&third.der()))
+        .await;
     assert_eq!(stock(&open, "all").await, "OK");
 }
 
 #[tokio::test]
-async fn metrics_tell_when_the_certificate_expires_and_which_files_are_refused() {
+async fn metrics_show_certificate_expiry_and_refused_files() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, false).await;
-    // 2040-01-01 and 2050-01-01, in seconds since 1970.
+    // Unix times of 2040-01-01 and 2050-01-01.
     let (at_2040, at_2050) = (2_208_988_800, 2_524_608_000);
     let becomes = async |callers, tls, expiry: Option<u64>| {
         eventually("the metrics follow", SOON, async || {
@@ -156,22 +158,23 @@ async fn metrics_tell_when_the_certificate_expires_and_which_files_are_refused()
 }
 
 #[tokio::test]
-async fn clients_of_a_new_authority_are_taken_once_it_is_named() {
+async fn client_ca_is_reloaded() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, true).await;
     let next = Authority::new("next");
     let (old, new) = (secured.authority.client("spiffe://test/orders"), next.client("spiffe://test/orders"));
     assert_eq!(secured.stock(Some(&new), "").await, "REFUSED");
     std::fs::write(secured.path("ca"), format!("{}{}", secured.authority.pem, next.pem)).unwrap();
-    eventually("both are taken", SOON, async || secured.stock(Some(&new), "").await == "OK").await;
+    eventually("both authorities are accepted", SOON, async || secured.stock(Some(&new), "").await == "OK").await;
     assert_eq!(secured.stock(Some(&old), "").await, "OK");
     std::fs::write(secured.path("ca"), &next.pem).unwrap();
-    eventually("only the new one is", SOON, async || secured.stock(Some(&old), "").await == "REFUSED").await;
+    eventually("only the new authority is accepted", SOON, async || secured.stock(Some(&old), "").await == "REFUSED")
+        .await;
     assert_eq!(secured.stock(Some(&new), "").await, "OK");
 }
 
 #[tokio::test]
-async fn slow_and_broken_handshakes_block_nobody() {
+async fn slow_and_broken_handshakes_block_no_calls() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, false).await;
     let mut silent = Vec::new();
@@ -180,7 +183,7 @@ async fn slow_and_broken_handshakes_block_nobody() {
         match n % 3 {
             0 => {}
             1 => stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap(),
-            // The beginning of a handshake.
+            // The start of a TLS handshake.
             _ => stream.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await.unwrap(),
         }
         silent.push(stream);
@@ -188,17 +191,17 @@ async fn slow_and_broken_handshakes_block_nobody() {
     for _ in 0..5 {
         assert_eq!(secured.stock(None, "all").await, "OK");
     }
-    // Of those that say nothing at all, the last to come is still waited for: no call has waited for its end.
+    // The last connection that sends nothing is still open, so no call has waited for its end.
     let last = silent.iter_mut().step_by(3).next_back().unwrap().read_to_end(&mut Vec::new()).now_or_never();
     assert!(last.is_none(), "the calls waited for the handshakes: {last:?}");
-    // In the end they are let go.
+    // All of them are closed in the end.
     for mut stream in silent {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
 }
 
 #[tokio::test]
-async fn a_person_calls_with_a_certificate() {
+async fn grpcurl_calls_with_a_client_certificate() {
     let redis = Redis::start();
     let secured = Secured::start(&redis, true).await;
     secured.authority.client("spiffe://test/orders").write(&secured.path("own"), &secured.path("own.key"));

@@ -1,5 +1,5 @@
-//! The bare handler once more, with the allocator the dispatcher has: what is left of the ratio without that advantage.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a tool that measures: it fails loudly")]
+//! The bare handler with the dispatcher's allocator. It shows the ratio without the advantage of that allocator.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measuring tool, which may panic")]
 
 #[path = "../bare.rs"]
 mod bare;
@@ -7,7 +7,7 @@ mod bare;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Takes an address to listen on and the sandbox's base URL.
+/// Arguments: the address to listen on and the sandbox's base URL.
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);

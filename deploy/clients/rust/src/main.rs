@@ -1,20 +1,20 @@
-//! Tells users that their orders are ready: an example of calling formid from Rust, made to be copied.
+//! Tells users that their orders are ready. An example of calling formid from Rust, to be copied.
 //!
-//! Reads lines `ORDER OPENID FORM_ID` from its standard input. For each it collects the form id, sends the message, and
-//! prints how that ended. The exit code is 0 when every message was delivered.
+//! Reads lines `ORDER OPENID FORM_ID` from standard input. For each line it collects the form id, sends the message,
+//! and prints the result. The exit code is 0 if every message was delivered.
 //!
 //! ```sh
 //! echo "42 alice 0123456789abcdef0123456789abcdef" | cargo run -p example-client -- --app wx0123456789abcdef
 //! ```
 //!
-//! [`replicas`] is where the services are, [`patience`] which calls are repeated, [`problem`] what an error tells.
+//! [`replicas`] finds the replicas, [`patience`] retries calls, [`problem`] reads errors.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool that prints for people")]
 
 mod patience;
 mod problem;
 mod replicas;
 
-/// What the build made from the protos.
+/// Generated from the protos by the build script.
 mod formid {
     #![allow(missing_docs, unused_qualifications, clippy::all)]
     tonic::include_proto!("formid.v1");
@@ -37,17 +37,17 @@ use formid::{CollectRequest, CollectStatus, Credential, Outcome, SendTemplateReq
 use patience::patiently;
 use replicas::Replicas;
 
-/// The deadline of each try: see proto/README.md for how long either can take.
+/// The deadline of each attempt. proto/README.md says how long a call can take.
 const COLLECT: Duration = Duration::from_secs(15);
 const SEND: Duration = Duration::from_secs(40);
 
 /// Tells users that their orders are ready.
 #[derive(Parser)]
 struct Args {
-    /// Where the collectors are: host:port, several with commas; a name may have several addresses
+    /// Addresses of the collectors: host:port, separated by commas; a name may resolve to several addresses
     #[arg(long, default_value = "127.0.0.1:7001")]
     collector: String,
-    /// Where the dispatchers are
+    /// Addresses of the dispatchers
     #[arg(long, default_value = "127.0.0.1:7002")]
     dispatcher: String,
     /// The mini program's app id
@@ -56,18 +56,18 @@ struct Args {
     /// The template's id
     #[arg(long, default_value = "order-ready")]
     template: String,
-    /// How many lines are dealt with at once
+    /// Number of lines processed concurrently
     #[arg(long, default_value_t = 16)]
     at_once: usize,
-    /// Seconds for which a call is repeated
+    /// Seconds for which a call is retried
     #[arg(long, default_value_t = 60)]
     patience: u64,
-    /// A file with the authority of the services' certificates; without it, no TLS
+    /// File with the CA certificate of the services; without it, no TLS
     #[arg(long)]
     ca: Option<String>,
 }
 
-/// What all lines are dealt with by.
+/// What the processing of every line needs.
 struct Clerk {
     args: Args,
     collectors: Replicas,
@@ -86,10 +86,10 @@ async fn main() -> ExitCode {
     }
 }
 
-/// True when every message was delivered.
+/// Processes all lines. Returns true if every message was delivered.
 async fn run(args: Args) -> Result<bool, String> {
     let ca = args.ca.as_ref().map(std::fs::read_to_string).transpose().map_err(|error| format!("--ca: {error}"))?;
-    // Goes with each call, over TLS only. By the environment, because a command line can be read by all processes.
+    // Sent with each call, over TLS only. Read from the environment, because every process can read a command line.
     let token = std::env::var("FORMID_TOKEN").ok();
     let open = async |names: &str, deadline| Replicas::open(names, ca.as_deref(), token.as_deref(), deadline).await;
     let (collectors, dispatchers) = (open(&args.collector, COLLECT).await?, open(&args.dispatcher, SEND).await?);
@@ -108,16 +108,16 @@ async fn run(args: Args) -> Result<bool, String> {
 }
 
 impl Clerk {
-    /// One line of input, from the form id to the message; answers whether it was delivered.
+    /// Processes one line of input. Returns whether the message was delivered.
     async fn handle(&self, line: &str) -> bool {
         let mut words = line.splitn(3, ' ').map(str::to_owned);
         let (Some(order), Some(openid), Some(form_id)) = (words.next(), words.next(), words.next()) else {
-            println!("{line}: failed: it is not ORDER OPENID FORM_ID");
+            println!("{line}: failed: expected ORDER OPENID FORM_ID");
             return false;
         };
         let (delivered, ending) = match self.collect_and_send(&order, openid, form_id).await {
             Ok(Outcome::Delivered) => (true, "delivered".to_owned()),
-            // It went out once or not at all, and nobody can tell. To send again may be to send twice.
+            // OUTCOME_UNKNOWN: the message was delivered once or not at all. Sending it again might deliver it twice.
             Ok(_) => (false, "unknown".to_owned()),
             Err(problem) => (false, format!("failed: {problem}")),
         };
@@ -133,15 +133,15 @@ impl Clerk {
     ) -> Result<Outcome, problem::Problem> {
         let patience = Duration::from_secs(self.args.patience);
         let tell = |text: String| eprintln!("{order}: {text}");
-        // One at a time because it is an example: a call takes up to 1000.
+        // One credential in each call, because this is an example: a call takes up to 1000.
         let credential = Credential { openid: openid.clone(), right: Some(Right::FormId(form_id)), obtained_at: None };
         let request = CollectRequest { app_id: self.args.app.clone(), credentials: vec![credential] };
         let call = async |replica, request| CollectorServiceClient::new(replica).collect(request).await;
         let collected = patiently(&self.collectors, request, call, patience, tell).await?;
         for result in collected.results {
-            // Of another form id the user may have one all the same.
+            // Not an error: the user may have another form id.
             if result.status() == CollectStatus::Refused {
-                tell(format!("the form id is refused: {}", result.message));
+                tell(format!("the form id was refused: {}", result.message));
             }
         }
         let message = self.ready_message(order, openid);
@@ -150,10 +150,11 @@ impl Clerk {
         Ok(sent.outcome())
     }
 
-    /// The message for an order, the same at each try.
+    /// The message about an order, the same at each attempt.
     ///
-    /// The request id is made of the event that the message is about. So it is the same for a try after a crash, and for
-    /// a colleague that handles the event a second time. A random one would be another message each time.
+    /// The request id is derived from the event that the message is about. So a retry after a crash has the same id,
+    /// and so does another worker that handles the event a second time. A random id would make each of them a new
+    /// message.
     fn ready_message(&self, order: &str, openid: String) -> SendTemplateRequest {
         let value = |text: String| TemplateValue { value: text, color: String::new() };
         SendTemplateRequest {

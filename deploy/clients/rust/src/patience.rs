@@ -1,4 +1,4 @@
-//! Which calls are repeated, and when. tonic repeats nothing by itself: it has no service config.
+//! Retries of calls. tonic itself retries nothing: it has no service config.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use tonic::{Response, Status};
 use crate::problem::Problem;
 use crate::replicas::{Replica, Replicas};
 
-/// The pause before the second try; it doubles from there.
+/// The backoff before the second attempt. It doubles from there.
 const BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Makes a call that is safe to repeat, again and again for as long as `patience`, each time with the next replica.
+/// Makes a call that is safe to repeat, and retries it for up to `patience`. Each attempt goes to the next replica.
 pub async fn patiently<Q: Clone, A, F: Future<Output = Result<Response<A>, Status>>>(
     replicas: &Replicas,
     request: Q,
@@ -29,18 +29,18 @@ pub async fn patiently<Q: Clone, A, F: Future<Output = Result<Response<A>, Statu
         if problem.is_of_the_replica() {
             replicas.avoid(address);
         }
-        // Once, that is: when all replicas are away, there is nothing to hurry for.
+        // Only once without a wait: if all replicas are down, an immediate retry is useless.
         if problem.never_left() && !elsewhere {
             elsewhere = true;
             continue;
         }
-        // Not all at the same moment.
+        // Jitter: callers should not all retry at the same moment.
         let wait = problem.retry_after.unwrap_or(backoff).mul_f64(rand::random_range(1.0..1.25));
         backoff = (2 * backoff).min(LONGEST_BACKOFF);
         if !problem.passes() || begun.elapsed() + wait > patience {
             return Err(problem);
         }
-        tell(format!("{problem}; again in {wait:.1?}"));
+        tell(format!("{problem}; retrying in {wait:.1?}"));
         tokio::time::sleep(wait).await;
     }
 }

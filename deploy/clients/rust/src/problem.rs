@@ -1,4 +1,4 @@
-//! What an error tells.
+//! Errors of calls, and which of them to retry.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use tonic::{Code, ConnectError, Status};
 use tonic_types::StatusExt as _;
 
-/// A call that failed: a reason for programs, a sentence for people, and what else the service told.
+/// A failed call: a reason for programs, a message for people, and the other details of the status.
 #[derive(Debug)]
 pub struct Problem {
     code: Code,
     message: String,
-    /// None where it was not formid that answered.
+    /// `None` if formid did not answer.
     reason: Option<String>,
     facts: BTreeMap<String, String>,
     fields: Vec<(String, String)>,
-    /// When to try again, where the service says.
+    /// How long to wait before a retry, if the service says so.
     pub retry_after: Option<Duration>,
     never_left: bool,
 }
@@ -40,53 +40,53 @@ impl From<Status> for Problem {
 }
 
 impl Problem {
-    /// Whether the same call may fare better later.
+    /// Whether a retry of the same call may succeed.
     pub fn passes(&self) -> bool {
         use Code::{Aborted, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
         if self.is_formids() {
-            // FAILED_PRECONDITION and the like say the same again.
+            // FAILED_PRECONDITION and the like would be answered again.
             matches!(self.code, Unavailable | Aborted | DeadlineExceeded | ResourceExhausted)
         } else {
-            // tonic has several codes for a connection that breaks (RESOURCE_EXHAUSTED where HTTP/2 says ENHANCE_YOUR_CALM),
-            // and CANCELLED for a deadline that passes. How far the call came is not known; every call here is safe to
-            // repeat, by its form id or by its request id.
+            // tonic has several codes for a broken connection (RESOURCE_EXHAUSTED for HTTP/2's ENHANCE_YOUR_CALM), and
+            // CANCELLED for a deadline. It is not known whether the service has processed the call. Every call here is
+            // safe to repeat, because of its form id or its request id.
             matches!(self.code, Unavailable | DeadlineExceeded | Unknown | Internal | Cancelled | ResourceExhausted)
         }
     }
 
-    /// Whether formid answered, and not a proxy, or tonic on this side.
+    /// Whether formid answered, rather than a proxy or tonic on this side.
     pub fn is_formids(&self) -> bool {
         self.reason.is_some()
     }
 
-    /// Whether no service has seen the call: there was no connection, or the service had said before that it takes no more
-    /// calls on it (GOAWAY), as one does that stops. Such a call is safe to repeat, whatever it is, and a moment later comes
-    /// to another replica. gRPC's own libraries do that unseen.
+    /// Whether no service has seen the call. Either there was no connection, or the service had announced before that
+    /// it accepts no more calls on it (GOAWAY), as a service does that stops. Such a call is always safe to repeat, and
+    /// the retry goes to another replica. gRPC's own libraries do this transparently.
     pub fn never_left(&self) -> bool {
         self.never_left
     }
 
-    /// Whether the next call should rather go to another replica.
+    /// Whether the next call should go to another replica.
     pub fn is_of_the_replica(&self) -> bool {
         !self.is_formids() || self.reason.as_deref() == Some("SHUTTING_DOWN")
     }
 }
 
-/// What stands behind an error of tonic's.
+/// The chain of causes of a status.
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(status.source(), |&cause| cause.source())
 }
 
 fn is_before_the_call(cause: &(dyn Error + 'static)) -> bool {
     let unseen = |error: &h2::Error| {
-        // A GOAWAY ends only the calls that came too late for it; those before it are still answered.
+        // A GOAWAY ends only the calls that came after it. Earlier calls are still answered.
         let too_late = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         error.is_remote() && (too_late || refused)
     };
     cause.is::<ConnectError>()
         || cause.downcast_ref::<h2::Error>().is_some_and(unseen)
-        // What hyper could not begin, because the connection went in this moment.
+        // hyper could not start the call, because the connection was closed at this moment.
         || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
 }
 
@@ -100,7 +100,7 @@ impl fmt::Display for Problem {
             write!(out, ", {key} {value}")?;
         }
         write!(out, ": {}", self.message)?;
-        // Of one field the sentence itself tells.
+        // The message names a single field itself.
         let several = if self.fields.len() > 1 { &self.fields[..] } else { &[] };
         several.iter().try_for_each(|(field, problem)| write!(out, "; {field} {problem}"))
     }

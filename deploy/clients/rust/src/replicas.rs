@@ -1,7 +1,7 @@
-//! Where the replicas of a service are, and which is called next: each in its turn.
+//! The replicas of a service, called round-robin.
 //!
-//! tonic can balance a fixed list by itself (`Channel::balance_list`), but goes on giving calls to a replica that is dead,
-//! and looks no name up again. So here each replica has a channel of its own.
+//! tonic can balance a fixed list itself (`Channel::balance_list`). But it keeps calling a replica that is dead, and
+//! never resolves a name again. So here each replica has its own channel.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,12 +13,12 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
-/// How often names are looked up again: as often a replica that is new is found.
+/// How often names are resolved again. A new replica is found within this time.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a replica that broke is left alone, as long as there are others.
+/// How long a replica that failed is avoided while there are others.
 const AVOID: Duration = Duration::from_secs(1);
 
-/// One replica; a client is made of it for each call, which costs nothing.
+/// One replica. A client is created from it for each call, which costs nothing.
 pub type Replica = InterceptedService<Channel, Headers>;
 
 /// All replicas of one service.
@@ -38,13 +38,13 @@ struct Known {
 #[derive(Clone)]
 struct Place {
     address: SocketAddr,
-    /// The name it was found by, which its certificate is for.
+    /// The name that resolved to the address. The certificate is for this name.
     name: String,
     channel: Channel,
     avoid_until: Option<Instant>,
 }
 
-/// What goes with each call.
+/// Metadata of each call.
 #[derive(Clone)]
 pub struct Headers {
     deadline: Duration,
@@ -53,7 +53,7 @@ pub struct Headers {
 
 impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        // The service is told, and stops waiting too; tonic watches it on this side.
+        // The service learns the deadline and stops waiting too. tonic enforces it on this side.
         request.set_timeout(self.deadline);
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
@@ -63,9 +63,10 @@ impl Interceptor for Headers {
 }
 
 impl Replicas {
-    /// Those at `names`, `host:port` with commas, each of which may stand for several addresses. A token goes over TLS only.
+    /// Connects to the replicas at `names`: `host:port`, separated by commas. Each name may resolve to several
+    /// addresses. The token is sent over TLS only.
     pub async fn open(names: &str, ca: Option<&str>, token: Option<&str>, deadline: Duration) -> Result<Self, String> {
-        let bearer = |token| format!("Bearer {token}").parse().map_err(|_| "the token is none for a header");
+        let bearer = |token| format!("Bearer {token}").parse().map_err(|_| "the token is not valid in a header");
         let authorization = token.filter(|_| ca.is_some()).map(bearer).transpose()?;
         let tls = ca.map(|ca| ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)));
         let known = Known { replicas: Vec::new(), turn: 0, looked_up: Instant::now() };
@@ -79,10 +80,10 @@ impl Replicas {
         Ok(replicas)
     }
 
-    /// The replica whose turn it is, and its address.
+    /// The next replica, and its address.
     pub async fn next(&self) -> (SocketAddr, Replica) {
         if self.is_time_to_look() {
-            // Where a name is not found now, what was known goes on.
+            // If a name cannot be resolved now, the known replicas stay in use.
             let _ = self.look_up().await;
         }
         let mut known = self.known();
@@ -91,14 +92,14 @@ impl Replicas {
         let good = |place: &&Place| place.avoid_until.is_none_or(|until| until <= now);
         let mut fit: Vec<_> = known.replicas.iter().filter(good).collect();
         if fit.is_empty() {
-            // The one that has been left alone the longest.
+            // The one that has been avoided the longest.
             fit.extend(known.replicas.iter().min_by_key(|place| place.avoid_until));
         }
         let place = fit[turn % fit.len()];
         (place.address, InterceptedService::new(place.channel.clone(), self.headers.clone()))
     }
 
-    /// Leaves a replica alone for a moment.
+    /// Avoids a replica for a moment.
     pub fn avoid(&self, address: SocketAddr) {
         let until = Some(Instant::now() + AVOID);
         self.known().replicas.iter_mut().filter(|place| place.address == address).for_each(|place| {
@@ -106,7 +107,7 @@ impl Replicas {
         });
     }
 
-    /// For one caller at a time: the others go on with what is known.
+    /// True for one caller at a time. The others use the known replicas.
     fn is_time_to_look(&self) -> bool {
         let mut known = self.known();
         let due = known.looked_up.elapsed() > LOOK;
@@ -125,7 +126,7 @@ impl Replicas {
         let mut known = self.known();
         let mut replicas = Vec::new();
         for (address, name) in found {
-            // One that was known keeps its connection.
+            // A known replica keeps its connection.
             let place = known.replicas.iter().find(|place| place.address == address && place.name == *name).cloned();
             replicas.push(match place {
                 Some(place) => place,
@@ -133,7 +134,7 @@ impl Replicas {
             });
         }
         if replicas.is_empty() {
-            return Err(format!("{:?} stand for no address", self.names));
+            return Err(format!("{:?} resolve to no address", self.names));
         }
         known.replicas = replicas;
         Ok(())
@@ -147,14 +148,14 @@ impl Replicas {
         let mut endpoint = endpoint
             .origin(origin)
             .connect_timeout(Duration::from_secs(2))
-            // A replica that vanished without a word is noticed.
+            // Detects a replica that disappeared without closing its connections.
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(5));
         if let Some(tls) = &self.tls {
             let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
             endpoint = endpoint.tls_config(tls.clone().domain_name(host)).map_err(|error| error.to_string())?;
         }
-        // Connects with the first call, and again when the connection is lost.
+        // Connects at the first call, and again when the connection is lost.
         Ok(endpoint.connect_lazy())
     }
 

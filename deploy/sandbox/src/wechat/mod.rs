@@ -1,4 +1,4 @@
-//! WeChat's endpoints. Each is a route and a [`Call`]; both that send share one.
+//! WeChat's endpoints. Each is a route and a [`Call`]. The two that send share one.
 
 mod quota;
 mod send;
@@ -52,13 +52,13 @@ async fn nowhere(uri: Uri) -> Response {
     StatusCode::NOT_FOUND.into_response()
 }
 
-/// A call as far as it has been read: it can be booked as not processed, or be processed and answered.
+/// A parsed call. It is either processed and answered, or recorded as not processed.
 trait Call {
     fn facts(&self) -> Facts<'_>;
     fn app(&self) -> Option<&App>;
-    /// Decides, books, and answers.
+    /// Decides, records the result, and answers.
     fn process(self, sandbox: &Sandbox) -> Response;
-    /// Books what a fault made of the call: an errcode, or nothing at all.
+    /// Records a call that a fault ended: with this errcode, or with no answer from WeChat.
     fn skip(&self, sandbox: &Sandbox, answered: Option<i32>);
 }
 
@@ -70,7 +70,7 @@ async fn run(sandbox: &Sandbox, wire: MaybeWire, call: impl Call) -> Response {
 }
 
 async fn misbehave(sandbox: &Sandbox, wire: MaybeWire, call: impl Call, fault: Fault) -> Response {
-    tracing::debug!(fault = fault.name, "misbehaving");
+    tracing::debug!(fault = fault.name, "injecting a fault");
     sandbox.note(call.app(), |book| book.fault(&fault.name));
     let answer = if fault.kind.processes() {
         call.process(sandbox)
@@ -98,7 +98,7 @@ async fn misbehave(sandbox: &Sandbox, wire: MaybeWire, call: impl Call, fault: F
     }
 }
 
-/// The answer is only ever seen in part, or not at all: writing it is what breaks the connection.
+/// Makes the connection break while it writes the answer. The caller sees the answer in part or not at all.
 fn break_off(wire: MaybeWire, how: impl FnOnce(&Wire), answer: Response) -> Response {
     match wire {
         Some(Extension(ConnectInfo(wire))) => {
@@ -126,13 +126,13 @@ fn token_of(query: Result<Query<TokenQuery>, QueryRejection>) -> Option<String> 
     query.map(|Query(query)| query.access_token).unwrap_or_default()
 }
 
-/// A body that has to be an object: an array of the right values would read as one, too.
+/// Parses a body that must be an object. serde would also accept an array of the right values.
 fn object<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, No> {
     let body = body.ok().filter(|body| body.trim_ascii_start().starts_with(b"{"));
     body.and_then(|body| serde_json::from_slice(&body).ok()).ok_or_else(|| No::code(code::BODY_WRONG))
 }
 
-/// What both token endpoints are told.
+/// The parameters of both token endpoints.
 #[derive(Default, Deserialize)]
 struct Credentials {
     #[serde(default)]

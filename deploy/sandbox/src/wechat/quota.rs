@@ -1,4 +1,4 @@
-//! `openapi/quota/get`: how much of the day's sends an app has used. To ask is no send, and uses none of them.
+//! `openapi/quota/get`: how much of its daily quota an app has used. This call is not a send and uses no quota.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ struct Known {
     errcode: i32,
     errmsg: &'static str,
     quota: Quota,
-    /// Absent where no rate is set: any number would be one that nothing holds a sender to.
+    /// Absent if no rate is set: then no rate is enforced.
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_limit: Option<RateLimit>,
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_remains_is_of_the_set_limit_or_of_the_published_one_and_never_below_nothing() {
+    fn remain_is_of_the_set_or_published_limit_and_never_negative() {
         let limited = Settings { daily_quota: 10, subscribe_daily_quota: 20, ..Settings::default() };
         let unlimited = Settings { subscribe_daily_quota: 0, ..Settings::default() };
         for (used, api, settings, daily_limit, remain) in [

@@ -1,5 +1,5 @@
-//! `template/send` and `subscribe/send`: they differ in their bodies, in what is spent, and in that the latter takes one
-//! call at a time for a user.
+//! `template/send` and `subscribe/send`. They differ in their bodies and in what they spend, and `subscribe/send`
+//! allows one call at a time for a user.
 
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ async fn send(
     run(sandbox, wire, Send { app, sending: Sending { api, draft, turn }, now_ms, settings }).await
 }
 
-/// Taken before the wait, which is part of the time that a call is under way. What is wrong with the token or the body is
-/// said later.
+/// Takes the turn before the delay, because the delay is part of the time that a call is in progress. Errors of the
+/// token or the body are answered later.
 fn turn(api: Api, sandbox: &Sandbox, token: Option<&str>, draft: Option<&Draft>, settings: &Settings) -> Turn {
     if api == Api::Template {
         return Turn::Free;

@@ -1,5 +1,5 @@
-//! A sandbox on a port of its own, and an HTTP client so small that it sees every way an answer can fail.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! A sandbox on its own port, and a minimal HTTP client that shows every way an answer can fail.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ pub const SEND: &str = "/cgi-bin/message/wxopen/template/send";
 pub const SUBSCRIBE: &str = "/cgi-bin/message/subscribe/send";
 pub const STABLE: &str = "/cgi-bin/stable_token";
 
-/// What came back over the wire, whole or not.
+/// An answer, complete or not.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
     pub head: String,
     pub body: String,
-    /// The body is as long as its head promised.
+    /// The body has the length that its head announced.
     pub whole: bool,
 }
 
@@ -39,7 +39,7 @@ pub struct WeChat {
     unique: AtomicU64,
 }
 
-/// A sandbox with one app, serving.
+/// Starts and serves a sandbox with one app.
 pub async fn wechat(settings: Settings) -> WeChat {
     let sandbox = Sandbox::new(settings);
     sandbox.add_app(APP, SECRET).unwrap();
@@ -50,7 +50,8 @@ pub async fn wechat(settings: Settings) -> WeChat {
 }
 
 impl WeChat {
-    /// One request on one connection. `Ok(None)` is a connection closed without a byte of answer.
+    /// Makes one request on its own connection. `Ok(None)` means that the connection was closed without a byte of
+    /// answer.
     pub async fn call(&self, method: &str, path: &str, body: &str) -> std::io::Result<Option<Reply>> {
         let mut stream = TcpStream::connect(self.address).await?;
         let length = body.len();
@@ -75,7 +76,7 @@ impl WeChat {
         }))
     }
 
-    /// A request that is answered whole.
+    /// Makes a request whose answer must be complete.
     pub async fn ask(&self, method: &str, path: &str, body: &str) -> Reply {
         let reply = self.call(method, path, body).await.unwrap().unwrap();
         assert!(reply.whole, "{reply:?}");
@@ -107,12 +108,12 @@ impl WeChat {
         self.sandbox.submit(APP, vec![submission]).unwrap().remove(0)
     }
 
-    /// The errcode of one send.
+    /// Makes one `template/send`, and returns its errcode.
     pub async fn send(&self, token: &str, body: Value) -> i32 {
         code(&self.post(&format!("{SEND}?access_token={token}"), body).await)
     }
 
-    /// A body that no other call has, so that it is no repeat.
+    /// A body that no other call has, so that it does not count as a repeat.
     pub fn message(&self, form_id: &str) -> Value {
         let number = self.unique.fetch_add(1, Ordering::Relaxed).to_string();
         json!({
@@ -122,22 +123,22 @@ impl WeChat {
         })
     }
 
-    /// A user accepts messages of the template that [`WeChat::subscription`] has.
+    /// Records that a user accepted messages of the template in [`WeChat::subscription`].
     pub fn grant(&self, openid: &str, count: u32) {
         self.sandbox.grant(APP, vec![Granting { count, ..Granting::new(openid, "template") }]).unwrap();
     }
 
-    /// The answer to one `subscribe/send`.
+    /// Makes one `subscribe/send`, and returns its answer.
     pub async fn subscribe_answer(&self, token: &str, body: Value) -> Value {
         self.post(&format!("{SUBSCRIBE}?access_token={token}"), body).await
     }
 
-    /// Its errcode.
+    /// Makes one `subscribe/send`, and returns its errcode.
     pub async fn subscribe(&self, token: &str, body: Value) -> i32 {
         code(&self.subscribe_answer(token, body).await)
     }
 
-    /// A body that no other call has, so that it is no repeat.
+    /// A body that no other call has, so that it does not count as a repeat.
     pub fn subscription(&self, openid: &str) -> Value {
         let number = self.unique.fetch_add(1, Ordering::Relaxed).to_string();
         json!({
@@ -147,7 +148,7 @@ impl WeChat {
         })
     }
 
-    /// The books of the app, which add up at any moment.
+    /// The books of the app. Asserts that they add up.
     pub fn books(&self) -> Books {
         let books = self.sandbox.books(Some(APP)).unwrap();
         assert_eq!(books.calls, books.unprocessed + books.answers.values().sum::<u64>(), "{books:?}");
@@ -172,10 +173,10 @@ pub fn stable_request(force: bool) -> Value {
 }
 
 pub fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
 }
 
-/// The errcode of an answer; an error's text has to end in a request id.
+/// The errcode of an answer. Asserts that the text of an error ends in a request id.
 pub fn code(answer: &Value) -> i32 {
     let code = answer["errcode"].as_i64().unwrap_or_else(|| panic!("{answer} has no errcode"));
     let message = text(&answer["errmsg"]);
@@ -196,8 +197,8 @@ pub fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Waits for something that happens by itself, however long that takes: the test runner ends a test that hangs, and shows
-/// what it waited for.
+/// Waits until a condition holds, with no limit of its own: the test runner ends a test that hangs and shows this
+/// message.
 #[allow(clippy::print_stderr, reason = "see above")]
 pub async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let mut polls = 0_u64;

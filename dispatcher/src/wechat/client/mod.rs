@@ -1,12 +1,12 @@
-//! One HTTP call to WeChat: what came back, or how sure it is that nothing was sent.
+//! HTTP calls to WeChat. The result says what came back, or whether it is certain that nothing was sent.
 //!
-//! This is the only module that holds a URL with a token or a secret in it. reqwest's errors print the URL they failed
-//! on, so none of them leaves this file: they are turned into a [`Cause`], which has no room for text from outside.
+//! This is the only module that holds a URL with a token or a secret. reqwest's errors print the URL that they failed
+//! on, so none of them leaves this file. They are converted to [`Cause`], which cannot hold text from outside.
 //!
-//! Nothing here tries again. A message that was sent twice is a mistake that only the caller can rule out, so reqwest's
-//! own retries are off, and so are redirects, which would carry the token to another host. The proxies of the
-//! environment are not used either: one set for something else must not get to see tokens and messages, and an app
-//! that needs a gateway names it as its base URL.
+//! Nothing here is retried. Only the caller can tell whether sending a message twice does harm, so reqwest's own
+//! retries are off. Redirects are off, because they would carry the token to another host. The proxies of the
+//! environment are not used: a proxy that was set for something else must not see tokens and messages. An app that
+//! needs a gateway names it as its base URL.
 
 mod reply;
 
@@ -29,7 +29,7 @@ use crate::spans;
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
-/// The path of a send, which is also the name that its quota goes by.
+/// Path of a send. WeChat also uses it as the name of the quota.
 fn path(delivery: Delivery) -> &'static [&'static str] {
     match delivery {
         Delivery::FormId => &["cgi-bin", "message", "wxopen", "template", "send"],
@@ -37,7 +37,7 @@ fn path(delivery: Delivery) -> &'static [&'static str] {
     }
 }
 
-/// What a send is called in traces.
+/// Name of a send in traces.
 fn name(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::FormId => "template/send",
@@ -45,24 +45,24 @@ fn name(delivery: Delivery) -> &'static str {
     }
 }
 
-/// The longest answer that is read. WeChat's have less than a kilobyte.
+/// Maximum length of an answer in bytes. WeChat's answers have less than a kilobyte.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// How long an idle connection is kept: less than servers keep theirs, since a message written onto a connection that
-/// the server closes at that moment is a message in doubt.
+/// How long an idle connection is kept. This is shorter than servers keep theirs: if the server closes a connection
+/// while a message is written to it, the message's outcome is unknown.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// How many idle connections are kept: about a second's worth of sends at a usual latency.
+/// Maximum number of idle connections: about one second of sends at a usual latency.
 const MAX_IDLE: usize = 1024;
 
-/// The longest life of a token that is believed. WeChat's is two hours.
+/// Upper limit for the lifetime of a token. WeChat gives two hours.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// The connections of one app to WeChat; clones share them.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
-    /// Whether its calls are spans where nothing around them is one.
+    /// Whether calls without a parent span get a span.
     traced: bool,
 }
 
@@ -78,12 +78,12 @@ struct Inner {
 }
 
 impl Client {
-    /// Opens no connection yet. For https the machine's CA certificates are needed, for http nothing is.
+    /// Opens no connection yet. https needs the machine's CA certificates.
     pub fn new(app: Arc<App>) -> Result<Self, ClientError> {
         Self::made(app, None)
     }
 
-    /// The same, with its calls counted.
+    /// Like [`Client::new`], with metrics of the calls.
     pub fn counted(app: Arc<App>, metrics: WechatMetrics) -> Result<Self, ClientError> {
         Self::made(app, Some(metrics))
     }
@@ -114,23 +114,24 @@ impl Client {
         Ok(Self { inner: Arc::new(inner), traced: true })
     }
 
-    /// One whose calls are spans only within another: for broadcasts, which would have one for each message.
+    /// A client whose calls get a span only inside another span. Broadcasts use it: otherwise each message would have a
+    /// span.
     #[must_use]
     pub fn untraced(self) -> Self {
         Self { traced: false, ..self }
     }
 
-    /// The app whose connections these are.
+    /// The app of this client.
     pub fn app(&self) -> &Arc<App> {
         &self.inner.app
     }
 
-    /// What is logged while WeChat is away.
+    /// Log of the outages of WeChat.
     pub(crate) fn outages(&self) -> &WechatOutages {
         &self.inner.outages
     }
 
-    /// `template/send` or `subscribe/send`, once. The body is [`super::message::Message::body`].
+    /// Calls `template/send` or `subscribe/send` once. The body is [`super::message::Message::body`].
     pub async fn send(&self, delivery: Delivery, token: &str, body: Vec<u8>) -> Reply {
         let url = match delivery {
             Delivery::FormId => &self.inner.template_send,
@@ -165,11 +166,10 @@ impl Client {
         if self.traced || !Span::current().is_none() { spans::call(&self.inner.app, api, method) } else { Span::none() }
     }
 
-    /// How much of the day's sends of a generation the app has used, by WeChat's count. A gateway may not serve this, so a
-    /// caller does without where it is refused. It is no send, but a call all the same, which WeChat limits too: not one
-    /// to make before each message.
+    /// Returns how much of the day's quota the app has used, by WeChat's count. A gateway may not support this call, so
+    /// the caller must cope with an error. WeChat limits this call too: do not make it before each message.
     pub async fn quota(&self, delivery: Delivery, token: &str) -> Result<Quota, QuotaError> {
-        // By WeChat's own path, even where a gateway has it below another.
+        // WeChat's own path, even if a gateway has the API under another path.
         let body = serde_json::json!({ "cgi_path": format!("/{}", path(delivery).join("/")) });
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
         let (begun, span) = (Instant::now(), self.span("quota/get", "POST"));
@@ -180,8 +180,8 @@ impl Client {
         quota
     }
 
-    /// A token, from the endpoint that the app is set to. `force_refresh` ends the present one at once; only
-    /// `stable_token` knows it, and WeChat permits it 20 times a day, 30 seconds apart.
+    /// Fetches a token from the configured endpoint. `force_refresh` invalidates the present token at once. Only
+    /// `stable_token` supports it, and WeChat permits it 20 times a day, at least 30 seconds apart.
     pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, FetchError> {
         let (api, method) = match self.inner.app.token_endpoint {
             TokenEndpoint::Stable => ("stable_token", "POST"),
@@ -232,7 +232,7 @@ impl Client {
         }
     }
 
-    /// The body of a success. Both connect causes, and only they, mean that nothing was sent.
+    /// Returns the body of a successful response. Only the two connect causes mean that nothing was sent.
     async fn call(&self, request: Request, span: &Span) -> Result<Vec<u8>, Cause> {
         let response = self.inner.http.execute(request).await.map_err(|error| cause_of(&error))?;
         let status = response.status();
@@ -243,7 +243,7 @@ impl Client {
         if !status.is_success() {
             return Err(Cause::HttpStatus(status.as_u16()));
         }
-        // From here the request has left, whatever the error says of itself.
+        // From here on the request has been sent, even if the error looks like a failure to connect.
         body(response)
             .await
             .map_err(|error| if error.is_timeout() { Cause::Timeout } else { Cause::BrokenOff })?
@@ -251,7 +251,7 @@ impl Client {
     }
 }
 
-/// The body, or nothing when it is longer than any answer.
+/// Returns the body, or `None` if it is longer than any answer of WeChat.
 async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
     let length = response.content_length().unwrap_or(0);
     if length > MAX_ANSWER as u64 {
@@ -268,7 +268,7 @@ async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
 }
 
 fn cause_of(error: &reqwest::Error) -> Cause {
-    // is_connect: there was no connection yet, be it for want of a route, of an address or of a TLS handshake.
+    // is_connect: no connection was established, because of the route, the name resolution or the TLS handshake.
     match (error.is_connect(), error.is_timeout()) {
         (true, true) => Cause::ConnectTimeout,
         (true, false) => Cause::Connect,
@@ -296,12 +296,12 @@ fn endpoint(base: &Url, path: &[&str]) -> Result<Url, ClientError> {
     Ok(url)
 }
 
-/// https is verified against the machine's CA certificates. http gets a configuration that trusts nobody: reqwest
-/// wants one in any case, and its own would fail on a machine without certificates.
+/// https is verified against the machine's CA certificates. http gets a TLS configuration without any trusted
+/// certificate: reqwest always needs one, and its default fails on a machine without CA certificates.
 fn tls(builder: reqwest::ClientBuilder, app: &App) -> Result<reqwest::ClientBuilder, ClientError> {
     let ring = rustls::crypto::ring::default_provider();
     if app.base_url.scheme() == "https" {
-        // Fails when there is a default already, and then that one is used.
+        // Fails if there is a default provider already; then that one is used.
         let _ = ring.install_default();
         return Ok(builder.https_only(true));
     }
@@ -326,7 +326,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[derive(Deserialize)]
 struct SendAnswer {
     errcode: i32,
-    /// Only for people: whatever it is, the code counts.
+    /// Only for people. Any JSON type is accepted, because only the code is used.
     #[serde(default)]
     errmsg: serde_json::Value,
     #[serde(default)]
@@ -338,7 +338,7 @@ struct QuotaAnswer {
     errcode: i32,
     #[serde(default)]
     errmsg: serde_json::Value,
-    /// Only read in a success: beside another code, the code counts.
+    /// Only read if errcode is 0.
     #[serde(default)]
     quota: serde_json::Value,
 }
@@ -352,7 +352,7 @@ struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
-/// An object: serde would take an array of the right length for a struct too.
+/// Parses a JSON object. Without the check, serde would also accept an array of the right length for a struct.
 fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
     let object = answer.trim_ascii_start().starts_with(b"{");
     let parsed = object.then(|| serde_json::from_slice(answer).ok());
@@ -396,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_paths_are_appended_to_any_base() {
+    fn paths_are_appended_to_any_base_url() {
         for (base, expected) in [
             ("https://api.weixin.qq.com", "https://api.weixin.qq.com/cgi-bin/token"),
             ("http://localhost:1/", "http://localhost:1/cgi-bin/token"),

@@ -1,5 +1,4 @@
-//! What a call may come to. Nothing in here quotes what WeChat, or a gateway in its place, wrote, except for
-//! [`Reply::Answered`].
+//! Results of a call. Nothing here quotes text from WeChat, or from a gateway in its place, except [`Reply::Answered`].
 
 use std::fmt;
 use std::time::Duration;
@@ -8,41 +7,41 @@ use shared::store::late::MsgId;
 
 use crate::wechat::token::refusals;
 
-/// The longest rid; WeChat's have about 26 characters.
+/// Maximum length of a rid. WeChat's rids have about 26 characters.
 const MAX_RID: usize = 64;
 
-/// The longest group of digits in one.
+/// Maximum number of digits in one group of a rid.
 const MAX_GROUP: usize = 12;
 
-/// Why an HTTP client cannot be made.
+/// Why the HTTP client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The base URL takes no path; the apps file accepts no such URL.
+    /// The base URL cannot have a path. The apps file does not accept such a URL.
     #[error("the base URL of the app cannot be extended with a path")]
     BaseUrl,
-    /// TLS cannot be set up: most often the machine has no CA certificates.
+    /// TLS cannot be set up, most often because the machine has no CA certificates.
     #[error("TLS cannot be set up; are CA certificates installed? ({0})")]
     Tls(String),
 }
 
-/// What became of one call.
+/// Result of one call.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Reply {
     /// WeChat answered.
     Answered {
-        /// 0 is success; the rest is in [`crate::wechat::answer`].
+        /// 0 is success. For other codes see [`crate::wechat::answer`].
         errcode: i32,
-        /// WeChat's words without the rid. They may quote the message or the token, so they belong into no log; `Debug`
-        /// leaves them out.
+        /// WeChat's text without the rid. It may quote the message or the token, so it must not be logged; `Debug`
+        /// omits it.
         errmsg: String,
-        /// What WeChat's support asks for; empty when there is none.
+        /// Id of the call (rid), which WeChat's support asks for; empty if WeChat gave none.
         rid: String,
         /// WeChat's id of an accepted subscription message.
         msgid: Option<MsgId>,
     },
-    /// Certainly not a byte of the request left: there was no connection to write it to.
+    /// Certainly no byte of the request was sent: there was no connection.
     NotSent(Cause),
-    /// The request may have arrived, and may have taken effect.
+    /// The request may have arrived and may have taken effect.
     Unanswered(Cause),
 }
 
@@ -59,13 +58,13 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Why there is no answer, or none to use.
+/// Why there is no usable answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
     /// No connection: refused, unknown host, unreachable, or no TLS.
     #[error("no connection to WeChat")]
     Connect,
-    /// No connection in time.
+    /// The connection was not established in time.
     #[error("no connection to WeChat in time")]
     ConnectTimeout,
     /// No answer in time.
@@ -74,29 +73,29 @@ pub enum Cause {
     /// The connection ended before the answer did.
     #[error("the connection to WeChat broke off")]
     BrokenOff,
-    /// An HTTP status that is no success.
+    /// An HTTP status other than success.
     #[error("WeChat answered with the HTTP status {0}")]
     HttpStatus(u16),
-    /// A redirect, which is never followed.
+    /// A redirect. Redirects are never followed.
     #[error("WeChat answered with a redirect (HTTP status {0}), which is not followed")]
     Redirected(u16),
-    /// A body that is no JSON object with what must be in it: an integer errcode, a token, or a quota.
+    /// The body is not a JSON object with the required fields: an integer errcode, a token, or a quota.
     #[error("WeChat's answer is not the JSON that was expected")]
     NotJson,
-    /// A body longer than any answer of WeChat's.
-    #[error("WeChat's answer is too long to be one")]
+    /// The body is longer than any answer of WeChat.
+    #[error("WeChat's answer is longer than the limit")]
     TooLarge,
-    /// An answer of the token endpoint that may be another one later.
+    /// The token endpoint answered with a code that may be temporary.
     #[error("WeChat gives no access token for now (errcode {code}: {})", refusals::row_of(*.0).sentence, code = .0)]
     Refused(i32),
 }
 
-/// A token as WeChat gives it.
+/// A token as WeChat returned it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FetchedToken {
     /// The token. A secret.
     pub token: String,
-    /// How long it lives, by WeChat's word.
+    /// Lifetime that WeChat gave.
     pub life: Duration,
 }
 
@@ -106,25 +105,25 @@ impl fmt::Debug for FetchedToken {
     }
 }
 
-/// Why there is no token.
+/// Why no token was fetched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// May pass: worth another try later.
+    /// May be temporary: try again later.
     #[error("{cause}")]
     Transient {
-        /// WeChat's code, if it answered with one.
+        /// WeChat's errcode, if it answered with one.
         errcode: Option<i32>,
         /// What happened.
         cause: Cause,
     },
-    /// Will not pass until somebody changes something.
+    /// Permanent until an operator changes something.
     #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
     Final {
-        /// WeChat's code.
+        /// WeChat's errcode.
         errcode: i32,
-        /// What WeChat's support asks for.
+        /// Id of the call (rid), which WeChat's support asks for.
         rid: String,
-        /// What the operator is to do.
+        /// What the operator has to do.
         sentence: &'static str,
     },
 }
@@ -135,20 +134,20 @@ impl From<Cause> for FetchError {
     }
 }
 
-/// How much of a day's quota an app has used: calls, from 00:00 UTC+8 on. WeChat's figures, which may lag behind and are
-/// not made to add up.
+/// How many calls of an app's daily quota are used, from 00:00 UTC+8 on. These are WeChat's numbers. They may lag
+/// behind, and may not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Calls that the app may make a day.
+    /// Calls that the app may make per day.
     pub daily_limit: u64,
-    /// Calls that it made today.
+    /// Calls that the app made today.
     pub used: u64,
-    /// Calls that it may still make today.
+    /// Calls that the app may still make today.
     pub remain: u64,
 }
 
 impl Quota {
-    /// Whole numbers as JSON has them, all three: a text of digits is none of WeChat's.
+    /// Reads all three as JSON integers. WeChat never sends them as strings.
     pub(super) fn read(quota: &serde_json::Value) -> Option<Self> {
         let number = |name| quota.get(name)?.as_u64();
         Some(Self { daily_limit: number("daily_limit")?, used: number("used")?, remain: number("remain")? })
@@ -158,29 +157,30 @@ impl Quota {
 /// Why the quota is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
-    /// WeChat answered with a code. The token's codes mean here what they mean for a send, see
-    /// [`crate::wechat::answer`], and so do those of a busy WeChat. 48001 (not permitted), 76021 (a path that is not
-    /// known) and 76022 (not for this kind of account) say that the quota is not told here at all.
+    /// WeChat answered with an errcode. The codes for the token and for a busy WeChat mean the same as for a send, see
+    /// [`crate::wechat::answer`]. 48001 (not permitted), 76021 (unknown path) and 76022 (wrong kind of account) mean
+    /// that the quota is not available at all.
     #[error("WeChat does not tell the quota (errcode {errcode})")]
     Refused {
-        /// WeChat's code, never 0.
+        /// WeChat's errcode, never 0.
         errcode: i32,
-        /// What WeChat's support asks for; empty when there is none.
+        /// Id of the call (rid), which WeChat's support asks for; empty if WeChat gave none.
         rid: String,
     },
-    /// There is no answer to use. A gateway that does not know the path most often answers with an HTTP status.
+    /// There is no usable answer. A gateway that does not know the path usually answers with an HTTP status.
     #[error(transparent)]
     Unanswered(#[from] Cause),
 }
 
-/// A msgid, which WeChat writes as a number; as a text of digits it is one too. 0 is none.
+/// Reads a msgid. WeChat sends it as a number; a string of digits is accepted too. 0 means none.
 pub(super) fn msgid(value: &serde_json::Value) -> Option<MsgId> {
     let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
     (number > 0).then_some(MsgId(number))
 }
 
-/// Groups of hex digits, as in `5f9a8b1d-1d6f1e9a-2c5d6f7b`. A rid goes into logs, traces and errors, and a gateway may
-/// write anything in its place: a form id or a secret is one long group, an openid or a token is no hex.
+/// True for groups of hex digits, as in `5f9a8b1d-1d6f1e9a-2c5d6f7b`. A rid is written to logs, traces and errors, and
+/// a gateway may send anything in its place. The check rejects secrets: a form id or an app secret is one long group,
+/// an openid or a token is not hex.
 fn is_rid(text: &str) -> bool {
     let mut groups = text.split('-');
     text.len() <= MAX_RID
@@ -189,7 +189,7 @@ fn is_rid(text: &str) -> bool {
             .all(|group| (1..=MAX_GROUP).contains(&group.len()) && group.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Splits an errmsg into WeChat's words and the rid, which stands at the end as `rid: 5f...-...`.
+/// Splits an errmsg into WeChat's text and the rid, which is at the end as `rid: 5f...-...`.
 pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
     let serde_json::Value::String(mut errmsg) = errmsg else {
         return Default::default();
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quota_is_three_whole_numbers() {
+    fn quota_is_three_json_integers() {
         let read = |text: &str| Quota::read(&serde_json::from_str(text).unwrap());
         let quota = Quota { daily_limit: 1_000_000, used: 7, remain: 999_993 };
         assert_eq!(read(r#"{"daily_limit":1000000,"used":7,"remain":999993,"more":"x"}"#), Some(quota));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_msgid_may_need_all_of_its_64_bits() {
+    fn msgid_may_use_all_64_bits() {
         let read = |text: &str| msgid(&serde_json::from_str(text).unwrap());
         assert_eq!(read("9007199254740993"), Some(MsgId(9_007_199_254_740_993)));
         assert_eq!(read("\"18446744073709551615\""), Some(MsgId(u64::MAX)));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rid_is_told_from_the_words() {
+    fn rid_is_separated_from_the_text() {
         for (errmsg, expected, rid) in [
             ("ok", "ok", ""),
             ("invalid openid rid: 5f9a8b1d-1d6f1e9a-2c5d6f7b", "invalid openid", "5f9a8b1d-1d6f1e9a-2c5d6f7b"),

@@ -1,17 +1,18 @@
-//! The access token of an app: one for all replicas, shared through Redis, fetched by one of them at a time.
+//! The access token of an app. All replicas share one token through Redis, and one replica at a time fetches it.
 //!
-//! A send takes it from memory: no Redis, no waiting. Only when there is none, one task of the process looks into
-//! Redis, and only when there is none either, one replica of all calls WeChat, under a lock. In the background the
-//! token is renewed before it ends; the old one is used until the new one is there.
+//! A send takes the token from memory, without Redis and without waiting. If there is none in memory, one task of the
+//! process reads Redis. If Redis has none either, one of all replicas calls WeChat, under a lock. In the background the
+//! token is renewed before it expires, and the old one is used until the new one is there.
 //!
-//! - A token that WeChat no longer takes is dropped by comparison, in memory and in Redis, so that nobody drops the fresh
-//!   token of another replica. It is also remembered, since `stable_token` may hand it out again: then a forced refresh
-//!   ends it for good.
-//! - Without Redis, the token in memory is used while it lives. Then `stable_token` is asked directly, because all
-//!   replicas get the same token from it; `token` is not, because each call of it ends the other replicas' token.
-//! - Clocks of replicas differ. Shared is the wall-clock time of the end, and Redis itself forgets the token at that
-//!   time by its own clock, so that a token found there lives, whatever the clock here says. In memory a monotonic clock
-//!   decides. What is still wrong then is put right by WeChat's 42001.
+//! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that nobody drops the fresh token
+//!   of another replica. It is also remembered as rejected, since `stable_token` may return it again. Then a forced
+//!   refresh invalidates it for good.
+//! - Without Redis, the token in memory is used until it expires. After that, `stable_token` is called directly,
+//!   because it gives all replicas the same token. `token` is not called, because each call invalidates the other
+//!   replicas' token.
+//! - Clocks of replicas differ. Redis holds the wall-clock time at which the token expires, and deletes the token at
+//!   that time by its own clock. So a token found in Redis is valid even if the local clock differs. In memory a
+//!   monotonic clock decides. WeChat's 42001 corrects any remaining error.
 
 mod obtain;
 mod pace;
@@ -33,14 +34,14 @@ use super::client::{Cause, Client, FetchError};
 use crate::spans;
 use pace::Work;
 
-/// The longest time that a renewal takes place before the end. `stable_token` hands out a new token only in the last
-/// five minutes, so it must be less.
+/// Upper limit for how long before its expiry a token is renewed. `stable_token` returns a new token only in the last
+/// five minutes, so this must be less.
 const RENEW_BEFORE: Duration = Duration::from_secs(240);
 
-/// How long a token is tried that Redis holds, but that has ended by the clock here.
+/// How long a token from Redis is tried that has expired by the local clock.
 const DOUBTFUL_LIFE: Duration = Duration::from_millis(200);
 
-/// How many tokens that WeChat no longer takes are remembered.
+/// How many rejected tokens are remembered.
 const REMEMBERED: usize = 4;
 
 /// An access token. `Debug` hides it.
@@ -51,12 +52,12 @@ pub struct Token {
 }
 
 impl Token {
-    /// What goes into the URL of a call. A secret.
+    /// The value for the URL of a call. A secret.
     pub fn value(&self) -> &str {
         &self.shared.token
     }
 
-    /// A token that ends at the time it was shared with, by the clock here.
+    /// A token that expires at its shared time, by the local clock.
     fn new(shared: SharedToken) -> Self {
         let left = Duration::from_millis(shared.ends_ms.saturating_sub(now_ms())).clamp(DOUBTFUL_LIFE, pace::MAX_LIFE);
         let before = RENEW_BEFORE.min(left / 10).mul_f64(rand::rng().random_range(0.5..1.0));
@@ -74,38 +75,38 @@ impl fmt::Debug for Token {
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// May pass by itself; whoever asks again too soon is answered from memory.
+    /// May be temporary. Repeated requests within a short time are answered from memory.
     #[error("no access token for now: {0}")]
     Transient(Trouble),
-    /// Somebody has to change something first. WeChat is asked again only every few minutes.
+    /// An operator has to change something first. WeChat is called again only every few minutes.
     #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
     Refused {
-        /// WeChat's code.
+        /// WeChat's errcode.
         errcode: i32,
-        /// What WeChat's support asks for.
+        /// Id of the call (rid), which WeChat's support asks for.
         rid: String,
-        /// What the operator is to do.
+        /// What the operator has to do.
         sentence: &'static str,
     },
 }
 
-/// What is in the way of a token, and may pass.
+/// A temporary reason why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// WeChat gave none.
+    /// WeChat returned none.
     #[error("{0}")]
     WeChat(Cause),
-    /// Another replica has the lock, and shares no token.
-    #[error("another replica is fetching one, and does not finish")]
+    /// Another replica holds the lock and shares no token.
+    #[error("another replica is fetching one and has not finished in time")]
     Locked,
-    /// Redis does not answer, and a fetch would end the other replicas' token.
-    #[error("Redis does not answer, and a token fetched without it would end the one of the other replicas")]
+    /// Redis does not answer, and fetching a token would invalidate the other replicas' token.
+    #[error("Redis does not answer, and fetching a token without it would invalidate the token of the other replicas")]
     Store,
-    /// WeChat gives the same token that it refuses, and another forced refresh is not permitted yet.
-    #[error("WeChat gives a token again that it no longer takes")]
+    /// WeChat returns the same token that it rejects, and another forced refresh is not permitted yet.
+    #[error("WeChat returned a token again that it rejected before")]
     SameAgain,
-    /// One fetched token after the other is refused, so fetching is slowed down.
-    #[error("WeChat refuses one token after the other soon after giving them")]
+    /// WeChat rejects one fetched token after the other, so fetching is slowed down.
+    #[error("WeChat rejects tokens soon after it returned them, one after the other")]
     Dying,
     /// The service is stopping.
     #[error("the service is stopping")]
@@ -132,17 +133,17 @@ struct Inner {
     client: Client,
     store: Store,
     present: RwLock<Option<Arc<Token>>>,
-    /// What WeChat no longer takes, latest last.
+    /// Tokens that WeChat rejected, latest last.
     dead: Mutex<Vec<Box<str>>>,
-    /// Set when the token to be fetched replaces one that died before its time.
+    /// True after a token was rejected before its expiry, until another one is in use.
     bereft: AtomicBool,
-    /// Held by the one task that looks for a token.
+    /// Held by the one task that obtains a token.
     work: Arc<tokio::sync::Mutex<Work>>,
     changed: Notify,
 }
 
 impl Tokens {
-    /// Nothing is fetched yet.
+    /// Fetches nothing yet.
     pub fn new(app: AppId, client: Client, store: Store) -> Self {
         let work = Work::new(client.outages());
         let inner = Inner {
@@ -158,10 +159,10 @@ impl Tokens {
         Self { inner: Arc::new(inner) }
     }
 
-    /// A token that lives. Waits only when there is none in memory: for Redis, for WeChat, or for the replica that is
-    /// fetching one, 10 seconds at most for that.
+    /// Returns a valid token. Waits only if there is none in memory: for Redis, for WeChat, or at most 10 seconds for
+    /// the replica that is fetching one.
     ///
-    /// A caller that gives up waiting ends nothing: the search goes on in a task of its own.
+    /// If the caller stops waiting, a task of its own continues to obtain the token.
     pub async fn get(&self) -> Result<Arc<Token>, TokenError> {
         if let Some(token) = self.inner.living() {
             return Ok(token);
@@ -176,22 +177,23 @@ impl Tokens {
         self.search(work, None).await
     }
 
-    /// To be told when WeChat answered a call with 40001, 40014, 41001 or 42001: drops this token wherever it still is the
-    /// present one. The next [`Tokens::get`] finds the one that another replica has put in its place, or fetches one.
+    /// Must be called when WeChat answered a call with 40001, 40014, 41001 or 42001. Drops this token wherever it is
+    /// still the present one. The next [`Tokens::get`] finds the token that another replica has fetched since, or
+    /// fetches one.
     pub async fn failed(&self, token: &Token) {
         let first = self.inner.bury(token.value());
         self.inner.forget(token.value());
         if !first {
             return;
         }
-        // Should Redis keep it: nobody here takes it from there any more.
+        // If Redis still has it, this replica no longer takes it from there.
         if let Err(error) = self.inner.store.drop_token(&self.inner.app, &token.shared).await {
-            warn!(app = %self.inner.app, %error, "an access token that WeChat no longer takes is still in Redis");
+            warn!(app = %self.inner.app, %error, "an access token that WeChat rejected could not be deleted from Redis");
         }
         self.inner.changed.notify_one();
     }
 
-    /// Keeps a token at hand: gets one, and renews it before it ends. Never returns; dropping it harms nothing.
+    /// Obtains a token and renews it before it expires. Never returns; dropping the future is safe.
     pub async fn renew_forever(self) {
         loop {
             let pause = match self.inner.living() {
@@ -210,7 +212,7 @@ impl Tokens {
         }
     }
 
-    /// Replaces a token that is still the present one; how long to pause before anything else.
+    /// Replaces a token if it is still the present one. Returns how long to pause afterwards.
     async fn renew(&self, old: Arc<Token>) -> Duration {
         let mut work = Arc::clone(&self.inner.work).lock_owned().await;
         if !self.inner.living().is_some_and(|present| Arc::ptr_eq(&present, &old)) {
@@ -226,7 +228,8 @@ impl Tokens {
         if answer.is_ok() { Duration::ZERO } else { self.hold().await }
     }
 
-    /// How long to pause after an error: while it stands, but no longer than another look into Redis may take to help.
+    /// How long to pause after an error: as long as it is cached, but no longer than the interval at which Redis may be
+    /// read again.
     async fn hold(&self) -> Duration {
         let left = self.inner.work.lock().await.standing().map(|(_, left)| left);
         left.unwrap_or(pace::FIRST_PAUSE).min(pace::LOOK_PAUSE * 2)
@@ -263,7 +266,7 @@ impl Inner {
         }
     }
 
-    /// Remembers that WeChat no longer takes it; whether that is news.
+    /// Remembers that WeChat rejected this token. Returns true the first time.
     fn bury(&self, value: &str) -> bool {
         let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
         if dead.iter().any(|known| &**known == value) {
@@ -282,6 +285,6 @@ impl Inner {
 }
 
 fn now_ms() -> u64 {
-    // A clock before 1970 makes every token long-lived, and Redis and WeChat still end it.
+    // With a clock before 1970 every token seems valid for long. Redis and WeChat still expire it.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }

@@ -1,5 +1,5 @@
-//! The way to a token when there is none in memory, or when the one in memory is to be renewed. Only the holder of
-//! [`Work`] walks it.
+//! Obtains a token if there is none in memory, or if the one in memory has to be renewed. Only the holder of [`Work`]
+//! does so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,14 +18,16 @@ use crate::wechat::client::FetchedToken;
 /// How long another replica may take to share a token.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The pause between two looks at what the other replica does, in milliseconds; spread, so that replicas do not march in step.
+/// Pause in milliseconds between two reads while another replica fetches a token. Random, so that replicas do not read
+/// at the same moment.
 const LOOK_AGAIN: std::ops::Range<u64> = 20..100;
 
-/// How much of a token's life is not used, at most: it may still be on its way to WeChat when it ends.
+/// Upper limit for the last part of a token's lifetime that is not used: a call may still be on its way to WeChat when
+/// the token expires.
 const SAFETY: Duration = Duration::from_secs(10);
 
 impl Inner {
-    /// Redis first, then the lock and WeChat. With `old` given, only a token that outlives it will do.
+    /// Tries Redis first, then the lock and WeChat. With `old`, only a token that expires later than it is accepted.
     pub(super) async fn obtain(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
         let result = match self.shared_or_fetched(work, old).await {
             Ok(token) => Ok(token),
@@ -36,7 +38,8 @@ impl Inner {
         result
     }
 
-    /// The error of an attempt not long ago, while it stands; or a token that another replica has got meanwhile.
+    /// Returns the cached error of a recent attempt, or a token that another replica has obtained since. `None` if no
+    /// error is cached.
     pub(super) async fn standing(
         &self,
         work: &mut Work,
@@ -56,7 +59,8 @@ impl Inner {
     async fn shared_or_fetched(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
         let start = Instant::now();
         let owner = format!("{:032x}", rand::random::<u128>());
-        // A fetch may be two calls. A lock that outlasts its owner delays the others, one that ends too soon costs a call.
+        // A fetch may take two calls. If a lock outlives its owner, it delays the other replicas. If it expires too
+        // early, it costs one more call.
         let ttl = self.client.app().timeout * 2 + Duration::from_secs(2);
         loop {
             if let Some(shared) = self.store.token(&self.app).await?
@@ -76,13 +80,13 @@ impl Inner {
         }
         let result = self.under_lock(work, old).await;
         if let Err(error) = self.store.unlock_token(&self.app, &owner).await {
-            debug!(app = %self.app, %error, "the lock of the access token ends by itself");
+            debug!(app = %self.app, %error, "the access token's lock was not released; it expires by itself");
         }
         result
     }
 
     async fn under_lock(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
-        // The owner before may have finished between our look and our lock.
+        // The previous owner may have finished between our read and our lock.
         if let Some(shared) = self.store.token(&self.app).await? {
             if self.will_do(&shared, old) {
                 return Ok(self.install(Token::new(shared)));
@@ -92,7 +96,7 @@ impl Inner {
             }
         }
         let (shared, life) = self.fetch(work).await?;
-        // Without it the other replicas fetch their own.
+        // If this fails, the other replicas fetch their own token.
         work.sharing.note(&self.store.put_token(&self.app, &shared, life).await);
         Ok(self.install(Token::new(shared)))
     }
@@ -108,7 +112,7 @@ impl Inner {
         }
     }
 
-    /// Calls WeChat: once, or a second time by force when it gives a token again that it no longer takes.
+    /// Calls WeChat once. If WeChat returns a rejected token again, calls it a second time with a forced refresh.
     async fn fetch(&self, work: &mut Work) -> Result<(SharedToken, Duration), TokenError> {
         let bereft = self.bereft.load(Ordering::Relaxed);
         if bereft && !work.deaths.permit(Instant::now()) {
@@ -121,7 +125,7 @@ impl Inner {
             if !forcible || !self.may_force(work).await {
                 return Err(TokenError::Transient(Trouble::SameAgain));
             }
-            warn!(app = %self.app, "WeChat gives an access token again that it no longer takes: forcing a new one");
+            warn!(app = %self.app, "WeChat returned a rejected access token again: forcing a new one");
             sent = now_ms();
             fetched = self.client.fetch_token(true).await?;
             if self.is_dead(&fetched.token) {
@@ -136,8 +140,8 @@ impl Inner {
         Ok((SharedToken { token, ends_ms: sent + life.as_millis() as u64 }, life))
     }
 
-    /// Whether a refresh may be forced now, after what this replica and, as far as Redis tells, the others did. If so, it
-    /// counts as done.
+    /// Returns true if a refresh may be forced now, given the earlier ones of this replica and, as far as Redis tells,
+    /// of the others. If true, it counts as done.
     async fn may_force(&self, work: &mut Work) -> bool {
         let now = Instant::now();
         let Some(pause) = work.forced.permit(now) else {
@@ -156,7 +160,7 @@ impl Inner {
     }
 }
 
-/// Why the usual way leads nowhere.
+/// Why no token was obtained through Redis.
 enum Missing {
     Token(TokenError),
     Redis(store::Error),

@@ -1,4 +1,4 @@
-//! How often WeChat is asked for a token when things go wrong, and what the operator hears of it.
+//! How often WeChat is called for a token after errors, and what is logged about it.
 
 use std::time::{Duration, Instant};
 
@@ -12,30 +12,31 @@ use super::{TokenError, Trouble};
 use crate::outages::WechatOutages;
 use crate::wechat::client::Cause;
 
-/// The first pause after an error that may pass by itself.
+/// First pause after an error that may be temporary.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The first pause after an error that somebody has to mend.
+/// First pause after an error that an operator has to fix.
 const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
-/// How often Redis is looked into during such a pause.
+/// Interval at which Redis is read during such a pause.
 pub(super) const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// WeChat permits a forced refresh every 30 seconds and 20 times a day: the pause doubles until a day has no more.
+/// WeChat permits a forced refresh every 30 seconds and 20 times a day. The pause doubles so that the daily number is
+/// not exceeded.
 const FIRST_FORCED_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_FORCED_PAUSE: Duration = Duration::from_secs(2 * 3600);
 
-/// Tokens that die before their time are replaced at once this often, and then once in [`DEATH_PAUSE`]: below the 2000
+/// This many rejected tokens are replaced at once, and after that one in each [`DEATH_PAUSE`]. That is below the 2000
 /// calls a day that `token` permits.
 const DEATHS: u32 = 10;
 const DEATH_PAUSE: Duration = Duration::from_secs(60);
 
-/// The longest life of a token that is believed, whatever a clock says.
+/// Upper limit for the lifetime of a token, even if a clock is wrong.
 pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// What the one task that looks for a token knows of earlier attempts.
+/// What the task that obtains a token knows about earlier attempts.
 pub(super) struct Work {
     hold: Option<Hold>,
     pub(super) forced: Forced,
@@ -44,7 +45,7 @@ pub(super) struct Work {
     pub(super) sharing: Operation,
 }
 
-/// An error that is answered without a new attempt for a while.
+/// An error that is returned for some time without a new attempt.
 struct Hold {
     error: TokenError,
     until: Instant,
@@ -58,15 +59,15 @@ impl Work {
         Self { hold: None, forced: Forced::default(), deaths: Deaths::default(), obtaining, sharing }
     }
 
-    /// The last error while it stands, and for how much longer.
+    /// The last error and how much longer it is cached; `None` if the time is over.
     pub(super) fn standing(&self) -> Option<(TokenError, Duration)> {
         let hold = self.hold.as_ref()?;
         let left = hold.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
         Some((hold.error.clone(), left))
     }
 
-    /// Whether Redis may be looked into while the error stands: another replica may not be refused what this one is,
-    /// since WeChat lists addresses. If so, it counts as done.
+    /// Returns true if Redis may be read while the error is cached. WeChat has IP lists, so another replica may get a
+    /// token when this one is refused. If true, the read counts as done.
     pub(super) fn may_look(&mut self) -> bool {
         let Some(hold) = self.hold.as_mut() else { return true };
         let may = matches!(hold.error, TokenError::Refused { .. }) && hold.looked.elapsed() >= LOOK_PAUSE;
@@ -76,14 +77,14 @@ impl Work {
         may
     }
 
-    /// Takes note of an attempt, and tells the operator what is new.
+    /// Records the result of an attempt, and logs what is new.
     pub(super) fn note(&mut self, app: &AppId, result: Result<(), &TokenError>) {
         let Err(error) = result else {
             self.hold = None;
             self.obtaining.succeeded();
             return;
         };
-        // What is to be done about it is logged below.
+        // `tell` logs the error and what to do about it.
         self.obtaining.fails();
         let before = self.hold.take();
         let refused = matches!(error, TokenError::Refused { .. });
@@ -92,13 +93,14 @@ impl Work {
         let alike = before.filter(|before| matches!(before.error, TokenError::Refused { .. }) == refused);
         tell(app, error, alike.as_ref().map(|before| &before.error));
         let pause = alike.map_or(first, |before| (before.pause * 2).min(longest));
-        // Spread, so that the replicas do not come back in step.
+        // Jitter, so that the replicas do not retry at the same moment.
         let until = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
         self.hold = Some(Hold { error: error.clone(), until, pause, looked: Instant::now() });
     }
 }
 
-/// Once when an error appears, at the level of what is to be done about it; its repetitions only for debugging.
+/// Logs an error when it appears, at the level of what has to be done about it. Repetitions are logged at debug level
+/// only.
 fn tell(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
     match (error, before) {
         (TokenError::Refused { errcode, .. }, Some(TokenError::Refused { errcode: known, .. })) if errcode == known => {
@@ -110,10 +112,10 @@ fn tell(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
         (TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))), before)
             if refusals::row_of(*errcode).weight == Weight::Unknown && before != Some(error) =>
         {
-            error!(%app, errcode, "WeChat refuses an access token with a code that is not known here");
+            error!(%app, errcode, "WeChat refuses an access token with an unknown errcode");
         }
         (TokenError::Transient(trouble), Some(TokenError::Transient(_))) => {
-            debug!(%app, %trouble, "still no access token");
+            debug!(%app, %trouble, "there is still no access token");
         }
         (TokenError::Transient(trouble), _) => warn!(%app, %trouble, "no access token for now"),
     }
@@ -126,7 +128,7 @@ pub(super) struct Forced {
 }
 
 impl Forced {
-    /// Whether one may be forced at `now`, and if so, how long none may be forced after it.
+    /// If a refresh may be forced at `now`, returns how long none may be forced after it.
     pub(super) fn permit(&self, now: Instant) -> Option<Duration> {
         match self.last {
             Some((last, pause)) if now < last + pause => None,
@@ -135,13 +137,13 @@ impl Forced {
         }
     }
 
-    /// One is forced.
+    /// Counts one forced refresh.
     pub(super) fn count(&mut self, now: Instant, pause: Duration) {
         self.last = Some((now, pause));
     }
 }
 
-/// When a token that died before its time may be replaced.
+/// When a token that was rejected before its expiry may be replaced.
 pub(super) struct Deaths {
     left: u32,
     since: Option<Instant>,
@@ -154,7 +156,7 @@ impl Default for Deaths {
 }
 
 impl Deaths {
-    /// Whether one may be replaced at `now`.
+    /// Returns true if a token may be replaced at `now`.
     pub(super) fn permit(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let pauses = (now.saturating_duration_since(since).as_secs() / DEATH_PAUSE.as_secs()) as u32;
@@ -163,7 +165,7 @@ impl Deaths {
         self.left > 0
     }
 
-    /// One was replaced.
+    /// Counts one replacement.
     pub(super) fn count(&mut self) {
         self.left = self.left.saturating_sub(1);
     }
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_somebody_has_to_mend_stand_for_minutes_the_others_for_seconds() {
+    fn refusals_are_cached_for_minutes_other_errors_for_seconds() {
         let refused = TokenError::Refused { errcode: 40164, rid: String::new(), sentence: "" };
         let trouble = TokenError::Transient(Trouble::WeChat(Cause::Timeout));
         for (error, first, longest) in
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_is_forced_at_most_every_30_seconds_and_20_times_a_day() {
+    fn refresh_is_forced_at_most_every_30_s_and_20_times_a_day() {
         let (mut forced, start) = (Forced::default(), Instant::now());
         let mut force = |second| {
             let now = start + Duration::from_secs(second);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_keep_dying_are_replaced_fewer_times_than_a_day_permits() {
+    fn rejected_tokens_are_replaced_within_the_daily_limit() {
         let (mut deaths, start) = (Deaths::default(), Instant::now());
         let replaced = (0..24 * 3600)
             .filter(|second| {

@@ -1,25 +1,25 @@
-//! What the token endpoints' codes mean: like the table of [`crate::wechat::answer`], and apart from it, since the same
-//! code says another thing here (40001 is a wrong secret, not a worn-out token).
+//! What the codes of the token endpoints mean. This table is separate from [`crate::wechat::answer`], because a code
+//! can have another meaning here: 40001 is a wrong secret, not an invalid token.
 
 /// Whether waiting helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weight {
     /// It may: try again after a pause.
     Transient,
-    /// It does not: somebody has to change something.
+    /// It does not: an operator has to change something.
     Final,
-    /// A code that is not in the table: tried again after a pause, and told as an error.
+    /// The code is not in the table: try again after a pause, and log an error.
     Unknown,
 }
 
-/// One row: the code, its weight, and what the operator reads.
+/// One row of the table: a code, its weight, and a sentence for the operator.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     /// WeChat's errcode.
     pub errcode: i32,
     /// Whether waiting helps.
     pub weight: Weight,
-    /// What it is and, where somebody can help, how.
+    /// What is wrong and, where an operator can fix it, how.
     pub sentence: &'static str,
 }
 
@@ -27,7 +27,7 @@ const fn row(errcode: i32, weight: Weight, sentence: &'static str) -> Row {
     Row { errcode, weight, sentence }
 }
 
-/// Every code that is known, in order.
+/// All known codes, in ascending order.
 pub const TABLE: &[Row] = &[
     row(-1, Weight::Transient, "WeChat is busy"),
     row(
@@ -41,7 +41,7 @@ pub const TABLE: &[Row] = &[
         "the grant type is refused: check that base_url leads to WeChat or to a gateway that speaks like it",
     ),
     row(40013, Weight::Final, "the app id is wrong: correct it in the apps file"),
-    row(40125, Weight::Final, "the secret is not valid: copy it anew from the WeChat console"),
+    row(40125, Weight::Final, "the secret is not valid: copy it again from the WeChat console"),
     row(
         40164,
         Weight::Final,
@@ -60,14 +60,14 @@ pub const TABLE: &[Row] = &[
         Weight::Final,
         "this address is not on the app's IP list: add the address that WeChat sees to it in the WeChat console",
     ),
-    row(89503, Weight::Final, "this address waits for the approval of an administrator of the app in WeChat"),
+    row(89503, Weight::Final, "this address is waiting for approval by an administrator of the app in WeChat"),
 ];
 
-/// The row of a code; one that is not in the table is [`Weight::Unknown`].
+/// Returns the row of a code. A code that is not in the table is [`Weight::Unknown`].
 pub fn row_of(errcode: i32) -> Row {
     match TABLE.binary_search_by_key(&errcode, |row| row.errcode) {
         Ok(found) => TABLE[found],
-        Err(_) => row(errcode, Weight::Unknown, "a code that is not known here"),
+        Err(_) => row(errcode, Weight::Unknown, "unknown errcode"),
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_order_and_every_row_is_found() {
+    fn table_is_sorted_and_every_row_is_found() {
         assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
         for row in TABLE {
             let found = row_of(row.errcode);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_is_not_known_is_tried_again() {
+    fn unknown_errcode_is_tried_again() {
         assert_eq!(row_of(99999).weight, Weight::Unknown);
     }
 }

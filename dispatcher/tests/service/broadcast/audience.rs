@@ -1,4 +1,4 @@
-//! Whom a broadcast goes to, what it may spend on them, and when it begins.
+//! The audience of a broadcast, the credentials that it may spend, and its start time.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn an_hour() -> Option<prost_types::Duration> {
 }
 
 #[tokio::test]
-async fn users_who_got_a_message_lately_are_skipped_and_keep_their_form_ids() {
+async fn recently_messaged_users_are_skipped_and_keep_their_form_ids() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     for openid in ["oSent", "oListed", "oQuiet"] {
@@ -36,7 +36,7 @@ async fn users_who_got_a_message_lately_are_skipped_and_keep_their_form_ids() {
     for openid in ["oSent", "oListed", "oQuiet"] {
         assert_eq!(rig.left(openid).await, 2, "{openid}");
     }
-    // Without an interval everyone gets it.
+    // Without an interval every user gets the message.
     let request = BroadcastRequest { template_id: "template-3".into(), ..to_all() };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     assert_eq!(tally(&dispatcher.until(&id, BroadcastState::Done).await).delivered, 3);
@@ -44,7 +44,7 @@ async fn users_who_got_a_message_lately_are_skipped_and_keep_their_form_ids() {
 }
 
 #[tokio::test]
-async fn a_preview_spends_nothing_and_says_what_then_happens() {
+async fn preview_spends_nothing_and_matches_the_broadcast() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..30).await;
@@ -99,7 +99,7 @@ async fn a_preview_spends_nothing_and_says_what_then_happens() {
 }
 
 #[tokio::test]
-async fn a_broadcast_spends_only_what_the_apps_file_permits() {
+async fn broadcast_spends_only_what_the_apps_file_permits() {
     let mut rig = Rig::patient().await;
     rig.app_settings = "broadcast_credentials = [\"form_id\"]\n".into();
     let dispatcher = rig.dispatcher().await;
@@ -120,13 +120,13 @@ async fn a_broadcast_spends_only_what_the_apps_file_permits() {
     }
     assert_eq!(rig.received().keys().collect::<Vec<_>>(), ["oBoth", "oForm"]);
     assert_eq!((rig.left("oBoth").await, rig.left("oPayer").await), (3, 3));
-    // Single messages may use what broadcasts may not.
+    // Single messages may use credentials that broadcasts may not use.
     dispatcher.send(message("oPayer", "single")).await.unwrap();
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn a_payment_serves_a_broadcast_like_a_form() {
+async fn broadcast_can_spend_a_prepay_id() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     for user in 0..20 {
@@ -140,7 +140,7 @@ async fn a_payment_serves_a_broadcast_like_a_form() {
 }
 
 #[tokio::test]
-async fn a_broadcast_starts_by_itself_when_its_time_comes() {
+async fn broadcast_starts_by_itself_at_its_start_time() {
     let rig = Rig::patient().await;
     let (dispatcher, clock) = rig.dispatcher_and_clock(&[]).await;
     rig.submit_crowd(0..40).await;
@@ -153,7 +153,7 @@ async fn a_broadcast_starts_by_itself_when_its_time_comes() {
     let pending = dispatcher.look(&id).await;
     assert_eq!((pending.state(), pending.not_before, pending.start_time), (BroadcastState::Pending, Some(at), None));
     assert_eq!((tally(&pending).estimated, tally(&pending).left), (true, 40));
-    // Others go ahead, and asking again starts nothing.
+    // Other broadcasts run meanwhile. A repeated request starts nothing.
     let other = dispatcher.broadcast(to_list(&["oNobody"])).await.unwrap().broadcast_id;
     dispatcher.until(&other, BroadcastState::Done).await;
     assert_eq!(dispatcher.broadcast(waiting).await.unwrap(), pending);
@@ -162,10 +162,10 @@ async fn a_broadcast_starts_by_itself_when_its_time_comes() {
     clock.set_ahead(Duration::from_secs(3601));
     let done = dispatcher.until(&id, BroadcastState::Done).await;
     let listed = dispatcher.until(&held, BroadcastState::Done).await;
-    // Whichever came first to the one who is in both.
+    // oUser1 is in both audiences and gets the message of the broadcast that takes the form id first.
     assert_eq!(tally(&done).delivered + tally(&listed).delivered, 40);
     assert_eq!(rig.delivered(), 40);
-    // A time that is past is no reason to wait.
+    // A start time in the past does not delay the broadcast.
     rig.submit("oLate", 1).await;
     let late = BroadcastRequest { not_before: Some(at), ..to_list(&["oLate"]) };
     let late = dispatcher.broadcast(late).await.unwrap().broadcast_id;
@@ -174,7 +174,7 @@ async fn a_broadcast_starts_by_itself_when_its_time_comes() {
 }
 
 #[tokio::test]
-async fn a_time_when_nothing_in_stock_lives_any_more_is_refused() {
+async fn start_time_after_the_whole_stock_expires_is_refused() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 1).await;
@@ -190,7 +190,7 @@ async fn a_time_when_nothing_in_stock_lives_any_more_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn form_ids_that_come_in_meanwhile_are_kept_and_bring_nobody_a_second_message() {
+async fn form_ids_collected_during_a_broadcast_are_kept_and_not_used() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..600).await;
@@ -210,7 +210,7 @@ async fn form_ids_that_come_in_meanwhile_are_kept_and_bring_nobody_a_second_mess
 }
 
 #[tokio::test]
-async fn whoever_is_erased_meanwhile_is_counted_as_erased_and_gets_nothing() {
+async fn user_erased_during_a_broadcast_counts_as_erased() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..50).await;
@@ -225,10 +225,13 @@ async fn whoever_is_erased_meanwhile_is_counted_as_erased_and_gets_nothing() {
     }
     dispatcher.done("ResumeBroadcast", &id).await;
     let done = dispatcher.until(&id, BroadcastState::Done).await;
-    // Of a bucket that nobody had come to yet, an erased user was never in the audience.
+    // A user who is erased before the bucket is snapshotted was never in the audience.
     let counted = tally(&done);
     assert_eq!((counted.delivered, counted.audience - counted.erased), (45, 45));
     assert!(rig.received().keys().all(|openid| !waiting.contains(openid)));
-    eventually("nothing of theirs is left", Duration::from_secs(5), async || rig.left(&waiting[0]).await == 0).await;
+    eventually("no credential of an erased user is left", Duration::from_secs(5), async || {
+        rig.left(&waiting[0]).await == 0
+    })
+    .await;
     rig.assert_settled(0).await;
 }

@@ -1,11 +1,11 @@
-//! What a broadcast does when nothing goes wrong.
+//! Broadcasts without failures.
 
 use super::{tally, to_all, to_list};
 use crate::rig::Rig;
 use shared::proto::BroadcastState;
 
 #[tokio::test]
-async fn everyone_who_can_be_reached_gets_one_message() {
+async fn every_reachable_user_gets_one_message() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..300).await;
@@ -19,7 +19,7 @@ async fn everyone_who_can_be_reached_gets_one_message() {
 }
 
 #[tokio::test]
-async fn a_list_reaches_who_has_a_credential_and_names_who_has_none() {
+async fn list_reaches_users_with_a_credential_and_counts_those_without() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oA", 1).await;

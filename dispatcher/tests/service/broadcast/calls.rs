@@ -1,4 +1,4 @@
-//! The calls themselves: what they refuse, and what they answer when they are repeated.
+//! The broadcast RPCs: what they refuse, and how they answer repeated requests.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -61,7 +61,7 @@ async fn every_bad_field_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn bad_users_of_a_list_are_named_by_their_place() {
+async fn invalid_recipients_are_named_by_their_index() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut list: Vec<_> = ["oA", "", "oC", "oD"].map(recipient).to_vec();
@@ -86,7 +86,7 @@ async fn bad_users_of_a_list_are_named_by_their_place() {
 }
 
 #[tokio::test]
-async fn a_call_takes_ten_thousand_users_and_no_more() {
+async fn list_in_a_call_is_limited_to_ten_thousand_users() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let openids: Vec<String> = (0..10_001).map(|user| format!("oUser{user}")).collect();
@@ -105,7 +105,7 @@ async fn a_call_takes_ten_thousand_users_and_no_more() {
 }
 
 #[tokio::test]
-async fn pages_tokens_intervals_and_ids_are_checked_together() {
+async fn page_sizes_tokens_intervals_and_ids_are_checked_together() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut client = dispatcher.client.clone();
@@ -138,7 +138,7 @@ async fn pages_tokens_intervals_and_ids_are_checked_together() {
 }
 
 #[tokio::test]
-async fn unknown_apps_and_broadcasts_are_told() {
+async fn unknown_apps_and_broadcasts_are_refused() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let stranger = "wxfeedfeedfeedfeed";
@@ -157,7 +157,7 @@ async fn unknown_apps_and_broadcasts_are_told() {
 }
 
 #[tokio::test]
-async fn nobody_to_send_to_is_told_and_nothing_is_stored() {
+async fn empty_audience_is_refused_and_nothing_is_stored() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let excluding = BroadcastRequest { exclude: vec!["oA".into(), "oB".into()], ..to_list(&["oA", "oB", "oA"]) };
@@ -173,7 +173,7 @@ async fn nobody_to_send_to_is_told_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn the_same_request_is_the_same_broadcast_even_after_its_end() {
+async fn repeated_request_is_the_same_broadcast_even_after_its_end() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oA", 2).await;
@@ -197,7 +197,7 @@ async fn the_same_request_is_the_same_broadcast_even_after_its_end() {
         }
     }
     assert_eq!(rig.delivered(), 4);
-    // What was answered once is answered again, though nobody is left to send to.
+    // A request that was answered once gets the same answer, although no user is left to send to.
     let again = BroadcastRequest { request_id: "r1".into(), ..to_all() };
     for openid in ["oA", "oB"] {
         rig.store.erase(&rig.app(), &OpenId::parse(openid).unwrap()).await.unwrap();
@@ -208,10 +208,10 @@ async fn the_same_request_is_the_same_broadcast_even_after_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_request_many_times_at_once_is_one_broadcast() {
+async fn concurrent_repeated_requests_are_one_broadcast() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
-    // Two form ids each: a second message would be possible.
+    // Two form ids for each user, so that a second message would be possible.
     for _ in 0..2 {
         rig.submit_crowd(0..1500).await;
     }
@@ -221,7 +221,7 @@ async fn the_same_request_many_times_at_once_is_one_broadcast() {
     let calls = (0..12).map(|number| {
         let (mut client, request) = (dispatchers[number % 2].client.clone(), request.clone());
         tokio::spawn(async move {
-            // Some come while the first are storing it, and others while it is being sent.
+            // Some calls arrive while the first ones store the broadcast, and others while it is being sent.
             tokio::time::sleep(Duration::from_millis(number as u64 * 15)).await;
             client.broadcast(request).await.unwrap().into_inner().broadcast.unwrap().broadcast_id
         })
@@ -239,14 +239,14 @@ async fn the_same_request_many_times_at_once_is_one_broadcast() {
 }
 
 #[tokio::test]
-async fn broadcasts_are_listed_page_by_page_the_newest_first() {
+async fn broadcasts_are_listed_in_pages_newest_first() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let mut made = Vec::new();
     for number in 0..25 {
         let request = BroadcastRequest { hold: true, name: format!("number {number}"), ..to_list(&["oA"]) };
         made.insert(0, dispatcher.broadcast(request).await.unwrap().broadcast_id);
-        // Ids sort by their millisecond.
+        // Ids sort by their time in milliseconds.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     for (page_size, pages) in [(0, 2), (10, 3), (25, 1), (100, 1)] {
@@ -267,7 +267,7 @@ async fn broadcasts_are_listed_page_by_page_the_newest_first() {
 }
 
 #[tokio::test]
-async fn whoever_watches_hears_the_end_and_whoever_hangs_up_changes_nothing() {
+async fn watch_ends_with_the_broadcast_and_hanging_up_changes_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..100).await;

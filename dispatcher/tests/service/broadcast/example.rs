@@ -1,4 +1,4 @@
-//! The example client, as people run it.
+//! The example client `broadcast`, run as a process.
 
 use std::fmt::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -11,8 +11,8 @@ use shared::proto::BroadcastState;
 use testing::tls::Authority;
 use testing::{CallersFile, eventually};
 
-/// The client for a dispatcher. It is built with the tests, beside the folder that they are in, unless a single target is
-/// asked for.
+/// The command that runs the client. The client is built with the tests, in a folder beside theirs, unless only a
+/// single target is built.
 fn client(address: &str, arguments: &[&str]) -> Command {
     let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/broadcast");
     assert!(program.is_file(), "{} is missing: cargo build -p dispatcher --example broadcast", program.display());
@@ -22,7 +22,7 @@ fn client(address: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end: the exit code, what it printed, and what it told beside that.
+/// Runs the client until it exits: returns its exit code, stdout and stderr.
 async fn run(address: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = client(address, arguments);
     told(tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap())
@@ -33,7 +33,7 @@ fn told(output: Output) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// Files for it.
+/// A folder for the client's files.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -62,7 +62,7 @@ impl Running {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
+async fn file_of_users_with_their_own_data_is_sent_and_counted() {
     let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..40).await;
@@ -77,18 +77,18 @@ async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
     assert_eq!(
         preview.1,
         "40 users, of whom 39 would get the message; 39 credentials would be spent\n        1 without a credential\n        \
-         1 excluded\nat the pace that is set it would take 3.900s\n"
+         1 excluded\nat the configured rate it would take 3.900s\n"
     );
     assert_eq!(rig.delivered(), 0);
 
     let (code, printed, beside) = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
     assert_eq!((code, &*printed), (Some(0), "done: 39 of 40 delivered\n        1 without a credential\n"), "{beside}");
-    for part in ["1 lines name a user again", "(request id r1)"] {
+    for part in ["1 lines repeat a user and are ignored", "(request id r1)"] {
         assert!(beside.contains(part), "{part} in {beside}");
     }
     assert_eq!([0, 1, 2].map(|user| rig.text_of(&format!("oUser{user}"))), ["you", "and you", "hello"]);
 
-    // Who starts again with the same request finds the same broadcast.
+    // A second run with the same request id finds the same broadcast.
     let again = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
     assert_eq!((again.0, again.1), (Some(0), printed));
     assert_eq!((rig.delivered(), rig.left("oUser39").await), (39, 1));
@@ -96,7 +96,7 @@ async fn a_file_of_users_with_data_of_their_own_is_sent_to_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_list_too_long_for_a_call_goes_in_several() {
+async fn list_too_long_for_one_call_is_sent_in_several() {
     let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(9_990..10_020).await;
@@ -110,7 +110,7 @@ async fn a_list_too_long_for_a_call_goes_in_several() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
+async fn existing_broadcast_is_watched_paused_resumed_and_cancelled() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..20).await;
@@ -119,13 +119,16 @@ async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
     let id = dispatcher.broadcast(canary).await.unwrap().broadcast_id;
     dispatcher.until(&id, BroadcastState::Paused).await;
     let watching = client(&dispatcher.at(), &["--watch", &id]).spawn().unwrap();
-    // The very thing that people do: look for a while, and leave.
+    // Watch for a while, then interrupt the client with Ctrl-C.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let signal = format!("kill -INT {}", watching.id());
     assert!(Command::new("sh").args(["-c", &signal]).status().unwrap().success());
     let (code, printed, beside) = told(watching.wait_with_output().unwrap());
     assert_eq!((code, &*printed), (Some(1), ""), "{beside}");
-    assert!(beside.contains("paused: its limit is reached; look, then --resume; 5 of 20 delivered"), "{beside}");
+    assert!(
+        beside.contains("paused: its limit is reached; check the result, then --resume; 5 of 20 delivered"),
+        "{beside}"
+    );
     assert!(
         beside
             .contains(&format!("to watch the broadcast again: --address {} --app {APP} --watch {id}", dispatcher.at()))
@@ -138,20 +141,20 @@ async fn one_that_is_there_is_watched_paused_resumed_and_cancelled() {
     let mut slow = to_all();
     slow.messages_per_second = 1;
     let id = dispatcher.broadcast(slow).await.unwrap().broadcast_id;
-    eventually("its audience is known", Duration::from_secs(20), async || {
+    eventually("the audience has been counted", Duration::from_secs(20), async || {
         let info = dispatcher.look(&id).await;
         tally(&info).delivered > 0 && !tally(&info).estimated
     })
     .await;
     assert_eq!(run(&dispatcher.at(), &["--pause", &id]).await.1, "paused by a caller\n");
     let (code, printed, beside) = run(&dispatcher.at(), &["--cancel", &id]).await;
-    assert!(code == Some(0) && printed.contains("not dealt with"), "{printed}{beside}");
+    assert!(code == Some(0) && printed.contains("not processed"), "{printed}{beside}");
     let (code, printed, _) = run(&dispatcher.at(), &["--watch", &id]).await;
     assert!(code == Some(1) && printed.starts_with("cancelled: "), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_next_dispatcher_is_found_when_one_goes() {
+async fn client_reconnects_when_its_dispatcher_stops() {
     let rig = Rig::patient().await;
     rig.submit_crowd(0..150).await;
     let port = any_port();
@@ -160,19 +163,22 @@ async fn the_next_dispatcher_is_found_when_one_goes() {
     let address = format!("127.0.0.1:{port}");
     let arguments = ["--template", "t1", "--per-second", "50"];
     let watching = client(&address, &arguments).spawn().unwrap();
-    eventually("it has begun", Duration::from_secs(20), async || rig.delivered() > 10).await;
+    eventually("the broadcast has begun", Duration::from_secs(20), async || rig.delivered() > 10).await;
     first.signal("TERM");
     assert_eq!(first.wait(Duration::from_secs(20)).await, Some(0));
     let _second = rig.process(port);
     let (code, printed, beside) =
         told(tokio::task::spawn_blocking(move || watching.wait_with_output()).await.unwrap().unwrap());
     assert_eq!((code, &*printed), (Some(0), "done: 150 of 150 delivered\n"), "{beside}");
-    assert!(beside.contains("the dispatcher is gone") && beside.contains("there it is again"), "{beside}");
+    assert!(
+        beside.contains("lost the connection to the dispatcher") && beside.contains("reconnected to the dispatcher"),
+        "{beside}"
+    );
     rig.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_went_wrong_is_told() {
+async fn errors_are_shown_with_their_reason() {
     let (rig, files) = (Rig::patient().await, Files::new());
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..10).await;
@@ -188,7 +194,7 @@ async fn what_went_wrong_is_told() {
     assert!(bad.0 == Some(1) && bad.2.contains("line 2: each value must be a text"), "{bad:?}");
     assert_eq!(run(&dispatcher.at(), &["--page", "index"]).await.0, Some(2));
 
-    // What ended badly for one user stands beside what went well.
+    // A failure for one user is shown next to the deliveries.
     let matching = Match { openid: Some("oUser3".into()), ..Match::default() };
     let rule = Rule { matching, errcode: Some(40003), ..Rule::new(FaultKind::Answer) };
     rig.sandbox.add_faults(vec![rule]).unwrap();
@@ -201,7 +207,7 @@ async fn what_went_wrong_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_sends_subscription_messages_to_those_who_accepted() {
+async fn subscription_messages_reach_the_users_with_a_grant() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept_crowd(0..5, "order-ready", 1).await;
@@ -216,7 +222,7 @@ async fn a_person_sends_subscription_messages_to_those_who_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dispatcher_with_tls_is_reached_with_a_token_from_a_file_or_the_environment_and_not_in_the_clear() {
+async fn tls_dispatcher_is_called_with_a_token_and_never_in_plaintext() {
     let (rig, files, authority) = (Rig::patient().await, Files::new(), Authority::new("ours"));
     rig.submit_crowd(0..5).await;
     let everything =

@@ -1,4 +1,4 @@
-//! `min_interval` and users who may have got a message that no dispatcher has settled yet.
+//! `min_interval` and users who may have received a message that is not settled yet.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 const USERS: usize = 40;
 
-/// Longer than a call may take, and short enough to wait for its end.
+/// Longer than a WeChat call may take, and short enough to wait until it expires.
 const LEASE: [&str; 2] = ["--lease", "6s"];
 
 fn openid(user: usize) -> String {
@@ -24,7 +24,8 @@ fn spring(template_id: &str) -> BroadcastRequest {
     BroadcastRequest { template_id: template_id.into(), data: data("thing1", "spring"), ..to_all() }
 }
 
-/// Broadcasts to whoever had no message within ten minutes; answers how many got it and how many were skipped.
+/// Broadcasts to the users without a message in the last ten minutes. Returns the number of delivered and of skipped
+/// users.
 async fn broadcast_to_the_rest(dispatcher: &Running, request: BroadcastRequest) -> (u64, u64) {
     let min_interval = Some(prost_types::Duration { seconds: 600, nanos: 0 });
     let id = dispatcher.broadcast(BroadcastRequest { min_interval, ..request }).await.unwrap().broadcast_id;
@@ -32,7 +33,7 @@ async fn broadcast_to_the_rest(dispatcher: &Running, request: BroadcastRequest) 
     (tally(&done).delivered, tally(&done).recently_messaged)
 }
 
-/// A dispatcher that gets no answer from WeChat, which delivers all the same.
+/// A dispatcher that gets no answers from WeChat, although WeChat delivers the messages.
 async fn unanswered(rig: &Rig) -> (Process, DispatcherServiceClient<Channel>) {
     let hang = Rule { hang_ms: Some(60_000), endpoint: rig.endpoint, ..Rule::new(FaultKind::HangAfter) };
     rig.sandbox.add_faults(vec![hang]).unwrap();
@@ -43,14 +44,14 @@ async fn unanswered(rig: &Rig) -> (Process, DispatcherServiceClient<Channel>) {
     (process, DispatcherServiceClient::new(channel))
 }
 
-/// Kills a dispatcher once WeChat has delivered a message to each of the users.
+/// Kills a dispatcher after WeChat has delivered a message to each user and before the dispatcher settles them.
 async fn kill_before_it_settles(rig: &Rig, mut process: Process) {
-    eventually("all are delivered", Duration::from_secs(20), async || rig.delivered() == USERS as u64).await;
+    eventually("all messages are delivered", Duration::from_secs(20), async || rig.delivered() == USERS as u64).await;
     process.kill();
     rig.sandbox.clear_faults();
 }
 
-/// Sends to each user by a dispatcher that is killed before it settles; half of the messages have a request id.
+/// Sends to each user through a dispatcher that is killed before it settles. Half of the messages have a request id.
 async fn send_and_kill(
     rig: &Rig,
     message: fn(&str, &str) -> SendTemplateRequest,
@@ -66,21 +67,21 @@ async fn send_and_kill(
     kill_before_it_settles(rig, process).await;
 }
 
-/// One more user, and none of the others, gets a broadcast at once, and nobody one after the leases have ended.
+/// A broadcast reaches only one further user while the leases last, and no user after they have expired.
 async fn assert_skipped_at_any_time(rig: &Rig, request: BroadcastRequest) {
     let dispatcher = rig.dispatcher_with(&LEASE).await;
-    assert_eq!(broadcast_to_the_rest(&dispatcher, request.clone()).await, (1, USERS as u64), "at once");
-    eventually("the reaper let messages without a request id go", Duration::from_secs(20), async || {
+    assert_eq!(broadcast_to_the_rest(&dispatcher, request.clone()).await, (1, USERS as u64), "while the leases last");
+    eventually("the reaper settled the messages without a request id", Duration::from_secs(20), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased <= USERS as u64 / 2
     })
     .await;
-    assert_eq!(broadcast_to_the_rest(&dispatcher, request).await, (0, USERS as u64 + 1), "later");
+    assert_eq!(broadcast_to_the_rest(&dispatcher, request).await, (0, USERS as u64 + 1), "after the leases expired");
     let received = rig.received();
     assert_eq!((received.len(), received.values().max()), (USERS + 1, Some(&1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_of_a_killed_dispatcher_count_though_nobody_settled_them() {
+async fn unsettled_messages_of_a_killed_dispatcher_count() {
     let rig = Rig::patient().await;
     for _ in 0..2 {
         rig.submit_crowd(0..USERS + 1).await;
@@ -90,7 +91,7 @@ async fn messages_of_a_killed_dispatcher_count_though_nobody_settled_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn subscription_messages_of_a_killed_dispatcher_count_too() {
+async fn unsettled_subscription_messages_of_a_killed_dispatcher_count() {
     let rig = Rig::subscribing().await;
     rig.accept_crowd(0..USERS + 1, TEMPLATE, 3).await;
     send_and_kill(&rig, subscription::message, subscription::request).await;
@@ -98,14 +99,14 @@ async fn subscription_messages_of_a_killed_dispatcher_count_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_of_a_broadcast_whose_dispatcher_was_killed_count_too() {
+async fn unsettled_broadcast_messages_of_a_killed_dispatcher_count() {
     let rig = Rig::patient().await;
     for _ in 0..2 {
         rig.submit_crowd(0..USERS).await;
     }
     let (process, mut client) = unanswered(&rig).await;
     let id = client.broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
-    eventually("some are delivered", Duration::from_secs(20), async || rig.delivered() > 0).await;
+    eventually("some messages are delivered", Duration::from_secs(20), async || rig.delivered() > 0).await;
     let in_flight = rig.delivered();
     drop(process);
     rig.sandbox.clear_faults();
@@ -118,7 +119,7 @@ async fn messages_of_a_broadcast_whose_dispatcher_was_killed_count_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_wechat_takes_its_time_to_answer_count_while_they_are_sent() {
+async fn messages_count_while_wechat_has_not_answered_yet() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     for _ in 0..2 {
@@ -132,7 +133,7 @@ async fn messages_that_wechat_takes_its_time_to_answer_count_while_they_are_sent
             tokio::spawn(async move { client.send_template(order).await })
         })
         .collect();
-    eventually("all are being sent", Duration::from_secs(20), async || {
+    eventually("all messages are delivered and unanswered", Duration::from_secs(20), async || {
         let ledger = rig.store.ledger(&rig.app()).await.unwrap();
         ledger.leased + ledger.consumed == USERS as u64 && rig.delivered() == USERS as u64
     })

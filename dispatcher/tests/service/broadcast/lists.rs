@@ -1,4 +1,4 @@
-//! Lists of users: what is counted once, what is added later, and who was not reached.
+//! Recipient lists: duplicates, lists in several calls, and users who were not reached.
 
 use super::{assert_refused, recipient, tally, to_all, to_list, value};
 use crate::rig::{APP, Rig, fields};
@@ -9,7 +9,7 @@ use shared::store::broadcast::{BroadcastId, audience as store};
 use tonic::Code;
 
 #[tokio::test]
-async fn whoever_is_named_twice_gets_one_message_and_is_counted_as_a_duplicate() {
+async fn user_listed_twice_gets_one_message_and_counts_as_a_duplicate() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     for openid in ["oA", "oB", "oC"] {
@@ -25,7 +25,7 @@ async fn whoever_is_named_twice_gets_one_message_and_is_counted_as_a_duplicate()
 }
 
 #[tokio::test]
-async fn a_list_is_put_together_in_several_calls_and_started_at_last() {
+async fn list_is_added_in_several_calls_and_then_started() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..6).await;
@@ -39,7 +39,7 @@ async fn a_list_is_put_together_in_several_calls_and_started_at_last() {
     let counts = |answer: shared::proto::AddRecipientsResponse| (answer.added, answer.duplicates, answer.excluded);
     let first = dispatcher.add(id, &["oUser0", "oUser1", "oUser0", "oUser5"], &[]).await.unwrap();
     assert_eq!(counts(first), (2, 1, 1));
-    // Repeating a call changes nothing.
+    // A repeated call changes nothing.
     let again = dispatcher.add(id, &["oUser0", "oUser1", "oUser0", "oUser5"], &[]).await.unwrap();
     assert_eq!(counts(again), (0, 3, 1));
     let second = dispatcher.add(id, &["oUser1", "oUser2", "oUser3", "oNobody"], &["oUser3"]).await.unwrap();
@@ -47,7 +47,7 @@ async fn a_list_is_put_together_in_several_calls_and_started_at_last() {
     let third = dispatcher.add(id, &[], &["oUser0", "oNobodyElse"]).await.unwrap();
     assert_eq!(counts(third), (0, 0, 0));
     assert_eq!(tally(&dispatcher.look(id).await).audience, 3, "oUser1, oUser2 and oNobody");
-    assert_eq!(rig.calls(), 0, "nothing is sent before it is started");
+    assert_eq!(rig.calls(), 0, "nothing is sent before the broadcast is started");
 
     dispatcher.done("StartBroadcast", id).await;
     let done = dispatcher.until(id, BroadcastState::Done).await;
@@ -57,7 +57,7 @@ async fn a_list_is_put_together_in_several_calls_and_started_at_last() {
 }
 
 #[tokio::test]
-async fn a_held_broadcast_to_all_takes_exclusions_but_no_users() {
+async fn held_broadcast_to_all_accepts_exclusions_but_no_recipients() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..5).await;
@@ -75,7 +75,7 @@ async fn a_held_broadcast_to_all_takes_exclusions_but_no_users() {
 }
 
 #[tokio::test]
-async fn what_is_a_users_own_in_the_message_overrides_the_rest() {
+async fn data_of_a_recipient_overrides_the_common_data() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..3).await;
@@ -116,13 +116,13 @@ async fn what_is_a_users_own_in_the_message_overrides_the_rest() {
 }
 
 #[tokio::test]
-async fn who_was_not_reached_is_listed_with_the_reason_until_erased() {
+async fn undelivered_users_are_listed_with_a_reason_until_erased() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oReached", 1).await;
     rig.submit("oRefused", 1).await;
     rig.submit("oStranger", 1).await;
-    // WeChat knows these users, and not these form ids of theirs.
+    // WeChat knows these users but not their form ids.
     let known = sandbox::Submission::form("oDead");
     rig.sandbox.submit(APP, vec![known]).unwrap();
     rig.collect_dead("oDead", 2).await;
@@ -149,7 +149,7 @@ async fn who_was_not_reached_is_listed_with_the_reason_until_erased() {
     assert_eq!(listed["oStranger"], ("USER_REFUSED".into(), Some(40003)));
     assert_eq!(listed["oDead"], ("CREDENTIALS_DEAD".into(), Some(41028)));
     assert_eq!(listed["oNobody7"], ("NO_CREDENTIAL".into(), None));
-    // Page by page it is the same list.
+    // The same list in pages.
     let (mut paged, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListUndeliveredRequest { app_id: APP.into(), broadcast_id: id.clone(), page_size: 5, page_token };
@@ -169,12 +169,12 @@ async fn who_was_not_reached_is_listed_with_the_reason_until_erased() {
     }
     let rest = dispatcher.undelivered(&id).await;
     assert_eq!((rest.len(), rest.contains_key("oRefused"), rest.contains_key("oNobody7")), (21, false, false));
-    assert_eq!(dispatcher.look(&id).await, done, "the tally stays");
+    assert_eq!(dispatcher.look(&id).await, done, "erasing does not change the tally");
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn a_call_that_comes_too_late_brings_nobody_a_second_message_and_leaves_nobody_out() {
+async fn late_call_sends_no_second_message_and_loses_no_user() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let openids = ["oA", "oB", "oC", "oD"];
@@ -185,7 +185,7 @@ async fn a_call_that_comes_too_late_brings_nobody_a_second_message_and_leaves_no
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     let paused = dispatcher.until(&id, BroadcastState::Paused).await;
     rig.no_lease_left().await;
-    // A call that was answered PENDING by one replica, and is carried out only now.
+    // A replica answered AddRecipients while the broadcast was PENDING, but executes it only now.
     let of = BroadcastId::parse(&id).unwrap();
     for openid in openids.map(|openid| OpenId::parse(openid).unwrap()) {
         let bucket = rig.store.bucket_of(&openid);
@@ -194,7 +194,7 @@ async fn a_call_that_comes_too_late_brings_nobody_a_second_message_and_leaves_no
         assert_eq!(added, store::Added { late: true, ..store::Added::default() });
     }
     assert_eq!(dispatcher.look(&id).await, paused);
-    // Nor does a replica that saw nobody in flight close what still has an audience.
+    // A replica that saw no message in flight must not close a bucket that still has an audience.
     let mut left = 0;
     for bucket in rig.store.buckets() {
         left += u32::from(!rig.store.close_part(&rig.app(), &of, bucket, false).await.unwrap());

@@ -34,7 +34,7 @@ use testing::{eventually, note, now};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// A broadcast to every user who can be reached.
+/// A broadcast to all reachable users.
 pub fn to_all() -> BroadcastRequest {
     BroadcastRequest {
         app_id: APP.into(),
@@ -59,7 +59,7 @@ pub fn value(text: &str) -> TemplateValue {
     TemplateValue { value: text.into(), color: String::new() }
 }
 
-/// Calls that name a broadcast and nothing else that is needed.
+/// RPCs whose request is complete with an app and a broadcast.
 pub const CALLS: [&str; 8] = [
     "AddRecipients",
     "StartBroadcast",
@@ -72,7 +72,7 @@ pub const CALLS: [&str; 8] = [
 ];
 
 impl Running {
-    /// One of [`CALLS`].
+    /// Makes one of the [`CALLS`].
     pub async fn call(&self, name: &str, app: &str, id: &str) -> Result<(), Status> {
         let (mut client, app_id, broadcast_id) = (self.client.clone(), app.to_owned(), id.to_owned());
         match name {
@@ -100,12 +100,12 @@ impl Running {
         }
     }
 
-    /// One of [`CALLS`] for a broadcast of the app, which succeeds.
+    /// Makes one of the [`CALLS`] for a broadcast of the app, which must succeed.
     pub async fn done(&self, name: &str, id: &str) {
         self.call(name, APP, id).await.unwrap();
     }
 
-    /// The whole answer of a Broadcast.
+    /// Calls Broadcast and returns the whole response.
     pub async fn answer(&self, request: BroadcastRequest) -> Result<BroadcastResponse, Status> {
         self.client.clone().broadcast(request).await.map(tonic::Response::into_inner)
     }
@@ -125,14 +125,14 @@ impl Running {
         self.client.clone().add_recipients(request).await.map(tonic::Response::into_inner)
     }
 
-    /// Everyone who was not reached, and why.
+    /// All users who were not reached, each with the reason and the errcode.
     pub async fn undelivered(&self, id: &str) -> BTreeMap<String, (String, Option<i32>)> {
         undelivered(&mut self.client.clone(), id).await
     }
 
-    /// Waits until so many messages of a broadcast are delivered.
+    /// Waits until `count` messages of a broadcast are delivered.
     pub async fn until_delivered(&self, id: &str, count: u64) {
-        eventually("messages are delivered", Duration::from_secs(20), async || {
+        eventually("enough messages are delivered", Duration::from_secs(20), async || {
             tally(&self.look(id).await).delivered >= count
         })
         .await;
@@ -146,12 +146,12 @@ impl Running {
         look(&mut self.client.clone(), id).await.unwrap()
     }
 
-    /// Watches a broadcast until it is in a state.
+    /// Watches a broadcast until it is in this state.
     pub async fn until(&self, id: &str, state: BroadcastState) -> BroadcastInfo {
         self.until_any(id, &[state]).await
     }
 
-    /// Watches a broadcast until it is in one of some states.
+    /// Watches a broadcast until it is in one of these states.
     pub async fn until_any(&self, id: &str, states: &[BroadcastState]) -> BroadcastInfo {
         let watch = async {
             let request = WatchBroadcastRequest {
@@ -169,7 +169,7 @@ impl Running {
                 }
                 last = Some(info);
             }
-            panic!("it ended before it was {states:?}: {last:?}");
+            panic!("the watch ended before the state was one of {states:?}: {last:?}");
         };
         tokio::pin!(watch);
         loop {
@@ -181,7 +181,7 @@ impl Running {
     }
 }
 
-/// Everyone who was not reached, and why.
+/// All users who were not reached, each with the reason and the errcode.
 pub async fn undelivered(
     client: &mut DispatcherServiceClient<Channel>,
     id: &str,
@@ -207,7 +207,7 @@ pub async fn look(client: &mut DispatcherServiceClient<Channel>, id: &str) -> Re
     Ok(info)
 }
 
-/// What holds for every tally at every moment.
+/// Asserts what holds for every tally at any time.
 pub fn assert_adds_up(info: &BroadcastInfo) {
     let tally = info.tally.as_ref().unwrap();
     let failed: u64 = tally.failed.iter().map(|failure| failure.count).sum();
@@ -226,19 +226,19 @@ pub fn tally(info: &BroadcastInfo) -> &BroadcastTally {
     info.tally.as_ref().unwrap()
 }
 
-/// An error of that kind.
+/// Asserts the code and the reason of an error.
 pub fn assert_refused(status: &Status, code: Code, name: &str) {
     assert_eq!((status.code(), reason(status).as_str()), (code, name), "{status:?}");
 }
 
-/// WRONG_STATE, with the state.
+/// Asserts a WRONG_STATE error with this state.
 pub fn assert_wrong_state(status: &Status, state: &str) {
     assert_refused(status, Code::FailedPrecondition, "WRONG_STATE");
     assert_eq!(fact(status, "state").as_deref(), Some(state));
 }
 
 impl Rig {
-    /// Changes settings of the sandbox, as its README names them.
+    /// Changes settings of the sandbox by the names that its README uses.
     pub fn change(&self, fields: serde_json::Value) {
         self.sandbox.change_settings(fields.as_object().cloned().unwrap()).unwrap();
     }
@@ -247,7 +247,7 @@ impl Rig {
         self.sandbox.books(Some(APP)).unwrap().calls
     }
 
-    /// Who got how many messages.
+    /// Number of messages that each user received.
     pub fn received(&self) -> BTreeMap<String, u32> {
         let all = sandbox::Reading { limit: Some(usize::MAX), ..sandbox::Reading::default() };
         let mut received = BTreeMap::new();
@@ -257,7 +257,7 @@ impl Rig {
         received
     }
 
-    /// A dispatcher, and the clock it goes by.
+    /// A dispatcher and its clock.
     pub async fn dispatcher_and_clock(&self, extra: &[&str]) -> (Running, Clock) {
         let settings = self.settings(extra);
         let clock = settings.clock.clone();
@@ -266,7 +266,7 @@ impl Rig {
         (running, clock)
     }
 
-    /// One form id each for users `oUser0`, `oUser1` and so on; quicker than one by one.
+    /// Stores one form id for each user `oUser0`, `oUser1` and so on. It is faster than `submit` for each.
     pub async fn submit_crowd(&self, users: std::ops::Range<usize>) {
         let openids: Vec<String> = users.map(|user| format!("oUser{user}")).collect();
         let submissions = openids.iter().map(Submission::form).collect();
@@ -279,7 +279,7 @@ impl Rig {
         self.collect_crowd(packed).await;
     }
 
-    /// So many grants of a template for each of the same users.
+    /// Stores `count` grants of a template for each of these users.
     pub async fn accept_crowd(&self, users: std::ops::Range<usize>, template: &str, count: u16) {
         let openids: Vec<String> = users.map(|user| format!("oUser{user}")).collect();
         let granting = |openid| Granting { count: count.into(), ..Granting::new(openid, template) };

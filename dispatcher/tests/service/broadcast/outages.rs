@@ -1,4 +1,4 @@
-//! WeChat away, answers that do not come, and tokens that die, in the middle of a broadcast.
+//! WeChat outages, lost answers and rejected tokens during a broadcast.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use shared::proto::{BroadcastRequest, BroadcastState};
 use testing::{eventually, now};
 use tokio::net::TcpListener;
 
-/// Everyone got exactly one message, and nothing failed.
+/// Every user got exactly one message, and none failed.
 async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: u64) {
     let done = dispatcher.until(id, BroadcastState::Done).await;
     let counted = tally(&done);
@@ -24,7 +24,7 @@ async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
+async fn wechat_outage_is_waited_out_with_few_calls() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..800).await;
@@ -34,12 +34,12 @@ async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
     let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
     dispatchers[0].until_delivered(&id, 100).await;
     rig.sandbox.add_faults(vec![Rule::new(FaultKind::Http500Before)]).unwrap();
-    // What was in flight is tried a few times each; what comes then is what counts.
-    eventually("the outage is noticed", Duration::from_secs(5), async || {
+    // Each message in flight is retried a few times. Only the calls after that are measured.
+    eventually("the dispatchers have met the outage", Duration::from_secs(5), async || {
         rig.sandbox.books(Some(APP)).unwrap().unprocessed >= 10
     })
     .await;
-    // The length of the outage: there is nothing to wait for in it.
+    // The length of the outage. It has no event to wait for.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (before, since) = (rig.calls(), Instant::now());
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -50,17 +50,17 @@ async fn an_outage_of_wechat_is_waited_out_with_few_calls() {
 }
 
 #[tokio::test]
-async fn a_wechat_that_refuses_connections_is_waited_for_and_nothing_is_in_doubt() {
+async fn refused_connections_are_waited_out_and_nothing_is_unknown() {
     let mut rig = Rig::patient().await;
     rig.submit_crowd(0..60).await;
     let warm = rig.dispatcher().await;
-    assert!(warm.send(message("oNobody", "gets a token for all")).await.is_err());
+    assert!(warm.send(message("oNobody", "fetches the shared token")).await.is_err());
     let port = any_port();
     rig.base_url = format!("http://127.0.0.1:{port}");
     let dispatcher = rig.dispatcher().await;
     drop(warm);
     let id = dispatcher.broadcast(to_all()).await.unwrap().broadcast_id;
-    eventually("it is running", Duration::from_secs(5), async || {
+    eventually("the broadcast is running", Duration::from_secs(5), async || {
         dispatcher.look(&id).await.state() == BroadcastState::Running
     })
     .await;
@@ -73,7 +73,7 @@ async fn a_wechat_that_refuses_connections_is_waited_for_and_nothing_is_in_doubt
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_answers_are_found_out_and_everyone_is_reached_once() {
+async fn lost_answers_are_resolved_and_every_user_is_reached_once() {
     for attempts in ["5", "1"] {
         let rig = Rig::new().await;
         let flags = ["--attempts", attempts];
@@ -94,7 +94,7 @@ async fn lost_answers_are_found_out_and_everyone_is_reached_once() {
 }
 
 #[tokio::test]
-async fn messages_with_a_payment_that_are_not_answered_are_unknown_and_listed() {
+async fn unanswered_messages_by_prepay_id_are_unknown_and_listed() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let payers = 12;
@@ -113,7 +113,7 @@ async fn messages_with_a_payment_that_are_not_answered_are_unknown_and_listed() 
         assert_eq!(rig.left(&format!("oPayer{user}")).await, 2);
     }
     rig.assert_settled(0).await;
-    // Whoever would rather have it twice than not at all has nobody unknown.
+    // With `retry_unknown`, which allows a second message, no outcome is unknown.
     rig.fault(FaultKind::CutBefore, 3);
     let bold = BroadcastRequest { retry_unknown: true, template_id: "template-2".into(), ..to_all() };
     let id = dispatcher.broadcast(bold).await.unwrap().broadcast_id;
@@ -123,7 +123,7 @@ async fn messages_with_a_payment_that_are_not_answered_are_unknown_and_listed() 
 }
 
 #[tokio::test]
-async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_cancellation() {
+async fn unknown_messages_keep_form_ids_on_pause_and_lose_them_on_cancel() {
     let rig = Rig::new().await;
     let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
     rig.submit_crowd(0..30).await;
@@ -136,7 +136,7 @@ async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_c
     rig.assert_settled(3).await;
     dispatcher.done("ResumeBroadcast", &id).await;
     assert_everyone_once(&rig, &dispatcher, &id, 30).await;
-    assert!(rig.sandbox.books(Some(APP)).unwrap().answers[&41029] >= 3, "they had been delivered");
+    assert!(rig.sandbox.books(Some(APP)).unwrap().answers[&41029] >= 3, "the first attempts had delivered them");
 
     rig.submit_crowd(0..30).await;
     let id = in_doubt(&rig, &dispatcher, cancelled).await;
@@ -148,7 +148,7 @@ async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_c
     rig.assert_settled(0).await;
     let ledger = rig.store.ledger(&rig.app()).await.unwrap();
     assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (30 + 3, 3, 27), "{ledger:?}");
-    // None of their form ids is left to make the next broadcast's messages unknown.
+    // Their form ids are gone, so that they cannot make messages of the next broadcast unknown.
     rig.fault(FaultKind::CutAfter, 3);
     let next = BroadcastRequest { template_id: "template-3".into(), ..to_all() };
     let id = dispatcher.broadcast(next).await.unwrap().broadcast_id;
@@ -157,12 +157,13 @@ async fn messages_in_doubt_keep_their_form_ids_over_a_pause_and_lose_them_to_a_c
     rig.assert_settled(0).await;
 }
 
-/// A broadcast whose first three messages were delivered, and nobody knows; paused there.
+/// Starts a broadcast that pauses after its first three messages. They were delivered, but the dispatcher does not know
+/// it.
 async fn in_doubt(rig: &Rig, dispatcher: &Running, request: BroadcastRequest) -> String {
     rig.sandbox.add_faults(vec![Rule::new(FaultKind::CutAfter)]).unwrap();
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
-    // It waits for some leases whether the doubt passes, before the canary counts as reached.
-    eventually("three are in doubt, and nothing else is under way", Duration::from_secs(60), async || {
+    // The broadcast waits for a few leases for the outcomes to become known before the canary counts as reached.
+    eventually("three outcomes are unknown and no other message is in flight", Duration::from_secs(60), async || {
         let info = dispatcher.look(&id).await;
         info.state() == BroadcastState::Paused && tally(&info).in_flight == 3
     })
@@ -172,7 +173,7 @@ async fn in_doubt(rig: &Rig, dispatcher: &Running, request: BroadcastRequest) ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_dies_in_the_middle_is_fetched_once_for_all_dispatchers() {
+async fn token_rejected_during_a_broadcast_is_fetched_once_for_all() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..900).await;
@@ -180,13 +181,13 @@ async fn a_token_that_dies_in_the_middle_is_fetched_once_for_all_dispatchers() {
     let request = BroadcastRequest { messages_per_second: 400, ..to_all() };
     let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
     dispatchers[0].until_delivered(&id, 200).await;
-    // Somebody else forces a new one, which ends the one in use.
+    // Another client forces a new token, which invalidates the current one.
     let app = std::sync::Arc::clone(rig.settings(&[]).apps.get(&rig.app()).unwrap());
     let before = rig.sandbox.books(Some(APP)).unwrap();
     Client::new(app).unwrap().fetch_token(true).await.unwrap();
     assert_everyone_once(&rig, &dispatchers[0], &id, 900).await;
     let after = rig.sandbox.books(Some(APP)).unwrap();
-    assert_eq!(after.token_fetches - before.token_fetches, 2, "by somebody else, and by one of the dispatchers");
+    assert_eq!(after.token_fetches - before.token_fetches, 2, "one by the other client and one by a dispatcher");
     let stale: BTreeMap<_, _> =
         rig.sandbox.books(None).unwrap().answers.into_iter().filter(|(code, _)| *code != 0).collect();
     assert_eq!(stale.keys().collect::<Vec<_>>(), [&40001]);

@@ -5,7 +5,7 @@ use crate::rig::{Rig, Running};
 use serde_json::json;
 use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
 
-/// Everyone got exactly one message.
+/// Every user got exactly one message.
 async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: u64) {
     let done = dispatcher.until(id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (users, users));
@@ -15,11 +15,11 @@ async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pause_takes_effect_soon_and_nothing_is_sent_until_it_is_over() {
+async fn pause_takes_effect_soon_and_nothing_is_sent_until_it_ends() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     let dispatcher = &dispatchers[0];
-    // A form id is left for a second message to each, which nobody must get.
+    // A second form id for each user would allow a second message, which no user may get.
     rig.submit_crowd(0..1000).await;
     rig.submit_crowd(0..1000).await;
     rig.change(json!({"latency_ms": 5}));
@@ -33,8 +33,8 @@ async fn a_pause_takes_effect_soon_and_nothing_is_sent_until_it_is_over() {
     assert!(paused.resume_time.is_none() && paused.errcode.is_none());
     let so_far = rig.delivered();
     assert_eq!((tally(&paused).delivered, tally(&paused).in_flight), (so_far, 0));
-    assert!(so_far < 1000, "it was too quick to be paused");
-    // Another broadcast goes from its beginning to its end meanwhile.
+    assert!(so_far < 1000, "the broadcast was done before the pause");
+    // Another broadcast runs from start to end during the pause.
     rig.submit("oOther", 1).await;
     let other = dispatcher.broadcast(to_list(&["oOther", "oNobody"])).await.unwrap().broadcast_id;
     dispatcher.until(&other, BroadcastState::Done).await;
@@ -48,7 +48,7 @@ async fn a_pause_takes_effect_soon_and_nothing_is_sent_until_it_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pauses_that_end_at_once_lose_nobody() {
+async fn short_pauses_lose_no_user() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..1000).await;
@@ -60,7 +60,7 @@ async fn pauses_that_end_at_once_lose_nobody() {
         dispatchers[0].until_delivered(&id, round * 50).await;
         dispatchers[1].done("PauseBroadcast", &id).await;
         if round % 2 == 0 {
-            // Replicas have heard of the pause, and may not hear of its end before they are handed tasks again.
+            // Replicas know of the pause. They may learn of its end only after they get tasks again.
             rig.no_lease_left().await;
         }
         dispatchers[0].done("ResumeBroadcast", &id).await;
@@ -69,7 +69,7 @@ async fn pauses_that_end_at_once_lose_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_canary_sends_as_many_as_it_may_and_waits_to_be_resumed() {
+async fn canary_sends_its_limit_and_waits_to_be_resumed() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     let dispatcher = &dispatchers[0];
@@ -85,18 +85,18 @@ async fn a_canary_sends_as_many_as_it_may_and_waits_to_be_resumed() {
 }
 
 #[tokio::test]
-async fn a_canary_counts_messages_not_users_nor_what_had_to_be_put_back() {
+async fn canary_counts_messages_not_users_or_returned_messages() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..60).await;
     let openids: Vec<String> = (0..120).map(|user| format!("oUser{user}")).collect();
     let list = to_list(&openids.iter().map(String::as_str).collect::<Vec<_>>());
-    // The first messages are put back: WeChat is busy for longer than one message is tried.
+    // The first messages are returned to the audience: WeChat is busy for longer than one message is retried.
     rig.answer(-1, 12);
     let request = BroadcastRequest { limit: 25, ..list };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&id, 10).await;
-    // A pause in the middle uses up none of it.
+    // A pause in the middle does not count toward the limit.
     dispatcher.done("PauseBroadcast", &id).await;
     rig.no_lease_left().await;
     dispatcher.done("ResumeBroadcast", &id).await;

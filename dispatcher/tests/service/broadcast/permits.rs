@@ -1,5 +1,5 @@
-//! What a quota or a canary permits is delivered before the broadcast pauses: by whichever dispatchers, and also what one was
-//! permitted that died.
+//! All messages that a quota or a canary permits are delivered before the broadcast pauses, by any of the dispatchers.
+//! This includes the permits of a dispatcher that died.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use shared::proto::dispatcher_service_client::DispatcherServiceClient;
 use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
 use testing::{Process, Redis, eventually};
 
-/// More than three dispatchers work on at once.
+/// More buckets than three dispatchers process concurrently.
 const BUCKETS: u16 = 64;
 
 const USERS: usize = 1200;
@@ -24,16 +24,16 @@ async fn rig() -> Rig {
     rig
 }
 
-/// WeChat takes so long that many messages wait for their turn when the last permits are given out.
+/// WeChat is so slow that many messages are in flight or waiting when the last permits are granted.
 async fn rig_with_a_slow_wechat() -> Rig {
     let rig = rig().await;
     rig.change(json!({"latency_ms": 600, "jitter_ms": 900}));
     rig
 }
 
-/// It pauses by itself when so many are delivered and none is in flight.
+/// The broadcast must pause by itself when `messages` are delivered and none is in flight.
 async fn assert_pauses(rig: &Rig, dispatcher: &Running, id: &str, reason: PauseReason, messages: u64) {
-    eventually("all are delivered, or it has paused", Duration::from_secs(150), async || {
+    eventually("all messages are delivered or the broadcast has paused", Duration::from_secs(150), async || {
         rig.delivered() >= messages || dispatcher.look(id).await.state() == BroadcastState::Paused
     })
     .await;
@@ -46,18 +46,18 @@ async fn assert_pauses(rig: &Rig, dispatcher: &Running, id: &str, reason: PauseR
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_dispatchers_deliver_all_that_the_quota_permits_before_it_pauses() {
+async fn three_dispatchers_deliver_the_whole_quota_before_the_pause() {
     let rig = rig_with_a_slow_wechat().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
     let id = dispatchers[0].broadcast(to_all()).await.unwrap().broadcast_id;
     assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Quota, 800).await;
-    // Nothing is left of it for the rest of the day.
+    // Nothing of the quota is left for the rest of the day.
     dispatchers[0].done("ResumeBroadcast", &id).await;
     assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Quota, 800).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_dispatchers_deliver_all_that_a_canary_permits_before_it_pauses() {
+async fn three_dispatchers_deliver_the_whole_canary_before_the_pause() {
     let rig = rig_with_a_slow_wechat().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
     let request = BroadcastRequest { limit: 333, ..to_all() };
@@ -65,10 +65,10 @@ async fn three_dispatchers_deliver_all_that_a_canary_permits_before_it_pauses() 
     assert_pauses(&rig, &dispatchers[1], &id, PauseReason::Canary, 333).await;
 }
 
-/// A broadcast by three dispatchers, of which one is killed with messages in flight.
+/// A broadcast by three dispatchers, one of which is killed with messages in flight.
 async fn pauses_after_a_kill(request: BroadcastRequest, reason: PauseReason, messages: u64) {
     let rig = rig().await;
-    // Longer than a call may take, and short enough to wait for its end.
+    // Longer than a WeChat call may take, and short enough to wait until it expires.
     let flags = ["--lease", "6s"];
     let port = any_port();
     let mut process = Process::start(&mut rig.command(port, &flags));
@@ -76,22 +76,25 @@ async fn pauses_after_a_kill(request: BroadcastRequest, reason: PauseReason, mes
     let mut client = DispatcherServiceClient::new(connect(port).await);
     let id = client.broadcast(request).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
     eventually("many are in flight at once", Duration::from_secs(60), async || rig.delivered() > 100).await;
-    // Its next messages are delivered, and it does not hear of it.
+    // The next messages of this dispatcher are delivered, but it gets no answers.
     let hang = Rule { times: Some(30), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangAfter) };
     let before = rig.delivered();
     rig.sandbox.add_faults(vec![hang]).unwrap();
-    eventually("they are delivered", Duration::from_secs(60), async || rig.delivered() >= before + 30).await;
+    eventually("the unanswered messages are delivered", Duration::from_secs(60), async || {
+        rig.delivered() >= before + 30
+    })
+    .await;
     process.kill();
     let dispatchers = [rig.dispatcher_with(&flags).await, rig.dispatcher_with(&flags).await];
     assert_pauses(&rig, &dispatchers[1], &id, reason, messages).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_quota_permitted_to_a_killed_dispatcher_is_delivered_before_it_pauses() {
+async fn quota_permits_of_a_killed_dispatcher_are_used_before_the_pause() {
     pauses_after_a_kill(to_all(), PauseReason::Quota, 800).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_canary_permitted_to_a_killed_dispatcher_is_delivered_before_it_pauses() {
+async fn canary_permits_of_a_killed_dispatcher_are_used_before_the_pause() {
     pauses_after_a_kill(BroadcastRequest { limit: 500, ..to_all() }, PauseReason::Canary, 500).await;
 }

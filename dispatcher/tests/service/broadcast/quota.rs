@@ -1,4 +1,4 @@
-//! The daily quota and the pace: what broadcasts leave to single messages, and to WeChat.
+//! The daily quota and the rate limit: the part that broadcasts leave to single messages, and the limits of WeChat.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use serde_json::json;
 use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
 use testing::eventually;
 
-/// All clocks are a minute into WeChat's next day.
+/// Sets all clocks to one minute into WeChat's next day.
 fn next_day(rig: &Rig, clocks: &[&Clock]) {
     let ahead = Duration::from_millis(clocks[0].next_day_ms() - clocks[0].now_ms()) + Duration::from_secs(60);
     rig.change(json!({"clock_ahead_seconds": ahead.as_secs()}));
     clocks.iter().for_each(|clock| clock.set_ahead(ahead));
 }
 
-/// Paused until WeChat's next day.
+/// The broadcast must be paused until WeChat's next day.
 fn assert_used_up(info: &BroadcastInfo, errcode: Option<i32>, midnight_ms: u64) {
     assert_eq!((info.pause_reason(), info.errcode), (PauseReason::Quota, errcode), "{info:?}");
     let resume = info.resume_time.unwrap();
@@ -25,7 +25,7 @@ fn assert_used_up(info: &BroadcastInfo, errcode: Option<i32>, midnight_ms: u64) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_wechat_says_the_quota_is_used_up_it_goes_on_by_itself_on_the_next_day() {
+async fn broadcast_at_the_quota_resumes_by_itself_on_the_next_day() {
     let rig = Rig::patient().await;
     rig.change(json!({"daily_quota": 130, "quota_get": false, "latency_ms": 2}));
     let (one, clock) = rig.dispatcher_and_clock(&[]).await;
@@ -45,7 +45,7 @@ async fn when_wechat_says_the_quota_is_used_up_it_goes_on_by_itself_on_the_next_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn broadcasts_leave_single_messages_the_part_of_the_quota_that_is_reserved_for_them() {
+async fn broadcast_leaves_the_reserved_quota_to_single_messages() {
     let mut rig = Rig::patient().await;
     rig.app_settings = "reserved_for_sends = 0.4\n".into();
     rig.change(json!({"daily_quota": 100}));
@@ -63,15 +63,15 @@ async fn broadcasts_leave_single_messages_the_part_of_the_quota_that_is_reserved
         sender.send(message("oSingle", &format!("{number}"))).await.unwrap();
     }
     assert_eq!(rig.sandbox.books(None).unwrap().answers.keys().collect::<Vec<_>>(), [&0], "WeChat refused nothing");
-    // Whoever resumes it on the same day gets the same pause.
+    // A broadcast that is resumed on the same day pauses again in the same way.
     one.done("ResumeBroadcast", &id).await;
     let paused = one.until(&id, BroadcastState::Paused).await;
     assert_used_up(&paused, None, clock.next_day_ms());
     assert_eq!(rig.delivered(), 60 + 39);
-    // The limit that WeChat told holds on the next day, too.
+    // The limit that WeChat returned applies on the next day, too.
     next_day(&rig, &[&clock, &other_clock]);
     let paused = loop {
-        // The clocks are set one after the other.
+        // The clocks are set one after the other, so the first pause may still be that of the previous day.
         let info = one.until(&id, BroadcastState::Paused).await;
         if info.resume_time.unwrap().seconds as u64 * 1000 == clock.next_day_ms() {
             break info;
@@ -84,7 +84,7 @@ async fn broadcasts_leave_single_messages_the_part_of_the_quota_that_is_reserved
 }
 
 #[tokio::test]
-async fn where_wechat_does_not_tell_the_quota_of_the_settings_holds_and_single_messages_count() {
+async fn configured_quota_applies_if_wechat_returns_none() {
     let mut rig = Rig::patient().await;
     rig.app_settings = "reserved_for_sends = 0.5\ndaily_quota = 100\n".into();
     rig.change(json!({"quota_get": false}));
@@ -94,7 +94,7 @@ async fn where_wechat_does_not_tell_the_quota_of_the_settings_holds_and_single_m
     for number in 0..10 {
         dispatcher.send(message("oSingle", &format!("{number}"))).await.unwrap();
     }
-    // Slow enough that the single messages are counted before it comes near the limit.
+    // Slow enough that the single messages are counted before the broadcast comes near the limit.
     let id = dispatcher.broadcast(BroadcastRequest { messages_per_second: 40, ..to_all() }).await.unwrap().broadcast_id;
     let paused = dispatcher.until(&id, BroadcastState::Paused).await;
     assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::Quota, None));
@@ -105,13 +105,13 @@ async fn where_wechat_does_not_tell_the_quota_of_the_settings_holds_and_single_m
     rig.assert_settled(0).await;
 }
 
-/// How long a broadcast to so many users takes two dispatchers.
+/// Seconds that two dispatchers take for a broadcast to this number of users.
 async fn takes(rig: &Rig, users: usize, request: BroadcastRequest) -> f64 {
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..users).await;
     let start = Instant::now();
     let id = dispatchers[0].broadcast(request).await.unwrap().broadcast_id;
-    eventually("everyone has it", Duration::from_secs(20), async || rig.delivered() >= users as u64).await;
+    eventually("all users have the message", Duration::from_secs(20), async || rig.delivered() >= users as u64).await;
     let took = start.elapsed().as_secs_f64();
     let done = dispatchers[0].until(&id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (users as u64, users as u64));
@@ -120,16 +120,16 @@ async fn takes(rig: &Rig, users: usize, request: BroadcastRequest) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_pace_that_is_asked_for_holds_over_all_dispatchers() {
+async fn requested_rate_holds_over_all_dispatchers() {
     let rig = Rig::patient().await;
     let took = takes(&rig, 300, BroadcastRequest { messages_per_second: 100, ..to_all() }).await;
-    // A fifth of a second's worth may go at once. A busy machine takes longer; that nothing is left of the pace elsewhere is
-    // what the benchmark measures.
+    // A burst of a fifth of a second is allowed. A busy machine takes longer. The benchmark measures that the rate is
+    // used up fully.
     assert!(took > 2.3, "{took} s for 2.8 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn broadcasts_leave_single_messages_their_part_of_the_apps_pace() {
+async fn broadcast_leaves_the_reserved_rate_to_single_messages() {
     let mut rig = Rig::patient().await;
     rig.app_settings = "messages_per_second = 200\nreserved_for_sends = 0.5\n".into();
     let took = takes(&rig, 300, to_all()).await;
@@ -137,14 +137,14 @@ async fn broadcasts_leave_single_messages_their_part_of_the_apps_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_wechat_asks_to_go_slower_it_does_and_everyone_is_reached_once() {
+async fn broadcast_slows_down_on_45011_and_reaches_every_user_once() {
     let rig = Rig::patient().await;
     let flags = ["--backoff", "50ms"];
     let dispatchers = [rig.dispatcher_with(&flags).await, rig.dispatcher_with(&flags).await];
     rig.submit_crowd(0..900).await;
     rig.submit_crowd(0..900).await;
     rig.change(json!({"per_second": 300, "latency_ms": 5}));
-    // A busy machine may never come to so many.
+    // A busy machine may never reach this rate, so some calls are answered with 45011 in any case.
     rig.answer(45011, 20);
     let id = dispatchers[0].broadcast(to_all()).await.unwrap().broadcast_id;
     let done = dispatchers[0].until(&id, BroadcastState::Done).await;

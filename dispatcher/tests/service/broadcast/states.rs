@@ -1,4 +1,4 @@
-//! The states of a broadcast: what each permits, and what is left of it at the end.
+//! The states of a broadcast: the transitions that each permits, and what the final state keeps.
 
 use std::time::Duration;
 
@@ -11,18 +11,19 @@ use testing::{eventually, now};
 const MOVES: [&str; 5] = ["AddRecipients", "StartBroadcast", "PauseBroadcast", "ResumeBroadcast", "CancelBroadcast"];
 
 #[tokio::test]
-async fn what_a_state_does_not_permit_is_refused_with_the_state_and_a_mere_repeat_changes_nothing() {
+async fn illegal_transition_names_the_state_and_a_repeat_changes_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..50).await;
     let start = async |request| dispatcher.broadcast(request).await.unwrap().broadcast_id;
-    // All moves but those that repeat what led there.
+    // Tries all transitions but those in `others`. Those in `repeats` led to the state: repeating them succeeds and
+    // changes nothing.
     let permits = async |id: &str, state: &str, repeats: &[&str], others: &[&str]| {
         for name in MOVES.iter().filter(|name| !others.contains(name)) {
             match dispatcher.call(name, APP, id).await {
-                Ok(()) => assert!(repeats.contains(name), "{name} of one that is {state}"),
+                Ok(()) => assert!(repeats.contains(name), "{name} in state {state}"),
                 Err(status) => {
-                    assert!(!repeats.contains(name), "{name} of one that is {state}: {status:?}");
+                    assert!(!repeats.contains(name), "{name} in state {state}: {status:?}");
                     assert_wrong_state(&status, state);
                 }
             }
@@ -51,7 +52,8 @@ async fn what_a_state_does_not_permit_is_refused_with_the_state_and_a_mere_repea
     let done = start(to_list(&["oNobody"])).await;
     dispatcher.until(&done, BroadcastState::Done).await;
     permits(&done, "DONE", &["StartBroadcast"], &[]).await;
-    // It may go on by itself, or wait for somebody to look: to pause it is another thing.
+    // A pause by the service is no pause by a caller: it may end by itself or wait for a review. So PauseBroadcast is
+    // refused here.
     let canary = start(BroadcastRequest { limit: 1, ..to_list(&["oUser1", "oUser2"]) }).await;
     dispatcher.until(&canary, BroadcastState::Paused).await;
     permits(&canary, "PAUSED", &[], &["ResumeBroadcast", "CancelBroadcast"]).await;
@@ -61,7 +63,7 @@ async fn what_a_state_does_not_permit_is_refused_with_the_state_and_a_mere_repea
 }
 
 #[tokio::test]
-async fn a_cancelled_broadcast_is_over_for_good_and_keeps_its_tally() {
+async fn cancelled_broadcast_is_final_and_keeps_its_tally() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
     rig.submit_crowd(0..1000).await;
@@ -78,7 +80,7 @@ async fn a_cancelled_broadcast_is_over_for_good_and_keeps_its_tally() {
     assert_eq!((delivered, tally(&ended).in_flight), (rig.delivered(), 0));
     assert_eq!((delivered + left, left > 0), (tally(&ended).audience, true));
     nothing_to_look_after(&rig).await;
-    // Another one reaches exactly those who are left, so nothing of theirs was lost.
+    // Another broadcast reaches exactly the remaining users, so none of their form ids was lost.
     let other = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
     let other = dispatcher.broadcast(other).await.unwrap().broadcast_id;
     let done = dispatcher.until(&other, BroadcastState::Done).await;
@@ -88,7 +90,7 @@ async fn a_cancelled_broadcast_is_over_for_good_and_keeps_its_tally() {
 }
 
 #[tokio::test]
-async fn a_broadcast_can_be_cancelled_while_it_is_paused_or_waits() {
+async fn paused_and_waiting_broadcasts_can_be_cancelled() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..300).await;
@@ -97,7 +99,7 @@ async fn a_broadcast_can_be_cancelled_while_it_is_paused_or_waits() {
     let paused = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&paused, 20).await;
     dispatcher.done("PauseBroadcast", &paused).await;
-    // At once: some replica may have heard of the pause only.
+    // Cancelled immediately: a replica may know only of the pause.
     dispatcher.done("CancelBroadcast", &paused).await;
     let later = Some(Timestamp { seconds: now() + 3600, nanos: 0 });
     let mut waiting = Vec::new();
@@ -124,7 +126,7 @@ async fn a_broadcast_can_be_cancelled_while_it_is_paused_or_waits() {
 }
 
 #[tokio::test]
-async fn whoever_watches_hears_of_the_cancellation() {
+async fn watch_ends_with_the_cancellation() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     let held = dispatcher.broadcast(BroadcastRequest { hold: true, ..to_list(&["oA"]) }).await.unwrap();
@@ -137,9 +139,9 @@ async fn whoever_watches_hears_of_the_cancellation() {
     assert!(updates.message().await.unwrap().is_none());
 }
 
-/// No broadcast is left for replicas to go round for.
+/// Waits until the replicas have no active broadcast left.
 async fn nothing_to_look_after(rig: &Rig) {
-    eventually("nothing is left to look after", Duration::from_secs(10), async || {
+    eventually("no broadcast is active", Duration::from_secs(10), async || {
         rig.store.running_broadcasts(&rig.app()).await.unwrap().is_empty()
     })
     .await;

@@ -1,4 +1,4 @@
-//! A broadcast that stops by itself, before it does harm.
+//! Broadcasts that pause by themselves before they do harm.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
 use testing::now;
 
-/// What is in stock is what the users had before, but for what was delivered.
+/// The stock is unchanged but for the delivered messages.
 async fn assert_nothing_spent(rig: &Rig, users: u64) {
     rig.no_lease_left().await;
     let stock = rig.store.stock(&rig.app(), now(), u64::MAX).await.unwrap();
@@ -28,7 +28,7 @@ async fn paused(dispatcher: &Running, id: &str, reason: PauseReason) -> Broadcas
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_template_is_found_out_with_a_few_messages_over_all_dispatchers() {
+async fn wrong_template_pauses_after_few_messages_over_all_dispatchers() {
     let rig = Rig::patient().await;
     let dispatchers = [rig.dispatcher().await, rig.dispatcher().await, rig.dispatcher().await];
     let dispatcher = &dispatchers[0];
@@ -43,7 +43,7 @@ async fn a_wrong_template_is_found_out_with_a_few_messages_over_all_dispatchers(
     let stopped = dispatcher.look(&id).await;
     assert_eq!(failed(&stopped), [("MESSAGE_REFUSED", Some(40037), attempts)]);
     assert!(dispatcher.undelivered(&id).await.values().all(|why| *why == ("MESSAGE_REFUSED".into(), Some(40037))));
-    // The template is there now: the others get their message, and whoever was refused stays so.
+    // The template exists now. The remaining users get their message, and those with a refused message stay failed.
     rig.change(json!({"templates": []}));
     dispatcher.done("ResumeBroadcast", &id).await;
     let done = dispatcher.until(&id, BroadcastState::Done).await;
@@ -52,7 +52,7 @@ async fn a_wrong_template_is_found_out_with_a_few_messages_over_all_dispatchers(
 }
 
 #[tokio::test]
-async fn a_few_refusals_among_deliveries_stop_nothing() {
+async fn few_refusals_among_deliveries_do_not_pause() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..200).await;
@@ -67,7 +67,7 @@ async fn a_few_refusals_among_deliveries_stop_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_that_stops_the_app_pauses_it_at_once() {
+async fn code_that_stops_the_app_pauses_at_once() {
     let rig = Rig::patient().await;
     let (dispatcher, clock) = rig.dispatcher_and_clock(&[]).await;
     rig.submit_crowd(0..400).await;
@@ -80,7 +80,7 @@ async fn a_code_that_stops_the_app_pauses_it_at_once() {
     assert_eq!((stopped.errcode, stopped.rid.is_empty(), stopped.resume_time), (Some(48001), false, None));
     assert_nothing_spent(&rig, 400).await;
     assert!(failed(&dispatcher.look(&id).await).is_empty());
-    // While the stop lasts, resuming it leads to the same pause, and to no call.
+    // While the app is stopped, a resumed broadcast pauses again without a call to WeChat.
     rig.change(json!({"answer": 0}));
     let calls = rig.calls();
     dispatcher.done("ResumeBroadcast", &id).await;
@@ -94,7 +94,7 @@ async fn a_code_that_stops_the_app_pauses_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_source_that_is_barred_pauses_it_before_users_count_as_out_of_reach() {
+async fn stopped_source_pauses_before_users_count_as_unreachable() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     for user in 0..10 {
@@ -111,11 +111,11 @@ async fn a_source_that_is_barred_pauses_it_before_users_count_as_out_of_reach() 
 }
 
 #[tokio::test]
-async fn too_many_failures_pause_it_until_somebody_has_looked() {
+async fn too_many_failures_pause_until_a_caller_resumes() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..50).await;
-    // Users whom WeChat knows, with form ids that it does not.
+    // Users whom WeChat knows, with form ids that it does not know.
     rig.sandbox
         .submit(crate::rig::APP, (0..250).map(|user| Submission::form(format!("oDead{user}"))).collect())
         .unwrap();
@@ -129,7 +129,7 @@ async fn too_many_failures_pause_it_until_somebody_has_looked() {
     let stopped = dispatcher.look(&id).await;
     assert!(tally(&stopped).left > 0 && rig.calls() >= 100, "{stopped:?}");
     assert_eq!(failed(&stopped), [("CREDENTIALS_DEAD", Some(41028), rig.calls() - rig.delivered())]);
-    // Whoever resumes it has looked: it counts anew.
+    // Resuming resets the count of failures.
     let mut rounds = 0;
     let done = loop {
         dispatcher.done("ResumeBroadcast", &id).await;
@@ -147,7 +147,7 @@ async fn too_many_failures_pause_it_until_somebody_has_looked() {
 }
 
 #[tokio::test]
-async fn without_a_token_to_be_had_it_waits_for_an_operator() {
+async fn refused_token_pauses_until_a_caller_resumes() {
     let rig = Rig::patient().await;
     let rule = Rule { endpoint: Endpoint::Token, errcode: Some(40164), ..Rule::new(FaultKind::Answer) };
     rig.sandbox.add_faults(vec![rule]).unwrap();

@@ -1,9 +1,9 @@
-//! A broadcast in the worst of weathers: dispatchers that are killed, a Redis that restarts, a WeChat whose answers get
-//! lost. Everyone gets one message all the same, and nobody two.
+//! Broadcasts under many failures: dispatchers that are killed, a Redis that restarts, and lost answers of WeChat.
+//! Every user still gets one message, and no user gets two.
 //!
-//! What proves it are the kills: each meets a few hundred messages of two or three dispatchers, which are then at every
-//! step between the lease and the settlement. The audience has to be so large only that several buckets with several pages
-//! each are left when the last kill comes; a larger one adds kills, which `./deploy/test.sh --soak` is for.
+//! The kills are what proves it. Each kill affects a few hundred messages of two or three dispatchers, which are at
+//! every step between the lease and the settlement. The audience need only be so large that several buckets with
+//! several pages each are left at the last kill. A larger one allows more kills: see `./deploy/test.sh --soak`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +17,12 @@ use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState};
 use testing::{Process, Redis, eventually, sized};
 use tonic::transport::Channel;
 
-/// Enough that there is another bucket to go on with while one waits for the leases of a dead dispatcher to run out.
+/// Enough buckets that another one can be processed while one waits for the leases of a dead dispatcher to expire.
 fn buckets() -> u16 {
     sized(16, 64)
 }
 
-/// Three dispatchers, each a process on a port of its own.
+/// Three dispatcher processes, each on its own port.
 struct Fleet {
     dispatchers: Vec<(u16, Process)>,
     clients: Vec<DispatcherServiceClient<Channel>>,
@@ -40,7 +40,7 @@ impl Fleet {
         fleet
     }
 
-    /// Kills one and starts it again.
+    /// Kills a dispatcher and restarts it.
     fn strike(&mut self, rig: &Rig, number: usize) {
         let (port, process) = &mut self.dispatchers[number % 3];
         process.kill();
@@ -48,7 +48,7 @@ impl Fleet {
     }
 }
 
-/// Looks at a broadcast through whoever answers.
+/// Reads a broadcast through the first dispatcher that answers.
 async fn look_through(clients: &mut [DispatcherServiceClient<Channel>], id: &str) -> Option<BroadcastInfo> {
     for client in clients {
         if let Ok(info) = look(client, id).await {
@@ -58,23 +58,23 @@ async fn look_through(clients: &mut [DispatcherServiceClient<Channel>], id: &str
     None
 }
 
-/// Kills one dispatcher after the other, each when a further part of so many messages is delivered; the last when three
-/// quarters are.
+/// Kills one dispatcher after the other, each time after a further share of the `users` has its message. The last kill
+/// follows after three quarters.
 async fn strike_often(fleet: &mut Fleet, rig: &Rig, users: usize) {
     let kills = sized(6, 40);
     for number in 0..kills {
         let delivered = (users * (number + 1) * 3 / (4 * kills)) as u64;
-        eventually("more are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
+        eventually("more messages are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
         fleet.strike(rig, number);
     }
 }
 
-/// Waits for the end of a broadcast.
+/// Waits until the broadcast is done.
 async fn until_done(fleet: &Fleet, id: &str) -> BroadcastInfo {
     let (mut clients, mut done) = (fleet.clients.clone(), None);
     eventually("the broadcast is done", Duration::from_secs(60), async || {
         let Some(info) = look_through(&mut clients, id).await else { return false };
-        assert_ne!(info.state(), BroadcastState::Paused, "it paused: {info:?}");
+        assert_ne!(info.state(), BroadcastState::Paused, "the broadcast paused: {info:?}");
         let ended = info.state() == BroadcastState::Done;
         done = Some(info);
         ended
@@ -83,7 +83,7 @@ async fn until_done(fleet: &Fleet, id: &str) -> BroadcastInfo {
     done.unwrap()
 }
 
-/// What must hold at the end: one message each, by every account.
+/// What must hold at the end: one message per user in the tally, the ledger and the sandbox.
 async fn assert_everyone_got_one(rig: &Rig, done: &BroadcastInfo, users: u64, spare: u64) {
     rig.no_lease_left().await;
     let ledger = rig.store.ledger(&rig.app()).await.unwrap();
@@ -97,7 +97,7 @@ async fn assert_everyone_got_one(rig: &Rig, done: &BroadcastInfo, users: u64, sp
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_dispatchers_and_lost_answers_cost_nobody_a_message_and_give_nobody_two() {
+async fn kills_and_lost_answers_lose_no_message_and_send_none_twice() {
     let users = sized(2000, 20_000);
     let rig = Rig::with_buckets(Redis::start(), buckets()).await;
     rig.submit_crowd(0..users).await;
@@ -110,7 +110,7 @@ async fn killed_dispatchers_and_lost_answers_cost_nobody_a_message_and_give_nobo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_restarts_costs_nobody_a_message_and_gives_nobody_two() {
+async fn redis_restart_loses_no_message_and_sends_none_twice() {
     let users = sized(2000, 20_000);
     let mut rig = Rig::with_buckets(Redis::durable(), buckets()).await;
     rig.submit_crowd(0..users).await;
@@ -119,7 +119,7 @@ async fn a_redis_that_restarts_costs_nobody_a_message_and_gives_nobody_two() {
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
     for part in [0.2, 0.5] {
         let enough = (part * users as f64) as u64;
-        eventually("it is some way on", Duration::from_secs(60), async || rig.delivered() > enough).await;
+        eventually("enough messages are delivered", Duration::from_secs(60), async || rig.delivered() > enough).await;
         rig.redis.kill();
         fleet.strike(&rig, 0);
         rig.redis.resume();
@@ -153,7 +153,7 @@ async fn form_ids_that_arrive_meanwhile_cause_no_second_message_and_are_kept() {
     let done = until_done(&fleet, &started.broadcast_id).await;
     over.store(true, Ordering::Relaxed);
     let more = collecting.await.unwrap() as u64;
-    assert!(more > 0, "nothing arrived meanwhile");
+    assert!(more > 0, "no form id was collected during the broadcast");
     assert_everyone_got_one(&rig, &done, users as u64, more).await;
 }
 

@@ -19,7 +19,7 @@ fn spring() -> BroadcastRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_audience_are_the_users_with_a_grant_of_its_template() {
+async fn audience_is_the_users_with_a_grant_of_the_template() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept_crowd(0..150, TEMPLATE, 2).await;
@@ -31,7 +31,7 @@ async fn its_audience_are_the_users_with_a_grant_of_its_template() {
     let done = dispatcher.until(&id, BroadcastState::Done).await;
     assert_eq!((done.delivery(), tally(&done).audience, tally(&done).delivered), (Delivery::Subscription, 150, 150));
     assert!(rig.received().values().all(|count| *count == 1));
-    // One grant each is left, and whoever is named in a list without one is told of.
+    // Each user has one grant left. A listed user without a grant is reported as undelivered.
     let list = BroadcastRequest {
         data: data("thing1", "again"),
         template_id: TEMPLATE.into(),
@@ -45,7 +45,7 @@ async fn its_audience_are_the_users_with_a_grant_of_its_template() {
 }
 
 #[tokio::test]
-async fn who_says_no_is_no_failure_and_keeps_no_grant() {
+async fn user_refusal_is_no_failure_and_revokes_the_grants() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept_crowd(0..10, TEMPLATE, 3).await;
@@ -59,11 +59,11 @@ async fn who_says_no_is_no_failure_and_keeps_no_grant() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_sent_something_else_just_now_gets_it_after_that() {
+async fn locked_user_gets_the_message_when_the_send_lock_ends() {
     let rig = Rig::new().await.subscribed();
     let dispatcher = rig.dispatcher().await;
     rig.accept_crowd(0..20, TEMPLATE, 2).await;
-    // A dispatcher that took the turn of one user, and died.
+    // A dispatcher that took the send lock of one user, and died.
     let user = OpenId::parse("oUser7").unwrap();
     let wanted = Wanted::grants(TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "2s"]).limits.terms;
@@ -73,7 +73,7 @@ async fn a_user_who_is_sent_something_else_just_now_gets_it_after_that() {
     assert_eq!(tally(&dispatcher.look(&id).await).left, 1);
     let done = dispatcher.until(&id, BroadcastState::Done).await;
     assert_eq!(tally(&done).delivered, 20);
-    eventually("the lease of the dead is over", Duration::from_secs(10), async || {
+    eventually("the lease of the dead dispatcher has expired", Duration::from_secs(10), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 0
     })
     .await;
@@ -81,7 +81,7 @@ async fn a_user_who_is_sent_something_else_just_now_gets_it_after_that() {
 }
 
 #[tokio::test]
-async fn what_wechat_reports_later_moves_from_delivered_to_failed_once() {
+async fn delivery_failure_moves_from_delivered_to_failed_once() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept_crowd(0..10, TEMPLATE, 1).await;
@@ -102,7 +102,7 @@ async fn what_wechat_reports_later_moves_from_delivered_to_failed_once() {
 }
 
 #[tokio::test]
-async fn a_broadcast_by_form_ids_that_wechat_retired_pauses_with_that_code_and_burns_nothing() {
+async fn broadcast_with_retired_form_ids_pauses_and_spends_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit_crowd(0..50).await;
@@ -112,7 +112,7 @@ async fn a_broadcast_by_form_ids_that_wechat_retired_pauses_with_that_code_and_b
     assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::AppStopped, Some(45103)));
     rig.no_lease_left().await;
     assert_eq!(rig.store.ledger(&rig.app()).await.unwrap().available(), 50);
-    // The app can go on by what WeChat serves, at once.
+    // The app can continue immediately with subscription messages.
     rig.accept_crowd(0..5, TEMPLATE, 1).await;
     let now = BroadcastRequest { delivery: Delivery::Subscription.into(), ..spring() };
     let id = dispatcher.broadcast(now).await.unwrap().broadcast_id;
@@ -120,7 +120,7 @@ async fn a_broadcast_by_form_ids_that_wechat_retired_pauses_with_that_code_and_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_generation_has_a_daily_quota_of_its_own() {
+async fn each_generation_has_its_own_daily_quota() {
     let rig = Rig::subscribing().await;
     rig.change(serde_json::json!({"subscribe_daily_quota": 100, "daily_quota": 1000}));
     let dispatcher = rig.dispatcher().await;
@@ -128,7 +128,7 @@ async fn each_generation_has_a_daily_quota_of_its_own() {
     rig.submit_crowd(0..150).await;
     let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
     let paused = dispatcher.until(&id, BroadcastState::Paused).await;
-    // Four fifths: the rest is reserved for single messages.
+    // Four fifths of the quota: the rest is reserved for single messages.
     assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::Quota, None));
     rig.no_lease_left().await;
     assert_eq!(rig.delivered(), 80);

@@ -1,4 +1,5 @@
-//! Dispatchers that die in the middle of a subscription message: at most once, and nobody is told a lie.
+//! Dispatchers that die while they send a subscription message: each message is delivered at most once, and its outcome
+//! is reported correctly.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,7 @@ use crate::crash::kill_often;
 use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_whose_dispatcher_died_counts_as_spent_and_is_unknown() {
+async fn message_of_a_dead_dispatcher_is_spent_and_unknown() {
     for repeatable in [true, false] {
         let rig = Rig::new().await.subscribed();
         rig.accept("oUser", TEMPLATE, 2).await;
@@ -31,7 +32,7 @@ async fn a_message_whose_dispatcher_died_counts_as_spent_and_is_unknown() {
         let mut caller = client.clone();
         let sent = order.clone();
         let call = tokio::spawn(async move { caller.send_template(sent).await });
-        eventually("WeChat has it", Duration::from_secs(10), async || rig.delivered() == 1).await;
+        eventually("WeChat has delivered the message", Duration::from_secs(10), async || rig.delivered() == 1).await;
         process.kill();
         assert!(call.await.unwrap().is_err());
         let _process = rig.process(port);
@@ -55,8 +56,8 @@ async fn a_message_whose_dispatcher_died_counts_as_spent_and_is_unknown() {
         let ledger = rig.store.ledger(&rig.app()).await.unwrap();
         assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (1, 1, 1), "{ledger:?}");
         assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (1, 1));
-        // The next message is another one.
-        eventually("it goes out", Duration::from_secs(10), async || {
+        // A second message uses the second grant.
+        eventually("the second message is delivered", Duration::from_secs(10), async || {
             client.clone().send_template(message("oUser", "next")).await.is_ok()
         })
         .await;
@@ -70,7 +71,7 @@ const USERS: usize = 80;
 const CALLERS: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kills_and_lost_answers_send_nothing_twice_and_leave_nothing_unanswered() {
+async fn kills_and_lost_answers_send_no_message_twice() {
     let rig = Rig::new().await.subscribed();
     rig.weather(&LOST_ANSWERS);
     for user in 0..USERS {
@@ -89,14 +90,15 @@ async fn kills_and_lost_answers_send_nothing_twice_and_leave_nothing_unanswered(
     .await;
     let (ledger, books) = (rig.store.ledger(&rig.app()).await.unwrap(), rig.sandbox.books(Some(APP)).unwrap());
     let delivered = delivered.load(Ordering::Relaxed) as u64;
-    // Each message spent one grant, reached WeChat's "ok" at most once, and was answered by what could be known.
+    // Each message spent one grant, was delivered at most once, and was answered with its outcome as far as it is
+    // known.
     assert_eq!((ledger.consumed, ledger.unknown), (MESSAGES as u64, MESSAGES as u64 - delivered), "{ledger:?}");
     assert_eq!((books.delivered_twice, books.overlaps), (0, 0), "{books:?}");
     assert!((delivered..=MESSAGES as u64).contains(&books.delivered), "{delivered} {books:?}");
     rig.assert_settled(0).await;
 }
 
-/// Takes messages in turn and repeats each until it is answered.
+/// Takes the next message and repeats its request until it is answered.
 async fn call(channel: Channel, next: Arc<AtomicUsize>, delivered: Arc<AtomicUsize>) {
     let mut client = DispatcherServiceClient::new(channel);
     loop {
@@ -114,7 +116,7 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>, delivered: Arc<AtomicUsi
                 }
                 Err(status) => {
                     let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::Cancelled)
-                        // A connection that broke under a kill, as tonic reports it.
+                        // How tonic reports a connection that broke because of a kill.
                         || (status.code() == Code::Unknown && status.details().is_empty());
                     assert!(again, "{status:?}");
                     tokio::time::sleep(Duration::from_millis(20)).await;

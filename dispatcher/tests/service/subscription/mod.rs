@@ -1,4 +1,4 @@
-//! Subscription messages: the generation that spends grants.
+//! Subscription messages: the generation of messages that spends grants.
 
 mod broadcasts;
 mod crash;
@@ -15,7 +15,7 @@ use crate::rig::APP;
 
 pub const TEMPLATE: &str = "order-ready";
 
-/// A message to a user; its text tells messages apart.
+/// A message to a user. Messages differ by their text.
 pub fn message(openid: &str, text: &str) -> SendTemplateRequest {
     SendTemplateRequest {
         app_id: APP.into(),
@@ -26,7 +26,7 @@ pub fn message(openid: &str, text: &str) -> SendTemplateRequest {
     }
 }
 
-/// The same as a request that may be repeated.
+/// The same message with a request id, so that the request can be repeated.
 pub fn request(openid: &str, text: &str, request_id: &str) -> SendTemplateRequest {
     SendTemplateRequest { request_id: request_id.into(), ..message(openid, text) }
 }
@@ -35,7 +35,7 @@ pub fn data(key: &str, text: &str) -> HashMap<String, TemplateValue> {
     HashMap::from([(key.into(), TemplateValue { value: text.into(), color: String::new() })])
 }
 
-/// The same by the other generation.
+/// The same message as a template message, which spends a form id.
 pub fn by_form_id(request: SendTemplateRequest) -> SendTemplateRequest {
     SendTemplateRequest { delivery: Delivery::FormId.into(), ..request }
 }

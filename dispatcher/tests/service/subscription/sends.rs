@@ -1,4 +1,4 @@
-//! One subscription message, and what it spends.
+//! Single subscription messages and the grants that they spend.
 
 use sandbox::{FaultKind, Granting, Reading, Subscription};
 use shared::credential::{GrantUses, OpenId};
@@ -9,7 +9,7 @@ use super::{TEMPLATE, by_form_id, message, request};
 use crate::rig::{APP, Rig, fact, reason};
 
 #[tokio::test]
-async fn a_message_spends_one_grant_of_its_template_and_brings_its_msgid() {
+async fn message_spends_one_grant_of_its_template_and_has_a_msgid() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 2).await;
@@ -36,7 +36,7 @@ async fn a_message_spends_one_grant_of_its_template_and_brings_its_msgid() {
 }
 
 #[tokio::test]
-async fn either_generation_can_be_asked_for_whatever_the_app_is_set_to() {
+async fn request_can_choose_either_generation() {
     for subscribing in [true, false] {
         let rig = if subscribing { Rig::subscribing().await } else { Rig::patient().await };
         let dispatcher = rig.dispatcher().await;
@@ -57,7 +57,7 @@ fn other(kind: CredentialKind) -> CredentialKind {
 }
 
 #[tokio::test]
-async fn a_long_term_subscription_is_not_used_up_and_ends_when_the_user_says_no() {
+async fn long_term_subscription_lasts_until_the_user_refuses() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.sandbox.grant(APP, vec![Granting { long_term: true, ..Granting::new("oUser", TEMPLATE) }]).unwrap();
@@ -75,7 +75,7 @@ async fn a_long_term_subscription_is_not_used_up_and_ends_when_the_user_says_no(
 }
 
 #[tokio::test]
-async fn a_user_who_says_no_voids_the_grants_of_that_template_and_no_others() {
+async fn user_refusal_revokes_only_the_grants_of_that_template() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 40).await;
@@ -84,7 +84,7 @@ async fn a_user_who_says_no_voids_the_grants_of_that_template_and_no_others() {
     let refused = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap_err();
     assert_eq!((reason(&refused), fact(&refused, "errcode")), ("USER_REFUSED".into(), Some("43101".into())));
     assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.granted("oUser", "another").await), (0, 2));
-    // It is no lasting refusal.
+    // The refusal does not last: the user can accept again.
     rig.accept("oUser", TEMPLATE, 1).await;
     let repeated = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap_err();
     assert_eq!(reason(&repeated), "USER_REFUSED");
@@ -93,7 +93,7 @@ async fn a_user_who_says_no_voids_the_grants_of_that_template_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_spends_the_grant_and_is_not_asked_again() {
+async fn lost_answer_spends_the_grant_and_is_not_retried() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 3).await;
@@ -111,7 +111,7 @@ async fn a_lost_answer_spends_the_grant_and_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn who_would_rather_have_it_twice_than_not_at_all_can_say_so() {
+async fn retry_unknown_allows_a_second_message() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 3).await;
@@ -120,7 +120,7 @@ async fn who_would_rather_have_it_twice_than_not_at_all_can_say_so() {
     let sent = dispatcher.send(bold).await.unwrap();
     assert_eq!((sent.outcome(), sent.attempts), (Outcome::Delivered, 2));
     assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (2, 2));
-    // The second attempt finds that the user says no: of the first nobody knows.
+    // The second attempt is answered that the user refused. The outcome of the first attempt stays unknown.
     rig.fault(FaultKind::Http500Before, 1);
     rig.sandbox.reject(APP, vec![Subscription::new("oUser", TEMPLATE)]).unwrap();
     let bold = SendTemplateRequest { retry_unknown: true, ..message("oUser", "ready") };
@@ -130,10 +130,10 @@ async fn who_would_rather_have_it_twice_than_not_at_all_can_say_so() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_spends_no_grant() {
+async fn refused_connection_spends_no_grant() {
     let mut rig = Rig::subscribing().await;
     rig.base_url = format!("http://127.0.0.1:{}", testing::free_port());
-    // Nobody listens there, so there is no token either; the store has one.
+    // No server listens there, so no access token can be fetched.
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
     let failed = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
@@ -142,7 +142,7 @@ async fn a_refused_connection_spends_no_grant() {
 }
 
 #[tokio::test]
-async fn what_wechat_reports_later_is_told_to_who_repeats_the_request() {
+async fn repeated_request_shows_the_later_delivery_failure() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
@@ -158,7 +158,7 @@ async fn what_wechat_reports_later_is_told_to_who_repeats_the_request() {
 }
 
 #[tokio::test]
-async fn the_two_generations_are_two_messages_to_one_request_id() {
+async fn request_id_cannot_be_reused_for_the_other_generation() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;

@@ -1,4 +1,4 @@
-//! What WeChat stops of one generation leaves the other alone.
+//! A stop of one generation does not affect the other.
 
 use shared::proto::{Delivery, SendTemplateRequest};
 
@@ -7,7 +7,7 @@ use crate::rig::{APP, Rig, fact, reason};
 use sandbox::{Endpoint, FaultKind, Rule};
 
 #[tokio::test]
-async fn an_app_whose_form_ids_wechat_retired_is_told_what_to_do_and_burns_nothing() {
+async fn app_with_retired_form_ids_is_advised_and_spends_nothing() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
     rig.submit("oUser", 3).await;
@@ -19,7 +19,7 @@ async fn an_app_whose_form_ids_wechat_retired_is_told_what_to_do_and_burns_nothi
         assert_eq!((reason(&stopped), fact(&stopped, "errcode")), ("APP_STOPPED".into(), Some("45103".into())));
         assert!(stopped.message().contains("DELIVERY_SUBSCRIPTION"), "{}", stopped.message());
     }
-    // One call was enough to learn it, and everything is there still.
+    // One call was enough to learn it, and no credential was spent.
     assert_eq!((rig.sandbox.books(Some(APP)).unwrap().calls, rig.left("oUser").await), (1, 7));
     let request = SendTemplateRequest { delivery: Delivery::Subscription.into(), ..message("oUser", "ready") };
     dispatcher.send(request).await.unwrap();
@@ -27,7 +27,7 @@ async fn an_app_whose_form_ids_wechat_retired_is_told_what_to_do_and_burns_nothi
 }
 
 #[tokio::test]
-async fn a_stop_of_subscription_messages_leaves_template_messages_alone() {
+async fn stop_of_subscription_messages_leaves_template_messages_alone() {
     for (errcode, expected) in [(43107, "APP_STOPPED"), (48001, "APP_STOPPED"), (45009, "QUOTA_REACHED")] {
         let rig = Rig::subscribing().await;
         let dispatcher = rig.dispatcher().await;
@@ -49,7 +49,7 @@ async fn a_stop_of_subscription_messages_leaves_template_messages_alone() {
 }
 
 #[tokio::test]
-async fn what_condemns_the_whole_app_stops_both() {
+async fn stop_of_the_whole_app_applies_to_both_generations() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;

@@ -1,4 +1,4 @@
-//! One subscription message at a time for a user, over all dispatchers.
+//! One subscription message at a time for each user, over all dispatchers: the send lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use sandbox::FaultKind;
 const GRANTS: u16 = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn concurrent_spends_of_some_grants_are_as_many_deliveries_and_never_two_calls_at_once() {
+async fn concurrent_sends_spend_each_grant_once_and_never_overlap() {
     let rig = Arc::new(Rig::subscribing().await);
     rig.sandbox.set_settings(sandbox::Settings { latency_ms: 4, jitter_ms: 4, ..rig.sandbox.settings() }).unwrap();
     rig.accept("oUser", TEMPLATE, GRANTS).await;
@@ -48,12 +48,12 @@ async fn concurrent_spends_of_some_grants_are_as_many_deliveries_and_never_two_c
 }
 
 #[tokio::test]
-async fn a_message_whose_turn_does_not_come_spends_nothing_and_says_when_to_come_again() {
+async fn locked_user_spends_nothing_and_gets_a_retry_delay() {
     let rig = Rig::new().await.subscribed();
     let dispatcher = rig.dispatcher_with(&["--lease", "6s"]).await;
     rig.accept("oUser", TEMPLATE, 2).await;
     rig.submit("oUser", 1).await;
-    // Another dispatcher took the turn and died.
+    // Another dispatcher took the send lock and died.
     let (app, user) = (rig.app(), shared::credential::OpenId::parse("oUser").unwrap());
     let wanted = shared::store::wanted::Wanted::grants(shared::credential::TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "6s"]).limits.terms;
@@ -64,20 +64,22 @@ async fn a_message_whose_turn_does_not_come_spends_nothing_and_says_when_to_come
     let retry = tonic_types::StatusExt::get_error_details(&busy).retry_info().unwrap().retry_delay.unwrap();
     assert!(retry > Duration::from_millis(500) && retry <= Duration::from_secs(7), "{retry:?}");
     assert_eq!(rig.sandbox.books(Some(APP)).unwrap().subscribe_calls, 0);
-    // What is no subscription message does not wait for it.
+    // A template message does not wait for the send lock.
     dispatcher.send(by_form_id(message("oUser", "now"))).await.unwrap();
-    eventually("the turn of the dead is over", Duration::from_secs(10), async || {
+    eventually("the send lock of the dead dispatcher has expired", Duration::from_secs(10), async || {
         dispatcher.send(message("oUser", "ready")).await.is_ok()
     })
     .await;
-    eventually("its lease too", Duration::from_secs(10), async || rig.store.ledger(&app).await.unwrap().leased == 0)
-        .await;
+    eventually("its lease has expired", Duration::from_secs(10), async || {
+        rig.store.ledger(&app).await.unwrap().leased == 0
+    })
+    .await;
     assert_eq!(rig.store.ledger(&app).await.unwrap().unknown, 1);
     rig.assert_settled(0).await;
 }
 
 #[tokio::test]
-async fn a_user_who_is_busy_for_others_is_tried_again_with_the_same_grant() {
+async fn user_that_wechat_calls_busy_is_retried_with_the_same_grant() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
@@ -92,7 +94,7 @@ async fn a_user_who_is_busy_for_others_is_tried_again_with_the_same_grant() {
 }
 
 #[tokio::test]
-async fn the_next_message_waits_for_one_that_is_slow() {
+async fn next_message_waits_for_a_slow_one() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 2).await;

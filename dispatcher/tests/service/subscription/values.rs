@@ -1,4 +1,4 @@
-//! What is checked of a subscription message before a grant is spent.
+//! The checks of a subscription message before it spends a grant.
 
 use shared::proto::{BroadcastRequest, Delivery, SendTemplateRequest, TemplateValue};
 use tonic::Code;
@@ -8,7 +8,7 @@ use crate::broadcast::{recipient, to_all, to_list};
 use crate::rig::{APP, Rig, fact, fields, reason};
 
 #[tokio::test]
-async fn what_is_certain_to_be_refused_is_named_and_spends_nothing() {
+async fn values_that_wechat_always_refuses_are_named_and_spend_nothing() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
@@ -35,7 +35,7 @@ async fn what_is_certain_to_be_refused_is_named_and_spends_nothing() {
         ];
         assert_eq!(named, expected);
     }
-    // The same text is fine for a template message, and these settings are not.
+    // The same text is valid in a template message. These settings are not.
     let odd = SendTemplateRequest { lang: "en_US".into(), miniprogram_state: "trial".into(), ..message("oUser", "x") };
     assert_eq!(fields(&dispatcher.send(by_form_id(odd)).await.unwrap_err()), ["miniprogram_state", "lang"]);
     let unknown = SendTemplateRequest { delivery: 9, ..message("oUser", "x") };
@@ -45,7 +45,7 @@ async fn what_is_certain_to_be_refused_is_named_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_doubtful_is_sent_with_a_warning() {
+async fn doubtful_value_is_sent_with_a_warning() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
@@ -58,7 +58,7 @@ async fn what_is_doubtful_is_sent_with_a_warning() {
 }
 
 #[tokio::test]
-async fn a_value_that_wechat_refuses_all_the_same_is_named_and_the_grant_is_back() {
+async fn value_that_wechat_refuses_is_named_and_the_grant_returns() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     rig.accept("oUser", TEMPLATE, 1).await;
@@ -71,7 +71,7 @@ async fn a_value_that_wechat_refuses_all_the_same_is_named_and_the_grant_is_back
 }
 
 #[tokio::test]
-async fn the_values_of_a_broadcast_and_of_each_user_are_checked_too() {
+async fn values_of_a_broadcast_and_of_each_user_are_checked() {
     let rig = Rig::subscribing().await;
     let dispatcher = rig.dispatcher().await;
     let long = data("thing1", "21 characters are too");
@@ -82,7 +82,7 @@ async fn the_values_of_a_broadcast_and_of_each_user_are_checked_too() {
     let Some(shared::proto::broadcast_request::Audience::Recipients(list)) = &mut own.audience else { unreachable!() };
     list.list[0].data = long.clone();
     assert_eq!(fields(&dispatcher.answer(own).await.unwrap_err()), ["recipients.list[0].data.thing1.value"]);
-    // As long as it is not known whose values these are, nothing can be wrong with them.
+    // The check depends on the generation of the broadcast that the recipients are added to.
     let mut client = dispatcher.client.clone();
     let mut more = shared::proto::AddRecipientsRequest {
         app_id: APP.into(),

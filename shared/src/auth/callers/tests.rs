@@ -38,7 +38,7 @@ fn outcome(admitted: Result<Caller, Failure>) -> String {
 }
 
 #[test]
-fn a_hash_is_64_hex_digits_of_either_case() {
+fn token_hash_is_64_hex_digits_in_either_case() {
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     assert!(TokenHash::parse(empty) == Some(TokenHash::of(b"")));
     assert!(TokenHash::parse(&empty.to_uppercase()) == Some(TokenHash::of(b"")));
@@ -48,7 +48,7 @@ fn a_hash_is_64_hex_digits_of_either_case() {
 }
 
 #[test]
-fn a_token_names_its_caller_and_nothing_else_does() {
+fn only_a_well_formed_bearer_token_identifies_its_caller() {
     let (_file, callers) = callers();
     let admit = |authorization: &[&str]| outcome(callers.admit(&headers(authorization), None, &[]));
     assert_eq!([admit(&["Bearer a"]), admit(&["bearer a2"]), admit(&["Bearer b"])], ["a", "a", "b"]);
@@ -68,7 +68,7 @@ fn a_token_names_its_caller_and_nothing_else_does() {
 }
 
 #[test]
-fn a_certificate_names_a_caller_unless_it_names_two_or_a_token_stands_beside_it() {
+fn certificate_is_rejected_for_two_callers_and_ignored_with_token() {
     let (_file, callers) = callers();
     let admit = |authorization: &[&str], given: &[&str]| {
         outcome(callers.admit(&headers(authorization), Some(&names(given)), &[]))
@@ -84,7 +84,7 @@ fn a_certificate_names_a_caller_unless_it_names_two_or_a_token_stands_beside_it(
 }
 
 #[test]
-fn any_one_of_the_permissions_is_enough_and_the_first_is_named() {
+fn any_needed_permission_is_enough_and_the_error_names_the_first() {
     let (_file, callers) = callers();
     let admit = |needs| callers.admit(&headers(&["Bearer a"]), None, needs);
     assert!(admit(&[Permission::Read, Permission::Send]).is_ok());
@@ -97,7 +97,7 @@ fn any_one_of_the_permissions_is_enough_and_the_first_is_named() {
 }
 
 #[test]
-fn what_a_caller_has_used_up_stays_used_up_when_the_file_changes() {
+fn rate_limit_is_not_reset_when_the_callers_file_changes() {
     let (_file, callers) = callers();
     let admit = |callers: &Arc<Callers>| outcome(callers.admit(&headers(&["Bearer b"]), None, &[Permission::Read]));
     assert_eq!([admit(&callers), admit(&callers)], ["b", "RATE_LIMITED"]);
@@ -108,7 +108,7 @@ fn what_a_caller_has_used_up_stays_used_up_when_the_file_changes() {
 }
 
 #[test]
-fn a_stream_learns_that_its_caller_is_gone() {
+fn renewed_fails_after_the_caller_is_removed_from_the_file() {
     let (_file, callers) = callers();
     let caller = callers.admit(&headers(&["Bearer a2"]), None, &[Permission::Send]).unwrap();
     let replace = |text: String| *callers.book.write().unwrap() = Arc::new(Book::read(text.as_bytes(), None).unwrap());

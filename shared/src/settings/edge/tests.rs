@@ -40,7 +40,7 @@ fn folder() -> Folder {
     Folder(tempfile::tempdir().unwrap())
 }
 
-/// A certificate and its key.
+/// Returns a certificate and its key.
 fn pair() -> (String, String) {
     let key = KeyPair::generate().unwrap();
     (CertificateParams::default().self_signed(&key).unwrap().pem(), key.serialize_pem())
@@ -51,7 +51,7 @@ fn token_caller() -> String {
 }
 
 #[test]
-fn without_callers_a_service_listens_to_its_own_machine_only() {
+fn without_callers_only_loopback_addresses_are_allowed() {
     let callers = folder();
     let file = callers.file("callers.toml", &token_caller());
     for local in ["127.0.0.1:0", "127.8.0.1:7001", "[::1]:7001"] {
@@ -62,13 +62,13 @@ fn without_callers_a_service_listens_to_its_own_machine_only() {
         assert!(found.len() == 1 && found[0].starts_with(&format!("--listen is {reachable}")), "{found:?}");
         assert!(problems(reachable, &["--insecure"]).is_empty());
         assert!(problems(reachable, &["--callers-file", &file]).is_empty());
-        // An empty text is what an environment has where nothing is set.
+        // An unset variable in a deployment's environment is often an empty text.
         assert_eq!(problems(reachable, &["--callers-file", ""]).len(), 1);
     }
 }
 
 #[test]
-fn what_contradicts_is_refused() {
+fn contradicting_flags_are_refused() {
     let folder = folder();
     let (cert, key) = pair();
     let (cert, key) = (folder.file("cert", &cert), folder.file("key", &key));
@@ -94,7 +94,7 @@ fn what_contradicts_is_refused() {
 }
 
 #[test]
-fn a_certificate_and_a_key_that_do_not_fit_are_refused_and_not_quoted() {
+fn mismatched_certificate_and_key_are_refused_and_not_quoted() {
     let folder = folder();
     let ((cert, key), (_, other)) = (pair(), pair());
     let garbled = key.replace("PRIVATE KEY", "PUBLIC KEY");
@@ -110,7 +110,7 @@ fn a_certificate_and_a_key_that_do_not_fit_are_refused_and_not_quoted() {
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
             &key,
             None,
-            "--tls-cert and --tls-key can not be used",
+            "--tls-cert and --tls-key cannot be used",
         ),
     ] {
         let (cert, key_file) = (folder.file("cert", cert), folder.file("key", key));

@@ -1,4 +1,4 @@
-//! Who is in the audience of a broadcast, bucket by bucket.
+//! The audience of a broadcast, bucket by bucket.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,55 +13,55 @@ use crate::store::leases::LeaseTerms;
 use crate::store::wanted::Wanted;
 use crate::store::{Error, Store, scripts};
 
-/// About how many users one call of a script looks at.
+/// Approximate number of users that one call of a script processes.
 const PAGE: usize = 100;
 
-/// How many buckets are looked after at once.
+/// Number of buckets that are processed concurrently.
 const AT_ONCE: usize = 32;
 
 /// How users of an audience are chosen.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// What the broadcast may spend.
+    /// The credentials that the broadcast may spend.
     pub wanted: Wanted,
-    /// Users who got a message within so many seconds, or may have, are skipped; 0 skips none.
+    /// Users who got a message within this number of seconds, or may have, are skipped; 0 skips none.
     pub min_interval: u32,
 }
 
-/// One user of a list.
+/// One user of a recipient list.
 #[derive(Debug, Clone)]
 pub struct Recipient {
-    /// Who.
+    /// The user.
     pub openid: OpenId,
-    /// What is of this user's own in the message, as the dispatcher writes it; empty if nothing is.
+    /// The user's own data for the message, in the dispatcher's format; empty if there is none.
     pub data: Vec<u8>,
 }
 
-/// What became of users added to a list.
+/// Result of adding users to a recipient list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Added {
-    /// Came into the audience.
+    /// Number of users added to the audience.
     pub added: u32,
-    /// Are left out.
+    /// Number of users left out because they are excluded.
     pub excluded: u32,
-    /// The broadcast was started meanwhile: of some or all of them nothing was changed.
+    /// The broadcast was started before: some or all of the users were not processed.
     pub late: bool,
 }
 
-/// How a broadcast would find some users.
+/// How a broadcast would treat some users.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preview {
-    /// Would get the message.
+    /// Number of users who would get the message.
     pub reached: u64,
-    /// Have no credential that may be used.
+    /// Number of users without a credential that may be used.
     pub no_credential: u64,
-    /// Got a message too recently.
+    /// Number of users who got a message too recently.
     pub recently_messaged: u64,
 }
 
 impl Store {
-    /// Adds users of one bucket to the list of a broadcast that was not started, and to those left out of it. Repeating it
-    /// changes nothing, however late.
+    /// Adds users of one bucket to the recipient list of a broadcast that was not started, and to its excluded users.
+    /// Repeating the call changes nothing, however late it is.
     pub async fn add_recipients(
         &self,
         app: &AppId,
@@ -70,14 +70,14 @@ impl Store {
         recipients: &[Recipient],
         excluded: &[OpenId],
     ) -> Result<Added, Error> {
-        // In the app's slot first: a part that nobody knows of would never be sent or go.
+        // Recorded in the app's slot first: an unrecorded part would never be sent or expire.
         if !recipients.is_empty() && !self.open_part(app, id, bucket).await? {
             return Ok(Added { late: true, ..Added::default() });
         }
         self.list_part(app, id, bucket).await?;
         let part = BucketKeys::new(app, bucket).broadcast(id);
         let mut sum = Added::default();
-        // Bounded calls of the script; those left out go with the first, so that they are known to all.
+        // Each call of the script is bounded. The excluded users go with the first call, so that they are known to all.
         let mut pages: Vec<&[Recipient]> = recipients.chunks(PAGE).collect();
         if pages.is_empty() {
             pages.push(&[]);
@@ -102,7 +102,7 @@ impl Store {
         Ok(sum)
     }
 
-    /// Notes that the list of a broadcast has a part in a bucket; false when it was started already.
+    /// Records that a bucket holds a part of the recipient list. Returns false if the broadcast was started already.
     async fn open_part(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<bool, Error> {
         let keys = BroadcastKeys::new(app);
         self.redis()?
@@ -113,8 +113,8 @@ impl Store {
             .await
     }
 
-    /// Puts the next users of a bucket who can be reached into the audience; true once the whole bucket was looked at. No
-    /// page may be taken before.
+    /// Adds the next reachable users of a bucket to the audience. Returns true once the whole bucket was read. No page
+    /// may be taken before that.
     pub async fn snapshot(
         &self,
         app: &AppId,
@@ -139,7 +139,7 @@ impl Store {
             .await
     }
 
-    /// How a broadcast to every user of a bucket would find them. Changes nothing.
+    /// How a broadcast to every user of a bucket would treat them. Changes nothing.
     pub async fn preview_all(
         &self,
         app: &AppId,
@@ -159,7 +159,7 @@ impl Store {
         }
     }
 
-    /// How a broadcast to these users of a bucket would find them. Changes nothing.
+    /// How a broadcast to these users of a bucket would treat them. Changes nothing.
     pub async fn preview_list(
         &self,
         app: &AppId,
@@ -197,7 +197,7 @@ impl Store {
         Ok((cursor, Preview { reached, no_credential, recently_messaged }))
     }
 
-    /// Whether the app has anybody in stock at all.
+    /// Whether any user of the app is stored.
     pub async fn has_users(&self, app: &AppId) -> Result<bool, Error> {
         for bucket in self.buckets() {
             let users = BucketKeys::new(app, bucket).users();
@@ -208,13 +208,14 @@ impl Store {
         Ok(false)
     }
 
-    /// Whether the list of a broadcast has a part anywhere.
+    /// Whether any bucket holds a part of the recipient list of a broadcast.
     pub async fn has_recipients(&self, app: &AppId, id: &BroadcastId) -> Result<bool, Error> {
         self.redis()?.run(redis::cmd("EXISTS").arg(BroadcastKeys::new(app).open(id))).await
     }
 
-    /// Drops what only the sending needed of a bucket, and keeps the rest until the whole broadcast has ended. False, and
-    /// nothing done, while somebody is left; of a `cancelled` broadcast only those in flight count as left.
+    /// Deletes the keys of a bucket that only sending needs, and keeps the rest until the whole broadcast has ended.
+    /// Returns false, and changes nothing, while users are left. For a `cancelled` broadcast, only users in flight
+    /// count as left.
     pub async fn close_part(
         &self,
         app: &AppId,
@@ -232,7 +233,7 @@ impl Store {
             .await
     }
 
-    /// Keeps what is told of a broadcast, in every bucket, for so long from now on.
+    /// Sets the expiry of a broadcast's tally and undelivered users in every bucket.
     pub(super) async fn keep_parts(&self, app: &AppId, id: &BroadcastId, keep: Duration) -> Result<(), Error> {
         let redis = self.redis()?;
         stream::iter(self.buckets())
@@ -248,7 +249,7 @@ impl Store {
             .await
     }
 
-    /// Notes that a broadcast has a part in a bucket, for [`Store::forget_in_broadcasts`].
+    /// Records that a broadcast has a part in a bucket, for [`Store::forget_in_broadcasts`].
     async fn list_part(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<(), Error> {
         let key = BucketKeys::new(app, bucket).broadcasts();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -260,7 +261,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a user from every broadcast: from audiences, from what is in flight, and from those not reached.
+    /// Removes a user from every broadcast: from the audience, from the messages in flight, and from the undelivered
+    /// users.
     pub(in crate::store) async fn forget_in_broadcasts(&self, app: &AppId, openid: &OpenId) -> Result<(), Error> {
         let keys = self.keys(app, openid);
         let ids: HashSet<String> =
@@ -279,7 +281,7 @@ impl Store {
 }
 
 impl Added {
-    /// Adds what became of others.
+    /// Adds the result of another call.
     pub fn add(&mut self, other: Self) {
         self.added += other.added;
         self.excluded += other.excluded;
@@ -288,7 +290,7 @@ impl Added {
 }
 
 impl Preview {
-    /// Adds what was found elsewhere.
+    /// Adds another preview.
     pub fn add(&mut self, other: Self) {
         self.reached += other.reached;
         self.no_credential += other.no_credential;

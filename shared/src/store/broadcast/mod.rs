@@ -1,10 +1,10 @@
-//! Broadcasts: one message to each user of an audience, whatever breaks meanwhile.
+//! Broadcasts: one message to each user of an audience, across crashes of replicas.
 //!
-//! What a broadcast is and where it stands lies in one slot for all of the app ([`records`]), and so do its tasks, one for
-//! each bucket of users ([`tasks`]), the pace and the quota ([`permits`]). Its part in a bucket lies beside the users of
-//! that bucket: who is in the audience ([`audience`]), whose message is in flight ([`pages`]), and how the others ended
-//! ([`tallies`]). A user is always in exactly one of these places, and moves between them in one step with the
-//! credential, so that a crash at any moment leaves nobody twice and nobody out.
+//! The specification and state of a broadcast are in one slot per app ([`records`]). In the same slot are its tasks,
+//! one for each bucket of users ([`tasks`]), and the pace and the quota ([`permits`]). The broadcast's part in a bucket
+//! is stored beside the users of that bucket: the audience ([`audience`]), the messages in flight ([`pages`]), and the
+//! endings of the others ([`tallies`]). A user is always in exactly one of these places. The user moves between them in
+//! the same step in which the credential changes, so that no crash loses a user or duplicates one.
 
 pub mod audience;
 pub mod pages;
@@ -16,29 +16,29 @@ pub mod tasks;
 use std::fmt;
 use std::time::Duration;
 
-/// How long a broadcast that has not ended is kept: by far longer than any credential lives.
+/// How long a broadcast that has not ended is kept. This is far longer than any credential lives.
 pub const KEEP_OPEN: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How long a broadcast is kept after its end, and who was not reached.
+/// How long a broadcast and its undelivered users are kept after its end.
 pub const KEEP_ENDED: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// All replicas, as consumers of the tasks.
+/// The consumer group of the tasks. Its consumers are the replicas.
 const GROUP: &str = "dispatchers";
 
-/// The bytes of a [`BroadcastId`]: 11 digits of time, a dash, 8 digits of chance.
+/// The length of a [`BroadcastId`] in bytes: 11 hex digits of time, a dash, 8 random hex digits.
 const ID_LENGTH: usize = 20;
 
-/// The name of a broadcast. Ids sort by the time of their creation.
+/// The id of a broadcast. Ids sort by the time of their creation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BroadcastId(Box<str>);
 
 impl BroadcastId {
-    /// A fresh one; `now_ms` is in milliseconds since 1970.
+    /// A new id. `now_ms` is in milliseconds since 1970.
     pub fn new(now_ms: u64) -> Self {
         Self(format!("{now_ms:011x}-{:08x}", rand::random::<u32>()).into())
     }
 
-    /// One that was given out; nothing if it can be none.
+    /// Parses an id; `None` if the text is not a valid id.
     pub fn parse(text: &str) -> Option<Self> {
         let sound = text.len() == ID_LENGTH
             && text

@@ -1,4 +1,4 @@
-//! Sending to the users of a bucket: page by page out of the audience into flight, and from there to how they ended.
+//! Sends to the users of a bucket: page by page from the audience into flight, and from there to their endings.
 
 use std::time::Duration;
 
@@ -13,95 +13,96 @@ use crate::store::late::MsgId;
 use crate::store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
 use crate::store::{Error, Reply, Store, scripts, unexpected};
 
-/// The most users one call of a script takes or settles: long enough to share its fixed cost, short enough to keep Redis
-/// free for others.
+/// Maximum number of users that one call of a script takes or settles. It is large enough to share the fixed cost of a
+/// call, and small enough to keep Redis free for others.
 pub const PAGE: usize = 64;
 
 /// A message that is ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// To whom.
+    /// The recipient.
     pub openid: OpenId,
-    /// With which credential.
+    /// The lease of the credential to send with.
     pub lease: Lease,
-    /// What is of this user's own in it; empty if nothing is.
+    /// The user's own data for the message; empty if there is none.
     pub data: Vec<u8>,
 }
 
-/// How many messages ended how, by one call: as [`tallies`](super::tallies) has it. A call that is repeated because its
-/// reply was lost does not tell again what the first one put on record.
+/// Number of messages by ending for one call, with endings as in [`tallies`](super::tallies). If a call is repeated
+/// because its reply was lost, the repetition does not report the endings that the first call recorded.
 pub type Endings = Vec<(String, u64)>;
 
-/// What was taken of a bucket's audience.
+/// Result of taking users out of a bucket's audience.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// How many users.
+    /// Number of users taken.
     pub taken: usize,
     /// No user of the audience waits any more.
     pub through: bool,
-    /// Of these, back in the audience at once: another subscription message to them is under way.
+    /// Number of the taken users who were put back into the audience, because another subscription message to them is
+    /// in flight.
     pub busy: usize,
-    /// Those whose messages ended at once.
+    /// The taken users whose messages ended at once.
     pub endings: Endings,
-    /// Those among them for whom there is a credential.
+    /// The taken users with a leased credential.
     pub ready: Vec<Ready>,
-    /// The permits of the bucket after it.
+    /// The permits of the bucket after the call.
     pub permits: Permits,
 }
 
-/// Messages that were in flight, or in doubt.
+/// Messages that were in flight or had an unknown outcome.
 #[derive(Debug, Default)]
 pub struct TakenOver {
-    /// Whose turn it is to be asked again. They may have been delivered.
+    /// Messages that were taken over and must be sent again. They may have been delivered.
     pub ready: Vec<Ready>,
-    /// When the next of the others can be taken over, if there are any.
+    /// Time until the next of the others can be taken over; `None` if there are no others.
     pub wait: Option<Duration>,
-    /// Those that were in doubt for too long.
+    /// Messages whose outcome was unknown for too long.
     pub endings: Endings,
 }
 
-/// What was settled.
+/// Result of settling messages.
 #[derive(Debug, Default)]
 pub struct Settled {
-    /// Those that go on with their next credential.
+    /// Messages that continue with their next credential.
     pub next: Vec<(OpenId, Lease)>,
-    /// Those that ended.
+    /// Messages that ended.
     pub endings: Endings,
 }
 
-/// What is next for a message.
+/// What happens next to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// It ended so.
+    /// It ends with this ending.
     End(String),
-    /// Nothing was sent: its user goes back to the audience.
+    /// Nothing was sent: its user returns to the audience.
     Again,
-    /// It is in doubt and stays in flight.
+    /// The outcome is unknown: it stays in flight.
     Hold,
-    /// The next credential, under this owner; without one it ended so.
+    /// The next credential is leased for this owner. If there is none, the message ends with this ending.
     Credential(LeaseId, String),
 }
 
-/// How the sending of a message ended.
+/// What to settle for one message.
 #[derive(Debug, Clone)]
 pub struct Settlement {
-    /// Whose message.
+    /// The recipient.
     pub openid: OpenId,
     /// The owner of its lease.
     pub owner: LeaseId,
-    /// What became of the credential.
+    /// How the lease ends for the credential.
     pub verdict: Verdict,
-    /// What is next.
+    /// What happens next.
     pub next: Next,
-    /// WeChat's id of the message, where it gave one: by it a later failure finds the message, see
+    /// WeChat's id of the message, if WeChat returned one. A later delivery failure refers to the message by it, see
     /// [`late`](crate::store::late).
     pub msgid: Option<MsgId>,
 }
 
 impl Store {
-    /// Takes up to `count` users out of the audience of a bucket, at most [`PAGE`] and as many as there are permits, and
-    /// leases a credential for each under one owner. `granted` are the permits of the bucket in all. If the reply is lost the
-    /// leases run out and are taken over.
+    /// Takes up to `count` users out of the audience of a bucket, at most [`PAGE`] and as many as there are permits,
+    /// and leases a credential for each under one owner. `granted` is the total number of permits of the bucket. If the
+    /// reply is lost, the leases expire and are taken over.
     #[allow(clippy::too_many_arguments)]
     pub async fn take_page(
         &self,
@@ -133,15 +134,16 @@ impl Store {
         Ok(Page { taken, through, busy, endings, permits, ready: ready(reply, owner)? })
     }
 
-    /// Users of a bucket whose messages are in flight or in doubt, whoever sends them. Few: what fits into flight at once.
+    /// Users of a bucket whose messages are in flight or have an unknown outcome, under any owner. There are few: the
+    /// number is bounded by what may be in flight at once.
     pub async fn in_flight(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<Vec<OpenId>, Error> {
         let key = BucketKeys::new(app, bucket).broadcast(id).flight();
         let openids: Vec<String> = self.redis()?.run(redis::cmd("SMEMBERS").arg(key)).await?;
-        openids.into_iter().map(|openid| OpenId::parse(openid).map_err(|_| unexpected("no openid"))).collect()
+        openids.into_iter().map(|openid| OpenId::parse(openid).map_err(|_| unexpected("an invalid openid"))).collect()
     }
 
-    /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users. A grant to
-    /// whose user another message is under way is waited for too.
+    /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users. If the
+    /// credential is a grant and another message to the user is in flight, that message counts among those to wait for.
     pub async fn take_over(
         &self,
         app: &AppId,
@@ -170,7 +172,8 @@ impl Store {
         Ok(TakenOver { wait, endings: reply.next()?, ready: ready(reply, owner)? })
     }
 
-    /// Settles messages of one bucket, at most [`PAGE`]. A delivered one that failed later by now is counted as such. Repeating it changes nothing.
+    /// Settles messages of one bucket, at most [`PAGE`]. A delivered message with a delivery failure that was reported
+    /// already is counted as failed. Repeating the call changes nothing.
     pub async fn settle_page(
         &self,
         app: &AppId,
@@ -215,7 +218,7 @@ impl Store {
             let openid: String = reply.next()?;
             let settlement = settlements.iter().find(|settlement| settlement.openid.as_str() == openid);
             let Some(Settlement { openid, next: Next::Credential(owner, _), .. }) = settlement else {
-                return Err(unexpected("a lease that nobody asked for"));
+                return Err(unexpected("a lease that was not requested"));
             };
             settled.next.push((openid.clone(), reply.lease(*owner)?));
         }
@@ -232,7 +235,7 @@ fn page_keys(command: &mut Cmd, keys: &BucketKeys, id: &BroadcastId) {
 fn ready(mut reply: Reply, owner: LeaseId) -> Result<Vec<Ready>, Error> {
     let mut found = Vec::new();
     while !reply.is_empty() {
-        let openid = OpenId::parse(reply.next::<String>()?).map_err(|_| unexpected("no openid"))?;
+        let openid = OpenId::parse(reply.next::<String>()?).map_err(|_| unexpected("an invalid openid"))?;
         found.push(Ready { openid, lease: reply.lease(owner)?, data: reply.next()? });
     }
     Ok(found)

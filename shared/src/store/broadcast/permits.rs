@@ -1,7 +1,8 @@
-//! How fast, and how many: the pace of an app and of a broadcast, the canary, and the daily quota, shared by all replicas.
+//! Permits: the pace of an app and of a broadcast, the canary, and the daily quota, shared by all replicas.
 //!
-//! A permit is granted to a bucket by `permit.lua`, in the app's slot, and from then on is kept in the bucket's slot until a
-//! message takes it. A replica that dies loses none: they are found by the next replica that works on the bucket.
+//! `permit.lua` grants a permit to a bucket, in the app's slot. From then on the permit is kept in the bucket's slot
+//! until a message takes it. If a replica dies, no permit is lost: the next replica that works on the bucket finds
+//! them.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::store::{Error, Reply, Store, scripts, unexpected};
 /// How long the numbers of a day are kept.
 const KEEP_DAY: Duration = Duration::from_secs(2 * 24 * 3600);
 
-/// Which of WeChat's APIs messages are sent by.
+/// WeChat's API that sends a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     /// `template/send`.
@@ -34,85 +35,85 @@ impl Api {
     }
 }
 
-/// What messages are counted for: WeChat has a quota for each API and day.
+/// What messages are counted under: WeChat has a quota for each API and day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Of which API.
+    /// The API.
     pub api: Api,
-    /// Of which of WeChat's days, in days since 1970 in UTC+8.
+    /// WeChat's day, in days since 1970 in UTC+8.
     pub day: u64,
 }
 
-/// What bounds the sending of an app.
+/// Limits on the sending of an app.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// Messages a second of the app, over all replicas; 0 for any number.
+    /// Messages per second of the app over all replicas; 0 for no limit.
     pub app_rate: u32,
-    /// Those of them that broadcasts may use.
+    /// The part of `app_rate` that broadcasts may use.
     pub broadcast_rate: u32,
-    /// Messages a day of the app, where WeChat did not tell.
+    /// Messages per day of the app, used until WeChat reports its own limit.
     pub daily_quota: u64,
-    /// The part of them that broadcasts may use, in thousandths.
+    /// The part of the daily quota that broadcasts may use, in thousandths.
     pub broadcast_share: u32,
 }
 
-/// The permits of a bucket as a caller last read them. All are totals since its beginning, but for `left`.
+/// The permits of a bucket as a caller last read them. All numbers are totals since the beginning, except `left`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Permits {
     /// Granted to the bucket.
     pub granted: u64,
-    /// Of these, those that came into the bucket.
+    /// Of the granted: received by the bucket.
     pub received: u64,
-    /// Of these, given back unused.
+    /// Of the received: returned unused.
     pub returned: u64,
-    /// Of these, used by messages that have ended.
+    /// Of the received: used by messages that have ended.
     pub ended: u64,
-    /// Of these, to be used.
+    /// Of the received: not used yet.
     pub left: u64,
 }
 
 impl Permits {
-    /// How many messages may be taken now, with those on their way into the bucket.
+    /// Number of messages that may be taken now, including permits that the bucket has not received yet.
     pub fn usable(&self) -> u64 {
         self.left + self.granted.saturating_sub(self.received)
     }
 }
 
-/// What is permitted to be sent now.
+/// What may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permit {
-    /// How many messages of the bucket, in all since its beginning.
+    /// Total number of messages permitted to the bucket since the beginning.
     pub granted: u64,
-    /// Why no more, where fewer than wanted are permitted.
+    /// The reason, if fewer messages than wanted are permitted.
     pub why: Option<Held>,
 }
 
-/// What holds a broadcast back.
+/// Why a broadcast may not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// The pace: ask again after this time.
+    /// The pace is exceeded: ask again after this time.
     Pace(Duration),
-    /// The canary's number is reached: so many messages have ended.
+    /// The canary's limit is reached: all its messages have ended.
     Canary,
-    /// The part of the day's quota that broadcasts may use is used up: so many messages have ended.
+    /// The part of the day's quota that broadcasts may use is used up, and all those messages have ended.
     Quota {
-        /// WeChat reported its number while messages were in flight, and some may be counted twice.
+        /// WeChat reported its number while messages were in flight, so some may be counted twice.
         unsure: bool,
     },
-    /// The canary or the quota is used up, but not all messages have ended: permits may come back.
+    /// The canary or the quota is used up, but some messages have not ended: their permits may be returned.
     Open {
-        /// Whether it is the canary.
+        /// True for the canary, false for the quota.
         canary: bool,
-        /// How many permits are neither returned nor used by a message that has ended.
+        /// Number of permits that are neither returned nor used by a message that has ended.
         permits: u64,
     },
-    /// It is not running; nothing when it is gone.
+    /// The broadcast is not running. `None` if it no longer exists.
     State(Option<State>),
 }
 
 impl Store {
-    /// Permits up to `wanted` messages of a bucket of a broadcast, beside those that are left there. `rate` is the
-    /// broadcast's own messages a second (0 for any number).
+    /// Grants permits for up to `wanted` messages of a bucket of a broadcast, beside the permits that are left there.
+    /// `rate` is the broadcast's own limit of messages per second (0 for no limit).
     #[allow(clippy::too_many_arguments)]
     pub async fn permit(
         &self,
@@ -154,7 +155,8 @@ impl Store {
         Ok(Permit { granted, why })
     }
 
-    /// Reads the permits of a bucket, of which so many were `granted`; gives back those that are left, if asked.
+    /// Reads the permits of a bucket. `granted` is the total that was granted to it. If `give_back` is set, returns the
+    /// unused ones.
     pub async fn bucket_permits(
         &self,
         app: &AppId,
@@ -174,7 +176,8 @@ impl Store {
         read_permits(granted, &reply)
     }
 
-    /// Counts messages that were sent without a permit: single ones go first, and broadcasts make room for them.
+    /// Counts messages that were sent without a permit. Single messages are sent at once, and broadcasts slow down in
+    /// return.
     pub async fn count_messages(&self, app: &AppId, budget: Budget, messages: u64) -> Result<(), Error> {
         let keys = BroadcastKeys::new(app);
         self.redis()?
@@ -185,7 +188,7 @@ impl Store {
             .map(drop)
     }
 
-    /// How many messages of a day have ended: any number that WeChat reports from now on includes them.
+    /// Number of messages of a day that have ended. Any number that WeChat reports from now on includes them.
     pub async fn ended_messages(&self, app: &AppId, budget: Budget) -> Result<u64, Error> {
         let key = BroadcastKeys::new(app).quota(budget);
         let (used, open): (Option<u64>, Option<u64>) =
@@ -193,8 +196,9 @@ impl Store {
         Ok(used.unwrap_or_default().saturating_sub(open.unwrap_or_default()))
     }
 
-    /// Sets the numbers of a day to what WeChat reported, and adds the messages that its number may not include: all but
-    /// those that had `ended` before it was asked. The limit is that of the next day too, until WeChat reports another.
+    /// Sets the numbers of a day to what WeChat reported, and adds the messages that its number may not include: all
+    /// except those that had `ended` before the query. The limit applies to the next day too, until WeChat reports
+    /// another.
     pub async fn set_quota(&self, app: &AppId, budget: Budget, limit: u64, used: u64, ended: u64) -> Result<(), Error> {
         let (keys, tomorrow) = (BroadcastKeys::new(app), Budget { day: budget.day + 1, ..budget });
         let answer = format!("{:016x}", rand::random::<u64>());
@@ -207,8 +211,8 @@ impl Store {
             .map(drop)
     }
 
-    /// The numbers of a day as all replicas know them: how many messages the app may send, if WeChat told, and how many it
-    /// has sent.
+    /// The numbers of a day, shared by all replicas: the limit of the app if WeChat reported one, and the number of
+    /// messages sent.
     pub async fn quota(&self, app: &AppId, budget: Budget) -> Result<(Option<u64>, u64), Error> {
         let key = BroadcastKeys::new(app).quota(budget);
         let (limit, used): (Option<u64>, Option<u64>) =
@@ -216,21 +220,21 @@ impl Store {
         Ok((limit, used.unwrap_or_default()))
     }
 
-    /// The right, among all replicas, to ask WeChat for the quota; given again after `pause`.
+    /// Takes the permission to ask WeChat for the quota, which one of all replicas gets per `pause`.
     pub async fn may_ask_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
         self.take_turn(&BroadcastKeys::new(app).quota_asked(api), pause).await
     }
 
-    /// The same right to ask once more, where it matters that the number is exact.
+    /// Takes the same permission for one more query, for cases where the number must be exact.
     pub async fn may_recount_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
         self.take_turn(&BroadcastKeys::new(app).quota_recounted(api), pause).await
     }
 }
 
-/// Reads the permits of a bucket from a script's reply: see permits_reply in head/permits.lua.
+/// Parses the permits of a bucket from a script's reply: see `permits_reply` in head/permits.lua.
 pub(super) fn read_permits(granted: u64, reply: &[u64]) -> Result<Permits, Error> {
     match *reply {
         [received, returned, ended, left] => Ok(Permits { granted, received, returned, ended, left }),
-        _ => Err(unexpected("not four numbers of permits")),
+        _ => Err(unexpected("permits without four numbers")),
     }
 }

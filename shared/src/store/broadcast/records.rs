@@ -1,4 +1,4 @@
-//! What a broadcast is, and the moves between its states.
+//! The record of a broadcast, and the transitions between its states.
 
 use std::collections::HashMap;
 
@@ -9,18 +9,18 @@ use crate::credential::{AppId, RequestId};
 use crate::store::keys::BroadcastKeys;
 use crate::store::{Error, Reply, Store, scripts, unexpected};
 
-/// Where a broadcast stands.
+/// The state of a broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Stored; it waits to be started, or for its time.
+    /// Stored. It waits to be started, or for its start time.
     Pending,
-    /// Its tasks are handed out.
+    /// Its tasks are in the stream.
     Running,
-    /// It waits to be resumed, or for its time.
+    /// It waits to be resumed, or for its resume time.
     Paused,
     /// Ended by a caller.
     Cancelled,
-    /// Everyone was dealt with.
+    /// All users of the audience were processed.
     Done,
 }
 
@@ -33,12 +33,12 @@ impl State {
         (Self::Done, "DONE"),
     ];
 
-    /// As it is stored, and as callers read it.
+    /// The name of the state, as it is stored and as callers see it.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
     }
 
-    /// Whether nothing more will happen.
+    /// Whether the state can no longer change.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Cancelled | Self::Done)
     }
@@ -52,31 +52,31 @@ impl State {
 /// Why a broadcast is paused.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pause {
-    /// The reason, in capitals; what there is to it is for the dispatcher to know.
+    /// The reason in capitals. The dispatcher defines the reasons.
     pub reason: String,
-    /// WeChat's errcode that caused it, where one did.
+    /// WeChat's errcode that caused the pause, if there is one.
     pub errcode: Option<i32>,
-    /// The request id WeChat gave with it.
+    /// WeChat's request id of that answer.
     pub rid: String,
-    /// When it goes on by itself, in milliseconds since 1970.
+    /// When it resumes by itself, in milliseconds since 1970.
     pub resume_ms: Option<u64>,
 }
 
-/// The reason of a pause at the end of a canary: resuming it lets the limit go.
+/// The reason of a pause at the end of a canary. Resuming the broadcast removes the canary's limit.
 pub const CANARY: &str = "CANARY";
 
-/// A broadcast that is to be stored.
+/// A broadcast to be stored.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// Its id.
     pub id: BroadcastId,
-    /// What is to be sent and how, as the dispatcher writes it; the store does not look into it.
+    /// What to send and how, in the dispatcher's format. The store does not parse it.
     pub spec: Vec<u8>,
-    /// Whether the audience is every user who can be reached; otherwise it is a list.
+    /// Whether the audience is every reachable user; otherwise it is a recipient list.
     pub everyone: bool,
-    /// Not to start before, in milliseconds since 1970.
+    /// The earliest start, in milliseconds since 1970.
     pub not_before_ms: Option<u64>,
-    /// Pauses after so many messages.
+    /// The number of messages after which the broadcast pauses.
     pub canary: Option<u32>,
 }
 
@@ -91,11 +91,11 @@ pub struct Record {
     pub everyone: bool,
     /// As in [`Draft`].
     pub not_before_ms: Option<u64>,
-    /// As in [`Draft`], until it was reached and resumed.
+    /// As in [`Draft`]. `None` after the canary was reached and the broadcast resumed.
     pub canary: Option<u32>,
-    /// Where it stands.
+    /// The state.
     pub state: State,
-    /// It was started, and waits for its time.
+    /// It was started and waits for its start time.
     pub scheduled: bool,
     /// Why it is paused.
     pub pause: Option<Pause>,
@@ -107,50 +107,50 @@ pub struct Record {
     pub ended_ms: Option<u64>,
 }
 
-/// What came of storing a broadcast.
+/// Result of storing a broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
-    /// It is stored.
+    /// The broadcast was stored.
     New,
-    /// The request had stored this one.
+    /// The same request stored this broadcast before.
     Exists(BroadcastId),
-    /// The request had stored another.
+    /// The request id stored another broadcast before.
     Reused,
 }
 
-/// A move from one state to another.
+/// A transition from one state to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
-    /// Out of PENDING: at once, or when its time comes.
+    /// From PENDING: to RUNNING at once, or at its start time.
     Start {
-        /// The audience is every user.
+        /// Whether the audience is every user.
         everyone: bool,
     },
-    /// RUNNING to PAUSED.
+    /// From RUNNING to PAUSED.
     Pause(Pause),
-    /// PAUSED to RUNNING.
+    /// From PAUSED to RUNNING.
     Resume {
-        /// Only if it goes on by itself, and its time has come.
+        /// Only if the broadcast has a resume time, and that time has come.
         due: bool,
     },
-    /// To CANCELLED, from any state but the final ones.
+    /// To CANCELLED, from any state that is not final.
     Cancel,
 }
 
-/// What came of a move.
+/// Result of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
-    /// It is in this state now.
+    /// The broadcast is in this state now.
     To(State),
-    /// The move is not permitted in this state; nothing changed.
+    /// The transition is not allowed in this state. Nothing changed.
     Wrong(State),
     /// There is no such broadcast.
     Missing,
 }
 
 impl Store {
-    /// Stores a broadcast, PENDING. With a request, a repeated call finds the first one's; `fingerprint` tells whether it
-    /// is the same call.
+    /// Stores a broadcast in state PENDING. With a request, a repeated call finds the broadcast of the first one.
+    /// `fingerprint` detects whether it is the same call.
     pub async fn create_broadcast(
         &self,
         app: &AppId,
@@ -188,7 +188,7 @@ impl Store {
         }
     }
 
-    /// What the same request stored before; nothing if it stored nothing.
+    /// The broadcast that the request stored before; `None` if it stored nothing.
     pub async fn requested_broadcast(
         &self,
         app: &AppId,
@@ -201,13 +201,13 @@ impl Store {
         match known.split_at_checked(fingerprint.len()) {
             Some((first, id)) if first == fingerprint => {
                 let id = std::str::from_utf8(id).ok().and_then(BroadcastId::parse);
-                id.map(|id| Some(Created::Exists(id))).ok_or_else(|| unexpected("no broadcast"))
+                id.map(|id| Some(Created::Exists(id))).ok_or_else(|| unexpected("an invalid broadcast id"))
             }
             _ => Ok(Some(Created::Reused)),
         }
     }
 
-    /// One broadcast.
+    /// Reads one broadcast.
     pub async fn broadcast(&self, app: &AppId, id: &BroadcastId) -> Result<Option<Record>, Error> {
         let key = BroadcastKeys::new(app).record(id);
         let fields: HashMap<String, Vec<u8>> = self.redis()?.run(redis::cmd("HGETALL").arg(key)).await?;
@@ -227,7 +227,7 @@ impl Store {
         Ok(state.map(|state| (state, reason.filter(|_| state == State::Paused))))
     }
 
-    /// The ids of an app's broadcasts, the newest first.
+    /// The ids of an app's broadcasts, newest first.
     pub async fn newest_broadcasts(&self, app: &AppId, count: usize) -> Result<Vec<BroadcastId>, Error> {
         let mut command = redis::cmd("ZREVRANGEBYLEX");
         command.arg(BroadcastKeys::new(app).index()).arg("+").arg("-").arg("LIMIT").arg(0).arg(count);
@@ -235,14 +235,14 @@ impl Store {
         Ok(ids.iter().filter_map(|id| BroadcastId::parse(id)).collect())
     }
 
-    /// The state of a broadcast, and nothing else.
+    /// Only the state of a broadcast.
     pub async fn broadcast_state(&self, app: &AppId, id: &BroadcastId) -> Result<Option<State>, Error> {
         let key = BroadcastKeys::new(app).record(id);
         let state: Option<String> = self.redis()?.run(redis::cmd("HGET").arg(key).arg("state")).await?;
         state.as_deref().map(State::parse).transpose()
     }
 
-    /// Broadcasts of an app, the newest first, at most `count`, those older than `before` if given.
+    /// Broadcasts of an app, newest first, at most `count`. With `before`, only those older than it.
     pub async fn broadcasts(
         &self,
         app: &AppId,
@@ -268,7 +268,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Moves a broadcast to another state. `now_ms` is the dispatchers' time, by which broadcasts are due.
+    /// Moves a broadcast to another state. `now_ms` is the time of the dispatcher's clock, which decides whether a
+    /// broadcast is due.
     pub async fn move_broadcast(&self, app: &AppId, id: &BroadcastId, to: &Move, now_ms: u64) -> Result<Moved, Error> {
         let keys = BroadcastKeys::new(app);
         let keep = if *to == Move::Cancel { super::KEEP_ENDED } else { KEEP_OPEN };
@@ -307,7 +308,7 @@ impl Store {
         }
     }
 
-    /// Broadcasts whose time to start or to go on has come by `now_ms`.
+    /// Broadcasts whose start or resume time has come by `now_ms`.
     pub async fn due_broadcasts(&self, app: &AppId, now_ms: u64) -> Result<Vec<BroadcastId>, Error> {
         let mut command = redis::cmd("ZRANGEBYSCORE");
         command.arg(BroadcastKeys::new(app).due()).arg("-inf").arg(now_ms).arg("LIMIT").arg(0).arg(100);
@@ -315,13 +316,14 @@ impl Store {
         Ok(ids.iter().filter_map(|id| BroadcastId::parse(id)).collect())
     }
 
-    /// Broadcasts with tasks that are handed out: running ones, and cancelled ones that are not closed everywhere.
+    /// Broadcasts with tasks in their stream: running ones, and cancelled ones whose buckets are not all closed.
     pub async fn running_broadcasts(&self, app: &AppId) -> Result<Vec<BroadcastId>, Error> {
         let ids: Vec<String> = self.redis()?.run(redis::cmd("SMEMBERS").arg(BroadcastKeys::new(app).running())).await?;
         Ok(ids.iter().filter_map(|id| BroadcastId::parse(id)).collect())
     }
 
-    /// Counts one more message that was refused for what is in it, in a row over all replicas; answers how many there are.
+    /// Counts one more consecutive message that was refused for its content, over all replicas. Returns the number of
+    /// consecutive refusals.
     pub async fn lengthen_streak(&self, app: &AppId, id: &BroadcastId) -> Result<u32, Error> {
         let key = BroadcastKeys::new(app).record(id);
         self.redis()?
@@ -331,7 +333,7 @@ impl Store {
             .await
     }
 
-    /// A message was accepted: the row of refused ones is over.
+    /// Resets the count of consecutive refusals, because a message was accepted.
     pub async fn end_streak(&self, app: &AppId, id: &BroadcastId) -> Result<(), Error> {
         let key = BroadcastKeys::new(app).record(id);
         self.redis()?.run::<u32>(redis::cmd("HDEL").arg(key).arg("streak")).await.map(drop)
@@ -355,7 +357,7 @@ fn read(id: &BroadcastId, fields: &HashMap<String, Vec<u8>>) -> Result<Record, E
         not_before_ms: number("not_before_ms"),
         canary: number("limit").map(|canary| canary as u32),
         state,
-        // It stays in the record.
+        // The field stays in the record after the start.
         scheduled: state == State::Pending && fields.contains_key("scheduled"),
         pause,
         created_ms: number("created_ms").unwrap_or_default(),

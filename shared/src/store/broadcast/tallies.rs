@@ -1,4 +1,5 @@
-//! How a broadcast goes: counted bucket by bucket in one step with what is counted, and summed up when asked.
+//! The tally of a broadcast. Each bucket counts in the same step in which a message ends. The buckets are added up on
+//! request.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +11,7 @@ use crate::credential::AppId;
 use crate::store::keys::{BroadcastKeys, Bucket, BucketKeys};
 use crate::store::{Error, Store};
 
-/// How many buckets are asked at once.
+/// Number of buckets that are read concurrently.
 const ASKED_AT_ONCE: usize = 64;
 
 /// The ending of a delivered message.
@@ -19,26 +20,27 @@ pub const DELIVERED: &str = "delivered";
 /// The ending of a user who was erased.
 pub const ERASED: &str = "erased";
 
-/// What became of an audience. `audience` is the sum of all endings and of `left`.
+/// The progress of an audience. `audience` is the sum of all endings and of `left`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Everyone the broadcast is for.
+    /// Number of users in the audience.
     pub audience: u64,
-    /// Buckets that it has not come to are counted by who is in stock there.
+    /// Whether the audience is an estimate: a bucket that the broadcast has not reached counts with its number of
+    /// stored users.
     pub estimated: bool,
-    /// How many ended how: [`DELIVERED`], [`ERASED`], or a reason and perhaps an errcode.
+    /// Number of users by ending: [`DELIVERED`], [`ERASED`], or a reason with an optional errcode.
     pub endings: BTreeMap<String, u64>,
-    /// Of those who did not end: being sent to, or in doubt.
+    /// Number of users whose message is in flight or has an unknown outcome. They are among those left.
     pub in_flight: u64,
 }
 
 impl Tally {
-    /// How many ended in this way.
+    /// Number of users with this ending.
     pub fn ended(&self, ending: &str) -> u64 {
         self.endings.get(ending).copied().unwrap_or_default()
     }
 
-    /// How many did not end.
+    /// Number of users without an ending.
     pub fn left(&self) -> u64 {
         self.audience.saturating_sub(self.endings.values().sum())
     }
@@ -53,21 +55,21 @@ impl Tally {
     }
 }
 
-/// A user who was not reached.
+/// A user to whom the message was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// Who.
+    /// The user.
     pub openid: String,
-    /// Why: a reason and perhaps an errcode.
+    /// The reason, with an optional errcode.
     pub ending: String,
 }
 
-/// A place in the list of those who were not reached.
+/// A cursor in the list of undelivered users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Which bucket.
+    /// The bucket.
     pub bucket: Bucket,
-    /// After this member of its list; empty for its beginning.
+    /// The last member read in this bucket; empty for its beginning.
     pub after: String,
 }
 
@@ -106,13 +108,13 @@ impl Store {
         }
         if tally.left() > 0 && record.started_ms.is_some() {
             tally.in_flight = redis.run(redis::cmd("SCARD").arg(part.flight())).await?;
-            // It may have moved on between the two questions.
+            // It may have changed between the two reads.
             tally.in_flight = tally.in_flight.min(tally.left());
         }
         Ok(tally)
     }
 
-    /// Up to `count` users who were not reached, from a place on; and the place to go on from, if there is more.
+    /// Up to `count` undelivered users after a cursor. Also returns the cursor of the next page, if there are more.
     pub async fn undelivered(
         &self,
         app: &AppId,
@@ -132,7 +134,7 @@ impl Store {
                 _ => "-".to_owned(),
             };
             let mut command = redis::cmd("ZRANGEBYLEX");
-            // One more, which tells whether there is more.
+            // One more than needed, to find out whether there are more.
             command.arg(key).arg(min).arg("+").arg("LIMIT").arg(0).arg(count - found.len() + 1);
             let members: Vec<String> = self.redis()?.run(&command).await?;
             for member in members {
@@ -148,7 +150,7 @@ impl Store {
         Ok((found, None))
     }
 
-    /// The buckets with a part of a broadcast: all, or those of its list.
+    /// The buckets with a part of a broadcast: all, or those of its recipient list.
     async fn buckets_of(&self, app: &AppId, record: &Record) -> Result<Vec<Bucket>, Error> {
         if record.everyone {
             return Ok(self.buckets().collect());

@@ -1,5 +1,5 @@
-//! Who does what: a Redis Stream for each broadcast, with a consumer group. Every replica is a consumer; one task is one
-//! bucket. What a dead replica had taken is claimed by the others when it has been silent for long enough.
+//! The tasks of a broadcast: a Redis Stream with a consumer group for each broadcast. Every replica is a consumer, and
+//! one task is one bucket. Tasks of a dead replica are claimed by the others once they were idle for long enough.
 
 use std::time::Duration;
 
@@ -17,26 +17,26 @@ use crate::store::{Error, Store, scripts};
 pub struct Task {
     /// The id of the entry in the stream.
     pub entry: String,
-    /// Which broadcast.
+    /// The broadcast.
     pub broadcast: BroadcastId,
-    /// Which bucket.
+    /// The bucket.
     pub bucket: Bucket,
 }
 
-/// How a replica lets a task go.
+/// How a replica ends its work on a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// The bucket is finished.
     Done,
-    /// The broadcast does not run now: whoever resumes it hands the task out again.
+    /// The broadcast does not run now. Resuming it creates the task again.
     Stopped,
-    /// Another replica shall go on.
+    /// Another replica should continue.
     Passed,
 }
 
 impl Store {
-    /// Takes up to `count` tasks of a broadcast that nobody has, and then, up to `most` in all, those of replicas that were
-    /// silent for `silence`.
+    /// Takes up to `count` tasks of a broadcast that no replica has. Then claims tasks of replicas that were silent for
+    /// `silence`, up to `most` tasks in all.
     pub async fn take_tasks(
         &self,
         app: &AppId,
@@ -48,7 +48,7 @@ impl Store {
     ) -> Result<Vec<Task>, Error> {
         let key = BroadcastKeys::new(app).tasks(id);
         let mut tasks = Vec::new();
-        // A count of 0 would take all.
+        // A count of 0 would take all tasks.
         if count > 0 {
             let mut command = redis::cmd("XREADGROUP");
             command.arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(count).arg("STREAMS").arg(&key).arg(">");
@@ -57,7 +57,7 @@ impl Store {
             tasks.extend(entries.filter_map(|entry| read(id, entry)));
         }
         let mut from = "0-0".to_owned();
-        // One call looks at a few only, and those may all be of replicas that are alive.
+        // One call examines only a few entries, and all of those may belong to live replicas.
         while tasks.len() < most {
             let mut command = redis::cmd("XAUTOCLAIM");
             command.arg(&key).arg(GROUP).arg(consumer).arg(silence.as_millis() as u64).arg(&from);
@@ -72,7 +72,8 @@ impl Store {
         Ok(tasks)
     }
 
-    /// Shows that the consumer is alive and still at its task. False when the task is not its own any more.
+    /// Shows that the consumer is alive and still works on its task. Returns false if the consumer no longer owns the
+    /// task.
     pub async fn keep_task(&self, app: &AppId, consumer: &str, task: &Task) -> Result<bool, Error> {
         let key = BroadcastKeys::new(app).tasks(&task.broadcast);
         let mut command = redis::cmd("XPENDING");
@@ -87,8 +88,8 @@ impl Store {
         Ok(kept.is_some_and(|kept| !kept.is_empty()))
     }
 
-    /// Lets a task go; answers the state of the broadcast, if it is still there. A broadcast whose last bucket is finished
-    /// is done.
+    /// Ends the work on a task. Returns the state of the broadcast if it still exists. A broadcast whose last bucket is
+    /// finished becomes DONE, unless it was cancelled.
     pub async fn leave_task(&self, app: &AppId, task: &Task, left: Left) -> Result<Option<State>, Error> {
         let keys = BroadcastKeys::new(app);
         let id = &task.broadcast;
@@ -112,7 +113,7 @@ impl Store {
     }
 }
 
-/// What a stream answers; nothing where there is no stream (any more).
+/// Maps a missing stream to `None`.
 fn there<T>(reply: Result<T, Error>) -> Result<Option<T>, Error> {
     match reply {
         Err(Error::Redis(error)) if error.code() == Some("NOGROUP") => Ok(None),

@@ -1,11 +1,11 @@
-//! Connections to a cluster: the client of the library, which has one connection to each node, shared by all tasks, and
-//! finds by itself which node has a key.
+//! Connections to a cluster. The library's client has one connection to each node, shared by all tasks, and routes each
+//! command to the node of its key.
 //!
-//! There is no pool here: a pool lends connections to one address, gives up what breaks and opens it anew, and all that the
-//! client does by itself, node by node. What it does not do is look for another master while the one it knows says nothing,
-//! neither answering nor refusing, as after a loss of power or in a network that is cut: it would go on asking there for as
-//! long as the system takes the connection for sound, a quarter of an hour. So each time a command was not answered in time
-//! a new client is made beside the old one, from what the cluster says then, and takes its place.
+//! There is no pool here. A pool lends connections to one address and replaces broken ones; the client does that itself
+//! for each node. But the client does not look for another master while the one it knows is silent: it neither answers
+//! nor refuses, for example after a power loss or in a partitioned network. The client would keep asking that node
+//! until the operating system gives up the connection, which takes a quarter of an hour. Therefore, after each command
+//! that times out, a new client is created from the cluster's current state and replaces the old one.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,30 +22,30 @@ use super::RedisConfig;
 use crate::store::told::{self, Told};
 use crate::store::{Error, keys};
 
-/// The shortest and the longest pause before a command is tried again, in milliseconds: each try asks the cluster anew who
-/// has what.
+/// The shortest and the longest pause before a command is retried, in milliseconds. Each retry asks the cluster again
+/// for its slot map.
 const PAUSES: (u64, u64) = (20, 250);
 
-/// How many keys, spread over the cluster, are looked for to see whether it takes commands.
+/// Number of keys, spread over the cluster, that are read to check whether it accepts commands.
 const PROBES: usize = 8;
 
-/// A way to all masters of a cluster.
+/// Shared clients of the cluster.
 pub(in crate::store) struct Cluster {
     lanes: Box<[Arc<Lane>]>,
     next: AtomicUsize,
 }
 
-/// A place for one client of the library.
+/// A slot for one client of the library.
 struct Lane {
     client: ClusterClient,
     timeout: Duration,
     shared: Mutex<Option<Shared>>,
     filling: tokio::sync::Mutex<()>,
-    /// A client is being made to take the place of the one there is.
+    /// Whether a replacement of the current client is being created.
     renewing: AtomicBool,
 }
 
-/// A client in use; the number tells it from its replacement.
+/// A client in use. The number distinguishes it from its replacement.
 #[derive(Clone)]
 struct Shared {
     connection: ClusterConnection,
@@ -53,15 +53,16 @@ struct Shared {
 }
 
 impl Cluster {
-    /// Connects to nobody yet. The nodes are those to begin with; the cluster tells of the others.
+    /// Creates the slots without opening a connection. `nodes` are the first nodes to contact; the cluster reports the
+    /// others.
     pub(super) fn new(nodes: &[ConnectionInfo], config: &RedisConfig) -> Result<Self, Error> {
         let mut builder = ClusterClientBuilder::new(nodes.to_vec())
-            // While the client looks who has what, all commands wait, and one node that does not answer must not take
-            // all the time they have.
+            // While the client reads the slot map, all commands wait. One silent node must not use up their whole
+            // timeout.
             .connection_timeout(config.timeout / 4)
             .response_timeout(config.timeout)
             .overall_response_timeout(Some(config.timeout))
-            // More often than its time permits: that is what ends it.
+            // More retries than fit into the timeout, so that the timeout ends them.
             .retries((config.timeout.as_millis() as u64 / PAUSES.0).clamp(10, 1000) as u32)
             .min_retry_wait(PAUSES.0)
             .max_retry_wait(PAUSES.1)
@@ -74,7 +75,7 @@ impl Cluster {
         Ok(Self { lanes: (0..config.connections.max(1)).map(lane).collect(), next: AtomicUsize::new(0) })
     }
 
-    /// Runs one command, where its first key lies. See [`super::Connections::run`].
+    /// Runs one command on the node of its first key. See [`super::Connections::run`].
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         let (lane, mut shared) = self.lane().await?;
         let result = command.query_async(&mut shared.connection).await;
@@ -82,18 +83,20 @@ impl Cluster {
         Ok(result?)
     }
 
-    /// Runs a command on every master; fails if it fails on any.
+    /// Runs a command on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         let (lane, mut shared) = self.lane().await?;
-        // Without a policy the answers come node by node.
+        // Without a response policy, the library returns the replies by node.
         let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
         let result = shared.connection.route_command(command.clone(), masters).await;
         lane.look_at(&result, shared.number);
-        let Value::Map(answers) = result? else { return Err(Error::Corrupt("a cluster that is none".into())) };
+        let Value::Map(answers) = result? else {
+            return Err(Error::Corrupt("expected one reply per cluster master".into()));
+        };
         answers.into_iter().map(|(_, answer)| Ok(answer.extract_error()?)).collect()
     }
 
-    /// Whether any master takes commands. One that answers a PING may still have no slots it would answer for.
+    /// Checks whether any master accepts commands. A master that answers a PING may still refuse to serve its slots.
     pub(super) async fn ping(&self) -> Result<(), Error> {
         let look = async |probe: usize| self.run::<Option<Value>>(redis::cmd("GET").arg(keys::probe(probe))).await;
         let probes = (0..PROBES).map(|probe| Box::pin(look(probe)));
@@ -106,7 +109,7 @@ impl Cluster {
         let there = lane.shared().clone();
         match there {
             Some(shared) => Ok((lane, shared)),
-            // Boxed: it is large, and hardly ever needed.
+            // Boxed: the future is large and rarely needed.
             None => Ok((lane, Box::pin(lane.fill(number)).await?)),
         }
     }
@@ -119,11 +122,11 @@ impl Lane {
     }
 
     fn shared(&self) -> MutexGuard<'_, Option<Shared>> {
-        // What it guards is a whole value at any moment, so a panic elsewhere cannot have left it half changed.
+        // The value is replaced as a whole, so a panic of another thread cannot leave it half changed.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first client. Making it is one task's work; the others wait for that.
+    /// Returns the client, and creates it if there is none. One task creates it; the others wait.
     async fn fill(&self, number: usize) -> Result<Shared, Error> {
         let fill = async {
             let _filling = self.filling.lock().await;
@@ -138,12 +141,12 @@ impl Lane {
         };
         match tokio::time::timeout(self.timeout, fill).await {
             Ok(filled) => filled,
-            Err(_) => Err(Error::Unavailable("no connection in time".into())),
+            Err(_) => Err(Error::Unavailable("timed out waiting for a connection".into())),
         }
     }
 
-    /// After a command that was not answered in time, another client takes the place of the one that was used. That one
-    /// goes on meanwhile: it may well be sound for all other keys.
+    /// After a command that timed out, creates a client that replaces the one that was used. The old one stays in use
+    /// meanwhile, since it may still work for all other keys.
     fn look_at<T>(self: &Arc<Self>, result: &Result<T, redis::RedisError>, number: usize) {
         let lost = result.as_ref().err().is_some_and(|error| error.is_timeout() || error.is_unrecoverable_error());
         let current = || self.shared().as_ref().is_some_and(|shared| shared.number == number);
@@ -154,8 +157,8 @@ impl Lane {
         tokio::spawn(async move {
             match tokio::time::timeout(2 * lane.timeout, lane.client.get_async_connection()).await {
                 Ok(Ok(connection)) => *lane.shared() = Some(Shared { connection, number: number.wrapping_add(1) }),
-                Ok(Err(error)) => debug!(error = %Told(&error), "the cluster could not be looked at anew"),
-                Err(_) => debug!("the cluster could not be looked at anew in time"),
+                Ok(Err(error)) => debug!(error = %Told(&error), "reconnecting to the cluster failed"),
+                Err(_) => debug!("reconnecting to the cluster timed out"),
             }
             lane.renewing.store(false, Ordering::Release);
         });

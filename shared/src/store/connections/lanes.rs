@@ -1,9 +1,9 @@
-//! Connections to one Redis: opened by deadpool, shared by all tasks.
+//! Connections to one Redis, opened by deadpool and shared by all tasks.
 //!
-//! A pool that lends a connection to one task at a time checks it with a PING each time it is lent, which doubles the
-//! round trips of a send. The connections here are multiplexed, so a few of them are taken from the pool once and used
-//! by every task at once; one that breaks is given up, and the pool opens another. So is one to a master that is none any
-//! more: where a Sentinel tells who is, the next connection goes to its successor.
+//! A pool that lends a connection to one task at a time checks it with a PING each time, which doubles the round trips
+//! of a send. The connections here are multiplexed. A few of them are taken from the pool once, and all tasks use them
+//! at the same time. A broken connection is dropped, and the pool opens another. The same happens to a connection whose
+//! server is no longer the master: with Sentinels, the next connection goes to the new master.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use super::RedisConfig;
 use super::opener::Opener;
 use crate::store::{Error, told};
 
-/// A few connections to one Redis.
+/// A few shared connections to one Redis.
 pub(in crate::store) struct Lanes {
     pool: Pool<Opener>,
     lanes: Box<[Lane]>,
@@ -26,25 +26,26 @@ pub(in crate::store) struct Lanes {
     timeout: Duration,
 }
 
-/// A place for one connection. Filling it is one task's work; the others wait for that instead of asking the pool too.
+/// A slot for one connection. One task opens the connection; the others wait for it instead of taking another from the
+/// pool.
 #[derive(Default)]
 struct Lane {
     shared: Mutex<Option<Shared>>,
     filling: tokio::sync::Mutex<()>,
 }
 
-/// A connection on loan from the pool; its clones share it. The number tells it from its replacement.
+/// A connection taken from the pool; all clones share it. The number distinguishes it from its replacement.
 struct Shared {
     loan: Object<Opener>,
     number: usize,
 }
 
 impl Lanes {
-    /// Connects to nobody yet.
+    /// Creates the slots without opening a connection.
     pub(super) fn new(config: &RedisConfig, opener: Opener) -> Result<Self, Error> {
         let lanes = config.connections.max(1);
         let pool = Pool::builder(opener)
-            // One more than there are lanes: a lane may be replaced while its last clone is still in use.
+            // One more than there are slots: a connection may be replaced while its last clone is still in use.
             .max_size(lanes + 1)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(config.timeout))
@@ -67,7 +68,7 @@ impl Lanes {
         {
             let mut shared = lane.shared();
             if shared.as_ref().is_some_and(|shared| shared.number == number) {
-                // Taken out of the pool for good: the pool would lend it again before it notices.
+                // Removed from the pool for good, because the pool would lend it again before it notices the failure.
                 drop(shared.take().map(|shared| Object::take(shared.loan)));
             }
         }
@@ -90,7 +91,7 @@ impl Lanes {
         };
         match tokio::time::timeout(self.timeout, fill).await {
             Ok(filled) => filled,
-            Err(_) => Err(Error::Unavailable("no connection in time".into())),
+            Err(_) => Err(Error::Unavailable("timed out waiting for a connection".into())),
         }
     }
 }
@@ -101,12 +102,12 @@ impl Lane {
     }
 
     fn shared(&self) -> MutexGuard<'_, Option<Shared>> {
-        // What it guards is a whole value at any moment, so a panic elsewhere cannot have left it half changed.
+        // The value is replaced as a whole, so a panic of another thread cannot leave it half changed.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether the next command should go by another connection: this one is broken, or leads to a replica.
+/// Whether the next command needs another connection, because this one is broken or leads to a replica.
 fn is_lost(error: &RedisError) -> bool {
     error.is_unrecoverable_error() || error.is_timeout() || matches!(error.code(), Some("READONLY" | "MASTERDOWN"))
 }

@@ -1,25 +1,25 @@
-//! How commands travel to Redis, of which there are three kinds: one Redis, the present master of a Sentinel set, and a
-//! cluster.
+//! Connections to Redis. There are three kinds: a single Redis, the current master of a Sentinel set, and a cluster.
 //!
-//! Nothing here blocks: connections are shared by all tasks, so XREADGROUP is asked without BLOCK, and each command has the
-//! same time to answer.
+//! No command blocks, because all tasks share the connections. XREADGROUP is therefore called without BLOCK, and every
+//! command has the same timeout.
 //!
 //! # What runs twice
 //!
-//! A command whose reply is lost may have run, and whoever repeats it runs it again: the caller of the store, and with a
-//! cluster also the client library, which resends what was on its way when a connection broke, or was answered MOVED, ASK,
-//! TRYAGAIN, CLUSTERDOWN or READONLY, until its time is up. So all commands must bear to run twice. The second time changes
-//! nothing, as a test of all scripts shows, but for these, where it costs a little and breaks nothing:
+//! A command whose reply is lost may have run, and a retry runs it again. Two sides retry: the caller of the store, and
+//! for a cluster also the client library. The library resends commands that were in flight when a connection broke, or
+//! that were answered with MOVED, ASK, TRYAGAIN, CLUSTERDOWN or READONLY, until the timeout. All commands must
+//! therefore tolerate a second run. The second run changes nothing, as a test of all scripts shows. The exceptions have
+//! a small cost and break nothing:
 //!
-//! - `broadcast/count.lua` counts messages twice that are sent once: the quota looks fuller than it is until WeChat reports
-//!   its own number;
-//! - `broadcast/streak.lua` counts a refusal twice: the broadcast pauses after four in a row;
-//! - `broadcast/page.lua` takes a second page: the first is in flight under the same owner, who finds it there when the
-//!   bucket is through; XREADGROUP and XAUTOCLAIM take further tasks: the first are claimed when they were silent long
-//!   enough.
+//! - `broadcast/count.lua` counts messages again that were sent once: the quota looks more used than it is, until
+//!   WeChat reports its own number;
+//! - `broadcast/streak.lua` counts a refusal again: the broadcast pauses after four consecutive refusals;
+//! - `broadcast/page.lua` takes a second page: the first is in flight under the same owner, which finds it after the
+//!   rest of the bucket is done. XREADGROUP and XAUTOCLAIM take further tasks: the first ones are claimed after they
+//!   were idle for long enough.
 //!
-//! What differs then is the reply: a credential that was stored is a duplicate, a lease that was settled is stale, a
-//! broadcast that was moved is in the wrong state, a user who was erased had nothing.
+//! Only the reply of the second run differs: a stored credential is a duplicate, a settled lease is stale, a moved
+//! broadcast is in the wrong state, and an erased user had nothing stored.
 
 mod cluster;
 mod lanes;
@@ -42,23 +42,23 @@ use types::WrongTypes;
 use url::Address;
 pub use url::{BadUrl, RedisUrl};
 
-/// The plain commands that the store uses, by which they are known in metrics.
+/// The plain commands that the store uses, as they are named in metrics.
 pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HLEN HMGET HSET PING SCARD SCRIPT SET SETNX \
     SMEMBERS TYPE XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
     ZREVRANGEBYLEX";
 
-/// How the store reaches Redis.
+/// How to connect to Redis.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// Where Redis is.
+    /// The address of Redis.
     pub url: RedisUrl,
-    /// How many connections, to each master, are shared by all tasks.
+    /// Number of connections to each master that all tasks share.
     pub connections: usize,
-    /// How long a command, or opening a connection, may take.
+    /// Timeout of a command, and of opening a connection.
     pub timeout: Duration,
 }
 
-/// The way to Redis, and what is counted on it.
+/// The connections to Redis, with their metrics.
 pub(super) struct Connections {
     way: Way,
     metrics: Option<RedisMetrics>,
@@ -66,14 +66,14 @@ pub(super) struct Connections {
 }
 
 enum Way {
-    /// To one address, or to the present master of a Sentinel set.
+    /// To one address, or to the current master of a Sentinel set.
     One(Lanes),
     /// To all masters of a cluster.
     Cluster(Cluster),
 }
 
 impl Connections {
-    /// Connects to nobody yet.
+    /// Creates the connections without opening any.
     pub(super) fn new(config: &RedisConfig, metrics: Option<RedisMetrics>) -> Result<Self, Error> {
         let way = match &config.url.address {
             Address::One(node) => Way::One(Lanes::new(config, Opener::one(node, config)?)?),
@@ -85,17 +85,17 @@ impl Connections {
         Ok(Self { way, metrics, wrong_types: WrongTypes::default() })
     }
 
-    /// Others to the same Redis, counted together with these.
+    /// Other connections to the same Redis. They share the metrics of these.
     pub(super) fn beside(&self, config: &RedisConfig) -> Result<Self, Error> {
         Ok(Self { wrong_types: self.wrong_types.clone(), ..Self::new(config, self.metrics.clone())? })
     }
 
-    /// What is counted, if anything is.
+    /// The metrics, if commands are counted.
     pub(super) fn metrics(&self) -> Option<&RedisMetrics> {
         self.metrics.as_ref()
     }
 
-    /// Runs one command. A reply that does not come in time is an error, and the command may have run.
+    /// Runs one command. A timeout is an error, and the command may have run.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         self.send(name_of(command), command).await
     }
@@ -104,7 +104,7 @@ impl Connections {
         let begun = Instant::now();
         let result = match &self.way {
             Way::One(lanes) => lanes.run(command).await,
-            // Boxed, so that the future of every caller does not grow by it.
+            // Boxed, so that the future of every caller stays small.
             Way::Cluster(cluster) => Box::pin(cluster.run(command)).await,
         };
         self.count(name, begun, &result);
@@ -117,21 +117,21 @@ impl Connections {
     /// Counts a command under this name.
     fn count<T>(&self, name: &str, begun: Instant, result: &Result<T, Error>) {
         let Some(metrics) = &self.metrics else { return };
-        // One that found no connection took no time of Redis.
+        // A command that got no connection took no time in Redis.
         if !matches!(result, Err(Error::Unavailable(_))) {
             metrics.took(name, begun.elapsed());
         }
         match result {
             Ok(_) => metrics.succeeded(),
             Err(error) if is_missing_script(error) => {}
-            // Where CONFIG is forbidden the services go without it.
+            // Where CONFIG is forbidden, the services work without it.
             Err(error) if error.is_lasting() || name == "CONFIG" => metrics.refused(),
             Err(error) => metrics.failed(error),
         }
     }
 
-    /// Runs a script, also where Redis does not know it: a new Redis, a replica that was made master, a script cache that
-    /// was flushed.
+    /// Runs a script, also if Redis does not know it: a new Redis, a replica that was promoted to master, or a flushed
+    /// script cache.
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -142,8 +142,8 @@ impl Connections {
         arguments(&mut command);
         match self.send(script.file, &command).await {
             Err(error) if is_missing_script(&error) => {
-                // It knows the script from then on. To load it alone would not do in a cluster: that goes to all masters,
-                // and one that is away would keep the others from it.
+                // Redis knows the script after this. Loading the script would not do in a cluster: SCRIPT LOAD goes to
+                // all masters, and would fail if one of them is down.
                 let mut command = redis::cmd("EVAL");
                 command.arg(script.source);
                 arguments(&mut command);
@@ -153,12 +153,12 @@ impl Connections {
         }
     }
 
-    /// Makes a script known to every master.
+    /// Loads a script on every master.
     pub(super) async fn load(&self, script: &Script) -> Result<(), Error> {
         self.everywhere(redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await.map(drop)
     }
 
-    /// Whether Redis takes commands; of a cluster, whether any of its masters does.
+    /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
     pub(super) async fn ping(&self) -> Result<(), Error> {
         match &self.way {
             Way::One(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
@@ -171,7 +171,7 @@ impl Connections {
         }
     }
 
-    /// Runs a command that names no key on every master; fails if it fails on any.
+    /// Runs a command without keys on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         match &self.way {
             Way::One(_) => Ok(vec![self.run(command).await?]),
@@ -185,7 +185,7 @@ impl Connections {
     }
 }
 
-/// What a command is called.
+/// The name of a command.
 fn name_of(command: &Cmd) -> &str {
     match command.args_iter().next() {
         Some(redis::Arg::Simple(name)) => str::from_utf8(name).unwrap_or_default(),
@@ -193,7 +193,7 @@ fn name_of(command: &Cmd) -> &str {
     }
 }
 
-/// Redis does not know a script, which is mended by sending it.
+/// Whether Redis does not know the script. Sending the script fixes this.
 fn is_missing_script(error: &Error) -> bool {
     matches!(error, Error::Redis(error) if error.code() == Some("NOSCRIPT"))
 }

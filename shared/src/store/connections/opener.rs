@@ -1,4 +1,4 @@
-//! Opens connections: to one address, or to the present master of a Sentinel set.
+//! Opens connections to one address, or to the current master of a Sentinel set.
 
 use deadpool::managed::{Metrics, RecycleResult};
 use deadpool_redis::redis::aio::MultiplexedConnection;
@@ -10,7 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use super::RedisConfig;
 use super::url::{Node, RedisUrl};
 
-/// What the pool opens its connections by.
+/// Opens the connections of the pool.
 pub(super) struct Opener {
     place: Place,
     config: AsyncConnectionConfig,
@@ -21,7 +21,7 @@ enum Place {
     Sentinel { sentinels: Vec<Client>, master: String, node: Node, url: RedisUrl },
 }
 
-/// As Redis calls it.
+/// Host and port, as Redis reports them.
 type Host = (String, u16);
 
 impl Opener {
@@ -44,8 +44,8 @@ impl Opener {
         Ok(Self { place: Place::Sentinel { sentinels: sentinels?, master, node, url }, config: timeouts(config) })
     }
 
-    /// All Sentinels are asked at once, and the first whose master says that it is one is believed: one of them may be
-    /// away, or not have heard of a failover.
+    /// Asks all Sentinels at once and uses the first master that confirms its role. A Sentinel may be down or may not
+    /// know of a failover yet.
     async fn by_sentinel(
         &self,
         sentinels: &[Client],
@@ -65,11 +65,11 @@ impl Opener {
                         failure = Some(error);
                     }
                 },
-                // What a master says tells more than a Sentinel that is away.
+                // An error from a master is more useful than one from an unreachable Sentinel.
                 Err(error) => drop(failure.get_or_insert(error)),
             }
         }
-        Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "there is no Sentinel").into()))
+        Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "the list of Sentinels is empty").into()))
     }
 
     async fn ask(&self, sentinel: &Client, master: &str) -> RedisResult<Host> {
@@ -78,7 +78,7 @@ impl Opener {
         command.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
         let host: Option<Host> = command.query_async(&mut connection).await?;
         host.ok_or_else(|| {
-            (ErrorKind::MasterNameNotFoundBySentinel, "the Sentinel knows no master of this name").into()
+            (ErrorKind::MasterNameNotFoundBySentinel, "the Sentinel knows no master with this name").into()
         })
     }
 
@@ -86,7 +86,10 @@ impl Opener {
         let mut connection = client.get_multiplexed_async_connection_with_config(&self.config).await?;
         match redis::cmd("ROLE").query_async(&mut connection).await? {
             Role::Primary { .. } => Ok(connection),
-            _ => Err((ErrorKind::MasterNameNotFoundBySentinel, "what the Sentinel named is no master now").into()),
+            _ => {
+                Err((ErrorKind::MasterNameNotFoundBySentinel, "the server that the Sentinel named is not a master")
+                    .into())
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which key it is that holds another type of value than is stored there. Redis does not say.
+//! Finds the key that holds a value of the wrong type. Redis reports the error without the key.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,14 @@ use super::Connections;
 use crate::store::Error;
 use crate::store::kinds::KeyKind;
 
-/// How long a key that was found is remembered: until then it is not looked for and not logged again.
+/// How long a found key is remembered. Until then it is neither looked up nor logged again.
 const REMEMBER: Duration = Duration::from_secs(600);
 
-/// How many are remembered.
+/// Maximum number of remembered keys.
 const MOST: usize = 1000;
 
-/// Keys that were found to hold a wrong type, and when. They are named by their kind: what else is in their names is not
-/// for the log.
+/// Keys that were found to hold a wrong type, with the type and the time. Only their kind is stored, since the rest of
+/// a key's name must not be logged.
 #[derive(Debug, Clone, Default)]
 pub(super) struct WrongTypes(Arc<Mutex<HashMap<KeyKind, (String, Instant)>>>);
 
@@ -49,7 +49,8 @@ fn old((_, at): (String, Instant)) -> bool {
 }
 
 impl Connections {
-    /// The error of a command that met a key of another type: the key is looked for, and logged once for a while.
+    /// Returns the error for a command that met a key of the wrong type. It looks up the key, and logs it once per
+    /// [`REMEMBER`].
     pub(super) fn find_wrong_type(&self, command: &Cmd, error: Box<RedisError>) -> BoxFuture<'_, Error> {
         let keys: Vec<_> = keys_of(command).filter_map(|key| Some((key.to_owned(), KeyKind::of(key)?))).collect();
         Box::pin(async move {
@@ -70,7 +71,7 @@ impl Connections {
     }
 }
 
-/// The keys that a command names.
+/// The keys of a command.
 fn keys_of(command: &Cmd) -> impl Iterator<Item = &str> {
     let text = |argument| match argument {
         Arg::Simple(bytes) => str::from_utf8(bytes).unwrap_or_default(),
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_keys_of_every_form_of_command_are_found() {
+    fn keys_are_found_in_every_form_of_command() {
         let keys = |command: &mut Cmd| keys_of(command).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(keys(redis::cmd("HGET").arg("key").arg("field")), ["key"]);
         let script = |name| redis::cmd(name).arg("sha").arg(2).arg("one").arg("two").arg("argument").clone();

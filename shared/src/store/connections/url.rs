@@ -1,15 +1,15 @@
-//! Where Redis is, as one setting tells it. What is wrong with it is told without quoting it: it may hold a password.
+//! Parses the address of Redis from one setting. Errors do not quote the URL, because it may contain a password.
 //!
 //! ```text
 //! redis://[user:password@]host[:port][/db]                                   one Redis
-//! unix://path                                                                the same by a socket
-//! redis-sentinel://[user:password@]host:port[,host:port...]/MASTER[/db]      the present master, as Sentinels tell
-//!     [?sentinel_user=USER&sentinel_password=PASSWORD]                       where they ask for a password too
+//! unix://path                                                                one Redis by a socket
+//! redis-sentinel://[user:password@]host:port[,host:port...]/MASTER[/db]      the current master, from Sentinels
+//!     [?sentinel_user=USER&sentinel_password=PASSWORD]                       if the Sentinels require a password
 //! redis-cluster://[user:password@]host:port[,host:port...]                   a cluster, from any of its nodes
 //! ```
 //!
-//! With `rediss` for `redis` all connections are encrypted, those to Sentinels too. User and password belong to the Redis
-//! itself; what is not plain in them is percent-encoded.
+//! With `rediss` in place of `redis`, all connections use TLS, including those to Sentinels. User and password are
+//! those of Redis itself. Special characters in them are percent-encoded.
 
 use deadpool_redis::redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo, RedisResult, TlsCertificates,
@@ -18,56 +18,56 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-/// What is wrong with a [`RedisUrl`].
+/// Why a [`RedisUrl`] is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// It begins with no scheme that is known.
+    /// The scheme is unknown.
     #[error(
-        "it begins with none of redis://, redis-sentinel:// and redis-cluster://, the same with rediss, and unix://"
+        "expected a URL that begins with redis://, redis-sentinel:// or redis-cluster://, the same with rediss, or unix://"
     )]
     Scheme,
-    /// It is not what the scheme wants.
-    #[error("it is no redis://[user:password@]host[:port][/db]")]
+    /// The rest does not match the scheme.
+    #[error("expected redis://[user:password@]host[:port][/db]")]
     One,
-    /// A host in a list is none, counted from 1.
-    #[error("host number {0} is no host:port")]
+    /// A host in the list is invalid. Counted from 1.
+    #[error("host number {0} is invalid: expected host:port")]
     Host(usize),
-    /// Something follows the hosts of a cluster.
-    #[error("something follows the hosts: a cluster has one database, 0, and no parameters")]
+    /// There is text after the hosts of a cluster.
+    #[error("unexpected text after the hosts: a cluster has only database 0 and no parameters")]
     Rest,
-    /// The Sentinels are there, but not what they are asked for.
-    #[error("it names no master: it must be redis-sentinel://host:port[,host:port...]/MASTER[/db]")]
+    /// A Sentinel URL without the name of the master.
+    #[error("the name of the master is missing: expected redis-sentinel://host:port[,host:port...]/MASTER[/db]")]
     Master,
-    /// What follows the master is no number.
-    #[error("the database, after the name of the master, is no number")]
+    /// The database after the master is not a number.
+    #[error("the database after the name of the master is invalid: expected a number")]
     Database,
-    /// There is a parameter that is not known.
-    #[error("it has a parameter other than sentinel_user and sentinel_password")]
+    /// There is an unknown parameter.
+    #[error("unknown parameter: expected sentinel_user or sentinel_password")]
     Parameter,
-    /// Certificates for what is not encrypted.
-    #[error("there is a CA, but only rediss://, rediss-sentinel:// and rediss-cluster:// are encrypted")]
+    /// A CA is set for a URL without TLS.
+    #[error("a CA needs an encrypted URL: rediss://, rediss-sentinel:// or rediss-cluster://")]
     NotEncrypted,
-    /// Nothing to trust.
-    #[error("there is no certificate in PEM in the file of the CA, or one that cannot be read")]
+    /// The CA file has no valid certificate.
+    #[error("the CA file has no certificate in PEM, or one that cannot be read")]
     Ca,
 }
 
 impl BadUrl {
-    /// Whether it is about the certificates rather than the URL.
+    /// Whether the error is about the CA file rather than the URL.
     pub fn is_of_ca(self) -> bool {
         matches!(self, Self::NotEncrypted | Self::Ca)
     }
 }
 
-/// Where Redis is.
+/// The address of Redis.
 #[derive(Clone)]
 pub struct RedisUrl {
     pub(super) address: Address,
-    /// Who is trusted in place of the machine's roots: certificates in PEM.
+    /// Trusted CA certificates in PEM, in place of the system roots.
     ca: Option<Vec<u8>>,
 }
 
-/// The three kinds.
+/// The three kinds of address.
 #[derive(Clone)]
 pub(super) enum Address {
     One(ConnectionInfo),
@@ -75,7 +75,7 @@ pub(super) enum Address {
     Cluster(Vec<ConnectionInfo>),
 }
 
-/// How a master is reached once its host is known.
+/// TLS and login of a master whose host is found later.
 #[derive(Clone)]
 pub(super) struct Node {
     encrypted: bool,
@@ -83,7 +83,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// At a host and port.
+    /// The connection info for a host and port.
     pub(super) fn at(&self, host: &str, port: u16) -> RedisResult<ConnectionInfo> {
         let host = host.to_owned();
         let address = if self.encrypted {
@@ -96,13 +96,13 @@ impl Node {
 }
 
 impl RedisUrl {
-    /// Reads a URL; `ca` holds certificates in PEM. Nothing is connected.
+    /// Parses a URL. `ca` holds certificates in PEM. Opens no connection.
     pub fn parse(url: &str, ca: Option<&[u8]>) -> Result<Self, BadUrl> {
         let (scheme, rest) = url.split_once("://").ok_or(BadUrl::Scheme)?;
         let encrypted = scheme.starts_with("rediss");
         let address = match scheme {
             "redis" | "rediss" | "unix" => match url.into_connection_info() {
-                // "#insecure" asks for no verification, which is not built in.
+                // "#insecure" disables certificate verification, which this build does not support.
                 Ok(info) if !matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) => Address::One(info),
                 _ => return Err(BadUrl::One),
             },
@@ -114,14 +114,14 @@ impl RedisUrl {
             return Err(BadUrl::NotEncrypted);
         }
         if encrypted {
-            // The one that the whole workspace has. Where there is another already, that one serves too.
+            // The TLS provider that the whole workspace uses. If another is installed already, that one works too.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         check_ca(ca)?;
         Ok(Self { address, ca: ca.map(<[u8]>::to_vec) })
     }
 
-    /// A client for one address, which trusts who is to be trusted.
+    /// A client for one address, with the trusted certificates.
     pub(super) fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {
         match self.certificates() {
             Some(certificates) => Client::build_with_tls(info, certificates),
@@ -129,14 +129,14 @@ impl RedisUrl {
         }
     }
 
-    /// Who is trusted, if not the machine's roots.
+    /// The trusted certificates, if they replace the system roots.
     pub(super) fn certificates(&self) -> Option<TlsCertificates> {
         self.ca.clone().map(|ca| TlsCertificates { client_tls: None, root_cert: Some(ca) })
     }
 }
 
 fn cluster(rest: &str, encrypted: bool) -> Result<Address, BadUrl> {
-    // Nothing at all, or the slash that many write there.
+    // Nothing, or a trailing slash, which is common.
     let (user, hosts, rest) = split(rest);
     if !rest.is_empty() && rest != "/" {
         return Err(BadUrl::Rest);
@@ -161,13 +161,13 @@ fn sentinel(rest: &str, encrypted: bool) -> Result<Address, BadUrl> {
     }
     let own = sentinel_password.map(|password| format!("{sentinel_user}:{password}@")).unwrap_or_default();
     let sentinels = nodes(&own, hosts, encrypted)?;
-    // By way of any host: user and password are read as in other URLs.
+    // Parsed through a host URL, so that user and password are read as in the other URLs.
     let nodes = nodes(user, hosts, encrypted)?;
     let settings = nodes.first().map(|node| node.redis_settings().clone().set_db(db.into())).unwrap_or_default();
     Ok(Address::Sentinel { sentinels, master, node: Node { encrypted, settings } })
 }
 
-/// What comes after the scheme: user and password with their "@", hosts, and what follows these.
+/// Splits the text after the scheme: user and password with their "@", hosts, and the rest.
 fn split(rest: &str) -> (&str, &str, &str) {
     let (place, after) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let (user, hosts) = place.split_at(place.rfind('@').map_or(0, |at| at + 1));
@@ -177,7 +177,7 @@ fn split(rest: &str) -> (&str, &str, &str) {
 fn nodes(user: &str, hosts: &str, encrypted: bool) -> Result<Vec<ConnectionInfo>, BadUrl> {
     let scheme = if encrypted { "rediss" } else { "redis" };
     let node = |(number, host): (usize, &str)| {
-        // A port is asked for: Redis, its cluster and its Sentinels have different ones by custom.
+        // The port is required: Redis, its cluster and its Sentinels have different default ports.
         let port = host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         let info = port.and_then(|_| format!("{scheme}://{user}{host}").into_connection_info().ok());
         info.ok_or(BadUrl::Host(number))
@@ -201,7 +201,7 @@ mod tests {
     fn refused(url: &str) -> BadUrl {
         match RedisUrl::parse(url, None) {
             Err(bad) => bad,
-            Ok(_) => panic!("{url} is accepted"),
+            Ok(_) => panic!("{url} was accepted"),
         }
     }
 
@@ -210,9 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_has_hosts_and_one_user_for_all() {
+    fn cluster_url_has_hosts_and_one_user_for_all() {
         let Address::Cluster(nodes) = address("redis-cluster://app:p%40ss,w@one:7000,two:7001,[::1]:7002/") else {
-            panic!("no cluster")
+            panic!("expected a cluster")
         };
         let hosts: Vec<_> = nodes.iter().map(|node| node.addr().to_string()).collect();
         assert_eq!(hosts, ["one:7000", "two:7001", "[::1]:7002"].map(|host| host.replace(['[', ']'], "")));
@@ -222,15 +222,15 @@ mod tests {
                 (Some("app"), Some("p@ss,w"))
             );
         }
-        let Address::Cluster(nodes) = address("rediss-cluster://one:7000") else { panic!("no cluster") };
+        let Address::Cluster(nodes) = address("rediss-cluster://one:7000") else { panic!("expected a cluster") };
         assert!(matches!(nodes[0].addr(), ConnectionAddr::TcpTls { insecure: false, .. }));
     }
 
     #[test]
-    fn sentinels_have_a_password_of_their_own() {
+    fn sentinels_have_their_own_password() {
         let url =
             "redis-sentinel://app:secret@one:26379,two:26380/mymaster/3?sentinel_user=watch&sentinel_password=p%26q";
-        let Address::Sentinel { sentinels, master, node } = address(url) else { panic!("no Sentinel") };
+        let Address::Sentinel { sentinels, master, node } = address(url) else { panic!("expected Sentinels") };
         assert_eq!((sentinels.len(), master.as_str()), (2, "mymaster"));
         let own = sentinels[1].redis_settings();
         assert_eq!((own.username(), own.password(), own.db()), (Some("watch"), Some("p&q"), 0));
@@ -239,14 +239,14 @@ mod tests {
         assert_eq!((its.username(), its.password(), its.db()), (Some("app"), Some("secret"), 3));
         assert!(matches!(found.addr(), ConnectionAddr::Tcp(host, 6379) if host == "three"));
         let Address::Sentinel { sentinels, node, .. } = address("rediss-sentinel://:secret@one:26379/m") else {
-            panic!("no Sentinel")
+            panic!("expected Sentinels")
         };
-        assert_eq!(sentinels[0].redis_settings().password(), None, "the password is that of Redis");
+        assert_eq!(sentinels[0].redis_settings().password(), None, "the password in front of the hosts is for Redis");
         assert!(matches!(node.at("three", 1).unwrap().addr(), ConnectionAddr::TcpTls { insecure: false, .. }));
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_nothing_is_quoted() {
+    fn error_names_the_fault_and_does_not_quote_the_url() {
         for (url, wrong) in [
             ("localhost:6379", BadUrl::Scheme),
             ("http://:hunter2@redis", BadUrl::Scheme),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_is_for_what_is_encrypted_and_holds_certificates() {
+    fn ca_needs_an_encrypted_url_and_valid_certificates() {
         let with = |url, ca: &str| RedisUrl::parse(url, Some(ca.as_bytes())).err();
         assert_eq!(with("redis://redis", "anything"), Some(BadUrl::NotEncrypted));
         assert_eq!(with("rediss://redis", "no certificate"), Some(BadUrl::Ca));

@@ -1,14 +1,14 @@
--- Stores credentials of users of one bucket. Repeating it changes nothing: what is stored is found again. A grant is added
--- to what there is of its template; it needs a key to be known again, unless it is a long-term subscription: its caller's,
--- or one made for this call, by which it is known while the call may be resent.
+-- Stores credentials of users of one bucket. Repeating the call changes nothing, because stored records are recognized.
+-- A grant adds uses to the grants of its template, so it needs a dedup key, unless it is a long-term subscription. The
+-- key is the caller's, or one made for this call. The latter is kept while the call may be resent.
 --
--- KEYS  1 users  2 ledger  then the key of each grant that has one
--- ARGV  1 the cap on records a user  2 seconds the key of a grant is kept
---       then for each credential: openid, and its record (see records.lua). That of a grant has in place of the expiry how
---       many uses it adds (0: it is a long-term subscription), for flags 128, or 160 if it has a key, or 161 if that was
---       made for this call, and for an id the template.
+-- KEYS  1 users  2 ledger  then the dedup key of each grant that has one
+-- ARGV  1 cap on records per user  2 seconds to keep the dedup key of a grant
+--       then for each credential: openid, and its record (see records.lua). The record of a grant has the number of
+--       uses to add in place of the expiry (0: it is a long-term subscription). Its flags are 128 without a dedup key,
+--       160 with the caller's, and 161 with one made for this call. Its id is the template.
 --       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 86400 oUser1 <record> oUser2 <record>
--- Reply  the places (from 0, in the order given) of those that were stored already
+-- Reply  the indexes (from 0, in the order given) of those that were stored already
 assert(#KEYS >= 2 and #ARGV >= 4 and #ARGV % 2 == 0, 'collect: wrong number of arguments')
 
 local cap, count = tonumber(ARGV[1]), #ARGV / 2 - 1
@@ -23,7 +23,7 @@ for i = 1, count do
   local flags = byte(record, 5)
   local field = changed[openid] or fields[i]
   if flags >= 128 then
-    -- The field with it, as long as it is new.
+    -- Becomes the field with the added uses, or nil if the grant was collected before.
     local new, left, uses = true
     if flags >= 160 then
       keys_used = keys_used + 1

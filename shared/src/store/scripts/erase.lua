@@ -1,5 +1,6 @@
--- Deletes what is stored of one user: stock and leases. Outcomes of requests hold nothing of the user and stay; so does,
--- emptied, the lease of a request that was under way, so that repeating it does not send the message a second time.
+-- Deletes what is stored for one user: stock and leases. Outcomes of requests contain nothing about the user and stay.
+-- The lease of a request in flight stays without its data, so that repeating the request does not send the message
+-- again.
 --
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 openid  2 seconds a request is kept
@@ -11,14 +12,15 @@ local field, expired = drop_expired(redis.call('HGET', users, openid) or '')
 local uses = uses_left(field)
 redis.call('HDEL', users, openid)
 
--- What is in flight in one bucket is few, so they are simply gone through.
+-- All leases are read: few messages of one bucket are in flight.
 local all = redis.call('HGETALL', leases)
 for i = 1, #all, 2 do
   local name, held = all[i], all[i + 1]
   local user, request = struct.unpack('Bc0Bc0', held, 55)
   if user == openid then
     uses = uses + 1
-    -- A message of a broadcast (its request begins with a space) is kept from repetition by its user being forgotten there.
+    -- A message of a broadcast (its request begins with a space) is not repeated, because forget.lua removes its user
+    -- from the broadcast.
     if request == '' or byte(request) == 32 then
       redis.call('HDEL', leases, name)
     else

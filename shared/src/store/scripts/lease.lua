@@ -1,18 +1,20 @@
--- Leases one use of a user's credentials for one message, or tells what has become of the message already.
--- Repeating it with the same lease id answers the same lease.
+-- Leases one use of a user's credentials for one message, or returns what is known about the message already. Repeating
+-- the call with the same lease id returns the same lease.
 --
 -- KEYS  1 users  2 leases  3 ledger  4 the request's outcome (only with a request id)
--- ARGV  1 openid  2 name of the lease: the request's, or the lease id where there is no request id
---       3 who (see leases.lua)  4 lease in ms  5 margin before expiry in s  6 allowed kinds, as a bit each
---       7 the template of which a grant may be leased, or ''
---       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 30000 60 3 ''
+-- ARGV  1 openid  2 name of the lease: that of the request, or the lease id if there is no request id
+--       3 who (see leases.lua)  4 lease in ms  5 margin before expiry in s  6 allowed kinds, one bit each
+--       7 the template whose grants may be leased, or ''
+--       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 30000 60 3
+--       ''
 -- Reply  leased ...       see lease_reply
 --        none             no credential
 --        finished OUTCOME the recorded outcome of this request id
---        under_way MS     another owner has it for so long
+--        under_way MS     another owner has the lease for this time
 --        reused           the request id belongs to another message
---        lost             it was under way when its user was erased
---        busy MS          another owner sends with a grant to the user for so long (see mark.lua), and nothing changed
+--        lost             the message was in flight when its user was erased
+--        busy MS          another owner is sending with a grant to the user for this time (see mark.lua); nothing
+--                         changed
 assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 7, 'lease: wrong number of arguments')
 
 local users, leases, name, who = KEYS[1], KEYS[2], ARGV[2], ARGV[3]
@@ -31,7 +33,7 @@ local fresh = flags and
   redis.call('HSETNX', leases, name, lease_head(deadline, deadline, 0, flags, expiry) .. who .. tail) == 1
 local held = not fresh and redis.call('HGET', leases, name)
 if held then
-  -- The message is under way already, or this call is a repeat whose first reply was lost.
+  -- The message has a lease already, or this call is a repetition whose first reply was lost.
   local state = byte(held, 17)
   if sub(held, 39, 54) ~= sub(who, 17, 32) then return { 'reused' } end
   if state >= 4 then return { 'lost' } end
@@ -41,7 +43,7 @@ if held then
   busy = granted and marks().busy_for(field, owner, holder)
   if busy then return { 'busy', busy } end
   if holder ~= owner then
-    -- Its owner is gone, and bytes may have left: the same message goes on with the same credential.
+    -- The owner did not come back, and bytes may have been sent: the same message continues with the same credential.
     state = 2
     local head = lease_head(deadline, deadline, state, byte(held, 18), sub(held, 19, 22))
     redis.call('HSET', leases, name, head .. who .. sub(held, 23 + #who))

@@ -1,14 +1,16 @@
--- Looks after leases of one bucket whose owner did not come back. Every replica may run it at once.
+-- Ends the leases of one bucket whose owner did not settle them. All replicas may run it concurrently.
 --
--- A lease with a request id is pinned to it for as long as the request may be repeated: only the same message with the
--- same credential can tell whether it had been delivered. When that time is up, or when there was no request id, the
--- message is gone, and it is not known whether it was delivered. The form id of a single message goes back into stock as
--- suspect, unless it has expired. Anything else is spent: a use of another kind, and the form id of a message of a
--- broadcast, which ends as UNKNOWN. The user is touched, since the message may have been sent until the deadline.
+-- A lease with a request id is held for that request as long as the request may be repeated: only the same message with
+-- the same credential can reveal whether it was delivered. After that time, or at once without a request id, the
+-- message is gone and its outcome is unknown. The form id of a single message then returns to stock as suspect, unless
+-- it has expired. Everything else is spent: a use of another kind, and the form id of a message of a broadcast, which
+-- ends as UNKNOWN. The user's last-messaged record is set, since the message may have been sent at any time until the
+-- deadline.
 --
 -- KEYS  1 users  2 leases  3 ledger
--- ARGV  1 cursor ('0' to begin)  2 about how many leases to look at  3 seconds a request is kept  4 cap on records a user
--- Reply  the next cursor ('0' at the end), how many were: pinned, put back as suspect, spent
+-- ARGV  1 cursor ('0' to begin)  2 approximate number of leases to process  3 seconds a request is kept
+--       4 cap on records per user
+-- Reply  the next cursor ('0' at the end), numbers of leases: held, returned to stock as suspect, spent
 assert(#KEYS == 3 and #ARGV == 4, 'reap: wrong number of arguments')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]

@@ -1,9 +1,9 @@
--- Sets a key that must not be there: how a turn or a lock is taken. Repeating it with the same value, which is chosen at
--- random, finds it taken by oneself.
+-- Sets a key that does not exist. Used to take a turn or a lock. The value is chosen at random: repeating the call with
+-- the same value finds the key taken by the caller itself, and succeeds.
 --
 -- KEYS  1 the key
 -- ARGV  1 the value  2 ms to keep it
--- Reply  1 if it holds the value, 0 if it holds another
+-- Reply  1 if the key holds the value, 0 if it holds another
 assert(#KEYS == 1 and #ARGV == 2, 'set_once: wrong number of arguments')
 
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end

@@ -1,25 +1,27 @@
--- Ends a lease by what became of its message, and, when asked, leases the next credential for the same message in the
--- same step. Fenced by the lease id: a lease that is gone (taken over, reaped, erased) changes nothing in stock.
+-- Settles a lease. On request, leases the next credential for the same message in the same step. Fenced by the lease
+-- id: for a lease that is gone (taken over, reaped, erased), nothing changes in stock.
 --
--- KEYS  as lease.lua
--- ARGV  1 openid  2 name of the lease  3 who (see leases.lua)  4 cap on records a user
---       5 what to do with the credential:
---           consume  the use is spent, and the user touched: the message was delivered. Of a long-term subscription it
---                    comes back, and counts as collected once more
---           unknown  the same where the message may have been delivered; counted apart too
---           unknown_discard, unknown_void  the same for the use, and the rest goes as with discard or void
---           return   it was not spent: back into stock
---           suspect  back into stock, but its message is gone and may have used it: the user is touched. A form id that has
---                    expired by now is spent as with unknown
---           discard  WeChat calls the credential dead, and the message was not delivered: it goes, with all its uses
---           void     the user refuses the template, and the message was not delivered: all grants of it go
---           hold     in doubt: it stays with its request, which may be repeated at once
---       6 the outcome to keep under the request id ('' keeps none, so that it may be tried again)
---       7 seconds to keep it, or to hold
+-- KEYS  as in lease.lua
+-- ARGV  1 openid  2 name of the lease  3 who (see leases.lua)  4 cap on records per user
+--       5 how the lease ends for the credential:
+--           consume  the message was delivered: the use is spent, and the user's last-messaged record is set. The use
+--                    of a long-term subscription returns, and counts as collected once more
+--           unknown  like consume, for a message that may have been delivered; also counted separately
+--           unknown_discard, unknown_void  like unknown for the leased use, and like discard or void for the rest
+--           return   the use was not spent: it returns to stock
+--           suspect  the use returns to stock, but its message is gone and may have used it: the user's last-messaged
+--                    record is set. A form id that has expired by now is spent as with unknown
+--           discard  the message was not delivered, and WeChat rejected the credential as invalid: it is deleted with
+--                    all its uses
+--           void     the message was not delivered, and the user refuses the template: all grants of it are deleted
+--           hold     the outcome is unknown: the credential stays with its request, which may be repeated at once
+--       6 the outcome to keep under the request id ('' keeps none, so that the request may be retried)
+--       7 seconds to keep the outcome, or to hold the lease
 --       then only with a next lease: 8 its name  9 who  10 lease in ms  11 margin in s  12 kinds
---       13 the template of which a grant may be leased, or ''. While somebody else sends with a grant to the user there is no
---       next one
---       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120 consume '' 86400
+--       13 the template whose grants may be leased, or ''. While another owner is sending with a grant to the user,
+--         there is no next lease
+--       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120
+--       consume '' 86400
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
 assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
 assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
@@ -31,7 +33,7 @@ local next_name, next_who = ARGV[8], ARGV[9]
 
 local held = redis.call('HGET', leases, name)
 if not held or sub(held, 23, 38) ~= sub(who, 1, 16) then
-  -- A repeat whose first reply was lost: the next lease is there already, unless its user was erased since.
+  -- A repetition whose first reply was lost: the next lease exists already, unless its user was erased since.
   local following = next_who and redis.call('HGET', leases, next_name)
   if following and byte(following, 17) < 4 and sub(following, 23, 38) == sub(next_who, 1, 16) then
     return lease_reply(byte(following, 17), byte(following, 18), sub(following, 19, 22), sub(following, 23 + #next_who),
@@ -41,13 +43,13 @@ if not held or sub(held, 23, 38) ~= sub(who, 1, 16) then
 end
 local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who)
 
--- What the request id answers from now on.
+-- Stores what the request id returns from now on.
 local function keep_outcome()
   if outcome ~= '' and KEYS[4] then redis.call('SET', KEYS[4], sub(who, 17, 32) .. outcome, 'EX', keep) end
 end
 
 if state >= 4 then
-  -- Its user was erased meanwhile; how the message ended may still be told to who repeats the request.
+  -- The user was erased meanwhile. The outcome may still be returned to a caller that repeats the request.
   if outcome ~= '' then
     keep_outcome()
     redis.call('HDEL', leases, name)

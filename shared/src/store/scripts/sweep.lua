@@ -1,8 +1,10 @@
--- Drops what has expired for a few users of a bucket, and counts what the rest have.
+-- Removes expired records of a few users of a bucket, and counts the remaining ones. Repeating the call removes nothing
+-- more and counts the same.
 --
 -- KEYS  1 users  2 ledger
--- ARGV  1 cursor ('0' to begin)  2 about how many users to look at  3 length of a day in s  4 offset of the day in s
--- Reply  the next cursor ('0' at the end), users that can be reached, and two lists:
+-- ARGV  1 cursor ('0' to begin)  2 approximate number of users to process  3 length of a day in s
+--       4 offset of the day in s
+-- Reply  the next cursor ('0' at the end), the number of reachable users, and two lists:
 --        for each kind and day of expiry: kind, day (days since 1970 in the offset's time zone), credentials, messages;
 --        for each template of grants: template, users with any, messages, users with a long-term subscription
 assert(#KEYS == 2 and #ARGV == 4, 'sweep: wrong number of arguments')

@@ -1,9 +1,10 @@
--- Voids the grants of a template, because the user rejected it. What is leased of them is left to its message.
+-- Revokes the grants of a template because the user rejected it. A leased use of them stays with its message. Repeating
+-- the call with the same dedup key changes nothing.
 --
--- KEYS  1 users  2 ledger  3 the key by which it is known that this was told before
--- ARGV  1 openid  2 template  3 seconds the key is kept
+-- KEYS  1 users  2 ledger  3 dedup key of the event
+-- ARGV  1 openid  2 template  3 seconds to keep the dedup key
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:ledger formid:{wx1:7}:once:<key> oUser <template> 86400
--- Reply  how many messages the grants permitted; -1 if this was told before, and nothing changed
+-- Reply  how many messages the grants permitted; -1 if the event was reported before, and nothing changed
 assert(#KEYS == 3 and #ARGV == 3, 'void: wrong number of arguments')
 
 if not redis.call('SET', KEYS[3], 1, 'NX', 'EX', ARGV[3]) then return -1 end

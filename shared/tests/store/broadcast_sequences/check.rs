@@ -1,4 +1,4 @@
-//! What holds after every step.
+//! What must hold after every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ impl Run<'_> {
         }
     }
 
-    /// No form id is held by two leases, and no message has two.
+    /// No form id has two leases, and no message has two leases.
     async fn check_leases(&self) {
         let (mut form_ids, mut messages) = (BTreeSet::new(), BTreeSet::new());
         let mut pipe = redis::pipe();
@@ -47,12 +47,12 @@ impl Run<'_> {
             let (flags, who) = (lease[17], &lease[54..]);
             let (openid, rest) = who[1..].split_at(usize::from(who[0]));
             let (request, tail) = rest[1..].split_at(usize::from(rest[0]));
-            assert!(flags >= 64 || form_ids.insert([openid, b" ", tail].concat()), "a form id for two messages");
-            assert!(request.is_empty() || messages.insert([openid, request].concat()), "two leases for a message");
+            assert!(flags >= 64 || form_ids.insert([openid, b" ", tail].concat()), "one form id for two messages");
+            assert!(request.is_empty() || messages.insert([openid, request].concat()), "two leases for one message");
         }
     }
 
-    /// What the store tells of the broadcasts.
+    /// Compares what the store answers about the broadcasts with the model.
     pub async fn check_answers(&self) {
         let (app, store) = (&self.world.app, &self.world.store);
         for (number, (record, model)) in self.records.iter().zip(&self.models).enumerate() {

@@ -1,4 +1,4 @@
-//! What becomes of messages: settled, taken over, sent beside the broadcasts, failed later.
+//! Steps on messages: settle, take over, send single messages, report delivery failures.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Run<'_> {
             let msgid = (verdict == Verdict::Consume).then(|| msgid(user, owner));
             page.push((number, user, Message { user, owner, verdict, next, msgid }));
         }
-        // Those of one call are of one broadcast and bucket.
+        // The messages of one call belong to one broadcast and one bucket.
         let (number, bucket) = (page[0].0, self.bucket_of(page[0].1));
         page.retain(|(other, user, _)| *other == number && self.bucket_of(*user) == bucket);
         let messages: Vec<_> = page.into_iter().map(|(.., message)| message).collect();
@@ -49,7 +49,7 @@ impl Run<'_> {
         let settle = async |run: &Self| run.real[number].try_settle(bucket, &settlements, &TERMS).await;
         if messages.iter().any(|message| message.verdict == Verdict::Hold && message.next != Next::Hold) {
             let before = self.world.everything().await;
-            assert!(settle(self).await.is_err(), "what is held stays in flight");
+            assert!(settle(self).await.is_err(), "a held message must stay in flight");
             assert_eq!(self.world.everything().await, before);
             return;
         }
@@ -57,14 +57,14 @@ impl Run<'_> {
         if again {
             let before = self.world.everything().await;
             assert_eq!(settle(self).await.unwrap().len(), reply.len());
-            // A hold is until so long after it was last said.
+            // A repeated hold restarts its time.
             if messages.iter().all(|message| message.next != Next::Hold) {
-                assert_eq!(self.world.everything().await, before, "repeated");
+                assert_eq!(self.world.everything().await, before, "a repeated settle");
             }
         }
         let (mut wanted, mut settled) = (Vec::new(), BTreeSet::new());
         for message in &messages {
-            // A user who comes a second time in one call is passed over.
+            // The second message of a user in one call is skipped.
             if !settled.insert(message.user) {
                 continue;
             }
@@ -89,7 +89,7 @@ impl Run<'_> {
         let wanted: BTreeSet<_> =
             here.iter().copied().filter(|user| self.models[number].flight.contains(user)).collect();
         assert_eq!(flying.iter().map(number_of).collect::<BTreeSet<_>>(), wanted);
-        // Asking for those who are not in flight does nothing to them.
+        // A takeover has no effect on users who are not in flight.
         let all: Vec<_> = here.iter().map(|user| self.users[*user].clone()).collect();
         let over = store.take_over(app, id, bucket, owner, &all, terms).await.unwrap();
         let (mut ready, mut wait) = (Vec::new(), None::<i64>);
@@ -132,7 +132,7 @@ impl Run<'_> {
         assert_eq!(reply, wanted);
     }
 
-    /// WeChat reports that a message failed, whatever has become of it here.
+    /// WeChat reports a delivery failure of a message in any state.
     pub(super) async fn fail_late(&mut self, which: Option<Index>) {
         let Some(last) = self.taken.last().copied() else { return };
         let (number, user, owner) = which.map_or(last, |which| *which.get(&self.taken));

@@ -1,4 +1,4 @@
-//! Records of grants and sending marks: what the scripts make of them, Rust reads, and nothing else is touched by them.
+//! Records of grants and send locks: Rust reads what the scripts write, and the scripts leave other records unchanged.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use shared::store::record::{self, KEEP_TOUCH, NEVER, Record};
 use super::credentials;
 use crate::world::{World, cases, expiries, marks};
 
-/// Runs one function of the heads on a field.
+/// A script that runs one function of the script heads on a field.
 const HEADS: &str = concat!(
     include_str!("../../../src/store/scripts/head/records.lua"),
     include_str!("../../../src/store/scripts/head/stock.lua"),
@@ -33,10 +33,10 @@ const HEADS: &str = concat!(
     elseif what == 'left' then return { '', uses_left(field) } end",
 );
 
-/// Templates that hide in one another or read like the ids of other credentials.
+/// Templates that contain one another or look like the ids of other credentials.
 const TEMPLATES: [&str; 5] = ["t", "tt", "a", "~!", "0123456789abcdef"];
 
-/// The records of a field, the first to be spent first.
+/// The records of a field in the order in which they are spent.
 fn read(field: &[u8]) -> Vec<Record> {
     record::unpack(field).map(Result::unwrap).collect()
 }
@@ -56,7 +56,7 @@ fn without(records: &[Record], template: &str) -> Vec<Record> {
 }
 
 #[test]
-fn what_the_scripts_make_of_grants_and_marks_rust_reads_and_the_rest_stays_as_it_was() {
+fn rust_reads_grants_and_send_locks_that_scripts_write() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());
     let run = async |field: &[u8], what: &str, a: &[u8], b: i64| -> (Vec<u8>, i64) {
@@ -64,7 +64,7 @@ fn what_the_scripts_make_of_grants_and_marks_rust_reads_and_the_rest_stays_as_it
     };
     let config = cases(24, 400);
     let grants = vec((0..TEMPLATES.len(), prop_oneof![1 => Just(0_u16), 5 => 1..40_u16, 1 => 100..1000_u16]), 1..8);
-    // Owners are any bytes: also such as make up records.
+    // Owners are arbitrary bytes, including bytes that look like records.
     let owner = prop_oneof![Just([0; 16]), Just([192; 16]), Just([15; 16]), any::<[u8; 16]>()];
     proptest!(config, |(
         credentials in credentials(), grants in grants, owners in (owner.clone(), owner), touch: bool, again: bool,
@@ -90,7 +90,7 @@ fn what_the_scripts_make_of_grants_and_marks_rust_reads_and_the_rest_stays_as_it
                 let (new, left) = run(&field, "add", template.as_bytes(), count.into()).await;
                 let sum = sums.entry(template).or_default();
                 if count == 0 && sum.1 {
-                    assert_eq!((new, left), (Vec::new(), -1), "it is there already");
+                    assert_eq!((new, left), (Vec::new(), -1), "the subscription exists already");
                     continue;
                 }
                 assert_eq!(left, 0);
@@ -102,11 +102,11 @@ fn what_the_scripts_make_of_grants_and_marks_rust_reads_and_the_rest_stays_as_it
                 }
             }
             let records = read(&field);
-            assert!(records.starts_with(&ids), "grants stand in front");
+            assert!(records.starts_with(&ids), "grants are at the front of the field");
             assert!(records[ids.len()..].iter().all(|one| one.credential.expiry == NEVER && one.credential.uses > 0));
             let uses: i64 = records.iter().map(|one| i64::from(one.credential.uses)).sum();
 
-            // A mark comes and goes, and is seen by nothing else.
+            // A send lock is set and removed, and changes nothing else.
             let before = field.clone();
             let (marked, deadline) = run(&field, "mark", &owner, 30_000).await;
             field = marked;

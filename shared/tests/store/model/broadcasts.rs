@@ -1,4 +1,4 @@
-//! Broadcasts in plain Rust: who is where, and what becomes of the messages.
+//! A model of broadcasts in plain Rust: the state of each user, and how each message ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +13,14 @@ use shared::store::wanted::{Kinds, Wanted};
 use super::leases::Found;
 use super::{Model, Name};
 
-/// The fingerprint of every message of a broadcast: it has a request, and no two of them are taken for each other.
+/// The fingerprint of every message of a broadcast. It marks the lease as one with a request. Messages are never
+/// distinguished by it.
 const FINGERPRINT: Option<[u8; 16]> = Some([0; 16]);
 
-/// The ending of a message that fails later, as the tests report it.
+/// The ending of a message with a delivery failure, as the tests report it.
 pub const FAILED_LATER: &str = "FAILED_LATER 43101";
 
-/// Where everyone is.
+/// The state of a broadcast.
 #[derive(Debug)]
 pub struct Broadcast {
     pub number: usize,
@@ -27,18 +28,18 @@ pub struct Broadcast {
     pub audience: u64,
     pub todo: BTreeSet<usize>,
     pub flight: BTreeSet<usize>,
-    /// How many messages took a permit and did not give it back.
+    /// How many messages took a permit and did not return it.
     pub taken: u64,
-    /// How those ended who were dealt with, as long as they are known.
+    /// The ending of each user whose message has ended, as long as it is known.
     pub ended: BTreeMap<usize, String>,
     pub tally: BTreeMap<String, u64>,
     pub excluded: BTreeSet<usize>,
     pub data: BTreeMap<usize, Vec<u8>>,
-    /// Msgids of what was delivered not long ago.
+    /// Msgids of messages that were delivered recently.
     pub sent: BTreeSet<u64>,
 }
 
-/// A message, by its user and the owner of its lease.
+/// The settlement of a message, which is identified by its user and the owner of its lease.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub user: usize,
@@ -48,16 +49,16 @@ pub struct Message {
     pub msgid: Option<u64>,
 }
 
-/// What comes of a user's turn.
+/// The result of a user's turn.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// The message is to be sent.
     Lease(Lease),
-    /// It has to wait for so many seconds.
+    /// The message has to wait for so many seconds.
     Wait(i64),
-    /// It has to wait in the audience.
+    /// The user is locked and waits in the audience.
     Busy,
-    /// Nothing.
+    /// There is nothing to do.
     None,
 }
 
@@ -78,7 +79,7 @@ impl Broadcast {
         }
     }
 
-    /// Excludes first; answers whom it added and how many it left out.
+    /// Excludes users, then adds users. Returns how many it added and how many it left out.
     pub fn add(&mut self, users: &[(usize, Vec<u8>)], excluded: &[usize]) -> (u32, u32) {
         for user in excluded {
             self.excluded.insert(*user);
@@ -101,7 +102,7 @@ impl Broadcast {
         (added, left_out)
     }
 
-    /// Everything of a user who is erased goes, but that it was in the audience.
+    /// Forgets everything about an erased user, except that the user was in the audience.
     pub fn forget(&mut self, user: usize) {
         if self.todo.remove(&user) | self.flight.remove(&user) {
             *self.tally.entry("erased".to_owned()).or_default() += 1;
@@ -113,13 +114,13 @@ impl Broadcast {
 
     fn end(&mut self, user: usize, ending: &str) {
         let ending = if ending.is_empty() { "UNKNOWN" } else { ending };
-        assert!(self.ended.insert(user, ending.to_owned()).is_none(), "a user is dealt with once");
+        assert!(self.ended.insert(user, ending.to_owned()).is_none(), "a message ends once");
         *self.tally.entry(ending.to_owned()).or_default() += 1;
     }
 }
 
 impl Model {
-    /// The next users who can be reached come into the audience.
+    /// Adds those of the users who can be reached to the audience.
     pub fn snapshot(&self, broadcast: &mut Broadcast, users: impl Iterator<Item = usize>, terms: &LeaseTerms) {
         for user in users {
             if self.can_reach(user, terms, &broadcast.wanted) && !broadcast.excluded.contains(&user) {
@@ -128,7 +129,7 @@ impl Model {
         }
     }
 
-    /// Whether the user would be reached, if not now: a long-term subscription that is leased comes back.
+    /// Whether the user can be reached now or later: a leased long-term subscription will be returned.
     fn can_reach(&self, user: usize, terms: &LeaseTerms, wanted: &Wanted) -> bool {
         let grants = wanted.kinds.iter().any(|kind| kind == Kind::Grant);
         let template = wanted.template.as_ref().filter(|_| grants);
@@ -138,7 +139,7 @@ impl Model {
         granted || matches!(self.find(user, terms, &ids, LeaseId([0; 16])), Found::At(_))
     }
 
-    /// A user's turn comes. Users who got a message within `interval` seconds, or may have, are skipped.
+    /// Handles a user's turn. A user who got a message within `interval` seconds, or may have, is skipped.
     pub fn turn(
         &mut self,
         broadcast: &mut Broadcast,
@@ -163,20 +164,20 @@ impl Model {
             return Step::None;
         }
         let name = Name::Broadcast(user, broadcast.number);
-        assert!(!self.leases.contains_key(&name), "one lease for each message");
+        assert!(!self.leases.contains_key(&name), "a message has one lease");
         assert!(self.take(user, name.clone(), owner, terms, &broadcast.wanted, FINGERPRINT));
         broadcast.flight.insert(user);
         broadcast.taken += 1;
         Step::Lease(self.message(&name))
     }
 
-    /// When the last message was sent to a user, or may have been: a lease counts as a message until it ends.
+    /// When the last message was sent to a user, or may have been. A lease counts as a message until it ends.
     fn sent_at(&self, user: usize) -> Option<i64> {
         let theirs = self.leases.values().filter(|lease| lease.user == user && !lease.erased);
         theirs.map(|lease| lease.deadline.min(self.now)).chain(self.touched(user)).max()
     }
 
-    /// Somebody goes on with a user.
+    /// Another owner takes over the message to a user.
     pub fn take_over(&mut self, broadcast: &mut Broadcast, user: usize, owner: LeaseId, terms: &LeaseTerms) -> Step {
         if !broadcast.flight.contains(&user) {
             return Step::None;
@@ -199,12 +200,12 @@ impl Model {
         Step::Lease(self.message(&name))
     }
 
-    /// Who has the lease of a message.
+    /// The owner of the lease of a message.
     pub fn owner(&self, broadcast: &Broadcast, user: usize) -> Option<LeaseId> {
         self.leases.get(&Name::Broadcast(user, broadcast.number)).map(|lease| lease.owner)
     }
 
-    /// Settles one message; answers the next lease.
+    /// Settles one message. Returns the next lease.
     pub fn settle_message(
         &mut self,
         broadcast: &mut Broadcast,
@@ -260,13 +261,13 @@ impl Model {
         None
     }
 
-    /// WeChat reports that a message was not delivered; whether that is new.
+    /// Records a delivery failure that WeChat reports. Returns whether it is new.
     pub fn fail_late(&mut self, broadcasts: &mut [Broadcast], user: usize, msgid: u64) -> bool {
         for broadcast in broadcasts {
             if broadcast.sent.remove(&msgid) {
                 *broadcast.tally.get_mut(DELIVERED).unwrap() -= 1;
                 *broadcast.tally.entry(FAILED_LATER.to_owned()).or_default() += 1;
-                // Who was erased since is not listed.
+                // A user who was erased since is not listed.
                 if self.touched(user).is_some() {
                     broadcast.ended.insert(user, FAILED_LATER.to_owned());
                 }
@@ -277,12 +278,12 @@ impl Model {
         !known
     }
 
-    /// Whether a failure of this message is known.
+    /// Whether a delivery failure of this message is known.
     pub fn failed(&self, msgid: u64) -> bool {
         self.failed.contains_key(&msgid)
     }
 
-    /// A lease as broadcasts have it: they do not ask what is left for the user.
+    /// A lease as broadcasts get it: without the number of messages that are left for the user.
     fn message(&self, name: &Name) -> Lease {
         Lease { messages_left: 0, ..self.reply(name) }
     }

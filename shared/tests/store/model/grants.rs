@@ -1,4 +1,4 @@
-//! Grants in plain Rust, and who sends with one.
+//! A model of grants and send locks in plain Rust.
 
 use shared::credential::{GrantUses, Kind};
 use shared::store::credentials::KEEP_ONCE;
@@ -7,11 +7,11 @@ use shared::store::record::MAX_USES;
 
 use super::{Held, Model, NEVER};
 
-/// The slot of a long-term subscription, and those of other grants.
+/// The slot of a long-term subscription. Other grants use `SLOTS`.
 pub const LONG_TERM: u8 = 127;
 const SLOTS: std::ops::RangeInclusive<u8> = 128..=247;
 
-/// A grant as it is collected; the key is one of its user's.
+/// A grant to collect. Its dedup key belongs to its user.
 #[derive(Debug, Clone)]
 pub struct Grant {
     pub template: String,
@@ -19,7 +19,7 @@ pub struct Grant {
     pub key: Option<u8>,
 }
 
-/// Who sends to a user, and until when at most.
+/// A send lock: who sends to a user, and until when at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     pub owner: LeaseId,
@@ -51,7 +51,7 @@ impl Model {
         true
     }
 
-    /// Whether the user's key was not known so far.
+    /// Records a dedup key of a user. Returns whether it is new.
     fn tell(&mut self, user: usize, key: u8) -> bool {
         let known = self.once.contains_key(&(user, key));
         if !known {
@@ -60,7 +60,7 @@ impl Model {
         !known
     }
 
-    /// Fills the records of the template one by one, and then begins others.
+    /// Fills the records of the template one by one, then creates further ones.
     pub(super) fn add_uses(&mut self, user: usize, template: &str, mut count: u16) {
         let records = &mut self.users[user];
         for held in records.iter_mut().filter(|held| held.is_grant_of(template) && held.slot != LONG_TERM) {
@@ -79,7 +79,7 @@ impl Model {
         self.ledger.dropped += u64::from(count);
     }
 
-    /// How many messages went; nothing if the key is known.
+    /// Revokes the grants of a template. Returns how many uses were removed; `None` if the key is known.
     pub fn void(&mut self, user: usize, template: &str, key: u8) -> Option<u32> {
         if !self.tell(user, key) {
             return None;
@@ -93,24 +93,24 @@ impl Model {
         self.users[user].extract_if(.., |held| held.is_grant_of(template)).map(|held| u64::from(held.uses)).sum()
     }
 
-    /// The leased use of a long-term subscription comes back, unless that was voided meanwhile.
+    /// Returns the leased use of a long-term subscription. False if the subscription was revoked meanwhile.
     pub(super) fn restore(&mut self, user: usize, leased: &Held) -> bool {
         let gone = self.users[user].iter_mut().find(|held| held.is(leased) && held.uses == 0);
         gone.map(|held| held.uses = 1).is_some()
     }
 
-    /// Whether a user has a grant of the template that can be used, now or when a message has ended.
+    /// Whether a user has a grant of the template that can be used now or after the current message has ended.
     pub(super) fn granted(&self, user: usize, template: &str) -> bool {
         let granted = |held: &Held| held.is_grant_of(template) && (held.uses > 0 || held.slot == LONG_TERM);
         self.users[user].iter().any(granted)
     }
 
-    /// Who sends to a user now.
+    /// The send lock of a user, unless it has expired.
     pub fn mark(&self, user: usize) -> Option<Mark> {
         self.marks[user].filter(|mark| mark.until > self.now)
     }
 
-    /// For how long somebody else than these sends to the user.
+    /// For how long the user is locked by an owner other than these.
     pub(super) fn busy_for(&self, user: usize, owners: &[LeaseId]) -> Option<i64> {
         self.mark(user).filter(|mark| !owners.contains(&mark.owner)).map(|mark| mark.until - self.now)
     }

@@ -1,4 +1,4 @@
-//! Leases in plain Rust.
+//! A model of leases in plain Rust.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use super::{Finished, Held, InFlight, LONG_TERM, Mark, Model, Name};
 
 /// What may be leased for a user.
 pub(super) enum Found {
-    /// The record in this place.
+    /// The record at this index.
     At(usize),
-    /// Something, but somebody else sends to the user for so long.
+    /// A grant, but another owner has locked the user for so many seconds.
     Busy(i64),
     Nothing,
 }
@@ -62,7 +62,7 @@ impl Model {
         if taken { Leased::Lease(self.reply(&name)) } else { Leased::None }
     }
 
-    /// Gives a lease to another owner, who sends from now on.
+    /// Moves a lease to another owner, who sends from now on.
     pub(super) fn take_lease_over(&mut self, name: &Name, owner: LeaseId, terms: &LeaseTerms) {
         let deadline = self.now + terms.duration.as_secs() as i64;
         let lease = self.leases.get_mut(name).unwrap();
@@ -74,7 +74,7 @@ impl Model {
     }
 
     pub fn recorded(&self, user: usize, request: &Request) -> Recorded {
-        // Any id will do: the name is the request's.
+        // Any lease id works, since the request determines the name.
         let name = Name::of(user, LeaseId([0; 16]), Some(request));
         match (self.requests.get(&name), self.leases.get(&name)) {
             (Some(done), _) if done.fingerprint != request.fingerprint => Recorded::Reused,
@@ -162,7 +162,7 @@ impl Model {
         reaped
     }
 
-    /// What would be leased.
+    /// Finds what would be leased.
     pub(super) fn find(&self, user: usize, terms: &LeaseTerms, wanted: &Wanted, owner: LeaseId) -> Found {
         let earliest = self.now + terms.margin.as_secs() as i64;
         let template = wanted.template.as_ref().map(|template| template.as_str());
@@ -214,7 +214,7 @@ impl Model {
         true
     }
 
-    /// `sent_at` is when the message was sent at the latest, if it was.
+    /// Applies the end of a lease. `sent_at` is the latest time at which the message may have been sent.
     pub(super) fn apply(&mut self, lease: &InFlight, verdict: Verdict, sent_at: i64) {
         let (user, held) = (lease.user, &lease.held);
         self.unmark(user, held, lease.owner);

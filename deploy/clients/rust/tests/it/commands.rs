@@ -1,11 +1,11 @@
-//! The commands of proto/README.md, run in order.
+//! Runs the commands of proto/README.md in order.
 
 use std::process::Command;
 
 use crate::rig::{Rig, Service, python, root, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_commands_that_make_stubs_work() {
+async fn commands_of_the_proto_readme_work() {
     let Some(python) = python() else { return };
     let rig = Rig::start(&[]).await;
     let readme = text("proto/README.md");

@@ -1,4 +1,4 @@
-//! What callers are told, held against what the services do.
+//! Compares the documentation for callers with what the services do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use crate::rig::{root, text};
 
-/// Of reasons, their codes.
+/// Error reasons and their codes.
 type Reasons = BTreeMap<String, String>;
 
 fn is_constant(word: &str) -> bool {
     word.len() > 3 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
 }
 
-/// Those in the comments at the heads of the services.
+/// The reasons in the comments at the heads of the protos.
 fn in_protos() -> Reasons {
     let protos = ["collector", "dispatcher"].map(|name| text(&format!("proto/formid/v1/{name}.proto")));
     let lines = protos.iter().flat_map(|proto| proto.lines());
@@ -37,14 +37,14 @@ fn rows(readme: &str, heading: &str) -> Vec<Vec<String>> {
     rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect()).collect()
 }
 
-/// Those in a table; a row may have several.
+/// The reasons in a table. A row may contain several.
 fn in_table(readme: &str, heading: &str) -> Reasons {
     let rows = rows(readme, heading);
     let reasons = rows.iter().flat_map(|row| row[0].split(", ").map(|reason| (reason.to_owned(), row[1].clone())));
     reasons.collect()
 }
 
-/// Those that the source of the services makes errors with.
+/// The reasons of errors in the source of the services.
 fn in_source() -> Reasons {
     let mut reasons = Reasons::new();
     for folder in ["shared/src", "collector/src", "dispatcher/src"] {
@@ -59,7 +59,7 @@ fn in_source() -> Reasons {
             }
             for (call, code) in [("precondition(", "FAILED_PRECONDITION"), ("unavailable(", "UNAVAILABLE")] {
                 for (start, _) in source.match_indices(call) {
-                    // A reason, or a variable with one of several.
+                    // The argument is a reason, or a variable with one of several reasons.
                     let argument = source[start + call.len()..].split(')').next().unwrap();
                     let choice = source[..start].rfind(&format!("let{argument}="));
                     let named = choice.map_or(argument, |choice| &source[choice..start]);
@@ -96,7 +96,7 @@ fn capitals(code: &str) -> String {
 }
 
 #[test]
-fn callers_are_told_of_every_reason_and_of_no_other() {
+fn protos_and_readmes_list_exactly_the_reasons_of_the_source() {
     let (protos, source) = (in_protos(), in_source());
     assert!(source.len() >= 25, "{source:?}");
     assert_eq!(protos, source, "the heads of the protos and the source");
@@ -106,7 +106,7 @@ fn callers_are_told_of_every_reason_and_of_no_other() {
     assert_eq!(in_front, source, "README.md and the source");
 }
 
-/// What the service config says of a method.
+/// The settings of a method in the service config.
 #[derive(Debug, Default, PartialEq)]
 struct Rules {
     deadline: Option<Duration>,
@@ -119,9 +119,9 @@ fn service_config() -> BTreeMap<String, Rules> {
     for part in config["methodConfig"].as_array().unwrap() {
         let policy = &part["retryPolicy"];
         if policy.is_object() {
-            // Everything else is either final or asks for a wait of its own.
+            // Every other code is either final or asks for its own wait.
             assert_eq!(policy["retryableStatusCodes"], serde_json::json!(["UNAVAILABLE"]));
-            // More than libraries take.
+            // Libraries limit the attempts to 5.
             assert!(policy["maxAttempts"].as_u64().unwrap() <= 5);
         }
         for name in part["name"].as_array().unwrap() {
@@ -139,7 +139,7 @@ fn humantime(seconds: &str) -> Duration {
 }
 
 #[test]
-fn the_service_config_does_what_the_table_of_methods_says() {
+fn service_config_matches_the_table_of_methods() {
     let table: BTreeMap<String, Rules> = rows(&text("proto/README.md"), "| method | deadline |")
         .into_iter()
         .map(|row| {
@@ -163,7 +163,7 @@ fn the_service_config_does_what_the_table_of_methods_says() {
 }
 
 #[test]
-fn the_deadline_of_a_send_leaves_a_dispatcher_with_its_defaults_time_to_end() {
+fn deadline_of_a_send_suffices_for_a_default_dispatcher() {
     let folder = tempfile::tempdir().unwrap();
     let apps = folder.path().join("apps.toml");
     std::fs::write(&apps, "[apps.wx0123456789abcdef]\nsecret = \"secret\"\n").unwrap();
@@ -173,12 +173,12 @@ fn the_deadline_of_a_send_leaves_a_dispatcher_with_its_defaults_time_to_end() {
     let pauses: Duration =
         (1..settings.limits.attempts).map(|tries| settings.limits.backoff * (1 << (tries - 1))).sum();
     let asked = timeout * settings.limits.attempts + pauses;
-    assert_eq!(asked, Duration::from_millis(26_500), "what proto/README.md says");
+    assert_eq!(asked, Duration::from_millis(26_500), "the time that proto/README.md gives");
     let turn = timeout;
     let redis = 2 * settings.common.store.redis.timeout;
     let deadline = service_config()["formid.v1.DispatcherService.SendTemplate"].deadline.unwrap();
     assert!(settings.limits.terms.duration + turn + redis <= deadline && asked + turn + redis <= deadline);
-    // Both clients have the same.
+    // Both clients have the same deadlines.
     let collect = service_config()["formid.v1.CollectorService.Collect"].deadline.unwrap();
     for (name, deadline) in [("COLLECT", collect.as_secs()), ("SEND", deadline.as_secs())] {
         let rust = format!("const {name}: Duration = Duration::from_secs({deadline});\n");
@@ -189,7 +189,7 @@ fn the_deadline_of_a_send_leaves_a_dispatcher_with_its_defaults_time_to_end() {
 }
 
 #[test]
-fn the_lines_that_read_an_error_are_those_of_the_clients() {
+fn readme_lines_that_read_an_error_are_in_the_clients() {
     let readme = text("proto/README.md");
     for (language, file) in
         [("rust", "deploy/clients/rust/src/problem.rs"), ("python", "deploy/clients/python/client.py")]

@@ -1,4 +1,4 @@
-//! Dispatchers that die and stop in the middle of sends, as the clients see it.
+//! Replicas that are killed or stopped in the middle of calls, as the clients see it.
 
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -11,20 +11,20 @@ use crate::rig::{Client, Ended, Rig, Service, all_delivered};
 
 const MESSAGES: usize = 200;
 
-/// Users of the load, which sends at most 100 messages a second, for as long as it finds users.
+/// Number of users of the load, which sends at most 100 messages per second, while there are users left.
 const USERS: usize = 3000;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A dispatcher that dies leaves messages behind, which another may take over after the lease.
+/// A killed dispatcher leaves messages in flight, which another may take over after the lease.
 const SHORT_LEASE: [&str; 6] = ["--lease", "2s", "--reap-interval", "200ms", "--drain-wait", "300ms"];
 
-/// One dispatcher after the other is killed while messages are under way; only the first comes back.
+/// Kills one dispatcher after the other while messages are in flight. Only the first is started again.
 async fn survives_kills(client: impl FnOnce(&Rig) -> Option<Command>) {
     let mut rig = Rig::start(&SHORT_LEASE).await;
     let Some(mut command) = client(&rig) else { return };
     command.args(["--at-once", "8", "--patience", "3600"]);
-    // Slow enough that there is a middle: some 60 a second.
+    // Slow enough that a kill hits messages in flight: about 60 messages per second.
     let slow = sandbox::Settings { latency_ms: 100, jitter_ms: 50, ..rig.sandbox.settings() };
     rig.sandbox.set_settings(slow).unwrap();
     let client = Client::start(command, rig.orders(MESSAGES), Duration::ZERO);
@@ -38,21 +38,21 @@ async fn survives_kills(client: impl FnOnce(&Rig) -> Option<Command>) {
     assert!(well);
     let books = rig.books();
     assert_eq!((books.delivered, books.messages, books.delivered_twice), (200, 200, 0), "{books:?}");
-    // A message that was in hand at a kill is known to the other dispatcher as under way.
-    assert!(told.contains("REQUEST_UNDER_WAY"), "no kill hit a message: {told}");
+    // The other dispatcher answers that a message of the killed one is in progress.
+    assert!(told.contains("REQUEST_UNDER_WAY"), "no message was in flight at a kill: {told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rust_client_loses_no_message_and_sends_none_twice_when_dispatchers_are_killed() {
+async fn rust_client_sends_each_message_once_when_dispatchers_die() {
     survives_kills(|rig| Some(rig.rust())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_python_client_loses_no_message_and_sends_none_twice_when_dispatchers_are_killed() {
+async fn python_client_sends_each_message_once_when_dispatchers_die() {
     survives_kills(Rig::python).await;
 }
 
-/// One replica after the other is stopped as an operator does it and started again, each once `some_more` happened.
+/// Stops each replica gracefully, one after the other, and starts it again, each time after `some_more` has completed.
 async fn restart_all(rig: &mut Rig, mut some_more: impl AsyncFnMut(&Rig)) {
     for service in [Service::Collector, Service::Dispatcher] {
         for which in [0, 1] {
@@ -65,10 +65,10 @@ async fn restart_all(rig: &mut Rig, mut some_more: impl AsyncFnMut(&Rig)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_fails_and_nothing_is_lost_or_sent_twice_while_all_replicas_are_restarted_under_load() {
+async fn rolling_restart_under_load_fails_no_call_and_loses_nothing() {
     let mut rig = Rig::start_both(&["--drain-wait", "500ms"]).await;
     let load = Load::new(&rig.addresses(Service::Collector), &rig.addresses(Service::Dispatcher)).await;
-    // Two rights for each user, so that a second message to one would go out.
+    // Two form ids for each user, so that a second message to a user would be delivered.
     let (users, rights) = rig.submissions(USERS, 2);
     load.collect_all(rights).await;
     let under_way = load.start(users);
@@ -82,7 +82,7 @@ async fn no_call_fails_and_nothing_is_lost_or_sent_twice_while_all_replicas_are_
     let Done { collected, sent, batches, resumed } = done;
     let [transparent, repeated] = [&load.transparent, &load.repeated].map(|count| count.load(Ordering::Relaxed));
     println!("{done:?}, {transparent} transparent retries, {repeated} by the policy");
-    assert!(resumed >= 1, "the stream came through a restart of its collector");
+    assert!(resumed >= 1, "the stream was not resumed after a restart of its collector");
     let books = rig.books();
     assert_eq!((books.delivered, books.delivered_twice, books.answers.len()), (sent, 0, 1), "{books:?}");
     let ledger = rig.ledger().await;
@@ -90,13 +90,13 @@ async fn no_call_fails_and_nothing_is_lost_or_sent_twice_while_all_replicas_are_
     assert_eq!((ledger.collected, ledger.consumed, ledger.available), (taken_in, sent, taken_in - sent), "{ledger:?}");
 }
 
-/// A client that has no patience of its own: the library repeats, by the service config.
+/// A client without retries of its own: the gRPC library retries as the service config says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_service_config_alone_no_call_fails_in_a_restart_of_all_replicas() {
+async fn rolling_restart_fails_no_call_with_the_service_config_alone() {
     let mut rig = Rig::start_both(&["--drain-wait", "500ms"]).await;
     let Some(mut command) = rig.python() else { return };
     command.arg("--policy-only");
-    // More than it will come to: the load goes on for as long as the restarts take.
+    // More orders than needed: the load continues until the restarts are done.
     let client = Client::start(command, rig.orders(3000), Duration::from_millis(20));
     restart_all(&mut rig, async |rig| rig.delivered(rig.books().delivered + 25).await).await;
     client.enough();
@@ -105,6 +105,6 @@ async fn with_the_service_config_alone_no_call_fails_in_a_restart_of_all_replica
     assert!(well);
     let books = rig.books();
     assert_eq!((books.delivered, books.delivered_twice), (given as u64, 0), "{books:?}");
-    // It would tell of each call that it repeats by itself.
+    // The client prints each retry of its own.
     assert_eq!(told, "");
 }

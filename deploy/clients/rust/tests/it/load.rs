@@ -1,8 +1,9 @@
-//! Calls that go on whatever becomes of the replicas, made as a gRPC library with proto/service-config.json makes them.
+//! A continuous load of calls, made as a gRPC library with proto/service-config.json makes them.
 //!
-//! tonic has no service config, so here is what stands in its place: each call goes to the next replica, one that never
-//! left goes once more to another (gRPC calls it a transparent retry), and UNAVAILABLE is repeated as the config says.
-//! Harder than a library in one thing: it does not look at health, so it calls a replica that drains to the end.
+//! tonic has no service config, so this module implements it. Each call goes to the next replica. A call that never
+//! left is made once more with another replica (a transparent retry in gRPC's terms). UNAVAILABLE is retried as the
+//! config says. The load is stricter than a library in one point: it does not check health, so it calls a draining
+//! replica until the end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,31 +26,31 @@ use crate::problem::Problem;
 use crate::replicas::{Replica, Replicas};
 use crate::rig::{APP, text};
 
-/// From one call to the next: 200 a second, as long as no more than so many are in flight.
+/// Interval between calls: 200 per second, while fewer than `IN_FLIGHT` are in flight.
 const PACE: Duration = Duration::from_millis(5);
 const IN_FLIGHT: usize = 64;
-/// From one batch of the stream to the next.
+/// Interval between batches of the stream.
 const BATCH_PACE: Duration = Duration::from_millis(50);
-/// Of the stream's batches, those without an acknowledgement.
+/// Most batches of the stream without an acknowledgement.
 const UNACKNOWLEDGED: usize = 8;
 
-/// How often a call that never left goes to another replica.
+/// How often a call that never left is moved to another replica.
 const MOVES: u32 = 3;
 
-/// What is called, and what was counted meanwhile.
+/// The load: its targets and its counters.
 pub struct Load {
     collectors: Replicas,
     dispatchers: Replicas,
     policy: Policy,
     enough: AtomicBool,
     ended: AtomicUsize,
-    /// Calls that never left at the first try.
+    /// Number of transparent retries of calls that never left.
     pub transparent: AtomicUsize,
-    /// Calls that were repeated because the config says so.
+    /// Number of retries by the service config.
     pub repeated: AtomicUsize,
 }
 
-/// How often UNAVAILABLE is repeated, and after which pauses.
+/// How often UNAVAILABLE is retried, and with which backoff.
 struct Policy {
     attempts: u64,
     backoff: f64,
@@ -58,7 +59,7 @@ struct Policy {
 }
 
 impl Policy {
-    /// The one that the service config has for SendTemplate, and for Collect too.
+    /// The retry policy of the service config for SendTemplate. The one of Collect is the same.
     fn read() -> Self {
         let config: serde_json::Value = serde_json::from_str(&text("proto/service-config.json")).unwrap();
         let of = |method: &str| {
@@ -84,21 +85,21 @@ impl Policy {
     }
 }
 
-/// What a load has done.
+/// The results of a load.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// Credentials that were taken in.
+    /// Number of credentials collected.
     pub collected: u64,
-    /// Messages that were delivered.
+    /// Number of messages delivered.
     pub sent: u64,
-    /// Batches of the stream, one credential each.
+    /// Number of batches of the stream, with one credential each.
     pub batches: u64,
-    /// How often the stream was told to go on elsewhere, and did.
+    /// How often the stream was resumed with another replica.
     pub resumed: u64,
 }
 
 impl Load {
-    /// Against both replicas of each service.
+    /// Creates a load on both replicas of each service.
     pub async fn new(collectors: &[String], dispatchers: &[String]) -> Arc<Self> {
         let open = async |addresses: &[String], deadline| {
             Replicas::open(&addresses.join(","), None, None, Duration::from_secs(deadline)).await.unwrap()
@@ -114,25 +115,26 @@ impl Load {
         })
     }
 
-    /// How many calls have ended.
+    /// Number of calls that have ended.
     pub fn ended(&self) -> usize {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// No call begins any more.
+    /// Stops the load: no further call is made.
     pub fn enough(&self) {
         self.enough.store(true, Ordering::Relaxed);
     }
 
-    /// Stores what users handed out, as many as there are.
+    /// Collects all these credentials.
     pub async fn collect_all(&self, credentials: Vec<Credential>) {
         for part in credentials.chunks(1000) {
             self.collect(part.to_vec()).await;
         }
     }
 
-    /// Every second call collects of a user of its own, every other sends to one of `users` while there are some left, in
-    /// turn with and without a request id, until it is enough. A call that fails ends it, loudly.
+    /// Starts the load. Every second call collects a form id of a new user. Every other call sends to one of `users`
+    /// while some are left, alternately with and without a request id. The load runs until it is stopped. It panics if
+    /// a call fails.
     pub fn start(self: &Arc<Self>, users: Vec<String>) -> JoinHandle<Done> {
         let (load, stream) = (Arc::clone(self), tokio::spawn(Arc::clone(self).stream()));
         tokio::spawn(async move {
@@ -177,7 +179,7 @@ impl Load {
         let call = async |replica, request| CollectorServiceClient::new(replica).collect(request).await;
         let (answer, tries) = self.call(&self.collectors, request, call).await;
         for result in answer.results {
-            // A try whose answer was lost may have stored it.
+            // An attempt whose answer was lost may have stored it.
             let well =
                 result.status() == CollectStatus::Stored || tries > 1 && result.status() == CollectStatus::Duplicate;
             assert!(well, "{result:?} after {tries} tries");
@@ -199,7 +201,7 @@ impl Load {
         assert_eq!(answer.outcome(), Outcome::Delivered);
     }
 
-    /// One call as a library makes it; its answer, and how many tries came to a service.
+    /// Makes one call as a library makes it. Returns its answer, and the number of attempts that reached a service.
     async fn call<Q: Clone, A, F: Future<Output = Result<Response<A>, Status>>>(
         &self,
         replicas: &Replicas,
@@ -216,18 +218,18 @@ impl Load {
             if failed.problem.is_of_the_replica() {
                 replicas.avoid(address);
             }
-            // One replica is away at a time, so there is always another.
+            // Only one replica is down at a time, so there is always another.
             if failed.problem.never_left() && unseen < MOVES {
                 unseen += 1;
                 self.transparent.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             tries += 1;
-            // UNAVAILABLE without a reason is a connection that broke in the middle. A library would repeat that too, and a
-            // message without a request id might go out twice.
+            // UNAVAILABLE without a reason is a connection that broke during the call. A library would retry that too,
+            // and a message without a request id might be delivered twice.
             let repeatable = failed.code == Code::Unavailable && failed.problem.is_formids();
             if !repeatable || tries == self.policy.attempts {
-                // No use in going on.
+                // The test has failed: end the load.
                 self.enough();
                 panic!("a call failed after {tries} tries: {failed:?}");
             }
@@ -236,8 +238,9 @@ impl Load {
         }
     }
 
-    /// One stream of batches that goes on elsewhere when it is told to, and there sends again what was not acknowledged.
-    /// Answers how many batches that were, and how often it went on.
+    /// Runs one stream of batches. When the service asks for it, the stream is resumed with another replica, and
+    /// batches without an acknowledgement are sent again. Returns the number of batches, and how often the stream was
+    /// resumed.
     async fn stream(self: Arc<Self>) -> (u64, u64) {
         let (mut open, mut resumed, mut next) = (BTreeMap::new(), 0, 0);
         let mut ticks = ticks(BATCH_PACE);
@@ -255,7 +258,7 @@ impl Load {
                 }
             };
             for batch in open.values() {
-                // A stream that has ended by now says so below.
+                // If the stream has ended by now, its error is handled below.
                 let _ = batches.send(Clone::clone(batch)).await;
             }
             let mut batches = Some(batches);
@@ -268,7 +271,7 @@ impl Load {
                             assert!(open.remove(&acknowledgement.sequence).is_some());
                         }
                         Ok(None) => {
-                            assert!(batches.is_none() && open.is_empty(), "the stream ended without a word");
+                            assert!(batches.is_none() && open.is_empty(), "the stream ended early without an error");
                             break 'streams (next, resumed);
                         }
                         Err(status) => {
@@ -298,7 +301,7 @@ impl Load {
     }
 }
 
-/// A call that failed, with its code.
+/// A failed call, with its code.
 #[derive(Debug)]
 struct Failed {
     code: Code,
@@ -312,18 +315,18 @@ impl From<Status> for Failed {
 }
 
 impl Failed {
-    /// Of a stream: go on with another one.
+    /// Whether a stream should be resumed with another replica.
     fn is_told_to_resume(&self) -> bool {
         self.problem.never_left() || self.problem.is_formids() && self.problem.is_of_the_replica()
     }
 }
 
-/// What a user handed out.
+/// A form id of a user.
 pub fn form(openid: String, id: String) -> Credential {
     Credential { openid, right: Some(Right::FormId(id)), obtained_at: None }
 }
 
-/// The pace is kept: what a busy machine delays is made up for.
+/// Keeps the average pace: ticks that a busy machine delays are made up for.
 fn ticks(pace: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval(pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);

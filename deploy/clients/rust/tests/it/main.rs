@@ -1,10 +1,10 @@
-//! What callers are told and given: proto/README.md, the service config, and the clients in Rust and Python, the latter as
-//! processes against real services.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
+//! Tests of what callers rely on: proto/README.md, the service config, and the clients in Rust and Python. The clients
+//! run as processes against real services.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test should end it")]
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test that is skipped says so, and one what it measured"
+    reason = "a skipped test says so, and one test prints its measurements"
 )]
 
 mod commands;
@@ -15,8 +15,8 @@ mod policy;
 mod rig;
 mod torn;
 
-// Of the client in Rust, what stands in place of the channel of a gRPC library.
-#[allow(dead_code, reason = "the patience is the test's own")]
+// Modules of the Rust client that replace the channel of a gRPC library.
+#[allow(dead_code, reason = "the tests have their own retries")]
 #[path = "../../src/problem.rs"]
 mod problem;
 #[path = "../../src/replicas.rs"]

@@ -1,4 +1,4 @@
-//! The service config at work in a gRPC library that takes one: Python's, which is that of C++ too.
+//! The service config in a gRPC library that supports it: Python's, which shares its core with C++.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use sandbox::{FaultKind, Rule};
 use crate::rig::{Client, Ended, Rig};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_policy_repeats_what_is_unavailable_and_nothing_else() {
-    // So that a busy WeChat comes through as WECHAT_BUSY at once.
+async fn retry_policy_retries_only_unavailable() {
+    // With one attempt, the dispatcher answers a busy WeChat with WECHAT_BUSY at once.
     let rig = Rig::start(&["--attempts", "1"]).await;
-    // Each with the code that WeChat answers, how often, how it ends, and how many calls that takes.
+    // Each case: WeChat's errcode, how often it is answered, the result, and the number of calls.
     let cases = [
         (-1, 2, "delivered", 3),
         (-1, 5, "failed: WECHAT_BUSY, errcode -1", 5),
@@ -23,12 +23,13 @@ async fn the_policy_repeats_what_is_unavailable_and_nothing_else() {
         let Some(mut command) = rig.python() else { return };
         command.arg("--policy-only");
         let before = rig.books().calls;
-        // Another order each time, and so another request id.
+        // Each case has its own order, and so its own request id.
         let order = format!("{times}-{errcode}-{}", rig.orders(1)[0]);
         let begun = Instant::now();
         let Ended { lines, told, .. } = Client::start(command, vec![order], Duration::ZERO).end().await;
-        // Each after the second that WECHAT_BUSY asks for, which is more than the policy would wait before the first ones.
-        assert!(begun.elapsed() >= Duration::from_secs(calls - 1), "it did not wait as it was told");
+        // WECHAT_BUSY asks for one second before each retry, which is more than the policy would wait before the first
+        // ones.
+        assert!(begun.elapsed() >= Duration::from_secs(calls - 1), "the client did not wait as RetryInfo asks");
         let ending = lines[0].split_once(": ").unwrap().1;
         assert!(ending.starts_with(ends), "{lines:?} {told}");
         assert_eq!(rig.books().calls - before, calls, "{errcode} {lines:?}");

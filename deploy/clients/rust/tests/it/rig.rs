@@ -1,5 +1,5 @@
-//! A Redis, a sandbox in place of WeChat, two collectors and two dispatchers, and the clients, all as processes but the
-//! sandbox.
+//! A fixture: a Redis, a sandbox in place of WeChat, two collectors, two dispatchers, and the clients. All are
+//! processes except for the sandbox.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,22 +24,25 @@ pub const APP: &str = "wx0123456789abcdef";
 const SECRET: &str = "the-secret-of-the-app";
 const SOON: Duration = Duration::from_secs(30);
 
-/// The checkout.
+/// Root of the checkout.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").canonicalize().unwrap()
 }
 
-/// A file of the checkout.
+/// Content of a file of the checkout.
 pub fn text(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// A Python with the packages of the client's requirements, which deploy/test.sh makes; none where they cannot be had.
+/// A Python with the packages that the client requires, which deploy/test.sh creates. `None` if they are not available.
 pub fn python() -> Option<String> {
     let python = std::env::var("FORMID_PYTHON").unwrap_or_default();
-    assert!(!python.is_empty(), "FORMID_PYTHON names no Python with the client's packages; ./deploy/test.sh makes one");
+    assert!(
+        !python.is_empty(),
+        "FORMID_PYTHON is not set to a Python with the client's packages; ./deploy/test.sh sets it"
+    );
     if python == "none" {
-        eprintln!("skipped: there is no Python with the client's packages");
+        eprintln!("skipped: no Python with the client's packages is available");
         return None;
     }
     Some(python)
@@ -54,10 +57,10 @@ pub struct Rig {
     dispatchers: [Replica; 2],
 }
 
-/// A port, and what listens there; nothing while it is down.
+/// A port, and the process that listens on it. `None` while it is down.
 type Replica = (u16, Option<Process>);
 
-/// What services are given beside the usual.
+/// Additional flags of the services.
 #[derive(Default)]
 struct Flags {
     both: Vec<String>,
@@ -72,12 +75,12 @@ pub enum Service {
 }
 
 impl Rig {
-    /// Dispatchers with more flags.
+    /// Starts with additional flags for the dispatchers.
     pub async fn start(flags: &[&str]) -> Self {
         Self::start_with(Flags { dispatchers: owned(flags), ..Flags::default() }).await
     }
 
-    /// Both services with more flags.
+    /// Starts with additional flags for both services.
     pub async fn start_both(flags: &[&str]) -> Self {
         Self::start_with(Flags { both: owned(flags), ..Flags::default() }).await
     }
@@ -90,7 +93,7 @@ impl Rig {
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(sandbox::serve(listener, sandbox.clone(), std::future::pending()));
         let folder = tempfile::tempdir().unwrap();
-        // As long as a busy machine takes, unless a lease is to be over soon.
+        // Long enough for a busy machine, unless the test needs a short lease.
         let timeout = if flags.dispatchers.iter().any(|flag| flag == "--lease") { "1s" } else { "20s" };
         let apps = format!(
             "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"1s\"\n"
@@ -112,7 +115,7 @@ impl Rig {
         }
     }
 
-    /// Starts a replica, again on its port; answers once it is ready.
+    /// Starts a replica, always on its own port. Returns once it is ready.
     pub async fn start_replica(&mut self, service: Service, which: usize) {
         let apps_file = self.folder.path().join("apps.toml").display().to_string();
         let (name, own) = match service {
@@ -128,19 +131,19 @@ impl Rig {
         serving(port).await;
     }
 
-    /// Ends a replica without warning.
+    /// Kills a replica.
     pub fn kill(&mut self, service: Service, which: usize) {
         self.replica(service, which).1 = None;
     }
 
-    /// Ends a replica as an operator does; answers once it has drained.
+    /// Stops a replica gracefully. Returns once it has drained.
     pub async fn stop(&mut self, service: Service, which: usize) {
-        let process = self.replica(service, which).1.as_mut().expect("it is down");
+        let process = self.replica(service, which).1.as_mut().expect("the replica is running");
         process.signal("TERM");
-        assert_eq!(process.wait(SOON).await, Some(0), "the {service:?} does not end well");
+        assert_eq!(process.wait(SOON).await, Some(0), "the {service:?} did not exit with 0");
     }
 
-    /// Where both replicas are.
+    /// Addresses of both replicas.
     pub fn addresses(&self, service: Service) -> [String; 2] {
         let replicas = match service {
             Service::Collector => &self.collectors,
@@ -149,14 +152,14 @@ impl Rig {
         replicas.each_ref().map(|(port, _)| format!("127.0.0.1:{port}"))
     }
 
-    /// Lines for the clients: as many orders, each of a user who has submitted a form.
+    /// Input lines for the clients: this many orders, each of a user who has submitted a form.
     pub fn orders(&self, count: usize) -> Vec<String> {
         let users: Vec<_> = (0..count).map(|number| format!("oUser{number}")).collect();
         let ids = self.sandbox.submit(APP, users.iter().map(Submission::form).collect()).unwrap();
         users.iter().zip(ids).enumerate().map(|(number, (user, id))| format!("{number} {user} {id}\n")).collect()
     }
 
-    /// Users, and what each has submitted.
+    /// Users, and the form ids that each has submitted.
     pub fn submissions(&self, users: usize, each: usize) -> (Vec<String>, Vec<Credential>) {
         let users: Vec<_> = (0..users).map(|number| format!("oUser{number}")).collect();
         let submitters: Vec<_> = users.iter().flat_map(|user| std::iter::repeat_n(user, each)).collect();
@@ -166,7 +169,7 @@ impl Rig {
         (users, rights)
     }
 
-    /// Where all that was collected is.
+    /// The ledger of the app.
     pub async fn ledger(&self) -> Ledger {
         let address = format!("http://{}", self.addresses(Service::Collector)[0]);
         let mut client = CollectorServiceClient::connect(address).await.unwrap();
@@ -174,12 +177,12 @@ impl Rig {
         stock.into_inner().ledger.unwrap()
     }
 
-    /// The client in Rust.
+    /// The Rust client.
     pub fn rust(&self) -> Command {
         self.rust_by(&self.addresses(Service::Dispatcher).join(","))
     }
 
-    /// The same with dispatchers at these addresses.
+    /// The Rust client with dispatchers at these addresses.
     pub fn rust_by(&self, dispatchers: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_example-client"));
         command.args(["--app", APP, "--collector", &self.addresses(Service::Collector).join(",")]);
@@ -187,12 +190,12 @@ impl Rig {
         command
     }
 
-    /// The client in Python, where there is one.
+    /// The Python client, if a Python is available.
     pub fn python(&self) -> Option<Command> {
         self.python_by(&self.addresses(Service::Dispatcher).join(","))
     }
 
-    /// The same with dispatchers at these addresses.
+    /// The Python client with dispatchers at these addresses.
     pub fn python_by(&self, dispatchers: &str) -> Option<Command> {
         let mut command = Command::new(python()?);
         command.arg(root().join("deploy/clients/python/client.py"));
@@ -206,7 +209,7 @@ impl Rig {
         self.sandbox.books(Some(APP)).unwrap()
     }
 
-    /// Waits until WeChat has so many messages.
+    /// Waits until this many messages are delivered.
     pub async fn delivered(&self, count: u64) {
         eventually("messages arrive", SOON, async || self.books().delivered >= count).await;
     }
@@ -216,10 +219,10 @@ fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(ToString::to_string).collect()
 }
 
-/// A service of this build. It is beside the clients, unless they alone were asked for.
+/// Starts a service of this build. Its program is in the same folder as the clients' unless only they were built.
 fn start(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
     let program = Path::new(env!("CARGO_BIN_EXE_example-client")).with_file_name(name);
-    assert!(program.is_file(), "{} is missing: cargo build --workspace --bins", program.display());
+    assert!(program.is_file(), "{} does not exist: run cargo build --workspace --bins", program.display());
     let mut command = Command::new(program);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--redis-url", &redis.url(), "--log", "warn"]);
     command.args(["--redis-timeout", "20s"]);
@@ -228,34 +231,34 @@ fn start(name: &str, port: u16, redis: &Redis, flags: &[String]) -> Process {
 
 async fn serving(port: u16) {
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect_lazy();
-    eventually("a service serves", SOON, async || {
+    eventually("the service is healthy", SOON, async || {
         let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await;
         answer.is_ok_and(|answer| answer.into_inner().status == 1)
     })
     .await;
 }
 
-/// A client at work.
+/// A running client.
 pub struct Client {
     enough: Arc<AtomicBool>,
     feeder: JoinHandle<usize>,
     runner: JoinHandle<Output>,
 }
 
-/// What a client has left behind.
+/// The result of a client.
 pub struct Ended {
-    /// It ended with 0.
+    /// Whether it exited with 0.
     pub well: bool,
-    /// How many lines it was given.
+    /// Number of input lines that it was given.
     pub given: usize,
-    /// What it printed, sorted.
+    /// Lines of its standard output, sorted.
     pub lines: Vec<String>,
-    /// What it told beside that.
+    /// Its standard error.
     pub told: String,
 }
 
 impl Client {
-    /// Starts one and gives it a line after each `pause`.
+    /// Starts a client, and gives it one line after each `pause`.
     pub fn start(mut command: Command, lines: Vec<String>, pause: Duration) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -266,7 +269,7 @@ impl Client {
             let begun = Instant::now();
             for (number, line) in lines.iter().enumerate() {
                 std::thread::sleep((pause * number as u32).saturating_sub(begun.elapsed()));
-                // One that has ended says why itself.
+                // A write fails if the client has exited. Its standard error then says why.
                 if stop.load(Ordering::Relaxed) || input.write_all(line.as_bytes()).is_err() {
                     return number;
                 }
@@ -277,12 +280,12 @@ impl Client {
         Self { enough, feeder, runner }
     }
 
-    /// It gets no more lines.
+    /// Stops giving it lines.
     pub fn enough(&self) {
         self.enough.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for its end.
+    /// Waits until the client has exited.
     pub async fn end(self) -> Ended {
         eventually("the client ends", Duration::from_secs(90), async || self.runner.is_finished()).await;
         let (given, output) = (self.feeder.join().unwrap(), self.runner.join().unwrap());
@@ -293,7 +296,7 @@ impl Client {
     }
 }
 
-/// What a client prints when all of `count` orders went well.
+/// The output of a client that delivered all of `count` orders.
 pub fn all_delivered(count: usize) -> Vec<String> {
     let mut lines: Vec<_> = (0..count).map(|number| format!("{number}: delivered")).collect();
     lines.sort();

@@ -1,5 +1,5 @@
-//! Connections that end in the middle of calls, as HTTP/2 has it: all calls on one end with it, and nobody knows what
-//! became of them.
+//! Connections that end in the middle of calls, in the ways of HTTP/2. All calls on a connection end with it, and their
+//! outcomes are unknown.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -15,11 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::rig::{APP, Client, Ended, Rig, Service, all_delivered};
 
 const MESSAGES: usize = 6;
-/// What a server says of a peer that it takes for an attacker.
+/// The HTTP/2 error code with which a server rejects a peer that it considers an attacker.
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Stands between clients and a service, and ends a connection in this way for each message that WeChat has got, in place
-/// of the answer to it; the answer to the repeated call comes through.
+/// Starts a proxy between clients and a service. For each message that WeChat has received, it ends a connection in one
+/// of these ways instead of passing the answer on. The answer to the repeated call is passed on.
 async fn tearing(to: SocketAddr, sandbox: Sandbox, torn: Arc<AtomicU64>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,7 +47,8 @@ async fn pass_on(client: TcpStream, to: SocketAddr, sandbox: Sandbox, torn: Arc<
             let calm = ENHANCE_YOUR_CALM.to_be_bytes();
             let ending = match delivered % 3 {
                 0 => [&[0, 0, 4, RST_STREAM, 0], &frame[5..9], &calm].concat(),
-                // Of the call it says that it was not begun, which is wrong, or nothing.
+                // The last stream id of 0 says that the call was not processed, which is wrong; the largest id says
+                // nothing about it.
                 1 => [&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0][..], &[0; 4], &calm].concat(),
                 _ => [&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0][..], &(u32::MAX >> 1).to_be_bytes(), &calm].concat(),
             };
@@ -74,11 +75,11 @@ async fn repeats_what_was_torn(client: impl FnOnce(&Rig, &str) -> Option<Command
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rust_client_repeats_what_ends_with_its_connection() {
+async fn rust_client_retries_calls_of_a_lost_connection() {
     repeats_what_was_torn(|rig, dispatcher| Some(rig.rust_by(dispatcher))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_python_client_repeats_what_ends_with_its_connection() {
+async fn python_client_retries_calls_of_a_lost_connection() {
     repeats_what_was_torn(|rig, dispatcher| rig.python_by(dispatcher)).await;
 }

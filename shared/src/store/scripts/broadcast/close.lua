@@ -1,10 +1,12 @@
--- Closes a bucket of a broadcast if everyone was dealt with: drops what only the sending needed, and keeps the rest. The
--- msgids of what was delivered lately go by themselves: failures are reported after the end too.
+-- Closes a bucket of a broadcast if no user is left: deletes the keys that only sending needs, and sets the expiry of
+-- the others. The msgids of recently delivered messages expire by themselves, because delivery failures are also
+-- reported after the end. Repeating the call only renews the expiry.
 --
 -- KEYS  1 todo  2 flight  3 tally  4 data  5 undelivered  6 excluded  7 permits
--- ARGV  1 seconds to keep the rest; the permits are kept for a day, until they are accounted for
---       2 '1' if those whose turn has not come shall stay out (it was cancelled)
--- Reply  1 if it is closed, 0 if somebody is left
+-- ARGV  1 seconds to keep the tally and the undelivered users; the permits are kept for a day, until they are accounted
+--       for
+--       2 '1' if users in todo do not count as left (the broadcast was cancelled)
+-- Reply  1 if the bucket is closed, 0 if users are left
 assert(#KEYS == 7 and #ARGV == 2, 'close: wrong number of arguments')
 
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end

@@ -1,16 +1,17 @@
--- Takes a task from the stream for good. A broadcast without open buckets is DONE, unless it was cancelled.
+-- Removes a task from the stream. A broadcast without open buckets becomes DONE, unless it was cancelled.
 --
 -- KEYS  1 record  2 its open buckets  3 its tasks (stream)  4 running broadcasts  5 due broadcasts
 -- ARGV  1 consumer group  2 id of the task  3 broadcast  4 bucket  5 seconds the record is kept once it is DONE
 --       6 done     the bucket is finished
---         leave    nobody need go on with it until the broadcast is resumed, unless it was resumed already: whoever leaves
---                  the task may have heard of the pause only, and the task may be one handed out since
---         pass     another replica shall go on with it
--- Reply  the state of the broadcast, '' if it is gone; 1 if no bucket is open any more
+--         leave    no replica needs to continue until the broadcast is resumed. If it was resumed or cancelled already,
+--                  the task is put back into the stream: the replica may have seen only the pause, and its task may be
+--                  one of those created since
+--         pass     another replica should continue
+-- Reply  the state of the broadcast, '' if it does not exist; 1 if no bucket is open any more
 assert(#KEYS == 5 and #ARGV == 6, 'finish: wrong number of arguments')
 
 local record, open, tasks, running, due = unpack(KEYS)
--- The stream may be a new one, handed out since, or gone.
+-- The stream may have been created again since, or may not exist.
 local held = redis.call('EXISTS', tasks) == 1 and redis.call('XACK', tasks, ARGV[1], ARGV[2]) == 1
 if held then redis.call('XDEL', tasks, ARGV[2]) end
 local state = redis.call('HGET', record, 'state')
@@ -25,7 +26,7 @@ if ARGV[6] == 'done' then
     over = 1
     redis.call('DEL', tasks)
     redis.call('SREM', running, ARGV[3])
-    -- A paused one may have been about to go on by itself.
+    -- A paused broadcast may have been due to resume.
     redis.call('ZREM', due, ARGV[3])
     if state == 'RUNNING' or state == 'PAUSED' then
       state = 'DONE'

@@ -1,7 +1,9 @@
--- Removes a user from a broadcast: from its audience, from those in flight, and from those not reached.
+-- Removes a user from a broadcast: from the audience, from the messages in flight, and from the undelivered users.
+-- Repeating the call changes nothing.
 --
 -- KEYS  1 todo  2 flight  3 tally  4 data  5 undelivered  6 excluded
--- ARGV  1 openid  2 seconds the tally is kept if it is there no more
+-- ARGV  1 openid  2 seconds the tally is kept if it had expired
+-- Reply  number of entries removed from the undelivered users
 assert(#KEYS == 6 and #ARGV == 2, 'forget: wrong number of arguments')
 
 local openid = ARGV[1]
@@ -11,5 +13,5 @@ if redis.call('SREM', KEYS[1], openid) + redis.call('SREM', KEYS[2], openid) > 0
 end
 redis.call('HDEL', KEYS[4], openid)
 redis.call('SREM', KEYS[6], openid)
--- "!" follows the space, and no openid has a space.
+-- "!" is the character after the space, and no openid contains a space.
 return redis.call('ZREMRANGEBYLEX', KEYS[5], '[' .. openid .. ' ', '(' .. openid .. '!')

@@ -1,13 +1,14 @@
--- Moves a broadcast from one state to another, and hands out its tasks where there is something to do.
+-- Moves a broadcast from one state to another, and creates its tasks if the new state needs them.
 --
 -- KEYS  1 record  2 its open buckets  3 its tasks (stream)  4 due broadcasts (sorted by time)  5 running broadcasts
---       6 the buckets of its list
+--       6 the buckets of its recipient list
 -- ARGV  1 broadcast  2 the move  3 seconds it is kept from now on  4 the time by the dispatchers' clock, in ms
 --       then by move:
---         start   the number of buckets, if the audience is every user; else 0. Becomes RUNNING, or waits for its time
---         pause   reason, errcode or '', rid, when it goes on by itself in ms or ''. CANARY only while there is one: who
---                 asks for it may be late, and the canary reached and resumed
---         resume  'due' if only because its time has come, by that clock
+--         start   the number of buckets if the audience is every user; else 0. Becomes RUNNING, or waits for its start
+--                 time
+--         pause   reason, errcode or '', rid, resume time in ms or ''. Reason CANARY only while there is a canary: the
+--                 call may be late, after the canary was reached and the broadcast resumed
+--         resume  'due' if only because its resume time has come, by that clock
 --         cancel  nothing
 --       last: the consumer group of the tasks
 -- Reply  moved STATE | wrong STATE (nothing changed) | missing
@@ -38,7 +39,7 @@ local function become(new)
   state = new
   redis.call('HSET', record, 'state', new)
 end
--- One task for each bucket that is not finished, in place of those from before.
+-- Creates one task for each unfinished bucket. They replace the earlier tasks.
 local function hand_out()
   redis.call('DEL', tasks)
   redis.call('XGROUP', 'CREATE', tasks, ARGV[#ARGV], '0', 'MKSTREAM')
@@ -76,9 +77,10 @@ else
   redis.call('HSET', record, 'ended_ms', now_ms)
   redis.call('ZREM', due, id)
   become('CANCELLED')
-  -- Held, and nobody was added: there is nothing to close, and nobody would take it off the list of running ones.
+  -- Without open buckets (it was not started, and has no recipients) there is nothing to close, and nothing would
+  -- remove the broadcast from the running ones.
   if redis.call('SCARD', open) > 0 then hand_out() end
 end
--- None of them before the others.
+-- All keys get the same expiry, so that none expires before the others.
 for _, key in ipairs({ record, open, parts, tasks }) do redis.call('EXPIRE', key, keep) end
 return { 'moved', state }

@@ -1,28 +1,31 @@
--- Takes the next users of a bucket, leases a credential for each, and notes them in flight, all in one step. Each message
--- takes a permit of the bucket.
+-- Takes the next users of a bucket out of the audience, leases a credential for each, and records them as in flight, in
+-- one step. Each message takes a permit of the bucket. Repeating the call takes a second page; the first one stays in
+-- flight under its owner.
 --
 -- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered
 --       9 permits
--- ARGV  1 broadcast  2 owner of the leases  3 how many users  4 lease in ms  5 margin before expiry in s
---       6 allowed kinds, as a bit each  7 the template of which a grant may be leased, or ''
---       8 seconds since a user's last message, below which the user is skipped (0: none is); a lease is a message, see
---         recent.lua
---       9 seconds the broadcast's keys are kept  10 permits granted to the bucket in all (see permit.lua)
--- Reply  how many users were taken, 1 if no user of the audience waits any more, how many of the users were put back since
---        somebody else sends with a grant to them (see mark.lua), how many ended how (see count_endings), the permits (see
---        permits_reply), then for each that has a lease: openid, lease (see lease_reply), data of its own or ''
+-- ARGV  1 broadcast  2 owner of the leases  3 number of users  4 lease in ms  5 margin before expiry in s
+--       6 allowed kinds, one bit each  7 the template whose grants may be leased, or ''
+--       8 minimum seconds since a user's last message, or the user is skipped (0: no user is). A lease counts as a
+--         message, see recent.lua
+--       9 seconds the broadcast's keys are kept  10 total permits granted to the bucket (see permit.lua)
+-- Reply  number of users taken, 1 if no user of the audience waits any more, number of the users put back because
+--        another owner is sending with a grant to them (see mark.lua), number of messages by ending (see
+--        count_endings), the permits (see permits_reply), then for each user with a lease: openid, lease (see
+--        lease_reply), own data or ''
 assert(#KEYS == 9 and #ARGV == 10, 'page: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local id, owner, deadline, margin, kinds = ARGV[1], ARGV[2], now_ms + tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local template, interval, keep = ARGV[7], tonumber(ARGV[8]), ARGV[9]
 
--- Where a replica became master that had not heard of the end of the snapshot, it has to end first: see snapshot.lua.
+-- A replica may have become master before it received the end of the snapshot. The snapshot must then end first: see
+-- snapshot.lua.
 local received, returned, taken = read_permits(KEYS[9], tonumber(ARGV[10]))
 if redis.call('HEXISTS', KEYS[6], 'cursor') == 1 then
   return { 0, 1, 0, {}, permits_reply(received, returned, taken, flight) }
 end
--- From now on nobody is added: see recipients.lua.
+-- No recipient is added from now on: see recipients.lua.
 if redis.call('HSETNX', KEYS[6], 'begun', 1) == 1 then
   redis.call('EXPIRE', KEYS[6], keep)
   make_table(users)
@@ -77,7 +80,7 @@ if #ready > 0 then
   redis.call('HSET', leases, unpack(held))
   redis.call('SADD', flight, unpack(ready))
   redis.call('EXPIRE', flight, keep)
-  -- What these messages need again must not go before them.
+  -- The keys that these messages need later must not expire before them.
   redis.call('EXPIRE', KEYS[6], keep)
 end
 local reply = { #openids, through, #busy, noted, permits_reply(received, returned, taken, flight) }

@@ -1,7 +1,7 @@
--- Notes that a bucket holds a part of the list of a broadcast, as long as the broadcast was not started: the bucket has its
--- task from the start or never.
+-- Records that a bucket holds a part of a broadcast's recipient list, unless the broadcast was started. A bucket's task
+-- is created at the start, so a bucket that comes later would never get one.
 --
--- KEYS  1 record  2 its open buckets  3 the buckets of its list
+-- KEYS  1 record  2 its open buckets  3 the buckets of its recipient list
 -- ARGV  1 bucket  2 seconds the keys are kept
 -- Reply  1, or 0 if the broadcast was started
 assert(#KEYS == 3 and #ARGV == 2, 'part: wrong number of arguments')

@@ -1,27 +1,29 @@
--- Permits messages of one bucket of a broadcast, as far as its state, its canary, the app's daily quota, and the pace of
--- the app and of the broadcast allow. Permits are granted here, received by the bucket, and there taken by messages or
--- returned: see permits.lua. A permit is open until it is returned or its message has ended. Open permits count as used,
--- and may be returned; so the limit of a canary or a quota is reached only when none is open.
+-- Grants permits for messages of one bucket of a broadcast, as far as its state, its canary, the app's daily quota, and
+-- the pace of the app and of the broadcast allow. Permits are granted here, received by the bucket, and there taken by
+-- messages or returned: see permits.lua. A permit is open until it is returned or its message has ended. Open permits
+-- count as used and may be returned, so the limit of a canary or a quota is reached only when none is open.
 --
--- All numbers of a bucket are totals since its beginning. So this may be called twice, or with old numbers: permits that
--- were granted and not received yet are part of what this call wants.
+-- All numbers of a bucket are totals since the beginning. The call may therefore run twice, or with old numbers:
+-- permits that were granted and not received yet are part of what this call asks for.
 --
 -- KEYS  1 record  2 pace of the app  3 pace of the broadcast  4 quota of the day
---       5 permits of the broadcast: for each bucket what was granted, returned and ended, and the day of it; and how many
---         are open
--- ARGV  1 bucket  2 how many are wanted beside those that are left in the bucket
+--       5 permits of the broadcast: for each bucket the numbers granted, returned and ended, and their day; and the
+--         number of open permits
+-- ARGV  1 bucket  2 number of permits wanted beside those that are left in the bucket
 --       the bucket's totals: 3 received  4 returned  5 ended
---       6 the day, which the quota is of
---       7 messages a second of the app (0: any)  8 those of them that broadcasts may use
---       9 messages a second of the broadcast (0: any)
---       10 messages a day of the app, unless WeChat reported it  11 the part of them that broadcasts may use, in thousandths
+--       6 the day of the quota
+--       7 messages per second of the app (0: no limit)  8 the part of them that broadcasts may use
+--       9 messages per second of the broadcast (0: no limit)
+--       10 messages per day of the app, unless WeChat reported its limit  11 the part of them that broadcasts may use,
+--         in thousandths
 --       12 seconds the numbers are kept
 --       e.g. EVALSHA sha 5 formid:{wx1}:broadcast:<id> formid:{wx1}:pace formid:{wx1}:broadcast:<id>:pace
---       formid:{wx1}:quota:template:20412 formid:{wx1}:broadcast:<id>:permits 7 16 24 0 20 20412 0 0 0 1000000 800 172800
--- Reply  how many were granted in all, why not all that are wanted:
---        '' | pace MS until more | canary | state STATE (the broadcast does not run)
+--       formid:{wx1}:quota:template:20412 formid:{wx1}:broadcast:<id>:permits 7 16 24 0 20 20412 0 0 0 1000000 800
+--       172800
+-- Reply  total permits granted, then the reason if fewer than wanted are granted:
+--        '' | pace MS until more | canary | state STATE (the broadcast is not running)
 --        quota UNSURE     1 if WeChat reported the day's number while permits were open, so that some may count twice
---        open WHY NUMBER  the limit of the canary or the quota (WHY) is reached but for so many open permits
+--        open WHY NUMBER  the limit of the canary or the quota (WHY) is reached, but this number of permits is open
 assert(#KEYS == 5 and #ARGV == 12, 'permit: wrong number of arguments')
 
 local record, app_pace, own_pace, quota, permits = unpack(KEYS)
@@ -31,7 +33,7 @@ local received, returned, ended = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
--- What changed for the bucket's permits since its last report. If the numbers of the bucket expired here, or were lost, its
+-- What changed for the bucket's permits since its last report. If the bucket's numbers expired here or were lost, its
 -- permits were counted when they were granted.
 local known = redis.call('HGET', permits, bucket)
 local old = { granted = received, returned = returned, ended = received - returned, day = '' }
@@ -46,13 +48,13 @@ local open = math.max(0, granted - returned - ended)
 local more = granted - returned - (old.granted - old.returned)
 local back = math.max(0, -more)
 
--- Token buckets: a level that fills at a rate, up to a fifth of a second's worth, and is taken from.
+-- Token buckets: a level that fills at a rate, up to the amount of a fifth of a second, and is taken from.
 local buckets, wait = {}, 0
 local function limit_by(key, field, rate)
   if rate == 0 then return end
   local level, at = unpack(redis.call('HMGET', key, field, field .. '_at'))
   local full = math.max(1, rate / 5)
-  -- What single messages took beyond the rate is made up for within a second, and then forgotten.
+  -- Single messages may exceed the rate. The excess is compensated within a second, and then forgotten.
   level = math.min(full, math.max(-rate, tonumber(level) or full) + math.max(0, now - (tonumber(at) or now)) * rate + back)
   buckets[#buckets + 1] = { key, field, level }
   if level < wanted then wait = math.max(wait, (math.min(wanted, full) - level) / rate) end
@@ -71,7 +73,7 @@ if canary then
     if wanted == 0 and all_open > 0 then why, about, number = 'open', 'canary', all_open end
   end
 end
--- What is open from another day may be sent on this one.
+-- Permits that are open from another day may be used on this one.
 local same = old.day == day
 local used, told, day_open, unsure = unpack(redis.call('HMGET', quota, 'used', 'limit', 'open', 'unsure'))
 used = math.max(0, (tonumber(used) or 0) + (same and more or open))

@@ -1,10 +1,11 @@
--- Tells which users of a bucket a broadcast would reach. Changes nothing.
+-- Counts which users of a bucket a broadcast would reach. Changes nothing.
 --
 -- KEYS  1 users  2 leases
--- ARGV  1 margin before expiry in s  2 allowed kinds  3 the template of which a grant may be leased, or ''
---       4 seconds since a user's last message, below which the user is skipped (0: none is), as in page.lua
---       then either 'all', cursor ('0' to begin), about how many users to look at; or 'list', openids
--- Reply  the next cursor ('0' at the end, and for a list), users reached, without a credential, messaged recently
+-- ARGV  1 margin before expiry in s  2 allowed kinds  3 the template whose grants may be leased, or ''
+--       4 minimum seconds since a user's last message, or the user is skipped (0: no user is), as in page.lua
+--       then either 'all', cursor ('0' to begin), approximate number of users to process; or 'list', openids
+-- Reply  the next cursor ('0' at the end, and for a list), numbers of users: reached, without a credential, messaged
+--        recently
 assert(#KEYS == 2 and #ARGV >= 6, 'preview: wrong number of arguments')
 
 local margin, kinds, is_recent = tonumber(ARGV[1]), tonumber(ARGV[2]), recently_messaged(KEYS[2], tonumber(ARGV[4]))

@@ -1,11 +1,12 @@
--- Sets the numbers of a day to what WeChat reported. Its number includes all messages that had ended before WeChat was
--- asked. It may include some of those with open permits (see permit.lua) and of those that were sent since, so all of these
--- are added. The sum is not exact then, and never too small. Repeating it changes nothing.
+-- Sets the numbers of a day to what WeChat reported. WeChat's number includes all messages that had ended before the
+-- query. It may also include some messages with open permits (see permit.lua) and some that were sent since, so all of
+-- these are added. The sum may then be too large, but never too small. Repeating the call changes nothing.
 --
--- KEYS  1 quota of the day  2 quota of the next day, whose limit is the same until WeChat reports another
--- ARGV  1 limit  2 used  3 how many messages had ended before WeChat was asked  4 id of this answer
+-- KEYS  1 quota of the day  2 quota of the next day, which has the same limit until WeChat reports another
+-- ARGV  1 limit  2 used  3 number of messages that had ended before the query  4 id of this answer
 --       5 seconds the numbers are kept
---       e.g. EVALSHA sha 2 formid:{wx1}:quota:template:20412 formid:{wx1}:quota:template:20413 1000000 1234 1200 <id> 172800
+--       e.g. EVALSHA sha 2 formid:{wx1}:quota:template:20412 formid:{wx1}:quota:template:20413 1000000 1234 1200 <id>
+--       172800
 -- Reply  how many were added to WeChat's number
 assert(#KEYS == 2 and #ARGV == 5, 'quota: wrong number of arguments')
 

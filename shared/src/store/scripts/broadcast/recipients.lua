@@ -1,9 +1,11 @@
--- Adds users of one bucket to the list of a broadcast, and to those left out of it. Repeating it changes nothing, also when
--- it comes so late that users were taken out of the list: they would be taken again.
+-- Adds users of one bucket to the recipient list of a broadcast, and to its excluded users. Repeating the call changes
+-- nothing. A repetition after sending has begun is rejected, because it would add users again whose message was sent
+-- already.
 --
 -- KEYS  1 todo  2 tally  3 data  4 excluded
--- ARGV  1 seconds the keys are kept  2 how many are excluded, then these, then for each recipient: openid, data or ''
--- Reply  how many came into the audience (-1: too late, nobody did), how many are excluded
+-- ARGV  1 seconds the keys are kept  2 number of excluded users, then these, then for each recipient: openid, data or
+--       ''
+-- Reply  number of users added to the audience (-1: too late, none was added), number of recipients that are excluded
 assert(#KEYS == 4 and #ARGV >= 2, 'recipients: wrong number of arguments')
 
 local todo, excluded, keep = KEYS[1], KEYS[4], ARGV[1]

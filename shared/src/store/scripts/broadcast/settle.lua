@@ -1,22 +1,26 @@
--- Settles messages of one bucket of a broadcast: each credential by what became of it, each user by how the message ended,
--- in one step. Fenced twice: by the owner of the lease, and by the user being in flight. Repeating it changes nothing, also
--- within one call.
+-- Settles messages of one bucket of a broadcast in one step: for each message, its credential and its user. Fenced
+-- twice: by the owner of the lease, and by the user being in flight. A repetition changes nothing, also within one
+-- call.
 --
 -- KEYS  1 users  2 leases  3 ledger  4 todo  5 flight  6 tally  7 data  8 undelivered  9 sent  10 permits
---       then for each message with a msgid: why it failed later
--- ARGV  1 broadcast  2 cap on records a user  3 lease in ms  4 margin before expiry in s  5 allowed kinds
---       6 the template of which a grant may be leased, or ''
---       7 seconds the broadcast's keys are kept, and a message in doubt has its credential
---       then for each message: openid, owner of the lease, verdict on the credential (see settle.lua), and what is next:
---           end    it ended, as the ending says
---           again  nothing was sent: back to todo, with its permit, if the owner had the lease to the end
---           hold   in doubt: it stays in flight, for whoever asks again with the same credential, whatever the verdict
---           next   the next credential, under the next owner; without one it ends, as the ending says. There is none
---                  either while somebody else sends with a grant to the user
---       the next owner or '', the ending or '', and WeChat's msgid or ''. A delivered message with a msgid that failed
---       later by now ends so, and otherwise the msgid is kept for an hour after the last: see late.lua
--- Reply  how many messages ended how with this call (see count_endings),
---        then for each message that has its next lease: openid, lease (see lease_reply)
+--       then for each message with a msgid: the key of its delivery failure
+-- ARGV  1 broadcast  2 cap on records per user  3 lease in ms  4 margin before expiry in s  5 allowed kinds
+--       6 the template whose grants may be leased, or ''
+--       7 seconds to keep the broadcast's keys, and the credential of a message with unknown outcome
+--       then for each message: openid, owner of the lease, how the lease ends for the credential (see settle.lua), and
+--       what happens next:
+--           end    the message ends with the ending
+--           again  nothing was sent: the user returns to todo, and the permit to the bucket, if the owner still had the
+--                  lease
+--           hold   the outcome is unknown: the message stays in flight until the next owner sends it again with the
+--                  same credential, however the lease was to end
+--           next   the next credential is leased for the next owner. If there is none, or another owner is sending with
+--                  a grant to the user, the message ends with the ending
+--       the next owner or '', the ending or '', and WeChat's msgid or ''. A delivered message with a msgid whose
+--       delivery failure is known ends as failed. Otherwise the msgid is kept until an hour after the last one: see
+--       late.lua
+-- Reply  number of messages that ended with this call, by ending (see count_endings), then for each message that has
+--        its next lease: openid, lease (see lease_reply)
 assert(#KEYS >= 10 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
@@ -25,7 +29,7 @@ local margin, kinds, template, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV
 
 local openids, names, places, seen, failed_keys, failed = {}, {}, {}, {}, {}, 10
 for i = 8, #ARGV, 7 do
-  -- Before anything is written: an error halfway would leave half of it.
+  -- Checked before anything is written, because an error halfway would leave partial changes.
   assert(ARGV[i + 2] ~= 'hold' or ARGV[i + 3] == 'hold', 'broadcast settle: a credential is held for its message alone')
   if not seen[ARGV[i]] then
     local n = #openids + 1
@@ -48,14 +52,14 @@ for n, openid in ipairs(openids) do
   local held = all_held[n]
   local holder = held and sub(held, 23, 38)
   if holder and holder == next_owner then
-    -- A repeat whose first reply was lost: the next lease is there already.
+    -- A repetition whose first reply was lost: the next lease exists already.
     reply[#reply + 1] = openid
     reply[#reply + 1] = lease_packed(byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held), 0)
   elseif not holder or holder == owner then
     local field, expired = drop_expired(fields[n] or '')
     tally(ledger, 'expired', expired)
-    -- Without a lease it was let go for this message long ago, or its user was erased: nothing can follow then, for others
-    -- may have sent it meanwhile.
+    -- Without a lease, the message was given up long ago, or its user was erased. No message may follow then, because
+    -- another replica may have sent it meanwhile.
     local landing = what == 'end' or what == 'again' or not holder
     if holder then
       local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held)

@@ -1,18 +1,19 @@
--- Puts the next users of a bucket who can be reached into the audience. Goes on where the call before it stopped. It may
--- come to a user twice, so nobody is taken out of the audience before it is through.
+-- Adds the next reachable users of a bucket to the audience, continuing where the last call stopped. It may return to a
+-- user that it has seen, so no user is taken out of the audience before the snapshot is complete. A repetition
+-- continues with further users.
 --
 -- KEYS  1 users  2 todo  3 tally  4 excluded
--- ARGV  1 about how many users to look at  2 margin before expiry in s  3 allowed kinds
---       4 the template of which a grant may be leased, or ''  5 seconds the keys are kept
--- Reply  1 when the whole bucket was looked at
+-- ARGV  1 approximate number of users to process  2 margin before expiry in s  3 allowed kinds
+--       4 the template whose grants may be leased, or ''  5 seconds the keys are kept
+-- Reply  1 when the whole bucket was read
 assert(#KEYS == 4 and #ARGV == 5, 'snapshot: wrong number of arguments')
 
 local tally_key, keep = KEYS[3], ARGV[5]
 local seen, cursor = unpack(redis.call('HMGET', tally_key, 'seen', 'cursor'))
 if seen then return 1 end
 if not cursor then make_table(KEYS[1]) end
--- A cursor means something only to the Redis that gave it: another, or this one after a restart, may have its users in
--- another order. Where that cannot be told (INFO may be forbidden), it is taken for the same.
+-- A cursor is valid only in the Redis that issued it: another one, or the same after a restart, may have its users in
+-- another order. If the Redis cannot be identified (INFO may be forbidden), it is assumed to be the same.
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or 'unknown'
 if cursor then cursor = string.match(cursor, '^' .. run .. ' (%d+)$') end
@@ -29,7 +30,7 @@ if #found > 0 and redis.call('EXISTS', KEYS[4]) == 1 then
     if out == 0 then wanted[#wanted + 1] = found[i] end
   end
 end
--- A bucket in the middle of a rehash may show a user twice; a set takes in each once.
+-- During a rehash, a scan may return a user twice. The set stores each user once.
 local added = #wanted > 0 and redis.call('SADD', KEYS[2], unpack(wanted)) or 0
 redis.call('HINCRBY', tally_key, 'audience', added)
 if page[1] == '0' then

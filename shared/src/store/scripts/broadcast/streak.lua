@@ -1,8 +1,8 @@
--- Counts one more message in a row that was refused for what is in it. A broadcast that is gone does not come back by it.
--- Sent again after a lost reply it counts again.
+-- Counts one more consecutive message that was refused for its content. Does not create the record of a broadcast that
+-- no longer exists. Resending the call after a lost reply counts the message again.
 --
 -- KEYS  1 record
--- Reply  how many in a row
+-- Reply  number of consecutive refusals
 assert(#KEYS == 1 and #ARGV == 0, 'streak: wrong number of arguments')
 
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

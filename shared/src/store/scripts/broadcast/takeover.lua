@@ -1,13 +1,13 @@
--- Goes on with users of a bucket whose messages are in flight or in doubt: takes over each lease whose deadline has
--- passed. What is taken over may have been delivered before, and only the same credential can tell. A lease that has this
--- very owner already was made by a page whose reply was lost, and nothing was sent with it, unless it is held since. A grant
--- to whose user somebody else sends (see mark.lua) is waited for, as a lease whose deadline has not passed.
+-- Continues users of a bucket whose messages are in flight or have an unknown outcome: takes over each lease whose
+-- deadline has passed. A message that is taken over may have been delivered before, and only the same credential can
+-- reveal it. A lease that has this same owner already was made by a page call whose reply was lost. Nothing was sent
+-- with it, unless it was held since. If another owner is sending with a grant to the user (see mark.lua), the message
+-- is waited for like a lease whose deadline has not passed.
 --
 -- KEYS  1 users  2 leases  3 flight  4 tally  5 data  6 undelivered
 -- ARGV  1 broadcast  2 owner from now on  3 lease in ms  4 seconds the broadcast's keys are kept  then openids
--- Reply  ms until the next of those that are not taken over yet may be (0: there are none), how many ended how (see
---        count_endings),
---        then for each that was taken over: openid, lease (see lease_reply), data of its own or ''
+-- Reply  ms until the next of the remaining messages can be taken over (0: there are none), number of messages by
+--        ending (see count_endings), then for each message taken over: openid, lease (see lease_reply), own data or ''
 assert(#KEYS == 6 and #ARGV >= 5, 'takeover: wrong number of arguments')
 
 local users, leases, flight = KEYS[1], KEYS[2], KEYS[3]
@@ -23,7 +23,7 @@ local wait, reply, endings = 0, { 0, {} }, {}
 for n, openid in ipairs(openids) do
   local held = all_held[n]
   if flying[n] == 1 and not held then
-    -- The reaper let the lease go after all the time that a message is kept in doubt.
+    -- The reaper ended the lease, after the maximum time that a message with unknown outcome is held.
     if redis.call('SREM', flight, openid) == 1 then
       endings[#endings + 1] = openid
       endings[#endings + 1] = 'UNKNOWN'

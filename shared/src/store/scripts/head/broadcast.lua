@@ -1,9 +1,9 @@
--- Messages of broadcasts. Put after leases.lua, before the scripts that send or settle them.
+-- Messages of broadcasts. Included after leases.lua, before the scripts that send or settle them.
 --
--- A message of a broadcast has its lease under the broadcast and the user, so whoever goes on with the bucket finds it.
--- Its request begins with a space, which no caller's request id can have. A user is in exactly one place: in `todo`, in
--- `flight`, or dealt with, and then counted once in the tally under how it ended. An ending is "delivered", or a reason
--- and WeChat's errcode ("CREDENTIALS_DEAD 41028"; the errcode may be missing).
+-- The lease of a broadcast's message is named after the broadcast and the user, so that any replica that continues the
+-- bucket finds it. Its request begins with a space, which no caller's request id contains. A user is in exactly one
+-- place: in `todo`, in `flight`, or ended. An ended user is counted once in the tally under the ending. An ending is
+-- "delivered", or a reason with an optional WeChat errcode ("CREDENTIALS_DEAD 41028").
 
 local function message_name(id, openid)
   return ' ' .. id .. ':' .. openid
@@ -11,18 +11,18 @@ end
 
 local no_fingerprint = string.rep('\0', 16)
 
--- "who" as leases.lua describes it.
+-- "who" as described in leases.lua.
 local function message_who(owner, id, openid)
   return owner .. no_fingerprint .. string.char(#openid) .. openid .. string.char(#id + 1) .. ' ' .. id
 end
 
--- How a delivered message ends that failed later: `why` begins with WeChat's errcode.
+-- The ending of a delivered message that failed later. `why` begins with WeChat's errcode.
 local function failed_later(why)
   return 'FAILED_LATER ' .. string.match(why, '^%-?%d+')
 end
 
--- Notes how messages ended; `endings` is a list of openid, ending, openid, ending. Returns how many ended how: a list of
--- ending, number, ending, number.
+-- Records the endings of messages. `endings` is a list of openid, ending, openid, ending. Returns the number of
+-- messages by ending: a list of ending, number, ending, number.
 local function count_endings(tally, undelivered, keep, endings)
   local counts, members = {}, {}
   for i = 1, #endings, 2 do
@@ -39,7 +39,7 @@ local function count_endings(tally, undelivered, keep, endings)
     noted[#noted + 1] = ending
     noted[#noted + 1] = count
   end
-  -- One that comes after the part has expired would make a tally that stays.
+  -- An ending after the expiry of the part would otherwise create a tally that never expires.
   if #endings > 0 and redis.call('TTL', tally) < 0 then redis.call('EXPIRE', tally, keep) end
   if #members > 0 then
     redis.call('ZADD', undelivered, unpack(members))

@@ -1,7 +1,8 @@
--- How records are pushed out. Put after records.lua, before the scripts that add to what a user has.
+-- The cap on records per user. Included after records.lua, before the scripts that add to a user's records.
 
--- The field brought back to at most `cap` records beside the touch and the sending mark, and how many uses that cost. The
--- soonest to expire goes first; one whose last use is leased stays, so that a message in doubt keeps its credential.
+-- Returns the field reduced to at most `cap` records, not counting the last-messaged record and the send lock, and the
+-- number of uses dropped. The record that expires soonest is dropped first. A record whose last use is leased stays, so
+-- that a message with unknown outcome keeps its credential.
 local function enforce_cap(field, cap)
   if #field <= cap * 7 then return field, 0 end
   local count, stop = 0, #field

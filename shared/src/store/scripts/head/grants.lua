@@ -1,8 +1,8 @@
--- How uses are added to grants. Put after records.lua, before the scripts that give some to a user.
+-- Adding uses to grants. Included after records.lua, before the scripts that add uses.
 
--- The field with so many uses more of the template, and how many of them found no room: those there are get full first,
--- also where their uses are leased, and then further slots are begun. A count of 0 adds a long-term subscription; nothing
--- is returned if there is one.
+-- Returns the field with `count` more uses of the template, and the number of uses that did not fit. Existing records
+-- of the template are filled first, including those with leased uses. Then new slots are started. A count of 0 adds a
+-- long-term subscription, and returns nil if there is one already.
 local function add_uses(field, template, count)
   local begun, stop, long_term = {}, #field, count == 0
   while stop > 0 do

@@ -1,33 +1,35 @@
--- Leases: what is in flight. Put after records.lua, before every script that touches one.
+-- Leases: messages in flight. Included after records.lua, before every script that uses leases.
 --
--- A lease holds one use of one credential for one message. The record it came from stays in the user's field with that
--- use taken off, so a form id in flight is still known as a duplicate.
+-- A lease holds one use of one credential for one message. The record of the credential stays in the user's field
+-- without that use, so a form id in flight is still recognized as a duplicate.
 --
--- A message with a request id has its lease under that id, so whoever repeats the request finds it; any other has it
--- under the lease id. The owner, a lease id too, fences: who is not the owner any more changes nothing. A lease has two
--- clocks: its deadline, until which its owner has it alone, and its turn, when the reaper next looks at it.
+-- A message with a request id has its lease under that id, so that a repetition of the request finds it. Any other
+-- message has it under the lease id. The owner is also a lease id, and fences: an owner that lost the lease changes
+-- nothing. A lease has two times: its deadline, until which its owner has it exclusively, and its turn, when the reaper
+-- next processes it.
 --
 -- Packed:  1-8 deadline and 9-16 turn in ms  17 state  18 flags of the record  19-22 expiry of the record
---          23 on: who (made by leases.rs): 23-38 owner, 39-54 fingerprint of the message (zeros without a request id),
---                 then openid and request id, a length byte and its bytes each
---          and last the tail of the record
--- State adds up: 1 the reaper pinned it to its request; 2 it was taken over, so bytes may have left before;
--- 4 its user was erased, and it only tells that the message was under way (counted in the ledger as "lost").
+--          from 23: who (made by leases.rs): 23-38 owner, 39-54 fingerprint of the message (zeros without request id),
+--          then openid and request id, each with a length byte before it; last the tail of the record
+-- State is a sum: 1 the lease is held for its request, after its deadline or because the outcome is unknown;
+-- 2 it was taken over, so bytes may have been sent before;
+-- 4 its user was erased, and it only records that the message was in flight (counted in the ledger as "lost").
 
 local now_ms = now * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
--- The part before "who"; expiry as the four bytes it is in a record.
+-- The part before "who". `expiry` is the four bytes of the record.
 local function lease_head(deadline, turn, state, flags, expiry)
   return struct.pack('>ddBB', deadline, turn, state, flags) .. expiry
 end
 
--- The tail of the record that a packed lease came from.
+-- The tail of the record that a packed lease was made from.
 local function tail_of(held)
   local openid = byte(held, 55)
   return sub(held, 57 + openid + byte(held, 56 + openid))
 end
 
--- A lease as it is handed out: uses left in the user's field, the time now (4 bytes each), state, flags, expiry, tail.
+-- A lease as it is returned: uses left in the user's field, the current time (4 bytes each), state, flags, expiry,
+-- tail.
 local function lease_packed(state, flags, expiry, tail, left)
   return struct.pack('>I4I4BB', left, now, state, flags) .. expiry .. tail
 end

@@ -1,22 +1,24 @@
--- The sending mark: WeChat takes one subscription message at a time for a user. Put after stock.lua and leases.lua, before
--- the scripts that lease grants or end such leases.
+-- The send lock (the mark): WeChat accepts one subscription message at a time for a user. Included after stock.lua and
+-- leases.lua, before the scripts that lease grants or end such leases.
 --
--- While a grant is leased its user has a mark: a record, at most one a user, that is no credential: kind 3, no uses, and
--- for an id the 16 bytes of the lease's owner. It expires with the lease's deadline, and so goes by itself where the owner
--- does not come back; the lease itself stays for its message. Form ids and prepay ids need none of this.
+-- While a grant is leased, its user has a send lock. It is a record, at most one per user, that is not a credential:
+-- kind 3, no uses, and the 16 bytes of the lease's owner as its id. It expires with the lease's deadline, and so
+-- disappears by itself if the owner does not come back. The lease itself stays for its message. Form ids and prepay ids
+-- need no lock.
 
 local made_marks
 
--- What can be done with marks. Made only where grants are in play: it would slow down every other send.
+-- The functions for send locks. They are created only if grants are involved, because creating them would slow down
+-- every other send.
 local function marks()
   if made_marks then return made_marks end
 
-  -- Where the mark starts and stops; nothing if there is none.
+  -- Where the send lock starts and stops; nil if there is none.
   local function mark_at(field)
     local stop = #field
     while stop > 0 do
       local start = start_of(field, stop)
-      -- The touch, of the same kind, has an id of one byte.
+      -- The last-messaged record, of the same kind, has an id of one byte.
       if byte(field, start + 4) >= 192 and byte(field, stop) == 15 then return start, stop end
       stop = start - 1
     end
@@ -24,7 +26,7 @@ local function marks()
   end
 
   made_marks = {
-    -- For how many ms at most somebody else than these two owners sends to the user; nothing if nobody does.
+    -- The maximum time in ms for which an owner other than these two is sending to the user; nil if there is none.
     busy_for = function(field, owner, other)
       local start, stop = mark_at(field)
       if not start then return nil end
@@ -33,14 +35,14 @@ local function marks()
       return left
     end,
 
-    -- The field without the mark, if it is this owner's.
+    -- The field without the send lock, if the lock belongs to this owner.
     take_off = function(field, owner)
       local start, stop = mark_at(field)
       if not start or sub(field, start + 5, stop - 1) ~= owner then return field end
       return sub(field, 1, start - 1) .. sub(field, stop + 1)
     end,
 
-    -- The field with the mark of this owner in place of any other; the deadline is in ms.
+    -- The field with the send lock of this owner in place of any other. The deadline is in ms.
     put_on = function(field, owner, deadline)
       local start, stop = mark_at(field)
       if start then field = sub(field, 1, start - 1) .. sub(field, stop + 1) end

@@ -1,7 +1,7 @@
--- Who can be reached. Put after records.lua, before the scripts that look at many users and lease nothing.
+-- Whether a user can be reached. Included after records.lua, before the scripts that read many users and lease nothing.
 
--- Whether there is anything that `take` (see take.lua) would take, or a long-term subscription, which is back when its
--- message has ended; it does without the strings that `take` makes.
+-- Whether `take` (see take.lua) would find a credential, or there is a long-term subscription, whose use returns when
+-- its message has ended. Unlike `take`, it builds no strings.
 local function can_take(field, kinds, margin, template)
   local stop = #field
   while stop > 0 do

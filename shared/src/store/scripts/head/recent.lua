@@ -1,9 +1,10 @@
--- Who was messaged recently. Put after touch.lua and leases.lua, before the scripts that skip such users.
+-- Whether a user was messaged recently. Included after touch.lua and leases.lua, before the scripts that skip such
+-- users.
 
--- Returns a function of a user and the user's field: whether a message was sent within `interval` seconds, or may have been.
--- A lease counts as a message until it ends, since its message may have been delivered: now while an owner has the lease,
--- and otherwise at the owner's deadline at the latest. Few messages of a bucket are in flight or in doubt, so all leases are
--- looked at.
+-- Returns a function of openid and field: whether a message was sent to the user within `interval` seconds, or may have
+-- been. A lease counts as a message until it ends, since its message may have been delivered. The time of that message
+-- is now while an owner has the lease, and otherwise at the latest the owner's deadline. All leases are read: few
+-- messages of a bucket are in flight or have an unknown outcome.
 local function recently_messaged(leases, interval)
   if interval == 0 then return function() return false end end
   local sent_by = {}

@@ -1,22 +1,22 @@
--- The format of a user's field, and how it is read. Put before every script that touches one; its twin in Rust is
--- record.rs, and a property test holds the two against each other. A head is short, because each of its functions is
--- made anew at every call of a script.
+-- The format of a user's field, and functions that read it. Included before every script that uses fields. Its twin in
+-- Rust is record.rs, and a property test checks that both agree. A head is short, because each of its functions is
+-- created anew in every call of a script.
 --
--- A field is the user's records end to end, the latest to expire first, so that the newest is found at the front and
--- the one to spend next at the back, both without a walk. A record is read backward from its last byte:
+-- A field is the concatenation of the user's records, latest expiry first. The newest record is therefore at the front
+-- and the one to spend next at the back, and neither needs a search. A record is read backward from its last byte:
 --
 --   expiry  4 bytes  seconds since 1970, big-endian
---   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased); kind 3 is no
---                    credential but the touch or the sending mark, which see in touch.lua and mark.lua
+--   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased). Kind 3 is not a
+--                    credential but the last-messaged record or the send lock, see touch.lua and mark.lua
 --   id      1 to 128 bytes
---   length  1 byte   bytes of the id - 1, plus 128 where the id is lowercase hex stored as bytes
+--   length  1 byte   bytes of the id - 1, plus 128 if the id is lowercase hex stored as bytes
 --
--- "Tail" is what names a record: its id and length bytes.
+-- The "tail" identifies a record: its id and length bytes.
 --
--- A grant (kind 2) never expires, so its expiry is the highest there is, and it stands at the front. Its id is the template
--- and a slot byte: 128 for the first 31 uses of the template, 129 for those beyond them, up to 247; 127 for a long-term
--- subscription, of one use that comes back when it is spent. No text id of another kind has such a byte, and none that is
--- stored as bytes has such a length byte, so the tail of a grant is nobody else's.
+-- A grant (kind 2) never expires, so it has the highest possible expiry and is at the front. Its id is the template and
+-- a slot byte: 128 for the first 31 uses of the template, 129 for the next, up to 247; 127 for a long-term
+-- subscription, whose one use returns when it is spent. No text id of another kind has such a last byte, and no id that
+-- is stored as bytes has such a length byte. The tail of a grant therefore belongs to no other record.
 
 local byte, sub = string.byte, string.sub
 
@@ -33,13 +33,14 @@ local function expiry_at(field, start)
   return ((a * 256 + b) * 256 + c) * 256 + d
 end
 
--- Whether the record is a grant of the template. The empty template has none: an id of one byte is no grant's.
+-- Whether the record is a grant of the template. The empty template matches none, because an id of one byte is never a
+-- grant's.
 local function is_grant_of(field, start, stop, template)
   return byte(field, stop) == #template and math.floor(byte(field, start + 4) / 64) == 2
     and sub(field, start + 5, stop - 2) == template
 end
 
--- The field without what has expired, and how many uses went with it.
+-- The field without its expired records, and the number of uses removed with them.
 local function drop_expired(field)
   local stop, uses = #field, 0
   while stop > 0 do
@@ -52,7 +53,7 @@ local function drop_expired(field)
   return sub(field, 1, stop), uses
 end
 
--- How many uses are left in the whole field.
+-- The number of uses left in the whole field.
 local function uses_left(field)
   local stop, uses = #field, 0
   while stop > 0 do

@@ -1,7 +1,7 @@
--- How a leased use ends. Put after cap.lua, touch.lua, leases.lua and grants.lua, before the scripts that end leases. A
--- lease is given by its flags, its expiry (four bytes) and its tail.
+-- Ending a leased use. Included after cap.lua, touch.lua, leases.lua and grants.lua, before the scripts that end
+-- leases. A lease is passed as its flags, its expiry (four bytes) and its tail.
 
--- Gives a leased use back to the field, unless its time is up; `mark` sets the suspect flag.
+-- Returns a leased use to the field, unless it has expired. `mark` sets the suspect flag.
 local function give_back(field, flags, expiry, tail, mark, cap, ledger)
   if expiry_at(expiry, 1) <= now then
     tally(ledger, 'expired', 1)
@@ -12,7 +12,7 @@ local function give_back(field, flags, expiry, tail, mark, cap, ledger)
   if start then
     local old = byte(field, start + 4)
     if mark and old % 64 < 32 then old = old + 32 end
-    -- Full: the cap dropped it while this use was leased, and it was collected anew.
+    -- The record is full: the cap dropped it while this use was leased, and it was collected again.
     if old % 32 == 31 then tally(ledger, 'dropped', 1) else old = old + 1 end
     return sub(field, 1, start + 3) .. string.char(old) .. sub(field, start + 5)
   end
@@ -23,7 +23,7 @@ local function give_back(field, flags, expiry, tail, mark, cap, ledger)
   return field
 end
 
--- Takes the record of a lease out of the field for good; returns the field and the uses that went with it.
+-- Deletes the record of a lease from the field. Returns the field and the number of uses deleted with it.
 local function remove_record(field, tail, only_if_spent)
   local start, stop = locate(field, tail)
   if not start then return field, 0 end
@@ -32,20 +32,20 @@ local function remove_record(field, tail, only_if_spent)
   return sub(field, 1, start - 1) .. sub(field, stop + 1), uses
 end
 
--- Ends the use of a grant whose record stays. The uses of a grant are like each other, so none is marked as suspect; where
--- the record is gone or full, a use that was not spent goes wherever there is room.
+-- Ends the use of a grant whose record stays. The uses of a grant are interchangeable, so none is marked as suspect. If
+-- the record is gone or full, a use that was not spent goes to any record with room.
 local function release_grant(spent, field, tail, cap, ledger)
   local template, long_term = sub(tail, 1, -3), byte(tail, #tail - 1) == 127
   if spent and not long_term then return (remove_record(field, tail, true)) end
   local start = locate(field, tail)
   local uses, dropped = start and byte(field, start + 4) % 32
   if long_term and uses ~= 0 then
-    -- It was voided while it was leased, and there is nothing to come back to.
+    -- The subscription was revoked while its use was leased, so the use has no record to return to.
     if not spent then tally(ledger, 'discarded', 1) end
     return field
   end
   if uses and uses < 31 then
-    -- A long-term subscription that was spent comes back: as if it had been collected anew, so that the ledger adds up.
+    -- The spent use of a long-term subscription returns. It counts as collected again, so that the ledger adds up.
     if spent then tally(ledger, 'collected', 1) end
     return sub(field, 1, start + 3) .. string.char(byte(field, start + 4) + 1) .. sub(field, start + 5)
   end
@@ -55,10 +55,11 @@ local function release_grant(spent, field, tail, cap, ledger)
   return field
 end
 
--- The field after a verdict on a leased use (see settle.lua for what each means; "hold" releases nothing). The user is
--- touched, with the time `sent_at` (now if it is not given), if the message was delivered or may have been.
+-- Returns the field after a leased use has ended as `verdict` says (see settle.lua; "hold" ends nothing). If the
+-- message was delivered or may have been, sets the last-messaged record to `sent_at` (now by default).
 local function apply(verdict, field, flags, expiry, tail, cap, ledger, sent_at)
-  -- A suspect form id whose time is up cannot go back: it is spent like any other right of an unknown message.
+  -- An expired suspect form id cannot return to stock: it is spent like any other credential of a message with unknown
+  -- outcome.
   if verdict == 'suspect' and flags < 128 and expiry_at(expiry, 1) <= now then verdict = 'unknown' end
   local unknown = sub(verdict, 1, 7) == 'unknown'
   local spent = unknown or verdict == 'consume'

@@ -1,6 +1,6 @@
--- How records are found and put in. Put after records.lua, before the scripts that change what a user has.
+-- Finding and inserting records. Included after records.lua, before the scripts that change a user's records.
 
--- Where the record named by `tail` starts and stops; nothing if there is none.
+-- Where the record with this `tail` starts and stops; nil if there is none.
 local function locate(field, tail)
   if not string.find(field, tail, 1, true) then return nil end
   local stop = #field
@@ -12,7 +12,8 @@ local function locate(field, tail)
   return nil
 end
 
--- The field with the record in its place by expiry; among equals it goes behind those that came earlier.
+-- Returns the field with the record inserted by expiry. Among records of equal expiry, the earlier ones are spent
+-- first.
 local function insert(field, record)
   local expiry = expiry_at(record, 1)
   if field == '' or expiry_at(field, 1) <= expiry then return record .. field end

@@ -1,7 +1,7 @@
--- Put before the scripts that begin to look at everyone of a bucket.
+-- Prepares a hash for HSCAN. Included before the scripts that begin to read all users of a bucket.
 
--- A small hash is a list to Redis, which it walks at every look, and hands out as a whole. One long value makes it a table
--- for as long as it lives.
+-- Redis stores a small hash as a list, which it searches at every access and returns as a whole in a scan. One long
+-- value converts the hash to a table for as long as it exists.
 local function make_table(hash)
   redis.call('HSET', hash, ' ', string.rep(' ', 513))
   redis.call('HDEL', hash, ' ')

@@ -1,9 +1,10 @@
--- How a use is leased. Put after mark.lua, before the scripts that lease.
+-- Leasing a use. Included after mark.lua, before the scripts that lease.
 
--- Takes one use of the soonest-to-expire record of an allowed kind, of grants only those of the template, that lives
--- longer than the margin; of a grant it leaves the mark of the owner. Returns the new field, and the flags (no uses),
--- expiry (four bytes) and tail of the record. The field alone when there is none; the field, three nils and the ms to wait
--- at most when there is a grant, or a long-term subscription that is leased, and somebody else sends to the user.
+-- Takes one use of the record that expires soonest, among records of an allowed kind (and grants only of the template)
+-- that live longer than the margin. For a grant, sets the send lock of the owner. Returns the new field, and the flags
+-- (without uses), expiry (four bytes) and tail of the record. Returns only the field if there is no such record.
+-- Returns the field, three nils and the maximum wait in ms if there is a grant, or a leased long-term subscription, and
+-- another owner is sending to the user.
 local function take(field, kinds, margin, template, owner, deadline)
   local stop = #field
   while stop > 0 do

@@ -1,5 +1,5 @@
--- Put after records.lua where many uses are counted in one call: they go into the ledger in one command a name, by
--- `tally_up` at the end.
+-- Included after records.lua in scripts that count many uses in one call. The counts go to the ledger in one command
+-- per name, by `tally_up` at the end.
 
 local totals = {}
 

@@ -1,6 +1,6 @@
--- How grants are voided. Put after records.lua, before the scripts that void them.
+-- Revoking grants. Included after records.lua, before the scripts that revoke them.
 
--- The field without the grants of a template, and how many uses went with them.
+-- The field without the grants of a template, and the number of uses removed with them.
 local function void_grants(field, template)
   local stop, uses = #field, 0
   while stop > 0 do
