@@ -11,8 +11,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use shared::credential::AppId;
-use shared::problems::Problems;
+use domain::AppId;
+use domain::config_errors::Problems;
 use toml::Value;
 
 use crate::events::CallbackToken;
@@ -88,7 +88,7 @@ fn named<'a>(id: &'a str, apps: &[AppId]) -> &'a str {
 
 #[cfg(test)]
 mod tests {
-    use shared::problems::SettingsError;
+    use domain::config_errors::SettingsError;
 
     use super::*;
 

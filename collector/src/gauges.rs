@@ -5,10 +5,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::credential::AppId;
-use shared::outage::Outages;
-use shared::store::stock::Stock;
-use shared::store::{Error, Store};
+use domain::AppId;
+use server::telemetry::outage::Outages;
+use store::stock::Stock;
+use store::{Error, Store};
 
 use crate::metrics::Gauges;
 use crate::service::unix_time;

@@ -24,12 +24,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::AppId;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use shared::credential::AppId;
-use shared::status::Failure;
-use shared::store::Store;
-use shared::store::credentials::Packed;
-use shared::store::keys::Bucket;
+use server::rpc::status::Failure;
+use store::Store;
+use store::credentials::Packed;
+use store::keys::Bucket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 

@@ -21,12 +21,13 @@ pub mod sweeper;
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 
-use shared::listeners::Listeners;
-use shared::metrics::page::Page;
-use shared::proto::collector_service_server::SERVICE_NAME;
-use shared::serve::serve;
-use shared::store::Store;
+use server::listen::Listeners;
+use server::proto::collector_service_server::SERVICE_NAME;
+use server::serve::serve;
+use server::telemetry::metrics::page::Page;
+use store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -52,7 +53,7 @@ pub async fn run(
     // Serves the metrics until this function returns.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let outages = &metrics.service.outages;
-    let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
+    let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone())).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
     background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period, outages.clone()));
@@ -78,6 +79,6 @@ pub async fn run(
     };
     let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &config, shutdown).await;
     // Store the credentials of callers that have disconnected.
-    gatherer.finish(settings.common.store.redis.timeout).await;
+    gatherer.finish(settings.store.redis.timeout).await;
     served.map(drop)
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::process::ExitCode;
 
 use collector::settings::{Flags, Settings};
-use shared::listeners::Listeners;
-use shared::{serve, telemetry};
+use server::listen::Listeners;
+use server::serve;
+use server::telemetry;
 use tracing::{error, info};
 
 #[tokio::main]

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::credential::{AppId, Kind, Refusal};
-use shared::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
-use shared::proto::collector_service_server::SERVICE_NAME;
-use shared::store::credentials::Packed;
-use shared::store::stock::{DAY, DAY_OFFSET, Ledger, Stock};
+use domain::{AppId, Kind, Refusal};
+use server::proto::collector_service_server::SERVICE_NAME;
+use server::telemetry::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
+use store::credentials::Packed;
+use store::stock::{DAY, DAY_OFFSET, Ledger, Stock};
 
 /// The reasons for refusing a credential, with the names of the protocol.
 const REASONS: [&str; 13] = [
@@ -43,7 +43,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics for these apps.
     pub fn new(apps: &[AppId]) -> Result<Self, Error> {
-        let service = ServiceMetrics::new(SERVICE_NAME)?;
+        let service = ServiceMetrics::new(SERVICE_NAME, store::commands())?;
         let registry = &service.registry;
         let by_kind = ["app", "kind"];
         let help = "Credentials that were stored";
@@ -191,9 +191,9 @@ fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use shared::credential::Malformed;
-    use shared::proto::RefusalReason;
-    use shared::store::stock::Count;
+    use domain::Malformed;
+    use server::proto::RefusalReason;
+    use store::stock::Count;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Dedup keys, for grants and events that must count once.
 
 use sha1_smol::Sha1;
-use shared::store::credentials::OnceKey;
+use store::credentials::OnceKey;
 
 /// The first 16 bytes of the SHA-1 of the parts, each preceded by its length in bytes as a big-endian u32. This is part
 /// of the stored format: other versions of this program must compute the same key. The first part names what the key is

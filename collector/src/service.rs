@@ -8,21 +8,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use domain::{AppId, OpenId};
 use futures_util::stream::BoxStream;
-use shared::auth::{Caller, audit};
-use shared::credential::{AppId, OpenId};
-use shared::fields::Fields;
-use shared::proto::collector_service_server::{CollectorService, CollectorServiceServer};
-use shared::proto::{
+use server::auth::{Caller, audit};
+use server::proto::collector_service_server::{CollectorService, CollectorServiceServer};
+use server::proto::{
     CollectRequest, CollectResponse, CollectStreamRequest, CollectStreamResponse, Credential, EraseUserRequest,
     EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
     ReportEventsRequest, ReportEventsResponse,
 };
-use shared::serve::connections::Ending;
-use shared::status::Failure;
-use shared::store::Store;
-use shared::store::credentials::Packed;
-use shared::traces::{redis, rpc};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use server::serve::connections::Ending;
+use server::telemetry::traces::rpc;
+use store::Store;
+use store::credentials::Packed;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -147,11 +147,11 @@ impl CollectorService for Service {
         let count = good.len();
         // The span lasts from queueing to the last script's answer. The batches of a stream have none, since a stream
         // has no end.
-        let span = redis::script("store", "collect.lua", app);
+        let span = store::spans::script("store", "collect.lua", app);
         span.record("formid.credentials", count);
         let stored = self.inner.store(place, good).await;
         if let Err(failure) = &stored {
-            redis::failed_as(&span, failure.reason());
+            store::spans::failed_as(&span, failure.reason());
         }
         drop(span);
         let duplicates = stored.map_err(|failure| if twice { failure.perhaps_done() } else { failure })?;

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::credential::{AppId, LIFETIME};
-use shared::problems::{Problems, SettingsError};
-use shared::settings::{Common, CommonArgs};
-use shared::store::record::MAX_USES;
+use domain::config_errors::{Problems, SettingsError};
+use domain::{AppId, LIFETIME};
+use server::config::{Common, CommonArgs};
+use store::record::MAX_USES;
+use store::{StoreArgs, StoreConfig};
 
 use crate::callbacks;
 use crate::events::{CallbackToken, MaxAge};
@@ -57,6 +58,9 @@ pub struct Flags {
     /// Settings of both services.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Settings of the store.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// The validated settings.
@@ -64,6 +68,8 @@ pub struct Flags {
 pub struct Settings {
     /// Settings of both services.
     pub common: Common,
+    /// Settings of the store.
+    pub store: StoreConfig,
     /// The apps of this service: at least one, without duplicates.
     pub apps: Arc<[AppId]>,
     /// How many messages a prepay id permits, 1 to 31.
@@ -85,6 +91,7 @@ impl Settings {
     pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
         let mut problems = Problems::default();
         let common = flags.common.read(&flags.listen, &mut problems);
+        let store = flags.store.read(&mut problems);
         let apps = read_apps(&flags.apps, &mut problems);
         let prepay_uses = problems.within("--prepay-uses", &flags.prepay_uses, 1..=u64::from(MAX_USES));
         let lease_margin = problems.duration("--lease-margin", &flags.lease_margin);
@@ -107,10 +114,11 @@ impl Settings {
         }
         problems.finish()?;
         let settings = || {
-            let (mut common, callback_max_age) = (common?, MaxAge(max_age?));
-            common.store.keep_once = callback_max_age.keep();
+            let (mut store, callback_max_age) = (store?, MaxAge(max_age?));
+            store.keep_once = callback_max_age.keep();
             Some(Self {
-                common,
+                common: common?,
+                store,
                 callback_max_age,
                 apps,
                 prepay_uses: u8::try_from(prepay_uses?).ok()?,

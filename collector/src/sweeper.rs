@@ -9,10 +9,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::credential::AppId;
-use shared::outage::Outages;
-use shared::store::keys::Bucket;
-use shared::store::{Error, Store};
+use domain::AppId;
+use server::telemetry::outage::Outages;
+use store::keys::Bucket;
+use store::{Error, Store};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 

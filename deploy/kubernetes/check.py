@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def settings_in_source():
     """The names of the environment that the services read, from where their flags are."""
-    sources = [path for crate in ("shared", "collector", "dispatcher") for path in (ROOT / crate / "src").rglob("*.rs")]
+    sources = [path for crate in ("shared/server", "shared/store", "collector", "dispatcher") for path in (ROOT / crate / "src").rglob("*.rs")]
     return {name for path in sources for name in re.findall(r'env = "(FORMID_\w+)"', path.read_text())}
 
 

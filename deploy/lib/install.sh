@@ -205,7 +205,7 @@ need_client_python() {
 # make_client_python FOLDER: creates a virtual environment with the packages of requirements.txt, unless it exists
 # already.
 make_client_python() {
-    local folder=$1 pins="${root:?}/deploy/clients/python/requirements.txt"
+    local folder=$1 pins="${root:?}/proto/clients/python/requirements.txt"
     # Also check that it runs, because the machine's Python may have been replaced.
     if cmp -s "$pins" "$folder/requirements.txt" && "$folder/bin/python" -c 'import grpc' 2>/dev/null; then return 0; fi
     need python3

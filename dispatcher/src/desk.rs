@@ -9,9 +9,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use shared::credential::{AppId, OpenId, RequestId};
-use shared::serve::budget::Charge;
-use shared::status::Failure;
+use domain::{AppId, OpenId, RequestId};
+use server::rpc::status::Failure;
+use server::serve::budget::Charge;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;

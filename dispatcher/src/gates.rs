@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use shared::credential::AppId;
-use shared::store::gates::{Source, Stop};
-use shared::store::wanted::Kinds;
-use shared::store::{self, Store};
+use domain::AppId;
+use store::gates::{Source, Stop};
+use store::wanted::Kinds;
+use store::{self, Store};
 use tracing::{error, info};
 
 use crate::clock::Clock;

@@ -31,13 +31,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::listeners::Listeners;
-use shared::metrics::page::Page;
-use shared::outage::Operation;
-use shared::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
-use shared::serve::serve;
-use shared::store::Store;
-use shared::store::broadcast::permits::Budget;
+use server::listen::Listeners;
+use server::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
+use server::serve::serve;
+use server::telemetry::metrics::page::Page;
+use server::telemetry::outage::Operation;
+use store::Store;
+use store::broadcast::permits::Budget;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -72,11 +72,11 @@ pub async fn run(
     let metrics = Metrics::new().map_err(io::Error::other)?;
     // Metrics stay readable until the drain is complete.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
-    let store = Store::counted(&settings.common.store, metrics.service.redis.clone()).map_err(io::Error::other)?;
+    let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone())).map_err(io::Error::other)?;
     // Broadcasts have a runtime and Redis connections of their own, so that a single message never waits behind a
     // broadcast.
     let hall = Hall::new()?;
-    let apart = store.beside(&settings.common.store).map_err(io::Error::other)?;
+    let apart = store.beside(&settings.store).map_err(io::Error::other)?;
     let desk = Desk::new(settings.common.serve.limits.requests);
     // These tasks are aborted when this function returns, on every path.
     let mut background = JoinSet::new();

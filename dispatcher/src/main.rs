@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use dispatcher::settings::Args;
-use shared::listeners::Listeners;
-use shared::{serve, telemetry};
+use server::listen::Listeners;
+use server::serve;
+use server::telemetry;
 
 /// A send makes many small allocations on several threads. With the C library's allocator these threads wait for each
 /// other.

@@ -1,16 +1,16 @@
 //! The dispatcher's metrics: sends, calls to WeChat, stops, the daily quota, and broadcasts. There is one struct per
 //! topic, created per app, so that each part of the program gets only its own.
 
-use shared::credential::AppId;
-use shared::metrics::registry::WECHAT_SECONDS;
-use shared::metrics::{
+use domain::AppId;
+use server::proto::dispatcher_service_server::SERVICE_NAME;
+use server::rpc::status::Failure;
+use server::telemetry::metrics::registry::WECHAT_SECONDS;
+use server::telemetry::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
-use shared::outage::{Operation, Outage, Outages};
-use shared::proto::dispatcher_service_server::SERVICE_NAME;
-use shared::status::Failure;
-use shared::store::broadcast::tallies::DELIVERED;
-use shared::store::gates::Source;
+use server::telemetry::outage::{Operation, Outage, Outages};
+use store::broadcast::tallies::DELIVERED;
+use store::gates::Source;
 
 use crate::broadcast::ending::reason;
 use crate::outages::{Loops, WechatOutages};
@@ -75,7 +75,7 @@ pub struct AppMetrics {
 impl Metrics {
     /// Creates and registers all metrics.
     pub fn new() -> Result<Self, Error> {
-        let service = ServiceMetrics::new(SERVICE_NAME)?;
+        let service = ServiceMetrics::new(SERVICE_NAME, store::commands())?;
         let registry = &service.registry;
         let counters = |name, help, labels| registry.counters(name, help, labels);
         let gauges = |name, help| registry.gauges(name, help, &["app"]);

@@ -1,8 +1,8 @@
 //! The operations that the dispatcher repeats until they succeed, and what is logged while one fails: see
-//! [`shared::outage`].
+//! [`server::telemetry::outage`].
 
-use shared::credential::AppId;
-use shared::outage::{Outage, Outages};
+use domain::AppId;
+use server::telemetry::outage::{Outage, Outages};
 
 /// Repeated operations that concern all apps.
 #[derive(Debug, Clone)]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use domain::Kind;
 use serde::{Deserialize, Serialize};
-use shared::credential::Kind;
-use shared::status::Failure;
-use shared::store;
-use shared::store::late::MsgId;
+use server::rpc::status::Failure;
+use store;
+use store::late::MsgId;
 use tonic::Code;
 
 use crate::wechat::answer::{Meaning, row_of};

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use shared::credential::Kind;
+use domain::Kind;
 
 use crate::wechat::answer::Meaning;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use domain::AppId;
 use futures_util::stream::{self, StreamExt as _};
-use shared::credential::AppId;
-use shared::outage::Operation;
-use shared::store::leases::{LeaseTerms, Reaped};
-use shared::store::{Error, Store};
+use server::telemetry::outage::Operation;
+use store::leases::{LeaseTerms, Reaped};
+use store::{Error, Store};
 use tracing::{debug, warn};
 
 /// Maximum number of leases per script call.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use shared::problems::{Problems, SettingsError};
-use shared::settings::{Common, CommonArgs};
-use shared::store::leases::LeaseTerms;
+use domain::config_errors::{Problems, SettingsError};
+use server::config::{Common, CommonArgs};
+use store::leases::LeaseTerms;
+use store::{StoreArgs, StoreConfig};
 
 use crate::apps::Apps;
 use crate::broadcast::BroadcastLimits;
@@ -63,6 +64,9 @@ pub struct Args {
     #[allow(missing_docs)]
     #[command(flatten)]
     pub common: CommonArgs,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// The parsed settings.
@@ -70,6 +74,8 @@ pub struct Args {
 pub struct Settings {
     /// Settings that both services have.
     pub common: Common,
+    /// Settings of the store.
+    pub store: StoreConfig,
     /// The configured apps.
     pub apps: Apps,
     /// Limits of single sends.
@@ -93,6 +99,7 @@ impl Args {
 
     fn settings(&self, problems: &mut Problems) -> Option<Settings> {
         let common = self.common.read(&self.listen, problems);
+        let store = self.store.read(problems);
         let apps = Apps::read(&self.apps_file, problems);
         let duration = problems.duration("--lease", &self.lease);
         let margin = problems.duration("--lease-margin", &self.lease_margin);
@@ -120,8 +127,8 @@ impl Args {
             tasks: tasks? as usize,
             failure_ratio: failures? as f64 / 100.0,
         };
-        let (common, apps, reap_interval) = (common?, apps?, reap_interval?);
-        Some(Settings { common, apps, limits, broadcasts, reap_interval, clock: Clock::default() })
+        let (common, store, apps, reap_interval) = (common?, store?, apps?, reap_interval?);
+        Some(Settings { common, store, apps, limits, broadcasts, reap_interval, clock: Clock::default() })
     }
 }
 

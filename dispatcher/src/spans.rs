@@ -1,19 +1,19 @@
-//! All spans of the dispatcher except those of its RPCs, with their attributes: see [`shared::traces`].
+//! All spans of the dispatcher except those of its RPCs, with their attributes: see [`server::telemetry::traces`].
 //!
 //! A send consists of a few spans. A broadcast has one trace per replica that works on it. Its size is bounded: it
 //! contains a sample of the steps and messages, see [`Run`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use domain::AppId;
 use http::StatusCode;
-use shared::credential::AppId;
-use shared::status::Failure;
-use shared::store;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::pages::Next;
-use shared::store::broadcast::tallies::DELIVERED;
-use shared::store::leases::Leased;
-use shared::traces::{self, TARGET, redis};
+use server::rpc::status::Failure;
+use server::telemetry::traces::{self, TARGET};
+use store;
+use store::broadcast::BroadcastId;
+use store::broadcast::pages::Next;
+use store::broadcast::tallies::DELIVERED;
+use store::leases::Leased;
 use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
@@ -56,7 +56,7 @@ pub fn sent(span: &Span, result: &Result<Sent, Failure>) {
 
 /// Span of the script that leases a credential.
 pub fn lease(app: &AppId) -> Span {
-    redis::script("lease", "lease.lua", app)
+    store::spans::script("lease", "lease.lua", app)
 }
 
 /// Records what was leased.
@@ -70,7 +70,7 @@ pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
         Ok(Leased::Lost) => "lost",
         Ok(Leased::Busy(_)) => "busy",
         Err(error) => {
-            redis::failed(span, error);
+            store::spans::failed(span, error);
             "failed"
         }
     };
@@ -79,12 +79,12 @@ pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
 
 /// Span of the script that settles a message.
 pub fn settle(app: &AppId) -> Span {
-    redis::script("settle", "settle.lua", app)
+    store::spans::script("settle", "settle.lua", app)
 }
 
 /// Records that a message could not be settled before its lease expired.
 pub fn not_settled(span: &Span, error: &store::Error) {
-    redis::failed(span, error);
+    store::spans::failed(span, error);
 }
 
 /// Span of obtaining an access token that is not in memory.
@@ -222,7 +222,11 @@ impl Run {
 
     /// Span of the script that takes users from the audience and leases a credential for each. See [`Run::page_taken`].
     pub fn page(&self) -> Span {
-        if self.pages.would_take() { redis::script("page", "broadcast/page.lua", &self.app) } else { Span::none() }
+        if self.pages.would_take() {
+            store::spans::script("page", "broadcast/page.lua", &self.app)
+        } else {
+            Span::none()
+        }
     }
 
     /// Adds a page to the trace, or drops the span of a page without users. Returns whether one of its messages is to
@@ -245,7 +249,7 @@ impl Run {
             return traces::discard(&page);
         }
         self.worked.store(true, Ordering::Relaxed);
-        redis::failed(&page, error);
+        store::spans::failed(&page, error);
         self.adopt(&page, 0);
     }
 
@@ -256,7 +260,7 @@ impl Run {
             return Span::none();
         }
         self.worked.store(true, Ordering::Relaxed);
-        let span = redis::script("settle", "broadcast/settle.lua", &self.app);
+        let span = store::spans::script("settle", "broadcast/settle.lua", &self.app);
         self.adopt(&span, messages);
         span
     }

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use shared::credential::CLOCK_TOLERANCE;
-use shared::store::credentials::KEEP_ONCE;
+use domain::CLOCK_TOLERANCE;
+use store::credentials::KEEP_ONCE;
 
 use super::Fault;
 

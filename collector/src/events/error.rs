@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use shared::credential::Malformed;
+use domain::Malformed;
 
 use super::{MAX_BODY, MAX_ITEMS};
 

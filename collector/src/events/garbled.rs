@@ -140,7 +140,7 @@ fn read(body: &[u8]) -> Result<(), TestCaseError> {
     match parse(body) {
         Err(error) => check(error)?,
         Ok(Report::Other { name }) => {
-            prop_assert!(name.is_none_or(|name| shared::credential::visible(&name, 64).is_ok()))
+            prop_assert!(name.is_none_or(|name| domain::visible(&name, 64).is_ok()))
         }
         Ok(Report::Subscription(pushed)) => {
             prop_assert!(pushed.items.len() <= MAX_ITEMS && pushed.created >= 0);

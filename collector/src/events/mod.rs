@@ -33,7 +33,7 @@ mod garbled;
 #[cfg(test)]
 mod tests;
 
-use shared::credential::{OpenId, TemplateId};
+use domain::{OpenId, TemplateId};
 
 pub use age::MaxAge;
 pub use error::{EventError, Fault, Place};

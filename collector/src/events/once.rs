@@ -1,6 +1,6 @@
 //! Dedup keys of events. WeChat pushes an event again if it was not answered in time.
 
-use shared::store::credentials::OnceKey;
+use store::credentials::OnceKey;
 
 use super::{Item, Pushed};
 use crate::once;
@@ -21,7 +21,7 @@ impl Pushed {
 
 #[cfg(test)]
 mod tests {
-    use shared::credential::{OpenId, TemplateId};
+    use domain::{OpenId, TemplateId};
 
     use super::super::{Event, Status};
     use super::*;

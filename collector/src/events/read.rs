@@ -3,8 +3,8 @@
 use std::num::IntErrorKind;
 use std::slice;
 
+use domain::{OpenId, visible};
 use serde_json::{Map, Value};
-use shared::credential::{OpenId, visible};
 
 use super::{Event, EventError, Fault, Item, MAX_ITEMS, Place, Pushed, Report, Status, TemplateId};
 
@@ -127,7 +127,7 @@ impl<'a, P: Fn(&'static str) -> Place> Fields<'a, P> {
     fn parsed<T>(
         &self,
         name: &'static str,
-        parse: impl FnOnce(&'a str) -> Result<T, shared::credential::Malformed>,
+        parse: impl FnOnce(&'a str) -> Result<T, domain::Malformed>,
     ) -> Result<T, EventError> {
         parse(self.text(name)?).map_err(|malformed| self.wrong(name, Fault::Malformed(malformed)))
     }

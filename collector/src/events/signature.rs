@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use domain::{Malformed, visible};
 use sha1_smol::Sha1;
-use shared::credential::{Malformed, visible};
 use subtle::ConstantTimeEq as _;
 
 /// The maximum length of a token in bytes. WeChat's console accepts 3 to 32 letters and digits.

@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 
-use shared::status::Failure;
-use shared::store::credentials::{MAX_COLLECT, Packed};
-use shared::store::keys::Bucket;
-use shared::store::{Error, Store};
+use server::rpc::status::Failure;
 use slab::Slab;
+use store::credentials::{MAX_COLLECT, Packed};
+use store::keys::Bucket;
+use store::{Error, Store};
 
 use super::{Batch, Call};
 
@@ -173,7 +173,7 @@ fn is_away(error: &Error) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use shared::credential::{Credential, CredentialId, Kind, OpenId};
+    use domain::{Credential, CredentialId, Kind, OpenId};
     use tokio::sync::{Semaphore, oneshot};
 
     use super::super::Duplicates;

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use domain::{CredentialId, GrantUses, Kind, MAX_GRANT, OpenId, Refusal, TemplateId, visible};
 use jiff::Timestamp as Instant;
 use jiff::tz::Offset;
 use prost_types::Timestamp;
-use shared::credential::{self, CredentialId, GrantUses, Kind, MAX_GRANT, OpenId, Refusal, TemplateId, visible};
-use shared::proto::credential::Right;
-use shared::proto::{
+use server::proto::credential::Right;
+use server::proto::{
     CollectResponse, CollectResult, CollectStatus, CollectStreamResponse, Credential, CredentialKind, DayStock,
     GetInventoryResponse, GetStockResponse, Grant, KindInventory, Ledger, Refusal as WireRefusal, RefusalReason,
     TemplateStock,
 };
-use shared::status::Failure;
-use shared::store::credentials::{Available, Packed, Shelf};
-use shared::store::record::NEVER;
-use shared::store::stock::{self, DAY, Stock};
+use server::rpc::status::Failure;
+use store::credentials::{Available, Packed, Shelf};
+use store::record::NEVER;
+use store::stock::{self, DAY, Stock};
 
 use crate::once;
 
@@ -72,8 +72,8 @@ impl Reader {
         };
         let id = CredentialId::parse(id)?;
         let obtained = wire.obtained_at.map_or(Ok(now), seconds)?;
-        let expiry = credential::expiry(obtained, now, self.lease_margin)?;
-        Ok(Packed::new(openid, &credential::Credential { kind, id, uses, expiry }))
+        let expiry = domain::expiry(obtained, now, self.lease_margin)?;
+        Ok(Packed::new(openid, &domain::Credential { kind, id, uses, expiry }))
     }
 }
 
@@ -92,7 +92,7 @@ fn granted(openid: OpenId, wire: Grant) -> Result<Packed, Refusal> {
             Some(once::key(&["grant", openid.as_str(), key]))
         }
     };
-    Ok(Packed::grant(openid, &credential::Grant { template, uses }, once))
+    Ok(Packed::grant(openid, &domain::Grant { template, uses }, once))
 }
 
 fn seconds(time: Timestamp) -> Result<i64, Refusal> {
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_reason_of_its_own() {
-        use shared::credential::Malformed;
+        use domain::Malformed;
         let refusals = [
             Refusal::BadOpenId(Malformed::Empty),
             Refusal::EmptyId,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _};
-use shared::auth::Caller;
-use shared::proto::{CollectStreamRequest, CollectStreamResponse};
-use shared::serve::connections::Ending;
-use shared::serve::guard::refused_by_tonic;
-use shared::status::Failure;
+use server::auth::Caller;
+use server::proto::{CollectStreamRequest, CollectStreamResponse};
+use server::rpc::status::Failure;
+use server::serve::connections::Ending;
+use server::serve::guard::refused_by_tonic;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 

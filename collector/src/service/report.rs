@@ -2,14 +2,14 @@
 
 use std::fmt::Display;
 
-use shared::auth::Caller;
-use shared::credential::{AppId, Grant, GrantUses};
-use shared::fields::Fields;
-use shared::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsResponse};
-use shared::status::Failure;
-use shared::store::credentials::Packed;
-use shared::store::late::{LateFailure, MsgId};
-use shared::traces::rpc;
+use domain::{AppId, Grant, GrantUses};
+use server::auth::Caller;
+use server::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsResponse};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use server::telemetry::traces::rpc;
+use store::credentials::Packed;
+use store::late::{LateFailure, MsgId};
 use tonic::Code;
 
 use super::Inner;

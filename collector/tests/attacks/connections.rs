@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use shared::proto::CollectStreamRequest;
-use shared::proto::collector_service_client::CollectorServiceClient;
+use server::proto::CollectStreamRequest;
+use server::proto::collector_service_client::CollectorServiceClient;
 use testing::{Process, Redis, Scrape, eventually, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -1,6 +1,6 @@
 //! Many concurrent calls of GetStock, each of which needs every bucket of an app.
 
-use shared::proto::GetStockRequest;
+use server::proto::GetStockRequest;
 use testing::{Redis, Scrape, eventually};
 use tokio::task::JoinSet;
 

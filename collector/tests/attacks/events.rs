@@ -1,6 +1,6 @@
 //! Replays of recorded WeChat events.
 
-use shared::proto::{EventAction, ReportEventsRequest};
+use server::proto::{EventAction, ReportEventsRequest};
 use testing::Redis;
 use tonic::Code;
 

@@ -1,7 +1,7 @@
 //! Requests with oversized values.
 
 use prost::Message as _;
-use shared::proto::{
+use server::proto::{
     CollectResponse, CollectStatus, CollectStreamResponse, EraseUserRequest, GetInventoryRequest, GetStockRequest,
     Grant, ReportEventsRequest,
 };

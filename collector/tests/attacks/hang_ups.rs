@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use shared::proto::GetInventoryRequest;
+use server::proto::GetInventoryRequest;
 use testing::http2::{Peer, framed};
 use testing::{Redis, Scrape};
 use tokio::task::JoinSet;

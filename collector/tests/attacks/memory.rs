@@ -3,7 +3,7 @@
 
 use prost::Message as _;
 use prost::bytes::Bytes;
-use shared::proto::{CollectRequest, CollectStreamRequest};
+use server::proto::{CollectRequest, CollectStreamRequest};
 use testing::http2::{Peer, framed, prefixed};
 use testing::{Redis, call_with, eventually};
 use tokio::task::JoinSet;

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use shared::credential::OpenId;
-use shared::proto::GetStockRequest;
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::store::keys::{Bucket, BucketKeys};
+use domain::OpenId;
+use server::proto::GetStockRequest;
+use server::proto::collector_service_client::CollectorServiceClient;
+use store::keys::{Bucket, BucketKeys};
 use testing::{Process, Redis, eventually, free_port};
 use tonic::Code;
 use tonic_types::StatusExt as _;

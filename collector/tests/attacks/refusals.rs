@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use shared::proto::CollectStreamResponse;
+use server::proto::CollectStreamResponse;
 use testing::http2::{DATA, Peer, framed, prefixed};
 use testing::{CallersFile, Redis, eventually};
 use tokio::task::JoinSet;
@@ -113,7 +113,7 @@ async fn overloaded_call_is_answered_before_it_is_read() {
         tokio::spawn(async move { collect(&mut client, vec![form("oPatient", "f")]).await })
     };
     eventually("the one call uses the whole limit", SOON, async || {
-        client.get_inventory(shared::proto::GetInventoryRequest::default()).await.unwrap_err().code()
+        client.get_inventory(server::proto::GetInventoryRequest::default()).await.unwrap_err().code()
             == Code::ResourceExhausted
     })
     .await;

@@ -1,7 +1,7 @@
 //! Invalid requests: the error names every invalid field.
 
 use prost_types::Timestamp;
-use shared::proto::{
+use server::proto::{
     CollectRequest, CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, RefusalReason,
 };
 use testing::Redis;

@@ -1,6 +1,6 @@
 //! Collecting: each credential is stored once.
 
-use shared::proto::{CollectStatus, CredentialKind, EraseUserRequest, GetInventoryRequest};
+use server::proto::{CollectStatus, CredentialKind, EraseUserRequest, GetInventoryRequest};
 use testing::Redis;
 
 use crate::support::*;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::store::Store;
+use store::Store;
 use testing::eventually;
 use tokio::task::JoinSet;
 

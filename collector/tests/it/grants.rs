@@ -1,7 +1,7 @@
 //! Grants of subscription messages: collecting them, counting them, and WeChat's events about them.
 
-use shared::proto::credential::Right;
-use shared::proto::{
+use server::proto::credential::Right;
+use server::proto::{
     CollectStatus, Credential, CredentialKind, EraseUserRequest, EventAction, GetInventoryRequest,
     GetInventoryResponse, GetStockRequest, Grant, KindInventory, RefusalReason, ReportEventsRequest,
     ReportEventsResponse,

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use shared::proto::credential::Right;
-use shared::proto::{CollectRequest, Credential, GetStockRequest, Grant, ReportEventsRequest};
+use server::proto::credential::Right;
+use server::proto::{CollectRequest, Credential, GetStockRequest, Grant, ReportEventsRequest};
 use testing::{Redis, Scrape, eventually, http};
 use tokio_stream::iter;
 use tonic::Code;

@@ -1,7 +1,7 @@
 //! Outages of Redis.
 
-use shared::proto::credential::Right;
-use shared::proto::{CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, Grant};
+use server::proto::credential::Right;
+use server::proto::{CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, Grant};
 use testing::{Redis, Scrape, eventually};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

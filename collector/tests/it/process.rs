@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use shared::proto::collector_service_client::CollectorServiceClient;
+use domain::dependency::Dependency as _;
+use server::proto::collector_service_client::CollectorServiceClient;
 use testing::{Process, Redis, eventually, free_port};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -165,9 +166,9 @@ fn startup_errors_are_json_if_the_log_is() {
 }
 
 /// A store with the program's default number of buckets.
-async fn large_store(redis: &Redis) -> shared::store::Store {
-    let config = shared::store::StoreConfig { buckets: 512, ..testing::store_config(redis.url()) };
-    let store = shared::store::Store::new(&config).unwrap();
+async fn large_store(redis: &Redis) -> store::Store {
+    let config = store::StoreConfig { buckets: 512, ..testing::store_config(redis.url()) };
+    let store = store::Store::new(&config).unwrap();
     store.prepare().await.unwrap();
     store
 }

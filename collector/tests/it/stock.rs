@@ -1,11 +1,11 @@
 //! The sweep and GetStock.
 
+use domain::{Credential, CredentialId, Kind, OpenId};
 use jiff::Timestamp;
 use jiff::tz::Offset;
-use shared::credential::{Credential, CredentialId, Kind, OpenId};
-use shared::proto::{CredentialKind, GetStockRequest, GetStockResponse};
-use shared::store::Store;
-use shared::store::credentials::Packed;
+use server::proto::{CredentialKind, GetStockRequest, GetStockResponse};
+use store::Store;
+use store::credentials::Packed;
 use testing::{Redis, eventually};
 
 use crate::support::*;
@@ -86,6 +86,6 @@ async fn credential_within_the_lease_margin_is_not_available() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     store_expiring(&redis.store().await, "oUser", 30).await;
-    let request = shared::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
+    let request = server::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
     assert_eq!(client.get_inventory(request).await.unwrap().into_inner().messages, 0);
 }

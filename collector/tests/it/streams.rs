@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shared::proto::{CollectStreamRequest, CollectStreamResponse, RefusalReason};
+use server::proto::{CollectStreamRequest, CollectStreamResponse, RefusalReason};
 use testing::Redis;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use collector::settings::{Flags, Settings};
+use domain::{AppId, OpenId};
 use prost_types::Timestamp;
-use shared::credential::{AppId, OpenId};
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::credential::Right;
-use shared::proto::{CollectRequest, CollectResponse, CollectStatus, CollectStreamRequest, Credential};
-use shared::store::Store;
-use shared::store::record::Record;
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::credential::Right;
+use server::proto::{CollectRequest, CollectResponse, CollectStatus, CollectStreamRequest, Credential};
+use store::Store;
+use store::record::Record;
 use testing::Redis;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -158,7 +158,7 @@ pub fn bad_fields(status: &Status) -> Vec<String> {
 
 /// The retry pushback for client libraries, in milliseconds.
 pub fn pushback(status: &Status) -> Option<String> {
-    status.metadata().get(shared::status::PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
+    status.metadata().get(server::rpc::status::PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
 }
 
 /// WeChat's event for a popup that the user answered at `created`; each item is a template and its status.

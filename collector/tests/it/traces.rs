@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use shared::proto::GetStockRequest;
-use shared::proto::collector_service_client::CollectorServiceClient;
+use server::proto::GetStockRequest;
+use server::proto::collector_service_client::CollectorServiceClient;
 use testing::{CallersFile, Process, Redis, TraceCollector, attribute, bearer, eventually, free_port};
 use tonic::{Code, Request};
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
-use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
-use shared::problems::Problems;
-use shared::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
-use shared::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
+use domain::config_errors::Problems;
+use domain::{AppId, CredentialId, OpenId, TemplateId};
+use server::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
+use server::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 

@@ -10,11 +10,11 @@ use deadpool_redis::redis;
 use dispatcher::apps::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
-use shared::credential::{AppId, CredentialId, OpenId, TemplateId};
-use shared::problems::Problems;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{
+use domain::config_errors::Problems;
+use domain::{AppId, CredentialId, OpenId, TemplateId};
+use server::proto::broadcast_request::Audience;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{
     AllReachable, BroadcastInfo, BroadcastRequest, BroadcastState, CancelBroadcastRequest, SendTemplateRequest,
     TemplateValue, WatchBroadcastRequest,
 };

@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis::{self, Script};
-use shared::credential::{AppId, OpenId};
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::{CollectStreamRequest, Credential, credential::Right};
-use shared::store::credentials::collect_script;
-use shared::store::keys::{Bucket, BucketKeys};
+use domain::{AppId, OpenId};
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::{CollectStreamRequest, Credential, credential::Right};
+use store::credentials::collect_script;
+use store::keys::{Bucket, BucketKeys};
 use testing::{Redis, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -158,7 +158,7 @@ fn batch(sequence: u64) -> CollectStreamRequest {
 
 async fn ready(channel: Channel) -> bool {
     let user = OpenId::parse("oNobody").unwrap();
-    let request = shared::proto::GetInventoryRequest { app_id: APP.into(), openid: user.as_str().into() };
+    let request = server::proto::GetInventoryRequest { app_id: APP.into(), openid: user.as_str().into() };
     CollectorServiceClient::new(channel).get_inventory(request).await.is_ok()
 }
 

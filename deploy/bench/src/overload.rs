@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::credential::Right;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{CollectRequest, Credential, SendTemplateRequest, TemplateValue};
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::credential::Right;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{CollectRequest, Credential, SendTemplateRequest, TemplateValue};
 use testing::{Process, Redis, assert_overloaded, eventually, free_port, slowed};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{Delivery, Outcome, SendTemplateRequest, TemplateValue};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{Delivery, Outcome, SendTemplateRequest, TemplateValue};
 use testing::free_port;
 use tonic::transport::Channel;
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
-use shared::store::credentials::{MAX_COLLECT, Packed};
-use shared::store::{Store, StoreConfig};
+use domain::dependency::Dependency as _;
+use domain::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
+use store::credentials::{MAX_COLLECT, Packed};
+use store::{Store, StoreConfig};
 use testing::{Process, Redis, eventually, free_port};
 use tonic::transport::{Channel, Endpoint};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use prost_types::Timestamp;
-use shared::proto;
+use server::proto;
 
 /// Starts a broadcast, or attaches to an existing one, and follows it to its end
 ///

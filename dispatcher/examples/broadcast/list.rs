@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prost::Message as _;
 use serde::Deserialize;
-use shared::proto::{Recipient, TemplateValue};
+use server::proto::{Recipient, TemplateValue};
 
 /// Limits of one call: number of users, and bytes, well below the 4 MiB that a dispatcher accepts by default.
 const CALL: (usize, usize) = (10_000, 3 << 20);

@@ -15,7 +15,7 @@ mod words;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use shared::proto::{BroadcastState, CancelBroadcastRequest, PauseBroadcastRequest, ResumeBroadcastRequest};
+use server::proto::{BroadcastState, CancelBroadcastRequest, PauseBroadcastRequest, ResumeBroadcastRequest};
 
 use args::Args;
 use reach::Client;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;

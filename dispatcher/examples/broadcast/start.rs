@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{
+use server::proto::broadcast_request::Audience;
+use server::proto::{
     self, AddRecipientsRequest, AllReachable, BroadcastPreview, BroadcastRequest, BroadcastState, Recipient,
     Recipients, StartBroadcastRequest, TemplateValue,
 };

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use shared::proto::{BroadcastInfo, BroadcastState, WatchBroadcastRequest};
+use server::proto::{BroadcastInfo, BroadcastState, WatchBroadcastRequest};
 use tonic::Status;
 
 use crate::{Client, words};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use shared::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, PauseReason};
+use server::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, PauseReason};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 

@@ -26,11 +26,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::AppId;
+use domain::config_errors::Problems;
 use reqwest::Url;
-use shared::credential::AppId;
-use shared::problems::Problems;
-use shared::store::broadcast::permits::Bounds;
-use shared::store::wanted::Kinds;
+use store::broadcast::permits::Bounds;
+use store::wanted::Kinds;
 use toml::Value;
 
 use crate::wechat::message::Delivery;
@@ -152,8 +152,8 @@ impl Apps {
 
 #[cfg(test)]
 mod tests {
-    use shared::credential::Kind;
-    use shared::problems::SettingsError;
+    use domain::Kind;
+    use domain::config_errors::SettingsError;
 
     use super::*;
 

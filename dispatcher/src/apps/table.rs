@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use domain::config_errors::Problems;
+use domain::{AppId, Kind};
 use reqwest::Url;
-use shared::credential::{AppId, Kind};
-use shared::problems::Problems;
-use shared::store::broadcast::permits::Bounds;
-use shared::store::wanted::Kinds;
+use store::broadcast::permits::Bounds;
+use store::wanted::Kinds;
 use toml::{Table, Value};
 
 use super::{App, Secret, TokenEndpoint};

@@ -9,14 +9,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use domain::OpenId;
 use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use shared::credential::OpenId;
-use shared::store::broadcast::pages::{Next, PAGE, Ready, Settlement};
-use shared::store::broadcast::permits::Permits;
-use shared::store::broadcast::records::State;
-use shared::store::broadcast::tasks::{Left, Task};
-use shared::store::leases::{Lease, LeaseId, Verdict};
+use store::broadcast::pages::{Next, PAGE, Ready, Settlement};
+use store::broadcast::permits::Permits;
+use store::broadcast::records::State;
+use store::broadcast::tasks::{Left, Task};
+use store::leases::{Lease, LeaseId, Verdict};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, warn};
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use shared::outage::Operation;
-use shared::store;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::records::{Move, State};
-use shared::store::broadcast::tasks::{Left, Task};
+use server::telemetry::outage::Operation;
+use store;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::{Move, State};
+use store::broadcast::tasks::{Left, Task};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};

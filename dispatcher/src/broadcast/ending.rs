@@ -1,10 +1,10 @@
 //! Maps the result of a message's attempts to what happens to the message, its credential and its broadcast. Pure data,
 //! so that every case can be tested.
 
-use shared::store::broadcast::pages::Next;
-use shared::store::broadcast::records::Pause;
-use shared::store::broadcast::tallies::DELIVERED;
-use shared::store::leases::{LeaseId, Verdict as Fate};
+use store::broadcast::pages::Next;
+use store::broadcast::records::Pause;
+use store::broadcast::tallies::DELIVERED;
+use store::leases::{LeaseId, Verdict as Fate};
 
 use crate::outcome::{End, SendError, Verdict};
 use crate::send::{Conclusion, Tally};
@@ -16,7 +16,7 @@ pub const BUSY_ROUNDS: u32 = 3;
 
 /// Pause reasons, as stored and as callers see them.
 pub mod reason {
-    pub use shared::store::broadcast::records::CANARY;
+    pub use store::broadcast::records::CANARY;
 
     /// A caller called PauseBroadcast.
     pub const CALLER: &str = "CALLER";

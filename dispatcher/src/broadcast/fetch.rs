@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::credential::OpenId;
-use shared::store;
-use shared::store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
-use shared::store::broadcast::permits::Permits;
-use shared::store::broadcast::tasks::Task;
-use shared::store::leases::{Lease, LeaseId};
+use domain::OpenId;
+use store;
+use store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
+use store::broadcast::permits::Permits;
+use store::broadcast::tasks::Task;
+use store::leases::{Lease, LeaseId};
 use tracing::debug;
 
 use super::ending;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use shared::status::Failure;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::records::Record;
-use shared::store::broadcast::tallies::{Place, Undelivered};
-use shared::store::turns::Work;
+use server::rpc::status::Failure;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::Record;
+use store::broadcast::tallies::{Place, Undelivered};
+use store::turns::Work;
 
 use super::Ground;
 use super::office::{Office, Standing, not_found};

@@ -10,7 +10,7 @@
 //! All state that matters is in Redis. One script removes a user from the audience and leases a credential. The user
 //! then stays in flight until one script settles the credential and records the outcome. If the outcome is unknown
 //! after a takeover, the message is sent again with the same credential. Permits to send are stored with the bucket
-//! too, see [`permits`](shared::store::broadcast::permits).
+//! too, see [`permits`](store::broadcast::permits).
 
 pub mod bucket;
 pub mod crew;
@@ -27,10 +27,10 @@ pub mod spec;
 
 use std::sync::Arc;
 
-use shared::store::Store;
-use shared::store::broadcast::audience::Choice;
-use shared::store::leases::LeaseTerms;
-use shared::store::wanted::Kinds;
+use store::Store;
+use store::broadcast::audience::Choice;
+use store::leases::LeaseTerms;
+use store::wanted::Kinds;
 
 use self::spec::Spec;
 use crate::apps::App;

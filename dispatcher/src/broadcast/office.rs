@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::{OpenId, RequestId};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use shared::credential::{OpenId, RequestId};
-use shared::status::Failure;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::audience::{Added, Preview, Recipient};
-use shared::store::broadcast::records::{Created, Draft, Move, Moved, Record, State};
-use shared::store::broadcast::tallies::Tally;
-use shared::store::keys::Bucket;
-use shared::store::stock::{DAY, DAY_OFFSET};
-use shared::store::turns::{SingleFlight, Work};
-use shared::traces;
+use server::rpc::status::Failure;
+use server::telemetry::traces;
+use store::broadcast::BroadcastId;
+use store::broadcast::audience::{Added, Preview, Recipient};
+use store::broadcast::records::{Created, Draft, Move, Moved, Record, State};
+use store::broadcast::tallies::Tally;
+use store::keys::Bucket;
+use store::stock::{DAY, DAY_OFFSET};
+use store::turns::{SingleFlight, Work};
 use tonic::Code;
 
 use super::Ground;

@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use shared::credential::AppId;
-use shared::outage::Operation;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::records::State;
-use shared::store::{Error, Store};
+use domain::AppId;
+use server::telemetry::outage::Operation;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::State;
+use store::{Error, Store};
 
 use crate::metrics::PauseMetrics;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::store::broadcast::permits::Budget;
+use store::broadcast::permits::Budget;
 use tracing::{debug, info};
 
 use super::Ground;

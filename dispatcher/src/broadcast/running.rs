@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use shared::outage::Operation;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::audience::Choice;
-use shared::store::broadcast::pages::PAGE;
-use shared::store::broadcast::permits::{Budget, Held, Permits};
-use shared::store::broadcast::records::{Move, Moved, Pause, Record, State};
-use shared::store::keys::Bucket;
-use shared::store::{self};
+use server::telemetry::outage::Operation;
+use store::broadcast::BroadcastId;
+use store::broadcast::audience::Choice;
+use store::broadcast::pages::PAGE;
+use store::broadcast::permits::{Budget, Held, Permits};
+use store::broadcast::records::{Move, Moved, Pause, Record, State};
+use store::keys::Bucket;
+use store::{self};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shared::store;
+use store;
 
 use crate::wechat::message::{Message, Value};
 
@@ -22,7 +22,7 @@ pub struct Spec {
     pub min_interval: Duration,
     /// If the outcome is unknown, send again: the caller prefers a duplicate over a lost message.
     pub retry_unknown: bool,
-    /// Trace of the call that created the broadcast, if there was one: see [`shared::traces::link`]. Not a parameter.
+    /// Trace of the call that created the broadcast, if there was one: see [`server::telemetry::traces::link`]. Not a parameter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordered_by: Option<String>,
 }
@@ -61,7 +61,7 @@ pub fn encode_own(own: &OwnData) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use shared::credential::TemplateId;
+    use domain::TemplateId;
 
     use super::*;
     use crate::wechat::message::Delivery;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use shared::credential::{Kind, LIFETIME};
-use shared::store::gates::{Source, Stop};
-use shared::store::leases::{Lease, Verdict as Fate};
+use domain::{Kind, LIFETIME};
+use store::gates::{Source, Stop};
+use store::leases::{Lease, Verdict as Fate};
 use tracing::{debug, error, warn};
 
 use super::{Conclusion, Order, Sender, Tally};

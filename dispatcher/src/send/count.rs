@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use shared::credential::AppId;
-use shared::outage::Operation;
-use shared::store::Store;
-use shared::store::broadcast::permits::{Api, Budget};
+use domain::AppId;
+use server::telemetry::outage::Operation;
+use store::Store;
+use store::broadcast::permits::{Api, Budget};
 
 use crate::clock::Clock;
 

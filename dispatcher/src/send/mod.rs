@@ -7,13 +7,13 @@ mod settle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::credential::OpenId;
-use shared::status::Failure;
-use shared::store::gates::Stop;
-use shared::store::late::LateFailure;
-use shared::store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
-use shared::store::wanted::{Kinds, Wanted};
-use shared::store::{self, Store};
+use domain::OpenId;
+use server::rpc::status::Failure;
+use store::gates::Stop;
+use store::late::LateFailure;
+use store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
+use store::wanted::{Kinds, Wanted};
+use store::{self, Store};
 use tracing::Instrument as _;
 
 use self::count::Sends;

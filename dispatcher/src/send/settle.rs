@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use shared::store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
-use shared::store::wanted::Wanted;
+use store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
+use store::wanted::Wanted;
 
 use super::{Conclusion, Next, Order, Sender, Sent, Tally};
 use crate::outcome::{End, Outcome, SendError};

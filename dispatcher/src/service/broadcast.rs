@@ -4,20 +4,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::{AppId, OpenId};
 use prost_types::{Duration as ProtoDuration, Timestamp};
-use shared::credential::{AppId, OpenId};
-use shared::fields::Fields;
-use shared::proto::broadcast_request::Audience as ProtoAudience;
-use shared::proto::{
+use server::proto::broadcast_request::Audience as ProtoAudience;
+use server::proto::{
     self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, ValueWarning,
     WatchBroadcastRequest,
 };
-use shared::status::Failure;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::audience::Recipient;
-use shared::store::broadcast::tallies::Place;
-use shared::store::keys::Bucket;
-use shared::store::record::KEEP_TOUCH;
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use store::broadcast::BroadcastId;
+use store::broadcast::audience::Recipient;
+use store::broadcast::tallies::Place;
+use store::keys::Bucket;
+use store::record::KEEP_TOUCH;
 
 use super::message::{self, Parts};
 use super::send;
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(place_of(&token_of(&place)), Some(place));
         let longest = Place {
             bucket: Bucket(u16::MAX),
-            after: format!("{} {}", "o".repeat(shared::credential::MAX_OPENID), "E".repeat(160)),
+            after: format!("{} {}", "o".repeat(domain::MAX_OPENID), "E".repeat(160)),
         };
         assert!(token_of(&longest).len() <= MAX_PAGE_TOKEN);
         for bad in ["x", "1", "1.0", "1.zz", "1.+1", "70000.00", "1.é", "-1.00", "1.ff"] {

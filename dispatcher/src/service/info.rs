@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::AppId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
 use prost_types::Timestamp;
-use shared::credential::AppId;
-use shared::proto::{
+use server::proto::{
     self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, PauseReason,
     WatchBroadcastResponse,
 };
-use shared::status::Failure;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::records::State;
-use shared::store::broadcast::tallies::{DELIVERED, ERASED, Tally, Undelivered};
+use server::rpc::status::Failure;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::State;
+use store::broadcast::tallies::{DELIVERED, ERASED, Tally, Undelivered};
 use tonic::Status;
 
 use crate::broadcast::ending::reason;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use shared::credential::{AppId, TemplateId};
-use shared::fields::Fields;
-use shared::proto::{self, TemplateValue, ValueWarning};
+use domain::{AppId, TemplateId};
+use server::proto::{self, TemplateValue, ValueWarning};
+use server::rpc::fields::Fields;
 
 use crate::wechat::keywords::{Judgement, judge};
 use crate::wechat::message::{Delivery, Message, Value};

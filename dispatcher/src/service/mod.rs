@@ -11,25 +11,25 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use domain::AppId;
 use futures_util::Stream;
-use shared::auth::{Caller, Permission, audit};
-use shared::credential::AppId;
-use shared::fields::Fields;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::dispatcher_service_server::DispatcherService;
-use shared::proto::{
+use server::auth::{Caller, Permission, audit};
+use server::proto::broadcast_request::Audience;
+use server::proto::dispatcher_service_server::DispatcherService;
+use server::proto::{
     AddRecipientsRequest, AddRecipientsResponse, BroadcastRequest, BroadcastResponse, CancelBroadcastRequest,
     CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest, ListBroadcastsResponse,
     ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest, PauseBroadcastResponse,
     ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
     StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
 };
-use shared::serve::budget::Charge;
-use shared::serve::connections::Ending;
-use shared::status::Failure;
-use shared::store::broadcast::BroadcastId;
-use shared::store::broadcast::records::{Move, Pause};
-use shared::traces::rpc;
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use server::serve::budget::Charge;
+use server::serve::connections::Ending;
+use server::telemetry::traces::rpc;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::{Move, Pause};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -95,14 +95,14 @@ impl Service {
         did: &'static str,
         (app_id, broadcast_id): (String, String),
         to: Move,
-    ) -> Result<Option<shared::proto::BroadcastInfo>, Status> {
+    ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
         let (office, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
         Ok(Some(asked(did, caller, &office, &office.to(&id, to).await?)))
     }
 }
 
 /// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
-fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> shared::proto::BroadcastInfo {
+fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> server::proto::BroadcastInfo {
     if asked.moved {
         return changed(did, caller, office, &asked.standing);
     }
@@ -110,7 +110,7 @@ fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> 
 }
 
 /// Writes a change of a broadcast to the audit log, and converts the broadcast.
-fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> shared::proto::BroadcastInfo {
+fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> server::proto::BroadcastInfo {
     let (app, record) = (&office.ground().app.id, &standing.record);
     let audience = standing.tally.as_ref().map(|tally| tally.audience);
     audit::broadcast(did, caller, app, &record.id.to_string(), record.everyone, audience);

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use shared::credential::{AppId, OpenId, RequestId};
-use shared::fields::Fields;
-use shared::proto::{self, LateFailure, SendTemplateRequest, SendTemplateResponse, ValueWarning};
-use shared::status::Failure;
-use shared::store::leases::Request;
+use domain::{AppId, OpenId, RequestId};
+use server::proto::{self, LateFailure, SendTemplateRequest, SendTemplateResponse, ValueWarning};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use store::leases::Request;
 
 use super::message::{self, Parts};
 use crate::outcome::End;

@@ -1,7 +1,7 @@
 //! What WeChat's codes mean. No other module knows these codes. WeChat changes the texts of its errors, so only codes
 //! are matched.
 
-use shared::credential::Kind;
+use domain::Kind;
 
 /// What an errcode invalidates, and with it what a correct sender does. Mostly ordered from the smallest scope to the
 /// largest.

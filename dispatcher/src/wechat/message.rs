@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use domain::{CredentialId, Kind, OpenId, TemplateId};
 use serde::{Deserialize, Serialize};
-use shared::credential::{CredentialId, Kind, OpenId, TemplateId};
-use shared::proto;
-use shared::store::broadcast::permits::Api;
-use shared::store::wanted::{Kinds, Wanted};
+use server::proto;
+use store::broadcast::permits::Api;
+use store::wanted::{Kinds, Wanted};
 
 /// WeChat's two message generations, each with an API of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use shared::proto::{
+use server::proto::{
     AllReachable, BroadcastRequest, GetBroadcastRequest, ListBroadcastsRequest, broadcast_request::Audience,
 };
 use testing::{Redis, Scrape, eventually};

@@ -1,8 +1,8 @@
 //! Requests with so many invalid fields that the error cannot name all of them.
 
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{BroadcastRequest, Recipient, Recipients};
-use shared::status::{MAX_STATUS, MORE_FIELDS};
+use server::proto::broadcast_request::Audience;
+use server::proto::{BroadcastRequest, Recipient, Recipients};
+use server::rpc::status::{MAX_STATUS, MORE_FIELDS};
 use tonic::Code;
 
 use crate::rig::{APP, Rig, fact, fields, reason};

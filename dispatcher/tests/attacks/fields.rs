@@ -1,8 +1,8 @@
 //! Fields that are far too large.
 
 use prost::Message as _;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{AddRecipientsRequest, AllReachable, BroadcastRequest, GetBroadcastRequest, Recipient};
+use server::proto::broadcast_request::Audience;
+use server::proto::{AddRecipientsRequest, AllReachable, BroadcastRequest, GetBroadcastRequest, Recipient};
 use testing::{called_raw, oversized_requests};
 use tonic::Code;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use prost::Message as _;
 use prost::bytes::Bytes;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{
+use server::proto::broadcast_request::Audience;
+use server::proto::{
     AddRecipientsRequest, BroadcastRequest, Recipient, Recipients, SendTemplateRequest, TemplateValue,
 };
 use testing::http2::prefixed;

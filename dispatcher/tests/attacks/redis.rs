@@ -4,13 +4,13 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use domain::OpenId;
 use sandbox::{FaultKind, Rule};
-use shared::credential::OpenId;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{AllReachable, BroadcastRequest, BroadcastState, GetBroadcastRequest, ListBroadcastsRequest};
-use shared::store::broadcast::BroadcastId;
-use shared::store::keys::BucketKeys;
+use server::proto::broadcast_request::Audience;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{AllReachable, BroadcastRequest, BroadcastState, GetBroadcastRequest, ListBroadcastsRequest};
+use store::broadcast::BroadcastId;
+use store::keys::BucketKeys;
 use testing::{Process, Redis, eventually};
 use tonic::transport::Channel;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{AllReachable, BroadcastRequest, WatchBroadcastRequest};
+use server::proto::broadcast_request::Audience;
+use server::proto::{AllReachable, BroadcastRequest, WatchBroadcastRequest};
 use testing::{CallersFile, SilentStream, bearer, reason};
 use tonic::Status;
 

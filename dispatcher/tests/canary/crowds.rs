@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{
+use server::proto::broadcast_request::Audience;
+use server::proto::{
     AddRecipientsRequest, AllReachable, BroadcastRequest, BroadcastState, CancelBroadcastRequest,
     ListUndeliveredRequest, Recipient, Recipients, ResumeBroadcastRequest, WatchBroadcastRequest,
 };
@@ -64,7 +64,7 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
             exclude: vec![],
         };
         world.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
-        let start = shared::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
+        let start = server::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         // A broadcast that was not started yet cannot be resumed.
         world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume.clone()).await).unwrap_err();

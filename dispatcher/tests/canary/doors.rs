@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{CollectRequest, GetStockRequest, ReportEventsRequest};
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{CollectRequest, GetStockRequest, ReportEventsRequest};
 use testing::tls::{Authority, Pair, channel};
 use testing::{CallersFile, Redis, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -78,10 +78,10 @@ pub async fn all(world: &World) {
     let hash = std::fs::read_to_string(callers.path()).unwrap();
     callers.write_text(&format!("{hash}\n[callers.{BEARER}]\ntoken_sha256 = ['{BEARER}']\n{BEARER} = '{BEARER}"));
     world.file("door-key", &pair.key.replace("PRIVATE KEY", BEARER));
-    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    tokio::time::sleep(server::reload::INTERVAL * 3).await;
     callers.write_text(&format!("{hash}\n[callers.{BEARER}]\ntoken_sha256 = ['{BEARER}']\n{BEARER} = '{BEARER}'"));
     world.file("door-key", &format!("{}{}", pair.cert, pair.key.replace("END", BEARER)));
-    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    tokio::time::sleep(server::reload::INTERVAL * 3).await;
     calls(world, connect(Some(&known)), everything).await;
 
     world.read_pages().await;
@@ -154,7 +154,7 @@ async fn calls(world: &World, [front, back]: [Channel; 2], shown: Metadata) -> [
     let collect = CollectRequest { app_id: APP.into(), credentials: vec![form(1, 9700)] };
     let (app_id, body) = (NOWHERE.to_owned(), format!("{{\"FromUserName\": \"{OPENID}\"}}").into_bytes());
     let events = ReportEventsRequest { app_id, body, ..ReportEventsRequest::default() };
-    let order = shared::proto::BroadcastRequest { audience: list([recipient(1)]), ..to_all() };
+    let order = server::proto::BroadcastRequest { audience: list([recipient(1)]), ..to_all() };
     let what = |call: &str| format!("{call} with other credentials");
     [
         ended(world.note(&what("Collect"), collector.collect(collect).await)),

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use liar::Liar;
-use shared::listeners::Listeners;
+use server::listen::Listeners;
 use world::World;
 
 /// Texts that the services must have logged on the way. If one is missing, its failure did not occur and the test
@@ -108,12 +108,12 @@ async fn collector_process() {
     let settings = match collector::settings::Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => {
-            let _: ExitCode = shared::telemetry::refuse(&problems, flags.common.log_json());
+            let _: ExitCode = server::telemetry::refuse(&problems, flags.common.log_json());
             std::process::exit(2);
         }
     };
-    let telemetry = shared::telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
-    let shutdown = shared::serve::signals().unwrap();
+    let telemetry = server::telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
+    let shutdown = server::serve::signals().unwrap();
     let listeners = Listeners::open(&settings.common).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(300), collector::run(listeners, settings, shutdown)).await;
     telemetry.stop().await;

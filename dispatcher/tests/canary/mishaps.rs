@@ -1,6 +1,6 @@
 //! Failures around the services: invalid settings, invalid files, and a Redis that cannot be used.
 
-use shared::proto::CollectRequest;
+use server::proto::CollectRequest;
 use testing::{Process, Redis, TraceCollector, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use shared::credential::{AppId, OpenId};
-use shared::proto::credential::Right;
-use shared::proto::{
+use domain::{AppId, OpenId};
+use server::proto::credential::Right;
+use server::proto::{
     BroadcastRequest, CollectRequest, CollectStreamRequest, Credential, Delivery, EraseUserRequest,
     GetBroadcastRequest, GetInventoryRequest, GetStockRequest, Grant, ListBroadcastsRequest, ListUndeliveredRequest,
     Recipient, ReportEventsRequest, SendTemplateRequest, TemplateValue,
@@ -311,7 +311,7 @@ async fn without_token(world: &World, dispatcher: &mut Dispatcher) {
 /// Puts values into Redis that another release or another program could have left there.
 async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dispatcher: &mut Dispatcher) {
     let (app, user) = (AppId::parse(APP).unwrap(), OpenId::parse(openid(40)).unwrap());
-    let bucket = shared::store::keys::BucketKeys::new(&app, shared::store::keys::Bucket::of(&user, 4));
+    let bucket = store::keys::BucketKeys::new(&app, store::keys::Bucket::of(&user, 4));
     let auth = format!("AUTH {PASSWORD}");
     let garbage = format!("HSET {} {} {FORM_ID}{PREPAY_ID}{OPENID}", bucket.users(), user.as_str());
     redis_says(redis, &[&auth, &garbage]).await;

@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use testing::{CallersFile, Process, TraceCollector, eventually, http};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};

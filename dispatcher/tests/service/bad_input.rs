@@ -7,8 +7,9 @@ use crate::broadcast::to_all;
 use crate::rig::{Rig, Running, fields, message, reason};
 use clap::Parser as _;
 use dispatcher::settings::Args;
-use shared::proto::{BroadcastRequest, Outcome, TemplateValue};
-use shared::status::PUSHBACK;
+use domain::dependency::Dependency as _;
+use server::proto::{BroadcastRequest, Outcome, TemplateValue};
+use server::rpc::status::PUSHBACK;
 use testing::{Redis, eventually};
 use tonic::Code;
 

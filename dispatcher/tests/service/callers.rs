@@ -4,10 +4,10 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use shared::auth::Permission;
-use shared::auth::methods::METHODS;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient as Client;
-use shared::proto::{
+use server::auth::Permission;
+use server::auth::methods::METHODS;
+use server::proto::dispatcher_service_client::DispatcherServiceClient as Client;
+use server::proto::{
     AddRecipientsRequest, BroadcastRequest, CancelBroadcastRequest, GetBroadcastRequest, ListBroadcastsRequest,
     ListUndeliveredRequest, PauseBroadcastRequest, ResumeBroadcastRequest, SendTemplateRequest, StartBroadcastRequest,
     WatchBroadcastRequest,

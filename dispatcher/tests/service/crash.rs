@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, reason, request, serving};
 use sandbox::{FaultKind, Rule};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
 use testing::{Process, eventually, sized};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::transport::Channel;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::rig::{APP, Rig, message, reason, request};
 use dispatcher::wechat::message::{Delivery, Message, Value};
+use domain::{OpenId, TemplateId};
 use sandbox::FaultKind;
-use shared::credential::{OpenId, TemplateId};
-use shared::proto::{Outcome, SendTemplateRequest};
-use shared::store::leases::{LeaseId, LeaseTerms, Leased, Request};
-use shared::store::wanted::{Kinds, Wanted};
+use server::proto::{Outcome, SendTemplateRequest};
+use store::leases::{LeaseId, LeaseTerms, Leased, Request};
+use store::wanted::{Kinds, Wanted};
 use testing::{eventually, now};
 use tonic::Code;
 
@@ -257,7 +257,7 @@ async fn expired_form_id_of_an_unknown_outcome_is_not_sent_again() {
     let mut submission = sandbox::Submission::form("oUser");
     submission.submitted_at = Some((now() - week + 62) as u64);
     let id = rig.sandbox.submit(APP, vec![submission]).unwrap().remove(0);
-    rig.collect("oUser", &id, shared::credential::Kind::FormId, 1, now() - week + 62).await;
+    rig.collect("oUser", &id, domain::Kind::FormId, 1, now() - week + 62).await;
     // A replica leased the form id for this request and died. When the request is repeated, the form id expires within
     // the time of a lease.
     let message = request("oUser", "once", "r1");
@@ -270,8 +270,7 @@ async fn expired_form_id_of_an_unknown_outcome_is_not_sent_again() {
         margin: Duration::from_secs(1),
         keep: Duration::from_secs(3600),
     };
-    let request_of =
-        Request { id: shared::credential::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
+    let request_of = Request { id: domain::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
     let openid = OpenId::parse("oUser").unwrap();
     let ids = Wanted::ids(Kinds::IDS);
     let leased =

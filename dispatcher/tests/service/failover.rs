@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::broadcast::{look, tally, to_all, undelivered};
 use crate::rig::{APP, Rig, Running, reason, request};
-use shared::proto::{BroadcastState, Outcome};
+use server::proto::{BroadcastState, Outcome};
 use testing::{Redis, eventually, sized};
 use tonic::Code;
 

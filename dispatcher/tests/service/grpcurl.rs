@@ -49,7 +49,7 @@ async fn buf_curl_sends() {
 async fn grpcurl_shows_why_a_send_failed() {
     let rig = Rig::patient().await;
     let dispatcher = rig.dispatcher().await;
-    rig.collect("oUser", "made-up", shared::credential::Kind::FormId, 1, now()).await;
+    rig.collect("oUser", "made-up", domain::Kind::FormId, 1, now()).await;
     let address = dispatcher.address.to_string();
     let send = async |body: Value| {
         let output = grpcurl(&["-d", &body.to_string(), &address, SEND]).await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sandbox::{FaultKind, Rule};
 use serde_json::{Value, json};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastRequest, BroadcastState};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{BroadcastRequest, BroadcastState};
 use testing::{CallersFile, Process, Redis, Scrape, eventually, free_port};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use dispatcher::wechat::answer::TABLE;
 use sandbox::{FaultKind, Submission};
-use shared::proto::collector_service_client::CollectorServiceClient;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{
+use server::proto::collector_service_client::CollectorServiceClient;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{
     BroadcastRequest, BroadcastState, CollectRequest, Delivery, Outcome, SendTemplateRequest, WatchBroadcastRequest,
 };
 use testing::{Scrape, eventually, now};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use shared::proto::Outcome;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::Outcome;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use testing::{Process, Redis, free_port, refuses_what_is_too_many};
 
 use crate::rig::{Rig, connect, message, request, serving};

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use dispatcher::settings::{Args, Settings};
+use domain::dependency::Dependency as _;
+use domain::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use sandbox::{Endpoint as WeChatEndpoint, FaultKind, Granting, Rule, Sandbox, Submission};
-use shared::credential::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{SendTemplateRequest, SendTemplateResponse, TemplateValue};
-use shared::store::credentials::Packed;
-use shared::store::{Store, StoreConfig};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{SendTemplateRequest, SendTemplateResponse, TemplateValue};
+use store::credentials::Packed;
+use store::{Store, StoreConfig};
 use testing::{Process, Redis, eventually, free_port, now, store_config};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::rig::{APP, Rig, fact, message, reason, request};
+use domain::Kind;
 use sandbox::FaultKind;
-use shared::credential::Kind;
-use shared::proto::{CredentialKind, Outcome};
+use server::proto::{CredentialKind, Outcome};
 use testing::now;
 use tonic::Code;
 

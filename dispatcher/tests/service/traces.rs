@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sandbox::{FaultKind, Rule};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastRequest, BroadcastState, SendTemplateRequest, SendTemplateResponse};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{BroadcastRequest, BroadcastState, SendTemplateRequest, SendTemplateResponse};
 use testing::{Process, Redis, Span, SpanKind, StatusCode, TraceCollector, attribute, eventually};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use rig::{Rig, id};
 use serde_json::json;
-use shared::store::tokens::SharedToken;
+use store::tokens::SharedToken;
 use testing::eventually;
 use tokio::task::JoinHandle;
 

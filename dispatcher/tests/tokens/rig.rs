@@ -10,11 +10,12 @@ use dispatcher::apps::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::Client;
 use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::Tokens;
+use domain::AppId;
+use domain::dependency::Dependency as _;
 use serde_json::{Value, json};
-use shared::credential::AppId;
-use shared::store::Store;
-use shared::store::broadcast::permits::Bounds;
-use shared::store::wanted::Kinds;
+use store::Store;
+use store::broadcast::permits::Bounds;
+use store::wanted::Kinds;
 use testing::{Redis, store_config};
 use tokio::net::TcpListener;
 

@@ -13,12 +13,12 @@ use dispatcher::apps::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::{Cause, Client, ClientError, FetchError, Reply};
 use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::refusals;
+use domain::AppId;
 use reqwest::Url;
 use server::{Habit, Server, http, ok};
-use shared::credential::AppId;
-use shared::store::broadcast::permits::Bounds;
-use shared::store::late::MsgId;
-use shared::store::wanted::Kinds;
+use store::broadcast::permits::Bounds;
+use store::late::MsgId;
+use store::wanted::Kinds;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SECRET: &str = "CANARY-secret";

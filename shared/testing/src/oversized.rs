@@ -45,7 +45,7 @@ impl Oversized {
 /// `valid` gets the full name of a message type and returns an encoded message that the service accepts, empty if no
 /// field is needed.
 pub fn oversized_requests(service: &str, valid: impl Fn(&str) -> Vec<u8>) -> Vec<Oversized> {
-    let files = FileDescriptorSet::decode(shared::proto::DESCRIPTORS).unwrap().file;
+    let files = FileDescriptorSet::decode(server::proto::DESCRIPTORS).unwrap().file;
     let (package, name) = service.rsplit_once('.').unwrap();
     let mut services = files.iter().filter(|file| file.package() == package).flat_map(|file| &file.service);
     let methods = &services.find(|service| service.name() == name).unwrap().method;
@@ -128,7 +128,7 @@ fn value_of_map(message: &str) -> Option<FieldDescriptorProto> {
 fn descriptor(message: &str) -> &'static DescriptorProto {
     static MESSAGES: LazyLock<HashMap<String, DescriptorProto>> = LazyLock::new(|| {
         let mut messages = HashMap::new();
-        for file in FileDescriptorSet::decode(shared::proto::DESCRIPTORS).unwrap().file {
+        for file in FileDescriptorSet::decode(server::proto::DESCRIPTORS).unwrap().file {
             let package = file.package().to_owned();
             file.message_type.into_iter().for_each(|message| add(&mut messages, &package, message));
         }

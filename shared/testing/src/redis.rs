@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use shared::store::credentials::KEEP_ONCE;
-use shared::store::{RedisConfig, RedisUrl, Store, StoreConfig};
+use domain::dependency::Dependency as _;
+use store::credentials::KEEP_ONCE;
+use store::{RedisConfig, RedisUrl, Store, StoreConfig};
 
 use crate::server::{Server, start_all, start_on_free_ports, wait};
 use crate::tls::Authority;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use shared::proto::{CollectStatus, CollectStreamRequest};
+use server::proto::{CollectStatus, CollectStreamRequest};
 use testing::Redis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use shared::auth::Permission;
-use shared::auth::methods::METHODS;
-use shared::proto::{
+use server::auth::Permission;
+use server::auth::methods::METHODS;
+use server::proto::{
     CollectRequest, CollectStreamRequest, EraseUserRequest, GetInventoryRequest, GetStockRequest, ReportEventsRequest,
 };
 use testing::{Redis, bearer, called, reason, whole};

@@ -1,6 +1,6 @@
 //! Changes to the callers file while the collector runs.
 
-use shared::proto::CollectStreamRequest;
+use server::proto::CollectStreamRequest;
 use testing::{Redis, bearer, eventually, reason};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,10 +21,10 @@ async fn callers_file_is_reloaded_and_a_broken_file_is_ignored() {
     file.write(&[ALL, NEW]);
     becomes(&channel, "new", "OK").await;
     file.write_text("[callers.new\n");
-    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    tokio::time::sleep(server::reload::INTERVAL * 3).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
     std::fs::remove_file(file.path()).unwrap();
-    tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+    tokio::time::sleep(server::reload::INTERVAL * 3).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
     file.write(&[NEW]);
     becomes(&channel, "all", "UNAUTHENTICATED").await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::proto::{CollectStreamRequest, CollectStreamResponse, EraseUserRequest};
+use server::proto::{CollectStreamRequest, CollectStreamResponse, EraseUserRequest};
 use testing::{Redis, called, eventually};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -54,7 +54,7 @@ async fn canceled_call_frees_its_place() {
     let redis = Redis::alone();
     let (_collector, client) = collector(&redis, &["--max-requests", "1", "--redis-timeout", "10m"]).await;
     redis.servers()[0].hang();
-    let inventory = || shared::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
+    let inventory = || server::proto::GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() };
     for _ in 0..5 {
         // It gets the place of the previous call shortly after that was canceled.
         eventually("a call is accepted and canceled", SOON, async || {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use shared::proto::EraseUserRequest;
+use server::proto::EraseUserRequest;
 use testing::tls::{Authority, channel};
 use testing::{CallersFile, Process, Redis, bearer, eventually, free_port};
 

@@ -11,7 +11,7 @@ mod probes;
 mod readme;
 mod tls;
 
-use shared::proto::GetStockRequest;
+use server::proto::GetStockRequest;
 use testing::{CallersFile, bearer, reason};
 use tonic::transport::Channel;
 

@@ -114,7 +114,7 @@ async fn new_connections_get_the_new_certificate_old_ones_stay() {
     // A certificate with another key and an invalid key file change nothing.
     for (cert, key) in [(secured.authority.server().cert, second.key.clone()), (second.cert.clone(), "none".into())] {
         Pair { cert, key }.write(&secured.path("cert"), &secured.path("key"));
-        tokio::time::sleep(shared::reload::INTERVAL * 3).await;
+        tokio::time::sleep(server::reload::INTERVAL * 3).await;
         assert!(is_second().await);
         assert_eq!(secured.stock(None, "all").await, "OK");
     }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use serde::Deserialize;
-use shared::metrics::Histogram;
-use shared::outage::Outages;
+use server::telemetry::metrics::Histogram;
+use server::telemetry::outage::Outages;
 use tracing::Span;
 
 use super::message::Delivery;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use shared::store::late::MsgId;
+use store::late::MsgId;
 
 use crate::wechat::token::refusals;
 

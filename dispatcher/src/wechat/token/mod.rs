@@ -23,10 +23,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use domain::AppId;
 use rand::RngExt;
-use shared::credential::AppId;
-use shared::store::Store;
-use shared::store::tokens::SharedToken;
+use store::Store;
+use store::tokens::SharedToken;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tracing::{Instrument as _, warn};
 

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use shared::store;
-use shared::store::tokens::SharedToken;
+use store;
+use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
 use super::pace::Work;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use domain::AppId;
 use rand::RngExt;
-use shared::credential::AppId;
-use shared::outage::Operation;
+use server::telemetry::outage::Operation;
 use tracing::{debug, error, warn};
 
 use super::refusals::{self, Weight};
@@ -173,7 +173,7 @@ impl Deaths {
 
 #[cfg(test)]
 mod tests {
-    use shared::outage::Outages;
+    use server::telemetry::outage::Outages;
 
     use super::*;
 

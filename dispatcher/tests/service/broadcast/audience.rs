@@ -6,7 +6,7 @@ use super::{assert_refused, tally, to_all, to_list};
 use crate::rig::{APP, Rig, fields, message};
 use prost_types::Timestamp;
 use serde_json::json;
-use shared::proto::{BroadcastPreview, BroadcastRequest, BroadcastState};
+use server::proto::{BroadcastPreview, BroadcastRequest, BroadcastState};
 use testing::{eventually, now};
 use tonic::Code;
 
@@ -79,7 +79,7 @@ async fn preview_spends_nothing_and_matches_the_broadcast() {
         dispatcher
             .client
             .clone()
-            .list_broadcasts(shared::proto::ListBroadcastsRequest { app_id: APP.into(), ..Default::default() })
+            .list_broadcasts(server::proto::ListBroadcastsRequest { app_id: APP.into(), ..Default::default() })
             .await
             .unwrap()
             .into_inner()
@@ -221,7 +221,7 @@ async fn user_erased_during_a_broadcast_counts_as_erased() {
     let waiting: Vec<String> =
         (0..50).map(|user| format!("oUser{user}")).filter(|openid| !received.contains_key(openid)).take(5).collect();
     for openid in &waiting {
-        rig.store.erase(&rig.app(), &shared::credential::OpenId::parse(openid.clone()).unwrap()).await.unwrap();
+        rig.store.erase(&rig.app(), &domain::OpenId::parse(openid.clone()).unwrap()).await.unwrap();
     }
     dispatcher.done("ResumeBroadcast", &id).await;
     let done = dispatcher.until(&id, BroadcastState::Done).await;

@@ -2,7 +2,7 @@
 
 use super::{tally, to_all, to_list};
 use crate::rig::Rig;
-use shared::proto::BroadcastState;
+use server::proto::BroadcastState;
 
 #[tokio::test]
 async fn every_reachable_user_gets_one_message() {

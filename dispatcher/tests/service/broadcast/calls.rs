@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{CALLS, assert_refused, look, recipient, tally, to_all, to_list, value};
 use crate::rig::{APP, Rig, fields};
+use domain::OpenId;
 use prost_types::Timestamp;
-use shared::credential::OpenId;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{
+use server::proto::broadcast_request::Audience;
+use server::proto::{
     AddRecipientsRequest, BroadcastRequest, BroadcastState, ListBroadcastsRequest, ListUndeliveredRequest, Recipients,
     WatchBroadcastRequest,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{tally, to_all};
 use crate::rig::{APP, Rig, Running, any_port, connect, serving};
 use sandbox::{FaultKind, Match, Reading, Rule};
-use shared::proto::BroadcastState;
+use server::proto::BroadcastState;
 use testing::tls::Authority;
 use testing::{CallersFile, eventually};
 

@@ -6,8 +6,8 @@ use super::{tally, to_all};
 use crate::rig::{Rig, Running, any_port, connect, message, request, serving};
 use crate::subscription::{self, TEMPLATE, data};
 use sandbox::{FaultKind, Rule};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastRequest, BroadcastState, SendTemplateRequest};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{BroadcastRequest, BroadcastState, SendTemplateRequest};
 use testing::{Process, eventually};
 use tonic::transport::Channel;
 

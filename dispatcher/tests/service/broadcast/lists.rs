@@ -2,10 +2,10 @@
 
 use super::{assert_refused, recipient, tally, to_all, to_list, value};
 use crate::rig::{APP, Rig, fields};
-use shared::credential::OpenId;
-use shared::proto::broadcast_request::Audience;
-use shared::proto::{BroadcastRequest, BroadcastState, ListUndeliveredRequest, Recipients};
-use shared::store::broadcast::{BroadcastId, audience as store};
+use domain::OpenId;
+use server::proto::broadcast_request::Audience;
+use server::proto::{BroadcastRequest, BroadcastState, ListUndeliveredRequest, Recipients};
+use store::broadcast::{BroadcastId, audience};
 use tonic::Code;
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn list_is_added_in_several_calls_and_then_started() {
     let status = dispatcher.call("StartBroadcast", APP, id).await.unwrap_err();
     assert_refused(&status, Code::FailedPrecondition, "EMPTY_AUDIENCE");
 
-    let counts = |answer: shared::proto::AddRecipientsResponse| (answer.added, answer.duplicates, answer.excluded);
+    let counts = |answer: server::proto::AddRecipientsResponse| (answer.added, answer.duplicates, answer.excluded);
     let first = dispatcher.add(id, &["oUser0", "oUser1", "oUser0", "oUser5"], &[]).await.unwrap();
     assert_eq!(counts(first), (2, 1, 1));
     // A repeated call changes nothing.
@@ -93,7 +93,7 @@ async fn data_of_a_recipient_overrides_the_common_data() {
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     let mut late = recipient("oUser2");
     late.data.insert("keyword1".into(), value("late"));
-    let add = shared::proto::AddRecipientsRequest {
+    let add = server::proto::AddRecipientsRequest {
         app_id: APP.into(),
         broadcast_id: id.clone(),
         recipients: vec![late],
@@ -189,9 +189,9 @@ async fn late_call_sends_no_second_message_and_loses_no_user() {
     let of = BroadcastId::parse(&id).unwrap();
     for openid in openids.map(|openid| OpenId::parse(openid).unwrap()) {
         let bucket = rig.store.bucket_of(&openid);
-        let late = [store::Recipient { openid: openid.clone(), data: Vec::new() }];
+        let late = [audience::Recipient { openid: openid.clone(), data: Vec::new() }];
         let added = rig.store.add_recipients(&rig.app(), &of, bucket, &late, &[]).await.unwrap();
-        assert_eq!(added, store::Added { late: true, ..store::Added::default() });
+        assert_eq!(added, audience::Added { late: true, ..audience::Added::default() });
     }
     assert_eq!(dispatcher.look(&id).await, paused);
     // A replica that saw no message in flight must not close a bucket that still has an audience.

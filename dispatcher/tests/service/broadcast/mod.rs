@@ -19,17 +19,17 @@ use std::time::Duration;
 
 use crate::rig::{APP, Rig, Running, connect, fact, reason, serving};
 use dispatcher::clock::Clock;
+use domain::{Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use sandbox::{Granting, Submission};
-use shared::credential::{Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
-use shared::proto::broadcast_request::Audience;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{
+use server::proto::broadcast_request::Audience;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{
     AddRecipientsRequest, AddRecipientsResponse, AllReachable, BroadcastInfo, BroadcastPreview, BroadcastRequest,
     BroadcastResponse, BroadcastState, BroadcastTally, CancelBroadcastRequest, GetBroadcastRequest,
     ListUndeliveredRequest, PauseBroadcastRequest, Recipient, Recipients, ResumeBroadcastRequest,
     StartBroadcastRequest, TemplateValue, WatchBroadcastRequest,
 };
-use shared::store::credentials::{MAX_COLLECT, Packed};
+use store::credentials::{MAX_COLLECT, Packed};
 use testing::{eventually, note, now};
 use tonic::transport::Channel;
 use tonic::{Code, Status};

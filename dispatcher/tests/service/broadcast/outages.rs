@@ -8,7 +8,7 @@ use crate::rig::{APP, Rig, Running, any_port, message};
 use dispatcher::wechat::client::Client;
 use sandbox::{FaultKind, Rule};
 use serde_json::json;
-use shared::proto::{BroadcastRequest, BroadcastState};
+use server::proto::{BroadcastRequest, BroadcastState};
 use testing::{eventually, now};
 use tokio::net::TcpListener;
 

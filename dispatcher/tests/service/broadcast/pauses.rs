@@ -3,7 +3,7 @@
 use super::{tally, to_all, to_list};
 use crate::rig::{Rig, Running};
 use serde_json::json;
-use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
+use server::proto::{BroadcastRequest, BroadcastState, PauseReason};
 
 /// Every user got exactly one message.
 async fn assert_everyone_once(rig: &Rig, dispatcher: &Running, id: &str, users: u64) {

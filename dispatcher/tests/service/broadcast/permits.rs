@@ -7,8 +7,8 @@ use super::{tally, to_all};
 use crate::rig::{Rig, Running, any_port, connect, serving};
 use sandbox::{FaultKind, Rule};
 use serde_json::json;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastRequest, BroadcastState, PauseReason};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{BroadcastRequest, BroadcastState, PauseReason};
 use testing::{Process, Redis, eventually};
 
 /// More buckets than three dispatchers process concurrently.

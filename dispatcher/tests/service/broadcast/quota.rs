@@ -6,7 +6,7 @@ use super::{tally, to_all};
 use crate::rig::{Rig, message};
 use dispatcher::clock::Clock;
 use serde_json::json;
-use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
+use server::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
 use testing::eventually;
 
 /// Sets all clocks to one minute into WeChat's next day.

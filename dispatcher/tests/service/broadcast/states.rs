@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{assert_wrong_state, tally, to_all, to_list};
 use crate::rig::{APP, Rig};
 use prost_types::Timestamp;
-use shared::proto::{BroadcastRequest, BroadcastState, PauseReason, WatchBroadcastRequest};
+use server::proto::{BroadcastRequest, BroadcastState, PauseReason, WatchBroadcastRequest};
 use testing::{eventually, now};
 
 const MOVES: [&str; 5] = ["AddRecipients", "StartBroadcast", "PauseBroadcast", "ResumeBroadcast", "CancelBroadcast"];

@@ -6,7 +6,7 @@ use super::{tally, to_all};
 use crate::rig::{Rig, Running};
 use sandbox::{Endpoint, FaultKind, Rule, Submission};
 use serde_json::json;
-use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
+use server::proto::{BroadcastInfo, BroadcastRequest, BroadcastState, PauseReason};
 use testing::now;
 
 /// The stock is unchanged but for the delivered messages.

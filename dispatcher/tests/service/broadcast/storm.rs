@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::{look, tally, to_all, undelivered};
 use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
 use crate::subscription::{TEMPLATE, data};
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
-use shared::proto::{BroadcastInfo, BroadcastRequest, BroadcastState};
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::{BroadcastInfo, BroadcastRequest, BroadcastState};
 use testing::{Process, Redis, eventually, sized};
 use tonic::transport::Channel;
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use domain::{OpenId, TemplateId};
 use sandbox::Subscription;
-use shared::credential::{OpenId, TemplateId};
-use shared::proto::{BroadcastRequest, BroadcastState, Delivery, PauseReason};
-use shared::store::late::{LateFailure, MsgId};
-use shared::store::leases::LeaseId;
-use shared::store::wanted::Wanted;
+use server::proto::{BroadcastRequest, BroadcastState, Delivery, PauseReason};
+use store::late::{LateFailure, MsgId};
+use store::leases::LeaseId;
+use store::wanted::Wanted;
 use testing::eventually;
 
 use super::{TEMPLATE, data};

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sandbox::{Endpoint, FaultKind, Rule};
-use shared::proto::Outcome;
-use shared::proto::dispatcher_service_client::DispatcherServiceClient;
+use server::proto::Outcome;
+use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use testing::eventually;
 use tokio::task::JoinSet;
 use tonic::Code;

@@ -9,7 +9,7 @@ mod values;
 
 use std::collections::HashMap;
 
-use shared::proto::{Delivery, SendTemplateRequest, TemplateValue};
+use server::proto::{Delivery, SendTemplateRequest, TemplateValue};
 
 use crate::rig::APP;
 

@@ -1,9 +1,9 @@
 //! Single subscription messages and the grants that they spend.
 
+use domain::{GrantUses, OpenId};
 use sandbox::{FaultKind, Granting, Reading, Subscription};
-use shared::credential::{GrantUses, OpenId};
-use shared::proto::{CredentialKind, Delivery, Outcome, SendTemplateRequest};
-use shared::store::late::{LateFailure, MsgId};
+use server::proto::{CredentialKind, Delivery, Outcome, SendTemplateRequest};
+use store::late::{LateFailure, MsgId};
 
 use super::{TEMPLATE, by_form_id, message, request};
 use crate::rig::{APP, Rig, fact, reason};

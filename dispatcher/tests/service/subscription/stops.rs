@@ -1,6 +1,6 @@
 //! A stop of one generation does not affect the other.
 
-use shared::proto::{Delivery, SendTemplateRequest};
+use server::proto::{Delivery, SendTemplateRequest};
 
 use super::{TEMPLATE, by_form_id, message};
 use crate::rig::{APP, Rig, fact, reason};

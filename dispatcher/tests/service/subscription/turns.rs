@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::proto::Outcome;
+use server::proto::Outcome;
 use testing::eventually;
 
 use super::{TEMPLATE, by_form_id, message};
@@ -54,10 +54,10 @@ async fn locked_user_spends_nothing_and_gets_a_retry_delay() {
     rig.accept("oUser", TEMPLATE, 2).await;
     rig.submit("oUser", 1).await;
     // Another dispatcher took the send lock and died.
-    let (app, user) = (rig.app(), shared::credential::OpenId::parse("oUser").unwrap());
-    let wanted = shared::store::wanted::Wanted::grants(shared::credential::TemplateId::parse(TEMPLATE).unwrap());
+    let (app, user) = (rig.app(), domain::OpenId::parse("oUser").unwrap());
+    let wanted = store::wanted::Wanted::grants(domain::TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "6s"]).limits.terms;
-    let id = shared::store::leases::LeaseId::random();
+    let id = store::leases::LeaseId::random();
     rig.store.lease(&app, &user, id, &terms, &wanted, None).await.unwrap();
     let busy = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
     assert_eq!(reason(&busy), "USER_BUSY");

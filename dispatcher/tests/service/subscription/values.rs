@@ -1,6 +1,6 @@
 //! The checks of a subscription message before it spends a grant.
 
-use shared::proto::{BroadcastRequest, Delivery, SendTemplateRequest, TemplateValue};
+use server::proto::{BroadcastRequest, Delivery, SendTemplateRequest, TemplateValue};
 use tonic::Code;
 
 use super::{TEMPLATE, by_form_id, data, message};
@@ -79,15 +79,15 @@ async fn values_of_a_broadcast_and_of_each_user_are_checked() {
     assert_eq!(fields(&dispatcher.answer(common).await.unwrap_err()), ["data.thing1.value"]);
     let mut own = BroadcastRequest { data: data("thing1", "x"), hold: true, ..to_list(&["oUser"]) };
     let held = dispatcher.answer(own.clone()).await.unwrap().broadcast.unwrap();
-    let Some(shared::proto::broadcast_request::Audience::Recipients(list)) = &mut own.audience else { unreachable!() };
+    let Some(server::proto::broadcast_request::Audience::Recipients(list)) = &mut own.audience else { unreachable!() };
     list.list[0].data = long.clone();
     assert_eq!(fields(&dispatcher.answer(own).await.unwrap_err()), ["recipients.list[0].data.thing1.value"]);
     // The check depends on the generation of the broadcast that the recipients are added to.
     let mut client = dispatcher.client.clone();
-    let mut more = shared::proto::AddRecipientsRequest {
+    let mut more = server::proto::AddRecipientsRequest {
         app_id: APP.into(),
         broadcast_id: held.broadcast_id,
-        recipients: vec![shared::proto::Recipient { data: long, ..recipient("oAnother") }],
+        recipients: vec![server::proto::Recipient { data: long, ..recipient("oAnother") }],
         exclude: Vec::new(),
     };
     let refused = client.add_recipients(more.clone()).await.unwrap_err();

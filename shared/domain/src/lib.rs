@@ -1,0 +1,11 @@
+//! The domain of both services. No I/O happens here: the crate knows neither Redis nor gRPC.
+//!
+//! - [`AppId`], [`OpenId`], [`Credential`] and their kin: values that are valid by construction;
+//! - [`dependency`]: what the server needs to know of the store that a service depends on;
+//! - [`config_errors`]: collects configuration errors and reports them together.
+
+pub mod config_errors;
+mod credential;
+pub mod dependency;
+
+pub use credential::*;

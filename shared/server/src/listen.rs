@@ -1,0 +1,40 @@
+//! Opens the listening sockets of a service. This happens first, so that an unavailable address is reported at once.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+
+use crate::config::Common;
+
+/// The open listening sockets of a service.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For calls.
+    pub calls: TcpListener,
+    /// For Prometheus, if metrics are enabled.
+    pub metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Opens the addresses in the settings. Fails if an address is not available.
+    pub async fn open(settings: &Common) -> io::Result<Self> {
+        let metrics = match settings.metrics_listen {
+            Some(address) => Some(bind("--metrics-listen", address).await?),
+            None => None,
+        };
+        Ok(Self { calls: bind("--listen", settings.listen).await?, metrics })
+    }
+}
+
+/// Opens the address of a flag. An error names the flag and the address.
+pub(crate) async fn bind(flag: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| io::Error::new(error.kind(), format!("{flag} {address} cannot be opened: {error}")))
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(calls: TcpListener) -> Self {
+        Self { calls, metrics: None }
+    }
+}

@@ -1,0 +1,20 @@
+//! The generated protocol, package `formid.v1`. Generated types are used only in each service's rpc module.
+
+#![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
+
+use domain::Kind;
+
+tonic::include_proto!("formid.v1");
+
+impl From<Kind> for CredentialKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::FormId => Self::FormId,
+            Kind::PrepayId => Self::PrepayId,
+            Kind::Grant => Self::Grant,
+        }
+    }
+}
+
+/// The compiled descriptors of the protos, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

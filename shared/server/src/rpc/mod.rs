@@ -1,0 +1,9 @@
+//! What both services share of their gRPC calls.
+//!
+//! - [`status`]: errors as a caller sees them;
+//! - [`fields`]: reads the fields of a request and collects every bad one;
+//! - [`deadline`]: ends a call at its caller's deadline.
+
+pub mod deadline;
+pub mod fields;
+pub mod status;

@@ -1,0 +1,206 @@
+//! Connections to Redis. There are three kinds: a single Redis, the current master of a Sentinel set, and a cluster.
+//!
+//! No command blocks, because all tasks share the connections. XREADGROUP is therefore called without BLOCK, and every
+//! command has the same timeout.
+//!
+//! # What runs twice
+//!
+//! A command whose reply is lost may have run, and a retry runs it again. Two sides retry: the caller of the store, and
+//! for a cluster also the client library. The library resends commands that were in flight when a connection broke, or
+//! that were answered with MOVED, ASK, TRYAGAIN, CLUSTERDOWN or READONLY, until the timeout. All commands must
+//! therefore tolerate a second run. The second run changes nothing, as a test of all scripts shows. The exceptions have
+//! a small cost and break nothing:
+//!
+//! - `broadcast/count.lua` counts messages again that were sent once: the quota looks more used than it is, until
+//!   WeChat reports its own number;
+//! - `broadcast/streak.lua` counts a refusal again: the broadcast pauses after four consecutive refusals;
+//! - `broadcast/page.lua` takes a second page: the first is in flight under the same owner, which finds it after the
+//!   rest of the bucket is done. XREADGROUP and XAUTOCLAIM take further tasks: the first ones are claimed after they
+//!   were idle for long enough.
+//!
+//! Only the reply of the second run differs: a stored credential is a duplicate, a settled lease is stale, a moved
+//! broadcast is in the wrong state, and an erased user had nothing stored.
+
+mod cluster;
+mod lanes;
+mod opener;
+mod types;
+mod url;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use deadpool_redis::redis::{self, Cmd, FromRedisValue, RedisError, Value};
+use domain::dependency::CommandObserver;
+
+use super::Error;
+use super::scripts::Script;
+use super::told::is_wrong_type;
+use cluster::Cluster;
+use lanes::Lanes;
+use opener::Opener;
+use types::WrongTypes;
+use url::Address;
+pub use url::{BadUrl, RedisUrl};
+
+/// The plain commands that the store uses, as they are named in metrics.
+pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HLEN HMGET HSET PING SCARD SCRIPT SET SETNX \
+    SMEMBERS TYPE XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
+    ZREVRANGEBYLEX";
+
+/// How to connect to Redis.
+#[derive(Clone)]
+pub struct RedisConfig {
+    /// The address of Redis.
+    pub url: RedisUrl,
+    /// Number of connections to each master that all tasks share.
+    pub connections: usize,
+    /// Timeout of a command, and of opening a connection.
+    pub timeout: Duration,
+}
+
+/// The connections to Redis, with their metrics.
+pub(super) struct Connections {
+    way: Way,
+    observer: Option<Arc<dyn CommandObserver>>,
+    wrong_types: WrongTypes,
+}
+
+enum Way {
+    /// To one address, or to the current master of a Sentinel set.
+    One(Lanes),
+    /// To all masters of a cluster.
+    Cluster(Cluster),
+}
+
+impl Connections {
+    /// Creates the connections without opening any.
+    pub(super) fn new(config: &RedisConfig, observer: Option<Arc<dyn CommandObserver>>) -> Result<Self, Error> {
+        let way = match &config.url.address {
+            Address::One(node) => Way::One(Lanes::new(config, Opener::one(node, config)?)?),
+            Address::Sentinel { sentinels, master, node } => {
+                Way::One(Lanes::new(config, Opener::sentinel(sentinels, master, node, config)?)?)
+            }
+            Address::Cluster(nodes) => Way::Cluster(Cluster::new(nodes, config)?),
+        };
+        Ok(Self { way, observer, wrong_types: WrongTypes::default() })
+    }
+
+    /// Other connections to the same Redis. They share the metrics of these.
+    pub(super) fn beside(&self, config: &RedisConfig) -> Result<Self, Error> {
+        Ok(Self { wrong_types: self.wrong_types.clone(), ..Self::new(config, self.observer.clone())? })
+    }
+
+    /// The metrics, if commands are counted.
+    pub(super) fn observer(&self) -> Option<&dyn CommandObserver> {
+        self.observer.as_deref()
+    }
+
+    /// Runs one command. A timeout is an error, and the command may have run.
+    pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        self.send(name_of(command), command).await
+    }
+
+    async fn send<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
+        let begun = Instant::now();
+        let result = match &self.way {
+            Way::One(lanes) => lanes.run(command).await,
+            // Boxed, so that the future of every caller stays small.
+            Way::Cluster(cluster) => Box::pin(cluster.run(command)).await,
+        };
+        self.count(name, begun, &result);
+        match result {
+            Err(Error::Redis(error)) if is_wrong_type(&error) => Err(self.find_wrong_type(command, error).await),
+            result => result,
+        }
+    }
+
+    /// Counts a command under this name.
+    fn count<T>(&self, name: &str, begun: Instant, result: &Result<T, Error>) {
+        let Some(observer) = &self.observer else { return };
+        // A command that got no connection took no time in Redis.
+        if !matches!(result, Err(Error::Unavailable(_))) {
+            observer.took(name, begun.elapsed());
+        }
+        match result {
+            Ok(_) => observer.succeeded(),
+            Err(error) if is_missing_script(error) => {}
+            // Where CONFIG is forbidden, the services work without it.
+            Err(error) if error.is_lasting() || name == "CONFIG" => observer.refused(),
+            Err(error) => observer.failed(error),
+        }
+    }
+
+    /// Runs a script, also if Redis does not know it: a new Redis, a replica that was promoted to master, or a flushed
+    /// script cache.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<T, Error> {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&script.sha);
+        arguments(&mut command);
+        match self.send(script.file, &command).await {
+            Err(error) if is_missing_script(&error) => {
+                // Redis knows the script after this. Loading the script would not do in a cluster: SCRIPT LOAD goes to
+                // all masters, and would fail if one of them is down.
+                let mut command = redis::cmd("EVAL");
+                command.arg(script.source);
+                arguments(&mut command);
+                self.send(script.file, &command).await
+            }
+            result => result,
+        }
+    }
+
+    /// Loads a script on every master.
+    pub(super) async fn load(&self, script: &Script) -> Result<(), Error> {
+        self.everywhere(redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await.map(drop)
+    }
+
+    /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        match &self.way {
+            Way::One(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
+            Way::Cluster(cluster) => {
+                let begun = Instant::now();
+                let result = Box::pin(cluster.ping()).await;
+                self.count("PING", begun, &result);
+                result
+            }
+        }
+    }
+
+    /// Runs a command without keys on every master. Fails if it fails on any.
+    pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
+        match &self.way {
+            Way::One(_) => Ok(vec![self.run(command).await?]),
+            Way::Cluster(cluster) => {
+                let begun = Instant::now();
+                let result = Box::pin(cluster.everywhere(command)).await;
+                self.count(name_of(command), begun, &result);
+                result
+            }
+        }
+    }
+}
+
+/// The name of a command.
+fn name_of(command: &Cmd) -> &str {
+    match command.args_iter().next() {
+        Some(redis::Arg::Simple(name)) => str::from_utf8(name).unwrap_or_default(),
+        _ => "",
+    }
+}
+
+/// Whether Redis does not know the script. Sending the script fixes this.
+fn is_missing_script(error: &Error) -> bool {
+    matches!(error, Error::Redis(error) if error.code() == Some("NOSCRIPT"))
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(Box::new(error))
+    }
+}

@@ -1,0 +1,186 @@
+//! Collects credentials, looks up a user, erases a user.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deadpool_redis::redis;
+
+use super::keys::{Bucket, BucketKeys};
+use super::leases::KEEP_REQUESTS;
+use super::record::{self, Known, Record};
+use super::{Error, Store, scripts};
+use domain::{AppId, Credential, Grant, GrantUses, Kind, OpenId, TemplateId};
+
+/// Maximum number of credentials in one call of the collect script. It is large enough to share the fixed cost of a
+/// call, and small enough to keep Redis free for others (well under a millisecond).
+pub const MAX_COLLECT: usize = 128;
+
+/// The source of the collect script, for benchmarks that run it alone.
+pub fn collect_script() -> &'static str {
+    scripts::COLLECT.source
+}
+
+/// Dedup key of an event that must count once, however often it is reported. See [`Packed::grant`] and [`Store::void`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnceKey(pub [u8; 16]);
+
+/// How long a [`OnceKey`] is kept, unless the store is configured with a longer time.
+pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
+
+/// A credential ready to be stored.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// The user.
+    pub openid: OpenId,
+    /// The kind of credential.
+    pub kind: Kind,
+    record: Box<[u8]>,
+    once: Option<OnceKey>,
+}
+
+impl Packed {
+    /// The bytes of the record that are stored.
+    pub fn record(&self) -> &[u8] {
+        &self.record
+    }
+
+    /// Packs a credential of a user.
+    pub fn new(openid: OpenId, credential: &Credential) -> Self {
+        let mut record = Vec::new();
+        record::pack(credential, &mut record);
+        Self { openid, kind: credential.kind, record: record.into(), once: None }
+    }
+
+    /// Packs a grant for a user. With a dedup key, the grant counts once. Without a key, each packed grant counts, but
+    /// only once each: the same call may reach Redis twice.
+    pub fn grant(openid: OpenId, grant: &Grant, once: Option<OnceKey>) -> Self {
+        let (known, once) = match (once, grant.uses) {
+            (Some(key), _) => (Known::Key, Some(key)),
+            (None, GrantUses::Count(_)) => (Known::Call, Some(OnceKey(rand::random()))),
+            (None, GrantUses::LongTerm) => (Known::Itself, None),
+        };
+        Self { openid, kind: Kind::Grant, record: record::pack_grant(grant, known).into(), once }
+    }
+}
+
+/// What is counted together for a user: a kind, and for grants each template separately.
+pub type Shelf = (Kind, Option<TemplateId>);
+
+/// What is available to one user under one [`Shelf`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Available {
+    /// Number of credentials.
+    pub credentials: u32,
+    /// Number of messages they permit. A long-term subscription counts as one.
+    pub messages: u32,
+    /// When the first of them expires, in seconds since 1970. For grants, [`record::NEVER`].
+    pub soonest_expiry: u32,
+    /// When the last of them expires.
+    pub latest_expiry: u32,
+    /// Whether there is a long-term subscription among them.
+    pub long_term: bool,
+}
+
+impl Store {
+    /// Stores credentials of users of one bucket, at most [`MAX_COLLECT`]. Returns the indexes of those that were
+    /// stored already. Repeating the call with the same credentials changes nothing.
+    pub async fn collect(&self, app: &AppId, bucket: Bucket, credentials: &[Packed]) -> Result<Vec<usize>, Error> {
+        if credentials.is_empty() {
+            return Ok(Vec::new());
+        }
+        debug_assert!(credentials.len() <= MAX_COLLECT);
+        let keys = BucketKeys::new(app, bucket);
+        let (users, ledger) = (keys.users(), keys.ledger());
+        let once: Vec<_> = credentials.iter().filter_map(|credential| credential.once).collect();
+        self.redis()?
+            .invoke(&scripts::COLLECT, |command| {
+                command.arg(2 + once.len()).arg(&users).arg(&ledger);
+                for key in &once {
+                    command.arg(keys.once(*key));
+                }
+                command.arg(self.inner.cap).arg(self.inner.keep_once.as_secs());
+                for credential in credentials {
+                    command.arg(credential.openid.as_str()).arg(&*credential.record);
+                }
+            })
+            .await
+    }
+
+    /// The stored credentials of a user, soonest expiry first. They include leased credentials (no uses left) and
+    /// expired ones that were not swept yet.
+    pub async fn records(&self, app: &AppId, openid: &OpenId) -> Result<Vec<Record>, Error> {
+        Ok(record::unpack(&self.field(app, openid).await?).collect::<Result<_, _>>()?)
+    }
+
+    /// When a user was last sent a message that was delivered or may have been, in seconds since 1970. The time is kept
+    /// for [`record::KEEP_TOUCH`], and after that until the next read or sweep of the user.
+    pub async fn touched(&self, app: &AppId, openid: &OpenId) -> Result<Option<u32>, Error> {
+        Ok(record::touched(&self.field(app, openid).await?)?)
+    }
+
+    /// The packed field of a user.
+    async fn field(&self, app: &AppId, openid: &OpenId) -> Result<Vec<u8>, Error> {
+        let users = self.keys(app, openid).users();
+        let field: Option<_> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;
+        Ok(field.unwrap_or_default())
+    }
+
+    /// What is available to a user at `now` (seconds since 1970).
+    pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Shelf, Available>, Error> {
+        let mut inventory = BTreeMap::<_, Available>::new();
+        for Record { credential, long_term, .. } in self.records(app, openid).await? {
+            if credential.uses == 0 || i64::from(credential.expiry) <= now {
+                continue;
+            }
+            let template = match credential.kind {
+                Kind::Grant => TemplateId::parse(credential.id.as_str()).ok(),
+                Kind::FormId | Kind::PrepayId => None,
+            };
+            let available = inventory.entry((credential.kind, template)).or_default();
+            available.long_term |= long_term;
+            if available.credentials == 0 {
+                available.soonest_expiry = credential.expiry;
+            }
+            available.latest_expiry = credential.expiry;
+            available.credentials += 1;
+            available.messages += u32::from(credential.uses);
+        }
+        Ok(inventory)
+    }
+
+    /// Revokes the grants of a template because the user rejected it. Returns how many messages they permitted. A
+    /// leased use of them ends by WeChat's answer to its message. Returns `None`, and changes nothing, if the same
+    /// event was reported before.
+    pub async fn void(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        template: &TemplateId,
+        once: OnceKey,
+    ) -> Result<Option<u32>, Error> {
+        let keys = self.keys(app, openid);
+        let voided: i64 = self
+            .redis()?
+            .invoke(&scripts::VOID, |command| {
+                command.arg(3).arg(keys.users()).arg(keys.ledger()).arg(keys.once(once));
+                command.arg(openid.as_str()).arg(template.as_str()).arg(self.inner.keep_once.as_secs());
+            })
+            .await?;
+        Ok(u32::try_from(voided).ok())
+    }
+
+    /// Deletes everything stored for a user. Returns how many messages it permitted.
+    pub async fn erase(&self, app: &AppId, openid: &OpenId) -> Result<u32, Error> {
+        let keys = self.keys(app, openid);
+        let uses = self
+            .redis()?
+            .invoke(&scripts::ERASE, |command| {
+                command.arg(3).arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
+                command.arg(openid.as_str()).arg(KEEP_REQUESTS.as_secs());
+            })
+            .await?;
+        // After the stock is deleted, so that a broadcast that reaches the bucket now does not find the user there.
+        self.forget_in_broadcasts(app, openid).await?;
+        Ok(uses)
+    }
+}

@@ -1,0 +1,56 @@
+//! The end of a broadcast: closing its buckets, and cancelling it before it has tasks.
+
+use store::broadcast::records::{Draft, Move, Moved, State};
+use store::leases::{LeaseId, Verdict};
+
+use crate::broadcast::{Broadcast, NOW_MS, draft, end};
+use crate::world::{TERMS, World, form_id, user};
+
+#[tokio::test]
+async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
+    for cancelled in [false, true] {
+        let (world, anna) = (World::new().await, user("oAnna"));
+        let (bucket, bob) = (world.store.bucket_of(&anna), world.neighbour(&anna));
+        for openid in [&anna, &bob] {
+            world.collect(openid, &[form_id("f1", 9)]).await;
+        }
+        let broadcast = Broadcast::to(&world, &[anna, bob]).await;
+        let close = async |cancelled| {
+            let before = world.everything().await;
+            let closed = world.store.close_part(&world.app, &broadcast.id, bucket, cancelled).await.unwrap();
+            assert!(closed || world.everything().await == before);
+            closed
+        };
+        let owner = LeaseId::random();
+        let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
+        assert!(!close(false).await && !close(true).await, "one user waits and one is in flight");
+        broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
+        assert!(!close(false).await, "one user waits");
+        if !cancelled {
+            let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
+            assert!(!close(false).await, "one user is in flight");
+            broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
+        }
+        assert!(close(cancelled).await && close(cancelled).await, "also twice");
+        assert_eq!(broadcast.tally().await.left(), u64::from(cancelled));
+    }
+}
+
+#[tokio::test]
+async fn broadcast_cancelled_before_it_has_tasks_is_not_running() {
+    let world = World::new().await;
+    for not_before_ms in [None, Some(NOW_MS + 1)] {
+        let broadcast = Broadcast::of(&world, &Draft { not_before_ms, ..draft(false) }).await;
+        if not_before_ms.is_some() {
+            assert_eq!(broadcast.go(&Move::Start { everyone: false }).await, Moved::To(State::Pending));
+        }
+        assert_eq!(broadcast.go(&Move::Cancel).await, Moved::To(State::Cancelled));
+        assert_eq!(world.store.running_broadcasts(&world.app).await.unwrap(), []);
+        assert!(!world.everything().await.keys().any(|key| key.ends_with(":tasks")));
+    }
+    // A list with recipients has tasks, so it is running until its buckets are closed.
+    let broadcast = Broadcast::new(&world, false).await;
+    broadcast.add(&[user("oAnna")], &[]).await;
+    broadcast.go(&Move::Cancel).await;
+    assert_eq!(world.store.running_broadcasts(&world.app).await.unwrap(), [broadcast.id]);
+}

@@ -1,0 +1,178 @@
+//! `min_interval` skips users who were sent a message, or may have been, regardless of how that message ended.
+
+use domain::{Credential, GrantUses, OpenId};
+use store::broadcast::audience::Choice;
+use store::broadcast::pages::Next;
+use store::leases::{LeaseId, LeaseTerms, Verdict};
+use store::wanted::Wanted;
+
+use crate::broadcast::{Broadcast, end};
+use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, leased, prepay_id, request, template, user};
+
+/// How the earlier message is sent.
+#[derive(Debug, Clone, Copy)]
+enum Sender {
+    Single,
+    WithRequest,
+    Broadcast,
+}
+
+const SENDERS: [Sender; 3] = [Sender::Single, Sender::WithRequest, Sender::Broadcast];
+
+/// What the earlier message is sent with: a form id, a prepay id, or a grant.
+fn rights() -> [(Wanted, Option<Credential>); 3] {
+    let grants = Wanted::grants(template("t1"));
+    [(any_kind(), Some(form_id("c1", 90))), (any_kind(), Some(prepay_id("c1", 2, 90))), (grants, None)]
+}
+
+/// An earlier message to a user, and the owner of its lease.
+struct Earlier<'a> {
+    world: &'a World,
+    user: OpenId,
+    sender: Sender,
+    owner: LeaseId,
+    broadcast: Broadcast<'a>,
+}
+
+impl<'a> Earlier<'a> {
+    async fn send(
+        world: &'a World,
+        name: &str,
+        sender: Sender,
+        (wanted, credential): &(Wanted, Option<Credential>),
+        terms: &LeaseTerms,
+    ) -> Self {
+        let (user, owner) = (user(name), LeaseId::random());
+        match credential {
+            Some(credential) => drop(world.collect(&user, std::slice::from_ref(credential)).await),
+            None => assert!(world.grant(&user, "t1", GrantUses::Count(1), None).await),
+        }
+        let mut broadcast = Broadcast::new(world, false).await;
+        broadcast.choice.wanted = wanted.clone();
+        let request = request("r1", 1);
+        match sender {
+            Sender::Broadcast => {
+                broadcast.add(std::slice::from_ref(&user), &[]).await;
+                assert_eq!(broadcast.take_all(owner, terms).await.len(), 1);
+            }
+            Sender::Single => {
+                drop(leased(world.store.lease(&world.app, &user, owner, terms, wanted, None).await.unwrap()))
+            }
+            Sender::WithRequest => {
+                let reply = world.store.lease(&world.app, &user, owner, terms, wanted, Some(&request)).await;
+                leased(reply.unwrap());
+            }
+        }
+        // The credential for the next message.
+        world.collect(&user, &[form_id("another", 99)]).await;
+        Self { world, user, sender, owner, broadcast }
+    }
+
+    async fn settle(&self, verdict: Verdict) {
+        let (store, app, user) = (&self.world.store, &self.world.app, &self.user);
+        let request = request("r1", 1);
+        let request = matches!(self.sender, Sender::WithRequest).then_some(&request);
+        match (self.sender, verdict) {
+            (Sender::Broadcast, Verdict::Hold) => {
+                drop(self.broadcast.settle(user, self.owner, verdict, Next::Hold).await)
+            }
+            (Sender::Broadcast, Verdict::Return) => {
+                drop(self.broadcast.settle(user, self.owner, verdict, Next::Again).await)
+            }
+            (Sender::Broadcast, _) => drop(self.broadcast.settle(user, self.owner, verdict, end("E")).await),
+            _ => drop(store.settle(app, user, self.owner, &TERMS, verdict, None, request, None).await.unwrap()),
+        }
+    }
+
+    /// Whether a broadcast skips the user. Asserts that its preview and its pages agree.
+    async fn skips(&self, hours: i64) -> bool {
+        let (store, app) = (&self.world.store, &self.world.app);
+        let (bucket, mut broadcast) = (store.bucket_of(&self.user), Broadcast::new(self.world, false).await);
+        broadcast.add(std::slice::from_ref(&self.user), &[]).await;
+        // Deadlines are at half hours, so this is between them.
+        broadcast.choice = Choice { wanted: any_kind(), min_interval: (hours * HOUR + HOUR / 4) as u32 };
+        let listed = [self.user.clone()];
+        let preview = store.preview_list(app, bucket, &listed, &broadcast.choice, &TERMS).await.unwrap();
+        let all = store.preview_all(app, bucket, &broadcast.choice, &TERMS).await.unwrap();
+        assert_eq!((preview.reached + preview.recently_messaged, all), (1, preview));
+        let owner = LeaseId::random();
+        let ready = broadcast.take_all(owner, &TERMS).await;
+        for ready in &ready {
+            // As if the user had not been taken.
+            broadcast.settle(&ready.openid, owner, Verdict::Return, Next::Again).await;
+        }
+        let skipped = broadcast.tally().await.ended("RECENTLY_MESSAGED");
+        assert_eq!((ready.len() as u64, skipped), (preview.reached, preview.recently_messaged));
+        skipped == 1
+    }
+}
+
+#[tokio::test]
+async fn lease_counts_as_a_message_until_known_not_to_be_sent() {
+    for sender in SENDERS {
+        for right in rights() {
+            let world = World::new().await;
+            let sending = Earlier::send(&world, "oSending", sender, &right, &TERMS).await;
+            assert!(sending.skips(0).await, "{sender:?} {right:?}");
+            sending.settle(Verdict::Return).await;
+            assert!(!sending.skips(100).await, "{sender:?} {right:?}: it was not sent");
+            world.assert_sound().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn abandoned_lease_counts_from_its_deadline_reaped_or_not() {
+    for sender in SENDERS {
+        for right in rights() {
+            let world = World::new().await;
+            let left = Earlier::send(&world, "oLeft", sender, &right, &BRIEF).await;
+            for reaped in [false, true, true] {
+                if reaped {
+                    world.reap(&TERMS).await;
+                }
+                assert!(left.skips(0).await, "{sender:?} {right:?} {reaped}");
+            }
+            world.advance(2).await;
+            // Also if it is released only now: TERMS keep a request for three and a half hours.
+            for _ in 0..2 {
+                assert!(left.skips(2).await && !left.skips(1).await, "{sender:?} {right:?}");
+                world.advance(2).await;
+                world.reap(&TERMS).await;
+                world.advance(-2).await;
+            }
+            assert!(left.skips(2).await && !left.skips(1).await, "{sender:?} {right:?}");
+            world.assert_sound().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn held_message_counts_from_when_its_owner_gave_up() {
+    for sender in [Sender::WithRequest, Sender::Broadcast] {
+        for right in rights() {
+            let world = World::new().await;
+            let held = Earlier::send(&world, "oHeld", sender, &right, &TERMS).await;
+            held.settle(Verdict::Hold).await;
+            world.advance(2).await;
+            assert!(held.skips(2).await && !held.skips(1).await, "{sender:?} {right:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn unknown_outcome_counts_as_a_message_and_a_refusal_does_not() {
+    let unknown = [Verdict::Suspect, Verdict::Unknown, Verdict::UnknownDiscard, Verdict::UnknownVoid];
+    for sender in SENDERS {
+        for right in rights() {
+            for verdict in unknown.into_iter().chain([Verdict::Discard, Verdict::Void]) {
+                let world = World::new().await;
+                let ended = Earlier::send(&world, "oEnded", sender, &right, &TERMS).await;
+                ended.settle(verdict).await;
+                let wanted = unknown.contains(&verdict);
+                assert_eq!(ended.skips(0).await, wanted, "{sender:?} {right:?} {verdict:?}");
+                world.assert_sound().await;
+            }
+        }
+    }
+}
