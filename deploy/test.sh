@@ -55,7 +55,7 @@ test_with --workspace --no-fail-fast || failed=1
 # The whole workspace is given, because a single package would be built again with fewer features.
 say "running the tests that use Redis again on a Redis Cluster"
 export FORMID_TEST_REDIS=cluster
-test_with --workspace --test it --test service --no-fail-fast -- \
+test_with --workspace --test integration --no-fail-fast -- \
     collecting:: grants:: stock:: streams:: outages:: \
     sends:: doubt:: crash:: whole:: subscription:: broadcast:: \
     redis_may_be_down health_follows_redis metrics_are_read_while_redis_is_down \

@@ -1,23 +1,21 @@
 //! The collector: receives credentials (rights to send messages to users) and stores them in Redis.
 //!
 //! - [`settings`]: the configuration;
-//! - [`callbacks`]: reads the tokens that WeChat signs callback requests with;
-//! - [`service`]: the gRPC layer; generated types are used only there;
+//! - [`callback::tokens`]: reads the tokens that WeChat signs callback requests with;
+//! - [`rpc`]: the gRPC layer; generated types are used only there;
 //! - [`ingest`]: the hot path, which stores the credentials of all calls with few, large scripts;
-//! - [`events`]: parses the events that WeChat pushes about subscription messages;
-//! - [`once`]: dedup keys of grants and events;
-//! - [`sweeper`]: deletes expired credentials and counts the stock, a few users at a time;
-//! - [`metrics`]: the Prometheus metrics; [`gauges`]: updates the gauges of the stock.
+//! - [`callback`]: parses the events that WeChat pushes about subscription messages;
+//! - [`dedup`]: dedup keys of grants and events;
+//! - [`jobs::sweeper`]: deletes expired credentials and counts the stock, a few users at a time;
+//! - [`metrics`]: the Prometheus metrics; [`jobs::gauges`]: updates the gauges of the stock.
 
-pub mod callbacks;
-pub mod events;
-pub mod gauges;
+pub mod callback;
+pub mod dedup;
 pub mod ingest;
+pub mod jobs;
 pub mod metrics;
-pub mod once;
-pub mod service;
+pub mod rpc;
 pub mod settings;
-pub mod sweeper;
 
 use std::future::Future;
 use std::io;
@@ -34,7 +32,7 @@ use tonic::service::Routes;
 
 use ingest::Ingest;
 use metrics::Metrics;
-use service::Service;
+use rpc::Service;
 use settings::Settings;
 
 /// Serves on `listeners` until `shutdown`, then drains. Redis may still be unavailable at the start: until it answers,
@@ -56,11 +54,16 @@ pub async fn run(
     let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone())).map_err(io::Error::other)?;
     let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
-    background.spawn(sweeper::sweep(store.clone(), settings.apps.clone(), settings.sweep_period, outages.clone()));
+    background.spawn(jobs::sweeper::sweep(
+        store.clone(),
+        settings.apps.clone(),
+        settings.sweep_period,
+        outages.clone(),
+    ));
     if measured {
-        let period = gauges::PERIOD.min(settings.sweep_period);
+        let period = jobs::gauges::PERIOD.min(settings.sweep_period);
         let (apps, few) = (settings.apps.clone(), settings.small_app_users);
-        background.spawn(gauges::follow(store.clone(), apps, metrics.gauges, period, few, outages.clone()));
+        background.spawn(jobs::gauges::follow(store.clone(), apps, metrics.gauges, period, few, outages.clone()));
     }
 
     let (stop, stopping) = watch::channel(false);

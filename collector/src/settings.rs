@@ -13,8 +13,8 @@ use server::config::{Common, CommonArgs};
 use store::record::MAX_USES;
 use store::{StoreArgs, StoreConfig};
 
-use crate::callbacks;
-use crate::events::{CallbackToken, MaxAge};
+use crate::callback::tokens;
+use crate::callback::{CallbackToken, MaxAge};
 
 /// The allowed maximum ages of events. WeChat repeats an event within seconds, so a short age is enough. For each
 /// accepted event, a key is kept in Redis for that long, so a very long age is too expensive.
@@ -106,7 +106,7 @@ impl Settings {
         let small_app_users = problems.within("--small-app-users", &flags.small_app_users, 0..=100_000_000);
         let callback_tokens = match flags.callback_tokens.as_str() {
             "" => HashMap::new(),
-            path => callbacks::read(Path::new(path), &apps, &mut problems),
+            path => tokens::read(Path::new(path), &apps, &mut problems),
         };
         let max_age = problems.duration("--callback-max-age", &flags.callback_max_age);
         if max_age.is_some_and(|age| !CALLBACK_AGES.contains(&age)) {

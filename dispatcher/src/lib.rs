@@ -1,28 +1,26 @@
 //! The dispatcher sends WeChat messages. It spends the credentials that the collector stores.
 //!
-//! - A call arrives at [`service`]. The in-flight registry ([`desk`]) keeps its send running until the send is settled.
-//! - [`send`] sends one message: lease a credential, call WeChat, settle. [`policy`] decides the next step after each
-//!   answer, from the meaning of WeChat's codes ([`wechat::answer`]). [`outcome`] lists how a send can end and what its
+//! - A call arrives at [`rpc`]. The in-flight registry ([`send::in_flight`]) keeps its send running until the send is settled.
+//! - [`send`] sends one message: lease a credential, call WeChat, settle. [`send::policy`] decides the next step after each
+//!   answer, from the meaning of WeChat's codes ([`wechat::errcode`]). [`send::outcome`] lists how a send can end and what its
 //!   caller receives.
 //! - [`broadcast`] sends one message to many users, independently of single sends.
-//! - The [`reaper`] settles expired leases. [`gates`] holds the app stops: which credentials WeChat does not accept at
+//! - The [`jobs::reaper`] settles expired leases. [`stops`] holds the app stops: which credentials WeChat does not accept at
 //!   present.
 //! - [`metrics`] counts, [`spans`] traces, and [`outages`] limits the log lines of operations that fail repeatedly.
 
-pub mod apps;
+pub mod app;
+mod apps_file;
 pub mod broadcast;
 pub mod clock;
-pub mod desk;
-pub mod gates;
+pub mod jobs;
 pub mod metrics;
 pub mod outages;
-pub mod outcome;
-pub mod policy;
-pub mod reaper;
+pub mod rpc;
 pub mod send;
-pub mod service;
 pub mod settings;
 pub mod spans;
+pub mod stops;
 pub mod wechat;
 
 use std::collections::HashMap;
@@ -44,16 +42,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::warn;
 
-use crate::apps::App;
-use crate::broadcast::office::Office;
-use crate::broadcast::{Ground, crew, pauses};
+use crate::app::App;
+use crate::broadcast::api::Office;
+use crate::broadcast::{Ground, scheduler};
 use crate::clock::Clock;
-use crate::desk::Desk;
-use crate::gates::Gates;
+use crate::jobs::pauses;
 use crate::metrics::{AppMetrics, Metrics, QuotaMetrics};
+use crate::rpc::{AppService, Service};
 use crate::send::Sender;
-use crate::service::{AppService, Service};
+use crate::send::in_flight::Desk;
 use crate::settings::Settings;
+use crate::stops::Gates;
 use crate::wechat::client::Client;
 use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
@@ -89,7 +88,7 @@ pub async fn run(
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
         let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone(), stops));
         background.spawn(once_prepared(store.clone(), tokens.clone().renew_forever()));
-        let reaping = reaper::reap_forever(
+        let reaping = jobs::reaper::reap_forever(
             store.clone(),
             app.id.clone(),
             settings.limits.terms,
@@ -134,8 +133,10 @@ pub async fn run(
         let (singles, many) =
             (sender(&store, &client), Client::counted(Arc::clone(app), wechat).map_err(io::Error::other)?.untraced());
         let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
-        crews
-            .spawn_on(once_prepared_until(drain.clone(), apart.clone(), crew::work(many, drain.clone())), &hall.handle);
+        crews.spawn_on(
+            once_prepared_until(drain.clone(), apart.clone(), scheduler::work(many, drain.clone())),
+            &hall.handle,
+        );
         let reporter = Arc::clone(&singles);
         background.spawn(async move { reporter.report_forever().await });
         let office = Arc::new(Office::new(ground(store.clone(), client, &singles)));
@@ -223,6 +224,6 @@ async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaM
 async fn follow_stops(gates: Arc<Gates>, store: Store, mut reading: Operation) {
     loop {
         reading.note(&gates.refresh(&store).await);
-        tokio::time::sleep(gates::REFRESH).await;
+        tokio::time::sleep(stops::REFRESH).await;
     }
 }

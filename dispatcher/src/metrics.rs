@@ -12,11 +12,11 @@ use server::telemetry::outage::{Operation, Outage, Outages};
 use store::broadcast::tallies::DELIVERED;
 use store::gates::Source;
 
-use crate::broadcast::ending::reason;
+use crate::broadcast::completion::reason;
 use crate::outages::{Loops, WechatOutages};
-use crate::outcome::{End, Verdict};
 use crate::send::Sent;
-use crate::wechat::answer::TABLE;
+use crate::send::outcome::{End, Verdict};
+use crate::wechat::errcode::TABLE;
 use crate::wechat::message::Delivery;
 
 /// Label value for everything outside a closed set.

@@ -17,11 +17,11 @@ use store::leases::Leased;
 use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
-use crate::apps::App;
-use crate::outcome::End;
+use crate::app::App;
 use crate::send::Sent;
-use crate::wechat::answer::TABLE;
+use crate::send::outcome::End;
 use crate::wechat::client::{Cause, FetchError, FetchedToken, Quota, QuotaError, Reply};
+use crate::wechat::errcode::TABLE;
 
 /// Span of one message, from start to end. It may outlive its call.
 pub fn send(app: &AppId) -> Span {

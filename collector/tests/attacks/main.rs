@@ -13,6 +13,6 @@ mod redis;
 mod refusals;
 mod settings;
 mod streams;
-#[path = "../it/support.rs"]
+#[path = "../integration/support.rs"]
 #[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
 mod support;

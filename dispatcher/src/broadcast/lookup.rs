@@ -9,7 +9,7 @@ use store::broadcast::tallies::{Place, Undelivered};
 use store::turns::Work;
 
 use super::Ground;
-use super::office::{Office, Standing, not_found};
+use super::api::{Office, Standing, not_found};
 use super::spec::Spec;
 use crate::wechat::message::Delivery;
 

@@ -1,10 +1,10 @@
 //! Broadcasts: one message to each user of an audience, even if replicas crash or Redis fails meanwhile.
 //!
-//! Calls arrive at [`office`], which stores the broadcast ([`spec`]). From then on the scheduler ([`crew`]) of each
-//! replica takes tasks, each for one bucket of users. A worker ([`bucket`]; `fetch` holds its Redis calls) processes a
+//! Calls arrive at [`api`], which stores the broadcast ([`spec`]). From then on the scheduler ([`scheduler`]) of each
+//! replica takes tasks, each for one bucket of users. A worker ([`worker`]; `fetch` holds its Redis calls) processes a
 //! task: it takes users and leases page by page, sends, and settles. All workers of a broadcast on a replica share
-//! [`running`]. It holds the adaptive limit of messages in flight ([`flow`]), the rules that pause a broadcast
-//! ([`rules`]), and the broadcast's state. [`ending`] maps the result of a message to what happens to it next.
+//! [`active`]. It holds the adaptive limit of messages in flight ([`limiter`]), the rules that pause a broadcast
+//! ([`stop_rules`]), and the broadcast's state. [`completion`] maps the result of a message to what happens to it next.
 //! [`quota`] keeps the app's daily count in line with WeChat's.
 //!
 //! All state that matters is in Redis. One script removes a user from the audience and leases a credential. The user
@@ -12,18 +12,17 @@
 //! after a takeover, the message is sent again with the same credential. Permits to send are stored with the bucket
 //! too, see [`permits`](store::broadcast::permits).
 
-pub mod bucket;
-pub mod crew;
-pub mod ending;
-mod fetch;
-pub mod flow;
+pub mod active;
+pub mod api;
+pub mod completion;
+pub mod limiter;
 mod lookup;
-pub mod office;
-pub mod pauses;
 pub mod quota;
-pub mod rules;
-pub mod running;
+pub mod scheduler;
 pub mod spec;
+pub mod stop_rules;
+pub mod worker;
+mod worker_io;
 
 use std::sync::Arc;
 
@@ -33,7 +32,7 @@ use store::leases::LeaseTerms;
 use store::wanted::Kinds;
 
 use self::spec::Spec;
-use crate::apps::App;
+use crate::app::App;
 use crate::clock::Clock;
 use crate::metrics::BroadcastMetrics;
 use crate::send::Sender;

@@ -8,10 +8,10 @@ use store::leases::{Lease, Verdict as Fate};
 use tracing::{debug, error, warn};
 
 use super::{Conclusion, Order, Sender, Tally};
-use crate::outcome::{End, SendError, Verdict};
-use crate::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
-use crate::wechat::answer::{Meaning, blamed_key, row_of};
+use crate::send::outcome::{End, SendError, Verdict};
+use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
 use crate::wechat::client::Reply;
+use crate::wechat::errcode::{Meaning, blamed_key, row_of};
 use crate::wechat::message::{Delivery, Message};
 
 /// Longest pause between two attempts.

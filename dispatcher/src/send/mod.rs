@@ -2,6 +2,9 @@
 
 mod attempt;
 pub mod count;
+pub mod in_flight;
+pub mod outcome;
+pub mod policy;
 mod settle;
 
 use std::sync::Arc;
@@ -17,12 +20,12 @@ use store::{self, Store};
 use tracing::Instrument as _;
 
 use self::count::Sends;
-use crate::apps::App;
+use crate::app::App;
 use crate::clock::Clock;
-use crate::gates::Gates;
 use crate::metrics::SendMetrics;
-use crate::outcome::{End, Outcome, SendError, Verdict};
+use crate::send::outcome::{End, Outcome, SendError, Verdict};
 use crate::spans;
+use crate::stops::Gates;
 use crate::wechat::client::Client;
 use crate::wechat::message::Message;
 use crate::wechat::token::Tokens;

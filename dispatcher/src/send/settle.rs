@@ -6,7 +6,7 @@ use store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
 use store::wanted::Wanted;
 
 use super::{Conclusion, Next, Order, Sender, Sent, Tally};
-use crate::outcome::{End, Outcome, SendError};
+use crate::send::outcome::{End, Outcome, SendError};
 use crate::spans;
 
 /// Pause before a failed settle is retried.

@@ -6,7 +6,7 @@ mod errors;
 mod fields;
 mod memory;
 mod redis;
-#[path = "../service/rig.rs"]
+#[path = "../integration/rig.rs"]
 #[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
 mod rig;
 mod settings;

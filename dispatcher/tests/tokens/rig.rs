@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use dispatcher::apps::{App, Secret, TokenEndpoint};
+use dispatcher::app::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::Client;
 use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::Tokens;

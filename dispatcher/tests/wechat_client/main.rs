@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dispatcher::apps::{App, Secret, TokenEndpoint};
+use dispatcher::app::{App, Secret, TokenEndpoint};
 use dispatcher::wechat::client::{Cause, Client, ClientError, FetchError, Reply};
 use dispatcher::wechat::message::Delivery;
-use dispatcher::wechat::token::refusals;
+use dispatcher::wechat::token_codes;
 use domain::AppId;
 use reqwest::Url;
 use server::{Habit, Server, http, ok};
@@ -199,13 +199,13 @@ async fn each_token_endpoint_is_requested_in_its_own_way() {
 
 #[tokio::test]
 async fn token_refusals_are_final_or_transient_by_the_table() {
-    let codes = refusals::TABLE.iter().map(|row| row.errcode).chain([12345]);
+    let codes = token_codes::TABLE.iter().map(|row| row.errcode).chain([12345]);
     for errcode in codes {
         let server = Server::start(ok(&format!(r#"{{"errcode":{errcode},"errmsg":"no rid: 5f-1"}}"#))).await;
         let error = client(&server.url).fetch_token(false).await.unwrap_err();
-        let row = refusals::row_of(errcode);
+        let row = token_codes::row_of(errcode);
         let expected = match row.weight {
-            refusals::Weight::Final => FetchError::Final { errcode, rid: "5f-1".into(), sentence: row.sentence },
+            token_codes::Weight::Final => FetchError::Final { errcode, rid: "5f-1".into(), sentence: row.sentence },
             _ => FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) },
         };
         assert_eq!(error, expected);

@@ -1,7 +1,7 @@
 //! How the client reads the answers to its quota request.
 
-use dispatcher::wechat::answer::{Meaning, row_of};
 use dispatcher::wechat::client::{Quota, QuotaError};
+use dispatcher::wechat::errcode::{Meaning, row_of};
 
 use super::*;
 

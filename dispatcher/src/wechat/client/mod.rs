@@ -21,11 +21,11 @@ use server::telemetry::outage::Outages;
 use tracing::Span;
 
 use super::message::Delivery;
-use super::token::refusals::{self, Weight};
-use crate::apps::{App, TokenEndpoint};
+use crate::app::{App, TokenEndpoint};
 use crate::metrics::WechatMetrics;
 use crate::outages::WechatOutages;
 use crate::spans;
+use crate::wechat::token_codes::{self, Weight};
 use reply::words;
 pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
@@ -382,7 +382,7 @@ fn token_in(answer: &[u8]) -> Result<FetchedToken, FetchError> {
 }
 
 fn refused(errcode: i32, errmsg: serde_json::Value) -> FetchError {
-    let row = refusals::row_of(errcode);
+    let row = token_codes::row_of(errcode);
     match row.weight {
         Weight::Transient | Weight::Unknown => {
             FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use store::late::MsgId;
 
-use crate::wechat::token::refusals;
+use crate::wechat::token_codes;
 
 /// Maximum length of a rid. WeChat's rids have about 26 characters.
 const MAX_RID: usize = 64;
@@ -29,7 +29,7 @@ pub enum ClientError {
 pub enum Reply {
     /// WeChat answered.
     Answered {
-        /// 0 is success. For other codes see [`crate::wechat::answer`].
+        /// 0 is success. For other codes see [`crate::wechat::errcode`].
         errcode: i32,
         /// WeChat's text without the rid. It may quote the message or the token, so it must not be logged; `Debug`
         /// omits it.
@@ -86,7 +86,7 @@ pub enum Cause {
     #[error("WeChat's answer is longer than the limit")]
     TooLarge,
     /// The token endpoint answered with a code that may be temporary.
-    #[error("WeChat gives no access token for now (errcode {code}: {})", refusals::row_of(*.0).sentence, code = .0)]
+    #[error("WeChat gives no access token for now (errcode {code}: {})", token_codes::row_of(*.0).sentence, code = .0)]
     Refused(i32),
 }
 
@@ -158,7 +158,7 @@ impl Quota {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
     /// WeChat answered with an errcode. The codes for the token and for a busy WeChat mean the same as for a send, see
-    /// [`crate::wechat::answer`]. 48001 (not permitted), 76021 (unknown path) and 76022 (wrong kind of account) mean
+    /// [`crate::wechat::errcode`]. 48001 (not permitted), 76021 (unknown path) and 76022 (wrong kind of account) mean
     /// that the quota is not available at all.
     #[error("WeChat does not tell the quota (errcode {errcode})")]
     Refused {

@@ -14,9 +14,8 @@
 //!   that time by its own clock. So a token found in Redis is valid even if the local clock differs. In memory a
 //!   monotonic clock decides. WeChat's 42001 corrects any remaining error.
 
+mod backoff;
 mod obtain;
-mod pace;
-pub mod refusals;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +31,7 @@ use tracing::{Instrument as _, warn};
 
 use super::client::{Cause, Client, FetchError};
 use crate::spans;
-use pace::Work;
+use backoff::Work;
 
 /// Upper limit for how long before its expiry a token is renewed. `stable_token` returns a new token only in the last
 /// five minutes, so this must be less.
@@ -59,7 +58,8 @@ impl Token {
 
     /// A token that expires at its shared time, by the local clock.
     fn new(shared: SharedToken) -> Self {
-        let left = Duration::from_millis(shared.ends_ms.saturating_sub(now_ms())).clamp(DOUBTFUL_LIFE, pace::MAX_LIFE);
+        let left =
+            Duration::from_millis(shared.ends_ms.saturating_sub(now_ms())).clamp(DOUBTFUL_LIFE, backoff::MAX_LIFE);
         let before = RENEW_BEFORE.min(left / 10).mul_f64(rand::rng().random_range(0.5..1.0));
         let now = Instant::now();
         Self { shared, until: now + left, renew: now + left - before }
@@ -232,7 +232,7 @@ impl Tokens {
     /// read again.
     async fn hold(&self) -> Duration {
         let left = self.inner.work.lock().await.standing().map(|(_, left)| left);
-        left.unwrap_or(pace::FIRST_PAUSE).min(pace::LOOK_PAUSE * 2)
+        left.unwrap_or(backoff::FIRST_PAUSE).min(backoff::LOOK_PAUSE * 2)
     }
 
     async fn search(&self, mut work: OwnedMutexGuard<Work>, old: Option<Arc<Token>>) -> Result<Arc<Token>, TokenError> {

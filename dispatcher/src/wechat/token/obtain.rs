@@ -10,9 +10,9 @@ use store;
 use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
-use super::pace::Work;
+use super::backoff::Work;
 use super::{Inner, Token, TokenError, Trouble, now_ms};
-use crate::apps::TokenEndpoint;
+use crate::app::TokenEndpoint;
 use crate::wechat::client::FetchedToken;
 
 /// How long another replica may take to share a token.

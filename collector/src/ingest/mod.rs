@@ -1,0 +1,174 @@
+//! The hot path: collects the credentials of all calls and stores them in Redis with few, large scripts.
+//!
+//! A script that stores many credentials of one bucket costs Redis a third, per credential, of a script that stores
+//! one. So one task, the batcher, receives the batches of all calls and splits them into queues, one for each bucket of
+//! each app:
+//!
+//! - A queue has at most one script in flight. Credentials that arrive meanwhile wait and go together in the next
+//!   script. So groups grow with the load, and an idle queue sends at once: there is no timer.
+//! - At most [`SCRIPTS_IN_FLIGHT`] scripts are in flight in total, enough to keep Redis busy. The queues take turns.
+//! - A call is answered when Redis has answered for the last of its credentials.
+//! - One script per queue also keeps the order: if a call has the same credential twice, the second is the duplicate.
+//!
+//! If a script fails, every call with a credential in it fails. Redis may have stored some of them; they are duplicates
+//! when the caller tries again. If Redis is unavailable, all waiting calls fail with the script instead of waiting for
+//! one timeout each. If a caller disconnects, its credentials are stored nevertheless.
+//!
+//! The queues hold at most [`ROOM`] credentials. Calls and streams that find them full wait in one line. A stream waits
+//! without a limit: it does not read meanwhile, which slows its caller down. A call waits at most [`PATIENCE`] and is
+//! then refused. So neither memory nor response time grows with the number of waiting callers.
+
+mod queues;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::AppId;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use server::rpc::status::Failure;
+use store::Store;
+use store::credentials::Packed;
+use store::keys::Bucket;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::metrics::Intake;
+use queues::{Answer, Group, Lanes};
+
+/// The maximum number of credentials in memory that wait for Redis; beyond it, calls wait. About 40 MB.
+pub const ROOM: usize = 200_000;
+
+/// How long a call waits for free queue capacity. Redis stores all of [`ROOM`] in less time.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The maximum number of scripts in flight. Fewer would leave Redis idle between small scripts. More would only send
+/// groups earlier that could still grow.
+pub const SCRIPTS_IN_FLIGHT: usize = 32;
+
+/// How many batches are received before scripts are sent again.
+const BATCHES_AT_ONCE: usize = 64;
+
+/// The indexes in the batch of the credentials that were stored already, in no particular order.
+pub type Duplicates = Vec<u32>;
+
+/// Sends batches to the batcher; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    // The channel is unbounded, but each batch holds a semaphore permit for every credential in it.
+    batches: mpsc::UnboundedSender<Batch>,
+    room: Arc<Semaphore>,
+}
+
+/// Queue capacity for a batch, held until the batch is answered.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
+
+/// The batcher task, which [`Ingest`] sends to.
+#[derive(Debug)]
+pub struct Gatherer(JoinHandle<()>);
+
+#[derive(Debug)]
+struct Batch {
+    app: usize,
+    credentials: Vec<Packed>,
+    call: Call,
+}
+
+/// A call that waits for its answer.
+#[derive(Debug)]
+struct Call {
+    /// Number of its credentials that Redis has not answered for.
+    left: usize,
+    duplicates: Duplicates,
+    /// `None` once the call is answered. A failure answers it before the other credentials are done.
+    answer: Option<oneshot::Sender<Result<Duplicates, Failure>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Ingest {
+    /// Starts the batcher for these apps. `intake` has the counters of each app, in the same order.
+    pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Gatherer) {
+        let (sender, batches) = mpsc::unbounded_channel();
+        let task = tokio::spawn(gather(store, apps, intake, batches));
+        (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Gatherer(task))
+    }
+
+    /// Stores a batch of the app with this index in the list of apps, and returns once Redis holds all of it.
+    ///
+    /// Fails if Redis does not answer, or at shutdown. Then any part of the batch may be stored, and the batch may be
+    /// sent again. Fails with OVERLOADED if the queues stay full for [`PATIENCE`]. A batch has at most [`ROOM`]
+    /// credentials.
+    pub async fn collect(&self, app: usize, credentials: Vec<Packed>) -> Result<Duplicates, Failure> {
+        let room = tokio::time::timeout(PATIENCE, self.room(credentials.len()));
+        let room = room.await.map_err(|_| Failure::overloaded())??;
+        self.store(app, credentials, room).await
+    }
+
+    /// Waits for queue capacity for this many credentials; fails at shutdown.
+    pub fn room(&self, credentials: usize) -> impl Future<Output = Result<Room, Failure>> + Send + 'static {
+        let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(permits);
+        async move { room.await.map(Room).map_err(|_| Failure::shutting_down()) }
+    }
+
+    /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::room`].
+    pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: Room) -> Result<Duplicates, Failure> {
+        if credentials.is_empty() {
+            return Ok(Duplicates::new());
+        }
+        let (answer, answered) = oneshot::channel();
+        let call = Call { left: credentials.len(), duplicates: Duplicates::new(), answer: Some(answer), _room: room.0 };
+        self.batches.send(Batch { app, credentials, call }).map_err(|_| Failure::shutting_down())?;
+        answered.await.unwrap_or_else(|_| Err(Failure::shutting_down()))
+    }
+}
+
+impl Gatherer {
+    /// Waits, at most for `bound`, until the queued credentials are stored; then ends the task. Call it once every
+    /// [`Ingest`] is dropped.
+    pub async fn finish(mut self, bound: Duration) {
+        if tokio::time::timeout(bound, &mut self.0).await.is_err() {
+            self.0.abort();
+        }
+    }
+}
+
+async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut batches: mpsc::UnboundedReceiver<Batch>) {
+    let mut lanes = Lanes::new(store.clone(), apps.len());
+    let mut scripts = FuturesUnordered::new();
+    let mut arrived = Vec::with_capacity(BATCHES_AT_ONCE);
+    let mut open = true;
+    while open || !scripts.is_empty() {
+        tokio::select! {
+            Some(answer) = scripts.next() => lanes.settle(answer),
+            count = batches.recv_many(&mut arrived, BATCHES_AT_ONCE), if open => {
+                open = count > 0;
+                arrived.drain(..).for_each(|batch| lanes.take_in(batch));
+            }
+        }
+        while scripts.len() < SCRIPTS_IN_FLIGHT
+            && let Some((lane, group)) = lanes.next_group()
+        {
+            let (apps, intake) = (Arc::clone(&apps), Arc::clone(&intake));
+            scripts.push(send(store.clone(), apps, intake, lanes.place(lane), lane, group));
+        }
+    }
+}
+
+/// Stores one group in Redis.
+async fn send(
+    store: Store,
+    apps: Arc<[AppId]>,
+    intake: Arc<[Intake]>,
+    (app, bucket): (usize, Bucket),
+    lane: usize,
+    group: Group,
+) -> Answer {
+    let outcome = store.collect(&apps[app], bucket, &group.credentials).await;
+    if let Ok(duplicates) = &outcome {
+        // Counted here and not where calls are answered, because it is stored even if the caller has disconnected.
+        intake[app].stored(&group.credentials, duplicates);
+    }
+    Answer { lane, tickets: group.tickets, outcome }
+}

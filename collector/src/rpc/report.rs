@@ -1,0 +1,109 @@
+//! ReportEvents: processes an event that WeChat pushed, item by item.
+
+use std::fmt::Display;
+
+use domain::{AppId, Grant, GrantUses};
+use server::auth::Caller;
+use server::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsResponse};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use server::telemetry::traces::rpc;
+use store::credentials::Packed;
+use store::late::{LateFailure, MsgId};
+use tonic::Code;
+
+use super::Inner;
+use super::unix_time;
+use crate::callback::{EventError, Item, Place, Pushed, Report, Status, parse};
+
+/// The maximum length in bytes of a query parameter of the signature. WeChat's have at most 40.
+const MAX_PARAMETER: usize = 128;
+
+/// Processes one event. Items are processed one after the other, and a repeated item changes nothing. So if an event
+/// fails halfway, the whole event can be reported again.
+pub(super) async fn report(
+    inner: &Inner,
+    caller: &Caller,
+    request: ReportEventsRequest,
+) -> Result<ReportEventsResponse, Failure> {
+    let ReportEventsRequest { app_id, body, timestamp, nonce, signature } = request;
+    let mut fields = Fields::default();
+    for (field, value) in [("timestamp", &timestamp), ("nonce", &nonce), ("signature", &signature)] {
+        fields.fits(field, value, MAX_PARAMETER);
+    }
+    let (app, place) = inner.app(caller, app_id, fields)?;
+    rpc::note_app(app);
+    if let Some(token) = inner.callback_tokens.get(app) {
+        if !token.signs(&timestamp, &nonce, &signature) {
+            return Err(bad_signature("is not made with the app's callback token from this timestamp and nonce"));
+        }
+        let signed = timestamp.parse().map_err(|_| bad_signature("is made from a timestamp that is not a number"))?;
+        inner
+            .max_age
+            .check(signed, unix_time())
+            .map_err(|fault| bad_signature(format_args!("is made from a timestamp that {fault}")))?;
+    }
+    let pushed = match parse(&body).map_err(bad_body)? {
+        Report::Subscription(pushed) => pushed,
+        Report::Other { name } => {
+            let event = name.map(String::from).unwrap_or_default();
+            return Ok(ReportEventsResponse { event, results: Vec::new() });
+        }
+    };
+    let created = inner.max_age.check(pushed.created, unix_time());
+    created.map_err(|fault| bad_body(fault.of(Place::Field("CreateTime"))))?;
+    let mut results = Vec::with_capacity(pushed.items.len());
+    for item in &pushed.items {
+        results.push(match item {
+            Ok(item) => act(inner, app, place, &pushed, item).await?,
+            Err(error) => EventResult {
+                action: EventAction::Refused.into(),
+                message: error.to_string(),
+                ..EventResult::default()
+            },
+        });
+    }
+    Ok(ReportEventsResponse { event: pushed.event.name().into(), results })
+}
+
+fn bad_signature(why: impl Display) -> Failure {
+    Failure::new(Code::PermissionDenied, "BAD_SIGNATURE", format!("the signature {why}"))
+}
+
+fn bad_body(error: EventError) -> Failure {
+    let mut fields = Fields::default();
+    fields.refuse(error.place.to_string(), error.fault);
+    fields.finish().err().unwrap_or_else(Failure::internal)
+}
+
+async fn act(inner: &Inner, app: &AppId, place: usize, pushed: &Pushed, item: &Item) -> Result<EventResult, Failure> {
+    let (template, action, messages, msgid) = match item {
+        Item::Decision { template, status: Status::Accept, .. } => {
+            let grant = Grant { template: template.clone(), uses: GrantUses::Count(1) };
+            let packed = Packed::grant(pushed.openid.clone(), &grant, pushed.once_key(item));
+            let duplicates = inner.store(place, vec![packed]).await?;
+            if duplicates.is_empty() {
+                (template, EventAction::Granted, 1, 0)
+            } else {
+                (template, EventAction::Duplicate, 0, 0)
+            }
+        }
+        Item::Decision { template, status: Status::Reject, .. } => {
+            // Every decision has a dedup key.
+            let once = pushed.once_key(item).ok_or_else(Failure::internal)?;
+            match inner.store.void(app, &pushed.openid, template, once).await? {
+                Some(messages) => (template, EventAction::Voided, messages, 0),
+                None => (template, EventAction::Duplicate, 0, 0),
+            }
+        }
+        Item::Outcome { template, msgid, error_code: 0, .. } => (template, EventAction::Delivered, 0, *msgid),
+        Item::Outcome { template, msgid, error_code, error_status } => {
+            let failure = LateFailure { errcode: *error_code, status: error_status.to_string() };
+            let new = inner.store.fail_late(app, &pushed.openid, MsgId(*msgid), &failure).await?;
+            let action = if new { EventAction::FailureRecorded } else { EventAction::Duplicate };
+            (template, action, 0, *msgid)
+        }
+    };
+    let template_id = template.as_str().to_owned();
+    Ok(EventResult { action: action.into(), template_id, messages, msgid, message: String::new() })
+}

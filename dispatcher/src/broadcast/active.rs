@@ -1,0 +1,300 @@
+//! A broadcast that is active on this replica: the state that its workers share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use server::telemetry::outage::Operation;
+use store::broadcast::BroadcastId;
+use store::broadcast::audience::Choice;
+use store::broadcast::pages::PAGE;
+use store::broadcast::permits::{Budget, Held, Permits};
+use store::broadcast::records::{Move, Moved, Pause, Record, State};
+use store::keys::Bucket;
+use store::{self};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::Ground;
+use super::completion::{Sign, reason, stopped, token_refused};
+use super::limiter::Flow;
+use super::quota;
+use super::spec::Spec;
+use super::stop_rules::{STREAK, Window};
+use crate::send::outcome::{SendError, Verdict};
+use crate::spans::Run;
+
+/// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
+/// that of the calls in progress.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// If a rate is set, about this many pages are taken per second.
+const PAGES_A_SECOND: usize = 3000;
+
+/// Interval at which a bucket without a permit checks whether others returned one.
+const PERMIT_LOOK: Duration = Duration::from_millis(200);
+
+/// Longest wait for open permits while their number does not change, in leases. A permit is open from its grant until
+/// its message ends or the permit is returned. Messages of a replica that died take two leases: one until their task is
+/// taken over, one until their own lease expires.
+const PERMIT_WAIT: u32 = 4;
+
+/// What the workers of a broadcast share on this replica.
+pub struct Running {
+    /// What all broadcasts of the app share.
+    pub ground: Arc<Ground>,
+    /// Id of the broadcast.
+    pub id: BroadcastId,
+    /// What it sends.
+    pub spec: Spec,
+    /// True if the audience is every user.
+    pub everyone: bool,
+    /// How users are selected.
+    pub choice: Choice,
+    /// Adaptive limit of messages in flight on this replica.
+    pub flow: Arc<Flow>,
+    /// Its trace.
+    pub trace: Run,
+    window: Mutex<Window>,
+    streak_seen: AtomicBool,
+    /// While buckets wait for open permits: the number of open permits, and since when it has not changed.
+    waiting: Mutex<Option<(u64, Instant)>>,
+    state: watch::Sender<State>,
+}
+
+impl Running {
+    /// Creates it from the stored record. A task of its own reads the broadcast's state until the value is dropped.
+    pub fn new(ground: Arc<Ground>, record: &Record) -> Result<Arc<Self>, store::Error> {
+        let spec = Spec::decode(&record.spec)?;
+        let running = Arc::new(Self {
+            id: record.id.clone(),
+            choice: ground.choice(&spec),
+            everyone: record.everyone,
+            flow: Arc::new(Flow::new(ground.limits.in_flight)),
+            window: Mutex::new(Window::new(ground.limits.failure_ratio)),
+            streak_seen: AtomicBool::new(false),
+            waiting: Mutex::new(None),
+            state: watch::Sender::new(record.state),
+            trace: Run::new(&ground.app.id, &record.id, spec.ordered_by.as_deref()),
+            spec,
+            ground,
+        });
+        tokio::spawn(look(Arc::downgrade(&running), running.ground.metrics.work.operation()));
+        Ok(running)
+    }
+
+    /// Watches the state of the broadcast.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Maximum page size. It is small if a rate is set, because the app's other messages would wait behind a large
+    /// page.
+    pub fn largest_page(&self) -> usize {
+        let paces = [self.spec.rate, self.ground.app.bounds.broadcast_rate];
+        let pace = paces.into_iter().filter(|pace| *pace > 0).min();
+        pace.map_or(PAGE, |pace| (pace as usize / PAGES_A_SECOND).clamp(1, PAGE))
+    }
+
+    /// Returns how many messages of a bucket may be sent now, at most `wanted`, and updates `permits`. Waits for the
+    /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
+    pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
+        // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
+        match self.ground.sender.ready_with_all(self.choice.wanted.kinds).await {
+            Ok(()) => {}
+            Err(SendError::Stopped { verdict, .. }) => {
+                self.pause(stopped(&verdict, self.ground.clock.next_day_ms())).await;
+                return Ok(0);
+            }
+            Err(error) => {
+                self.wait_for_token(error).await;
+                return Ok(0);
+            }
+        }
+        let left = usize::try_from(permits.left).unwrap_or(usize::MAX);
+        let why = self.ask_permit(bucket, permits, wanted.saturating_sub(left)).await?;
+        if !matches!(why, Some(Held::Open { .. })) {
+            *self.waiting() = None;
+        }
+        match why {
+            Some(Held::State(state)) => self.enter(state.unwrap_or(State::Cancelled)),
+            _ if permits.usable() > 0 => {
+                return Ok(usize::try_from(permits.usable()).unwrap_or(usize::MAX).min(wanted));
+            }
+            None => {}
+            Some(Held::Pace(wait)) => tokio::time::sleep(wait.min(LOOK)).await,
+            Some(Held::Canary) => self.limit_reached(true).await,
+            Some(Held::Quota { unsure: true }) if quota::recount(&self.ground, self.spec.message.delivery).await => {}
+            Some(Held::Quota { .. }) => self.limit_reached(false).await,
+            Some(Held::Open { canary, permits: open }) => {
+                if self.waited_too_long(open) {
+                    warn!(app = %self.ground.app.id, broadcast = %self.id, open, "broadcast pauses with messages in doubt");
+                    self.limit_reached(canary).await;
+                    return Ok(0);
+                }
+                tokio::time::sleep(PERMIT_LOOK).await;
+                // Messages of this bucket may have ended or been put back since.
+                *permits = self.bucket_permits(bucket, permits.granted, false).await?;
+            }
+        }
+        Ok(0)
+    }
+
+    async fn ask_permit(
+        &self,
+        bucket: Bucket,
+        permits: &mut Permits,
+        wanted: usize,
+    ) -> Result<Option<Held>, store::Error> {
+        let Ground { app, store, clock, .. } = &*self.ground;
+        let delivery = self.spec.message.delivery;
+        let budget = Budget { api: delivery.api(), day: clock.day() };
+        let (rate, bounds) = (self.spec.rate, app.bounds(delivery));
+        let permit = store.permit(&app.id, &self.id, bucket, permits, wanted, rate, &bounds, budget).await?;
+        permits.granted = permit.granted;
+        Ok(permit.why)
+    }
+
+    async fn bucket_permits(&self, bucket: Bucket, granted: u64, give_back: bool) -> Result<Permits, store::Error> {
+        self.ground.store.bucket_permits(&self.ground.app.id, &self.id, bucket, granted, give_back).await
+    }
+
+    /// Returns the unused permits of a bucket for other buckets, and reports how many messages have ended.
+    pub async fn give_back(&self, bucket: Bucket, mut permits: Permits) -> Result<Permits, store::Error> {
+        loop {
+            permits = self.bucket_permits(bucket, permits.granted, true).await?;
+            self.ask_permit(bucket, &mut permits, 0).await?;
+            // A replica may have died before the bucket received all granted permits.
+            if permits.granted <= permits.received {
+                return Ok(permits);
+            }
+        }
+    }
+
+    /// True while workers of this replica wait for open permits.
+    pub fn waits_for_permits(&self) -> bool {
+        self.waiting().is_some()
+    }
+
+    fn waited_too_long(&self, open: u64) -> bool {
+        let mut waiting = self.waiting();
+        match *waiting {
+            Some((known, since)) if known == open => since.elapsed() > self.ground.terms.duration * PERMIT_WAIT,
+            _ => {
+                *waiting = Some((open, Instant::now()));
+                false
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pauses because the canary or the quota is used up.
+    async fn limit_reached(&self, canary: bool) {
+        let (reason, resume_ms) =
+            if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.ground.clock.next_day_ms())) };
+        self.pause(Pause { reason: reason.into(), resume_ms, ..Pause::default() }).await;
+    }
+
+    /// Applies what the end of one message means for the whole broadcast.
+    pub async fn heed(&self, sign: Sign, congested: bool) {
+        if congested {
+            self.flow.congested();
+        }
+        let failed = match sign {
+            Sign::None => return,
+            Sign::OutOfReach => return self.flow.close(),
+            Sign::Stop(pause) => return self.pause(pause).await,
+            Sign::Delivered => {
+                if !congested {
+                    self.flow.delivered();
+                }
+                if self.streak_seen.swap(false, Ordering::Relaxed)
+                    && let Err(error) = self.ground.store.end_streak(&self.ground.app.id, &self.id).await
+                {
+                    debug!(broadcast = %self.id, %error, "the streak of refusals could not be reset");
+                }
+                false
+            }
+            Sign::Failed => true,
+            Sign::MessageRefused(verdict) => {
+                self.flow.one_at_a_time();
+                self.lengthen_streak(verdict).await;
+                true
+            }
+        };
+        let too_many = self.window.lock().unwrap_or_else(PoisonError::into_inner).note(failed);
+        if too_many {
+            self.pause(Pause { reason: reason::FAILURE_RATIO.into(), ..Pause::default() }).await;
+        }
+    }
+
+    async fn lengthen_streak(&self, verdict: Verdict) {
+        self.streak_seen.store(true, Ordering::Relaxed);
+        match self.ground.store.lengthen_streak(&self.ground.app.id, &self.id).await {
+            Ok(streak) if streak < STREAK => {}
+            Ok(_) => {
+                let Verdict { errcode, rid, .. } = verdict;
+                self.pause(Pause { reason: reason::MESSAGE_REFUSED.into(), errcode, rid, resume_ms: None }).await;
+            }
+            Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
+        }
+    }
+
+    /// Pauses the broadcast. This applies here at once, and on other replicas soon.
+    async fn pause(&self, pause: Pause) {
+        if *self.state.borrow() != State::Running {
+            return;
+        }
+        let Ground { app, store, clock, .. } = &*self.ground;
+        match store.move_broadcast(&app.id, &self.id, &Move::Pause(pause.clone()), clock.now_ms()).await {
+            Ok(Moved::To(state)) => {
+                let Pause { reason, errcode, rid, .. } = pause;
+                info!(app = %app.id, broadcast = %self.id, reason, errcode, rid, "broadcast paused");
+                self.enter(state);
+            }
+            Ok(Moved::Wrong(state)) => self.enter(state),
+            Ok(Moved::Missing) => self.enter(State::Cancelled),
+            // The cause persists, so the pause is tried again.
+            Err(error) => self.ground.metrics.work.failed(&error),
+        }
+    }
+
+    async fn wait_for_token(&self, error: SendError) {
+        if let SendError::Token(crate::wechat::token::TokenError::Refused { errcode, rid, .. }) = error {
+            return self.pause(token_refused(errcode, rid)).await;
+        }
+        debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");
+        tokio::time::sleep(LOOK).await;
+    }
+
+    /// Reads the current state.
+    pub async fn refresh(&self) -> Result<(), store::Error> {
+        let state = self.ground.store.broadcast_state(&self.ground.app.id, &self.id).await?;
+        self.enter(state.unwrap_or(State::Cancelled));
+        Ok(())
+    }
+
+    fn enter(&self, state: State) {
+        self.state.send_if_modified(|known| {
+            let new = *known != state;
+            *known = state;
+            new
+        });
+        if state != State::Running {
+            *self.waiting() = None;
+            self.window.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}
+
+/// Follows state changes that other replicas and callers make.
+async fn look(running: Weak<Running>, mut looking: Operation) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(running) = running.upgrade() else { return };
+        looking.note(&running.refresh().await);
+    }
+}

@@ -1,0 +1,236 @@
+//! Maps the result of a message's attempts to what happens to the message, its credential and its broadcast. Pure data,
+//! so that every case can be tested.
+
+use store::broadcast::pages::Next;
+use store::broadcast::records::Pause;
+use store::broadcast::tallies::DELIVERED;
+use store::leases::{LeaseId, Verdict as Fate};
+
+use crate::send::outcome::{End, SendError, Verdict};
+use crate::send::{Conclusion, Tally};
+use crate::wechat::errcode::{Meaning, row_of};
+use crate::wechat::token::TokenError;
+
+/// How often a message is put back because WeChat is busy, before it counts as failed.
+pub const BUSY_ROUNDS: u32 = 3;
+
+/// Pause reasons, as stored and as callers see them.
+pub mod reason {
+    pub use store::broadcast::records::CANARY;
+
+    /// A caller called PauseBroadcast.
+    pub const CALLER: &str = "CALLER";
+    /// The daily quota, or the share of it that broadcasts may use, is used up.
+    pub const QUOTA: &str = "QUOTA";
+    /// WeChat stopped the app.
+    pub const APP_STOPPED: &str = "APP_STOPPED";
+    /// WeChat refused several messages in a row because of their content.
+    pub const MESSAGE_REFUSED: &str = "MESSAGE_REFUSED";
+    /// Too many messages failed.
+    pub const FAILURE_RATIO: &str = "FAILURE_RATIO";
+    /// WeChat refuses an access token.
+    pub const TOKEN_REFUSED: &str = "TOKEN_REFUSED";
+
+    /// All pause reasons.
+    pub const ALL: [&str; 7] = [CALLER, CANARY, QUOTA, APP_STOPPED, MESSAGE_REFUSED, FAILURE_RATIO, TOKEN_REFUSED];
+}
+
+/// What the end of a message means for its broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sign {
+    /// Nothing.
+    None,
+    /// Delivered.
+    Delivered,
+    /// Failed.
+    Failed,
+    /// Failed because of the message's content; see the errcode.
+    MessageRefused(Verdict),
+    /// WeChat cannot be reached: wait.
+    OutOfReach,
+    /// Pause the broadcast.
+    Stop(Pause),
+}
+
+/// What happens to a message, its credential and its broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// How the credential's lease ends.
+    pub verdict: Fate,
+    /// What happens to the message.
+    pub next: Next,
+    /// What it means for the broadcast.
+    pub sign: Sign,
+}
+
+/// Maps a result. `rounds` is how often the message was put back before, `credentials` how many credentials may be
+/// tried for it, and `next_day_ms` when WeChat's next day begins.
+pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials: u32, next_day_ms: u64) -> Ending {
+    let last = &tally.last;
+    let end = |reason: &str| Next::End(with_errcode(reason, last));
+    match conclusion {
+        Conclusion::End(End::Delivered, verdict) => {
+            Ending { verdict, next: Next::End(DELIVERED.into()), sign: Sign::Delivered }
+        }
+        // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
+        Conclusion::End(End::Unknown, verdict) if tally.attempts == 0 => {
+            Ending { verdict, next: end("UNKNOWN"), sign: Sign::None }
+        }
+        Conclusion::End(End::Unknown, verdict) => Ending { verdict, next: end("UNKNOWN"), sign: Sign::Failed },
+        Conclusion::End(End::Refused, verdict) => {
+            let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
+                // The user's choice, not a failure.
+                Some(Meaning::RefusedByUser) => ("USER_REFUSED", Sign::None),
+                Some(Meaning::UserWrong) => ("USER_REFUSED", Sign::Failed),
+                _ => ("MESSAGE_REFUSED", Sign::MessageRefused(last.clone())),
+            };
+            Ending { verdict, next: end(reason), sign }
+        }
+        Conclusion::NextCredential => {
+            let ending = with_errcode("CREDENTIALS_DEAD", last);
+            let (next, sign) = if tally.credentials < credentials {
+                (Next::Credential(LeaseId::random(), ending), Sign::None)
+            } else {
+                (Next::End(ending), Sign::Failed)
+            };
+            Ending { verdict: Fate::Discard, next, sign }
+        }
+        Conclusion::InDoubt => Ending { verdict: Fate::Hold, next: Next::Hold, sign: Sign::OutOfReach },
+        Conclusion::NotSpent(error) | Conclusion::SourceStopped(error) => {
+            let (next, sign) = match error {
+                SendError::Stopped { verdict, .. } => (Next::Again, Sign::Stop(stopped(&verdict, next_day_ms))),
+                SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
+                    (Next::Again, Sign::Stop(token_refused(errcode, rid)))
+                }
+                // A message is not put back forever.
+                SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
+                    (end("WECHAT_BUSY"), Sign::Failed)
+                }
+                _ => (Next::Again, Sign::OutOfReach),
+            };
+            Ending { verdict: Fate::Return, next, sign }
+        }
+    }
+}
+
+/// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
+/// the app sends too fast, or its token is invalid.
+pub fn wears_out(verdict: &Verdict) -> bool {
+    verdict.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
+}
+
+/// The pause for a code that stops the app.
+pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
+    let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
+    let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
+    let (reason, resume_ms) = (reason.to_owned(), quota.then_some(next_day_ms));
+    Pause { reason, errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms }
+}
+
+/// The pause when WeChat refuses an access token.
+pub fn token_refused(errcode: i32, rid: String) -> Pause {
+    Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None }
+}
+
+/// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
+/// before, it may have been delivered.
+pub fn unsent(in_doubt: bool) -> (Fate, Next) {
+    if in_doubt { (Fate::Hold, Next::Hold) } else { (Fate::Return, Next::Again) }
+}
+
+/// What happens to a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so
+/// the credential counts as spent. If its form id were used for another message, that message could end as unknown too.
+pub fn abandoned() -> (Fate, Next) {
+    (Fate::Unknown, Next::End("UNKNOWN".into()))
+}
+
+fn with_errcode(reason: &str, verdict: &Verdict) -> String {
+    match verdict.errcode {
+        Some(errcode) => format!("{reason} {errcode}"),
+        None => reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn after(errcode: i32, credentials: u32) -> Tally {
+        let last = Verdict { errcode: Some(errcode), ..Verdict::default() };
+        Tally { last, credentials, ..Tally::new(Instant::now()) }
+    }
+
+    fn ended(conclusion: Conclusion, errcode: i32) -> Ending {
+        of(conclusion, &after(errcode, 1), 0, 5, 99)
+    }
+
+    #[test]
+    fn refusals_are_classified_by_user_and_message() {
+        let refused = |errcode| {
+            let ending = ended(Conclusion::End(End::Refused, Fate::Return), errcode);
+            (ending.next, matches!(ending.sign, Sign::None), matches!(ending.sign, Sign::MessageRefused(_)))
+        };
+        assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
+        assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
+        assert_eq!(refused(40037), (Next::End("MESSAGE_REFUSED 40037".into()), false, true));
+        assert_eq!(refused(99999), (Next::End("MESSAGE_REFUSED 99999".into()), false, true));
+    }
+
+    #[test]
+    fn rejected_credentials_are_replaced_up_to_a_limit() {
+        assert!(matches!(ended(Conclusion::NextCredential, 41028).next, Next::Credential(..)));
+        let last = of(Conclusion::NextCredential, &after(41028, 5), 0, 5, 99);
+        assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Sign::Failed));
+    }
+
+    #[test]
+    fn quota_pause_resumes_by_itself_and_a_ban_does_not() {
+        let stop = |errcode| {
+            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
+            let error = SendError::Stopped { verdict, lasts: Duration::ZERO };
+            let Ending { verdict: Fate::Return, next: Next::Again, sign: Sign::Stop(pause) } =
+                ended(Conclusion::NotSpent(error), errcode)
+            else {
+                panic!("the broadcast is not stopped")
+            };
+            (pause.reason, pause.resume_ms)
+        };
+        assert_eq!(stop(45009), ("QUOTA".into(), Some(99)));
+        assert_eq!(stop(48001), ("APP_STOPPED".into(), None));
+    }
+
+    #[test]
+    fn unsent_message_is_put_back_and_fails_only_if_wechat_stays_busy() {
+        for error in [SendError::Unreachable, SendError::Busy(Verdict::default())] {
+            let ending = of(Conclusion::NotSpent(error), &after(0, 1), 100, 5, 99);
+            assert_eq!((ending.verdict, ending.next, ending.sign), (Fate::Return, Next::Again, Sign::OutOfReach));
+        }
+        let busy = |errcode, rounds| {
+            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
+            of(Conclusion::NotSpent(SendError::Busy(verdict)), &after(errcode, 1), rounds, 5, 99).next
+        };
+        assert_eq!(busy(-1, 0), Next::Again);
+        assert_eq!(busy(-1, BUSY_ROUNDS), Next::End("WECHAT_BUSY -1".into()));
+        for errcode in [45011, 40001] {
+            assert_eq!(busy(errcode, BUSY_ROUNDS), Next::Again, "{errcode}");
+        }
+    }
+
+    #[test]
+    fn unknown_outcome_keeps_the_credential_with_the_message() {
+        let ending = ended(Conclusion::InDoubt, 0);
+        assert_eq!((ending.verdict, ending.next), (Fate::Hold, Next::Hold));
+        assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
+        assert_eq!(unsent(false), (Fate::Return, Next::Again));
+        assert_eq!(abandoned(), (Fate::Unknown, Next::End("UNKNOWN".into())));
+    }
+
+    #[test]
+    fn unknown_outcome_of_a_dead_replica_is_not_a_failure() {
+        let unknown = || Conclusion::End(End::Unknown, Fate::Unknown);
+        let sign = |attempts| of(unknown(), &Tally { attempts, ..after(0, 1) }, 0, 5, 99).sign;
+        assert_eq!((sign(0), sign(1)), (Sign::None, Sign::Failed));
+    }
+}

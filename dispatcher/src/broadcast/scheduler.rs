@@ -1,0 +1,203 @@
+//! The scheduler: a replica's part in all broadcasts of an app. It starts broadcasts that are due, takes tasks of those
+//! that run, and processes a few buckets of each at once.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use server::telemetry::outage::Operation;
+use store;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::{Move, State};
+use store::broadcast::tasks::{Left, Task};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::Ground;
+use super::active::Running;
+use super::quota;
+use super::worker;
+use crate::wechat::message::Delivery;
+
+/// Interval at which an idle replica looks for tasks.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Interval at which a replica with broadcasts requests the quota. All replicas together call WeChat less often: see
+/// [`quota`].
+const QUOTA_LOOK: Duration = Duration::from_secs(60);
+
+/// The scheduler of one app on one replica.
+struct Crew {
+    ground: Arc<Ground>,
+    /// Name of this replica as a consumer of the task stream.
+    name: Arc<str>,
+    drain: CancellationToken,
+    at_work: JoinSet<BroadcastId>,
+    running: HashMap<BroadcastId, OnReplica>,
+    /// Broadcasts that cannot be processed, for example because a newer release stored them.
+    unusable: HashMap<BroadcastId, Operation>,
+    quota_asked: Instant,
+}
+
+struct OnReplica {
+    running: Arc<Running>,
+    /// Number of buckets in progress.
+    buckets: usize,
+}
+
+/// Runs until `drain`. Then waits until the messages in flight are settled and the tasks are handed over.
+pub async fn work(ground: Arc<Ground>, drain: CancellationToken) {
+    let name = format!("{:016x}", rand::random::<u64>()).into();
+    let mut looking = ground.metrics.work.operation();
+    let (at_work, running, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
+    let mut crew = Crew { ground, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
+    while !crew.drain.is_cancelled() {
+        looking.note(&crew.look_for_work().await);
+        tokio::select! {
+            () = crew.drain.cancelled() => {}
+            Some(ended) = crew.at_work.join_next(), if !crew.at_work.is_empty() => crew.note_end(ended),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    while let Some(ended) = crew.at_work.join_next().await {
+        crew.note_end(ended);
+    }
+}
+
+impl Crew {
+    async fn look_for_work(&mut self) -> Result<(), store::Error> {
+        let ground = Arc::clone(&self.ground);
+        let (app, now_ms) = (&ground.app.id, ground.clock.now_ms());
+        let due = ground.store.due_broadcasts(app, now_ms).await?;
+        for id in &due {
+            let begun = self.begin(id, now_ms).await;
+            self.note(id, begun)?;
+        }
+        let wanted = ground.store.running_broadcasts(app).await?;
+        self.unusable.retain(|id, _| due.contains(id) || wanted.contains(id));
+        ground.metrics.show_running(wanted.len());
+        if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
+            self.quota_asked = Instant::now();
+            let sent =
+                |delivery| self.running.values().any(|on_replica| on_replica.running.spec.message.delivery == delivery);
+            for delivery in Delivery::ALL.into_iter().filter(|delivery| sent(*delivery)) {
+                // In a task of its own, so that the scheduler does not wait for WeChat.
+                let ground = Arc::clone(&ground);
+                tokio::spawn(async move { quota::ask(&ground, delivery).await });
+            }
+        }
+        self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
+        for id in &wanted {
+            let taken = self.take_part(id, now_ms).await;
+            self.note(id, taken)?;
+        }
+        Ok(())
+    }
+
+    /// Handles the result of one broadcast. A broadcast that cannot be read does not stop the others. An outage of
+    /// Redis is returned, because it concerns all of them.
+    fn note(&mut self, id: &BroadcastId, result: Result<(), store::Error>) -> Result<(), store::Error> {
+        match result {
+            Ok(()) => _ = self.unusable.remove(id).map(|mut broadcast| broadcast.succeeded()),
+            Err(error) if !error.is_lasting() => return Err(error),
+            Err(error) => {
+                let broadcast = self.unusable.entry(id.clone()).or_insert_with(|| self.ground.metrics.unusable());
+                broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.ground.app.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes as many tasks of a broadcast as there is capacity for.
+    async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+        let ground = Arc::clone(&self.ground);
+        let app = &ground.app.id;
+        let on_replica = self.running.get(id);
+        let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
+        let free = ground.limits.tasks.saturating_sub(busy);
+        // Buckets that wait for permits do not count: a replica that died may have left the permits in other buckets.
+        let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
+        let most = if waits { (2 * ground.limits.tasks).saturating_sub(busy) } else { free };
+        if most == 0 {
+            return Ok(());
+        }
+        // A worker marks its task as alive three times per lease, so an older task is taken over.
+        let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free, most).await?;
+        if tasks.is_empty() && !self.running.contains_key(id) && ground.store.broadcast(app, id).await?.is_none() {
+            // The broadcast no longer exists. Requesting any transition removes it from the list.
+            ground.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
+        }
+        for task in tasks {
+            self.start(task).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts or resumes a broadcast that is due.
+    async fn begin(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let Some(record) = store.broadcast(app, id).await? else {
+            // Requesting any transition removes it from the list.
+            return store.move_broadcast(app, id, &Move::Cancel, now_ms).await.map(drop);
+        };
+        let to = match record.state {
+            State::Pending => Move::Start { everyone: record.everyone },
+            _ => Move::Resume { due: true },
+        };
+        let moved = store.move_broadcast(app, id, &to, now_ms).await?;
+        info!(%app, broadcast = %id, ?moved, "a broadcast is due");
+        Ok(())
+    }
+
+    async fn start(&mut self, task: Task) -> Result<(), store::Error> {
+        let id = task.broadcast.clone();
+        let Some(running) = self.load(&id).await? else {
+            return self.ground.store.leave_task(&self.ground.app.id, &task, Left::Stopped).await.map(drop);
+        };
+        if let Some(on_replica) = self.running.get_mut(&id) {
+            on_replica.buckets += 1;
+        }
+        let (name, drain) = (Arc::clone(&self.name), self.drain.clone());
+        self.at_work.spawn(async move {
+            // Even after a panic its capacity is released. Another worker takes the task over once it has been idle for
+            // long enough.
+            if AssertUnwindSafe(worker::work(running, task, name, drain)).catch_unwind().await.is_err() {
+                error!(broadcast = %id, "the worker of a bucket panicked");
+            }
+            id
+        });
+        Ok(())
+    }
+
+    /// Returns the broadcast as it runs here; `None` if there is nothing to do for it.
+    async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<Running>>, store::Error> {
+        if let Some(on_replica) = self.running.get(id) {
+            let running = Arc::clone(&on_replica.running);
+            // Tasks exist only while a broadcast runs. If it is known here as paused, it was resumed.
+            if *running.state().borrow() != State::Running {
+                running.refresh().await?;
+            }
+            return Ok(Some(running));
+        }
+        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let Some(record) = store.broadcast(app, id).await? else { return Ok(None) };
+        if !matches!(record.state, State::Running | State::Cancelled) {
+            return Ok(None);
+        }
+        let running = Running::new(Arc::clone(&self.ground), &record)?;
+        if record.state == State::Running {
+            quota::ask(&self.ground, running.spec.message.delivery).await;
+        }
+        self.running.insert(id.clone(), OnReplica { running: Arc::clone(&running), buckets: 0 });
+        Ok(Some(running))
+    }
+
+    fn note_end(&mut self, ended: Result<BroadcastId, tokio::task::JoinError>) {
+        if let Some(on_replica) = ended.ok().and_then(|id| self.running.get_mut(&id)) {
+            on_replica.buckets = on_replica.buckets.saturating_sub(1);
+        }
+    }
+}

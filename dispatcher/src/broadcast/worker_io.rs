@@ -1,0 +1,255 @@
+//! The Redis calls of a worker, apart from its loop. Each tolerates an outage of Redis.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::OpenId;
+use store;
+use store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
+use store::broadcast::permits::Permits;
+use store::broadcast::tasks::Task;
+use store::leases::{Lease, LeaseId};
+use tracing::debug;
+
+use super::active::Running;
+use super::completion;
+
+/// Pause before Redis is called again.
+const REDIS_PAUSE: Duration = Duration::from_millis(200);
+
+/// Pause while other messages to the same users are in flight: about as long as a call takes.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest pause before the leases of others are read again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a worker fetches next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Create the snapshot of the audience.
+    Snapshot,
+    /// Take users from the audience.
+    Pages,
+    /// Take over messages that others left in flight or whose outcome is unknown.
+    Flight,
+}
+
+/// Result of a fetch.
+pub(super) enum Fetched {
+    /// The snapshot exists.
+    Snapshot,
+    /// Users of the audience, and whether one of their messages is traced.
+    Page {
+        page: Page,
+        asked: Instant,
+        traced: bool,
+    },
+    Flight {
+        through: bool,
+        found: TakenOver,
+        asked: Instant,
+    },
+    Recovered {
+        ready: Vec<Ready>,
+        asked: Instant,
+    },
+    /// The reply was lost; there may be leases of this owner.
+    Lost(LeaseId),
+    Nothing,
+    /// Data in Redis is unusable until it is repaired.
+    Unusable,
+}
+
+/// Fetches for a bucket; also returns its permits afterwards. `mine` are the users whom this worker already processes.
+pub(super) async fn fetch(
+    running: Arc<Running>,
+    task: Task,
+    stage: Stage,
+    size: usize,
+    mine: HashSet<OpenId>,
+    mut permits: Permits,
+) -> (Fetched, Permits) {
+    let fetched = match stage {
+        Stage::Snapshot => or_nothing(&running, snapshot(&running, &task).await).await,
+        Stage::Pages => page(&running, &task, size, &mut permits).await,
+        Stage::Flight => or_nothing(&running, flight(&running, &task, &mine, &mut permits).await).await,
+    };
+    (fetched, permits)
+}
+
+/// Finds the leases that a page made although its reply was lost.
+pub(super) async fn fetch_lost(
+    running: Arc<Running>,
+    task: Task,
+    owner: LeaseId,
+    mine: HashSet<OpenId>,
+    permits: Permits,
+) -> (Fetched, Permits) {
+    (or_nothing(&running, recover(&running, &task, owner, &mine).await).await, permits)
+}
+
+async fn snapshot(running: &Running, task: &Task) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    while !store.snapshot(app, &task.broadcast, task.bucket, &running.choice, terms).await? {}
+    Ok(Fetched::Snapshot)
+}
+
+async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
+    let permitted = match running.permit(task.bucket, permits, size).await {
+        Ok(0) => return Fetched::Nothing,
+        Ok(permitted) => permitted,
+        Err(error) => return or_nothing(running, Err(error)).await,
+    };
+    let (granted, choice) = (permits.granted, &running.choice);
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let (owner, asked, span) = (LeaseId::random(), Instant::now(), running.trace.page());
+    match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
+        Ok(page) => {
+            *permits = page.permits;
+            let traced = running.trace.page_taken(span, page.ready.len());
+            running.ground.metrics.work.succeeded();
+            running.ground.metrics.ended(&page.endings);
+            if page.ready.is_empty() && page.busy > 0 {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Fetched::Page { page, asked, traced }
+        }
+        Err(error) if error.is_lasting() => or_nothing(running, Err(error)).await,
+        Err(error) => {
+            running.trace.page_lost(span, &error);
+            running.ground.metrics.work.failed(&error);
+            Fetched::Lost(owner)
+        }
+    }
+}
+
+/// Nothing has been sent with the leases of such a page.
+async fn recover(
+    running: &Running,
+    task: &Task,
+    owner: LeaseId,
+    mine: &HashSet<OpenId>,
+) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+    openids.retain(|openid| !mine.contains(openid));
+    let (asked, mut ready) = (Instant::now(), Vec::new());
+    for some in openids.chunks(PAGE) {
+        let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+        running.ground.metrics.ended(&found.endings);
+        ready.extend(found.ready);
+    }
+    Ok(Fetched::Recovered { ready, asked })
+}
+
+/// Takes over messages that no worker owns, except those of `mine`. Waits a moment if there are none yet.
+async fn flight(
+    running: &Running,
+    task: &Task,
+    mine: &HashSet<OpenId>,
+    permits: &mut Permits,
+) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    if permits.usable() > 0 {
+        // The audience of this bucket is finished: other buckets may need its permits.
+        *permits = running.give_back(task.bucket, *permits).await?;
+    }
+    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+    openids.retain(|openid| !mine.contains(openid));
+    let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
+    for some in openids.chunks(PAGE) {
+        let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+        running.ground.metrics.ended(&page.endings);
+        found.wait = found.wait.into_iter().chain(page.wait).min();
+        found.ready.extend(page.ready);
+        if found.ready.len() >= PAGE / 2 {
+            break;
+        }
+    }
+    if found.ready.is_empty()
+        && let Some(wait) = found.wait
+    {
+        tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+    }
+    let mut through = openids.is_empty() && mine.is_empty();
+    if through {
+        if running.everyone {
+            // A failover of Redis may lose users from the snapshot. Add users again who were not sent to.
+            snapshot(running, task).await?;
+        }
+        // Another worker may have put users back meanwhile, so one atomic step decides.
+        through = store.close_part(app, &task.broadcast, task.bucket, false).await?;
+    }
+    Ok(Fetched::Flight { through, found, asked })
+}
+
+/// Ends what is left of a cancelled broadcast in a bucket.
+pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::Error> {
+    let (store, app) = (&running.ground.store, &running.ground.app.id);
+    loop {
+        if store.close_part(app, &task.broadcast, task.bucket, true).await? {
+            return Ok(());
+        }
+        let fetched = flight(running, task, &HashSet::new(), &mut Permits::default()).await?;
+        let Fetched::Flight { found, .. } = fetched else { continue };
+        let settlements: Vec<_> = found
+            .ready
+            .into_iter()
+            .map(|ready| {
+                let (verdict, next) = completion::abandoned();
+                Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next, msgid: None }
+            })
+            .collect();
+        if !settlements.is_empty() {
+            for some in settlements.chunks(PAGE) {
+                settle_patiently(running, task, some).await?;
+            }
+        }
+    }
+}
+
+/// Settles, and retries while Redis does not answer, because only this replica knows WeChat's answers. If it takes too
+/// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
+/// retrying does not help.
+pub(super) async fn settle_patiently(
+    running: &Running,
+    task: &Task,
+    settlements: &[Settlement],
+) -> Result<Vec<(OpenId, Lease)>, store::Error> {
+    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let mut settling = running.ground.metrics.settles.operation_for(settlements.len());
+    loop {
+        let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await;
+        settling.note(&settled);
+        match settled {
+            Ok(settled) => {
+                running.ground.metrics.ended(&settled.endings);
+                return Ok(settled.next);
+            }
+            Err(error) if error.is_lasting() => return Err(error),
+            Err(_) => {}
+        }
+        tokio::time::sleep(REDIS_PAUSE).await;
+    }
+}
+
+/// Handles an error of Redis: waits a moment, unless waiting does not help.
+async fn or_nothing(running: &Running, fetched: Result<Fetched, store::Error>) -> Fetched {
+    let outage = &running.ground.metrics.work;
+    match fetched {
+        Ok(fetched) => {
+            outage.succeeded();
+            fetched
+        }
+        Err(error) if error.is_lasting() => {
+            debug!(%error, "the data of a broadcast in Redis is unusable");
+            Fetched::Unusable
+        }
+        Err(error) => {
+            outage.failed(&error);
+            tokio::time::sleep(REDIS_PAUSE).await;
+            Fetched::Nothing
+        }
+    }
+}

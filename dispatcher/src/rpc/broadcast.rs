@@ -1,0 +1,313 @@
+//! Parses the requests about broadcasts. All bad fields of a call are reported together.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::{AppId, OpenId};
+use prost_types::{Duration as ProtoDuration, Timestamp};
+use server::proto::broadcast_request::Audience as ProtoAudience;
+use server::proto::{
+    self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, ValueWarning,
+    WatchBroadcastRequest,
+};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use store::broadcast::BroadcastId;
+use store::broadcast::audience::Recipient;
+use store::broadcast::tallies::Place;
+use store::keys::Bucket;
+use store::record::KEEP_TOUCH;
+
+use super::message::{self, Parts};
+use super::send;
+use crate::broadcast::api::{Audience, Office, Order};
+use crate::broadcast::spec::{Spec, encode_own};
+use crate::wechat::message::Delivery;
+
+/// Maximum number of users in the list, or in the exclude list, of one call.
+const MAX_LIST: usize = 10_000;
+/// Maximum length of a name in bytes.
+const MAX_NAME: usize = 128;
+/// Maximum rate in messages per second.
+const MAX_RATE: u32 = 1_000_000;
+/// Maximum length of a page token in bytes: a bucket, and in hex an openid and how its message ended.
+const MAX_PAGE_TOKEN: usize = 512;
+/// Interval of WatchBroadcast: default, minimum and maximum.
+const INTERVALS: (Duration, Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
+
+/// A parsed `Broadcast` request.
+pub(super) struct Parsed {
+    pub(super) office: Arc<Office>,
+    pub(super) order: Order,
+    pub(super) duplicates: u32,
+    pub(super) warnings: Vec<ValueWarning>,
+    pub(super) validate_only: bool,
+}
+
+/// A parsed `AddRecipients` request.
+pub(super) struct MoreRecipients {
+    pub(super) office: Arc<Office>,
+    pub(super) id: BroadcastId,
+    pub(super) recipients: Vec<Recipient>,
+    pub(super) exclude: Vec<OpenId>,
+    pub(super) duplicates: u32,
+    /// Errors in the values; they apply only to subscription messages.
+    pub(super) values: Fields,
+}
+
+/// Parses `Broadcast`.
+pub(super) fn parse(
+    request: BroadcastRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<Parsed, Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let request_id = send::request_id(&mut fields, &request.request_id);
+    let parts = Parts {
+        delivery: request.delivery,
+        template_id: request.template_id,
+        data: request.data,
+        page: request.page,
+        emphasis_keyword: request.emphasis_keyword,
+        miniprogram_state: request.miniprogram_state,
+        lang: request.lang,
+    };
+    let usual = message::usual(app.as_ref(), |app| Some(office(app)?.ground().app.delivery));
+    let message = message::read(&mut fields, parts, usual);
+    let delivery = message.as_ref().map_or(usual, |(message, _)| message.delivery);
+    fields.text("name", &request.name, MAX_NAME);
+    if request.messages_per_second > MAX_RATE {
+        fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
+    }
+    let mut duplicates = 0;
+    let audience = match request.audience {
+        None => {
+            fields.refuse("audience", "must be given: all_reachable, or recipients");
+            Audience::Everyone
+        }
+        Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
+        Some(ProtoAudience::Recipients(list)) => {
+            let mut values = Fields::default();
+            let (list, twice) = recipients(&mut fields, &mut values, "recipients.list", list.list);
+            if delivery == Delivery::Subscription {
+                fields.extend(values);
+            }
+            duplicates = twice;
+            Audience::List(list)
+        }
+    };
+    let exclude = openids(&mut fields, "exclude", request.exclude);
+    let not_before_ms = request.not_before.and_then(|at| not_before(&mut fields, at));
+    let min_interval = match request.min_interval {
+        None => Duration::ZERO,
+        // Whole seconds, rounded up.
+        Some(interval) => {
+            let interval = span(&mut fields, "min_interval", interval, Duration::ZERO, KEEP_TOUCH);
+            Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
+        }
+    };
+    let office = fields.finish_for(app, office)?;
+    // Without a message, `fields` has reported a bad field.
+    let (message, warnings) = message.ok_or_else(Failure::internal)?;
+    let spec = Spec {
+        name: request.name,
+        message: Arc::new(message),
+        rate: request.messages_per_second,
+        min_interval,
+        retry_unknown: request.retry_unknown,
+        ordered_by: None,
+    };
+    let canary = (request.limit > 0).then_some(request.limit);
+    let order = Order { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
+    Ok(Parsed { office, order, duplicates, warnings, validate_only: request.validate_only })
+}
+
+/// Parses `AddRecipients`.
+pub(super) fn parse_recipients(
+    request: AddRecipientsRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<MoreRecipients, Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let mut values = Fields::default();
+    let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
+    let exclude = openids(&mut fields, "exclude", request.exclude);
+    let office = fields.finish_for(app, office)?;
+    let id = id.ok_or_else(Failure::internal)?;
+    Ok(MoreRecipients { office, id, recipients, exclude, duplicates, values })
+}
+
+/// Parses `ListBroadcasts`: the id to continue after, and the page size.
+pub(super) fn parse_list(
+    request: ListBroadcastsRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, Option<BroadcastId>, usize), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let size = page_size(&mut fields, request.page_size, 20, 100);
+    let before = match request.page_token.as_str() {
+        "" => None,
+        token => fields.take("page_token", BroadcastId::parse(token).ok_or(BAD_TOKEN)),
+    };
+    Ok((fields.finish_for(app, office)?, before, size))
+}
+
+/// Parses `WatchBroadcast`.
+pub(super) fn parse_watch(
+    request: WatchBroadcastRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, BroadcastId, Duration), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let (usual, least, most) = INTERVALS;
+    let interval = request.interval.map_or(usual, |interval| span(&mut fields, "interval", interval, least, most));
+    let office = fields.finish_for(app, office)?;
+    Ok((office, id.ok_or_else(Failure::internal)?, interval))
+}
+
+/// Parses `ListUndelivered`: the position to continue at, and the page size.
+pub(super) fn parse_undelivered(
+    request: ListUndeliveredRequest,
+    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+) -> Result<(Arc<Office>, BroadcastId, Option<Place>, usize), Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let id = id(&mut fields, &request.broadcast_id);
+    let size = page_size(&mut fields, request.page_size, 100, 1000);
+    let from = match request.page_token.as_str() {
+        "" => None,
+        token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
+            fields.take("page_token", place_of(token).ok_or(BAD_TOKEN))
+        }
+        _ => None,
+    };
+    let office = fields.finish_for(app, office)?;
+    Ok((office, id.ok_or_else(Failure::internal)?, from, size))
+}
+
+const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";
+
+/// Page token of a position in a list: the bucket, and the last member in hex.
+pub(super) fn token_of(place: &Place) -> String {
+    let hex: String = place.after.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}.{hex}", place.bucket.0)
+}
+
+fn place_of(token: &str) -> Option<Place> {
+    let (bucket, hex) = token.split_once('.')?;
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    };
+    let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
+    let after = String::from_utf8(bytes?).ok()?;
+    Some(Place { bucket: Bucket(bucket.parse().ok()?), after })
+}
+
+/// Parses the id of a broadcast.
+pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
+    fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be a broadcast_id that Broadcast returned"))
+}
+
+/// Returns each user of a list once, and the number of duplicate entries. Values that subscription messages do not
+/// permit are reported in `values`.
+fn recipients(
+    fields: &mut Fields,
+    values: &mut Fields,
+    field: &str,
+    list: Vec<proto::Recipient>,
+) -> (Vec<Recipient>, u32) {
+    let (mut found, mut seen, mut duplicates) = (Vec::new(), HashSet::new(), 0);
+    if list.len() > MAX_LIST {
+        fields.refuse(field, format_args!("must not have more than {MAX_LIST} users: add more with AddRecipients"));
+        return (found, 0);
+    }
+    for (at, recipient) in list.into_iter().enumerate() {
+        let Some(openid) = fields.take(&format!("{field}[{at}].openid"), OpenId::parse(recipient.openid)) else {
+            continue;
+        };
+        if !seen.insert(openid.clone()) {
+            duplicates += 1;
+            continue;
+        }
+        let place = format!("{field}[{at}].data");
+        message::check_data(fields, &place, &recipient.data);
+        message::check_values(values, &place, &recipient.data, &mut Vec::new());
+        found.push(Recipient { openid, data: encode_own(&message::values(recipient.data)) });
+    }
+    (found, duplicates)
+}
+
+fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
+    if list.len() > MAX_LIST {
+        fields.refuse(field, format_args!("must not have more than {MAX_LIST} users"));
+        return Vec::new();
+    }
+    let parse = |(at, openid): (usize, String)| fields.take(&format!("{field}[{at}]"), OpenId::parse(openid));
+    list.into_iter().enumerate().filter_map(parse).collect()
+}
+
+fn not_before(fields: &mut Fields, at: Timestamp) -> Option<u64> {
+    let ms = at.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(at.nanos) / 1_000_000));
+    let sound = (0..1_000_000_000).contains(&at.nanos);
+    let ms = ms.filter(|_| sound).and_then(|ms| u64::try_from(ms).ok());
+    fields.take("not_before", ms.ok_or("must be a time after 1970"))
+}
+
+/// Parses a duration within bounds, in whole milliseconds.
+fn span(fields: &mut Fields, field: &str, given: ProtoDuration, least: Duration, most: Duration) -> Duration {
+    match Duration::try_from(given) {
+        Ok(span) if (least..=most).contains(&span) => span,
+        _ => {
+            let (least_ms, most) = (least.as_millis(), most.as_secs());
+            fields.refuse(field, format_args!("must be from {least_ms} milliseconds to {most} seconds"));
+            least
+        }
+    }
+}
+
+fn page_size(fields: &mut Fields, size: u32, usual: usize, most: usize) -> usize {
+    match size as usize {
+        0 => usual,
+        size if size <= most => size,
+        _ => {
+            fields.refuse("page_size", format_args!("must not be more than {most}"));
+            usual
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_token_is_parsed_back_and_bad_tokens_are_rejected() {
+        let place = Place { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
+        assert_eq!(place_of(&token_of(&place)), Some(place));
+        let longest = Place {
+            bucket: Bucket(u16::MAX),
+            after: format!("{} {}", "o".repeat(domain::MAX_OPENID), "E".repeat(160)),
+        };
+        assert!(token_of(&longest).len() <= MAX_PAGE_TOKEN);
+        for bad in ["x", "1", "1.0", "1.zz", "1.+1", "70000.00", "1.é", "-1.00", "1.ff"] {
+            assert_eq!(place_of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn duplicate_users_are_taken_once_and_bad_ones_are_reported() {
+        let list = ["oA", "oB", "oA", "o B", ""]
+            .map(|openid| proto::Recipient { openid: openid.into(), ..proto::Recipient::default() });
+        let mut fields = Fields::default();
+        let (found, duplicates) = recipients(&mut fields, &mut Fields::default(), "recipients", list.to_vec());
+        assert_eq!((found.len(), duplicates), (2, 1));
+        let refused = format!("{:?}", fields.finish().unwrap_err());
+        assert!(refused.contains("recipients[3].openid") && refused.contains("recipients[4].openid"), "{refused}");
+    }
+}

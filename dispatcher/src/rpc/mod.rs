@@ -1,0 +1,259 @@
+//! The gRPC edge of the dispatcher: each RPC converts the request, calls one function, and converts the result.
+//! [`send`] parses single sends, [`broadcast`] parses broadcasts, [`info`] converts broadcasts for callers, and
+//! [`message`] parses the message of both.
+
+mod broadcast;
+mod info;
+mod message;
+mod send;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use domain::AppId;
+use futures_util::Stream;
+use server::auth::{Caller, Permission, audit};
+use server::proto::broadcast_request::Audience;
+use server::proto::dispatcher_service_server::DispatcherService;
+use server::proto::{
+    AddRecipientsRequest, AddRecipientsResponse, BroadcastRequest, BroadcastResponse, CancelBroadcastRequest,
+    CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest, ListBroadcastsResponse,
+    ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest, PauseBroadcastResponse,
+    ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
+    StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
+};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use server::serve::budget::Charge;
+use server::serve::connections::Ending;
+use server::telemetry::traces::rpc;
+use store::broadcast::BroadcastId;
+use store::broadcast::records::{Move, Pause};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::broadcast::api::{Asked, Office, Standing};
+use crate::broadcast::completion::reason;
+use crate::send::Sender;
+use crate::send::in_flight::Desk;
+use crate::wechat::message::Delivery;
+
+/// The handlers of one app.
+pub struct AppService {
+    /// Sends single messages.
+    pub sender: Arc<Sender>,
+    /// Handles calls about broadcasts.
+    pub office: Arc<Office>,
+}
+
+/// Implements `formid.v1.DispatcherService`.
+pub struct Service {
+    apps: HashMap<AppId, AppService>,
+    desk: Desk,
+    drain: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Service {
+    /// Creates the service for the given apps. Streams end with `drain`.
+    pub fn new(apps: HashMap<AppId, AppService>, desk: Desk, drain: CancellationToken) -> Self {
+        Self { apps, desk, drain }
+    }
+
+    /// Returns an app's handlers. `None` also for an app that the caller may not use, so that its existence is not
+    /// revealed.
+    fn app(&self, caller: &Caller, app: &AppId) -> Option<&AppService> {
+        self.apps.get(app).filter(|_| caller.may_use(app))
+    }
+
+    fn office(&self, caller: &Caller, app: &AppId) -> Option<Arc<Office>> {
+        self.app(caller, app).map(|app| Arc::clone(&app.office))
+    }
+
+    /// Returns the handler of the app and the broadcast id that a call names.
+    fn broadcast_of(
+        &self,
+        caller: &Caller,
+        app_id: String,
+        broadcast_id: &str,
+    ) -> Result<(Arc<Office>, BroadcastId), Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(app_id));
+        let id = broadcast::id(&mut fields, broadcast_id);
+        let office = fields.finish_for(app, |app| self.office(caller, app))?;
+        rpc::note_app(&office.ground().app.id);
+        // Without an id, `fields` has reported a bad field.
+        Ok((office, id.ok_or_else(Failure::internal)?))
+    }
+
+    /// Moves a broadcast to another state. `did` is the name of the call in the audit log.
+    async fn move_to(
+        &self,
+        caller: &Caller,
+        did: &'static str,
+        (app_id, broadcast_id): (String, String),
+        to: Move,
+    ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
+        let (office, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
+        Ok(Some(asked(did, caller, &office, &office.to(&id, to).await?)))
+    }
+}
+
+/// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
+fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> server::proto::BroadcastInfo {
+    if asked.moved {
+        return changed(did, caller, office, &asked.standing);
+    }
+    info::of(&office.ground().app.id, &asked.standing)
+}
+
+/// Writes a change of a broadcast to the audit log, and converts the broadcast.
+fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> server::proto::BroadcastInfo {
+    let (app, record) = (&office.ground().app.id, &standing.record);
+    let audience = standing.tally.as_ref().map(|tally| tally.audience);
+    audit::broadcast(did, caller, app, &record.id.to_string(), record.everyone, audience);
+    info::of(app, standing)
+}
+
+#[tonic::async_trait]
+impl DispatcherService for Service {
+    type WatchBroadcastStream = Pin<Box<dyn Stream<Item = Result<WatchBroadcastResponse, Status>> + Send>>;
+
+    async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
+        let (caller, charge) = (Caller::of(&request)?, Charge::of(&request));
+        let delivery = |app: &AppId| Some(self.app(&caller, app)?.office.ground().app.delivery);
+        let parsed = send::parse(request.into_inner(), delivery)?;
+        let send::Parsed { app, order, warnings, validate_only } = parsed;
+        rpc::note_app(&app);
+        if validate_only {
+            return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
+        }
+        let service = self.app(&caller, &app).ok_or_else(Failure::unknown_app)?;
+        let sent = self.desk.send(app, Arc::clone(&service.sender), order, charge).await?;
+        Ok(Response::new(send::respond(sent, warnings)))
+    }
+
+    async fn broadcast(&self, request: Request<BroadcastRequest>) -> Answer<BroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        // Checked before anything about the app, so that the error reveals nothing about it.
+        if matches!(request.get_ref().audience, Some(Audience::AllReachable(_))) {
+            caller.needs(Permission::BroadcastAll)?;
+        }
+        let parsed = broadcast::parse(request.into_inner(), |app| self.office(&caller, app))?;
+        let broadcast::Parsed { office, order, duplicates, warnings, validate_only } = parsed;
+        rpc::note_app(&office.ground().app.id);
+        if validate_only {
+            let preview = Some(info::preview(&office.preview(&order).await?));
+            return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
+        }
+        let ordered = office.order(&order).await;
+        // Without a request id, a repeated call would create another broadcast.
+        let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
+        let standing = ordered.map_err(once)?;
+        rpc::note_broadcast(&standing.record.id);
+        let broadcast = Some(changed("Broadcast", &caller, &office, &standing));
+        Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
+    }
+
+    async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
+        let caller = Caller::of(&request)?;
+        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(&caller, app))?;
+        let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates, values } = parsed;
+        rpc::note_app(&office.ground().app.id);
+        if !values.is_empty() && office.delivery_of(&id).await? == Delivery::Subscription {
+            values.finish()?;
+        }
+        let added = office.add_recipients(&id, &recipients, &exclude).await?;
+        // Users who were neither added nor excluded were in the list already.
+        let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);
+        let response =
+            AddRecipientsResponse { added: added.added, duplicates: duplicates + known, excluded: added.excluded };
+        Ok(Response::new(response))
+    }
+
+    async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let broadcast = Some(asked("StartBroadcast", &caller, &office, &office.start(&id).await?));
+        Ok(Response::new(StartBroadcastResponse { broadcast }))
+    }
+
+    async fn get_broadcast(&self, request: Request<GetBroadcastRequest>) -> Answer<GetBroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let standing = office.get(&id).await?;
+        let broadcast = Some(info::of(&office.ground().app.id, &standing));
+        Ok(Response::new(GetBroadcastResponse { broadcast }))
+    }
+
+    async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
+        let caller = Caller::of(&request)?;
+        let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(&caller, app))?;
+        rpc::note_app(&office.ground().app.id);
+        let mut found = office.list(before.as_ref(), size + 1).await?;
+        let more = found.len() > size;
+        found.truncate(size);
+        let next_page_token = match found.last() {
+            Some(last) if more => last.record.id.to_string(),
+            _ => String::new(),
+        };
+        let app = &office.ground().app.id;
+        let broadcasts = found.iter().map(|standing| info::of(app, standing)).collect();
+        Ok(Response::new(ListBroadcastsResponse { broadcasts, next_page_token }))
+    }
+
+    async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
+        let (caller, connection, drain) = (Caller::of(&request)?, Ending::of(&request), self.drain.clone());
+        let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(&caller, app))?;
+        rpc::note_app(&office.ground().app.id);
+        // A missing broadcast is reported before the stream starts, not within it.
+        office.get(&id).await?;
+        let revoked = caller.revoked(Some(office.ground().app.id.clone()));
+        let ending = Box::pin(async move {
+            tokio::select! {
+                () = drain.cancelled() => Failure::shutting_down(),
+                () = connection.wait() => Failure::shutting_down(),
+                failure = revoked => failure,
+            }
+        });
+        Ok(Response::new(Box::pin(info::watch(office, id, interval, ending))))
+    }
+
+    async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        let PauseBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let pause = Pause { reason: reason::CALLER.into(), ..Pause::default() };
+        let broadcast = self.move_to(&caller, "PauseBroadcast", (app_id, broadcast_id), Move::Pause(pause)).await?;
+        Ok(Response::new(PauseBroadcastResponse { broadcast }))
+    }
+
+    async fn resume_broadcast(&self, request: Request<ResumeBroadcastRequest>) -> Answer<ResumeBroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        let ResumeBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let broadcast =
+            self.move_to(&caller, "ResumeBroadcast", (app_id, broadcast_id), Move::Resume { due: false }).await?;
+        Ok(Response::new(ResumeBroadcastResponse { broadcast }))
+    }
+
+    async fn cancel_broadcast(&self, request: Request<CancelBroadcastRequest>) -> Answer<CancelBroadcastResponse> {
+        let caller = Caller::of(&request)?;
+        let CancelBroadcastRequest { app_id, broadcast_id } = request.into_inner();
+        let broadcast = self.move_to(&caller, "CancelBroadcast", (app_id, broadcast_id), Move::Cancel).await?;
+        Ok(Response::new(CancelBroadcastResponse { broadcast }))
+    }
+
+    async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
+        let caller = Caller::of(&request)?;
+        let office = |app: &AppId| self.office(&caller, app);
+        let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), office)?;
+        rpc::note_app(&office.ground().app.id);
+        let (found, next) = office.undelivered(&id, from, size).await?;
+        let undelivered = found.into_iter().map(info::undelivered).collect();
+        let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();
+        Ok(Response::new(ListUndeliveredResponse { undelivered, next_page_token }))
+    }
+}

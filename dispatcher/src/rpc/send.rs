@@ -1,0 +1,79 @@
+//! Converts the request and the response of SendTemplate.
+
+use std::sync::Arc;
+
+use domain::{AppId, OpenId, RequestId};
+use server::proto::{self, LateFailure, SendTemplateRequest, SendTemplateResponse, ValueWarning};
+use server::rpc::fields::Fields;
+use server::rpc::status::Failure;
+use store::leases::Request;
+
+use super::message::{self, Parts};
+use crate::send::outcome::End;
+use crate::send::{Order, Sent};
+use crate::wechat::message::Delivery;
+
+/// A parsed request.
+pub(super) struct Parsed {
+    pub(super) app: AppId,
+    pub(super) order: Order,
+    pub(super) warnings: Vec<ValueWarning>,
+    pub(super) validate_only: bool,
+}
+
+/// Parses a request and reports all bad fields together. `known` returns the generation that an app sends by default;
+/// `None` if the app is unknown.
+pub(super) fn parse(
+    request: SendTemplateRequest,
+    known: impl Fn(&AppId) -> Option<Delivery>,
+) -> Result<Parsed, Failure> {
+    let mut fields = Fields::default();
+    let app = fields.take("app_id", AppId::parse(request.app_id));
+    let openid = fields.take("openid", OpenId::parse(request.openid));
+    let request_id = request_id(&mut fields, &request.request_id);
+    let parts = Parts {
+        delivery: request.delivery,
+        template_id: request.template_id,
+        data: request.data,
+        page: request.page,
+        emphasis_keyword: request.emphasis_keyword,
+        miniprogram_state: request.miniprogram_state,
+        lang: request.lang,
+    };
+    let message = message::read(&mut fields, parts, message::usual(app.as_ref(), &known));
+    let app = fields.finish_for(app, |app| known(app).map(|_| app.clone()))?;
+    // Without either, `fields` has reported a bad field.
+    let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
+    let request_of = request_id.map(|id| Request { id, fingerprint: message.fingerprint() });
+    let retry_unknown = request.retry_unknown;
+    let order = Order { openid, message: Arc::new(message), request: request_of, retry_unknown };
+    Ok(Parsed { app, order, warnings, validate_only: request.validate_only })
+}
+
+/// Parses the request id; `None` if it is empty.
+pub(super) fn request_id(fields: &mut Fields, text: &str) -> Option<RequestId> {
+    if text.is_empty() { None } else { fields.take("request_id", RequestId::parse(text)) }
+}
+
+/// Converts the result of a send.
+pub(super) fn respond(sent: Sent, warnings: Vec<ValueWarning>) -> SendTemplateResponse {
+    let Sent { outcome, messages_left, repeated, late } = sent;
+    let end = match outcome.end {
+        End::Delivered => proto::Outcome::Delivered,
+        // A refusal is returned as an error and does not get here; "unknown" claims the least.
+        End::Unknown | End::Refused => proto::Outcome::Unknown,
+    };
+    let kind = outcome.kind.map_or(proto::CredentialKind::Unspecified, Into::into);
+    SendTemplateResponse {
+        outcome: end.into(),
+        errcode: outcome.verdict.errcode,
+        rid: outcome.verdict.rid,
+        attempts: outcome.attempts,
+        kind: kind.into(),
+        messages_left,
+        repeated,
+        msgid: outcome.verdict.msgid.map_or(0, |msgid| msgid.0),
+        late_failure: late.map(|late| LateFailure { errcode: late.errcode, status: late.status }),
+        warnings,
+    }
+}

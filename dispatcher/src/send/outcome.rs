@@ -1,0 +1,224 @@
+//! How a send ends: the answer to its caller, and the record kept under its request id.
+
+use std::time::Duration;
+
+use domain::Kind;
+use serde::{Deserialize, Serialize};
+use server::rpc::status::Failure;
+use store;
+use store::late::MsgId;
+use tonic::Code;
+
+use crate::wechat::errcode::{Meaning, row_of};
+use crate::wechat::token::TokenError;
+
+/// WeChat's answer to a message, as far as there was one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The errcode of the last answer; `None` if there was no answer.
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    pub errcode: Option<i32>,
+    /// WeChat's id of the call (rid); empty if it gave none.
+    #[serde(rename = "r", default, skip_serializing_if = "String::is_empty")]
+    pub rid: String,
+    /// The data key whose value WeChat rejected.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// WeChat's id of an accepted subscription message.
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    pub msgid: Option<MsgId>,
+}
+
+/// Final outcome of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// WeChat accepted it, once.
+    #[serde(rename = "d")]
+    Delivered,
+    /// Unknown: it was delivered once or not at all.
+    #[serde(rename = "u")]
+    Unknown,
+    /// WeChat refused the message or its user.
+    #[serde(rename = "r")]
+    Refused,
+}
+
+/// The record kept under a request id. It suffices to answer every later call with that id, and contains nothing about
+/// the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The final outcome.
+    #[serde(rename = "o")]
+    pub end: End,
+    /// WeChat's answer.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Number of calls to WeChat.
+    #[serde(rename = "a")]
+    pub attempts: u32,
+    /// Kind of the credential that was spent or tried; `None` if no longer known.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+}
+
+impl Outcome {
+    /// Encodes the outcome for Redis.
+    pub fn encode(&self) -> Vec<u8> {
+        // A struct of numbers and strings always has a JSON form.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Decodes an outcome from Redis.
+    pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+/// Why a message was not sent, or why its outcome cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No usable credential is in stock for the user.
+    #[error("no credential in stock for this user can be used for this message")]
+    NoCredential,
+    /// WeChat rejected each credential that was tried.
+    #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
+    CredentialsDead {
+        /// Number of credentials tried.
+        tried: u32,
+        /// WeChat's last answer.
+        verdict: Verdict,
+    },
+    /// WeChat refused the message or its user.
+    #[error("WeChat refused: {}", sentence(.0))]
+    Refused(Verdict),
+    /// WeChat refuses the app, or one of its sources of credentials, for some time.
+    #[error("WeChat refuses this app for now: {}", sentence(.verdict))]
+    Stopped {
+        /// The answer that stopped the app.
+        verdict: Verdict,
+        /// Remaining time of the stop.
+        lasts: Duration,
+    },
+    /// The request id belongs to another message.
+    #[error("request_id was used for another message to this user")]
+    RequestReused,
+    /// Another replica holds the lease of this request; it expires within this time.
+    #[error("another replica is sending this request_id")]
+    UnderWay(Duration),
+    /// WeChat takes one subscription message per user at a time, and another one is in flight.
+    #[error("another message to this user is in flight; nothing was spent")]
+    UserBusy(Duration),
+    /// WeChat did not answer. Repeating the request determines the outcome.
+    #[error(
+        "WeChat did not answer: repeat with the same request_id to learn the outcome; it will not be delivered twice"
+    )]
+    InDoubt(Verdict),
+    /// WeChat is busy; nothing was spent.
+    #[error("{}; nothing was spent", sentence(.0))]
+    Busy(Verdict),
+    /// The request was not sent; nothing was spent.
+    #[error("WeChat cannot be reached; nothing was spent")]
+    Unreachable,
+    /// There is no access token.
+    #[error(transparent)]
+    Token(TokenError),
+    /// Redis failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn sentence(verdict: &Verdict) -> String {
+    let Some(errcode) = verdict.errcode else { return "WeChat did not answer".into() };
+    let place = verdict.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
+    format!("{} ({errcode}{place})", row_of(errcode).sentence)
+}
+
+/// Maps each error to the status that a caller receives.
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        let message = error.to_string();
+        let precondition = |reason| Self::new(Code::FailedPrecondition, reason, message.clone());
+        let unavailable = |reason| Self::new(Code::Unavailable, reason, message.clone());
+        match error {
+            SendError::NoCredential => precondition("NO_CREDENTIAL"),
+            SendError::CredentialsDead { verdict, .. } => noting(precondition("CREDENTIALS_DEAD"), &verdict),
+            SendError::Refused(verdict) => {
+                let reason = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+                    Some(Meaning::UserWrong | Meaning::RefusedByUser) => "USER_REFUSED",
+                    _ => "MESSAGE_REFUSED",
+                };
+                noting(precondition(reason), &verdict)
+            }
+            SendError::Stopped { verdict, lasts } => {
+                let failure = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+                    Some(Meaning::QuotaReached) => Self::new(Code::ResourceExhausted, "QUOTA_REACHED", message)
+                        .quota("WeChat's daily quota of the app", "used up until midnight of UTC+8"),
+                    _ => precondition("APP_STOPPED"),
+                };
+                noting(failure, &verdict).retry_after(lasts)
+            }
+            SendError::RequestReused => {
+                Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message.clone()).field("request_id", message)
+            }
+            SendError::UnderWay(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
+            SendError::UserBusy(lasts) => unavailable("USER_BUSY").retry_after(lasts),
+            SendError::InDoubt(verdict) => {
+                noting(unavailable("IN_DOUBT"), &verdict).retry_after(Duration::from_secs(1))
+            }
+            SendError::Busy(verdict) => {
+                noting(unavailable("WECHAT_BUSY"), &verdict).retry_after(Duration::from_secs(1))
+            }
+            SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
+            SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
+                let verdict = Verdict { errcode: Some(errcode), rid, ..Verdict::default() };
+                noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
+            }
+            SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
+            SendError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn noting(failure: Failure, verdict: &Verdict) -> Failure {
+    let failure = match verdict.errcode {
+        Some(errcode) => failure.with("errcode", errcode),
+        None => failure,
+    };
+    let failure = match &verdict.key {
+        Some(key) => failure.with("field", format_args!("data.{key}.value")),
+        None => failure,
+    };
+    if verdict.rid.is_empty() { failure } else { failure.with("rid", &verdict.rid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcome_survives_encoding_and_decoding() {
+        let msgid = Some(MsgId(u64::MAX));
+        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
+        for end in [End::Delivered, End::Unknown, End::Refused] {
+            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(Kind::FormId) };
+            assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
+        }
+        let silent = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: None };
+        assert_eq!(Outcome::decode(&silent.encode()).unwrap(), silent);
+    }
+
+    #[test]
+    fn error_names_the_value_that_wechat_refuses() {
+        let verdict = Verdict { errcode: Some(47003), key: Some("thing3".into()), ..Verdict::default() };
+        let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
+        assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
+    }
+
+    #[test]
+    fn refused_user_and_refused_message_have_different_reasons() {
+        let reason = |errcode| {
+            Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), ..Verdict::default() })).reason()
+        };
+        assert_eq!((reason(40003), reason(40037)), ("USER_REFUSED", "MESSAGE_REFUSED"));
+    }
+}

@@ -1,0 +1,244 @@
+//! Decides what to do after each answer, such that a message is delivered once. Pure functions, so that every case can
+//! be tested.
+//!
+//! A form id works once, so it serves as its own idempotency key. If an answer is lost, the same message is sent again
+//! with the same form id, never with another one. Then 0 means that it is delivered now, 41029 that it was delivered
+//! before, and 41028 that it was never delivered. As long as the outcome is unknown, the form id stays reserved for its
+//! message.
+//!
+//! This does not work for other kinds. A prepay id permits several messages, and WeChat does not report the balance of
+//! a grant. For these the use counts as spent if an answer is lost, unless the caller allows a duplicate with
+//! `retry_unknown`.
+
+use std::time::Duration;
+
+use domain::Kind;
+
+use crate::wechat::errcode::Meaning;
+
+/// WeChat's servers may not all know a prepay id younger than this, so 41028 does not prove that it is wrong. Users
+/// report a delay of about 10 seconds.
+pub const YOUNG: Duration = Duration::from_secs(12);
+
+/// The state of a message and its credential before an attempt's result is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation {
+    /// Kind of the credential.
+    pub kind: Kind,
+    /// An earlier attempt of this message with this credential was not answered: it may have been delivered.
+    pub in_doubt: bool,
+    /// Another message, which was given up, may have used the credential.
+    pub suspect: bool,
+    /// Time since the user handed out the credential.
+    pub age: Duration,
+    /// The caller allows a duplicate if the outcome is unknown.
+    pub retry_unknown: bool,
+}
+
+/// Result of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// WeChat answered.
+    Answered(Meaning),
+    /// The request was not sent.
+    NotSent,
+    /// The request was sent, and no usable answer came.
+    Unanswered,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Delivered; the use is spent.
+    Delivered,
+    /// The outcome is unknown; the use counts as spent.
+    Unknown,
+    /// The outcome is unknown, and the credential is unusable.
+    UnknownAndDead,
+    /// The credential is unusable and the message was not delivered: discard it and take the next.
+    NextCredential,
+    /// The credential is not spent. WeChat refuses the message or its user for good.
+    Refused,
+    /// Like [`Step::Refused`], and the user's grants of the template are revoked.
+    Voided,
+    /// The credential is not spent. WeChat stopped the app or one of its sources.
+    Stopped,
+    /// Try again with the same credential. When no attempts are left, see [`Situation::exhausted`].
+    Again(Pause),
+}
+
+/// Reason for a pause before the next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Exponential backoff.
+    Backoff,
+    /// Exponential backoff, and the app's other sends wait too.
+    SlowDown,
+    /// Until the prepay id has reached the age [`YOUNG`].
+    Young,
+    /// No pause: a new access token is needed.
+    NewToken,
+}
+
+/// What to do when no attempts are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// The message was not delivered; the credential is not spent.
+    NotDelivered,
+    /// The outcome is unknown; the form id stays reserved for the message.
+    InDoubt,
+    /// The outcome is unknown; the use counts as spent.
+    Unknown,
+}
+
+impl Situation {
+    /// Returns the situation after an attempt.
+    #[must_use]
+    pub fn after(self, attempt: Attempt) -> Self {
+        Self { in_doubt: self.in_doubt || attempt == Attempt::Unanswered, ..self }
+    }
+
+    /// Returns what to do after an attempt. `self` is the situation before it.
+    pub fn step(self, attempt: Attempt) -> Step {
+        let meaning = match attempt {
+            Attempt::NotSent => return Step::Again(Pause::Backoff),
+            Attempt::Unanswered => {
+                return if self.kind == Kind::FormId || self.retry_unknown {
+                    Step::Again(Pause::Backoff)
+                } else {
+                    Step::Unknown
+                };
+            }
+            Attempt::Answered(meaning) => meaning,
+        };
+        match meaning {
+            Meaning::Delivered => Step::Delivered,
+            Meaning::Busy | Meaning::OneAtATime => Step::Again(Pause::Backoff),
+            Meaning::RateReached => Step::Again(Pause::SlowDown),
+            Meaning::TokenInvalid | Meaning::TokenMissing => Step::Again(Pause::NewToken),
+            Meaning::CredentialWrong => match self.kind {
+                Kind::PrepayId if self.age < YOUNG => Step::Again(Pause::Young),
+                Kind::PrepayId if self.in_doubt => Step::UnknownAndDead,
+                _ => Step::NextCredential,
+            },
+            Meaning::CredentialUsed => match (self.in_doubt, self.kind, self.suspect) {
+                (false, ..) => Step::NextCredential,
+                (true, Kind::FormId, false) => Step::Delivered,
+                // Used up by this message or by the other one.
+                (true, ..) => Step::UnknownAndDead,
+            },
+            Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
+            Meaning::CredentialBlocked => Step::NextCredential,
+            Meaning::RefusedByUser if self.kind == Kind::Grant => Step::Voided,
+            Meaning::RefusedByUser | Meaning::UserWrong | Meaning::MessageWrong | Meaning::Unknown => Step::Refused,
+            Meaning::SourceBarred(_)
+            | Meaning::QuotaReached
+            | Meaning::AppBlocked
+            | Meaning::ApiForbidden
+            | Meaning::AppForbidden
+            | Meaning::Retired => Step::Stopped,
+        }
+    }
+
+    /// Returns what holds if the message ends here: no attempts or no time left, or WeChat refused something other than
+    /// the credential. None of these says what happened to an earlier, unanswered attempt.
+    pub fn exhausted(self) -> Exhausted {
+        match (self.in_doubt, self.kind) {
+            (false, _) => Exhausted::NotDelivered,
+            (true, Kind::FormId) => Exhausted::InDoubt,
+            (true, Kind::PrepayId | Kind::Grant) => Exhausted::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wechat::errcode::{TABLE, row_of};
+
+    const FRESH: Situation = Situation {
+        kind: Kind::FormId,
+        in_doubt: false,
+        suspect: false,
+        age: Duration::from_secs(3600),
+        retry_unknown: false,
+    };
+    const PREPAY: Situation = Situation { kind: Kind::PrepayId, ..FRESH };
+
+    fn answered(situation: Situation, errcode: i32) -> Step {
+        situation.step(Attempt::Answered(row_of(errcode).meaning))
+    }
+
+    #[test]
+    fn every_errcode_has_its_step_for_a_fresh_form_id() {
+        for row in TABLE {
+            let expected = match row.errcode {
+                0 => Step::Delivered,
+                -1 | 43108 => Step::Again(Pause::Backoff),
+                45011 => Step::Again(Pause::SlowDown),
+                40001 | 40014 | 41001 | 42001 => Step::Again(Pause::NewToken),
+                41028 | 41029 | 41031 => Step::NextCredential,
+                40003 | 40037 | 41030 | 43101 | 45168 | 47001 | 47003 => Step::Refused,
+                _ => Step::Stopped,
+            };
+            assert_eq!(answered(FRESH, row.errcode), expected, "{}", row.errcode);
+        }
+        assert_eq!(answered(FRESH, 12345), Step::Refused);
+    }
+
+    #[test]
+    fn after_a_lost_answer_the_same_form_id_determines_the_outcome() {
+        let doubt = FRESH.after(Attempt::Unanswered);
+        assert_eq!(FRESH.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
+        assert_eq!(answered(doubt, 0), Step::Delivered);
+        assert_eq!(answered(doubt, 41029), Step::Delivered);
+        assert_eq!(answered(doubt, 41028), Step::NextCredential);
+        assert_eq!(answered(doubt, 41031), Step::UnknownAndDead);
+        assert_eq!(doubt.exhausted(), Exhausted::InDoubt);
+    }
+
+    #[test]
+    fn used_up_code_of_a_suspect_form_id_proves_nothing() {
+        let suspect = Situation { suspect: true, ..FRESH };
+        assert_eq!(answered(suspect, 41029), Step::NextCredential);
+        assert_eq!(answered(suspect.after(Attempt::Unanswered), 41029), Step::UnknownAndDead);
+    }
+
+    #[test]
+    fn prepay_id_is_at_most_once_unless_retry_unknown_is_set() {
+        assert_eq!(PREPAY.step(Attempt::Unanswered), Step::Unknown);
+        let bold = Situation { retry_unknown: true, ..PREPAY };
+        assert_eq!(bold.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
+        let doubt = bold.after(Attempt::Unanswered);
+        assert_eq!(answered(doubt, 41029), Step::UnknownAndDead);
+        assert_eq!(answered(doubt, 41028), Step::UnknownAndDead);
+        assert_eq!(doubt.exhausted(), Exhausted::Unknown);
+    }
+
+    #[test]
+    fn grant_is_at_most_once_and_revoked_when_the_user_refuses() {
+        let grant = Situation { kind: Kind::Grant, age: Duration::ZERO, ..FRESH };
+        assert_eq!(grant.step(Attempt::Unanswered), Step::Unknown);
+        assert_eq!(answered(grant, 43101), Step::Voided);
+        assert_eq!(answered(FRESH, 43101), Step::Refused);
+        let bold = Situation { retry_unknown: true, ..grant }.after(Attempt::Unanswered);
+        assert_eq!(bold.exhausted(), Exhausted::Unknown);
+    }
+
+    #[test]
+    fn young_prepay_id_is_retried_before_it_is_discarded() {
+        let young = Situation { age: Duration::from_secs(3), ..PREPAY };
+        assert_eq!(answered(young, 41028), Step::Again(Pause::Young));
+        assert_eq!(answered(PREPAY, 41028), Step::NextCredential);
+        assert_eq!(answered(Situation { age: Duration::ZERO, ..FRESH }, 41028), Step::NextCredential);
+    }
+
+    #[test]
+    fn unsent_attempt_does_not_make_the_outcome_unknown() {
+        let after = FRESH.after(Attempt::NotSent);
+        assert_eq!(FRESH.step(Attempt::NotSent), Step::Again(Pause::Backoff));
+        assert_eq!(after.exhausted(), Exhausted::NotDelivered);
+        let doubt = FRESH.after(Attempt::Unanswered).after(Attempt::NotSent);
+        assert_eq!(doubt.exhausted(), Exhausted::InDoubt);
+    }
+}

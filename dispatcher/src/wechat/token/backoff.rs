@@ -1,0 +1,232 @@
+//! How often WeChat is called for a token after errors, and what is logged about it.
+
+use std::time::{Duration, Instant};
+
+use domain::AppId;
+use rand::RngExt;
+use server::telemetry::outage::Operation;
+use tracing::{debug, error, warn};
+
+use super::{TokenError, Trouble};
+use crate::outages::WechatOutages;
+use crate::wechat::client::Cause;
+use crate::wechat::token_codes::{self, Weight};
+
+/// First pause after an error that may be temporary.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// First pause after an error that an operator has to fix.
+const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
+
+/// Interval at which Redis is read during such a pause.
+pub(super) const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// WeChat permits a forced refresh every 30 seconds and 20 times a day. The pause doubles so that the daily number is
+/// not exceeded.
+const FIRST_FORCED_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_FORCED_PAUSE: Duration = Duration::from_secs(2 * 3600);
+
+/// This many rejected tokens are replaced at once, and after that one in each [`DEATH_PAUSE`]. That is below the 2000
+/// calls a day that `token` permits.
+const DEATHS: u32 = 10;
+const DEATH_PAUSE: Duration = Duration::from_secs(60);
+
+/// Upper limit for the lifetime of a token, even if a clock is wrong.
+pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What the task that obtains a token knows about earlier attempts.
+pub(super) struct Work {
+    hold: Option<Hold>,
+    pub(super) forced: Forced,
+    pub(super) deaths: Deaths,
+    obtaining: Operation,
+    pub(super) sharing: Operation,
+}
+
+/// An error that is returned for some time without a new attempt.
+struct Hold {
+    error: TokenError,
+    until: Instant,
+    pause: Duration,
+    looked: Instant,
+}
+
+impl Work {
+    pub(super) fn new(outages: &WechatOutages) -> Self {
+        let (obtaining, sharing) = (outages.tokens.operation(), outages.sharing.operation());
+        Self { hold: None, forced: Forced::default(), deaths: Deaths::default(), obtaining, sharing }
+    }
+
+    /// The last error and how much longer it is cached; `None` if the time is over.
+    pub(super) fn standing(&self) -> Option<(TokenError, Duration)> {
+        let hold = self.hold.as_ref()?;
+        let left = hold.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        Some((hold.error.clone(), left))
+    }
+
+    /// Returns true if Redis may be read while the error is cached. WeChat has IP lists, so another replica may get a
+    /// token when this one is refused. If true, the read counts as done.
+    pub(super) fn may_look(&mut self) -> bool {
+        let Some(hold) = self.hold.as_mut() else { return true };
+        let may = matches!(hold.error, TokenError::Refused { .. }) && hold.looked.elapsed() >= LOOK_PAUSE;
+        if may {
+            hold.looked = Instant::now();
+        }
+        may
+    }
+
+    /// Records the result of an attempt, and logs what is new.
+    pub(super) fn note(&mut self, app: &AppId, result: Result<(), &TokenError>) {
+        let Err(error) = result else {
+            self.hold = None;
+            self.obtaining.succeeded();
+            return;
+        };
+        // `tell` logs the error and what to do about it.
+        self.obtaining.fails();
+        let before = self.hold.take();
+        let refused = matches!(error, TokenError::Refused { .. });
+        let (first, longest) =
+            if refused { (FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE) } else { (FIRST_PAUSE, LONGEST_PAUSE) };
+        let alike = before.filter(|before| matches!(before.error, TokenError::Refused { .. }) == refused);
+        tell(app, error, alike.as_ref().map(|before| &before.error));
+        let pause = alike.map_or(first, |before| (before.pause * 2).min(longest));
+        // Jitter, so that the replicas do not retry at the same moment.
+        let until = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
+        self.hold = Some(Hold { error: error.clone(), until, pause, looked: Instant::now() });
+    }
+}
+
+/// Logs an error when it appears, at the level of what has to be done about it. Repetitions are logged at debug level
+/// only.
+fn tell(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
+    match (error, before) {
+        (TokenError::Refused { errcode, .. }, Some(TokenError::Refused { errcode: known, .. })) if errcode == known => {
+            debug!(%app, errcode, "WeChat still refuses an access token");
+        }
+        (TokenError::Refused { errcode, rid, sentence }, _) => {
+            error!(%app, errcode, rid, todo = sentence, "WeChat refuses an access token: nothing is sent for this app");
+        }
+        (TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))), before)
+            if token_codes::row_of(*errcode).weight == Weight::Unknown && before != Some(error) =>
+        {
+            error!(%app, errcode, "WeChat refuses an access token with an unknown errcode");
+        }
+        (TokenError::Transient(trouble), Some(TokenError::Transient(_))) => {
+            debug!(%app, %trouble, "there is still no access token");
+        }
+        (TokenError::Transient(trouble), _) => warn!(%app, %trouble, "no access token for now"),
+    }
+}
+
+/// When a refresh may be forced.
+#[derive(Default)]
+pub(super) struct Forced {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Forced {
+    /// If a refresh may be forced at `now`, returns how long none may be forced after it.
+    pub(super) fn permit(&self, now: Instant) -> Option<Duration> {
+        match self.last {
+            Some((last, pause)) if now < last + pause => None,
+            Some((last, pause)) if now < last + pause * 3 => Some((pause * 2).min(LONGEST_FORCED_PAUSE)),
+            _ => Some(FIRST_FORCED_PAUSE),
+        }
+    }
+
+    /// Counts one forced refresh.
+    pub(super) fn count(&mut self, now: Instant, pause: Duration) {
+        self.last = Some((now, pause));
+    }
+}
+
+/// When a token that was rejected before its expiry may be replaced.
+pub(super) struct Deaths {
+    left: u32,
+    since: Option<Instant>,
+}
+
+impl Default for Deaths {
+    fn default() -> Self {
+        Self { left: DEATHS, since: None }
+    }
+}
+
+impl Deaths {
+    /// Returns true if a token may be replaced at `now`.
+    pub(super) fn permit(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let pauses = (now.saturating_duration_since(since).as_secs() / DEATH_PAUSE.as_secs()) as u32;
+        self.since = Some(since + DEATH_PAUSE * pauses);
+        self.left = self.left.saturating_add(pauses).min(DEATHS);
+        self.left > 0
+    }
+
+    /// Counts one replacement.
+    pub(super) fn count(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use server::telemetry::outage::Outages;
+
+    use super::*;
+
+    fn app() -> AppId {
+        AppId::parse("wx1").unwrap()
+    }
+
+    #[test]
+    fn refusals_are_cached_for_minutes_other_errors_for_seconds() {
+        let refused = TokenError::Refused { errcode: 40164, rid: String::new(), sentence: "" };
+        let trouble = TokenError::Transient(Trouble::WeChat(Cause::Timeout));
+        for (error, first, longest) in
+            [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]
+        {
+            let mut work = Work::new(&WechatOutages::new(&app(), &Outages::default()));
+            work.note(&app(), Err(&error));
+            let (standing, left) = work.standing().unwrap();
+            assert!(standing == error && left > first / 2 && left < first * 2, "{left:?}");
+            for _ in 0..20 {
+                work.note(&app(), Err(&error));
+            }
+            let (_, left) = work.standing().unwrap();
+            assert!(left > longest / 2 && left < longest * 2, "{left:?}");
+            work.note(&app(), Ok(()));
+            assert!(work.standing().is_none());
+        }
+    }
+
+    #[test]
+    fn refresh_is_forced_at_most_every_30_s_and_20_times_a_day() {
+        let (mut forced, start) = (Forced::default(), Instant::now());
+        let mut force = |second| {
+            let now = start + Duration::from_secs(second);
+            forced.permit(now).map(|pause| forced.count(now, pause)).is_some()
+        };
+        let times: Vec<_> = (0..24 * 3600).filter(|second| force(*second)).collect();
+        assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 30), "{times:?}");
+        assert!(times[1] == 30 && times.len() <= 20, "{times:?}");
+        let quiet = 4 * 24 * 3600;
+        assert!(force(quiet) && !force(quiet + 29) && force(quiet + 30));
+    }
+
+    #[test]
+    fn rejected_tokens_are_replaced_within_the_daily_limit() {
+        let (mut deaths, start) = (Deaths::default(), Instant::now());
+        let replaced = (0..24 * 3600)
+            .filter(|second| {
+                let permit = deaths.permit(start + Duration::from_secs(*second));
+                deaths.count();
+                permit
+            })
+            .count();
+        assert!((1400..1500).contains(&replaced), "{replaced}");
+        assert!(deaths.permit(start + Duration::from_secs(25 * 3600)));
+    }
+}
