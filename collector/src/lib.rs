@@ -52,7 +52,7 @@ pub async fn run(
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let outages = &metrics.service.outages;
     let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone())).map_err(io::Error::other)?;
-    let (ingest, gatherer) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
+    let (ingest, batcher) = Ingest::start(store.clone(), settings.apps.clone(), metrics.intake.clone());
     let mut background = JoinSet::new();
     background.spawn(jobs::sweeper::sweep(
         store.clone(),
@@ -82,6 +82,6 @@ pub async fn run(
     };
     let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &config, shutdown).await;
     // Store the credentials of callers that have disconnected.
-    gatherer.finish(settings.store.redis.timeout).await;
+    batcher.finish(settings.store.redis.timeout).await;
     served.map(drop)
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::config_errors::{Problems, SettingsError};
+use domain::config_errors::{ConfigErrors, SettingsError};
 use domain::{AppId, LIFETIME};
 use server::config::{Common, CommonArgs};
 use store::record::MAX_USES;
@@ -89,7 +89,7 @@ pub struct Settings {
 impl Settings {
     /// Validates the flags; fails with all errors together.
     pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let common = flags.common.read(&flags.listen, &mut problems);
         let store = flags.store.read(&mut problems);
         let apps = read_apps(&flags.apps, &mut problems);
@@ -134,7 +134,7 @@ impl Settings {
 }
 
 /// Parses the list of apps. Invalid and duplicate ids and an empty list are added to `problems`.
-fn read_apps(list: &str, problems: &mut Problems) -> Arc<[AppId]> {
+fn read_apps(list: &str, problems: &mut ConfigErrors) -> Arc<[AppId]> {
     let mut apps = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         match AppId::parse(text) {

@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::AppId;
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use reqwest::Url;
 use store::broadcast::permits::Bounds;
-use store::wanted::Kinds;
+use store::eligibility::Kinds;
 use toml::Value;
 
 use crate::apps_file::{app, quoted};
@@ -103,7 +103,7 @@ pub struct Apps(BTreeMap<AppId, Arc<App>>);
 
 impl Apps {
     /// Reads the apps file. Returns `None` if there are errors, and adds all of them to `problems`.
-    pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+    pub fn read(path: &Path, problems: &mut ConfigErrors) -> Option<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, problems),
             Err(error) => {
@@ -114,7 +114,7 @@ impl Apps {
     }
 
     /// Like [`Apps::read`], from the text of the file. Relative paths in it start at the working directory.
-    pub fn parse(text: &str, problems: &mut Problems) -> Option<Self> {
+    pub fn parse(text: &str, problems: &mut ConfigErrors) -> Option<Self> {
         let file = problems.toml("the apps file", text)?;
         let mut sound = true;
         for key in file.keys().filter(|key| *key != "apps") {
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Apps, Vec<String>> {
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let apps = Apps::parse(text, &mut problems);
         match problems.finish() {
             Ok(()) => Ok(apps.expect("neither apps nor problems")),
@@ -190,7 +190,7 @@ mod tests {
              reserved_for_sends = 0.5\nbroadcast_credentials = ['prepay_id']\n[apps.wx0]\nsecret = 'x'"
         );
         std::fs::write(&file, text).unwrap();
-        let apps = Apps::read(&file, &mut Problems::default()).unwrap();
+        let apps = Apps::read(&file, &mut ConfigErrors::default()).unwrap();
         assert_eq!(apps.iter().map(|app| app.id.as_str()).collect::<Vec<_>>(), ["wx0", "wx1"]);
         let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
         assert_eq!((app.secret.reveal(), app.token_endpoint), ("s3cret", TokenEndpoint::Plain));

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use domain::{AppId, Kind};
 use reqwest::Url;
 use store::broadcast::permits::Bounds;
-use store::wanted::Kinds;
+use store::eligibility::Kinds;
 use toml::{Table, Value};
 
 use crate::app::{App, Secret, TokenEndpoint};
@@ -31,7 +31,7 @@ const KEYS: [&str; 11] = [
 ];
 
 /// Parses one table. Continues after an error, to report all of them.
-pub(super) fn app(id: &str, value: &Value, problems: &mut Problems) -> Option<App> {
+pub(super) fn app(id: &str, value: &Value, problems: &mut ConfigErrors) -> Option<App> {
     let place = format!("[apps.{id}]");
     let Value::Table(table) = value else {
         problems.add(format!("{place} must be a table"));
@@ -87,7 +87,7 @@ struct Reported;
 struct Reader<'a> {
     place: String,
     table: &'a Table,
-    problems: &'a mut Problems,
+    problems: &'a mut ConfigErrors,
     sound: bool,
 }
 

@@ -43,16 +43,16 @@ use tonic::service::Routes;
 use tracing::warn;
 
 use crate::app::App;
-use crate::broadcast::api::Office;
-use crate::broadcast::{Ground, scheduler};
+use crate::broadcast::api::Broadcasts;
+use crate::broadcast::{AppContext, scheduler};
 use crate::clock::Clock;
 use crate::jobs::pauses;
 use crate::metrics::{AppMetrics, Metrics, QuotaMetrics};
 use crate::rpc::{AppService, Service};
 use crate::send::Sender;
-use crate::send::in_flight::Desk;
+use crate::send::in_flight::InFlight;
 use crate::settings::Settings;
-use crate::stops::Gates;
+use crate::stops::AppStops;
 use crate::wechat::client::Client;
 use crate::wechat::message::Delivery;
 use crate::wechat::token::Tokens;
@@ -74,19 +74,19 @@ pub async fn run(
     let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone())).map_err(io::Error::other)?;
     // Broadcasts have a runtime and Redis connections of their own, so that a single message never waits behind a
     // broadcast.
-    let hall = Hall::new()?;
+    let runtime = BroadcastRuntime::new()?;
     let apart = store.beside(&settings.store).map_err(io::Error::other)?;
-    let desk = Desk::new(settings.common.serve.limits.requests);
+    let in_flight = InFlight::new(settings.common.serve.limits.requests);
     // These tasks are aborted when this function returns, on every path.
     let mut background = JoinSet::new();
     let mut apps = HashMap::new();
-    let mut crews = JoinSet::new();
+    let mut schedulers = JoinSet::new();
     let drain = CancellationToken::new();
     for app in settings.apps.iter() {
         let AppMetrics { sends, wechat, stops, quota, broadcasts, pauses } = metrics.app(&app.id);
         let client = Client::counted(Arc::clone(app), wechat.clone()).map_err(io::Error::other)?;
         let tokens = Tokens::new(app.id.clone(), client.clone(), store.clone());
-        let gates = Arc::new(Gates::new(app.id.clone(), settings.clock.clone(), stops));
+        let stops = Arc::new(AppStops::new(app.id.clone(), settings.clock.clone(), stops));
         background.spawn(once_prepared(store.clone(), tokens.clone().renew_forever()));
         let reaping = jobs::reaper::reap_forever(
             store.clone(),
@@ -96,7 +96,7 @@ pub async fn run(
             metrics.loops.reaps.operation(),
         );
         background.spawn(once_prepared(store.clone(), reaping));
-        let following = follow_stops(Arc::clone(&gates), store.clone(), metrics.loops.stops.operation());
+        let following = follow_stops(Arc::clone(&stops), store.clone(), metrics.loops.stops.operation());
         background.spawn(once_prepared(store.clone(), following));
         if measured {
             let reading = || metrics.loops.gauges.operation();
@@ -110,14 +110,14 @@ pub async fn run(
                 store.clone(),
                 client.clone(),
                 tokens.clone(),
-                Arc::clone(&gates),
+                Arc::clone(&stops),
                 settings.clock.clone(),
                 settings.limits.clone(),
                 sends.clone(),
             ))
         };
-        let ground = |store: Store, client: Client, sender: &Arc<Sender>| {
-            Arc::new(Ground {
+        let context = |store: Store, client: Client, sender: &Arc<Sender>| {
+            Arc::new(AppContext {
                 app: Arc::clone(app),
                 store,
                 sender: Arc::clone(sender),
@@ -132,18 +132,18 @@ pub async fn run(
         };
         let (singles, many) =
             (sender(&store, &client), Client::counted(Arc::clone(app), wechat).map_err(io::Error::other)?.untraced());
-        let many = ground(apart.clone(), many.clone(), &sender(&apart, &many));
-        crews.spawn_on(
+        let many = context(apart.clone(), many.clone(), &sender(&apart, &many));
+        schedulers.spawn_on(
             once_prepared_until(drain.clone(), apart.clone(), scheduler::work(many, drain.clone())),
-            &hall.handle,
+            &runtime.handle,
         );
         let reporter = Arc::clone(&singles);
         background.spawn(async move { reporter.report_forever().await });
-        let office = Arc::new(Office::new(ground(store.clone(), client, &singles)));
-        apps.insert(app.id.clone(), AppService { sender: singles, office });
+        let broadcasts = Arc::new(Broadcasts::new(context(store.clone(), client, &singles)));
+        apps.insert(app.id.clone(), AppService { sender: singles, broadcasts });
     }
     let limit = settings.common.serve.max_message_bytes;
-    let service = Service::new(apps, desk.clone(), drain.clone());
+    let service = Service::new(apps, in_flight.clone(), drain.clone());
     let routes = Routes::new(DispatcherServiceServer::new(service).max_decoding_message_size(limit));
     // Signal the drain to broadcasts and to their watchers before the server stops: both have state to hand over.
     let shutdown = async {
@@ -155,33 +155,35 @@ pub async fn run(
     drain.cancel();
     // Health probes are answered until the drain is complete.
     let _probes = served?;
-    if tokio::time::timeout(settings.common.serve.drain_timeout, async { while crews.join_next().await.is_some() {} })
-        .await
-        .is_err()
+    if tokio::time::timeout(settings.common.serve.drain_timeout, async {
+        while schedulers.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
     {
         warn!("drain timed out with broadcasts in progress; other replicas will resume them");
     }
     // Sends whose callers disconnected still run; wait for them too.
-    if tokio::time::timeout(settings.common.serve.drain_timeout, desk.close()).await.is_err() {
+    if tokio::time::timeout(settings.common.serve.drain_timeout, in_flight.close()).await.is_err() {
         warn!("drain timed out with sends in progress; repeat a request id to learn its outcome");
     }
     Ok(())
 }
 
 /// The runtime that broadcasts run on.
-struct Hall {
+struct BroadcastRuntime {
     handle: Handle,
     runtime: Option<Runtime>,
 }
 
-impl Hall {
+impl BroadcastRuntime {
     fn new() -> io::Result<Self> {
         let runtime = runtime::Builder::new_multi_thread().thread_name("broadcast").enable_all().build()?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 }
 
-impl Drop for Hall {
+impl Drop for BroadcastRuntime {
     fn drop(&mut self) {
         // Dropping a runtime waits for its threads, which panics on a thread of another runtime.
         if let Some(runtime) = self.runtime.take() {
@@ -221,9 +223,9 @@ async fn follow_quota(app: Arc<App>, store: Store, clock: Clock, metrics: QuotaM
     }
 }
 
-async fn follow_stops(gates: Arc<Gates>, store: Store, mut reading: Operation) {
+async fn follow_stops(stops: Arc<AppStops>, store: Store, mut reading: Operation) {
     loop {
-        reading.note(&gates.refresh(&store).await);
+        reading.note(&stops.refresh(&store).await);
         tokio::time::sleep(stops::REFRESH).await;
     }
 }

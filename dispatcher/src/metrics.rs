@@ -10,12 +10,12 @@ use server::telemetry::metrics::{
 };
 use server::telemetry::outage::{Operation, Outage, Outages};
 use store::broadcast::tallies::DELIVERED;
-use store::gates::Source;
+use store::stops::StopScope;
 
 use crate::broadcast::completion::reason;
 use crate::outages::{Loops, WechatOutages};
 use crate::send::Sent;
-use crate::send::outcome::{End, Verdict};
+use crate::send::outcome::{End, WechatAnswer};
 use crate::wechat::errcode::TABLE;
 use crate::wechat::message::Delivery;
 
@@ -160,7 +160,7 @@ impl Metrics {
                 outages: WechatOutages::new(id, outages),
             },
             stops: StopMetrics {
-                stopped: Source::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
+                stopped: StopScope::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
                 sharing: self.loops.stop_shares.clone(),
             },
             quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
@@ -217,7 +217,7 @@ impl SendMetrics {
 
     /// Counts a message with a final outcome.
     pub(crate) fn ended(&self, delivery: Delivery, sent: &Sent) {
-        let Verdict { errcode, .. } = sent.outcome.verdict;
+        let WechatAnswer { errcode, .. } = sent.outcome.verdict;
         match (sent.outcome.end, errcode) {
             (End::Delivered, Some(0)) => self.delivered[place(delivery)].inc(),
             (End::Delivered, errcode) => self.count(delivery, "delivered", errcode),
@@ -277,13 +277,13 @@ pub struct WechatMetrics {
 /// App stops.
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
-    stopped: [(Source, IntGauge); Source::ALL.len()],
+    stopped: [(StopScope, IntGauge); StopScope::ALL.len()],
     pub(crate) sharing: Outage,
 }
 
 impl StopMetrics {
     /// Sets the gauges of all sources.
-    pub(crate) fn show(&self, is_stopped: impl Fn(Source) -> bool) {
+    pub(crate) fn show(&self, is_stopped: impl Fn(StopScope) -> bool) {
         self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
     }
 }

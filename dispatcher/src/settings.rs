@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use domain::config_errors::{Problems, SettingsError};
+use domain::config_errors::{ConfigErrors, SettingsError};
 use server::config::{Common, CommonArgs};
 use store::leases::LeaseTerms;
 use store::{StoreArgs, StoreConfig};
@@ -91,13 +91,13 @@ pub struct Settings {
 impl Args {
     /// Parses all flags and the apps file. All errors and contradictions are reported together.
     pub fn read(&self) -> Result<Settings, SettingsError> {
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let settings = self.settings(&mut problems);
         problems.finish()?;
         settings.ok_or_else(|| SettingsError(vec!["the settings are incomplete".into()]))
     }
 
-    fn settings(&self, problems: &mut Problems) -> Option<Settings> {
+    fn settings(&self, problems: &mut ConfigErrors) -> Option<Settings> {
         let common = self.common.read(&self.listen, problems);
         let store = self.store.read(problems);
         let apps = Apps::read(&self.apps_file, problems);
@@ -132,7 +132,7 @@ impl Args {
     }
 }
 
-fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Duration, problems: &mut Problems) {
+fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Duration, problems: &mut ConfigErrors) {
     for app in apps.into_iter().flat_map(Apps::iter) {
         if terms.duration <= app.timeout {
             problems.add(format!(

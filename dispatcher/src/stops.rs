@@ -11,8 +11,8 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use domain::AppId;
-use store::gates::{Source, Stop};
-use store::wanted::Kinds;
+use store::eligibility::Kinds;
+use store::stops::{Stop, StopScope};
 use store::{self, Store};
 use tracing::{error, info};
 
@@ -24,15 +24,15 @@ pub const REFRESH: Duration = Duration::from_secs(1);
 
 /// The stops of one app.
 #[derive(Debug)]
-pub struct Gates {
+pub struct AppStops {
     app: AppId,
     clock: Clock,
-    stops: RwLock<HashMap<Source, Stop>>,
+    stops: RwLock<HashMap<StopScope, Stop>>,
     not_before_ms: AtomicU64,
     metrics: StopMetrics,
 }
 
-impl Gates {
+impl AppStops {
     /// Nothing is stopped yet.
     pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
         Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
@@ -60,15 +60,16 @@ impl Gates {
         }
         let now = self.clock.now_ms();
         let stopped = |source| stops.get(&source).filter(|stop| stop.until_ms > now);
-        if let Some(stop) = stopped(Source::App) {
+        if let Some(stop) = stopped(StopScope::App) {
             return (Kinds::NONE, Some(stop.clone()));
         }
-        let (barred, open): (Vec<_>, Vec<_>) = wanted.iter().partition(|kind| stopped(Source::Kind(*kind)).is_some());
-        (open.into_iter().collect(), barred.first().and_then(|kind| stopped(Source::Kind(*kind))).cloned())
+        let (barred, open): (Vec<_>, Vec<_>) =
+            wanted.iter().partition(|kind| stopped(StopScope::Kind(*kind)).is_some());
+        (open.into_iter().collect(), barred.first().and_then(|kind| stopped(StopScope::Kind(*kind))).cloned())
     }
 
     /// Stops sources of the app. This applies here at once, and on other replicas within [`REFRESH`].
-    pub async fn stop(&self, store: &Store, sources: &[Source], stop: Stop) {
+    pub async fn stop(&self, store: &Store, sources: &[StopScope], stop: Stop) {
         // All messages in flight may get the same answer. Only the first one is logged.
         if self.insert(sources, &stop) {
             error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?sources, until_ms = stop.until_ms, "WeChat stopped the app");
@@ -81,7 +82,7 @@ impl Gates {
     }
 
     /// Returns true if any of the sources was not stopped before.
-    fn insert(&self, sources: &[Source], stop: &Stop) -> bool {
+    fn insert(&self, sources: &[StopScope], stop: &Stop) -> bool {
         let now = self.clock.now_ms();
         let mut stops = self.stops.write().unwrap_or_else(PoisonError::into_inner);
         let mut news = false;
@@ -110,7 +111,7 @@ impl Gates {
         Ok(())
     }
 
-    fn show(&self, stops: &HashMap<Source, Stop>, now: u64) {
+    fn show(&self, stops: &HashMap<StopScope, Stop>, now: u64) {
         self.metrics.show(|source| stops.get(&source).is_some_and(|stop| stop.until_ms > now));
     }
 

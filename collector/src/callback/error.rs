@@ -12,7 +12,7 @@ use super::{MAX_BODY, MAX_ITEMS};
 #[error("{place} {fault}")]
 pub struct EventError {
     /// Where the error is.
-    pub place: Place,
+    pub place: Location,
     /// What the error is.
     pub fault: Fault,
 }
@@ -20,7 +20,7 @@ pub struct EventError {
 /// A location in a body, with the field names of WeChat's documentation. Items are numbered from 0, and are in `List`
 /// in both formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// The body as a whole.
     Body,
     /// A field of the body.
@@ -31,7 +31,7 @@ pub enum Place {
     ItemField(usize, &'static str),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Body => out.write_str("body"),
@@ -117,7 +117,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub(crate) const fn of(self, place: Place) -> EventError {
+    pub(crate) const fn of(self, place: Location) -> EventError {
         EventError { place, fault: self }
     }
 }

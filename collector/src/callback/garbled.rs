@@ -164,7 +164,7 @@ proptest! {
         match report {
             Ok(Report::Subscription(pushed)) => prop_assert_eq!(pushed.items.len(), sample.items.len()),
             Ok(other) => prop_assert!(false, "{:?}", other),
-            Err(error) => prop_assert_eq!(error.place, Place::Field("CreateTime")),
+            Err(error) => prop_assert_eq!(error.place, Location::Field("CreateTime")),
         }
     }
 

@@ -37,7 +37,7 @@ mod tests;
 use domain::{OpenId, TemplateId};
 
 pub use age::MaxAge;
-pub use error::{EventError, Fault, Place};
+pub use error::{EventError, Fault, Location};
 pub use signature::CallbackToken;
 
 /// The maximum length of a body in bytes. WeChat's bodies have about 200 bytes an item, and a popup shows a few
@@ -158,9 +158,9 @@ impl Status {
 /// the item in the list.
 pub fn parse(body: &[u8]) -> Result<Report, EventError> {
     if body.len() > MAX_BODY {
-        return Err(Fault::TooLong.of(Place::Body));
+        return Err(Fault::TooLong.of(Location::Body));
     }
-    let text = std::str::from_utf8(body).map_err(|_| Fault::NotUtf8.of(Place::Body))?;
+    let text = std::str::from_utf8(body).map_err(|_| Fault::NotUtf8.of(Location::Body))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let tree = match text.trim_ascii_start().as_bytes().first() {
         Some(b'<') => xml::tree(text),
@@ -168,5 +168,5 @@ pub fn parse(body: &[u8]) -> Result<Report, EventError> {
         Some(_) => Err(Fault::NeitherXmlNorJson),
         None => Err(Fault::Empty),
     };
-    read::report(&tree.map_err(|fault| fault.of(Place::Body))?)
+    read::report(&tree.map_err(|fault| fault.of(Location::Body))?)
 }

@@ -6,7 +6,7 @@ use std::slice;
 use domain::{OpenId, visible};
 use serde_json::{Map, Value};
 
-use super::{Event, EventError, Fault, Item, MAX_ITEMS, Place, Pushed, Report, Status, TemplateId};
+use super::{Event, EventError, Fault, Item, Location, MAX_ITEMS, Pushed, Report, Status, TemplateId};
 
 /// The longest name of an unrelated event that is kept, in bytes.
 const MAX_NAME: usize = 64;
@@ -24,9 +24,9 @@ type Tree = Map<String, Value>;
 pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
     // In its compatible mode, WeChat sends the plain fields in addition to Encrypt. Such a body can be read.
     if body.contains_key("Encrypt") && !body.contains_key("MsgType") {
-        return Err(Fault::Encrypted.of(Place::Body));
+        return Err(Fault::Encrypted.of(Location::Body));
     }
-    let fields = Fields { tree: body, place: Place::Field };
+    let fields = Fields { tree: body, place: Location::Field };
     let mut name = fields.text("MsgType")?;
     if name == "event" {
         name = fields.text("Event")?;
@@ -41,16 +41,16 @@ pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
 fn pushed(
     event: Event,
     body: &Tree,
-    fields: &Fields<'_, impl Fn(&'static str) -> Place>,
+    fields: &Fields<'_, impl Fn(&'static str) -> Location>,
 ) -> Result<Pushed, EventError> {
     let openid = fields.parsed("FromUserName", OpenId::parse)?;
     let created = fields.whole::<i64>("CreateTime")?;
     if !(0..=LAST_SECOND).contains(&created) {
-        return Err(Fault::OutOfRange.of(Place::Field("CreateTime")));
+        return Err(Fault::OutOfRange.of(Location::Field("CreateTime")));
     }
     let list = list(event, body)?;
     if list.len() > MAX_ITEMS {
-        return Err(Fault::TooManyItems.of(Place::Field("List")));
+        return Err(Fault::TooManyItems.of(Location::Field("List")));
     }
     let items = list.iter().enumerate().map(|(place, value)| item(event, place, value)).collect();
     Ok(Pushed { event, openid, created, items })
@@ -63,26 +63,26 @@ fn list(event: Event, body: &Tree) -> Result<&[Value], EventError> {
         Some(Value::Object(fields)) => fields.get("List"),
         // An empty XML element.
         Some(Value::String(text)) if text.is_empty() => return Ok(&[]),
-        Some(_) => return Err(Fault::NotFields.of(Place::Field(event.element()))),
+        Some(_) => return Err(Fault::NotFields.of(Location::Field(event.element()))),
         None => body.get("List"),
     };
     match list {
         Some(Value::Array(items)) => Ok(items),
         Some(Value::String(text)) if text.is_empty() => Ok(&[]),
         Some(item @ Value::Object(_)) => Ok(slice::from_ref(item)),
-        Some(_) => Err(Fault::NotFields.of(Place::Field("List"))),
-        None => Err(Fault::Missing.of(Place::Field("List"))),
+        Some(_) => Err(Fault::NotFields.of(Location::Field("List"))),
+        None => Err(Fault::Missing.of(Location::Field("List"))),
     }
 }
 
 fn item(event: Event, place: usize, value: &Value) -> Result<Item, EventError> {
-    let tree = value.as_object().ok_or(Fault::NotFields.of(Place::Item(place)))?;
-    let fields = Fields { tree, place: |name| Place::ItemField(place, name) };
+    let tree = value.as_object().ok_or(Fault::NotFields.of(Location::Item(place)))?;
+    let fields = Fields { tree, place: |name| Location::ItemField(place, name) };
     let template = fields.parsed("TemplateId", TemplateId::parse)?;
     let status = |known: &[Status], fault: Fault| {
         let word = fields.text("SubscribeStatusString")?;
         let status = known.iter().copied().find(|status| status.word() == word);
-        status.ok_or(fault.of(Place::ItemField(place, "SubscribeStatusString")))
+        status.ok_or(fault.of(Location::ItemField(place, "SubscribeStatusString")))
     };
     match event {
         Event::Popup => {
@@ -115,7 +115,7 @@ struct Fields<'a, P> {
     place: P,
 }
 
-impl<'a, P: Fn(&'static str) -> Place> Fields<'a, P> {
+impl<'a, P: Fn(&'static str) -> Location> Fields<'a, P> {
     fn get(&self, name: &'static str) -> Result<&'a Value, EventError> {
         self.tree.get(name).ok_or_else(|| self.wrong(name, Fault::Missing))
     }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use domain::AppId;
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use toml::Value;
 
 use crate::callback::CallbackToken;
@@ -20,7 +20,7 @@ use crate::callback::CallbackToken;
 const TABLE: &str = "callback_tokens";
 
 /// Reads the file. `apps` are the apps of this service. Invalid entries are added to `problems` and left out.
-pub fn read(path: &Path, apps: &[AppId], problems: &mut Problems) -> HashMap<AppId, CallbackToken> {
+pub fn read(path: &Path, apps: &[AppId], problems: &mut ConfigErrors) -> HashMap<AppId, CallbackToken> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, apps, problems),
         Err(error) => {
@@ -31,7 +31,7 @@ pub fn read(path: &Path, apps: &[AppId], problems: &mut Problems) -> HashMap<App
 }
 
 /// Like [`read`], from the contents of the file.
-pub fn parse(text: &str, apps: &[AppId], problems: &mut Problems) -> HashMap<AppId, CallbackToken> {
+pub fn parse(text: &str, apps: &[AppId], problems: &mut ConfigErrors) -> HashMap<AppId, CallbackToken> {
     let mut tokens = HashMap::new();
     let Some(file) = problems.toml("the callback tokens file", text) else { return tokens };
     if file.keys().any(|key| key != TABLE) {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn parsed(text: &str) -> Result<HashMap<AppId, CallbackToken>, Vec<String>> {
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let tokens = parse(text, &apps(), &mut problems);
         problems.finish().map(|()| tokens).map_err(|SettingsError(problems)| problems)
     }
@@ -142,7 +142,7 @@ mod tests {
             let problems = parsed(text).unwrap_err();
             assert!(problems.len() == 1 && problems[0].contains("has no token"), "{text:?}: {problems:?}");
         }
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         assert!(read(Path::new("/does/not/exist"), &apps(), &mut problems).is_empty());
         assert!(problems.finish().unwrap_err().to_string().contains("/does/not/exist cannot be read"));
     }

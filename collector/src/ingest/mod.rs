@@ -34,7 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::metrics::Intake;
-use queues::{Answer, Group, Lanes};
+use queues::{Answer, BucketQueues, Group};
 
 /// The maximum number of credentials in memory that wait for Redis; beyond it, calls wait. About 40 MB.
 pub const ROOM: usize = 200_000;
@@ -62,11 +62,11 @@ pub struct Ingest {
 
 /// Queue capacity for a batch, held until the batch is answered.
 #[derive(Debug)]
-pub struct Room(OwnedSemaphorePermit);
+pub struct QueueSlot(OwnedSemaphorePermit);
 
 /// The batcher task, which [`Ingest`] sends to.
 #[derive(Debug)]
-pub struct Gatherer(JoinHandle<()>);
+pub struct Batcher(JoinHandle<()>);
 
 #[derive(Debug)]
 struct Batch {
@@ -88,10 +88,10 @@ struct Call {
 
 impl Ingest {
     /// Starts the batcher for these apps. `intake` has the counters of each app, in the same order.
-    pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Gatherer) {
+    pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Batcher) {
         let (sender, batches) = mpsc::unbounded_channel();
         let task = tokio::spawn(gather(store, apps, intake, batches));
-        (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Gatherer(task))
+        (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Batcher(task))
     }
 
     /// Stores a batch of the app with this index in the list of apps, and returns once Redis holds all of it.
@@ -106,14 +106,14 @@ impl Ingest {
     }
 
     /// Waits for queue capacity for this many credentials; fails at shutdown.
-    pub fn room(&self, credentials: usize) -> impl Future<Output = Result<Room, Failure>> + Send + 'static {
+    pub fn room(&self, credentials: usize) -> impl Future<Output = Result<QueueSlot, Failure>> + Send + 'static {
         let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(permits);
-        async move { room.await.map(Room).map_err(|_| Failure::shutting_down()) }
+        async move { room.await.map(QueueSlot).map_err(|_| Failure::shutting_down()) }
     }
 
     /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::room`].
-    pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: Room) -> Result<Duplicates, Failure> {
+    pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: QueueSlot) -> Result<Duplicates, Failure> {
         if credentials.is_empty() {
             return Ok(Duplicates::new());
         }
@@ -124,7 +124,7 @@ impl Ingest {
     }
 }
 
-impl Gatherer {
+impl Batcher {
     /// Waits, at most for `bound`, until the queued credentials are stored; then ends the task. Call it once every
     /// [`Ingest`] is dropped.
     pub async fn finish(mut self, bound: Duration) {
@@ -135,23 +135,23 @@ impl Gatherer {
 }
 
 async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut batches: mpsc::UnboundedReceiver<Batch>) {
-    let mut lanes = Lanes::new(store.clone(), apps.len());
+    let mut queues = BucketQueues::new(store.clone(), apps.len());
     let mut scripts = FuturesUnordered::new();
     let mut arrived = Vec::with_capacity(BATCHES_AT_ONCE);
     let mut open = true;
     while open || !scripts.is_empty() {
         tokio::select! {
-            Some(answer) = scripts.next() => lanes.settle(answer),
+            Some(answer) = scripts.next() => queues.settle(answer),
             count = batches.recv_many(&mut arrived, BATCHES_AT_ONCE), if open => {
                 open = count > 0;
-                arrived.drain(..).for_each(|batch| lanes.take_in(batch));
+                arrived.drain(..).for_each(|batch| queues.enqueue(batch));
             }
         }
         while scripts.len() < SCRIPTS_IN_FLIGHT
-            && let Some((lane, group)) = lanes.next_group()
+            && let Some((lane, group)) = queues.next_group()
         {
             let (apps, intake) = (Arc::clone(&apps), Arc::clone(&intake));
-            scripts.push(send(store.clone(), apps, intake, lanes.place(lane), lane, group));
+            scripts.push(send(store.clone(), apps, intake, queues.place(lane), lane, group));
         }
     }
 }

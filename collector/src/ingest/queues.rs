@@ -34,18 +34,18 @@ pub(super) struct Answer {
 
 /// The queue of one bucket of one app.
 #[derive(Debug, Default)]
-struct Lane {
+struct BucketQueue {
     /// All groups but the last are full.
     waiting: VecDeque<Group>,
     in_flight: bool,
 }
 
 /// The state of the batcher, without the scripts in flight.
-pub(super) struct Lanes {
+pub(super) struct BucketQueues {
     store: Store,
     buckets: usize,
     /// Ordered by app, then by bucket.
-    lanes: Vec<Lane>,
+    queues: Vec<BucketQueue>,
     /// The queues that may send, each once, the longest waiting first.
     ready: VecDeque<usize>,
     calls: Slab<Call>,
@@ -54,11 +54,11 @@ pub(super) struct Lanes {
     failure: Option<(bool, Failure)>,
 }
 
-impl Lanes {
+impl BucketQueues {
     pub(super) fn new(store: Store, apps: usize) -> Self {
         let buckets = store.buckets().len();
-        let lanes = (0..apps * buckets).map(|_| Lane::default()).collect();
-        Self { store, buckets, lanes, ready: VecDeque::new(), calls: Slab::new(), failure: None }
+        let queues = (0..apps * buckets).map(|_| BucketQueue::default()).collect();
+        Self { store, buckets, queues, ready: VecDeque::new(), calls: Slab::new(), failure: None }
     }
 
     /// The index of the app in the list of apps, and the bucket.
@@ -67,12 +67,12 @@ impl Lanes {
     }
 
     /// Distributes a batch over its queues.
-    pub(super) fn take_in(&mut self, batch: Batch) {
+    pub(super) fn enqueue(&mut self, batch: Batch) {
         let call = self.calls.insert(batch.call);
         for (place, credential) in (0..).zip(batch.credentials) {
             let bucket = self.store.bucket_of(&credential.openid);
             let number = batch.app * self.buckets + usize::from(bucket.0);
-            let lane = &mut self.lanes[number];
+            let lane = &mut self.queues[number];
             if lane.waiting.is_empty() && !lane.in_flight {
                 self.ready.push_back(number);
             }
@@ -89,7 +89,7 @@ impl Lanes {
     /// The next group to send, if there is one.
     pub(super) fn next_group(&mut self) -> Option<(usize, Group)> {
         let number = self.ready.pop_front()?;
-        let lane = &mut self.lanes[number];
+        let lane = &mut self.queues[number];
         let group = lane.waiting.pop_front()?;
         lane.in_flight = true;
         Some((number, group))
@@ -97,7 +97,7 @@ impl Lanes {
 
     /// Applies the result of a group's script, and answers the calls that are complete.
     pub(super) fn settle(&mut self, Answer { lane: number, tickets, outcome }: Answer) {
-        let lane = &mut self.lanes[number];
+        let lane = &mut self.queues[number];
         lane.in_flight = false;
         if !lane.waiting.is_empty() {
             self.ready.push_back(number);
@@ -153,7 +153,7 @@ impl Lanes {
     /// script.
     fn fail_all_that_wait(&mut self, failure: &Failure) {
         for number in std::mem::take(&mut self.ready) {
-            for group in std::mem::take(&mut self.lanes[number].waiting) {
+            for group in std::mem::take(&mut self.queues[number].waiting) {
                 self.fail(&group.tickets, failure);
             }
         }
@@ -181,9 +181,9 @@ mod tests {
 
     type Answered = oneshot::Receiver<Result<Duplicates, Failure>>;
 
-    fn lanes() -> Lanes {
+    fn queues() -> BucketQueues {
         let url = "redis://127.0.0.1:1".to_owned();
-        Lanes::new(Store::new(&testing::store_config(url)).unwrap(), 1)
+        BucketQueues::new(Store::new(&testing::store_config(url)).unwrap(), 1)
     }
 
     /// A call with this many form ids of one user.
@@ -200,15 +200,15 @@ mod tests {
 
     #[test]
     fn queue_sends_full_scripts_one_after_the_other() {
-        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (mut queues, room) = (queues(), Arc::new(Semaphore::new(300)));
         let (batch, mut answered) = call(&room, "oUser", 300);
-        lanes.take_in(batch);
+        queues.enqueue(batch);
         for size in [MAX_COLLECT, MAX_COLLECT, 300 - 2 * MAX_COLLECT] {
             assert!(answered.try_recv().is_err());
-            let (lane, Group { credentials, tickets }) = lanes.next_group().unwrap();
+            let (lane, Group { credentials, tickets }) = queues.next_group().unwrap();
             assert_eq!(credentials.len(), size);
-            assert!(lanes.next_group().is_none());
-            lanes.settle(Answer { lane, tickets, outcome: Ok(vec![0]) });
+            assert!(queues.next_group().is_none());
+            queues.settle(Answer { lane, tickets, outcome: Ok(vec![0]) });
         }
         assert_eq!(answered.try_recv().unwrap(), Ok(vec![0, 128, 256]));
         assert_eq!(room.available_permits(), 300);
@@ -216,29 +216,29 @@ mod tests {
 
     #[test]
     fn calls_share_a_script_and_get_their_own_duplicates() {
-        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (mut queues, room) = (queues(), Arc::new(Semaphore::new(300)));
         let (first, mut first_answered) = call(&room, "oUser", 2);
         let (second, mut second_answered) = call(&room, "oUser", 3);
-        lanes.take_in(first);
-        lanes.take_in(second);
-        let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
-        lanes.settle(Answer { lane, tickets, outcome: Ok(vec![1, 2, 4]) });
+        queues.enqueue(first);
+        queues.enqueue(second);
+        let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
+        queues.settle(Answer { lane, tickets, outcome: Ok(vec![1, 2, 4]) });
         assert_eq!(first_answered.try_recv().unwrap(), Ok(vec![1]));
         assert_eq!(second_answered.try_recv().unwrap(), Ok(vec![0, 2]));
     }
 
     #[test]
     fn all_waiting_calls_fail_at_once_when_redis_is_unavailable() {
-        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (mut queues, room) = (queues(), Arc::new(Semaphore::new(300)));
         let calls: Vec<_> = ["oA", "oB", "oC", "oD", "oE", "oF"].map(|openid| call(&room, openid, 40)).into();
         let mut answers = Vec::new();
         for (batch, answered) in calls {
-            lanes.take_in(batch);
+            queues.enqueue(batch);
             answers.push(answered);
         }
-        let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
-        lanes.settle(Answer { lane, tickets, outcome: Err(Error::Unavailable("no connection".into())) });
-        assert!(lanes.next_group().is_none());
+        let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
+        queues.settle(Answer { lane, tickets, outcome: Err(Error::Unavailable("no connection".into())) });
+        assert!(queues.next_group().is_none());
         for mut answered in answers {
             assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), "REDIS_UNAVAILABLE");
         }
@@ -247,16 +247,16 @@ mod tests {
 
     #[test]
     fn lasting_failure_is_reported_apart_from_a_transient_one() {
-        let (mut lanes, room) = (lanes(), Arc::new(Semaphore::new(300)));
+        let (mut queues, room) = (queues(), Arc::new(Semaphore::new(300)));
         for (error, reason) in [
             (Error::Unavailable("no connection".into()), "REDIS_UNAVAILABLE"),
             (Error::Corrupt("half a record".into()), "INTERNAL"),
             (Error::Unavailable("no connection".into()), "REDIS_UNAVAILABLE"),
         ] {
             let (batch, mut answered) = call(&room, "oUser", 1);
-            lanes.take_in(batch);
-            let (lane, Group { tickets, .. }) = lanes.next_group().unwrap();
-            lanes.settle(Answer { lane, tickets, outcome: Err(error) });
+            queues.enqueue(batch);
+            let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
+            queues.settle(Answer { lane, tickets, outcome: Err(error) });
             assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), reason);
         }
     }

@@ -13,7 +13,7 @@ use server::proto::{
     TemplateStock,
 };
 use server::rpc::status::Failure;
-use store::credentials::{Available, Packed, Shelf};
+use store::credentials::{Available, Packed, StockKey};
 use store::record::NEVER;
 use store::stock::{self, DAY, Stock};
 
@@ -164,7 +164,7 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
 }
 
 /// Converts the inventory of a user.
-pub(super) fn inventory(inventory: BTreeMap<Shelf, Available>) -> GetInventoryResponse {
+pub(super) fn inventory(inventory: BTreeMap<StockKey, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
     let expiry = |expiry: u32| if expiry == NEVER { None } else { timestamp(expiry.into()) };
     let kinds = inventory.into_iter().map(|((of, template), available)| KindInventory {

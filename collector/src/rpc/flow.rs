@@ -11,14 +11,14 @@ use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _};
 use server::auth::Caller;
 use server::proto::{CollectStreamRequest, CollectStreamResponse};
 use server::rpc::status::Failure;
-use server::serve::connections::Ending;
-use server::serve::guard::refused_by_tonic;
+use server::serve::admission::refused_by_tonic;
+use server::serve::connections::ConnectionClosing;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
 use super::Inner;
 use super::convert::{self, Sorted};
-use crate::ingest::Room;
+use crate::ingest::QueueSlot;
 
 /// The maximum number of batches of one stream in flight: 32,000 credentials.
 const BATCHES_IN_FLIGHT: usize = 32;
@@ -31,7 +31,7 @@ struct Entering {
     sequence: u64,
     app: usize,
     sorted: Sorted,
-    room: BoxFuture<'static, Result<Room, Failure>>,
+    room: BoxFuture<'static, Result<QueueSlot, Failure>>,
 }
 
 struct Flow {
@@ -57,7 +57,7 @@ pub(super) fn acknowledgements(
     caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
     stopping: watch::Receiver<bool>,
-    ending: Ending,
+    ending: ConnectionClosing,
 ) -> impl Stream<Item = Result<CollectStreamResponse, Status>> + Send {
     let stop = Box::pin(stop(stopping, ending, caller.revoked(None)));
     let flow = Flow {
@@ -108,7 +108,7 @@ impl Flow {
     }
 
     /// Sends the batch that waited for queue capacity.
-    fn enter(&mut self, room: Result<Room, Failure>) {
+    fn enter(&mut self, room: Result<QueueSlot, Failure>) {
         let Some(Entering { sequence, app, sorted: Sorted { good, refused }, .. }) = self.entering.take() else {
             return;
         };
@@ -132,7 +132,7 @@ impl Flow {
 }
 
 /// Waits for the queue capacity of the waiting batch.
-async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> {
+async fn room(entering: &mut Option<Entering>) -> Option<Result<QueueSlot, Failure>> {
     match entering {
         Some(entering) => Some((&mut entering.room).await),
         None => None,
@@ -140,7 +140,11 @@ async fn room(entering: &mut Option<Entering>) -> Option<Result<Room, Failure>> 
 }
 
 /// Waits until the stream must end. A dropped `stopping` sender counts as a shutdown.
-async fn stop(mut stopping: watch::Receiver<bool>, ending: Ending, revoked: impl Future<Output = Failure>) -> Failure {
+async fn stop(
+    mut stopping: watch::Receiver<bool>,
+    ending: ConnectionClosing,
+    revoked: impl Future<Output = Failure>,
+) -> Failure {
     tokio::select! {
         _ = stopping.wait_for(|stopping| *stopping) => Failure::shutting_down(),
         () = ending.wait() => Failure::shutting_down(),

@@ -19,7 +19,7 @@ use server::proto::{
 };
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
-use server::serve::connections::Ending;
+use server::serve::connections::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::Store;
 use store::credentials::Packed;
@@ -164,7 +164,7 @@ impl CollectorService for Service {
         &self,
         request: Request<Streaming<CollectStreamRequest>>,
     ) -> Result<Response<Self::CollectStreamStream>, Status> {
-        let (caller, ending) = (Caller::of(&request)?, Ending::of(&request));
+        let (caller, ending) = (Caller::of(&request)?, ConnectionClosing::of(&request));
         let service = Arc::clone(&self.inner);
         let acknowledgements =
             flow::acknowledgements(service, caller, request.into_inner(), self.stopping.clone(), ending);

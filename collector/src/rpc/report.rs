@@ -9,12 +9,12 @@ use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use server::telemetry::traces::rpc;
 use store::credentials::Packed;
-use store::late::{LateFailure, MsgId};
+use store::delivery_failures::{LateFailure, MsgId};
 use tonic::Code;
 
 use super::Inner;
 use super::unix_time;
-use crate::callback::{EventError, Item, Place, Pushed, Report, Status, parse};
+use crate::callback::{EventError, Item, Location, Pushed, Report, Status, parse};
 
 /// The maximum length in bytes of a query parameter of the signature. WeChat's have at most 40.
 const MAX_PARAMETER: usize = 128;
@@ -51,7 +51,7 @@ pub(super) async fn report(
         }
     };
     let created = inner.max_age.check(pushed.created, unix_time());
-    created.map_err(|fault| bad_body(fault.of(Place::Field("CreateTime"))))?;
+    created.map_err(|fault| bad_body(fault.of(Location::Field("CreateTime"))))?;
     let mut results = Vec::with_capacity(pushed.items.len());
     for item in &pushed.items {
         results.push(match item {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dispatcher::app::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use domain::{AppId, CredentialId, OpenId, TemplateId};
 use server::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};
 use server::proto::{self, Outcome, SendTemplateRequest, SendTemplateResponse};
@@ -99,7 +99,7 @@ serve_only_send_template! {
 /// Serves until killed.
 pub async fn serve(listen: SocketAddr, base_url: &str) {
     let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
-    let mut problems = Problems::default();
+    let mut problems = ConfigErrors::default();
     let apps = Apps::parse(&apps, &mut problems).expect("the apps file is valid");
     let app = Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap());
     let client = Client::new(app).unwrap();

@@ -10,7 +10,7 @@ use deadpool_redis::redis;
 use dispatcher::app::Apps;
 use dispatcher::wechat::client::{Client, Reply};
 use dispatcher::wechat::message::{Delivery, Message, Value};
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use domain::{AppId, CredentialId, OpenId, TemplateId};
 use server::proto::broadcast_request::Audience;
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
@@ -69,7 +69,7 @@ async fn bare_posts() -> f64 {
     let (_sandbox, base_url) = sandbox().await;
     let ids = Arc::new(submit(&base_url, USERS.0).await);
     let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
-    let apps = Apps::parse(&apps, &mut Problems::default()).expect("the apps file is valid");
+    let apps = Apps::parse(&apps, &mut ConfigErrors::default()).expect("the apps file is valid");
     let client = Client::new(Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap())).unwrap();
     let token: Arc<str> = client.fetch_token(false).await.expect("a token").token.into();
     let message = Arc::new(message());

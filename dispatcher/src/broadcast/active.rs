@@ -15,13 +15,13 @@ use store::{self};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::Ground;
-use super::completion::{Sign, reason, stopped, token_refused};
-use super::limiter::Flow;
+use super::AppContext;
+use super::completion::{Signal, reason, stopped, token_refused};
+use super::limiter::AdaptiveLimit;
 use super::quota;
 use super::spec::Spec;
-use super::stop_rules::{STREAK, Window};
-use crate::send::outcome::{SendError, Verdict};
+use super::stop_rules::{FailureWindow, STREAK};
+use crate::send::outcome::{SendError, WechatAnswer};
 use crate::spans::Run;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
@@ -40,9 +40,9 @@ const PERMIT_LOOK: Duration = Duration::from_millis(200);
 const PERMIT_WAIT: u32 = 4;
 
 /// What the workers of a broadcast share on this replica.
-pub struct Running {
+pub struct ActiveBroadcast {
     /// What all broadcasts of the app share.
-    pub ground: Arc<Ground>,
+    pub context: Arc<AppContext>,
     /// Id of the broadcast.
     pub id: BroadcastId,
     /// What it sends.
@@ -52,34 +52,34 @@ pub struct Running {
     /// How users are selected.
     pub choice: Choice,
     /// Adaptive limit of messages in flight on this replica.
-    pub flow: Arc<Flow>,
+    pub flow: Arc<AdaptiveLimit>,
     /// Its trace.
     pub trace: Run,
-    window: Mutex<Window>,
+    window: Mutex<FailureWindow>,
     streak_seen: AtomicBool,
     /// While buckets wait for open permits: the number of open permits, and since when it has not changed.
     waiting: Mutex<Option<(u64, Instant)>>,
     state: watch::Sender<State>,
 }
 
-impl Running {
+impl ActiveBroadcast {
     /// Creates it from the stored record. A task of its own reads the broadcast's state until the value is dropped.
-    pub fn new(ground: Arc<Ground>, record: &Record) -> Result<Arc<Self>, store::Error> {
+    pub fn new(context: Arc<AppContext>, record: &Record) -> Result<Arc<Self>, store::Error> {
         let spec = Spec::decode(&record.spec)?;
         let running = Arc::new(Self {
             id: record.id.clone(),
-            choice: ground.choice(&spec),
+            choice: context.choice(&spec),
             everyone: record.everyone,
-            flow: Arc::new(Flow::new(ground.limits.in_flight)),
-            window: Mutex::new(Window::new(ground.limits.failure_ratio)),
+            flow: Arc::new(AdaptiveLimit::new(context.limits.in_flight)),
+            window: Mutex::new(FailureWindow::new(context.limits.failure_ratio)),
             streak_seen: AtomicBool::new(false),
             waiting: Mutex::new(None),
             state: watch::Sender::new(record.state),
-            trace: Run::new(&ground.app.id, &record.id, spec.ordered_by.as_deref()),
+            trace: Run::new(&context.app.id, &record.id, spec.ordered_by.as_deref()),
             spec,
-            ground,
+            context,
         });
-        tokio::spawn(look(Arc::downgrade(&running), running.ground.metrics.work.operation()));
+        tokio::spawn(look(Arc::downgrade(&running), running.context.metrics.work.operation()));
         Ok(running)
     }
 
@@ -91,7 +91,7 @@ impl Running {
     /// Maximum page size. It is small if a rate is set, because the app's other messages would wait behind a large
     /// page.
     pub fn largest_page(&self) -> usize {
-        let paces = [self.spec.rate, self.ground.app.bounds.broadcast_rate];
+        let paces = [self.spec.rate, self.context.app.bounds.broadcast_rate];
         let pace = paces.into_iter().filter(|pace| *pace > 0).min();
         pace.map_or(PAGE, |pace| (pace as usize / PAGES_A_SECOND).clamp(1, PAGE))
     }
@@ -100,10 +100,10 @@ impl Running {
     /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
-        match self.ground.sender.ready_with_all(self.choice.wanted.kinds).await {
+        match self.context.sender.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
             Err(SendError::Stopped { verdict, .. }) => {
-                self.pause(stopped(&verdict, self.ground.clock.next_day_ms())).await;
+                self.pause(stopped(&verdict, self.context.clock.next_day_ms())).await;
                 return Ok(0);
             }
             Err(error) => {
@@ -124,11 +124,11 @@ impl Running {
             None => {}
             Some(Held::Pace(wait)) => tokio::time::sleep(wait.min(LOOK)).await,
             Some(Held::Canary) => self.limit_reached(true).await,
-            Some(Held::Quota { unsure: true }) if quota::recount(&self.ground, self.spec.message.delivery).await => {}
+            Some(Held::Quota { unsure: true }) if quota::recount(&self.context, self.spec.message.delivery).await => {}
             Some(Held::Quota { .. }) => self.limit_reached(false).await,
             Some(Held::Open { canary, permits: open }) => {
                 if self.waited_too_long(open) {
-                    warn!(app = %self.ground.app.id, broadcast = %self.id, open, "broadcast pauses with messages in doubt");
+                    warn!(app = %self.context.app.id, broadcast = %self.id, open, "broadcast pauses with messages in doubt");
                     self.limit_reached(canary).await;
                     return Ok(0);
                 }
@@ -146,7 +146,7 @@ impl Running {
         permits: &mut Permits,
         wanted: usize,
     ) -> Result<Option<Held>, store::Error> {
-        let Ground { app, store, clock, .. } = &*self.ground;
+        let AppContext { app, store, clock, .. } = &*self.context;
         let delivery = self.spec.message.delivery;
         let budget = Budget { api: delivery.api(), day: clock.day() };
         let (rate, bounds) = (self.spec.rate, app.bounds(delivery));
@@ -156,7 +156,7 @@ impl Running {
     }
 
     async fn bucket_permits(&self, bucket: Bucket, granted: u64, give_back: bool) -> Result<Permits, store::Error> {
-        self.ground.store.bucket_permits(&self.ground.app.id, &self.id, bucket, granted, give_back).await
+        self.context.store.bucket_permits(&self.context.app.id, &self.id, bucket, granted, give_back).await
     }
 
     /// Returns the unused permits of a bucket for other buckets, and reports how many messages have ended.
@@ -179,7 +179,7 @@ impl Running {
     fn waited_too_long(&self, open: u64) -> bool {
         let mut waiting = self.waiting();
         match *waiting {
-            Some((known, since)) if known == open => since.elapsed() > self.ground.terms.duration * PERMIT_WAIT,
+            Some((known, since)) if known == open => since.elapsed() > self.context.terms.duration * PERMIT_WAIT,
             _ => {
                 *waiting = Some((open, Instant::now()));
                 false
@@ -194,32 +194,32 @@ impl Running {
     /// Pauses because the canary or the quota is used up.
     async fn limit_reached(&self, canary: bool) {
         let (reason, resume_ms) =
-            if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.ground.clock.next_day_ms())) };
+            if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.context.clock.next_day_ms())) };
         self.pause(Pause { reason: reason.into(), resume_ms, ..Pause::default() }).await;
     }
 
     /// Applies what the end of one message means for the whole broadcast.
-    pub async fn heed(&self, sign: Sign, congested: bool) {
+    pub async fn on_signal(&self, sign: Signal, congested: bool) {
         if congested {
             self.flow.congested();
         }
         let failed = match sign {
-            Sign::None => return,
-            Sign::OutOfReach => return self.flow.close(),
-            Sign::Stop(pause) => return self.pause(pause).await,
-            Sign::Delivered => {
+            Signal::None => return,
+            Signal::OutOfReach => return self.flow.close(),
+            Signal::Stop(pause) => return self.pause(pause).await,
+            Signal::Delivered => {
                 if !congested {
                     self.flow.delivered();
                 }
                 if self.streak_seen.swap(false, Ordering::Relaxed)
-                    && let Err(error) = self.ground.store.end_streak(&self.ground.app.id, &self.id).await
+                    && let Err(error) = self.context.store.end_streak(&self.context.app.id, &self.id).await
                 {
                     debug!(broadcast = %self.id, %error, "the streak of refusals could not be reset");
                 }
                 false
             }
-            Sign::Failed => true,
-            Sign::MessageRefused(verdict) => {
+            Signal::Failed => true,
+            Signal::MessageRefused(verdict) => {
                 self.flow.one_at_a_time();
                 self.lengthen_streak(verdict).await;
                 true
@@ -231,12 +231,12 @@ impl Running {
         }
     }
 
-    async fn lengthen_streak(&self, verdict: Verdict) {
+    async fn lengthen_streak(&self, verdict: WechatAnswer) {
         self.streak_seen.store(true, Ordering::Relaxed);
-        match self.ground.store.lengthen_streak(&self.ground.app.id, &self.id).await {
+        match self.context.store.lengthen_streak(&self.context.app.id, &self.id).await {
             Ok(streak) if streak < STREAK => {}
             Ok(_) => {
-                let Verdict { errcode, rid, .. } = verdict;
+                let WechatAnswer { errcode, rid, .. } = verdict;
                 self.pause(Pause { reason: reason::MESSAGE_REFUSED.into(), errcode, rid, resume_ms: None }).await;
             }
             Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
@@ -248,7 +248,7 @@ impl Running {
         if *self.state.borrow() != State::Running {
             return;
         }
-        let Ground { app, store, clock, .. } = &*self.ground;
+        let AppContext { app, store, clock, .. } = &*self.context;
         match store.move_broadcast(&app.id, &self.id, &Move::Pause(pause.clone()), clock.now_ms()).await {
             Ok(Moved::To(state)) => {
                 let Pause { reason, errcode, rid, .. } = pause;
@@ -258,7 +258,7 @@ impl Running {
             Ok(Moved::Wrong(state)) => self.enter(state),
             Ok(Moved::Missing) => self.enter(State::Cancelled),
             // The cause persists, so the pause is tried again.
-            Err(error) => self.ground.metrics.work.failed(&error),
+            Err(error) => self.context.metrics.work.failed(&error),
         }
     }
 
@@ -272,7 +272,7 @@ impl Running {
 
     /// Reads the current state.
     pub async fn refresh(&self) -> Result<(), store::Error> {
-        let state = self.ground.store.broadcast_state(&self.ground.app.id, &self.id).await?;
+        let state = self.context.store.broadcast_state(&self.context.app.id, &self.id).await?;
         self.enter(state.unwrap_or(State::Cancelled));
         Ok(())
     }
@@ -291,7 +291,7 @@ impl Running {
 }
 
 /// Follows state changes that other replicas and callers make.
-async fn look(running: Weak<Running>, mut looking: Operation) {
+async fn look(running: Weak<ActiveBroadcast>, mut looking: Operation) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(running) = running.upgrade() else { return };

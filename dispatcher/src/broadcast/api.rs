@@ -13,11 +13,11 @@ use store::broadcast::audience::{Added, Preview, Recipient};
 use store::broadcast::records::{Created, Draft, Move, Moved, Record, State};
 use store::broadcast::tallies::Tally;
 use store::keys::Bucket;
+use store::scans::{Scan, SingleFlight};
 use store::stock::{DAY, DAY_OFFSET};
-use store::turns::{SingleFlight, Work};
 use tonic::Code;
 
-use super::Ground;
+use super::AppContext;
 use super::spec::Spec;
 use crate::wechat::message::fingerprint;
 
@@ -29,7 +29,7 @@ const FEW: u64 = 3600;
 
 /// A request for a new broadcast.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct NewBroadcast {
     /// What is sent, and how.
     pub spec: Spec,
     /// Recipients.
@@ -57,7 +57,7 @@ pub enum Audience {
 
 /// A broadcast with its tally.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Standing {
+pub struct BroadcastView {
     /// Its stored record.
     pub record: Record,
     /// What it sends.
@@ -68,16 +68,16 @@ pub struct Standing {
 
 /// Result of a call that changes the state of a broadcast.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct Transition {
     /// The broadcast after the call.
-    pub standing: Arc<Standing>,
+    pub view: Arc<BroadcastView>,
     /// True if the call changed the state, false if the broadcast was in that state already.
     pub moved: bool,
 }
 
 /// What a broadcast would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outlook {
+pub struct Estimate {
     /// Numbers of users by whether they could be reached.
     pub preview: Preview,
     /// Number of users left out who would otherwise be in the audience.
@@ -89,26 +89,26 @@ pub struct Outlook {
 }
 
 /// Handles calls about the broadcasts of one app.
-pub struct Office {
-    pub(super) ground: Arc<Ground>,
+pub struct Broadcasts {
+    pub(super) context: Arc<AppContext>,
     /// Reads in progress, shared by the callers that get or watch the same broadcast.
-    pub(super) standings: Arc<SingleFlight<BroadcastId, Result<Arc<Standing>, Failure>>>,
+    pub(super) standings: Arc<SingleFlight<BroadcastId, Result<Arc<BroadcastView>, Failure>>>,
 }
 
-impl Office {
-    /// Creates the handler for the app of `ground`.
-    pub fn new(ground: Arc<Ground>) -> Self {
-        Self { ground, standings: Arc::default() }
+impl Broadcasts {
+    /// Creates the handler for the app of `context`.
+    pub fn new(context: Arc<AppContext>) -> Self {
+        Self { context, standings: Arc::default() }
     }
 
     /// What all broadcasts of the app share.
-    pub fn ground(&self) -> &Ground {
-        &self.ground
+    pub fn context(&self) -> &AppContext {
+        &self.context
     }
 
     /// Stores a broadcast and, unless `hold` is set, starts it. A repeated request id returns the first broadcast.
-    pub async fn order(&self, order: &Order) -> Result<Arc<Standing>, Failure> {
-        let Ground { app, store, clock, .. } = &*self.ground;
+    pub async fn order(&self, order: &NewBroadcast) -> Result<Arc<BroadcastView>, Failure> {
+        let AppContext { app, store, clock, .. } = &*self.context;
         let request = order.request.as_ref().map(|request| (request, digest(order)));
         let earlier = match request {
             Some((request, digest)) => store.requested_broadcast(&app.id, request, digest).await?,
@@ -157,10 +157,10 @@ impl Office {
     }
 
     /// Returns what the broadcast would do now. Stores nothing.
-    pub async fn preview(&self, order: &Order) -> Result<Outlook, Failure> {
+    pub async fn preview(&self, order: &NewBroadcast) -> Result<Estimate, Failure> {
         self.check(order).await?;
-        let (choice, Ground { app, store, terms, .. }) = (self.ground.choice(&order.spec), &*self.ground);
-        let _turn = store.turn(Work::Preview, &app.id).await;
+        let (choice, AppContext { app, store, terms, .. }) = (self.context.choice(&order.spec), &*self.context);
+        let _turn = store.turn(Scan::Preview, &app.id).await;
         let sum = async |mut sum: Preview, part: Preview| {
             sum.add(part);
             Ok(sum)
@@ -198,15 +198,15 @@ impl Office {
         let credentials = order.canary.map_or(preview.reached, |canary| preview.reached.min(u64::from(canary)));
         let pace = [order.spec.rate, app.bounds.broadcast_rate].into_iter().filter(|rate| *rate > 0).min();
         let duration = pace.map(|rate| Duration::from_secs_f64(credentials as f64 / f64::from(rate)));
-        Ok(Outlook { preview, excluded, credentials, duration })
+        Ok(Estimate { preview, excluded, credentials, duration })
     }
 
     /// Rejects a broadcast that would reach nobody, or that would start after all credentials have expired.
-    async fn check(&self, order: &Order) -> Result<(), Failure> {
-        let Ground { app, store, clock, .. } = &*self.ground;
+    async fn check(&self, order: &NewBroadcast) -> Result<(), Failure> {
+        let AppContext { app, store, clock, .. } = &*self.context;
         let nobody = match &order.audience {
             Audience::Everyone => {
-                let _turn = store.turn(Work::List, &app.id).await;
+                let _turn = store.turn(Scan::List, &app.id).await;
                 !store.has_users(&app.id).await?
             }
             Audience::List(list) => {
@@ -257,8 +257,8 @@ impl Office {
     }
 
     async fn add(&self, id: &BroadcastId, recipients: &[Recipient], exclude: &[OpenId]) -> Result<Added, Failure> {
-        let Ground { app, store, .. } = &*self.ground;
-        let _turn = store.turn(Work::Recipients, &app.id).await;
+        let AppContext { app, store, .. } = &*self.context;
+        let _turn = store.turn(Scan::Recipients, &app.id).await;
         let mut parts: BTreeMap<Bucket, (Vec<Recipient>, Vec<OpenId>)> = BTreeMap::new();
         for (bucket, recipients) in self.by_bucket(recipients.to_vec(), |recipient| recipient.openid.clone()) {
             parts.entry(bucket).or_default().0 = recipients;
@@ -282,18 +282,18 @@ impl Office {
     fn by_bucket<T>(&self, items: Vec<T>, openid: impl Fn(&T) -> OpenId) -> BTreeMap<Bucket, Vec<T>> {
         let mut parts: BTreeMap<Bucket, Vec<T>> = BTreeMap::new();
         for item in items {
-            parts.entry(self.ground.store.bucket_of(&openid(&item))).or_default().push(item);
+            parts.entry(self.context.store.bucket_of(&openid(&item))).or_default().push(item);
         }
         parts
     }
 
     /// Starts a held broadcast.
-    pub async fn start(&self, id: &BroadcastId) -> Result<Asked, Failure> {
+    pub async fn start(&self, id: &BroadcastId) -> Result<Transition, Failure> {
         let record = self.record(id).await?;
-        let Ground { app, store, .. } = &*self.ground;
+        let AppContext { app, store, .. } = &*self.context;
         let waits = record.state == State::Pending;
         if waits && record.scheduled {
-            return Ok(Asked { standing: self.get(id).await?, moved: false });
+            return Ok(Transition { view: self.get(id).await?, moved: false });
         }
         if waits && !record.everyone && !store.has_recipients(&app.id, id).await? {
             return Err(empty_audience());
@@ -302,14 +302,14 @@ impl Office {
     }
 
     /// Moves a broadcast to another state. If it is in that state already, nothing changes.
-    pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Asked, Failure> {
-        let Ground { app, store, clock, .. } = &*self.ground;
+    pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Transition, Failure> {
+        let AppContext { app, store, clock, .. } = &*self.context;
         match store.move_broadcast(&app.id, id, &to, clock.now_ms()).await? {
-            Moved::To(_) => Ok(Asked { standing: self.get(id).await?, moved: true }),
+            Moved::To(_) => Ok(Transition { view: self.get(id).await?, moved: true }),
             Moved::Wrong(state) => {
-                let standing = self.get(id).await?;
-                if is_there(&to, &standing.record) {
-                    return Ok(Asked { standing, moved: false });
+                let view = self.get(id).await?;
+                if is_there(&to, &view.record) {
+                    return Ok(Transition { view, moved: false });
                 }
                 Err(wrong_state(state, false))
             }
@@ -331,7 +331,7 @@ fn is_there(to: &Move, Record { state, pause, .. }: &Record) -> bool {
 }
 
 /// Digest that distinguishes different requests with the same request id.
-fn digest(order: &Order) -> [u8; 16] {
+fn digest(order: &NewBroadcast) -> [u8; 16] {
     let mut bytes = order.spec.encode();
     let mut add = |part: &[u8]| {
         bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());

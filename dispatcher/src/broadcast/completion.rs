@@ -4,10 +4,10 @@
 use store::broadcast::pages::Next;
 use store::broadcast::records::Pause;
 use store::broadcast::tallies::DELIVERED;
-use store::leases::{LeaseId, Verdict as Fate};
+use store::leases::{LeaseEnd, LeaseId};
 
-use crate::send::outcome::{End, SendError, Verdict};
-use crate::send::{Conclusion, Tally};
+use crate::send::outcome::{End, SendError, WechatAnswer};
+use crate::send::{AttemptResult, Progress};
 use crate::wechat::errcode::{Meaning, row_of};
 use crate::wechat::token::TokenError;
 
@@ -37,7 +37,7 @@ pub mod reason {
 
 /// What the end of a message means for its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sign {
+pub enum Signal {
     /// Nothing.
     None,
     /// Delivered.
@@ -45,7 +45,7 @@ pub enum Sign {
     /// Failed.
     Failed,
     /// Failed because of the message's content; see the errcode.
-    MessageRefused(Verdict),
+    MessageRefused(WechatAnswer),
     /// WeChat cannot be reached: wait.
     OutOfReach,
     /// Pause the broadcast.
@@ -54,73 +54,81 @@ pub enum Sign {
 
 /// What happens to a message, its credential and its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
+pub struct Disposition {
     /// How the credential's lease ends.
-    pub verdict: Fate,
+    pub verdict: LeaseEnd,
     /// What happens to the message.
     pub next: Next,
     /// What it means for the broadcast.
-    pub sign: Sign,
+    pub sign: Signal,
 }
 
 /// Maps a result. `rounds` is how often the message was put back before, `credentials` how many credentials may be
 /// tried for it, and `next_day_ms` when WeChat's next day begins.
-pub(crate) fn of(conclusion: Conclusion, tally: &Tally, rounds: u32, credentials: u32, next_day_ms: u64) -> Ending {
+pub(crate) fn of(
+    conclusion: AttemptResult,
+    tally: &Progress,
+    rounds: u32,
+    credentials: u32,
+    next_day_ms: u64,
+) -> Disposition {
     let last = &tally.last;
     let end = |reason: &str| Next::End(with_errcode(reason, last));
     match conclusion {
-        Conclusion::End(End::Delivered, verdict) => {
-            Ending { verdict, next: Next::End(DELIVERED.into()), sign: Sign::Delivered }
+        AttemptResult::End(End::Delivered, verdict) => {
+            Disposition { verdict, next: Next::End(DELIVERED.into()), sign: Signal::Delivered }
         }
         // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
-        Conclusion::End(End::Unknown, verdict) if tally.attempts == 0 => {
-            Ending { verdict, next: end("UNKNOWN"), sign: Sign::None }
+        AttemptResult::End(End::Unknown, verdict) if tally.attempts == 0 => {
+            Disposition { verdict, next: end("UNKNOWN"), sign: Signal::None }
         }
-        Conclusion::End(End::Unknown, verdict) => Ending { verdict, next: end("UNKNOWN"), sign: Sign::Failed },
-        Conclusion::End(End::Refused, verdict) => {
+        AttemptResult::End(End::Unknown, verdict) => {
+            Disposition { verdict, next: end("UNKNOWN"), sign: Signal::Failed }
+        }
+        AttemptResult::End(End::Refused, verdict) => {
             let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
                 // The user's choice, not a failure.
-                Some(Meaning::RefusedByUser) => ("USER_REFUSED", Sign::None),
-                Some(Meaning::UserWrong) => ("USER_REFUSED", Sign::Failed),
-                _ => ("MESSAGE_REFUSED", Sign::MessageRefused(last.clone())),
+                Some(Meaning::RefusedByUser) => ("USER_REFUSED", Signal::None),
+                Some(Meaning::UserWrong) => ("USER_REFUSED", Signal::Failed),
+                _ => ("MESSAGE_REFUSED", Signal::MessageRefused(last.clone())),
             };
-            Ending { verdict, next: end(reason), sign }
+            Disposition { verdict, next: end(reason), sign }
         }
-        Conclusion::NextCredential => {
+        AttemptResult::NextCredential => {
             let ending = with_errcode("CREDENTIALS_DEAD", last);
             let (next, sign) = if tally.credentials < credentials {
-                (Next::Credential(LeaseId::random(), ending), Sign::None)
+                (Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
-                (Next::End(ending), Sign::Failed)
+                (Next::End(ending), Signal::Failed)
             };
-            Ending { verdict: Fate::Discard, next, sign }
+            Disposition { verdict: LeaseEnd::Discard, next, sign }
         }
-        Conclusion::InDoubt => Ending { verdict: Fate::Hold, next: Next::Hold, sign: Sign::OutOfReach },
-        Conclusion::NotSpent(error) | Conclusion::SourceStopped(error) => {
+        AttemptResult::InDoubt => Disposition { verdict: LeaseEnd::Hold, next: Next::Hold, sign: Signal::OutOfReach },
+        AttemptResult::NotSpent(error) | AttemptResult::SourceStopped(error) => {
             let (next, sign) = match error {
-                SendError::Stopped { verdict, .. } => (Next::Again, Sign::Stop(stopped(&verdict, next_day_ms))),
+                SendError::Stopped { verdict, .. } => (Next::Again, Signal::Stop(stopped(&verdict, next_day_ms))),
                 SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                    (Next::Again, Sign::Stop(token_refused(errcode, rid)))
+                    (Next::Again, Signal::Stop(token_refused(errcode, rid)))
                 }
                 // A message is not put back forever.
                 SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
-                    (end("WECHAT_BUSY"), Sign::Failed)
+                    (end("WECHAT_BUSY"), Signal::Failed)
                 }
-                _ => (Next::Again, Sign::OutOfReach),
+                _ => (Next::Again, Signal::OutOfReach),
             };
-            Ending { verdict: Fate::Return, next, sign }
+            Disposition { verdict: LeaseEnd::Return, next, sign }
         }
     }
 }
 
 /// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
 /// the app sends too fast, or its token is invalid.
-pub fn wears_out(verdict: &Verdict) -> bool {
+pub fn wears_out(verdict: &WechatAnswer) -> bool {
     verdict.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
 }
 
 /// The pause for a code that stops the app.
-pub fn stopped(verdict: &Verdict, next_day_ms: u64) -> Pause {
+pub fn stopped(verdict: &WechatAnswer, next_day_ms: u64) -> Pause {
     let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
     let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
     let (reason, resume_ms) = (reason.to_owned(), quota.then_some(next_day_ms));
@@ -134,17 +142,17 @@ pub fn token_refused(errcode: i32, rid: String) -> Pause {
 
 /// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
 /// before, it may have been delivered.
-pub fn unsent(in_doubt: bool) -> (Fate, Next) {
-    if in_doubt { (Fate::Hold, Next::Hold) } else { (Fate::Return, Next::Again) }
+pub fn unsent(in_doubt: bool) -> (LeaseEnd, Next) {
+    if in_doubt { (LeaseEnd::Hold, Next::Hold) } else { (LeaseEnd::Return, Next::Again) }
 }
 
 /// What happens to a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so
 /// the credential counts as spent. If its form id were used for another message, that message could end as unknown too.
-pub fn abandoned() -> (Fate, Next) {
-    (Fate::Unknown, Next::End("UNKNOWN".into()))
+pub fn abandoned() -> (LeaseEnd, Next) {
+    (LeaseEnd::Unknown, Next::End("UNKNOWN".into()))
 }
 
-fn with_errcode(reason: &str, verdict: &Verdict) -> String {
+fn with_errcode(reason: &str, verdict: &WechatAnswer) -> String {
     match verdict.errcode {
         Some(errcode) => format!("{reason} {errcode}"),
         None => reason.to_owned(),
@@ -157,20 +165,20 @@ mod tests {
 
     use super::*;
 
-    fn after(errcode: i32, credentials: u32) -> Tally {
-        let last = Verdict { errcode: Some(errcode), ..Verdict::default() };
-        Tally { last, credentials, ..Tally::new(Instant::now()) }
+    fn after(errcode: i32, credentials: u32) -> Progress {
+        let last = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
+        Progress { last, credentials, ..Progress::new(Instant::now()) }
     }
 
-    fn ended(conclusion: Conclusion, errcode: i32) -> Ending {
+    fn ended(conclusion: AttemptResult, errcode: i32) -> Disposition {
         of(conclusion, &after(errcode, 1), 0, 5, 99)
     }
 
     #[test]
     fn refusals_are_classified_by_user_and_message() {
         let refused = |errcode| {
-            let ending = ended(Conclusion::End(End::Refused, Fate::Return), errcode);
-            (ending.next, matches!(ending.sign, Sign::None), matches!(ending.sign, Sign::MessageRefused(_)))
+            let ending = ended(AttemptResult::End(End::Refused, LeaseEnd::Return), errcode);
+            (ending.next, matches!(ending.sign, Signal::None), matches!(ending.sign, Signal::MessageRefused(_)))
         };
         assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
         assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
@@ -180,18 +188,18 @@ mod tests {
 
     #[test]
     fn rejected_credentials_are_replaced_up_to_a_limit() {
-        assert!(matches!(ended(Conclusion::NextCredential, 41028).next, Next::Credential(..)));
-        let last = of(Conclusion::NextCredential, &after(41028, 5), 0, 5, 99);
-        assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Sign::Failed));
+        assert!(matches!(ended(AttemptResult::NextCredential, 41028).next, Next::Credential(..)));
+        let last = of(AttemptResult::NextCredential, &after(41028, 5), 0, 5, 99);
+        assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Signal::Failed));
     }
 
     #[test]
     fn quota_pause_resumes_by_itself_and_a_ban_does_not() {
         let stop = |errcode| {
-            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
+            let verdict = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
             let error = SendError::Stopped { verdict, lasts: Duration::ZERO };
-            let Ending { verdict: Fate::Return, next: Next::Again, sign: Sign::Stop(pause) } =
-                ended(Conclusion::NotSpent(error), errcode)
+            let Disposition { verdict: LeaseEnd::Return, next: Next::Again, sign: Signal::Stop(pause) } =
+                ended(AttemptResult::NotSpent(error), errcode)
             else {
                 panic!("the broadcast is not stopped")
             };
@@ -203,13 +211,13 @@ mod tests {
 
     #[test]
     fn unsent_message_is_put_back_and_fails_only_if_wechat_stays_busy() {
-        for error in [SendError::Unreachable, SendError::Busy(Verdict::default())] {
-            let ending = of(Conclusion::NotSpent(error), &after(0, 1), 100, 5, 99);
-            assert_eq!((ending.verdict, ending.next, ending.sign), (Fate::Return, Next::Again, Sign::OutOfReach));
+        for error in [SendError::Unreachable, SendError::Busy(WechatAnswer::default())] {
+            let ending = of(AttemptResult::NotSpent(error), &after(0, 1), 100, 5, 99);
+            assert_eq!((ending.verdict, ending.next, ending.sign), (LeaseEnd::Return, Next::Again, Signal::OutOfReach));
         }
         let busy = |errcode, rounds| {
-            let verdict = Verdict { errcode: Some(errcode), ..Verdict::default() };
-            of(Conclusion::NotSpent(SendError::Busy(verdict)), &after(errcode, 1), rounds, 5, 99).next
+            let verdict = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
+            of(AttemptResult::NotSpent(SendError::Busy(verdict)), &after(errcode, 1), rounds, 5, 99).next
         };
         assert_eq!(busy(-1, 0), Next::Again);
         assert_eq!(busy(-1, BUSY_ROUNDS), Next::End("WECHAT_BUSY -1".into()));
@@ -220,17 +228,17 @@ mod tests {
 
     #[test]
     fn unknown_outcome_keeps_the_credential_with_the_message() {
-        let ending = ended(Conclusion::InDoubt, 0);
-        assert_eq!((ending.verdict, ending.next), (Fate::Hold, Next::Hold));
-        assert_eq!(unsent(true), (Fate::Hold, Next::Hold));
-        assert_eq!(unsent(false), (Fate::Return, Next::Again));
-        assert_eq!(abandoned(), (Fate::Unknown, Next::End("UNKNOWN".into())));
+        let ending = ended(AttemptResult::InDoubt, 0);
+        assert_eq!((ending.verdict, ending.next), (LeaseEnd::Hold, Next::Hold));
+        assert_eq!(unsent(true), (LeaseEnd::Hold, Next::Hold));
+        assert_eq!(unsent(false), (LeaseEnd::Return, Next::Again));
+        assert_eq!(abandoned(), (LeaseEnd::Unknown, Next::End("UNKNOWN".into())));
     }
 
     #[test]
     fn unknown_outcome_of_a_dead_replica_is_not_a_failure() {
-        let unknown = || Conclusion::End(End::Unknown, Fate::Unknown);
-        let sign = |attempts| of(unknown(), &Tally { attempts, ..after(0, 1) }, 0, 5, 99).sign;
-        assert_eq!((sign(0), sign(1)), (Sign::None, Sign::Failed));
+        let unknown = || AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
+        let sign = |attempts| of(unknown(), &Progress { attempts, ..after(0, 1) }, 0, 5, 99).sign;
+        assert_eq!((sign(0), sign(1)), (Signal::None, Signal::Failed));
     }
 }

@@ -16,7 +16,7 @@ const CLOSED: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 /// The limit, and the number of messages in flight.
 #[derive(Debug)]
-pub struct Flow {
+pub struct AdaptiveLimit {
     most: f64,
     state: Mutex<State>,
     changed: Notify,
@@ -35,11 +35,11 @@ struct State {
 
 /// The slot of a message in flight, released on drop.
 #[derive(Debug)]
-pub struct Place {
-    flow: Arc<Flow>,
+pub struct Slot {
+    flow: Arc<AdaptiveLimit>,
 }
 
-impl Flow {
+impl AdaptiveLimit {
     /// Starts with one message, and never permits more than `most`.
     pub fn new(most: usize) -> Self {
         let state =
@@ -48,8 +48,8 @@ impl Flow {
     }
 
     /// Takes a slot. Without a free slot, returns how long the limit is closed, or `None` if it is open: then wait for
-    /// [`Flow::changed`].
-    pub fn enter(self: &Arc<Self>) -> Result<Place, Option<Duration>> {
+    /// [`AdaptiveLimit::changed`].
+    pub fn enter(self: &Arc<Self>) -> Result<Slot, Option<Duration>> {
         let mut state = self.state();
         if let Some(until) = state.closed_until {
             let left = until.saturating_duration_since(Instant::now());
@@ -62,7 +62,7 @@ impl Flow {
             return Err(None);
         }
         state.in_flight += 1;
-        Ok(Place { flow: Arc::clone(self) })
+        Ok(Slot { flow: Arc::clone(self) })
     }
 
     /// Completes when a slot may be free. One waiter is woken per slot.
@@ -122,7 +122,7 @@ impl Flow {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.flow.state().in_flight -= 1;
         self.flow.changed.notify_one();
@@ -133,13 +133,13 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn places(flow: &Arc<Flow>) -> Vec<Place> {
+    fn places(flow: &Arc<AdaptiveLimit>) -> Vec<Slot> {
         std::iter::from_fn(|| flow.enter().ok()).collect()
     }
 
     #[test]
     fn limit_starts_at_one_and_grows_with_deliveries_to_the_maximum() {
-        let flow = Arc::new(Flow::new(4));
+        let flow = Arc::new(AdaptiveLimit::new(4));
         for expected in [1, 2, 3, 4, 4] {
             assert_eq!(places(&flow).len(), expected);
             flow.delivered();
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn congestion_halves_the_limit_once_and_it_grows_back_slowly() {
-        let flow = Arc::new(Flow::new(64));
+        let flow = Arc::new(AdaptiveLimit::new(64));
         (0..63).for_each(|_| flow.delivered());
         assert_eq!(flow.cap(), 64);
         flow.congested();
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn limit_is_closed_longer_each_time_wechat_cannot_be_reached() {
-        let flow = Arc::new(Flow::new(64));
+        let flow = Arc::new(AdaptiveLimit::new(64));
         flow.close();
         let Err(Some(first)) = flow.enter() else { panic!("the limit is open") };
         assert!(first <= CLOSED.0);
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn dropped_slot_is_free_again() {
-        let flow = Arc::new(Flow::new(1));
+        let flow = Arc::new(AdaptiveLimit::new(1));
         let place = flow.enter().unwrap();
         assert!(matches!(flow.enter(), Err(None)));
         drop(place);

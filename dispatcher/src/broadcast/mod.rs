@@ -28,8 +28,8 @@ use std::sync::Arc;
 
 use store::Store;
 use store::broadcast::audience::Choice;
+use store::eligibility::Kinds;
 use store::leases::LeaseTerms;
-use store::wanted::Kinds;
 
 use self::spec::Spec;
 use crate::app::App;
@@ -52,7 +52,7 @@ pub struct BroadcastLimits {
 }
 
 /// What all broadcasts of one app share.
-pub struct Ground {
+pub struct AppContext {
     /// The app.
     pub app: Arc<App>,
     /// Redis.
@@ -75,7 +75,7 @@ pub struct Ground {
     pub metrics: BroadcastMetrics,
 }
 
-impl Ground {
+impl AppContext {
     /// How users are selected for a broadcast.
     pub fn choice(&self, spec: &Spec) -> Choice {
         let kinds = match spec.message.delivery {

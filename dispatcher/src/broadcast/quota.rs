@@ -6,7 +6,7 @@ use std::time::Duration;
 use store::broadcast::permits::Budget;
 use tracing::{debug, info};
 
-use super::Ground;
+use super::AppContext;
 use crate::wechat::message::Delivery;
 
 /// Interval at which WeChat is asked, over all replicas, while there are broadcasts.
@@ -20,38 +20,38 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks WeChat how much of the daily quota is used, unless a replica did so recently. If WeChat does not answer,
 /// counting continues from the known numbers.
-pub async fn ask(ground: &Arc<Ground>, delivery: Delivery) {
+pub async fn ask(context: &Arc<AppContext>, delivery: Delivery) {
     // In a task of its own: a late answer is useful too, and WeChat is not asked again soon.
     let asking = tokio::spawn({
-        let ground = Arc::clone(ground);
-        async move { try_to_ask(&ground, delivery).await }
+        let context = Arc::clone(context);
+        async move { try_to_ask(&context, delivery).await }
     });
     if tokio::time::timeout(PATIENCE, asking).await.is_err() {
-        debug!(app = %ground.app.id, "WeChat has not answered with the quota yet");
+        debug!(app = %context.app.id, "WeChat has not answered with the quota yet");
     }
 }
 
 /// Asks WeChat again if the daily quota seems used up and the number is not exact because messages were in flight when
 /// WeChat reported it. Returns false if there is no new number.
-pub async fn recount(ground: &Ground, delivery: Delivery) -> bool {
-    let turn = ground.store.may_recount_quota(&ground.app.id, delivery.api(), RECOUNT).await;
+pub async fn recount(context: &AppContext, delivery: Delivery) -> bool {
+    let turn = context.store.may_recount_quota(&context.app.id, delivery.api(), RECOUNT).await;
     if turn.unwrap_or(false) {
-        return tokio::time::timeout(PATIENCE, update(ground, delivery)).await.unwrap_or(false);
+        return tokio::time::timeout(PATIENCE, update(context, delivery)).await.unwrap_or(false);
     }
     // Another replica asks.
     tokio::time::sleep(RECOUNT / 10).await;
     true
 }
 
-async fn try_to_ask(ground: &Ground, delivery: Delivery) {
-    if ground.store.may_ask_quota(&ground.app.id, delivery.api(), ASK).await.unwrap_or(false) {
-        update(ground, delivery).await;
+async fn try_to_ask(context: &AppContext, delivery: Delivery) {
+    if context.store.may_ask_quota(&context.app.id, delivery.api(), ASK).await.unwrap_or(false) {
+        update(context, delivery).await;
     }
 }
 
 /// Stores WeChat's current numbers for all replicas. Returns false if there are none.
-async fn update(ground: &Ground, delivery: Delivery) -> bool {
-    let Ground { app, store, client, tokens, clock, metrics, .. } = ground;
+async fn update(context: &AppContext, delivery: Delivery) -> bool {
+    let AppContext { app, store, client, tokens, clock, metrics, .. } = context;
     let budget = Budget { api: delivery.api(), day: clock.day() };
     let Ok(token) = tokens.get().await else { return false };
     let Ok(ended) = store.ended_messages(&app.id, budget).await else { return false };

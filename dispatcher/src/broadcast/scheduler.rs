@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::Ground;
-use super::active::Running;
+use super::AppContext;
+use super::active::ActiveBroadcast;
 use super::quota;
 use super::worker;
 use crate::wechat::message::Delivery;
@@ -30,8 +30,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const QUOTA_LOOK: Duration = Duration::from_secs(60);
 
 /// The scheduler of one app on one replica.
-struct Crew {
-    ground: Arc<Ground>,
+struct Scheduler {
+    context: Arc<AppContext>,
     /// Name of this replica as a consumer of the task stream.
     name: Arc<str>,
     drain: CancellationToken,
@@ -43,50 +43,50 @@ struct Crew {
 }
 
 struct OnReplica {
-    running: Arc<Running>,
+    running: Arc<ActiveBroadcast>,
     /// Number of buckets in progress.
     buckets: usize,
 }
 
 /// Runs until `drain`. Then waits until the messages in flight are settled and the tasks are handed over.
-pub async fn work(ground: Arc<Ground>, drain: CancellationToken) {
+pub async fn work(context: Arc<AppContext>, drain: CancellationToken) {
     let name = format!("{:016x}", rand::random::<u64>()).into();
-    let mut looking = ground.metrics.work.operation();
+    let mut looking = context.metrics.work.operation();
     let (at_work, running, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
-    let mut crew = Crew { ground, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
-    while !crew.drain.is_cancelled() {
-        looking.note(&crew.look_for_work().await);
+    let mut scheduler = Scheduler { context, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
+    while !scheduler.drain.is_cancelled() {
+        looking.note(&scheduler.look_for_work().await);
         tokio::select! {
-            () = crew.drain.cancelled() => {}
-            Some(ended) = crew.at_work.join_next(), if !crew.at_work.is_empty() => crew.note_end(ended),
+            () = scheduler.drain.cancelled() => {}
+            Some(ended) = scheduler.at_work.join_next(), if !scheduler.at_work.is_empty() => scheduler.note_end(ended),
             () = tokio::time::sleep(LOOK) => {}
         }
     }
-    while let Some(ended) = crew.at_work.join_next().await {
-        crew.note_end(ended);
+    while let Some(ended) = scheduler.at_work.join_next().await {
+        scheduler.note_end(ended);
     }
 }
 
-impl Crew {
+impl Scheduler {
     async fn look_for_work(&mut self) -> Result<(), store::Error> {
-        let ground = Arc::clone(&self.ground);
-        let (app, now_ms) = (&ground.app.id, ground.clock.now_ms());
-        let due = ground.store.due_broadcasts(app, now_ms).await?;
+        let context = Arc::clone(&self.context);
+        let (app, now_ms) = (&context.app.id, context.clock.now_ms());
+        let due = context.store.due_broadcasts(app, now_ms).await?;
         for id in &due {
             let begun = self.begin(id, now_ms).await;
             self.note(id, begun)?;
         }
-        let wanted = ground.store.running_broadcasts(app).await?;
+        let wanted = context.store.running_broadcasts(app).await?;
         self.unusable.retain(|id, _| due.contains(id) || wanted.contains(id));
-        ground.metrics.show_running(wanted.len());
+        context.metrics.show_running(wanted.len());
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
             self.quota_asked = Instant::now();
             let sent =
                 |delivery| self.running.values().any(|on_replica| on_replica.running.spec.message.delivery == delivery);
             for delivery in Delivery::ALL.into_iter().filter(|delivery| sent(*delivery)) {
                 // In a task of its own, so that the scheduler does not wait for WeChat.
-                let ground = Arc::clone(&ground);
-                tokio::spawn(async move { quota::ask(&ground, delivery).await });
+                let context = Arc::clone(&context);
+                tokio::spawn(async move { quota::ask(&context, delivery).await });
             }
         }
         self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
@@ -104,8 +104,8 @@ impl Crew {
             Ok(()) => _ = self.unusable.remove(id).map(|mut broadcast| broadcast.succeeded()),
             Err(error) if !error.is_lasting() => return Err(error),
             Err(error) => {
-                let broadcast = self.unusable.entry(id.clone()).or_insert_with(|| self.ground.metrics.unusable());
-                broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.ground.app.id));
+                let broadcast = self.unusable.entry(id.clone()).or_insert_with(|| self.context.metrics.unusable());
+                broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.context.app.id));
             }
         }
         Ok(())
@@ -113,22 +113,22 @@ impl Crew {
 
     /// Takes as many tasks of a broadcast as there is capacity for.
     async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
-        let ground = Arc::clone(&self.ground);
-        let app = &ground.app.id;
+        let context = Arc::clone(&self.context);
+        let app = &context.app.id;
         let on_replica = self.running.get(id);
         let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
-        let free = ground.limits.tasks.saturating_sub(busy);
+        let free = context.limits.tasks.saturating_sub(busy);
         // Buckets that wait for permits do not count: a replica that died may have left the permits in other buckets.
         let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
-        let most = if waits { (2 * ground.limits.tasks).saturating_sub(busy) } else { free };
+        let most = if waits { (2 * context.limits.tasks).saturating_sub(busy) } else { free };
         if most == 0 {
             return Ok(());
         }
         // A worker marks its task as alive three times per lease, so an older task is taken over.
-        let tasks = ground.store.take_tasks(app, id, &self.name, ground.terms.duration, free, most).await?;
-        if tasks.is_empty() && !self.running.contains_key(id) && ground.store.broadcast(app, id).await?.is_none() {
+        let tasks = context.store.take_tasks(app, id, &self.name, context.terms.duration, free, most).await?;
+        if tasks.is_empty() && !self.running.contains_key(id) && context.store.broadcast(app, id).await?.is_none() {
             // The broadcast no longer exists. Requesting any transition removes it from the list.
-            ground.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
+            context.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
         }
         for task in tasks {
             self.start(task).await?;
@@ -138,7 +138,7 @@ impl Crew {
 
     /// Starts or resumes a broadcast that is due.
     async fn begin(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
-        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let (store, app) = (&self.context.store, &self.context.app.id);
         let Some(record) = store.broadcast(app, id).await? else {
             // Requesting any transition removes it from the list.
             return store.move_broadcast(app, id, &Move::Cancel, now_ms).await.map(drop);
@@ -155,7 +155,7 @@ impl Crew {
     async fn start(&mut self, task: Task) -> Result<(), store::Error> {
         let id = task.broadcast.clone();
         let Some(running) = self.load(&id).await? else {
-            return self.ground.store.leave_task(&self.ground.app.id, &task, Left::Stopped).await.map(drop);
+            return self.context.store.leave_task(&self.context.app.id, &task, Left::Stopped).await.map(drop);
         };
         if let Some(on_replica) = self.running.get_mut(&id) {
             on_replica.buckets += 1;
@@ -173,7 +173,7 @@ impl Crew {
     }
 
     /// Returns the broadcast as it runs here; `None` if there is nothing to do for it.
-    async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<Running>>, store::Error> {
+    async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<ActiveBroadcast>>, store::Error> {
         if let Some(on_replica) = self.running.get(id) {
             let running = Arc::clone(&on_replica.running);
             // Tasks exist only while a broadcast runs. If it is known here as paused, it was resumed.
@@ -182,14 +182,14 @@ impl Crew {
             }
             return Ok(Some(running));
         }
-        let (store, app) = (&self.ground.store, &self.ground.app.id);
+        let (store, app) = (&self.context.store, &self.context.app.id);
         let Some(record) = store.broadcast(app, id).await? else { return Ok(None) };
         if !matches!(record.state, State::Running | State::Cancelled) {
             return Ok(None);
         }
-        let running = Running::new(Arc::clone(&self.ground), &record)?;
+        let running = ActiveBroadcast::new(Arc::clone(&self.context), &record)?;
         if record.state == State::Running {
-            quota::ask(&self.ground, running.spec.message.delivery).await;
+            quota::ask(&self.context, running.spec.message.delivery).await;
         }
         self.running.insert(id.clone(), OnReplica { running: Arc::clone(&running), buckets: 0 });
         Ok(Some(running))

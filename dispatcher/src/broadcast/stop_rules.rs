@@ -16,13 +16,13 @@ const ENOUGH: usize = 100;
 
 /// Results of the last messages of a broadcast on this replica.
 #[derive(Debug)]
-pub struct Window {
+pub struct FailureWindow {
     most: f64,
     last: VecDeque<bool>,
     failed: usize,
 }
 
-impl Window {
+impl FailureWindow {
     /// `most` is the ratio that may fail.
     pub fn new(most: f64) -> Self {
         Self { most, last: VecDeque::new(), failed: 0 }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn only_more_failures_than_the_ratio_stop_a_broadcast() {
-        let mut window = Window::new(0.5);
+        let mut window = FailureWindow::new(0.5);
         for _ in 0..ENOUGH / 2 {
             assert!(!window.note(true));
             assert!(!window.note(false));
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn few_messages_do_not_count_and_old_ones_are_dropped() {
-        let mut window = Window::new(0.5);
+        let mut window = FailureWindow::new(0.5);
         assert!((0..ENOUGH - 1).all(|_| !window.note(true)));
         window.clear();
         assert!((0..10 * WINDOW).all(|_| !window.note(false)));

@@ -16,15 +16,15 @@ use store::broadcast::pages::{Next, PAGE, Ready, Settlement};
 use store::broadcast::permits::Permits;
 use store::broadcast::records::State;
 use store::broadcast::tasks::{Left, Task};
-use store::leases::{Lease, LeaseId, Verdict};
+use store::leases::{Lease, LeaseEnd, LeaseId};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, warn};
 
-use super::active::Running;
-use super::completion::{self, Sign};
-use super::limiter::Place;
+use super::active::ActiveBroadcast;
+use super::completion::{self, Signal};
+use super::limiter::Slot;
 use super::worker_io::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
-use crate::send::{Order, Tally};
+use crate::send::{Progress, SendRequest};
 use crate::spans;
 
 /// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
@@ -52,17 +52,17 @@ enum Stop {
 
 struct Message {
     ready: Ready,
-    tally: Tally,
+    tally: Progress,
     traced: bool,
 }
 
 struct Sent {
     message: Message,
-    ending: completion::Ending,
+    ending: completion::Disposition,
 }
 
-struct Bucket {
-    running: Arc<Running>,
+struct BucketWorker {
+    running: Arc<ActiveBroadcast>,
     task: Task,
     stage: Stage,
     finished: bool,
@@ -86,10 +86,10 @@ struct Bucket {
 }
 
 /// Processes a bucket until it is finished, the broadcast stops, or `drain`.
-pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
-    let mut bucket = Bucket::new(Arc::clone(&running), task.clone());
+pub async fn work(running: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
+    let mut bucket = BucketWorker::new(Arc::clone(&running), task.clone());
     let stop = bucket.run(&consumer, &drain).await;
-    let (store, app) = (&running.ground.store, &running.ground.app.id);
+    let (store, app) = (&running.context.store, &running.context.app.id);
     let left = match stop {
         // Unusable: the task is taken over once it has been idle for one lease, here or elsewhere, until the data is
         // repaired.
@@ -115,8 +115,8 @@ pub async fn work(running: Arc<Running>, task: Task, consumer: Arc<str>, drain: 
     }
 }
 
-impl Bucket {
-    fn new(running: Arc<Running>, task: Task) -> Self {
+impl BucketWorker {
+    fn new(running: Arc<ActiveBroadcast>, task: Task) -> Self {
         let stage = if running.everyone { Stage::Snapshot } else { Stage::Pages };
         Self {
             running,
@@ -140,9 +140,9 @@ impl Bucket {
     async fn run(&mut self, consumer: &str, drain: &CancellationToken) -> Stop {
         let running = Arc::clone(&self.running);
         let mut state = running.state();
-        let mut beat = tokio::time::interval(running.ground.terms.duration / 3);
+        let mut beat = tokio::time::interval(running.context.terms.duration / 3);
         let mut fetching: Fuse<Work<(Fetched, Permits)>> = Fuse::terminated();
-        let mut settling: Fuse<Work<Settled>> = Fuse::terminated();
+        let mut settling: Fuse<Work<SettleBatch>> = Fuse::terminated();
         let mut taken_away = false;
         loop {
             let now = *state.borrow_and_update();
@@ -196,10 +196,10 @@ impl Bucket {
                 _ = state.changed() => {}
                 () = drain.cancelled(), if stop.is_none() => {}
                 _ = beat.tick() => {
-                    let kept = running.ground.store.keep_task(&running.ground.app.id, consumer, &self.task).await;
+                    let kept = running.context.store.keep_task(&running.context.app.id, consumer, &self.task).await;
                     match kept {
                         Ok(kept) => taken_away |= !kept,
-                        Err(error) => running.ground.metrics.work.failed(&error),
+                        Err(error) => running.context.metrics.work.failed(&error),
                     }
                 }
             }
@@ -210,7 +210,7 @@ impl Bucket {
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
             // An old lease could expire during the call.
-            if message.tally.leased_at.elapsed() > self.running.ground.terms.duration / 3 {
+            if message.tally.leased_at.elapsed() > self.running.context.terms.duration / 3 {
                 self.unsent(message);
                 continue;
             }
@@ -291,7 +291,7 @@ impl Bucket {
     fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant, traced: bool) {
         for (place, ready) in ready.into_iter().enumerate() {
             self.mine.insert(ready.openid.clone());
-            self.ready.push_back(Message { ready, tally: Tally::new(leased_at), traced: traced && place == 0 });
+            self.ready.push_back(Message { ready, tally: Progress::new(leased_at), traced: traced && place == 0 });
         }
     }
 
@@ -305,11 +305,11 @@ impl Bucket {
         if ending.next == Next::Again && completion::wears_out(&message.tally.last) {
             *self.busy.entry(message.ready.openid.clone()).or_default() += 1;
         }
-        self.running.heed(ending.sign, message.tally.congested).await;
+        self.running.on_signal(ending.sign, message.tally.congested).await;
         self.end(message, ending.verdict, ending.next);
     }
 
-    fn end(&mut self, message: Message, verdict: Verdict, next: Next) {
+    fn end(&mut self, message: Message, verdict: LeaseEnd, next: Next) {
         if self.ended.is_empty() {
             self.ended_since = Instant::now();
         }
@@ -325,7 +325,7 @@ impl Bucket {
                 || self.ended_since.elapsed() >= SETTLE_WAIT)
     }
 
-    fn settle(&mut self) -> Work<Settled> {
+    fn settle(&mut self) -> Work<SettleBatch> {
         let batch: Vec<_> = self.ended.drain(..self.ended.len().min(PAGE)).collect();
         self.ended_since = Instant::now();
         let (running, task) = (Arc::clone(&self.running), self.task.clone());
@@ -334,11 +334,11 @@ impl Bucket {
             let asked = Instant::now();
             let _span = running.trace.settle(settlements.len());
             let next = settle_patiently(&running, &task, &settlements).await.ok();
-            Settled { messages, settlements, next, asked }
+            SettleBatch { messages, settlements, next, asked }
         })
     }
 
-    async fn settled(&mut self, settled: Settled) {
+    async fn settled(&mut self, settled: SettleBatch) {
         let Some(next) = settled.next else {
             self.unusable = true;
             return;
@@ -355,7 +355,7 @@ impl Bucket {
                     continue;
                 }
                 // It was the message's last credential.
-                (Next::Credential(..), None) => self.running.heed(Sign::Failed, false).await,
+                (Next::Credential(..), None) => self.running.on_signal(Signal::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
                 (Next::Hold, _) => self.more_in_flight = false,
                 _ => {}
@@ -366,7 +366,7 @@ impl Bucket {
 }
 
 /// A settled batch, and the next credentials of the messages that got one.
-struct Settled {
+struct SettleBatch {
     messages: Vec<Message>,
     settlements: Vec<Settlement>,
     /// `None` if the batch could not be settled and retrying does not help.
@@ -374,7 +374,7 @@ struct Settled {
     asked: Instant,
 }
 
-async fn send(running: Arc<Running>, message: Message, rounds: u32, place: Place) -> Sent {
+async fn send(running: Arc<ActiveBroadcast>, message: Message, rounds: u32, place: Slot) -> Sent {
     if !message.traced {
         return attempt(running, message, rounds, place).await;
     }
@@ -384,20 +384,20 @@ async fn send(running: Arc<Running>, message: Message, rounds: u32, place: Place
     sent
 }
 
-async fn attempt(running: Arc<Running>, mut message: Message, rounds: u32, place: Place) -> Sent {
-    let ground = &running.ground;
+async fn attempt(running: Arc<ActiveBroadcast>, mut message: Message, rounds: u32, place: Slot) -> Sent {
+    let context = &running.context;
     let conclusion = match running.spec.message_for(&message.ready.data) {
         Ok(text) => {
             let (openid, retry_unknown) = (message.ready.openid.clone(), running.spec.retry_unknown);
-            let order = Order { openid, message: text, request: None, retry_unknown };
-            ground.sender.try_credential(&order, &message.ready.lease, &mut message.tally).await
+            let order = SendRequest { openid, message: text, request: None, retry_unknown };
+            context.sender.try_credential(&order, &message.ready.lease, &mut message.tally).await
         }
         Err(error) => {
             warn!(broadcast = %running.id, %error, "the data of a recipient cannot be read");
-            crate::send::Conclusion::NotSpent(error.into())
+            crate::send::AttemptResult::NotSpent(error.into())
         }
     };
     drop(place);
-    let ending = completion::of(conclusion, &message.tally, rounds, ground.credentials, ground.clock.next_day_ms());
+    let ending = completion::of(conclusion, &message.tally, rounds, context.credentials, context.clock.next_day_ms());
     Sent { message, ending }
 }

@@ -12,7 +12,7 @@ use store::broadcast::tasks::Task;
 use store::leases::{Lease, LeaseId};
 use tracing::debug;
 
-use super::active::Running;
+use super::active::ActiveBroadcast;
 use super::completion;
 
 /// Pause before Redis is called again.
@@ -63,7 +63,7 @@ pub(super) enum Fetched {
 
 /// Fetches for a bucket; also returns its permits afterwards. `mine` are the users whom this worker already processes.
 pub(super) async fn fetch(
-    running: Arc<Running>,
+    running: Arc<ActiveBroadcast>,
     task: Task,
     stage: Stage,
     size: usize,
@@ -80,7 +80,7 @@ pub(super) async fn fetch(
 
 /// Finds the leases that a page made although its reply was lost.
 pub(super) async fn fetch_lost(
-    running: Arc<Running>,
+    running: Arc<ActiveBroadcast>,
     task: Task,
     owner: LeaseId,
     mine: HashSet<OpenId>,
@@ -89,27 +89,27 @@ pub(super) async fn fetch_lost(
     (or_nothing(&running, recover(&running, &task, owner, &mine).await).await, permits)
 }
 
-async fn snapshot(running: &Running, task: &Task) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+async fn snapshot(running: &ActiveBroadcast, task: &Task) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
     while !store.snapshot(app, &task.broadcast, task.bucket, &running.choice, terms).await? {}
     Ok(Fetched::Snapshot)
 }
 
-async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
+async fn page(running: &ActiveBroadcast, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
     let permitted = match running.permit(task.bucket, permits, size).await {
         Ok(0) => return Fetched::Nothing,
         Ok(permitted) => permitted,
         Err(error) => return or_nothing(running, Err(error)).await,
     };
     let (granted, choice) = (permits.granted, &running.choice);
-    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
     let (owner, asked, span) = (LeaseId::random(), Instant::now(), running.trace.page());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
         Ok(page) => {
             *permits = page.permits;
             let traced = running.trace.page_taken(span, page.ready.len());
-            running.ground.metrics.work.succeeded();
-            running.ground.metrics.ended(&page.endings);
+            running.context.metrics.work.succeeded();
+            running.context.metrics.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
@@ -118,7 +118,7 @@ async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits
         Err(error) if error.is_lasting() => or_nothing(running, Err(error)).await,
         Err(error) => {
             running.trace.page_lost(span, &error);
-            running.ground.metrics.work.failed(&error);
+            running.context.metrics.work.failed(&error);
             Fetched::Lost(owner)
         }
     }
@@ -126,18 +126,18 @@ async fn page(running: &Running, task: &Task, size: usize, permits: &mut Permits
 
 /// Nothing has been sent with the leases of such a page.
 async fn recover(
-    running: &Running,
+    running: &ActiveBroadcast,
     task: &Task,
     owner: LeaseId,
     mine: &HashSet<OpenId>,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
     openids.retain(|openid| !mine.contains(openid));
     let (asked, mut ready) = (Instant::now(), Vec::new());
     for some in openids.chunks(PAGE) {
         let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.ground.metrics.ended(&found.endings);
+        running.context.metrics.ended(&found.endings);
         ready.extend(found.ready);
     }
     Ok(Fetched::Recovered { ready, asked })
@@ -145,12 +145,12 @@ async fn recover(
 
 /// Takes over messages that no worker owns, except those of `mine`. Waits a moment if there are none yet.
 async fn flight(
-    running: &Running,
+    running: &ActiveBroadcast,
     task: &Task,
     mine: &HashSet<OpenId>,
     permits: &mut Permits,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
     if permits.usable() > 0 {
         // The audience of this bucket is finished: other buckets may need its permits.
         *permits = running.give_back(task.bucket, *permits).await?;
@@ -160,7 +160,7 @@ async fn flight(
     let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
     for some in openids.chunks(PAGE) {
         let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.ground.metrics.ended(&page.endings);
+        running.context.metrics.ended(&page.endings);
         found.wait = found.wait.into_iter().chain(page.wait).min();
         found.ready.extend(page.ready);
         if found.ready.len() >= PAGE / 2 {
@@ -185,8 +185,8 @@ async fn flight(
 }
 
 /// Ends what is left of a cancelled broadcast in a bucket.
-pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::Error> {
-    let (store, app) = (&running.ground.store, &running.ground.app.id);
+pub(super) async fn close(running: &ActiveBroadcast, task: &Task) -> Result<(), store::Error> {
+    let (store, app) = (&running.context.store, &running.context.app.id);
     loop {
         if store.close_part(app, &task.broadcast, task.bucket, true).await? {
             return Ok(());
@@ -213,18 +213,18 @@ pub(super) async fn close(running: &Running, task: &Task) -> Result<(), store::E
 /// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
 /// retrying does not help.
 pub(super) async fn settle_patiently(
-    running: &Running,
+    running: &ActiveBroadcast,
     task: &Task,
     settlements: &[Settlement],
 ) -> Result<Vec<(OpenId, Lease)>, store::Error> {
-    let (store, app, terms) = (&running.ground.store, &running.ground.app.id, &running.ground.terms);
-    let mut settling = running.ground.metrics.settles.operation_for(settlements.len());
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
+    let mut settling = running.context.metrics.settles.operation_for(settlements.len());
     loop {
         let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await;
         settling.note(&settled);
         match settled {
             Ok(settled) => {
-                running.ground.metrics.ended(&settled.endings);
+                running.context.metrics.ended(&settled.endings);
                 return Ok(settled.next);
             }
             Err(error) if error.is_lasting() => return Err(error),
@@ -235,8 +235,8 @@ pub(super) async fn settle_patiently(
 }
 
 /// Handles an error of Redis: waits a moment, unless waiting does not help.
-async fn or_nothing(running: &Running, fetched: Result<Fetched, store::Error>) -> Fetched {
-    let outage = &running.ground.metrics.work;
+async fn or_nothing(running: &ActiveBroadcast, fetched: Result<Fetched, store::Error>) -> Fetched {
+    let outage = &running.context.metrics.work;
     match fetched {
         Ok(fetched) => {
             outage.succeeded();

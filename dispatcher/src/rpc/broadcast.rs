@@ -15,13 +15,13 @@ use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use store::broadcast::BroadcastId;
 use store::broadcast::audience::Recipient;
-use store::broadcast::tallies::Place;
+use store::broadcast::tallies::Cursor;
 use store::keys::Bucket;
 use store::record::KEEP_TOUCH;
 
 use super::message::{self, Parts};
 use super::send;
-use crate::broadcast::api::{Audience, Office, Order};
+use crate::broadcast::api::{Audience, Broadcasts, NewBroadcast};
 use crate::broadcast::spec::{Spec, encode_own};
 use crate::wechat::message::Delivery;
 
@@ -39,8 +39,8 @@ const INTERVALS: (Duration, Duration, Duration) =
 
 /// A parsed `Broadcast` request.
 pub(super) struct Parsed {
-    pub(super) office: Arc<Office>,
-    pub(super) order: Order,
+    pub(super) broadcasts: Arc<Broadcasts>,
+    pub(super) order: NewBroadcast,
     pub(super) duplicates: u32,
     pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
@@ -48,7 +48,7 @@ pub(super) struct Parsed {
 
 /// A parsed `AddRecipients` request.
 pub(super) struct MoreRecipients {
-    pub(super) office: Arc<Office>,
+    pub(super) broadcasts: Arc<Broadcasts>,
     pub(super) id: BroadcastId,
     pub(super) recipients: Vec<Recipient>,
     pub(super) exclude: Vec<OpenId>,
@@ -60,7 +60,7 @@ pub(super) struct MoreRecipients {
 /// Parses `Broadcast`.
 pub(super) fn parse(
     request: BroadcastRequest,
-    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
 ) -> Result<Parsed, Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
@@ -74,7 +74,7 @@ pub(super) fn parse(
         miniprogram_state: request.miniprogram_state,
         lang: request.lang,
     };
-    let usual = message::usual(app.as_ref(), |app| Some(office(app)?.ground().app.delivery));
+    let usual = message::usual(app.as_ref(), |app| Some(broadcasts(app)?.context().app.delivery));
     let message = message::read(&mut fields, parts, usual);
     let delivery = message.as_ref().map_or(usual, |(message, _)| message.delivery);
     fields.text("name", &request.name, MAX_NAME);
@@ -108,7 +108,7 @@ pub(super) fn parse(
             Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
         }
     };
-    let office = fields.finish_for(app, office)?;
+    let broadcasts = fields.finish_for(app, broadcasts)?;
     // Without a message, `fields` has reported a bad field.
     let (message, warnings) = message.ok_or_else(Failure::internal)?;
     let spec = Spec {
@@ -120,14 +120,15 @@ pub(super) fn parse(
         ordered_by: None,
     };
     let canary = (request.limit > 0).then_some(request.limit);
-    let order = Order { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
-    Ok(Parsed { office, order, duplicates, warnings, validate_only: request.validate_only })
+    let order =
+        NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
+    Ok(Parsed { broadcasts, order, duplicates, warnings, validate_only: request.validate_only })
 }
 
 /// Parses `AddRecipients`.
 pub(super) fn parse_recipients(
     request: AddRecipientsRequest,
-    office: impl Fn(&AppId) -> Option<Arc<Office>>,
+    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
 ) -> Result<MoreRecipients, Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
@@ -135,16 +136,16 @@ pub(super) fn parse_recipients(
     let mut values = Fields::default();
     let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
     let exclude = openids(&mut fields, "exclude", request.exclude);
-    let office = fields.finish_for(app, office)?;
+    let broadcasts = fields.finish_for(app, broadcasts)?;
     let id = id.ok_or_else(Failure::internal)?;
-    Ok(MoreRecipients { office, id, recipients, exclude, duplicates, values })
+    Ok(MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values })
 }
 
 /// Parses `ListBroadcasts`: the id to continue after, and the page size.
 pub(super) fn parse_list(
     request: ListBroadcastsRequest,
-    office: impl Fn(&AppId) -> Option<Arc<Office>>,
-) -> Result<(Arc<Office>, Option<BroadcastId>, usize), Failure> {
+    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
+) -> Result<(Arc<Broadcasts>, Option<BroadcastId>, usize), Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let size = page_size(&mut fields, request.page_size, 20, 100);
@@ -152,28 +153,28 @@ pub(super) fn parse_list(
         "" => None,
         token => fields.take("page_token", BroadcastId::parse(token).ok_or(BAD_TOKEN)),
     };
-    Ok((fields.finish_for(app, office)?, before, size))
+    Ok((fields.finish_for(app, broadcasts)?, before, size))
 }
 
 /// Parses `WatchBroadcast`.
 pub(super) fn parse_watch(
     request: WatchBroadcastRequest,
-    office: impl Fn(&AppId) -> Option<Arc<Office>>,
-) -> Result<(Arc<Office>, BroadcastId, Duration), Failure> {
+    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
+) -> Result<(Arc<Broadcasts>, BroadcastId, Duration), Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let id = id(&mut fields, &request.broadcast_id);
     let (usual, least, most) = INTERVALS;
     let interval = request.interval.map_or(usual, |interval| span(&mut fields, "interval", interval, least, most));
-    let office = fields.finish_for(app, office)?;
-    Ok((office, id.ok_or_else(Failure::internal)?, interval))
+    let broadcasts = fields.finish_for(app, broadcasts)?;
+    Ok((broadcasts, id.ok_or_else(Failure::internal)?, interval))
 }
 
 /// Parses `ListUndelivered`: the position to continue at, and the page size.
 pub(super) fn parse_undelivered(
     request: ListUndeliveredRequest,
-    office: impl Fn(&AppId) -> Option<Arc<Office>>,
-) -> Result<(Arc<Office>, BroadcastId, Option<Place>, usize), Failure> {
+    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
+) -> Result<(Arc<Broadcasts>, BroadcastId, Option<Cursor>, usize), Failure> {
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let id = id(&mut fields, &request.broadcast_id);
@@ -185,19 +186,19 @@ pub(super) fn parse_undelivered(
         }
         _ => None,
     };
-    let office = fields.finish_for(app, office)?;
-    Ok((office, id.ok_or_else(Failure::internal)?, from, size))
+    let broadcasts = fields.finish_for(app, broadcasts)?;
+    Ok((broadcasts, id.ok_or_else(Failure::internal)?, from, size))
 }
 
 const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";
 
 /// Page token of a position in a list: the bucket, and the last member in hex.
-pub(super) fn token_of(place: &Place) -> String {
+pub(super) fn token_of(place: &Cursor) -> String {
     let hex: String = place.after.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{}.{hex}", place.bucket.0)
 }
 
-fn place_of(token: &str) -> Option<Place> {
+fn place_of(token: &str) -> Option<Cursor> {
     let (bucket, hex) = token.split_once('.')?;
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let byte = |pair: &[u8]| match pair {
@@ -206,7 +207,7 @@ fn place_of(token: &str) -> Option<Place> {
     };
     let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
     let after = String::from_utf8(bytes?).ok()?;
-    Some(Place { bucket: Bucket(bucket.parse().ok()?), after })
+    Some(Cursor { bucket: Bucket(bucket.parse().ok()?), after })
 }
 
 /// Parses the id of a broadcast.
@@ -288,9 +289,9 @@ mod tests {
 
     #[test]
     fn page_token_is_parsed_back_and_bad_tokens_are_rejected() {
-        let place = Place { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
+        let place = Cursor { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
         assert_eq!(place_of(&token_of(&place)), Some(place));
-        let longest = Place {
+        let longest = Cursor {
             bucket: Bucket(u16::MAX),
             after: format!("{} {}", "o".repeat(domain::MAX_OPENID), "E".repeat(160)),
         };

@@ -17,12 +17,12 @@ use store::broadcast::records::State;
 use store::broadcast::tallies::{DELIVERED, ERASED, Tally, Undelivered};
 use tonic::Status;
 
-use crate::broadcast::api::{Office, Outlook, Standing};
+use crate::broadcast::api::{BroadcastView, Broadcasts, Estimate};
 use crate::broadcast::completion::reason;
 
 /// Converts a broadcast.
-pub(super) fn of(app: &AppId, standing: &Standing) -> BroadcastInfo {
-    let Standing { record, spec, tally } = standing;
+pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
+    let BroadcastView { record, spec, tally } = view;
     let pause = record.pause.clone().unwrap_or_default();
     BroadcastInfo {
         app_id: app.to_string(),
@@ -46,8 +46,8 @@ pub(super) fn of(app: &AppId, standing: &Standing) -> BroadcastInfo {
 }
 
 /// Converts an estimate.
-pub(super) fn preview(outlook: &Outlook) -> BroadcastPreview {
-    let Outlook { preview, excluded, credentials, duration } = *outlook;
+pub(super) fn preview(outlook: &Estimate) -> BroadcastPreview {
+    let Estimate { preview, excluded, credentials, duration } = *outlook;
     BroadcastPreview {
         audience: preview.reached + preview.no_credential + preview.recently_messaged,
         reachable: preview.reached,
@@ -68,19 +68,19 @@ pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
 /// Streams a broadcast, once at first and then at each change. Ends when the broadcast ends, or with the failure that
 /// `ending` returns.
 pub(super) fn watch(
-    office: Arc<Office>,
+    broadcasts: Arc<Broadcasts>,
     id: BroadcastId,
     interval: Duration,
     ending: BoxFuture<'static, Failure>,
 ) -> impl Stream<Item = Result<WatchBroadcastResponse, Status>> + Send {
     struct Watcher {
-        office: Arc<Office>,
+        broadcasts: Arc<Broadcasts>,
         id: BroadcastId,
         ending: BoxFuture<'static, Failure>,
         shown: Option<BroadcastInfo>,
         ended: bool,
     }
-    let watcher = Watcher { office, id, ending, shown: None, ended: false };
+    let watcher = Watcher { broadcasts, id, ending, shown: None, ended: false };
     stream::unfold(watcher, move |mut watcher| {
         async move {
             if watcher.ended {
@@ -91,7 +91,7 @@ pub(super) fn watch(
                     if watcher.shown.is_some() {
                         tokio::time::sleep(interval).await;
                     }
-                    watcher.office.get(&watcher.id).await
+                    watcher.broadcasts.get(&watcher.id).await
                 };
                 let looked = tokio::select! {
                     biased;
@@ -101,8 +101,8 @@ pub(super) fn watch(
                     }
                     looked = look => looked,
                 };
-                let standing = match looked {
-                    Ok(standing) => standing,
+                let view = match looked {
+                    Ok(view) => view,
                     // Redis may come back, so the watcher is not disconnected.
                     Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && watcher.shown.is_some() => continue,
                     Err(failure) => {
@@ -110,8 +110,8 @@ pub(super) fn watch(
                         return Some((Err(failure.into()), watcher));
                     }
                 };
-                let info = of(&watcher.office.ground().app.id, &standing);
-                watcher.ended = standing.record.state.is_final();
+                let info = of(&watcher.broadcasts.context().app.id, &view);
+                watcher.ended = view.record.state.is_final();
                 if watcher.ended || watcher.shown.as_ref() != Some(&info) {
                     watcher.shown = Some(info.clone());
                     return Some((Ok(WatchBroadcastResponse { broadcast: Some(info) }), watcher));

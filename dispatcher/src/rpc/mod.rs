@@ -26,17 +26,17 @@ use server::proto::{
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use server::serve::budget::Charge;
-use server::serve::connections::Ending;
+use server::serve::connections::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::{Move, Pause};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::broadcast::api::{Asked, Office, Standing};
+use crate::broadcast::api::{BroadcastView, Broadcasts, Transition};
 use crate::broadcast::completion::reason;
 use crate::send::Sender;
-use crate::send::in_flight::Desk;
+use crate::send::in_flight::InFlight;
 use crate::wechat::message::Delivery;
 
 /// The handlers of one app.
@@ -44,13 +44,13 @@ pub struct AppService {
     /// Sends single messages.
     pub sender: Arc<Sender>,
     /// Handles calls about broadcasts.
-    pub office: Arc<Office>,
+    pub broadcasts: Arc<Broadcasts>,
 }
 
 /// Implements `formid.v1.DispatcherService`.
 pub struct Service {
     apps: HashMap<AppId, AppService>,
-    desk: Desk,
+    in_flight: InFlight,
     drain: CancellationToken,
 }
 
@@ -58,8 +58,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
     /// Creates the service for the given apps. Streams end with `drain`.
-    pub fn new(apps: HashMap<AppId, AppService>, desk: Desk, drain: CancellationToken) -> Self {
-        Self { apps, desk, drain }
+    pub fn new(apps: HashMap<AppId, AppService>, in_flight: InFlight, drain: CancellationToken) -> Self {
+        Self { apps, in_flight, drain }
     }
 
     /// Returns an app's handlers. `None` also for an app that the caller may not use, so that its existence is not
@@ -68,8 +68,8 @@ impl Service {
         self.apps.get(app).filter(|_| caller.may_use(app))
     }
 
-    fn office(&self, caller: &Caller, app: &AppId) -> Option<Arc<Office>> {
-        self.app(caller, app).map(|app| Arc::clone(&app.office))
+    fn broadcasts(&self, caller: &Caller, app: &AppId) -> Option<Arc<Broadcasts>> {
+        self.app(caller, app).map(|app| Arc::clone(&app.broadcasts))
     }
 
     /// Returns the handler of the app and the broadcast id that a call names.
@@ -78,14 +78,14 @@ impl Service {
         caller: &Caller,
         app_id: String,
         broadcast_id: &str,
-    ) -> Result<(Arc<Office>, BroadcastId), Failure> {
+    ) -> Result<(Arc<Broadcasts>, BroadcastId), Failure> {
         let mut fields = Fields::default();
         let app = fields.take("app_id", AppId::parse(app_id));
         let id = broadcast::id(&mut fields, broadcast_id);
-        let office = fields.finish_for(app, |app| self.office(caller, app))?;
-        rpc::note_app(&office.ground().app.id);
+        let broadcasts = fields.finish_for(app, |app| self.broadcasts(caller, app))?;
+        rpc::note_app(&broadcasts.context().app.id);
         // Without an id, `fields` has reported a bad field.
-        Ok((office, id.ok_or_else(Failure::internal)?))
+        Ok((broadcasts, id.ok_or_else(Failure::internal)?))
     }
 
     /// Moves a broadcast to another state. `did` is the name of the call in the audit log.
@@ -96,25 +96,35 @@ impl Service {
         (app_id, broadcast_id): (String, String),
         to: Move,
     ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
-        let (office, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
-        Ok(Some(asked(did, caller, &office, &office.to(&id, to).await?)))
+        let (broadcasts, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
+        Ok(Some(asked(did, caller, &broadcasts, &broadcasts.to(&id, to).await?)))
     }
 }
 
 /// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
-fn asked(did: &'static str, caller: &Caller, office: &Office, asked: &Asked) -> server::proto::BroadcastInfo {
+fn asked(
+    did: &'static str,
+    caller: &Caller,
+    broadcasts: &Broadcasts,
+    asked: &Transition,
+) -> server::proto::BroadcastInfo {
     if asked.moved {
-        return changed(did, caller, office, &asked.standing);
+        return changed(did, caller, broadcasts, &asked.view);
     }
-    info::of(&office.ground().app.id, &asked.standing)
+    info::of(&broadcasts.context().app.id, &asked.view)
 }
 
 /// Writes a change of a broadcast to the audit log, and converts the broadcast.
-fn changed(did: &'static str, caller: &Caller, office: &Office, standing: &Standing) -> server::proto::BroadcastInfo {
-    let (app, record) = (&office.ground().app.id, &standing.record);
-    let audience = standing.tally.as_ref().map(|tally| tally.audience);
+fn changed(
+    did: &'static str,
+    caller: &Caller,
+    broadcasts: &Broadcasts,
+    view: &BroadcastView,
+) -> server::proto::BroadcastInfo {
+    let (app, record) = (&broadcasts.context().app.id, &view.record);
+    let audience = view.tally.as_ref().map(|tally| tally.audience);
     audit::broadcast(did, caller, app, &record.id.to_string(), record.everyone, audience);
-    info::of(app, standing)
+    info::of(app, view)
 }
 
 #[tonic::async_trait]
@@ -123,7 +133,7 @@ impl DispatcherService for Service {
 
     async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
         let (caller, charge) = (Caller::of(&request)?, Charge::of(&request));
-        let delivery = |app: &AppId| Some(self.app(&caller, app)?.office.ground().app.delivery);
+        let delivery = |app: &AppId| Some(self.app(&caller, app)?.broadcasts.context().app.delivery);
         let parsed = send::parse(request.into_inner(), delivery)?;
         let send::Parsed { app, order, warnings, validate_only } = parsed;
         rpc::note_app(&app);
@@ -131,7 +141,7 @@ impl DispatcherService for Service {
             return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
         }
         let service = self.app(&caller, &app).ok_or_else(Failure::unknown_app)?;
-        let sent = self.desk.send(app, Arc::clone(&service.sender), order, charge).await?;
+        let sent = self.in_flight.send(app, Arc::clone(&service.sender), order, charge).await?;
         Ok(Response::new(send::respond(sent, warnings)))
     }
 
@@ -141,31 +151,31 @@ impl DispatcherService for Service {
         if matches!(request.get_ref().audience, Some(Audience::AllReachable(_))) {
             caller.needs(Permission::BroadcastAll)?;
         }
-        let parsed = broadcast::parse(request.into_inner(), |app| self.office(&caller, app))?;
-        let broadcast::Parsed { office, order, duplicates, warnings, validate_only } = parsed;
-        rpc::note_app(&office.ground().app.id);
+        let parsed = broadcast::parse(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        let broadcast::Parsed { broadcasts, order, duplicates, warnings, validate_only } = parsed;
+        rpc::note_app(&broadcasts.context().app.id);
         if validate_only {
-            let preview = Some(info::preview(&office.preview(&order).await?));
+            let preview = Some(info::preview(&broadcasts.preview(&order).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
-        let ordered = office.order(&order).await;
+        let ordered = broadcasts.order(&order).await;
         // Without a request id, a repeated call would create another broadcast.
         let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
-        let standing = ordered.map_err(once)?;
-        rpc::note_broadcast(&standing.record.id);
-        let broadcast = Some(changed("Broadcast", &caller, &office, &standing));
+        let view = ordered.map_err(once)?;
+        rpc::note_broadcast(&view.record.id);
+        let broadcast = Some(changed("Broadcast", &caller, &broadcasts, &view));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
         let caller = Caller::of(&request)?;
-        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.office(&caller, app))?;
-        let broadcast::MoreRecipients { office, id, recipients, exclude, duplicates, values } = parsed;
-        rpc::note_app(&office.ground().app.id);
-        if !values.is_empty() && office.delivery_of(&id).await? == Delivery::Subscription {
+        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        let broadcast::MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values } = parsed;
+        rpc::note_app(&broadcasts.context().app.id);
+        if !values.is_empty() && broadcasts.delivery_of(&id).await? == Delivery::Subscription {
             values.finish()?;
         }
-        let added = office.add_recipients(&id, &recipients, &exclude).await?;
+        let added = broadcasts.add_recipients(&id, &recipients, &exclude).await?;
         // Users who were neither added nor excluded were in the list already.
         let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);
         let response =
@@ -176,43 +186,45 @@ impl DispatcherService for Service {
     async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {
         let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let broadcast = Some(asked("StartBroadcast", &caller, &office, &office.start(&id).await?));
+        let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let broadcast = Some(asked("StartBroadcast", &caller, &broadcasts, &broadcasts.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
 
     async fn get_broadcast(&self, request: Request<GetBroadcastRequest>) -> Answer<GetBroadcastResponse> {
         let caller = Caller::of(&request)?;
         let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (office, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let standing = office.get(&id).await?;
-        let broadcast = Some(info::of(&office.ground().app.id, &standing));
+        let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let view = broadcasts.get(&id).await?;
+        let broadcast = Some(info::of(&broadcasts.context().app.id, &view));
         Ok(Response::new(GetBroadcastResponse { broadcast }))
     }
 
     async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
         let caller = Caller::of(&request)?;
-        let (office, before, size) = broadcast::parse_list(request.into_inner(), |app| self.office(&caller, app))?;
-        rpc::note_app(&office.ground().app.id);
-        let mut found = office.list(before.as_ref(), size + 1).await?;
+        let (broadcasts, before, size) =
+            broadcast::parse_list(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        rpc::note_app(&broadcasts.context().app.id);
+        let mut found = broadcasts.list(before.as_ref(), size + 1).await?;
         let more = found.len() > size;
         found.truncate(size);
         let next_page_token = match found.last() {
             Some(last) if more => last.record.id.to_string(),
             _ => String::new(),
         };
-        let app = &office.ground().app.id;
-        let broadcasts = found.iter().map(|standing| info::of(app, standing)).collect();
+        let app = &broadcasts.context().app.id;
+        let broadcasts = found.iter().map(|view| info::of(app, view)).collect();
         Ok(Response::new(ListBroadcastsResponse { broadcasts, next_page_token }))
     }
 
     async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
-        let (caller, connection, drain) = (Caller::of(&request)?, Ending::of(&request), self.drain.clone());
-        let (office, id, interval) = broadcast::parse_watch(request.into_inner(), |app| self.office(&caller, app))?;
-        rpc::note_app(&office.ground().app.id);
+        let (caller, connection, drain) = (Caller::of(&request)?, ConnectionClosing::of(&request), self.drain.clone());
+        let (broadcasts, id, interval) =
+            broadcast::parse_watch(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        rpc::note_app(&broadcasts.context().app.id);
         // A missing broadcast is reported before the stream starts, not within it.
-        office.get(&id).await?;
-        let revoked = caller.revoked(Some(office.ground().app.id.clone()));
+        broadcasts.get(&id).await?;
+        let revoked = caller.revoked(Some(broadcasts.context().app.id.clone()));
         let ending = Box::pin(async move {
             tokio::select! {
                 () = drain.cancelled() => Failure::shutting_down(),
@@ -220,7 +232,7 @@ impl DispatcherService for Service {
                 failure = revoked => failure,
             }
         });
-        Ok(Response::new(Box::pin(info::watch(office, id, interval, ending))))
+        Ok(Response::new(Box::pin(info::watch(broadcasts, id, interval, ending))))
     }
 
     async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
@@ -248,10 +260,10 @@ impl DispatcherService for Service {
 
     async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
         let caller = Caller::of(&request)?;
-        let office = |app: &AppId| self.office(&caller, app);
-        let (office, id, from, size) = broadcast::parse_undelivered(request.into_inner(), office)?;
-        rpc::note_app(&office.ground().app.id);
-        let (found, next) = office.undelivered(&id, from, size).await?;
+        let broadcasts = |app: &AppId| self.broadcasts(&caller, app);
+        let (broadcasts, id, from, size) = broadcast::parse_undelivered(request.into_inner(), broadcasts)?;
+        rpc::note_app(&broadcasts.context().app.id);
+        let (found, next) = broadcasts.undelivered(&id, from, size).await?;
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();
         Ok(Response::new(ListUndeliveredResponse { undelivered, next_page_token }))

@@ -10,13 +10,13 @@ use store::leases::Request;
 
 use super::message::{self, Parts};
 use crate::send::outcome::End;
-use crate::send::{Order, Sent};
+use crate::send::{SendRequest, Sent};
 use crate::wechat::message::Delivery;
 
 /// A parsed request.
 pub(super) struct Parsed {
     pub(super) app: AppId,
-    pub(super) order: Order,
+    pub(super) order: SendRequest,
     pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
 }
@@ -46,7 +46,7 @@ pub(super) fn parse(
     let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
     let request_of = request_id.map(|id| Request { id, fingerprint: message.fingerprint() });
     let retry_unknown = request.retry_unknown;
-    let order = Order { openid, message: Arc::new(message), request: request_of, retry_unknown };
+    let order = SendRequest { openid, message: Arc::new(message), request: request_of, retry_unknown };
     Ok(Parsed { app, order, warnings, validate_only: request.validate_only })
 }
 

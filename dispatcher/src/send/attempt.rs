@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use domain::{Kind, LIFETIME};
-use store::gates::{Source, Stop};
-use store::leases::{Lease, Verdict as Fate};
+use store::leases::{Lease, LeaseEnd};
+use store::stops::{Stop, StopScope};
 use tracing::{debug, error, warn};
 
-use super::{Conclusion, Order, Sender, Tally};
-use crate::send::outcome::{End, SendError, Verdict};
+use super::{AttemptResult, Progress, SendRequest, Sender};
+use crate::send::outcome::{End, SendError, WechatAnswer};
 use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
 use crate::wechat::client::Reply;
 use crate::wechat::errcode::{Meaning, blamed_key, row_of};
@@ -22,7 +22,12 @@ const NEW_TOKENS: u32 = 2;
 
 impl Sender {
     /// Calls WeChat with the credential of `lease` until there is a result.
-    pub(crate) async fn try_credential(&self, order: &Order, lease: &Lease, tally: &mut Tally) -> Conclusion {
+    pub(crate) async fn try_credential(
+        &self,
+        order: &SendRequest,
+        lease: &Lease,
+        tally: &mut Progress,
+    ) -> AttemptResult {
         let mut situation = Situation {
             kind: lease.kind,
             in_doubt: lease.taken_over,
@@ -31,16 +36,16 @@ impl Sender {
             retry_unknown: order.retry_unknown,
         };
         if lease.taken_over && lease.kind != Kind::FormId && !order.retry_unknown {
-            return Conclusion::End(End::Unknown, Fate::Unknown);
+            return AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
         }
         if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
             // WeChat answers 41028 for an expired form id, used or not, so the answer would prove nothing.
-            return Conclusion::End(End::Unknown, Fate::Unknown);
+            return AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
         }
         let body = order.message.body(&order.openid, &lease.credential);
         let (mut attempts, mut new_tokens) = (0, 0);
         loop {
-            pause_for(self.gates.wait()).await;
+            pause_for(self.stops.wait()).await;
             let token = match self.tokens.get().await {
                 Ok(token) => token,
                 Err(error) => return stuck(situation, SendError::Token(error)),
@@ -53,15 +58,15 @@ impl Sender {
             situation = situation.after(attempt);
             situation.age = age(lease) + tally.leased_at.elapsed();
             let pause = match step {
-                Step::Delivered => return Conclusion::End(End::Delivered, Fate::Consume),
-                Step::Unknown => return Conclusion::End(End::Unknown, Fate::Unknown),
-                Step::UnknownAndDead => return Conclusion::End(End::Unknown, Fate::UnknownDiscard),
-                Step::NextCredential => return Conclusion::NextCredential,
+                Step::Delivered => return AttemptResult::End(End::Delivered, LeaseEnd::Consume),
+                Step::Unknown => return AttemptResult::End(End::Unknown, LeaseEnd::Unknown),
+                Step::UnknownAndDead => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownDiscard),
+                Step::NextCredential => return AttemptResult::NextCredential,
                 Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
-                Step::Refused => return Conclusion::End(End::Refused, Fate::Return),
+                Step::Refused => return AttemptResult::End(End::Refused, LeaseEnd::Return),
                 // The answer says nothing about an earlier, unanswered attempt.
-                Step::Voided if situation.in_doubt => return Conclusion::End(End::Unknown, Fate::UnknownVoid),
-                Step::Voided => return Conclusion::End(End::Refused, Fate::Void),
+                Step::Voided if situation.in_doubt => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownVoid),
+                Step::Voided => return AttemptResult::End(End::Refused, LeaseEnd::Void),
                 Step::Stopped => return self.stopped(situation, &tally.last).await,
                 Step::Again(Pause::NewToken) => {
                     new_tokens += 1;
@@ -79,7 +84,7 @@ impl Sender {
                 }
                 Step::Again(Pause::SlowDown) => {
                     let pause = self.backoff(attempts);
-                    self.gates.slow_down(pause);
+                    self.stops.slow_down(pause);
                     pause
                 }
                 Step::Again(Pause::Backoff) => self.backoff(attempts),
@@ -98,13 +103,13 @@ impl Sender {
     }
 
     /// Records the reply for the log and for the caller.
-    fn note(&self, reply: &Reply, message: &Message, tally: &mut Tally) -> Attempt {
+    fn note(&self, reply: &Reply, message: &Message, tally: &mut Progress) -> Attempt {
         match reply {
             Reply::Answered { errcode, errmsg, rid, msgid } => {
                 let meaning = row_of(*errcode).meaning;
                 // Errmsg is text from outside. It is passed on only where it is one of the message's own keys.
                 let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
-                tally.last = Verdict { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
+                tally.last = WechatAnswer { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
                 tally.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
@@ -132,7 +137,7 @@ impl Sender {
 
     /// WeChat stopped the app or one of its sources. All replicas learn of it. The message ends, or continues with
     /// another source.
-    async fn stopped(&self, situation: Situation, verdict: &Verdict) -> Conclusion {
+    async fn stopped(&self, situation: Situation, verdict: &WechatAnswer) -> AttemptResult {
         let errcode = verdict.errcode.unwrap_or_default();
         let meaning = row_of(errcode).meaning;
         let now = self.clock.now_ms();
@@ -140,18 +145,18 @@ impl Sender {
             Meaning::QuotaReached => self.clock.next_day_ms(),
             _ => now + self.limits.stop.as_millis() as u64,
         };
-        let sources: Vec<Source> = match meaning {
-            Meaning::SourceBarred(kind) => vec![Source::Kind(kind)],
+        let sources: Vec<StopScope> = match meaning {
+            Meaning::SourceBarred(kind) => vec![StopScope::Kind(kind)],
             // To WeChat, template and subscription messages are separate APIs with separate quotas.
             Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
-                Delivery::of(situation.kind).kinds().iter().map(Source::Kind).collect()
+                Delivery::of(situation.kind).kinds().iter().map(StopScope::Kind).collect()
             }
-            _ => vec![Source::App],
+            _ => vec![StopScope::App],
         };
-        self.gates.stop(&self.store, &sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
+        self.stops.stop(&self.store, &sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
         let error = SendError::Stopped { verdict: verdict.clone(), lasts: Duration::from_millis(until_ms - now) };
         match (situation.in_doubt, meaning) {
-            (false, Meaning::SourceBarred(_)) => Conclusion::SourceStopped(error),
+            (false, Meaning::SourceBarred(_)) => AttemptResult::SourceStopped(error),
             _ => stuck(situation, error),
         }
     }
@@ -164,11 +169,11 @@ impl Sender {
 }
 
 /// The result when nothing more can be done with the credential now.
-fn stuck(situation: Situation, why: SendError) -> Conclusion {
+fn stuck(situation: Situation, why: SendError) -> AttemptResult {
     match situation.exhausted() {
-        Exhausted::NotDelivered => Conclusion::NotSpent(why),
-        Exhausted::InDoubt => Conclusion::InDoubt,
-        Exhausted::Unknown => Conclusion::End(End::Unknown, Fate::Unknown),
+        Exhausted::NotDelivered => AttemptResult::NotSpent(why),
+        Exhausted::InDoubt => AttemptResult::InDoubt,
+        Exhausted::Unknown => AttemptResult::End(End::Unknown, LeaseEnd::Unknown),
     }
 }
 

@@ -17,25 +17,25 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::send::outcome::SendError;
-use crate::send::{Order, Sender, Sent};
+use crate::send::{SendRequest, Sender, Sent};
 
 type Answer = Result<Sent, Failure>;
 type Key = (AppId, OpenId, RequestId);
 
 /// Sends in flight on this replica; clones share them.
 #[derive(Clone)]
-pub struct Desk {
+pub struct InFlight {
     bound: usize,
     tasks: TaskTracker,
-    requests: Arc<Mutex<HashMap<Key, UnderWay>>>,
+    requests: Arc<Mutex<HashMap<Key, RunningSend>>>,
 }
 
-struct UnderWay {
+struct RunningSend {
     fingerprint: [u8; 16],
     answer: watch::Receiver<Option<Answer>>,
 }
 
-impl Desk {
+impl InFlight {
     /// Allows at most `bound` sends at once. Sends whose callers disconnected count as well. Otherwise calls that are
     /// given up early and repeated would accumulate without limit while WeChat is slow.
     pub fn new(bound: usize) -> Self {
@@ -44,7 +44,7 @@ impl Desk {
 
     /// Sends a message, or joins the running send of the same request. Dropping the future does not stop the send.
     /// Fails with OVERLOADED at the limit. The send holds `charge`, the memory that its request takes, until it ends.
-    pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: Order, charge: Charge) -> Answer {
+    pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: SendRequest, charge: Charge) -> Answer {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
         }
@@ -62,7 +62,7 @@ impl Desk {
             Entry::Occupied(under_way) => Some(under_way.get().answer.clone()),
             Entry::Vacant(free) => {
                 self.room()?;
-                free.insert(UnderWay { fingerprint, answer });
+                free.insert(RunningSend { fingerprint, answer });
                 None
             }
         };
@@ -70,7 +70,7 @@ impl Desk {
             let ended = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
             return ended.unwrap_or_else(|| Err(Failure::internal()));
         }
-        let listed = Listed { requests: Arc::clone(&self.requests), key };
+        let listed = EntryGuard { requests: Arc::clone(&self.requests), key };
         self.through(charge, async move {
             let answer = sender.send(&order).await;
             drop(listed);
@@ -85,12 +85,12 @@ impl Desk {
         if self.tasks.len() < self.bound { Ok(()) } else { Err(Failure::overloaded()) }
     }
 
-    fn through(&self, charge: Charge, send: impl Future<Output = Answer> + Send + 'static) -> Through {
+    fn through(&self, charge: Charge, send: impl Future<Output = Answer> + Send + 'static) -> DetachOnDrop {
         let charged = async move {
             let _charge = charge;
             send.await
         };
-        Through { send: Some(Box::pin(charged)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
+        DetachOnDrop { send: Some(Box::pin(charged)), tasks: self.tasks.clone(), _counted: self.tasks.token() }
     }
 
     /// Accepts no more sends, and waits for those in flight.
@@ -101,12 +101,12 @@ impl Desk {
 }
 
 /// Removes a request from the registry on drop, however its send ends.
-struct Listed {
-    requests: Arc<Mutex<HashMap<Key, UnderWay>>>,
+struct EntryGuard {
+    requests: Arc<Mutex<HashMap<Key, RunningSend>>>,
     key: Key,
 }
 
-impl Drop for Listed {
+impl Drop for EntryGuard {
     fn drop(&mut self) {
         lock(&self.requests).remove(&self.key);
     }
@@ -114,13 +114,13 @@ impl Drop for Listed {
 
 /// A send that continues when its caller disconnects. It is polled in the caller's task. If it is dropped before its
 /// end, it is moved to a task of its own. Most callers wait for the answer, which saves a second task.
-struct Through {
+struct DetachOnDrop {
     send: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
     tasks: TaskTracker,
     _counted: TaskTrackerToken,
 }
 
-impl Future for Through {
+impl Future for DetachOnDrop {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
@@ -131,7 +131,7 @@ impl Future for Through {
     }
 }
 
-impl Drop for Through {
+impl Drop for DetachOnDrop {
     fn drop(&mut self) {
         // At the end of the process there is no runtime any more; the send is dropped.
         if let (Some(send), Ok(runtime)) = (self.send.take(), tokio::runtime::Handle::try_current()) {
@@ -140,7 +140,7 @@ impl Drop for Through {
     }
 }
 
-fn lock(requests: &Mutex<HashMap<Key, UnderWay>>) -> MutexGuard<'_, HashMap<Key, UnderWay>> {
+fn lock(requests: &Mutex<HashMap<Key, RunningSend>>) -> MutexGuard<'_, HashMap<Key, RunningSend>> {
     // Every change is a single insert or remove, so the map is consistent even after a panic.
     requests.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use domain::OpenId;
 use server::rpc::status::Failure;
-use store::gates::Stop;
-use store::late::LateFailure;
-use store::leases::{Lease, LeaseId, LeaseTerms, Leased, Recorded, Request, Verdict as Fate};
-use store::wanted::{Kinds, Wanted};
+use store::delivery_failures::LateFailure;
+use store::eligibility::{Eligibility, Kinds};
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Recorded, Request};
+use store::stops::Stop;
 use store::{self, Store};
 use tracing::Instrument as _;
 
@@ -23,9 +23,9 @@ use self::count::Sends;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::metrics::SendMetrics;
-use crate::send::outcome::{End, Outcome, SendError, Verdict};
+use crate::send::outcome::{End, Outcome, SendError, WechatAnswer};
 use crate::spans;
-use crate::stops::Gates;
+use crate::stops::AppStops;
 use crate::wechat::client::Client;
 use crate::wechat::message::Message;
 use crate::wechat::token::Tokens;
@@ -51,7 +51,7 @@ pub struct Limits {
 
 /// A request to send one message to one user.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct SendRequest {
     /// Recipient.
     pub openid: OpenId,
     /// Message to send.
@@ -81,7 +81,7 @@ pub struct Sender {
     store: Store,
     client: Client,
     tokens: Tokens,
-    gates: Arc<Gates>,
+    stops: Arc<AppStops>,
     clock: Clock,
     limits: Limits,
     sends: Sends,
@@ -90,9 +90,9 @@ pub struct Sender {
 
 /// Result of the attempts with one credential.
 #[derive(Debug)]
-pub(crate) enum Conclusion {
+pub(crate) enum AttemptResult {
     /// The outcome is final; the second field says how the lease ends.
-    End(End, Fate),
+    End(End, LeaseEnd),
     /// The credential is unusable and the message was not delivered.
     NextCredential,
     /// The outcome is unknown. Only another attempt with the same credential can determine it.
@@ -109,13 +109,13 @@ impl Sender {
         store: Store,
         client: Client,
         tokens: Tokens,
-        gates: Arc<Gates>,
+        stops: Arc<AppStops>,
         clock: Clock,
         limits: Limits,
         metrics: SendMetrics,
     ) -> Self {
         let app = Arc::clone(client.app());
-        Self { app, store, client, tokens, gates, clock, limits, sends: Sends::default(), metrics }
+        Self { app, store, client, tokens, stops, clock, limits, sends: Sends::default(), metrics }
     }
 
     /// Reports the number of sent messages to the other replicas. Never returns.
@@ -126,7 +126,7 @@ impl Sender {
 
     /// Sends one message. Once started, it must run to its end: if it is dropped between lease and settle, the outcome
     /// is unknown until the lease expires.
-    pub async fn send(&self, order: &Order) -> Result<Sent, Failure> {
+    pub async fn send(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let span = spans::send(&self.app.id);
         let result = self.answer(order).instrument(span.clone()).await;
         spans::sent(&span, &result);
@@ -134,22 +134,22 @@ impl Sender {
     }
 
     /// Sends, and counts the result.
-    async fn answer(&self, order: &Order) -> Result<Sent, Failure> {
+    async fn answer(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
         let answer = match self.carry_out(order).await {
-            Ok(Answer::Sent(sent)) => {
+            Ok(SendResult::Sent(sent)) => {
                 self.metrics.ended(delivery, &sent);
                 return Ok(sent);
             }
-            Ok(Answer::Lost) => return Ok(lost()),
-            Ok(Answer::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
+            Ok(SendResult::Lost) => return Ok(lost()),
+            Ok(SendResult::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
             Err(error) => Failure::from(error),
         };
         self.metrics.failed(delivery, &answer);
         Err(answer)
     }
 
-    async fn carry_out(&self, order: &Order) -> Result<Answer, SendError> {
+    async fn carry_out(&self, order: &SendRequest) -> Result<SendResult, SendError> {
         let kinds = match self.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
@@ -159,24 +159,24 @@ impl Sender {
         let mut lease = match leased {
             Leased::Lease(lease) => lease,
             Leased::None => return Err(SendError::NoCredential),
-            Leased::Finished(outcome) => return Ok(Answer::Recorded(outcome)),
+            Leased::Finished(outcome) => return Ok(SendResult::Recorded(outcome)),
             Leased::UnderWay(lasts) => return Err(SendError::UnderWay(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),
-            Leased::Lost => return Ok(Answer::Lost),
+            Leased::Lost => return Ok(SendResult::Lost),
             Leased::Busy(lasts) => return Err(SendError::UserBusy(lasts)),
         };
-        let mut tally = Tally::new(asked);
+        let mut tally = Progress::new(asked);
         loop {
             let before = tally.attempts;
             let conclusion = self.try_credential(order, &lease, &mut tally).await;
             self.metrics.attempted(order.message.delivery, tally.attempts - before);
             match self.settle(order, lease, conclusion, &mut tally).await? {
-                Next::Done(sent) => {
+                AfterSettle::Done(sent) => {
                     self.sends.note(order.message.delivery.api());
-                    return Ok(Answer::Sent(sent));
+                    return Ok(SendResult::Sent(sent));
                 }
-                Next::Failed(error) => return Err(error),
-                Next::Credential(next) => lease = next,
+                AfterSettle::Failed(error) => return Err(error),
+                AfterSettle::Credential(next) => lease = next,
             }
         }
     }
@@ -184,38 +184,42 @@ impl Sender {
     /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
     /// then a credential must not be taken out of stock.
     pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
-        let open = self.gates.open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        let open = self.stops.open(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map_err(SendError::Token)?;
         Ok(open)
     }
 
     /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
     pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
-        self.gates.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.stops.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map(drop).map_err(SendError::Token)
     }
 
     fn stopped_by(&self, stop: Stop) -> SendError {
         SendError::Stopped {
-            verdict: Verdict { errcode: Some(stop.errcode), rid: stop.rid, ..Verdict::default() },
+            verdict: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
         }
     }
 
     /// The answer while nothing can be sent: the recorded outcome of the request, otherwise `obstacle`.
-    async fn recall(&self, order: &Order, obstacle: SendError) -> Result<Answer, SendError> {
+    async fn recall(&self, order: &SendRequest, obstacle: SendError) -> Result<SendResult, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
         match self.store.recorded(&self.app.id, &order.openid, request).await? {
             Recorded::Nothing => Err(obstacle),
-            Recorded::Finished(outcome) => Ok(Answer::Recorded(outcome)),
-            Recorded::UnderWay => Err(SendError::InDoubt(Verdict::default())),
+            Recorded::Finished(outcome) => Ok(SendResult::Recorded(outcome)),
+            Recorded::UnderWay => Err(SendError::InDoubt(WechatAnswer::default())),
             Recorded::Reused => Err(SendError::RequestReused),
         }
     }
 
     /// Leases a credential. WeChat takes one subscription message per user at a time, so this waits while another one
     /// is in flight, for at most the timeout of one call.
-    async fn lease_in_turn(&self, order: &Order, wanted: &Wanted) -> Result<(Instant, Leased), store::Error> {
+    async fn lease_in_turn(
+        &self,
+        order: &SendRequest,
+        wanted: &Eligibility,
+    ) -> Result<(Instant, Leased), store::Error> {
         let (begun, mut pause) = (Instant::now(), SHORTEST_TURN);
         loop {
             let asked = Instant::now();
@@ -229,7 +233,7 @@ impl Sender {
         }
     }
 
-    async fn lease(&self, order: &Order, wanted: &Wanted) -> Result<Leased, store::Error> {
+    async fn lease(&self, order: &SendRequest, wanted: &Eligibility) -> Result<Leased, store::Error> {
         let (id, span) = (LeaseId::random(), spans::lease(&self.app.id));
         let ask =
             || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
@@ -242,7 +246,7 @@ impl Sender {
         leased
     }
 
-    async fn repeat(&self, order: &Order, outcome: &[u8]) -> Result<Sent, SendError> {
+    async fn repeat(&self, order: &SendRequest, outcome: &[u8]) -> Result<Sent, SendError> {
         let outcome = Outcome::decode(outcome)?;
         if outcome.end == End::Refused {
             return Err(SendError::Refused(outcome.verdict));
@@ -260,28 +264,28 @@ impl Sender {
 
 /// Progress of one send.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Progress {
     /// Calls to WeChat so far.
     pub(crate) attempts: u32,
     /// Credentials tried so far.
     pub(crate) credentials: u32,
     /// WeChat's last answer.
-    pub(crate) last: Verdict,
+    pub(crate) last: WechatAnswer,
     /// Time just before the lease was requested. The lease does not expire earlier than one lease duration after it.
     pub(crate) leased_at: Instant,
     /// WeChat asked to slow down, did not answer in time, or could not be reached.
     pub(crate) congested: bool,
 }
 
-impl Tally {
+impl Progress {
     /// Starts with the first lease.
     pub(crate) fn new(leased_at: Instant) -> Self {
-        Self { attempts: 0, credentials: 1, last: Verdict::default(), leased_at, congested: false }
+        Self { attempts: 0, credentials: 1, last: WechatAnswer::default(), leased_at, congested: false }
     }
 }
 
 /// How a call is answered.
-enum Answer {
+enum SendResult {
     /// The outcome of this send.
     Sent(Sent),
     /// The encoded outcome of an earlier call.
@@ -290,7 +294,7 @@ enum Answer {
     Lost,
 }
 
-enum Next {
+enum AfterSettle {
     Done(Sent),
     Failed(SendError),
     Credential(Lease),
@@ -299,6 +303,6 @@ enum Next {
 /// The answer for a request whose user was erased while it was in flight. Its credential is gone, so its outcome stays
 /// unknown.
 fn lost() -> Sent {
-    let outcome = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 0, kind: None };
+    let outcome = Outcome { end: End::Unknown, verdict: WechatAnswer::default(), attempts: 0, kind: None };
     Sent { outcome, messages_left: 0, repeated: true, late: None }
 }

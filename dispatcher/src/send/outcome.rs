@@ -6,7 +6,7 @@ use domain::Kind;
 use serde::{Deserialize, Serialize};
 use server::rpc::status::Failure;
 use store;
-use store::late::MsgId;
+use store::delivery_failures::MsgId;
 use tonic::Code;
 
 use crate::wechat::errcode::{Meaning, row_of};
@@ -14,7 +14,7 @@ use crate::wechat::token::TokenError;
 
 /// WeChat's answer to a message, as far as there was one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct WechatAnswer {
     /// The errcode of the last answer; `None` if there was no answer.
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     pub errcode: Option<i32>,
@@ -52,7 +52,7 @@ pub struct Outcome {
     pub end: End,
     /// WeChat's answer.
     #[serde(flatten)]
-    pub verdict: Verdict,
+    pub verdict: WechatAnswer,
     /// Number of calls to WeChat.
     #[serde(rename = "a")]
     pub attempts: u32,
@@ -86,16 +86,16 @@ pub enum SendError {
         /// Number of credentials tried.
         tried: u32,
         /// WeChat's last answer.
-        verdict: Verdict,
+        verdict: WechatAnswer,
     },
     /// WeChat refused the message or its user.
     #[error("WeChat refused: {}", sentence(.0))]
-    Refused(Verdict),
+    Refused(WechatAnswer),
     /// WeChat refuses the app, or one of its sources of credentials, for some time.
     #[error("WeChat refuses this app for now: {}", sentence(.verdict))]
     Stopped {
         /// The answer that stopped the app.
-        verdict: Verdict,
+        verdict: WechatAnswer,
         /// Remaining time of the stop.
         lasts: Duration,
     },
@@ -112,10 +112,10 @@ pub enum SendError {
     #[error(
         "WeChat did not answer: repeat with the same request_id to learn the outcome; it will not be delivered twice"
     )]
-    InDoubt(Verdict),
+    InDoubt(WechatAnswer),
     /// WeChat is busy; nothing was spent.
     #[error("{}; nothing was spent", sentence(.0))]
-    Busy(Verdict),
+    Busy(WechatAnswer),
     /// The request was not sent; nothing was spent.
     #[error("WeChat cannot be reached; nothing was spent")]
     Unreachable,
@@ -127,7 +127,7 @@ pub enum SendError {
     Store(#[from] store::Error),
 }
 
-fn sentence(verdict: &Verdict) -> String {
+fn sentence(verdict: &WechatAnswer) -> String {
     let Some(errcode) = verdict.errcode else { return "WeChat did not answer".into() };
     let place = verdict.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
     format!("{} ({errcode}{place})", row_of(errcode).sentence)
@@ -170,7 +170,7 @@ impl From<SendError> for Failure {
             }
             SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
             SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                let verdict = Verdict { errcode: Some(errcode), rid, ..Verdict::default() };
+                let verdict = WechatAnswer { errcode: Some(errcode), rid, ..WechatAnswer::default() };
                 noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
             }
             SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
@@ -179,7 +179,7 @@ impl From<SendError> for Failure {
     }
 }
 
-fn noting(failure: Failure, verdict: &Verdict) -> Failure {
+fn noting(failure: Failure, verdict: &WechatAnswer) -> Failure {
     let failure = match verdict.errcode {
         Some(errcode) => failure.with("errcode", errcode),
         None => failure,
@@ -198,18 +198,18 @@ mod tests {
     #[test]
     fn outcome_survives_encoding_and_decoding() {
         let msgid = Some(MsgId(u64::MAX));
-        let verdict = Verdict { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
+        let verdict = WechatAnswer { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
         for end in [End::Delivered, End::Unknown, End::Refused] {
             let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(Kind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
         }
-        let silent = Outcome { end: End::Unknown, verdict: Verdict::default(), attempts: 1, kind: None };
+        let silent = Outcome { end: End::Unknown, verdict: WechatAnswer::default(), attempts: 1, kind: None };
         assert_eq!(Outcome::decode(&silent.encode()).unwrap(), silent);
     }
 
     #[test]
     fn error_names_the_value_that_wechat_refuses() {
-        let verdict = Verdict { errcode: Some(47003), key: Some("thing3".into()), ..Verdict::default() };
+        let verdict = WechatAnswer { errcode: Some(47003), key: Some("thing3".into()), ..WechatAnswer::default() };
         let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
         assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
     }
@@ -217,7 +217,8 @@ mod tests {
     #[test]
     fn refused_user_and_refused_message_have_different_reasons() {
         let reason = |errcode| {
-            Failure::from(SendError::Refused(Verdict { errcode: Some(errcode), ..Verdict::default() })).reason()
+            Failure::from(SendError::Refused(WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() }))
+                .reason()
         };
         assert_eq!((reason(40003), reason(40037)), ("USER_REFUSED", "MESSAGE_REFUSED"));
     }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use store::leases::{Lease, LeaseId, Settled, Verdict as Fate};
-use store::wanted::Wanted;
+use store::eligibility::Eligibility;
+use store::leases::{Lease, LeaseEnd, LeaseId, SettleReply};
 
-use super::{Conclusion, Next, Order, Sender, Sent, Tally};
+use super::{AfterSettle, AttemptResult, Progress, SendRequest, Sender, Sent};
 use crate::send::outcome::{End, Outcome, SendError};
 use crate::spans;
 
@@ -16,71 +16,71 @@ impl Sender {
     /// Settles the lease, records the outcome under the request id, and leases the next credential if one is needed.
     pub(super) async fn settle(
         &self,
-        order: &Order,
+        order: &SendRequest,
         lease: Lease,
-        conclusion: Conclusion,
-        tally: &mut Tally,
-    ) -> Result<Next, SendError> {
+        conclusion: AttemptResult,
+        tally: &mut Progress,
+    ) -> Result<AfterSettle, SendError> {
         let outcome =
             |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind) };
         let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
         // In this order: how the lease ends, the outcome recorded under the request id, what this call answers unless
         // there is a next credential, and whether a next credential is needed.
-        let (fate, end, answer, go_on) = match conclusion {
-            Conclusion::End(End::Refused, fate) => {
-                (fate, Some(outcome(End::Refused)), Err(SendError::Refused(tally.last.clone())), false)
+        let (lease_end, end, answer, go_on) = match conclusion {
+            AttemptResult::End(End::Refused, lease_end) => {
+                (lease_end, Some(outcome(End::Refused)), Err(SendError::Refused(tally.last.clone())), false)
             }
-            Conclusion::End(end, fate) => (fate, Some(outcome(end)), Ok(outcome(end)), false),
-            Conclusion::NextCredential => {
-                (Fate::Discard, None, Err(dead()), tally.credentials < self.limits.credentials)
+            AttemptResult::End(end, lease_end) => (lease_end, Some(outcome(end)), Ok(outcome(end)), false),
+            AttemptResult::NextCredential => {
+                (LeaseEnd::Discard, None, Err(dead()), tally.credentials < self.limits.credentials)
             }
-            Conclusion::InDoubt if order.request.is_some() => {
-                (Fate::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
+            AttemptResult::InDoubt if order.request.is_some() => {
+                (LeaseEnd::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
             }
             // Without a request id nobody can repeat the message, so another message may use its form id. It is marked
             // as suspect because it may be used up.
-            Conclusion::InDoubt => (Fate::Suspect, None, Ok(outcome(End::Unknown)), false),
-            Conclusion::NotSpent(error) => (Fate::Return, None, Err(error), false),
-            Conclusion::SourceStopped(error) => (Fate::Return, None, Err(error), true),
+            AttemptResult::InDoubt => (LeaseEnd::Suspect, None, Ok(outcome(End::Unknown)), false),
+            AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
+            AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
-        let next = match self.gates.open(order.message.delivery.kinds()) {
+        let next = match self.stops.open(order.message.delivery.kinds()) {
             Ok(kinds) if go_on => Some((LeaseId::random(), order.message.wanted(kinds))),
             _ => None,
         };
         let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);
         let asked = Instant::now();
-        let settled = self.settle_patiently(order, &lease, fate, end.as_ref(), next.as_ref(), tally).await;
+        let settled = self.settle_patiently(order, &lease, lease_end, end.as_ref(), next.as_ref(), tally).await;
         let messages_left = match settled {
-            Some(Settled::Next(lease)) => {
+            Some(SettleReply::Next(lease)) => {
                 tally.credentials += 1;
                 tally.leased_at = asked;
-                return Ok(Next::Credential(lease));
+                return Ok(AfterSettle::Credential(lease));
             }
-            Some(Settled::Done { messages_left }) => messages_left,
+            Some(SettleReply::Done { messages_left }) => messages_left,
             // The lease expired: another replica has taken over the message and will know its outcome.
-            Some(Settled::Stale) if order.request.is_some() && !delivered => {
-                return Ok(Next::Failed(SendError::UnderWay(SETTLE_PAUSE)));
+            Some(SettleReply::Stale) if order.request.is_some() && !delivered => {
+                return Ok(AfterSettle::Failed(SendError::UnderWay(SETTLE_PAUSE)));
             }
-            Some(Settled::NoNext | Settled::Stale) => 0,
+            Some(SettleReply::NoNext | SettleReply::Stale) => 0,
             // WeChat's answer is valid anyway. The reaper and a repeated request settle the rest.
             None => lease.messages_left,
         };
         Ok(match answer {
-            Ok(outcome) => Next::Done(Sent { outcome, messages_left, repeated: false, late: None }),
-            Err(error) => Next::Failed(error),
+            Ok(outcome) => AfterSettle::Done(Sent { outcome, messages_left, repeated: false, late: None }),
+            Err(error) => AfterSettle::Failed(error),
         })
     }
 
     /// Settles. While Redis does not answer, retries until the lease would have expired.
     async fn settle_patiently(
         &self,
-        order: &Order,
+        order: &SendRequest,
         lease: &Lease,
-        fate: Fate,
+        lease_end: LeaseEnd,
         end: Option<&Outcome>,
-        next: Option<&(LeaseId, Wanted)>,
-        tally: &Tally,
-    ) -> Option<Settled> {
+        next: Option<&(LeaseId, Eligibility)>,
+        tally: &Progress,
+    ) -> Option<SettleReply> {
         let outcome = end.map(Outcome::encode);
         let span = spans::settle(&self.app.id);
         let mut settling = self.metrics.settles.operation();
@@ -92,7 +92,7 @@ impl Sender {
                     &order.openid,
                     lease.id,
                     &self.limits.terms,
-                    fate,
+                    lease_end,
                     outcome.as_deref(),
                     order.request.as_ref(),
                     next.map(|(id, wanted)| (*id, wanted)),

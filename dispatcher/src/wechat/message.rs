@@ -6,7 +6,7 @@ use domain::{CredentialId, Kind, OpenId, TemplateId};
 use serde::{Deserialize, Serialize};
 use server::proto;
 use store::broadcast::permits::Api;
-use store::wanted::{Kinds, Wanted};
+use store::eligibility::{Eligibility, Kinds};
 
 /// WeChat's two message generations, each with an API of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,10 +138,10 @@ impl Message {
     }
 
     /// Credentials that may be spent on it, restricted to `kinds`.
-    pub fn wanted(&self, kinds: Kinds) -> Wanted {
+    pub fn wanted(&self, kinds: Kinds) -> Eligibility {
         match self.delivery {
-            Delivery::FormId => Wanted::ids(kinds),
-            Delivery::Subscription => Wanted::grants(self.template_id.clone()),
+            Delivery::FormId => Eligibility::ids(kinds),
+            Delivery::Subscription => Eligibility::grants(self.template_id.clone()),
         }
     }
 

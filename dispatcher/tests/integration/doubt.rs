@@ -7,8 +7,8 @@ use dispatcher::wechat::message::{Delivery, Message, Value};
 use domain::{OpenId, TemplateId};
 use sandbox::FaultKind;
 use server::proto::{Outcome, SendTemplateRequest};
+use store::eligibility::{Eligibility, Kinds};
 use store::leases::{LeaseId, LeaseTerms, Leased, Request};
-use store::wanted::{Kinds, Wanted};
 use testing::{eventually, now};
 use tonic::Code;
 
@@ -272,7 +272,7 @@ async fn expired_form_id_of_an_unknown_outcome_is_not_sent_again() {
     };
     let request_of = Request { id: domain::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
     let openid = OpenId::parse("oUser").unwrap();
-    let ids = Wanted::ids(Kinds::IDS);
+    let ids = Eligibility::ids(Kinds::IDS);
     let leased =
         rig.store.lease(&rig.app(), &openid, LeaseId::random(), &terms, &ids, Some(&request_of)).await.unwrap();
     assert!(matches!(leased, Leased::Lease(_)));

@@ -15,7 +15,7 @@ use domain::dependency::Dependency as _;
 use serde_json::{Value, json};
 use store::Store;
 use store::broadcast::permits::Bounds;
-use store::wanted::Kinds;
+use store::eligibility::Kinds;
 use testing::{Redis, store_config};
 use tokio::net::TcpListener;
 

@@ -17,8 +17,8 @@ use domain::AppId;
 use reqwest::Url;
 use server::{Habit, Server, http, ok};
 use store::broadcast::permits::Bounds;
-use store::late::MsgId;
-use store::wanted::Kinds;
+use store::delivery_failures::MsgId;
+use store::eligibility::Kinds;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SECRET: &str = "CANARY-secret";

@@ -11,9 +11,9 @@ pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The configuration errors so far, one sentence each.
 #[derive(Debug, Default)]
-pub struct Problems(Vec<String>);
+pub struct ConfigErrors(Vec<String>);
 
-impl Problems {
+impl ConfigErrors {
     /// Adds an error.
     pub fn add(&mut self, problem: impl Into<String>) {
         self.0.push(problem.into());
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn durations_that_could_overflow_a_time_are_refused() {
         for (text, sound) in [("365d", true), ("0s", true), ("365d 1ns", false), ("584542046090y", false)] {
-            let mut problems = Problems::default();
+            let mut problems = ConfigErrors::default();
             assert_eq!(problems.duration("--lease", text).is_some(), sound, "{text}");
             assert_eq!(problems.finish().is_ok(), sound, "{text}");
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 
 use crate::connections::{BadUrl, RedisConfig, RedisUrl};
 use crate::credentials::KEEP_ONCE;
@@ -49,7 +49,7 @@ pub struct StoreConfig {
 
 impl StoreArgs {
     /// Reads the flags.
-    pub fn read(&self, problems: &mut Problems) -> Option<StoreConfig> {
+    pub fn read(&self, problems: &mut ConfigErrors) -> Option<StoreConfig> {
         let url = self.redis(problems);
         let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
         let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
@@ -60,7 +60,7 @@ impl StoreArgs {
     }
 
     /// Parses the Redis URL. No error quotes it, because it may contain a password.
-    fn redis(&self, problems: &mut Problems) -> Option<RedisUrl> {
+    fn redis(&self, problems: &mut ConfigErrors) -> Option<RedisUrl> {
         let ca = self.redis_ca.as_ref().map(std::fs::read).transpose();
         let ca = ca.map_err(|error| problems.add(format!("--redis-ca cannot be read: {error}")));
         let url = RedisUrl::parse(&self.redis_url, ca.as_ref().ok().and_then(Option::as_deref));
@@ -84,7 +84,7 @@ mod tests {
 
     fn read(flags: &[&str]) -> Result<StoreConfig, SettingsError> {
         let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let config = flags.store.read(&mut problems);
         problems.finish().map(|()| config.unwrap())
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once_and_by_name() {
+    fn all_errors_are_reported_together_and_name_their_flag() {
         let Err(SettingsError(problems)) = read(&["--buckets", "0", "--redis-timeout", "2"]) else {
             panic!("accepted")
         };
@@ -107,13 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_ca_is_said_of_its_own_flag() {
+    fn errors_of_the_ca_name_its_own_flag() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();
         for (url, ca, flag) in [
             ("rediss://redis", "/no/such/file", "--redis-ca cannot be read"),
-            ("rediss://redis", path, "--redis-ca: there is no certificate"),
-            ("redis://redis", path, "--redis-ca: there is a CA"),
+            ("rediss://redis", path, "--redis-ca: the CA file has no certificate"),
+            ("redis://redis", path, "--redis-ca: a CA needs an encrypted URL"),
             ("rediss-cluster://redis", path, "--redis-url: host number 1"),
         ] {
             let Err(SettingsError(problems)) = read(&["--redis-url", url, "--redis-ca", ca]) else {

@@ -64,9 +64,9 @@ impl Packed {
 }
 
 /// What is counted together for a user: a kind, and for grants each template separately.
-pub type Shelf = (Kind, Option<TemplateId>);
+pub type StockKey = (Kind, Option<TemplateId>);
 
-/// What is available to one user under one [`Shelf`].
+/// What is available to one user under one [`StockKey`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Available {
     /// Number of credentials.
@@ -126,7 +126,12 @@ impl Store {
     }
 
     /// What is available to a user at `now` (seconds since 1970).
-    pub async fn inventory(&self, app: &AppId, openid: &OpenId, now: i64) -> Result<BTreeMap<Shelf, Available>, Error> {
+    pub async fn inventory(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        now: i64,
+    ) -> Result<BTreeMap<StockKey, Available>, Error> {
         let mut inventory = BTreeMap::<_, Available>::new();
         for Record { credential, long_term, .. } in self.records(app, openid).await? {
             if credential.uses == 0 || i64::from(credential.expiry) <= now {

@@ -25,7 +25,7 @@
 use super::broadcast::BroadcastId;
 use super::broadcast::permits::{Api, Budget};
 use super::credentials::OnceKey;
-use super::late::MsgId;
+use super::delivery_failures::MsgId;
 use domain::{AppId, OpenId, RequestId};
 
 /// Holds the number of buckets that this Redis was first used with. The bucket of a user must never change.

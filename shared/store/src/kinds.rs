@@ -86,8 +86,8 @@ mod tests {
     use super::super::broadcast::BroadcastId;
     use super::super::broadcast::permits::{Api, Budget};
     use super::super::credentials::OnceKey;
+    use super::super::delivery_failures::MsgId;
     use super::super::keys::{BUCKETS, BroadcastKeys, Bucket, BucketKeys, gates, token, token_forced, token_lock};
-    use super::super::late::MsgId;
     use super::*;
     use domain::{AppId, OpenId, RequestId};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deadpool_redis::redis::{self, Cmd, Value};
 
+use super::eligibility::Eligibility;
 use super::keys::{Bucket, BucketKeys, request_name};
-use super::wanted::Wanted;
 use super::{Error, Reply, Store, scripts, unexpected};
 use domain::{AppId, CredentialId, Kind, OpenId, RequestId};
 
@@ -101,7 +101,7 @@ pub enum Recorded {
 
 /// How a lease ends for its credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LeaseEnd {
     /// The message was delivered: the use is spent, and the time of the last message is set.
     Consume,
     /// Like `Consume`, for a message whose outcome is unknown. Such uses are also counted separately.
@@ -124,7 +124,7 @@ pub enum Verdict {
     Hold,
 }
 
-impl Verdict {
+impl LeaseEnd {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Consume => "consume",
@@ -142,7 +142,7 @@ impl Verdict {
 
 /// Result of settling a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settled {
+pub enum SettleReply {
     /// The lease was settled.
     Done {
         /// Number of messages that can still be sent to the user.
@@ -176,7 +176,7 @@ impl Store {
         openid: &OpenId,
         id: LeaseId,
         terms: &LeaseTerms,
-        wanted: &Wanted,
+        wanted: &Eligibility,
         request: Option<&Request>,
     ) -> Result<Leased, Error> {
         let keys = self.keys(app, openid);
@@ -231,11 +231,11 @@ impl Store {
         openid: &OpenId,
         id: LeaseId,
         terms: &LeaseTerms,
-        verdict: Verdict,
+        verdict: LeaseEnd,
         outcome: Option<&[u8]>,
         request: Option<&Request>,
-        next: Option<(LeaseId, &Wanted)>,
-    ) -> Result<Settled, Error> {
+        next: Option<(LeaseId, &Eligibility)>,
+    ) -> Result<SettleReply, Error> {
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
             .redis()?
@@ -253,10 +253,10 @@ impl Store {
             .await?;
         let mut reply = Reply::new(reply);
         match (reply.next::<String>()?.as_str(), next) {
-            ("settled", _) => Ok(Settled::Done { messages_left: reply.next()? }),
-            ("stale", _) => Ok(Settled::Stale),
-            ("leased", Some((next, _))) => reply.lease(next).map(Settled::Next),
-            ("none", _) => Ok(Settled::NoNext),
+            ("settled", _) => Ok(SettleReply::Done { messages_left: reply.next()? }),
+            ("stale", _) => Ok(SettleReply::Stale),
+            ("leased", Some((next, _))) => reply.lease(next).map(SettleReply::Next),
+            ("none", _) => Ok(SettleReply::NoNext),
             (other, _) => Err(unexpected(other)),
         }
     }
@@ -311,7 +311,7 @@ fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<
     command.arg(who);
 }
 
-fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Wanted) {
+fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Eligibility) {
     command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs());
     command.arg(wanted.kinds.bits()).arg(wanted.template());
 }

@@ -8,12 +8,12 @@
 //!
 //! - [`keys`]: the names of all keys; [`kinds`]: the Redis type of each key; [`record`]: the packed format; `scripts`:
 //!   the Lua files;
-//! - [`credentials`]: collect, look up, revoke, erase; [`leases`]: lease, settle, reap; [`wanted`]: which credentials
+//! - [`credentials`]: collect, look up, revoke, erase; [`leases`]: lease, settle, reap; [`eligibility`]: which credentials
 //!   may be leased; [`stock`]: sweep and count;
-//! - [`broadcast`]: broadcasts and their progress; [`late`]: delivery failures that WeChat reports after it accepted
+//! - [`broadcast`]: broadcasts and their progress; [`delivery_failures`]: delivery failures that WeChat reports after it accepted
 //!   the message;
-//! - [`turns`]: limits for work that reads every bucket of an app;
-//! - [`tokens`]: the shared access token; [`gates`]: app stops, which record what WeChat refuses for an app at present;
+//! - [`scans`]: limits for work that reads every bucket of an app;
+//! - [`tokens`]: the shared access token; [`stops`]: app stops, which record what WeChat refuses for an app at present;
 //! - `connections`: connections to Redis; `reply`: parsing of script replies.
 //!
 //! Scripts take the time from Redis, so the clocks of the replicas do not matter.
@@ -22,20 +22,20 @@ pub mod broadcast;
 mod config;
 mod connections;
 pub mod credentials;
-pub mod gates;
+pub mod delivery_failures;
+pub mod eligibility;
 pub mod keys;
 pub mod kinds;
-pub mod late;
 pub mod leases;
 pub mod record;
+mod redact;
 mod reply;
+pub mod scans;
 mod scripts;
 pub mod spans;
 pub mod stock;
+pub mod stops;
 pub mod tokens;
-mod told;
-pub mod turns;
-pub mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,16 +51,16 @@ use domain::dependency::{CommandObserver, Dependency, Fault, FaultKind};
 use domain::{AppId, OpenId};
 use keys::{Bucket, BucketKeys};
 use kinds::KeyKind;
+use redact::{Redacted, unexpected};
 use reply::Reply;
+use scans::{ScanLimits, SingleFlight};
 use stock::{Ledger, Stock};
-use told::{Told, unexpected};
-use turns::{SingleFlight, Turns};
 
 /// An error of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis answered with an error, or did not answer. It is unknown whether a write took place.
-    #[error("Redis: {}", Told(.0))]
+    #[error("Redis: {}", Redacted(.0))]
     Redis(#[source] Box<RedisError>),
     /// There is no connection to Redis. Nothing was written.
     #[error("Redis is not reachable: {0}")]
@@ -112,7 +112,7 @@ impl Error {
         match self {
             Self::Redis(error) => match error.kind() {
                 ErrorKind::Parse | ErrorKind::UnexpectedReturnType => true,
-                _ => error.code() == Some("ERR") || told::is_wrong_type(error),
+                _ => error.code() == Some("ERR") || redact::is_wrong_type(error),
             },
             Self::Unavailable(_) => false,
             Self::WrongType { .. } | Self::Corrupt(_) | Self::BucketCount { .. } => true,
@@ -162,7 +162,7 @@ struct Inner {
     buckets: u16,
     cap: u16,
     keep_once: Duration,
-    turns: Turns,
+    turns: ScanLimits,
     /// Stock counts in progress. The key is the app and the number of users up to which the stock is counted directly.
     stocks: Counts<(AppId, u64), Arc<Stock>>,
     ledgers: Counts<AppId, Ledger>,
@@ -175,7 +175,7 @@ impl Inner {
         buckets: u16,
         &StoreConfig { cap, keep_once, .. }: &StoreConfig,
     ) -> Arc<Self> {
-        let (turns, stocks, ledgers) = (Turns::default(), Arc::default(), Arc::default());
+        let (turns, stocks, ledgers) = (ScanLimits::default(), Arc::default(), Arc::default());
         Arc::new(Self { connections, prepared, buckets, cap, keep_once, turns, stocks, ledgers })
     }
 }

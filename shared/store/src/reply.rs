@@ -5,7 +5,7 @@ use deadpool_redis::redis::{FromRedisValue, Value};
 use super::Error;
 use super::leases::{Lease, LeaseId};
 use super::record::{self, Record};
-use super::told::unexpected;
+use super::redact::unexpected;
 
 /// The bit in the state of a lease that means it was taken over; see head/leases.lua.
 const TAKEN_OVER: u8 = 2;

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{Bucket, BucketKeys};
-use super::turns::Work;
+use super::scans::Scan;
 use super::{Error, Store, scripts};
 use domain::{AppId, Kind, TemplateId};
 
@@ -110,7 +110,7 @@ impl Ledger {
 
 /// The JSON format of a bucket's count in Redis.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct Stored {
     reachable: u64,
     days: Vec<(i64, u8, Count)>,
     /// Absent in counts of earlier releases, which had no grants.
@@ -136,7 +136,7 @@ impl Store {
             }
             tokio::time::sleep(pause).await;
         }
-        let kept = Kept {
+        let kept = Stored {
             reachable: stock.reachable,
             days: stock.days.iter().map(|(&(day, kind), &count)| (day, kind as u8, count)).collect(),
             templates: stock.templates.iter().map(|(id, &granted)| (id.as_str().to_owned(), granted)).collect(),
@@ -186,7 +186,7 @@ impl Store {
     pub async fn stock(&self, app: &AppId, now: i64, few: u64) -> Result<Stock, Error> {
         let (store, counted) = (self.clone(), app.clone());
         let count = async move { store.count_stock(&counted, now, few).await.map(Arc::new) };
-        let stock = self.inner.stocks.join((app.clone(), few), self.turn(Work::Count, app), count).await?;
+        let stock = self.inner.stocks.join((app.clone(), few), self.turn(Scan::Count, app), count).await?;
         Ok(Arc::unwrap_or_clone(stock))
     }
 
@@ -232,7 +232,7 @@ impl Store {
         let text: Option<String> =
             self.redis()?.run(redis::cmd("GET").arg(BucketKeys::new(app, bucket).stock())).await?;
         let Some(text) = text else { return Ok(None) };
-        let kept: Kept = serde_json::from_str(&text)?;
+        let kept: Stored = serde_json::from_str(&text)?;
         let mut stock = Stock { reachable: kept.reachable, counted_at: kept.counted_at, ..Stock::default() };
         for (day, number, count) in kept.days {
             stock.days.insert((day, kind(number)?), count);
@@ -247,7 +247,7 @@ impl Store {
     pub async fn ledger(&self, app: &AppId) -> Result<Ledger, Error> {
         let (store, read) = (self.clone(), app.clone());
         let read = async move { store.read_ledger(&read).await };
-        self.inner.ledgers.join(app.clone(), self.turn(Work::Count, app), read).await
+        self.inner.ledgers.join(app.clone(), self.turn(Scan::Count, app), read).await
     }
 
     async fn read_ledger(&self, app: &AppId) -> Result<Ledger, Error> {

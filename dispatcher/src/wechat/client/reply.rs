@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use store::late::MsgId;
+use store::delivery_failures::MsgId;
 
 use crate::wechat::token_codes;
 

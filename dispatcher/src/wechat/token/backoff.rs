@@ -37,10 +37,10 @@ const DEATH_PAUSE: Duration = Duration::from_secs(60);
 pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What the task that obtains a token knows about earlier attempts.
-pub(super) struct Work {
+pub(super) struct FetchState {
     hold: Option<Hold>,
     pub(super) forced: Forced,
-    pub(super) deaths: Deaths,
+    pub(super) replacements: ReplacementBudget,
     obtaining: Operation,
     pub(super) sharing: Operation,
 }
@@ -53,14 +53,14 @@ struct Hold {
     looked: Instant,
 }
 
-impl Work {
+impl FetchState {
     pub(super) fn new(outages: &WechatOutages) -> Self {
         let (obtaining, sharing) = (outages.tokens.operation(), outages.sharing.operation());
-        Self { hold: None, forced: Forced::default(), deaths: Deaths::default(), obtaining, sharing }
+        Self { hold: None, forced: Forced::default(), replacements: ReplacementBudget::default(), obtaining, sharing }
     }
 
     /// The last error and how much longer it is cached; `None` if the time is over.
-    pub(super) fn standing(&self) -> Option<(TokenError, Duration)> {
+    pub(super) fn view(&self) -> Option<(TokenError, Duration)> {
         let hold = self.hold.as_ref()?;
         let left = hold.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
         Some((hold.error.clone(), left))
@@ -144,18 +144,18 @@ impl Forced {
 }
 
 /// When a token that was rejected before its expiry may be replaced.
-pub(super) struct Deaths {
+pub(super) struct ReplacementBudget {
     left: u32,
     since: Option<Instant>,
 }
 
-impl Default for Deaths {
+impl Default for ReplacementBudget {
     fn default() -> Self {
         Self { left: DEATHS, since: None }
     }
 }
 
-impl Deaths {
+impl ReplacementBudget {
     /// Returns true if a token may be replaced at `now`.
     pub(super) fn permit(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
@@ -188,17 +188,17 @@ mod tests {
         for (error, first, longest) in
             [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]
         {
-            let mut work = Work::new(&WechatOutages::new(&app(), &Outages::default()));
+            let mut work = FetchState::new(&WechatOutages::new(&app(), &Outages::default()));
             work.note(&app(), Err(&error));
-            let (standing, left) = work.standing().unwrap();
-            assert!(standing == error && left > first / 2 && left < first * 2, "{left:?}");
+            let (view, left) = work.view().unwrap();
+            assert!(view == error && left > first / 2 && left < first * 2, "{left:?}");
             for _ in 0..20 {
                 work.note(&app(), Err(&error));
             }
-            let (_, left) = work.standing().unwrap();
+            let (_, left) = work.view().unwrap();
             assert!(left > longest / 2 && left < longest * 2, "{left:?}");
             work.note(&app(), Ok(()));
-            assert!(work.standing().is_none());
+            assert!(work.view().is_none());
         }
     }
 
@@ -218,15 +218,15 @@ mod tests {
 
     #[test]
     fn rejected_tokens_are_replaced_within_the_daily_limit() {
-        let (mut deaths, start) = (Deaths::default(), Instant::now());
+        let (mut replacements, start) = (ReplacementBudget::default(), Instant::now());
         let replaced = (0..24 * 3600)
             .filter(|second| {
-                let permit = deaths.permit(start + Duration::from_secs(*second));
-                deaths.count();
+                let permit = replacements.permit(start + Duration::from_secs(*second));
+                replacements.count();
                 permit
             })
             .count();
         assert!((1400..1500).contains(&replaced), "{replaced}");
-        assert!(deaths.permit(start + Duration::from_secs(25 * 3600)));
+        assert!(replacements.permit(start + Duration::from_secs(25 * 3600)));
     }
 }

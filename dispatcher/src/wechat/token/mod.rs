@@ -31,7 +31,7 @@ use tracing::{Instrument as _, warn};
 
 use super::client::{Cause, Client, FetchError};
 use crate::spans;
-use backoff::Work;
+use backoff::FetchState;
 
 /// Upper limit for how long before its expiry a token is renewed. `stable_token` returns a new token only in the last
 /// five minutes, so this must be less.
@@ -136,23 +136,23 @@ struct Inner {
     /// Tokens that WeChat rejected, latest last.
     dead: Mutex<Vec<Box<str>>>,
     /// True after a token was rejected before its expiry, until another one is in use.
-    bereft: AtomicBool,
+    no_token: AtomicBool,
     /// Held by the one task that obtains a token.
-    work: Arc<tokio::sync::Mutex<Work>>,
+    work: Arc<tokio::sync::Mutex<FetchState>>,
     changed: Notify,
 }
 
 impl Tokens {
     /// Fetches nothing yet.
     pub fn new(app: AppId, client: Client, store: Store) -> Self {
-        let work = Work::new(client.outages());
+        let work = FetchState::new(client.outages());
         let inner = Inner {
             app,
             client,
             store,
             present: RwLock::default(),
             dead: Mutex::default(),
-            bereft: AtomicBool::new(false),
+            no_token: AtomicBool::new(false),
             work: Arc::new(tokio::sync::Mutex::new(work)),
             changed: Notify::new(),
         };
@@ -171,7 +171,7 @@ impl Tokens {
         if let Some(token) = self.inner.living() {
             return Ok(token);
         }
-        if let Some(answer) = self.inner.standing(&mut work, None).await {
+        if let Some(answer) = self.inner.view(&mut work, None).await {
             return answer;
         }
         self.search(work, None).await
@@ -181,7 +181,7 @@ impl Tokens {
     /// still the present one. The next [`Tokens::get`] finds the token that another replica has fetched since, or
     /// fetches one.
     pub async fn failed(&self, token: &Token) {
-        let first = self.inner.bury(token.value());
+        let first = self.inner.invalidate(token.value());
         self.inner.forget(token.value());
         if !first {
             return;
@@ -218,7 +218,7 @@ impl Tokens {
         if !self.inner.living().is_some_and(|present| Arc::ptr_eq(&present, &old)) {
             return Duration::ZERO;
         }
-        let answer = match self.inner.standing(&mut work, Some(&old)).await {
+        let answer = match self.inner.view(&mut work, Some(&old)).await {
             Some(answer) => {
                 drop(work);
                 answer
@@ -231,11 +231,15 @@ impl Tokens {
     /// How long to pause after an error: as long as it is cached, but no longer than the interval at which Redis may be
     /// read again.
     async fn hold(&self) -> Duration {
-        let left = self.inner.work.lock().await.standing().map(|(_, left)| left);
+        let left = self.inner.work.lock().await.view().map(|(_, left)| left);
         left.unwrap_or(backoff::FIRST_PAUSE).min(backoff::LOOK_PAUSE * 2)
     }
 
-    async fn search(&self, mut work: OwnedMutexGuard<Work>, old: Option<Arc<Token>>) -> Result<Arc<Token>, TokenError> {
+    async fn search(
+        &self,
+        mut work: OwnedMutexGuard<FetchState>,
+        old: Option<Arc<Token>>,
+    ) -> Result<Arc<Token>, TokenError> {
         let inner = Arc::clone(&self.inner);
         let search = async move { inner.obtain(&mut work, old.as_deref()).await };
         let search = tokio::spawn(search.instrument(spans::token(&self.inner.app)));
@@ -252,7 +256,7 @@ impl Inner {
     fn install(&self, token: Token) -> Arc<Token> {
         let token = Arc::new(token);
         *self.present.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
-        self.bereft.store(false, Ordering::Relaxed);
+        self.no_token.store(false, Ordering::Relaxed);
         self.changed.notify_one();
         token
     }
@@ -262,12 +266,12 @@ impl Inner {
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
         if present.as_ref().is_some_and(|token| token.value() == value) {
             *present = None;
-            self.bereft.store(true, Ordering::Relaxed);
+            self.no_token.store(true, Ordering::Relaxed);
         }
     }
 
     /// Remembers that WeChat rejected this token. Returns true the first time.
-    fn bury(&self, value: &str) -> bool {
+    fn invalidate(&self, value: &str) -> bool {
         let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
         if dead.iter().any(|known| &**known == value) {
             return false;

@@ -1,4 +1,4 @@
-//! Obtains a token if there is none in memory, or if the one in memory has to be renewed. Only the holder of [`Work`]
+//! Obtains a token if there is none in memory, or if the one in memory has to be renewed. Only the holder of [`FetchState`]
 //! does so.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use store;
 use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
-use super::backoff::Work;
+use super::backoff::FetchState;
 use super::{Inner, Token, TokenError, Trouble, now_ms};
 use crate::app::TokenEndpoint;
 use crate::wechat::client::FetchedToken;
@@ -28,7 +28,7 @@ const SAFETY: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// Tries Redis first, then the lock and WeChat. With `old`, only a token that expires later than it is accepted.
-    pub(super) async fn obtain(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
+    pub(super) async fn obtain(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
         let result = match self.shared_or_fetched(work, old).await {
             Ok(token) => Ok(token),
             Err(Missing::Token(error)) => Err(error),
@@ -40,12 +40,12 @@ impl Inner {
 
     /// Returns the cached error of a recent attempt, or a token that another replica has obtained since. `None` if no
     /// error is cached.
-    pub(super) async fn standing(
+    pub(super) async fn view(
         &self,
-        work: &mut Work,
+        work: &mut FetchState,
         old: Option<&Token>,
     ) -> Option<Result<Arc<Token>, TokenError>> {
-        let (error, _) = work.standing()?;
+        let (error, _) = work.view()?;
         if work.may_look()
             && let Ok(Some(shared)) = self.store.token(&self.app).await
             && self.will_do(&shared, old)
@@ -56,7 +56,7 @@ impl Inner {
         Some(Err(error))
     }
 
-    async fn shared_or_fetched(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+    async fn shared_or_fetched(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
         let start = Instant::now();
         let owner = format!("{:032x}", rand::random::<u128>());
         // A fetch may take two calls. If a lock outlives its owner, it delays the other replicas. If it expires too
@@ -85,7 +85,7 @@ impl Inner {
         result
     }
 
-    async fn under_lock(&self, work: &mut Work, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+    async fn under_lock(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
         // The previous owner may have finished between our read and our lock.
         if let Some(shared) = self.store.token(&self.app).await? {
             if self.will_do(&shared, old) {
@@ -101,7 +101,7 @@ impl Inner {
         Ok(self.install(Token::new(shared)))
     }
 
-    async fn without_redis(&self, work: &mut Work, error: &store::Error) -> Result<Arc<Token>, TokenError> {
+    async fn without_redis(&self, work: &mut FetchState, error: &store::Error) -> Result<Arc<Token>, TokenError> {
         match self.client.app().token_endpoint {
             TokenEndpoint::Plain => Err(TokenError::Transient(Trouble::Store)),
             TokenEndpoint::Stable => {
@@ -113,9 +113,9 @@ impl Inner {
     }
 
     /// Calls WeChat once. If WeChat returns a rejected token again, calls it a second time with a forced refresh.
-    async fn fetch(&self, work: &mut Work) -> Result<(SharedToken, Duration), TokenError> {
-        let bereft = self.bereft.load(Ordering::Relaxed);
-        if bereft && !work.deaths.permit(Instant::now()) {
+    async fn fetch(&self, work: &mut FetchState) -> Result<(SharedToken, Duration), TokenError> {
+        let no_token = self.no_token.load(Ordering::Relaxed);
+        if no_token && !work.replacements.permit(Instant::now()) {
             return Err(TokenError::Transient(Trouble::Dying));
         }
         let mut sent = now_ms();
@@ -132,8 +132,8 @@ impl Inner {
                 return Err(TokenError::Transient(Trouble::SameAgain));
             }
         }
-        if bereft {
-            work.deaths.count();
+        if no_token {
+            work.replacements.count();
         }
         let FetchedToken { token, life } = fetched;
         let life = life - SAFETY.min(life / 10);
@@ -142,7 +142,7 @@ impl Inner {
 
     /// Returns true if a refresh may be forced now, given the earlier ones of this replica and, as far as Redis tells,
     /// of the others. If true, it counts as done.
-    async fn may_force(&self, work: &mut Work) -> bool {
+    async fn may_force(&self, work: &mut FetchState) -> bool {
         let now = Instant::now();
         let Some(pause) = work.forced.permit(now) else {
             return false;

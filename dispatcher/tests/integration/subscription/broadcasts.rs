@@ -5,9 +5,9 @@ use std::time::Duration;
 use domain::{OpenId, TemplateId};
 use sandbox::Subscription;
 use server::proto::{BroadcastRequest, BroadcastState, Delivery, PauseReason};
-use store::late::{LateFailure, MsgId};
+use store::delivery_failures::{LateFailure, MsgId};
+use store::eligibility::Eligibility;
 use store::leases::LeaseId;
-use store::wanted::Wanted;
 use testing::eventually;
 
 use super::{TEMPLATE, data};
@@ -65,7 +65,7 @@ async fn locked_user_gets_the_message_when_the_send_lock_ends() {
     rig.accept_crowd(0..20, TEMPLATE, 2).await;
     // A dispatcher that took the send lock of one user, and died.
     let user = OpenId::parse("oUser7").unwrap();
-    let wanted = Wanted::grants(TemplateId::parse(TEMPLATE).unwrap());
+    let wanted = Eligibility::grants(TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "2s"]).limits.terms;
     rig.store.lease(&rig.app(), &user, LeaseId::random(), &terms, &wanted, None).await.unwrap();
     let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;

@@ -3,7 +3,7 @@
 use domain::{GrantUses, OpenId};
 use sandbox::{FaultKind, Granting, Reading, Subscription};
 use server::proto::{CredentialKind, Delivery, Outcome, SendTemplateRequest};
-use store::late::{LateFailure, MsgId};
+use store::delivery_failures::{LateFailure, MsgId};
 
 use super::{TEMPLATE, by_form_id, message, request};
 use crate::rig::{APP, Rig, fact, reason};

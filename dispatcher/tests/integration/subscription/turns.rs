@@ -55,7 +55,7 @@ async fn locked_user_spends_nothing_and_gets_a_retry_delay() {
     rig.submit("oUser", 1).await;
     // Another dispatcher took the send lock and died.
     let (app, user) = (rig.app(), domain::OpenId::parse("oUser").unwrap());
-    let wanted = store::wanted::Wanted::grants(domain::TemplateId::parse(TEMPLATE).unwrap());
+    let wanted = store::eligibility::Eligibility::grants(domain::TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "6s"]).limits.terms;
     let id = store::leases::LeaseId::random();
     rig.store.lease(&app, &user, id, &terms, &wanted, None).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tonic::{Code, Request};
 
-use super::callers::{Apps, Callers, Entry, Proof};
+use super::callers::{Apps, CallerConfig, Callers, Identity};
 use super::permission::Permission;
 use crate::rpc::status::Failure;
 use domain::AppId;
@@ -16,15 +16,15 @@ use domain::AppId;
 /// one in its extensions.
 #[derive(Clone)]
 pub struct Caller {
-    entry: Arc<Entry>,
+    entry: Arc<CallerConfig>,
     /// `None` if no callers file is configured; then everybody may do everything.
-    pass: Option<Arc<Pass>>,
+    pass: Option<Arc<Session>>,
 }
 
 /// How the call was authenticated, and which permissions it needs.
-struct Pass {
+struct Session {
     callers: Arc<Callers>,
-    proof: Proof,
+    proof: Identity,
     needs: &'static [Permission],
 }
 
@@ -32,13 +32,17 @@ impl Caller {
     /// The caller of every request if no callers file is configured.
     pub fn anonymous() -> Self {
         let everything = BTreeSet::from(Permission::ALL);
-        let entry = Entry::new("anonymous".into(), Vec::new(), Vec::new(), Apps::All, everything, None);
+        let entry = CallerConfig::new("anonymous".into(), Vec::new(), Vec::new(), Apps::All, everything, None);
         Self { entry: Arc::new(entry), pass: None }
     }
 
-    pub(super) fn admitted(callers: Arc<Callers>, proof: Proof, needs: &'static [Permission]) -> Result<Self, Failure> {
+    pub(super) fn admitted(
+        callers: Arc<Callers>,
+        proof: Identity,
+        needs: &'static [Permission],
+    ) -> Result<Self, Failure> {
         let entry = callers.book().find(&proof).cloned().ok_or_else(unauthenticated)?;
-        Ok(Self { entry, pass: Some(Arc::new(Pass { callers, proof, needs })) })
+        Ok(Self { entry, pass: Some(Arc::new(Session { callers, proof, needs })) })
     }
 
     /// Counts the call against the caller's rate limit, then checks its permissions. So calls without permission count

@@ -21,7 +21,7 @@ use crate::rpc::status::Failure;
 use crate::telemetry::metrics::IntGauge;
 use crate::telemetry::outage::Outages;
 use domain::AppId;
-use domain::config_errors::{Problems, SettingsError};
+use domain::config_errors::{ConfigErrors, SettingsError};
 
 /// The SHA-256 of a token. `Debug` hides it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Apps {
 
 /// One caller of the callers file.
 #[derive(Debug)]
-pub struct Entry {
+pub struct CallerConfig {
     /// The name, for logs.
     pub name: Box<str>,
     pub(super) tokens: Vec<TokenHash>,
@@ -84,7 +84,7 @@ pub struct Entry {
     pub(super) rate: Option<Arc<Rate>>,
 }
 
-impl Entry {
+impl CallerConfig {
     pub(super) fn new(
         name: Box<str>,
         tokens: Vec<TokenHash>,
@@ -105,14 +105,14 @@ impl Entry {
 
 /// The identity that a call presents.
 #[derive(Debug, Clone)]
-pub(super) enum Proof {
+pub(super) enum Identity {
     /// The hash of its token.
     Token(TokenHash),
     /// The names in its client certificate, which the TLS handshake has verified.
     Certificate(Arc<[String]>),
 }
 
-impl Proof {
+impl Identity {
     /// Returns the identity that a call presents. A token takes precedence over the client certificate of the
     /// connection, even if the token is invalid.
     pub(super) fn of(headers: &HeaderMap, names: Option<&Arc<[String]>>) -> Option<Self> {
@@ -128,15 +128,15 @@ impl Proof {
 
 /// The content of one version of the callers file.
 #[derive(Debug, Default)]
-pub(super) struct Book {
-    entries: Vec<Arc<Entry>>,
+pub(super) struct Directory {
+    entries: Vec<Arc<CallerConfig>>,
     tokens: Vec<(TokenHash, u32)>,
     names: HashMap<Box<str>, u32>,
 }
 
-impl Book {
+impl Directory {
     fn read(text: &[u8], before: Option<&Self>) -> Result<Self, SettingsError> {
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let mut entries = match std::str::from_utf8(text) {
             Ok(text) => file::parse(text, &mut problems),
             Err(_) => {
@@ -164,16 +164,16 @@ impl Book {
     }
 
     /// Finds the caller of an identity. Compares every token in constant time, so that the duration reveals nothing.
-    pub(super) fn find(&self, proof: &Proof) -> Option<&Arc<Entry>> {
+    pub(super) fn find(&self, proof: &Identity) -> Option<&Arc<CallerConfig>> {
         let place = match proof {
-            Proof::Token(presented) => {
+            Identity::Token(presented) => {
                 let mut found = u32::MAX;
                 for (token, place) in &self.tokens {
                     found.conditional_assign(place, token.0.ct_eq(&presented.0));
                 }
                 found
             }
-            Proof::Certificate(names) => {
+            Identity::Certificate(names) => {
                 let mut found = names.iter().filter_map(|name| self.names.get(name.as_str()).copied());
                 let first = found.next()?;
                 // A certificate with names of two different callers is rejected.
@@ -190,7 +190,7 @@ impl Book {
 /// The callers of the current version of the callers file.
 pub struct Callers {
     file: Watched,
-    book: RwLock<Arc<Book>>,
+    book: RwLock<Arc<Directory>>,
     /// Notifies of each new version that is in use.
     changed: watch::Sender<()>,
 }
@@ -203,10 +203,10 @@ impl fmt::Debug for Callers {
 
 impl Callers {
     /// Reads the callers file. Returns `None` if it is invalid; `problems` then lists every error.
-    pub fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+    pub fn read(path: &Path, problems: &mut ConfigErrors) -> Option<Self> {
         let (file, contents) =
             Watched::read([path.to_owned()]).map_err(|error| problems.add(format!("{FILE} {error}"))).ok()?;
-        match Book::read(contents.first()?, None) {
+        match Directory::read(contents.first()?, None) {
             Ok(book) => Some(Self { file, book: RwLock::new(Arc::new(book)), changed: watch::Sender::new(()) }),
             Err(SettingsError(found)) => {
                 found.into_iter().for_each(|problem| problems.add(problem));
@@ -225,7 +225,7 @@ impl Callers {
     pub async fn follow(self: Arc<Self>, in_use: IntGauge, outages: Outages) {
         let change = |contents: Contents| {
             let text = contents.first().map(Vec::as_slice).unwrap_or_default();
-            let book = Book::read(text, Some(&self.book()))?;
+            let book = Directory::read(text, Some(&self.book()))?;
             // Code that holds the lock does not panic.
             *self.book.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
             self.changed.send_replace(());
@@ -239,7 +239,7 @@ impl Callers {
         self.changed.subscribe()
     }
 
-    pub(super) fn book(&self) -> Arc<Book> {
+    pub(super) fn book(&self) -> Arc<Directory> {
         Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -253,7 +253,7 @@ impl Callers {
         names: Option<&Arc<[String]>>,
         needs: &'static [Permission],
     ) -> Result<Caller, Failure> {
-        let proof = Proof::of(headers, names).ok_or_else(caller::unauthenticated)?;
+        let proof = Identity::of(headers, names).ok_or_else(caller::unauthenticated)?;
         let caller = Caller::admitted(Arc::clone(self), proof, needs);
         caller?.counted()
     }

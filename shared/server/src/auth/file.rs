@@ -17,9 +17,9 @@ use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
-use super::callers::{Apps, Entry, TokenHash};
+use super::callers::{Apps, CallerConfig, TokenHash};
 use super::permission::Permission;
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 use domain::{AppId, visible};
 
 /// How error texts call the file.
@@ -34,7 +34,7 @@ const MAX_CERTIFICATE_NAME: usize = 1024;
 const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 
 /// Parses the text of the file. Adds all errors to `problems`; if there is any, the returned entries must not be used.
-pub fn parse(text: &str, problems: &mut Problems) -> Vec<Entry> {
+pub fn parse(text: &str, problems: &mut ConfigErrors) -> Vec<CallerConfig> {
     let Some(file) = problems.toml(FILE, text) else { return Vec::new() };
     for key in file.keys().filter(|key| *key != "callers") {
         problems.add(format!("{FILE} has {}: only [callers.NAME] tables are known", quoted(key)));
@@ -46,13 +46,13 @@ pub fn parse(text: &str, problems: &mut Problems) -> Vec<Entry> {
             return Vec::new();
         }
     };
-    let entries: Vec<Entry> = callers.iter().map(|(name, value)| entry(name, value, problems)).collect();
+    let entries: Vec<CallerConfig> = callers.iter().map(|(name, value)| entry(name, value, problems)).collect();
     shared_proofs(&entries, problems);
     entries
 }
 
 /// Reports tokens and certificate names that belong to more than one caller.
-fn shared_proofs(entries: &[Entry], problems: &mut Problems) {
+fn shared_proofs(entries: &[CallerConfig], problems: &mut ConfigErrors) {
     let (mut tokens, mut names) = (HashMap::new(), HashMap::new());
     for entry in entries {
         for token in &entry.tokens {
@@ -69,7 +69,7 @@ fn shared_proofs(entries: &[Entry], problems: &mut Problems) {
     }
 }
 
-fn entry(name: &str, value: &Value, problems: &mut Problems) -> Entry {
+fn entry(name: &str, value: &Value, problems: &mut ConfigErrors) -> CallerConfig {
     let sound = visible(name, MAX_NAME);
     let shown = if sound.is_ok() { name } else { "(a caller)" };
     let mut reader = Reader { place: format!("{FILE}, [callers.{shown}]"), problems };
@@ -99,7 +99,7 @@ fn entry(name: &str, value: &Value, problems: &mut Problems) -> Entry {
     let apps = reader.apps(table);
     let permissions = reader.permissions(table);
     let per_second = reader.rate(table);
-    Entry::new(
+    CallerConfig::new(
         name.into(),
         tokens.unwrap_or_default(),
         certificate_names.unwrap_or_default(),
@@ -111,7 +111,7 @@ fn entry(name: &str, value: &Value, problems: &mut Problems) -> Entry {
 
 struct Reader<'a> {
     place: String,
-    problems: &'a mut Problems,
+    problems: &'a mut ConfigErrors,
 }
 
 impl Reader<'_> {
@@ -193,8 +193,8 @@ mod tests {
 
     const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
-    fn parsed(text: &str) -> Result<Vec<Entry>, Vec<String>> {
-        let mut problems = Problems::default();
+    fn parsed(text: &str) -> Result<Vec<CallerConfig>, Vec<String>> {
+        let mut problems = ConfigErrors::default();
         let entries = parse(text, &mut problems);
         problems.finish().map(|()| entries).map_err(|SettingsError(problems)| problems)
     }

@@ -57,7 +57,7 @@ const REFLECTION: &str = "/grpc.reflection.";
 
 /// The access rule of a path.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum MethodAccess {
     /// Health checks: no authentication, never rejected.
     Open,
     /// Reflection: any authenticated caller. It is a stream.
@@ -74,12 +74,12 @@ pub(crate) fn is_health(path: &str) -> bool {
 }
 
 /// Returns the access rule of a path.
-pub fn door(path: &str) -> Door {
+pub fn method_access(path: &str) -> MethodAccess {
     match METHODS.iter().find(|method| method.path == path) {
-        Some(method) => Door::Method(method),
-        None if is_health(path) => Door::Open,
-        None if path.starts_with(REFLECTION) => Door::Reflection,
-        None => Door::Nothing,
+        Some(method) => MethodAccess::Method(method),
+        None if is_health(path) => MethodAccess::Open,
+        None if path.starts_with(REFLECTION) => MethodAccess::Reflection,
+        None => MethodAccess::Nothing,
     }
 }
 
@@ -113,11 +113,14 @@ mod tests {
 
     #[test]
     fn only_health_needs_no_authentication() {
-        assert_eq!(door("/grpc.health.v1.Health/Check"), Door::Open);
-        assert_eq!(door("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"), Door::Reflection);
+        assert_eq!(method_access("/grpc.health.v1.Health/Check"), MethodAccess::Open);
+        assert_eq!(
+            method_access("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
+            MethodAccess::Reflection
+        );
         for path in ["", "/", "/formid.v1.CollectorService/Steal", "/grpc.health.v1.HealthX/Check"] {
-            assert_eq!(door(path), Door::Nothing, "{path}");
+            assert_eq!(method_access(path), MethodAccess::Nothing, "{path}");
         }
-        assert!(METHODS.iter().all(|row| door(row.path) == Door::Method(row)));
+        assert!(METHODS.iter().all(|row| method_access(row.path) == MethodAccess::Method(row)));
     }
 }

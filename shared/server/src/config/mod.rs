@@ -1,7 +1,7 @@
 //! Settings that both services share. Each is a flag with an environment variable, and all errors are reported
 //! together.
 //!
-//! clap reads flags and environment as text. [`Problems`] parses the texts and collects all errors and contradictions.
+//! clap reads flags and environment as text. [`ConfigErrors`] parses the texts and collects all errors and contradictions.
 //! Durations are written with their unit: `500ms`, `30s`, `24h`.
 
 mod server;
@@ -12,10 +12,10 @@ use crate::serve::ServeConfig;
 use crate::serve::budget::least_bytes;
 use crate::telemetry::traces::TraceConfig;
 use crate::telemetry::{self, LogConfig};
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 
-use self::server::Edge;
-pub use self::server::EdgeArgs;
+pub use self::server::ServerArgs;
+use self::server::ServerConfig;
 
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,7 +31,7 @@ pub struct CommonArgs {
     pub drain_timeout: String,
     #[allow(missing_docs)]
     #[command(flatten)]
-    pub edge: EdgeArgs,
+    pub edge: ServerArgs,
     /// Where to serve Prometheus metrics at /metrics (IP address:port); not served if not given
     #[arg(long, env = "FORMID_METRICS_LISTEN", default_value = "")]
     pub metrics_listen: String,
@@ -71,7 +71,7 @@ impl CommonArgs {
     }
 
     /// Parses and checks the common flags. `listen` is the text of the service's own `--listen`.
-    pub fn read(&self, listen: &str, problems: &mut Problems) -> Option<Common> {
+    pub fn read(&self, listen: &str, problems: &mut ConfigErrors) -> Option<Common> {
         let listen = problems.read("--listen", listen);
         let metrics_listen = match self.metrics_listen.as_str() {
             "" => None,
@@ -84,7 +84,7 @@ impl CommonArgs {
         let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
         let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
         let edge = self.edge.read(listen, problems);
-        if let (Some(largest), Some(Edge { limits, .. })) = (max_message_bytes, &edge)
+        if let (Some(largest), Some(ServerConfig { limits, .. })) = (max_message_bytes, &edge)
             && limits.bytes < least_bytes(largest as usize)
         {
             problems.add(format!(
@@ -139,7 +139,7 @@ mod tests {
 
     fn read(flags: &[&str]) -> Result<Common, SettingsError> {
         let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
-        let mut problems = Problems::default();
+        let mut problems = ConfigErrors::default();
         let common = flags.common.read("127.0.0.1:0", &mut problems);
         problems.finish().map(|()| common.unwrap())
     }
@@ -158,7 +158,7 @@ mod tests {
 
         let read_both = |listen, metrics| {
             let flags = Flags::parse_from(["test", "--metrics-listen", metrics]);
-            let mut problems = Problems::default();
+            let mut problems = ConfigErrors::default();
             flags.common.read(listen, &mut problems);
             problems.finish()
         };

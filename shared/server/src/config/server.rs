@@ -8,10 +8,10 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 
 use crate::auth::Callers;
+use crate::serve::admission::Limits;
 use crate::serve::connections::{Bounds, ConnectionLimits};
-use crate::serve::guard::Limits;
 use crate::serve::tls::Tls;
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 
 /// The minimum keepalive interval. A shorter one would flood the peer with pings.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ const SHORTEST_IDLE: Duration = Duration::from_secs(1);
 
 /// The flags of the server. An empty path means that the flag is not given.
 #[derive(Debug, Clone, clap::Args)]
-pub struct EdgeArgs {
+pub struct ServerArgs {
     /// File with the callers, and what each may do (TOML)
     #[arg(long, env = "FORMID_CALLERS_FILE", default_value = "", hide_default_value = true)]
     pub callers_file: String,
@@ -73,7 +73,7 @@ pub struct EdgeArgs {
 }
 
 /// The checked server settings.
-pub(super) struct Edge {
+pub(super) struct ServerConfig {
     pub(super) callers: Option<Arc<Callers>>,
     pub(super) tls: Option<Tls>,
     pub(super) probe_listen: Option<SocketAddr>,
@@ -81,9 +81,9 @@ pub(super) struct Edge {
     pub(super) connections: ConnectionLimits,
 }
 
-impl EdgeArgs {
+impl ServerArgs {
     /// Parses the flags and reads the files that they name. `listen` is the service's own address, if it is valid.
-    pub(super) fn read(&self, listen: Option<SocketAddr>, problems: &mut Problems) -> Option<Edge> {
+    pub(super) fn read(&self, listen: Option<SocketAddr>, problems: &mut ConfigErrors) -> Option<ServerConfig> {
         let callers = given(&self.callers_file).map(|path| Callers::read(path, problems).map(Arc::new));
         self.contradictions(listen, callers.as_ref().and_then(Option::as_ref), problems);
         let tls = match (given(&self.tls_cert), given(&self.tls_key)) {
@@ -110,7 +110,7 @@ impl EdgeArgs {
         let keepalive_timeout = keepalive("--keepalive-timeout", &self.keepalive_timeout, problems);
         let age = problems.duration("--max-connection-age", &self.max_connection_age);
         let grace = problems.duration("--max-connection-age-grace", &self.max_connection_age_grace);
-        Some(Edge {
+        Some(ServerConfig {
             callers: all_or_nothing(callers)?,
             tls: all_or_nothing(tls)?,
             probe_listen: all_or_nothing(probe_listen)?,
@@ -132,7 +132,7 @@ impl EdgeArgs {
     }
 
     /// Reports flags that contradict each other.
-    fn contradictions(&self, listen: Option<SocketAddr>, callers: Option<&Arc<Callers>>, problems: &mut Problems) {
+    fn contradictions(&self, listen: Option<SocketAddr>, callers: Option<&Arc<Callers>>, problems: &mut ConfigErrors) {
         match given(&self.callers_file) {
             Some(_) if self.insecure => {
                 problems.add("--callers-file and --insecure contradict each other: use only one of them");
@@ -177,7 +177,7 @@ fn given(path: &str) -> Option<&Path> {
     if path.is_empty() { None } else { Some(Path::new(path)) }
 }
 
-fn keepalive(flag: &str, text: &str, problems: &mut Problems) -> Option<Duration> {
+fn keepalive(flag: &str, text: &str, problems: &mut ConfigErrors) -> Option<Duration> {
     let duration = problems.duration(flag, text)?;
     if duration < SHORTEST_KEEPALIVE {
         problems.add(format!("{flag} is {duration:?}, but must be at least {SHORTEST_KEEPALIVE:?}"));

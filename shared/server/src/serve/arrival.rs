@@ -246,7 +246,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::auth::methods::{Door, door};
+    use crate::auth::methods::{MethodAccess, method_access};
     use crate::proto::{CollectRequest, CollectStreamRequest, Credential};
 
     const COLLECT: &str = "/formid.v1.CollectorService/Collect";
@@ -272,7 +272,7 @@ mod tests {
     }
 
     fn account(budget: &Arc<Budget>, path: &str) -> Account {
-        let Door::Method(method) = door(path) else { panic!("{path}") };
+        let MethodAccess::Method(method) = method_access(path) else { panic!("{path}") };
         Account { budget: Arc::clone(budget), charge: Charge::default(), method }
     }
 

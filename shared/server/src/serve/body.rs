@@ -9,25 +9,25 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::connections::Ending;
+use super::connections::ConnectionClosing;
 use crate::rpc::status::Failure;
 
 type Bytes = <Body as HttpBody>::Data;
 type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
 /// A body that holds a resource until it is sent or dropped.
-pub(super) struct Held<T> {
+pub(super) struct HoldUntilEnd<T> {
     body: Body,
     _held: T,
 }
 
-impl<T> Held<T> {
+impl<T> HoldUntilEnd<T> {
     pub(super) fn new(body: Body, held: T) -> Self {
         Self { body, _held: held }
     }
 }
 
-impl<T: Unpin> HttpBody for Held<T> {
+impl<T: Unpin> HttpBody for HoldUntilEnd<T> {
     type Data = Bytes;
     type Error = Status;
 
@@ -51,12 +51,16 @@ pub(super) struct EndedWithConnection {
 }
 
 impl EndedWithConnection {
-    pub(super) fn new(body: Body, ending: &Ending) -> Self {
+    pub(super) fn new(body: Body, ending: &ConnectionClosing) -> Self {
         Self::or(body, ending, std::future::pending())
     }
 
     /// Like [`EndedWithConnection::new`], but also ends when `earlier` completes.
-    pub(super) fn or(body: Body, ending: &Ending, earlier: impl Future<Output = Failure> + Send + 'static) -> Self {
+    pub(super) fn or(
+        body: Body,
+        ending: &ConnectionClosing,
+        earlier: impl Future<Output = Failure> + Send + 'static,
+    ) -> Self {
         let connection = ending.wait();
         let ending = async {
             tokio::select! {

@@ -21,7 +21,7 @@
 //!   it.
 //! - A peer may open a stream and reset it at once; such streams do not count against the number of calls on a
 //!   connection. HTTP/2 counts the streams that were reset before they were begun, and ends the connection at a limit.
-//!   Callers that cancel calls early would reach a low limit. Reading in turns ([`turns`](super::turns)) keeps the
+//!   Callers that cancel calls early would reach a low limit. Reading in turns ([`paced`](super::paced)) keeps the
 //!   number of such streams, and so their memory, below a limit that is never reached. A call that has begun then costs
 //!   what a rejected call costs: its caller and rate limit are checked, it takes a permit of the concurrency limit, and
 //!   its handler ends as soon as the reset is noticed. Work that continues without its caller is bounded where it is
@@ -51,11 +51,11 @@ use tracing::debug;
 
 pub use super::accept::Bounds;
 use super::accept::{Acceptor, Opened};
-use super::body::Held;
+use super::body::HoldUntilEnd;
 use super::budget::Charge;
 use super::discard::DiscardRest;
+use super::paced::PacedStream;
 use super::tls::Tls;
-use super::turns::Turns;
 use crate::auth::methods::is_health;
 
 /// The timeout of a TLS handshake.
@@ -118,9 +118,9 @@ pub(super) struct HealthCalls(pub(super) Arc<Semaphore>);
 /// Signals that streams of a connection must end, because the connection is old or the service stops. It is in the
 /// extensions of each request.
 #[derive(Debug, Clone, Default)]
-pub struct Ending(CancellationToken);
+pub struct ConnectionClosing(CancellationToken);
 
-impl Ending {
+impl ConnectionClosing {
     /// Returns the signal of a request. It never fires if the request did not arrive over a connection.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
@@ -133,12 +133,12 @@ impl Ending {
 }
 
 /// The service that connections call: tonic's routes with layers around them.
-pub(super) trait Served:
+pub(super) trait GrpcService:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
 }
 
-impl<S> Served for S where
+impl<S> GrpcService for S where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
 }
@@ -172,7 +172,7 @@ impl Connections {
         listener: TcpListener,
         tls: Option<Tls>,
         limits: ConnectionLimits,
-        service: impl Served,
+        service: impl GrpcService,
     ) -> Self {
         let (signals, tasks) = (Signals::default(), TaskTracker::new());
         let (told, spawner) = (signals.clone(), tasks.clone());
@@ -226,7 +226,7 @@ enum Phase {
 }
 
 impl Connection {
-    async fn secured(self, stream: TcpStream, tls: Option<Tls>, service: impl Served) {
+    async fn secured(self, stream: TcpStream, tls: Option<Tls>, service: impl GrpcService) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "TCP_NODELAY refused");
         }
@@ -248,10 +248,10 @@ impl Connection {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         names: Arc<[String]>,
-        service: impl Served,
+        service: impl GrpcService,
     ) {
         let (ending, calls) = (CancellationToken::new(), self.opened.usage());
-        let (told, under_way) = (Ending(ending.clone()), Arc::clone(calls));
+        let (told, under_way) = (ConnectionClosing(ending.clone()), Arc::clone(calls));
         let health_calls = Arc::new(Semaphore::new(HEALTH_CALLS));
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(|body| Body::new(DiscardRest::new(body)));
@@ -264,7 +264,7 @@ impl Connection {
             request.extensions_mut().insert(charge.clone());
             let held = (under_way.begin(), charge);
             let answer = service.clone().oneshot(request);
-            async move { answer.await.map(|answer| answer.map(|body| Body::new(Held::new(body, held)))) }
+            async move { answer.await.map(|answer| answer.map(|body| Body::new(HoldUntilEnd::new(body, held)))) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
         builder
@@ -276,7 +276,7 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(RESETS_IN_A_TURN);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Turns::new(stream)), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(PacedStream::new(stream)), service));
 
         let mut phase = Phase::Open;
         let mut timer = pin!(tokio::time::sleep(self.limits.age.map_or(NEVER, jittered)));

@@ -13,8 +13,8 @@ use tonic_health::server::HealthReporter;
 use tower::Layer as _;
 use tracing::info;
 
+use super::admission::{Admission, Limits};
 use super::connections::{ConnectionLimits, Connections};
-use super::guard::{Guard, Limits};
 use crate::listen::bind;
 use crate::telemetry::outage::Outages;
 
@@ -87,7 +87,7 @@ impl Probes {
         let Some(address) = address else { return Ok(Self { _connections: None }) };
         let listener = bind("--probe-listen", address).await?;
         info!(listen = %listener.local_addr()?, "probes");
-        let guarded = Guard::new(None, &OTHERS, 0, shed).layer(Routes::new(health));
+        let guarded = Admission::new(None, &OTHERS, 0, shed).layer(Routes::new(health));
         let limits = ConnectionLimits { age: Some(AGE), ..ConnectionLimits::default() };
         let connections = Connections::accept(listener, None, limits, guarded);
         Ok(Self { _connections: Some(connections) })

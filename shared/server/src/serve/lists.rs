@@ -230,7 +230,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::auth::methods::{Door, door};
+    use crate::auth::methods::{MethodAccess, method_access};
     use crate::proto::broadcast_request::Audience;
     use crate::proto::credential::Right;
     use crate::proto::{
@@ -242,7 +242,7 @@ mod tests {
     const BROADCAST: &str = "/formid.v1.DispatcherService/Broadcast";
 
     fn scanner(path: &str, size: usize) -> Option<Scanner> {
-        let Door::Method(method) = door(path) else { panic!("{path}") };
+        let MethodAccess::Method(method) = method_access(path) else { panic!("{path}") };
         Scanner::of(method, size)
     }
 

@@ -2,21 +2,21 @@
 //!
 //! - `accept`: accepts connections and limits their number; [`connections`]: TLS, and how connections end; [`tls`]:
 //!   certificates;
-//! - [`guard`]: who may call, and concurrency limits; [`budget`]: the limit of memory for messages;
+//! - [`admission`]: who may call, and concurrency limits; [`budget`]: the limit of memory for messages;
 //! - [`health`]: readiness, liveness, and the port for probes.
 
 pub(crate) mod accept;
+pub mod admission;
 mod arrival;
 mod body;
 pub mod budget;
 pub mod connections;
 mod discard;
-pub mod guard;
 pub mod health;
 mod lists;
+mod paced;
 mod streams;
 pub mod tls;
-mod turns;
 
 use std::future::Future;
 use std::io;
@@ -40,8 +40,8 @@ use crate::rpc::deadline::Deadlines;
 use crate::telemetry::metrics::ServiceMetrics;
 use crate::telemetry::traces::rpc;
 use accept::within_files;
+use admission::{Admission, Limits};
 use connections::{ConnectionLimits, Connections};
-use guard::{Guard, Limits};
 use health::{LIVENESS, Probes, follow_redis, show};
 use tls::Tls;
 
@@ -114,7 +114,7 @@ pub async fn serve(
     // so that rejected calls create no trace, whether they fail authentication or exceed a limit.
     let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
     let (callers, shed) = (config.callers.clone(), metrics.calls.shed().clone());
-    let guarded = Guard::new(callers, &config.limits, config.max_message_bytes, shed).layer(traced);
+    let guarded = Admission::new(callers, &config.limits, config.max_message_bytes, shed).layer(traced);
     // Outermost, so that calls rejected by the other layers are counted.
     let counted = metrics.calls.layer(guarded);
     let mut limits = config.connections.clone();

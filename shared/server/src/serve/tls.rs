@@ -22,7 +22,7 @@ use crate::auth::certificate;
 use crate::reload::{Contents, Watched};
 use crate::telemetry::metrics::files::FileMetrics;
 use crate::telemetry::outage::Outages;
-use domain::config_errors::{Problems, SettingsError};
+use domain::config_errors::{ConfigErrors, SettingsError};
 
 const CERT: &str = "--tls-cert";
 const KEY: &str = "--tls-key";
@@ -52,7 +52,7 @@ impl fmt::Debug for Tls {
 impl Tls {
     /// Reads the PEM files: the certificate chain and key of the service, and the CA certificates for clients. With
     /// `client_ca`, clients must present a certificate. Returns `None` after an error, which is added to `problems`.
-    pub fn read(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>, problems: &mut Problems) -> Option<Self> {
+    pub fn read(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>, problems: &mut ConfigErrors) -> Option<Self> {
         let (files, contents) = Watched::read([cert, key].into_iter().chain(client_ca))
             .map_err(|error| problems.add(format!("the TLS file {error}")))
             .ok()?;
@@ -96,7 +96,7 @@ impl Tls {
 /// Builds the configuration from the contents of the files, or returns all errors in them. No error quotes the content
 /// of a file.
 fn read(contents: &[Vec<u8>]) -> Result<Current, SettingsError> {
-    let mut problems = Problems::default();
+    let mut problems = ConfigErrors::default();
     let [cert, key, client_ca @ ..] = contents else { return Err(SettingsError(Vec::new())) };
     let cert = certificates(CERT, cert, &mut problems);
     let key = PrivateKeyDer::from_pem_slice(key).ok();
@@ -145,7 +145,7 @@ fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
     chain.iter().map(one).collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-fn certificates(flag: &str, pem: &[u8], problems: &mut Problems) -> Option<Vec<CertificateDer<'static>>> {
+fn certificates(flag: &str, pem: &[u8], problems: &mut ConfigErrors) -> Option<Vec<CertificateDer<'static>>> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Some(certificates),
         _ => {
@@ -155,7 +155,7 @@ fn certificates(flag: &str, pem: &[u8], problems: &mut Problems) -> Option<Vec<C
     }
 }
 
-fn authorities(pem: &[u8], problems: &mut Problems) -> Option<RootCertStore> {
+fn authorities(pem: &[u8], problems: &mut ConfigErrors) -> Option<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(CLIENT_CA, pem, problems)? {
         if let Err(error) = roots.add(certificate) {

@@ -7,9 +7,9 @@ use deadpool_redis::redis;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::{BroadcastId, KEEP_ENDED, KEEP_OPEN};
+use crate::eligibility::Eligibility;
 use crate::keys::{BroadcastKeys, Bucket, BucketKeys};
 use crate::leases::LeaseTerms;
-use crate::wanted::Wanted;
 use crate::{Error, Store, scripts};
 use domain::{AppId, OpenId};
 
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 32;
 #[derive(Debug, Clone)]
 pub struct Choice {
     /// The credentials that the broadcast may spend.
-    pub wanted: Wanted,
+    pub wanted: Eligibility,
     /// Users who got a message within this number of seconds, or may have, are skipped; 0 skips none.
     pub min_interval: u32,
 }

@@ -7,9 +7,9 @@ use deadpool_redis::redis::{self, Cmd, Value};
 use super::audience::Choice;
 use super::permits::{Permits, read_permits};
 use super::{BroadcastId, KEEP_OPEN};
+use crate::delivery_failures::MsgId;
 use crate::keys::{Bucket, BucketKeys};
-use crate::late::MsgId;
-use crate::leases::{Lease, LeaseId, LeaseTerms, Verdict};
+use crate::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
 use crate::{Error, Reply, Store, scripts, unexpected};
 use domain::{AppId, OpenId};
 
@@ -63,7 +63,7 @@ pub struct TakenOver {
 
 /// Result of settling messages.
 #[derive(Debug, Default)]
-pub struct Settled {
+pub struct PageSettleReply {
     /// Messages that continue with their next credential.
     pub next: Vec<(OpenId, Lease)>,
     /// Messages that ended.
@@ -91,11 +91,11 @@ pub struct Settlement {
     /// The owner of its lease.
     pub owner: LeaseId,
     /// How the lease ends for the credential.
-    pub verdict: Verdict,
+    pub verdict: LeaseEnd,
     /// What happens next.
     pub next: Next,
     /// WeChat's id of the message, if WeChat returned one. A later delivery failure refers to the message by it, see
-    /// [`late`](crate::late).
+    /// [`delivery_failures`](crate::delivery_failures).
     pub msgid: Option<MsgId>,
 }
 
@@ -182,7 +182,7 @@ impl Store {
         settlements: &[Settlement],
         choice: &Choice,
         terms: &LeaseTerms,
-    ) -> Result<Settled, Error> {
+    ) -> Result<PageSettleReply, Error> {
         let keys = BucketKeys::new(app, bucket);
         let msgids: Vec<_> = settlements.iter().filter_map(|settlement| settlement.msgid).collect();
         let reply: Vec<Value> = self
@@ -213,7 +213,7 @@ impl Store {
             })
             .await?;
         let mut reply = Reply::new(reply);
-        let mut settled = Settled { endings: reply.next()?, next: Vec::new() };
+        let mut settled = PageSettleReply { endings: reply.next()?, next: Vec::new() };
         while !reply.is_empty() {
             let openid: String = reply.next()?;
             let settlement = settlements.iter().find(|settlement| settlement.openid.as_str() == openid);

@@ -66,7 +66,7 @@ pub struct Undelivered {
 
 /// A cursor in the list of undelivered users.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Cursor {
     /// The bucket.
     pub bucket: Bucket,
     /// The last member read in this bucket; empty for its beginning.
@@ -119,9 +119,9 @@ impl Store {
         &self,
         app: &AppId,
         record: &Record,
-        from: Option<Place>,
+        from: Option<Cursor>,
         count: usize,
-    ) -> Result<(Vec<Undelivered>, Option<Place>), Error> {
+    ) -> Result<(Vec<Undelivered>, Option<Cursor>), Error> {
         let mut buckets = self.buckets_of(app, record).await?;
         buckets.sort_unstable();
         let mut found = Vec::new();
@@ -144,7 +144,7 @@ impl Store {
                 if let Some((openid, ending)) = member.split_once(' ') {
                     found.push(Undelivered { openid: openid.to_owned(), ending: ending.to_owned() });
                 }
-                last = Some(Place { bucket, after: member });
+                last = Some(Cursor { bucket, after: member });
             }
         }
         Ok((found, None))

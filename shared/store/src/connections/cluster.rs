@@ -19,7 +19,7 @@ use futures_util::future;
 use tracing::debug;
 
 use super::RedisConfig;
-use crate::told::{self, Told};
+use crate::redact::{self, Redacted};
 use crate::{Error, keys};
 
 /// The shortest and the longest pause before a command is retried, in milliseconds. Each retry asks the cluster again
@@ -135,7 +135,7 @@ impl Lane {
                 return Ok(there);
             }
             let connection = self.client.get_async_connection().await;
-            let shared = Shared { connection: connection.map_err(|error| told::not_open(&error))?, number };
+            let shared = Shared { connection: connection.map_err(|error| redact::not_open(&error))?, number };
             *self.shared() = Some(shared.clone());
             Ok(shared)
         };
@@ -157,7 +157,7 @@ impl Lane {
         tokio::spawn(async move {
             match tokio::time::timeout(2 * lane.timeout, lane.client.get_async_connection()).await {
                 Ok(Ok(connection)) => *lane.shared() = Some(Shared { connection, number: number.wrapping_add(1) }),
-                Ok(Err(error)) => debug!(error = %Told(&error), "reconnecting to the cluster failed"),
+                Ok(Err(error)) => debug!(error = %Redacted(&error), "reconnecting to the cluster failed"),
                 Err(_) => debug!("reconnecting to the cluster timed out"),
             }
             lane.renewing.store(false, Ordering::Release);

@@ -22,8 +22,8 @@
 //! broadcast is in the wrong state, and an erased user had nothing stored.
 
 mod cluster;
-mod lanes;
-mod opener;
+mod connector;
+mod shared;
 mod types;
 mod url;
 
@@ -34,11 +34,11 @@ use deadpool_redis::redis::{self, Cmd, FromRedisValue, RedisError, Value};
 use domain::dependency::CommandObserver;
 
 use super::Error;
+use super::redact::is_wrong_type;
 use super::scripts::Script;
-use super::told::is_wrong_type;
 use cluster::Cluster;
-use lanes::Lanes;
-use opener::Opener;
+use connector::Connector;
+use shared::SharedConnections;
 use types::WrongTypes;
 use url::Address;
 pub use url::{BadUrl, RedisUrl};
@@ -61,14 +61,14 @@ pub struct RedisConfig {
 
 /// The connections to Redis, with their metrics.
 pub(super) struct Connections {
-    way: Way,
+    way: Backend,
     observer: Option<Arc<dyn CommandObserver>>,
     wrong_types: WrongTypes,
 }
 
-enum Way {
+enum Backend {
     /// To one address, or to the current master of a Sentinel set.
-    One(Lanes),
+    One(SharedConnections),
     /// To all masters of a cluster.
     Cluster(Cluster),
 }
@@ -77,11 +77,11 @@ impl Connections {
     /// Creates the connections without opening any.
     pub(super) fn new(config: &RedisConfig, observer: Option<Arc<dyn CommandObserver>>) -> Result<Self, Error> {
         let way = match &config.url.address {
-            Address::One(node) => Way::One(Lanes::new(config, Opener::one(node, config)?)?),
+            Address::One(node) => Backend::One(SharedConnections::new(config, Connector::one(node, config)?)?),
             Address::Sentinel { sentinels, master, node } => {
-                Way::One(Lanes::new(config, Opener::sentinel(sentinels, master, node, config)?)?)
+                Backend::One(SharedConnections::new(config, Connector::sentinel(sentinels, master, node, config)?)?)
             }
-            Address::Cluster(nodes) => Way::Cluster(Cluster::new(nodes, config)?),
+            Address::Cluster(nodes) => Backend::Cluster(Cluster::new(nodes, config)?),
         };
         Ok(Self { way, observer, wrong_types: WrongTypes::default() })
     }
@@ -104,9 +104,9 @@ impl Connections {
     async fn send<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
         let begun = Instant::now();
         let result = match &self.way {
-            Way::One(lanes) => lanes.run(command).await,
+            Backend::One(lanes) => lanes.run(command).await,
             // Boxed, so that the future of every caller stays small.
-            Way::Cluster(cluster) => Box::pin(cluster.run(command)).await,
+            Backend::Cluster(cluster) => Box::pin(cluster.run(command)).await,
         };
         self.count(name, begun, &result);
         match result {
@@ -162,8 +162,8 @@ impl Connections {
     /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
     pub(super) async fn ping(&self) -> Result<(), Error> {
         match &self.way {
-            Way::One(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
-            Way::Cluster(cluster) => {
+            Backend::One(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
+            Backend::Cluster(cluster) => {
                 let begun = Instant::now();
                 let result = Box::pin(cluster.ping()).await;
                 self.count("PING", begun, &result);
@@ -175,8 +175,8 @@ impl Connections {
     /// Runs a command without keys on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         match &self.way {
-            Way::One(_) => Ok(vec![self.run(command).await?]),
-            Way::Cluster(cluster) => {
+            Backend::One(_) => Ok(vec![self.run(command).await?]),
+            Backend::Cluster(cluster) => {
                 let begun = Instant::now();
                 let result = Box::pin(cluster.everywhere(command)).await;
                 self.count(name_of(command), begun, &result);

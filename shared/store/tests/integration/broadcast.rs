@@ -13,9 +13,9 @@ use store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use store::broadcast::records::{Created, Draft, Move, Moved, Pause, Record, State};
 use store::broadcast::tallies::{DELIVERED, Tally, Undelivered};
 use store::broadcast::tasks::Left;
+use store::delivery_failures::{LateFailure, MsgId};
 use store::keys::{Bucket, BucketKeys, PartKeys};
-use store::late::{LateFailure, MsgId};
-use store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, user};
 
@@ -60,11 +60,11 @@ pub async fn two_whole_broadcasts(world: &World) {
             broadcast.take(store.bucket_of(openid), LeaseId::random(), 9, &BRIEF).await;
         }
         broadcast.take_over(bucket, owner, std::slice::from_ref(&anna)).await;
-        broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await;
+        broadcast.settle(&anna, owner, LeaseEnd::Hold, Next::Hold).await;
         assert!(store.bucket_permits(app, &draft.id, bucket, 2, true).await.unwrap().left == 0);
         let next_owner = LeaseId::random();
         let next = Next::Credential(next_owner, "CREDENTIALS_DEAD".into());
-        broadcast.settle(&anna, owner, Verdict::Discard, next).await;
+        broadcast.settle(&anna, owner, LeaseEnd::Discard, next).await;
         broadcast.deliver(&anna, next_owner, MsgId(7)).await;
         broadcast.fail_late(&anna, MsgId(7)).await;
         store.lengthen_streak(app, &draft.id).await.unwrap();
@@ -226,7 +226,7 @@ impl<'a> Broadcast<'a> {
     }
 
     /// Settles one message.
-    pub async fn settle(&self, user: &OpenId, owner: LeaseId, verdict: Verdict, next: Next) -> Option<Lease> {
+    pub async fn settle(&self, user: &OpenId, owner: LeaseId, verdict: LeaseEnd, next: Next) -> Option<Lease> {
         let settlement = Settlement { openid: user.clone(), owner, verdict, next, msgid: None };
         let mut leases = self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
         leases.pop().map(|(_, lease)| lease)
@@ -235,7 +235,7 @@ impl<'a> Broadcast<'a> {
     /// Settles one message as delivered with this msgid.
     pub async fn deliver(&self, user: &OpenId, owner: LeaseId, msgid: MsgId) {
         let (openid, msgid) = (user.clone(), Some(msgid));
-        let settlement = Settlement { openid, owner, verdict: Verdict::Consume, next: end(DELIVERED), msgid };
+        let settlement = Settlement { openid, owner, verdict: LeaseEnd::Consume, next: end(DELIVERED), msgid };
         self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
     }
 

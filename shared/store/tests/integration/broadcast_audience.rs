@@ -8,8 +8,8 @@ use domain::{Kind, OpenId};
 use store::broadcast::audience::{Added, Choice, Preview, Recipient};
 use store::broadcast::pages::Next;
 use store::broadcast::records::Move;
-use store::leases::{LeaseId, Verdict};
-use store::wanted::{Kinds, Wanted};
+use store::eligibility::{Eligibility, Kinds};
+use store::leases::{LeaseEnd, LeaseId};
 use testing::Redis;
 
 use crate::broadcast::{Broadcast, end, recipient};
@@ -68,7 +68,7 @@ async fn late_additions_are_reported_and_change_nothing() {
     assert_eq!(broadcast.take_all(owner, &TERMS).await.len(), 1);
     for settled in [false, true] {
         if settled {
-            broadcast.settle(&anna, owner, Verdict::Consume, end("delivered")).await;
+            broadcast.settle(&anna, owner, LeaseEnd::Consume, end("delivered")).await;
         }
         let before = everything().await;
         for openid in [&anna, &elsewhere] {
@@ -98,7 +98,7 @@ async fn snapshot_has_exactly_the_reachable_users_not_excluded() {
         world.collect(openid, &[form_id("f1", 9)]).await;
         let lease = world.lease(openid).await;
         if openid == &touched {
-            world.settle(openid, lease.id, Verdict::Consume).await;
+            world.settle(openid, lease.id, LeaseEnd::Consume).await;
         }
     }
     // Within the margin.
@@ -108,8 +108,8 @@ async fn snapshot_has_exactly_the_reachable_users_not_excluded() {
     world.collect(&excluded, &[form_id("f1", 9)]).await;
     for (of, wanted) in [
         (any_kind(), vec!["oBoth", "oForm", "oPrepay"]),
-        (Wanted::ids(Kinds::NONE.with(Kind::FormId)), vec!["oBoth", "oForm"]),
-        (Wanted::ids(Kinds::NONE.with(Kind::PrepayId)), vec!["oBoth", "oPrepay"]),
+        (Eligibility::ids(Kinds::NONE.with(Kind::FormId)), vec!["oBoth", "oForm"]),
+        (Eligibility::ids(Kinds::NONE.with(Kind::PrepayId)), vec!["oBoth", "oPrepay"]),
     ] {
         let mut broadcast = Broadcast::new(&world, true).await;
         broadcast.choice = Choice { wanted: of, min_interval: 0 };
@@ -177,7 +177,7 @@ async fn preview_predicts_the_pages_and_changes_nothing() {
         }
         if number % 5 == 4 {
             let lease = world.lease(openid).await;
-            world.settle(openid, lease.id, Verdict::Consume).await;
+            world.settle(openid, lease.id, LeaseEnd::Consume).await;
         }
     }
     world.advance(2).await;
@@ -185,8 +185,8 @@ async fn preview_predicts_the_pages_and_changes_nothing() {
         (any_kind(), 0, (24, 16, 0)),
         (any_kind(), 1, (24, 16, 0)),
         (any_kind(), 3, (16, 16, 8)),
-        (Wanted::ids(Kinds::NONE.with(Kind::FormId)), 3, (8, 24, 8)),
-        (Wanted::ids(Kinds::NONE), 3, (0, 40, 0)),
+        (Eligibility::ids(Kinds::NONE.with(Kind::FormId)), 3, (8, 24, 8)),
+        (Eligibility::ids(Kinds::NONE), 3, (0, 40, 0)),
     ] {
         let choice = Choice { wanted: of, min_interval: (hours * HOUR) as u32 };
         // Expired credentials are dropped when a page takes their user.
@@ -220,7 +220,7 @@ async fn preview_predicts_the_pages_and_changes_nothing() {
             let without = if everyone { 0 } else { list.no_credential };
             assert_eq!(broadcast.counts_of("NO_CREDENTIAL").await, without);
             for ready in ready {
-                broadcast.settle(&ready.openid, owner, Verdict::Return, end("FAILED 1")).await;
+                broadcast.settle(&ready.openid, owner, LeaseEnd::Return, end("FAILED 1")).await;
             }
         }
     }
@@ -280,10 +280,10 @@ async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
             assert_eq!(broadcast.take_all(owner, &BRIEF).await.len(), 2);
             for openid in &users {
                 match state {
-                    "held" => drop(broadcast.settle(openid, owner, Verdict::Hold, Next::Hold).await),
-                    "delivered" => drop(broadcast.settle(openid, owner, Verdict::Consume, end("delivered")).await),
+                    "held" => drop(broadcast.settle(openid, owner, LeaseEnd::Hold, Next::Hold).await),
+                    "delivered" => drop(broadcast.settle(openid, owner, LeaseEnd::Consume, end("delivered")).await),
                     "flight" => {}
-                    _ => drop(broadcast.settle(openid, owner, Verdict::Discard, end("FAILED 1")).await),
+                    _ => drop(broadcast.settle(openid, owner, LeaseEnd::Discard, end("FAILED 1")).await),
                 }
             }
         }
@@ -328,7 +328,7 @@ async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
         broadcast.start().await;
         let owner = LeaseId::random();
         for ready in broadcast.take_all(owner, &TERMS).await {
-            broadcast.settle(&ready.openid, owner, Verdict::Discard, end("CREDENTIALS_DEAD 41028")).await;
+            broadcast.settle(&ready.openid, owner, LeaseEnd::Discard, end("CREDENTIALS_DEAD 41028")).await;
         }
         let ending = if everyone { "CREDENTIALS_DEAD 41028" } else { "NO_CREDENTIAL" };
         for closed in [false, true] {
@@ -365,7 +365,7 @@ async fn users_not_reached_by_a_cancelled_broadcast_count_as_left() {
         broadcast.start().await;
         let owner = LeaseId::random();
         let page = broadcast.take(first, owner, 1, &TERMS).await;
-        broadcast.settle(&page.ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
+        broadcast.settle(&page.ready[0].openid, owner, LeaseEnd::Consume, end("delivered")).await;
         broadcast.go(&Move::Cancel).await;
         for bucket in world.store.buckets() {
             world.store.close_part(&world.app, &broadcast.id, bucket, true).await.unwrap();

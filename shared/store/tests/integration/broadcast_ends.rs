@@ -1,7 +1,7 @@
 //! The end of a broadcast: closing its buckets, and cancelling it before it has tasks.
 
 use store::broadcast::records::{Draft, Move, Moved, State};
-use store::leases::{LeaseId, Verdict};
+use store::leases::{LeaseEnd, LeaseId};
 
 use crate::broadcast::{Broadcast, NOW_MS, draft, end};
 use crate::world::{TERMS, World, form_id, user};
@@ -24,12 +24,12 @@ async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
         let owner = LeaseId::random();
         let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
         assert!(!close(false).await && !close(true).await, "one user waits and one is in flight");
-        broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
+        broadcast.settle(&ready[0].openid, owner, LeaseEnd::Consume, end("delivered")).await;
         assert!(!close(false).await, "one user waits");
         if !cancelled {
             let ready = broadcast.take(bucket, owner, 1, &TERMS).await.ready;
             assert!(!close(false).await, "one user is in flight");
-            broadcast.settle(&ready[0].openid, owner, Verdict::Consume, end("delivered")).await;
+            broadcast.settle(&ready[0].openid, owner, LeaseEnd::Consume, end("delivered")).await;
         }
         assert!(close(cancelled).await && close(cancelled).await, "also twice");
         assert_eq!(broadcast.tally().await.left(), u64::from(cancelled));

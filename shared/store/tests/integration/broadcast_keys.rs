@@ -4,7 +4,7 @@ use deadpool_redis::redis;
 use store::broadcast::pages::Next;
 use store::broadcast::records::{Draft, Move};
 use store::broadcast::{KEEP_ENDED, KEEP_OPEN};
-use store::leases::{LeaseId, Verdict};
+use store::leases::{LeaseEnd, LeaseId};
 
 use crate::broadcast::{Broadcast, NOW_MS, draft, end, two_whole_broadcasts};
 use crate::world::{TERMS, World, form_id, user};
@@ -84,8 +84,8 @@ async fn late_calls_create_no_key_that_stays() {
         // As if the message had lasted longer than the keys of the broadcast.
         world.raw::<()>(redis::cmd("DEL").arg(broadcast.part(world.store.bucket_of(&anna)).tally())).await;
         match late {
-            Some(Next::Hold) => drop(broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await),
-            Some(next) => drop(broadcast.settle(&anna, owner, Verdict::Suspect, next).await),
+            Some(Next::Hold) => drop(broadcast.settle(&anna, owner, LeaseEnd::Hold, Next::Hold).await),
+            Some(next) => drop(broadcast.settle(&anna, owner, LeaseEnd::Suspect, next).await),
             None => drop(world.store.erase(&world.app, &anna).await.unwrap()),
         }
         world.assert_sound().await;

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use domain::{MAX_ID, MAX_OPENID};
 use store::broadcast::audience::{Choice, Recipient};
 use store::broadcast::pages::{Next, Settlement};
-use store::leases::{LeaseId, LeaseTerms, Verdict};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms};
 use store::stock::Ledger;
 use tokio::task::JoinSet;
 
 use crate::broadcast::{Broadcast, MANY, end};
 use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, prepay_id, timeless, user};
 
-const VERDICTS: [Verdict; 4] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard];
+const VERDICTS: [LeaseEnd; 4] = [LeaseEnd::Consume, LeaseEnd::Return, LeaseEnd::Suspect, LeaseEnd::Discard];
 
 fn all_next() -> [Next; 4] {
     [end("FAILED 1"), Next::Again, Next::Hold, Next::Credential(LeaseId::random(), "CREDENTIALS_DEAD".into())]
@@ -83,7 +83,7 @@ async fn message_has_credential_and_data_and_its_ending_is_counted() {
     assert_eq!((lease.id, lease.credential.as_str(), lease.taken_over), (owner, "p1", false));
     let tally = broadcast.tally().await;
     assert_eq!((tally.audience, tally.left(), tally.in_flight, tally.ended("NO_CREDENTIAL")), (2, 1, 1, 1));
-    assert_eq!(broadcast.settle(&anna, owner, Verdict::Consume, end("delivered")).await, None);
+    assert_eq!(broadcast.settle(&anna, owner, LeaseEnd::Consume, end("delivered")).await, None);
     let tally = broadcast.tally().await;
     assert_eq!((tally.audience, tally.left(), tally.in_flight, tally.ended("delivered")), (2, 0, 0, 1));
     assert!(world.store.touched(&world.app, &anna).await.unwrap().is_some());
@@ -105,7 +105,7 @@ async fn each_ending_is_returned_once_by_the_call_that_recorded_it() {
     assert_eq!(told, [("NO_CREDENTIAL".to_owned(), 1)]);
     let bucket = world.store.bucket_of(&anna);
     let settle = async |owner, next| {
-        let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Consume, next, msgid: None };
+        let settlement = Settlement { openid: anna.clone(), owner, verdict: LeaseEnd::Consume, next, msgid: None };
         let (store, choice) = (&world.store, &broadcast.choice);
         store.settle_page(&world.app, &broadcast.id, bucket, &[settlement], choice, &TERMS).await.unwrap().endings
     };
@@ -120,7 +120,7 @@ async fn recently_messaged_users_are_skipped_and_keep_their_stock() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 50), form_id("f2", 50), form_id("f3", 50)]).await;
     let lease = world.lease(&anna).await;
-    world.settle(&anna, lease.id, Verdict::Consume).await;
+    world.settle(&anna, lease.id, LeaseEnd::Consume).await;
     world.advance(3).await;
     let stock = world.stored(&anna).await;
     for (hours, skipped) in [(4, true), (2, false)] {
@@ -146,11 +146,11 @@ async fn message_with_unknown_outcome_keeps_its_credential() {
         over.ready.is_empty() && over.wait.is_some_and(|wait| wait <= TERMS.duration),
         "its owner still has the lease"
     );
-    broadcast.settle(&anna, first, Verdict::Hold, Next::Hold).await;
+    broadcast.settle(&anna, first, LeaseEnd::Hold, Next::Hold).await;
     // Single messages continue, and no call leases a second credential for this message.
     let single = world.lease(&anna).await;
     assert_eq!(single.credential.as_str(), "f2");
-    world.settle(&anna, single.id, Verdict::Consume).await;
+    world.settle(&anna, single.id, LeaseEnd::Consume).await;
     world.collect(&anna, &[form_id("f0", 1), form_id("f1", 9)]).await;
     assert!(broadcast.take_all(LeaseId::random(), &TERMS).await.is_empty());
     world.advance(5).await;
@@ -168,7 +168,7 @@ async fn message_with_unknown_outcome_keeps_its_credential() {
         }
     }
     assert_eq!(world.everything().await, before);
-    broadcast.settle(&anna, second, Verdict::Consume, end("delivered")).await;
+    broadcast.settle(&anna, second, LeaseEnd::Consume, end("delivered")).await;
     assert_eq!(broadcast.tally().await.ended("delivered"), 1);
     world.assert_sound().await;
 }
@@ -191,7 +191,7 @@ async fn reaped_message_is_not_sent_again_however_its_owner_settles() {
         }
         assert_eq!(world.leases().await, 0, "the reaper ended the lease");
         let stock = world.stored(&anna).await;
-        assert_eq!(broadcast.settle(&anna, owner, Verdict::Return, next.clone()).await, None);
+        assert_eq!(broadcast.settle(&anna, owner, LeaseEnd::Return, next.clone()).await, None);
         let ending = match next {
             Next::End(ending) | Next::Credential(_, ending) => ending,
             Next::Again | Next::Hold => "UNKNOWN".to_owned(),
@@ -255,7 +255,7 @@ async fn user_who_is_twice_in_one_call_is_settled_once() {
     let twice = [end("delivered"), end("FAILED 1")].map(|next| Settlement {
         openid: anna.clone(),
         owner,
-        verdict: Verdict::Consume,
+        verdict: LeaseEnd::Consume,
         next,
         msgid: None,
     });
@@ -280,7 +280,7 @@ async fn call_with_an_impossible_lease_end_changes_nothing() {
     world.advance(2).await;
     let before = world.everything().await;
     for next in all_next().into_iter().filter(|next| *next != Next::Hold) {
-        let page = [(&anna, Verdict::Consume, end("delivered")), (&bob, Verdict::Hold, next)]
+        let page = [(&anna, LeaseEnd::Consume, end("delivered")), (&bob, LeaseEnd::Hold, next)]
             .map(|(openid, verdict, next)| Settlement { openid: openid.clone(), owner, verdict, next, msgid: None });
         assert!(broadcast.try_settle(world.store.bucket_of(&anna), &page, &TERMS).await.is_err());
         assert_eq!(world.everything().await, before);
@@ -316,8 +316,8 @@ async fn page_of_64_longest_names_fits_into_one_call_of_each_kind() {
         broadcast.try_settle(bucket, &settlements, &TERMS).await.unwrap().len()
     };
     let third = LeaseId::random();
-    assert_eq!(settle(second, Verdict::Discard, &|| Next::Credential(third, "CREDENTIALS_DEAD".into())).await, 64);
-    assert_eq!(settle(third, Verdict::Suspect, &|| end("UNKNOWN")).await, 0);
+    assert_eq!(settle(second, LeaseEnd::Discard, &|| Next::Credential(third, "CREDENTIALS_DEAD".into())).await, 64);
+    assert_eq!(settle(third, LeaseEnd::Suspect, &|| end("UNKNOWN")).await, 0);
     let tally = broadcast.tally().await;
     assert_eq!((tally.ended("UNKNOWN"), tally.left(), world.leases().await), (64, 0, 0));
     assert_eq!(broadcast.undelivered(10).await.len(), 64);
@@ -334,7 +334,7 @@ async fn message_ends_without_a_next_credential_beyond_the_margin() {
     let (owner, next) = (LeaseId::random(), LeaseId::random());
     assert_eq!(broadcast.take_all(owner, &terms).await[0].lease.credential.as_str(), "f1");
     let next = Next::Credential(next, "CREDENTIALS_DEAD 41028".into());
-    let settlement = Settlement { openid: anna.clone(), owner, verdict: Verdict::Discard, next, msgid: None };
+    let settlement = Settlement { openid: anna.clone(), owner, verdict: LeaseEnd::Discard, next, msgid: None };
     let leases = broadcast.try_settle(world.store.bucket_of(&anna), &[settlement], &terms).await.unwrap();
     assert!(leases.is_empty());
     assert_eq!(broadcast.tally().await.ended("CREDENTIALS_DEAD 41028"), 1);
@@ -356,7 +356,7 @@ async fn owner_fetches_a_lost_page_again_unless_it_was_held_since() {
         assert_eq!((timeless(over.ready[0].lease.clone()), over.wait), (timeless(first.clone()), None));
     }
     // From now on the message may have been sent, so even its owner takes it over.
-    broadcast.settle(&anna, owner, Verdict::Hold, Next::Hold).await;
+    broadcast.settle(&anna, owner, LeaseEnd::Hold, Next::Hold).await;
     let over = again().await;
     assert!(over.ready[0].lease.taken_over);
     // The same holds after its lease has expired. The credential is held for the message as for any other.

@@ -3,8 +3,8 @@
 use domain::{Credential, GrantUses, OpenId};
 use store::broadcast::audience::Choice;
 use store::broadcast::pages::Next;
-use store::leases::{LeaseId, LeaseTerms, Verdict};
-use store::wanted::Wanted;
+use store::eligibility::Eligibility;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms};
 
 use crate::broadcast::{Broadcast, end};
 use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, leased, prepay_id, request, template, user};
@@ -20,8 +20,8 @@ enum Sender {
 const SENDERS: [Sender; 3] = [Sender::Single, Sender::WithRequest, Sender::Broadcast];
 
 /// What the earlier message is sent with: a form id, a prepay id, or a grant.
-fn rights() -> [(Wanted, Option<Credential>); 3] {
-    let grants = Wanted::grants(template("t1"));
+fn rights() -> [(Eligibility, Option<Credential>); 3] {
+    let grants = Eligibility::grants(template("t1"));
     [(any_kind(), Some(form_id("c1", 90))), (any_kind(), Some(prepay_id("c1", 2, 90))), (grants, None)]
 }
 
@@ -39,7 +39,7 @@ impl<'a> Earlier<'a> {
         world: &'a World,
         name: &str,
         sender: Sender,
-        (wanted, credential): &(Wanted, Option<Credential>),
+        (wanted, credential): &(Eligibility, Option<Credential>),
         terms: &LeaseTerms,
     ) -> Self {
         let (user, owner) = (user(name), LeaseId::random());
@@ -68,15 +68,15 @@ impl<'a> Earlier<'a> {
         Self { world, user, sender, owner, broadcast }
     }
 
-    async fn settle(&self, verdict: Verdict) {
+    async fn settle(&self, verdict: LeaseEnd) {
         let (store, app, user) = (&self.world.store, &self.world.app, &self.user);
         let request = request("r1", 1);
         let request = matches!(self.sender, Sender::WithRequest).then_some(&request);
         match (self.sender, verdict) {
-            (Sender::Broadcast, Verdict::Hold) => {
+            (Sender::Broadcast, LeaseEnd::Hold) => {
                 drop(self.broadcast.settle(user, self.owner, verdict, Next::Hold).await)
             }
-            (Sender::Broadcast, Verdict::Return) => {
+            (Sender::Broadcast, LeaseEnd::Return) => {
                 drop(self.broadcast.settle(user, self.owner, verdict, Next::Again).await)
             }
             (Sender::Broadcast, _) => drop(self.broadcast.settle(user, self.owner, verdict, end("E")).await),
@@ -99,7 +99,7 @@ impl<'a> Earlier<'a> {
         let ready = broadcast.take_all(owner, &TERMS).await;
         for ready in &ready {
             // As if the user had not been taken.
-            broadcast.settle(&ready.openid, owner, Verdict::Return, Next::Again).await;
+            broadcast.settle(&ready.openid, owner, LeaseEnd::Return, Next::Again).await;
         }
         let skipped = broadcast.tally().await.ended("RECENTLY_MESSAGED");
         assert_eq!((ready.len() as u64, skipped), (preview.reached, preview.recently_messaged));
@@ -114,7 +114,7 @@ async fn lease_counts_as_a_message_until_known_not_to_be_sent() {
             let world = World::new().await;
             let sending = Earlier::send(&world, "oSending", sender, &right, &TERMS).await;
             assert!(sending.skips(0).await, "{sender:?} {right:?}");
-            sending.settle(Verdict::Return).await;
+            sending.settle(LeaseEnd::Return).await;
             assert!(!sending.skips(100).await, "{sender:?} {right:?}: it was not sent");
             world.assert_sound().await;
         }
@@ -153,7 +153,7 @@ async fn held_message_counts_from_when_its_owner_gave_up() {
         for right in rights() {
             let world = World::new().await;
             let held = Earlier::send(&world, "oHeld", sender, &right, &TERMS).await;
-            held.settle(Verdict::Hold).await;
+            held.settle(LeaseEnd::Hold).await;
             world.advance(2).await;
             assert!(held.skips(2).await && !held.skips(1).await, "{sender:?} {right:?}");
         }
@@ -162,10 +162,10 @@ async fn held_message_counts_from_when_its_owner_gave_up() {
 
 #[tokio::test]
 async fn unknown_outcome_counts_as_a_message_and_a_refusal_does_not() {
-    let unknown = [Verdict::Suspect, Verdict::Unknown, Verdict::UnknownDiscard, Verdict::UnknownVoid];
+    let unknown = [LeaseEnd::Suspect, LeaseEnd::Unknown, LeaseEnd::UnknownDiscard, LeaseEnd::UnknownVoid];
     for sender in SENDERS {
         for right in rights() {
-            for verdict in unknown.into_iter().chain([Verdict::Discard, Verdict::Void]) {
+            for verdict in unknown.into_iter().chain([LeaseEnd::Discard, LeaseEnd::Void]) {
                 let world = World::new().await;
                 let ended = Earlier::send(&world, "oEnded", sender, &right, &TERMS).await;
                 ended.settle(verdict).await;

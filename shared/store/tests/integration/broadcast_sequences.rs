@@ -14,9 +14,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use store::broadcast::audience::{Added, Choice, Recipient};
 use store::broadcast::records::{Record, State};
+use store::eligibility::Eligibility;
 use store::keys::Bucket;
-use store::leases::{LeaseId, LeaseTerms, Verdict};
-use store::wanted::Wanted;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms};
 
 use crate::broadcast::Broadcast;
 use crate::model::{self, Grant, Held, Item, Model, Step};
@@ -25,16 +25,16 @@ use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, cases, template, timeles
 /// More users than buckets, so that some share one.
 const USERS: [&str; 8] = ["oA", "oAB", "oB", "oC", "oD", "oE", "oF", "oG"];
 
-const VERDICTS: [Verdict; 9] = [
-    Verdict::Consume,
-    Verdict::Return,
-    Verdict::Suspect,
-    Verdict::Discard,
-    Verdict::Hold,
-    Verdict::Unknown,
-    Verdict::Void,
-    Verdict::UnknownDiscard,
-    Verdict::UnknownVoid,
+const VERDICTS: [LeaseEnd; 9] = [
+    LeaseEnd::Consume,
+    LeaseEnd::Return,
+    LeaseEnd::Suspect,
+    LeaseEnd::Discard,
+    LeaseEnd::Hold,
+    LeaseEnd::Unknown,
+    LeaseEnd::Void,
+    LeaseEnd::UnknownDiscard,
+    LeaseEnd::UnknownVoid,
 ];
 
 /// The most time that passes in a sequence: less than any key of a broadcast is kept.
@@ -316,7 +316,8 @@ fn broadcasts_behave_like_the_model() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::with_cap(4));
     let config = cases(12, 150);
-    let wanted = [any_kind(), Wanted::grants(template("t1")), Wanted { template: Some(template("t1")), ..any_kind() }];
+    let wanted =
+        [any_kind(), Eligibility::grants(template("t1")), Eligibility { template: Some(template("t1")), ..any_kind() }];
     let wanted = prop::array::uniform2(prop::sample::select(wanted.to_vec()));
     proptest!(config, |(wanted in wanted, start in beginning(), ops in vec((op(), prop::bool::weighted(0.3)), 20..60))| {
         runtime.block_on(async {

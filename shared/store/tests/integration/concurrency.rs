@@ -9,8 +9,8 @@ use domain::dependency::Dependency as _;
 use domain::{Credential, GrantUses};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
-use store::leases::{LeaseId, LeaseTerms, Leased, Settled, Verdict};
-use store::wanted::Wanted;
+use store::eligibility::Eligibility;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, SettleReply};
 use tokio::task::JoinSet;
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, marks, prepay_id, request, store, template, user};
@@ -72,13 +72,13 @@ async fn each_of_400_form_ids_is_leased_once_and_then_none_is_left() {
 async fn anything(world: &World, steps: u32) {
     let users = ["oA", "oB", "oC"].map(user);
     let verdicts = [
-        Verdict::Consume,
-        Verdict::Return,
-        Verdict::Suspect,
-        Verdict::Discard,
-        Verdict::Unknown,
-        Verdict::Void,
-        Verdict::Hold,
+        LeaseEnd::Consume,
+        LeaseEnd::Return,
+        LeaseEnd::Suspect,
+        LeaseEnd::Discard,
+        LeaseEnd::Unknown,
+        LeaseEnd::Void,
+        LeaseEnd::Hold,
     ];
     let mut mine = Vec::new();
     for _ in 0..steps {
@@ -97,7 +97,7 @@ async fn anything(world: &World, steps: u32) {
             3..7 => {
                 let terms = LeaseTerms { keep: Duration::from_secs(1), ..if what == 3 { BRIEF } else { TERMS } };
                 let message = (number < 10).then(|| request(&format!("r{number}"), 1));
-                let wanted = Wanted { template: Some(template("t1")), ..any_kind() };
+                let wanted = Eligibility { template: Some(template("t1")), ..any_kind() };
                 let (app, id, message_ref) = (&world.app, LeaseId::random(), message.as_ref());
                 let reply = world.store.lease(app, openid, id, &terms, &wanted, message_ref).await.unwrap();
                 if let Leased::Lease(lease) = reply {
@@ -112,7 +112,7 @@ async fn anything(world: &World, steps: u32) {
                 let next = LeaseId::random();
                 if number.is_multiple_of(2) {
                     let settled = world.settle_next(&openid, id, verdict, message.as_ref(), next).await;
-                    if let Settled::Next(_) = settled {
+                    if let SettleReply::Next(_) = settled {
                         mine.push((openid, next, message));
                     }
                 } else if let Some(message) = message {
@@ -143,7 +143,7 @@ async fn each_of_200_grants_is_leased_once_and_one_at_a_time() {
         let other = store(&world.redis, 120);
         other.prepare().await.unwrap();
         tasks.spawn(async move {
-            let (wanted, mut mine, mut busy) = (Wanted::grants(template("t1")), 0, 0);
+            let (wanted, mut mine, mut busy) = (Eligibility::grants(template("t1")), 0, 0);
             loop {
                 let id = LeaseId::random();
                 match other.lease(&world.app, &anna, id, &TERMS, &wanted, None).await.unwrap() {
@@ -153,10 +153,10 @@ async fn each_of_200_grants_is_leased_once_and_one_at_a_time() {
                         tokio::task::yield_now().await;
                         // One in five is not sent and is returned.
                         let back = rand::rng().random_range(0..5) == 0;
-                        let verdict = if back { Verdict::Return } else { Verdict::Consume };
+                        let verdict = if back { LeaseEnd::Return } else { LeaseEnd::Consume };
                         under_way.store(false, Ordering::SeqCst);
                         let settled = other.settle(&world.app, &anna, id, &TERMS, verdict, None, None, None).await;
-                        assert!(matches!(settled.unwrap(), Settled::Done { .. }));
+                        assert!(matches!(settled.unwrap(), SettleReply::Done { .. }));
                         mine += u64::from(!back);
                     }
                     Leased::Busy(_) => {

@@ -1,11 +1,12 @@
 //! Messages in progress when their user is erased: no data of the user stays, and no message is sent twice.
 
 use domain::GrantUses;
-use store::leases::{LeaseId, Leased, Reaped, Recorded, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased, Reaped, Recorded, SettleReply};
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
-const VERDICTS: [Verdict; 5] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard, Verdict::Hold];
+const VERDICTS: [LeaseEnd; 5] =
+    [LeaseEnd::Consume, LeaseEnd::Return, LeaseEnd::Suspect, LeaseEnd::Discard, LeaseEnd::Hold];
 
 #[tokio::test]
 async fn request_in_any_state_is_lost_once_its_user_is_erased() {
@@ -18,7 +19,7 @@ async fn request_in_any_state_is_lost_once_its_user_is_erased() {
         leased(world.ask(&anna, first, &terms, Some(&message)).await);
         match state {
             "pinned" => assert_eq!(world.reap(&TERMS).await.pinned, 1),
-            "held" => drop(world.settle_request(&anna, first, Verdict::Hold, None, &message).await),
+            "held" => drop(world.settle_request(&anna, first, LeaseEnd::Hold, None, &message).await),
             "taken over" => drop(leased(world.ask(&anna, second, &TERMS, Some(&message)).await)),
             _ => {}
         }
@@ -55,15 +56,15 @@ async fn late_outcome_becomes_the_answer_of_a_lost_request() {
         let stock = world.stored(&anna).await;
         let before = world.everything().await;
         let settle = async |id, outcome| world.settle_request(&anna, id, verdict, outcome, &message).await;
-        assert_eq!(settle(id, None).await, Settled::Stale);
-        assert_eq!(settle(LeaseId::random(), Some(b"no".as_slice())).await, Settled::Stale);
+        assert_eq!(settle(id, None).await, SettleReply::Stale);
+        assert_eq!(settle(LeaseId::random(), Some(b"no".as_slice())).await, SettleReply::Stale);
         assert_eq!(world.everything().await, before, "no outcome, or not by its owner");
         assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Lost);
 
-        assert_eq!(settle(id, Some(b"ok")).await, Settled::Stale);
+        assert_eq!(settle(id, Some(b"ok")).await, SettleReply::Stale);
         let before = world.everything().await;
         assert!(!before.keys().any(|key| key.ends_with(":leases")), "no lost request is left");
-        assert_eq!(settle(id, Some(b"again")).await, Settled::Stale);
+        assert_eq!(settle(id, Some(b"again")).await, SettleReply::Stale);
         for id in [id, LeaseId::random()] {
             let finished = Leased::Finished(b"ok".to_vec());
             assert_eq!(world.ask(&anna, id, &TERMS, Some(&message)).await, finished, "{verdict:?}");
@@ -90,8 +91,8 @@ async fn settle_for_an_erased_user_gets_no_next_credential() {
     world.store.erase(&world.app, &anna).await.unwrap();
     world.collect(&anna, &[form_id("f2", 9)]).await;
     for _ in 0..2 {
-        let settled = world.settle_next(&anna, id, Verdict::Discard, Some(&message), LeaseId::random()).await;
-        assert_eq!(settled, Settled::Stale);
+        let settled = world.settle_next(&anna, id, LeaseEnd::Discard, Some(&message), LeaseId::random()).await;
+        assert_eq!(settled, SettleReply::Stale);
     }
     assert_eq!((world.stored(&anna).await, world.leases().await), (vec![("f2".to_owned(), 1, false)], 0));
     let reply = world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await;
@@ -106,11 +107,11 @@ async fn repeated_settle_finds_no_next_lease_after_an_erasure() {
         world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
         let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, request.as_ref()).await);
         let following = LeaseId::random();
-        next(world.settle_next(&anna, lease.id, Verdict::Discard, request.as_ref(), following).await);
+        next(world.settle_next(&anna, lease.id, LeaseEnd::Discard, request.as_ref(), following).await);
         assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 1);
         let before = world.everything().await;
-        let settled = world.settle_next(&anna, lease.id, Verdict::Discard, request.as_ref(), following).await;
-        assert_eq!(settled, Settled::Stale);
+        let settled = world.settle_next(&anna, lease.id, LeaseEnd::Discard, request.as_ref(), following).await;
+        assert_eq!(settled, SettleReply::Stale);
         assert_eq!(world.everything().await, before);
         world.assert_sound().await;
     }
@@ -158,7 +159,7 @@ async fn erasure_leaves_nothing_of_the_user_in_redis() {
         let credentials: Vec<_> = (1..8).map(|number| form_id(&format!("f{number}"), 9)).collect();
         world.collect(owner, &credentials).await;
         world.lease(owner).await;
-        let ends = [None, Some((Verdict::Hold, None)), Some((Verdict::Consume, Some(b"ok".as_slice())))];
+        let ends = [None, Some((LeaseEnd::Hold, None)), Some((LeaseEnd::Consume, Some(b"ok".as_slice())))];
         for (name, end) in ["open", "held", "done"].into_iter().zip(ends) {
             let (message, id) = (request(name, 1), LeaseId::random());
             leased(world.ask(owner, id, &TERMS, Some(&message)).await);
@@ -169,7 +170,7 @@ async fn erasure_leaves_nothing_of_the_user_in_redis() {
         let (message, over) = (request("over", 1), LeaseId::random());
         leased(world.ask(owner, LeaseId::random(), &BRIEF, Some(&message)).await);
         leased(world.ask(owner, over, &TERMS, Some(&message)).await);
-        next(world.settle_next(owner, over, Verdict::Discard, Some(&message), LeaseId::random()).await);
+        next(world.settle_next(owner, over, LeaseEnd::Discard, Some(&message), LeaseId::random()).await);
     }
     assert_eq!(places().await, (0, 1, 4), "no key contains the openid; one field and four leases do");
     let bobs = world.stored(&bob).await;
@@ -192,7 +193,7 @@ async fn erasure_leaves_nothing_of_the_user_in_redis() {
 #[tokio::test]
 async fn erasure_removes_leased_grants_and_the_send_lock() {
     for uses in [GrantUses::Count(40), GrantUses::LongTerm] {
-        for verdict in [Verdict::Consume, Verdict::Unknown, Verdict::Return, Verdict::Void] {
+        for verdict in [LeaseEnd::Consume, LeaseEnd::Unknown, LeaseEnd::Return, LeaseEnd::Void] {
             let (world, anna) = (World::new().await, user("oAnna"));
             world.grant(&anna, "t1", uses, None).await;
             let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
@@ -202,9 +203,9 @@ async fn erasure_removes_leased_grants_and_the_send_lock() {
             world.grant(&anna, "t1", GrantUses::Count(1), None).await;
             let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
             let before = world.everything().await;
-            assert_eq!(world.settle(&anna, lease.id, verdict).await, Settled::Stale);
+            assert_eq!(world.settle(&anna, lease.id, verdict).await, SettleReply::Stale);
             assert_eq!(world.everything().await, before);
-            world.settle(&anna, other.id, Verdict::Consume).await;
+            world.settle(&anna, other.id, LeaseEnd::Consume).await;
             let ledger = world.store.ledger(&world.app).await.unwrap();
             assert_eq!((ledger.erased, ledger.consumed, ledger.available()), (all.into(), 1, 0), "{verdict:?}");
             world.assert_sound().await;

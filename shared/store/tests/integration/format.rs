@@ -10,7 +10,7 @@ use deadpool_redis::redis;
 use domain::{Credential, CredentialId, Kind};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use store::leases::{LeaseId, Leased, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased};
 use store::record::{self, KEEP_TOUCH, Record};
 use store::stock::Count;
 
@@ -95,7 +95,7 @@ fn scripts_read_what_rust_packs() {
             let spent: HashSet<_> =
                 wanted.iter().zip(&consumed).filter(|(_, spent)| **spent).map(|(one, _)| one.id.clone()).collect();
             for lease in &leases {
-                let verdict = if spent.contains(&lease.credential) { Verdict::Consume } else { Verdict::Return };
+                let verdict = if spent.contains(&lease.credential) { LeaseEnd::Consume } else { LeaseEnd::Return };
                 world.settle(&anna, lease.id, verdict).await;
             }
             wanted.retain(|credential| !spent.contains(&credential.id));
@@ -185,8 +185,8 @@ async fn credential_contained_in_the_bytes_of_another_stays_distinct() {
     assert!(world.collect(&anna, std::slice::from_ref(&victim)).await.is_empty());
     let (decoy, lease) = (world.lease(&anna).await, world.lease(&anna).await);
     assert_eq!(lease.credential, victim.id);
-    world.settle(&anna, lease.id, Verdict::Discard).await;
-    world.settle(&anna, decoy.id, Verdict::Return).await;
+    world.settle(&anna, lease.id, LeaseEnd::Discard).await;
+    world.settle(&anna, decoy.id, LeaseEnd::Return).await;
     let left: Vec<_> = world.stored(&anna).await.into_iter().map(|(id, ..)| id).collect();
     assert_eq!(left, ["6100", "ff6100ff"]);
     world.assert_sound().await;

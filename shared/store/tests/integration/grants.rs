@@ -2,7 +2,7 @@
 
 use domain::{GrantUses, Kind, OpenId};
 use store::credentials::{OnceKey, Packed};
-use store::leases::{LeaseId, Leased, Reaped, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased, Reaped, SettleReply};
 use store::record::NEVER;
 use store::stock::Ledger;
 
@@ -28,8 +28,8 @@ async fn grant_permits_as_many_messages_of_its_template_as_accepted() {
             matches!(busy, Leased::Busy(wait) if wait <= TERMS.duration + std::time::Duration::from_secs(1)),
             "{busy:?}"
         );
-        let settled = world.settle(&anna, lease.id, Verdict::Consume).await;
-        assert_eq!(settled, Settled::Done { messages_left: left + 1 });
+        let settled = world.settle(&anna, lease.id, LeaseEnd::Consume).await;
+        assert_eq!(settled, SettleReply::Done { messages_left: left + 1 });
         world.assert_sound().await;
     }
     assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
@@ -76,7 +76,7 @@ async fn uses_beyond_one_record_fill_further_records_in_turn() {
     for _ in 0..94 {
         let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
         assert_eq!(lease.expiry, NEVER);
-        world.settle(&anna, lease.id, Verdict::Consume).await;
+        world.settle(&anna, lease.id, LeaseEnd::Consume).await;
     }
     assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
     assert_eq!(world.stored(&anna).await, [("t2".to_owned(), 1, false)]);
@@ -99,7 +99,7 @@ async fn thousand_uses_are_granted_and_those_over_the_cap_dropped() {
     // A use is returned when all records are full.
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.grant(&anna, "t1", GrantUses::Count(1), None).await;
-    world.settle(&anna, lease.id, Verdict::Return).await;
+    world.settle(&anna, lease.id, LeaseEnd::Return).await;
     assert_eq!(ledger(&world).await, Ledger { collected: 5001, dropped: 5001 - most, ..Ledger::default() });
     world.assert_sound().await;
 }
@@ -125,19 +125,19 @@ async fn returned_use_goes_to_any_record_with_room() {
     let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
     world.grant(&anna, "t1", GrantUses::Count(31), None).await;
     // Its own record has room.
-    world.settle(&anna, lease().await, Verdict::Return).await;
+    world.settle(&anna, lease().await, LeaseEnd::Return).await;
     assert_eq!(uses(&world, &anna).await, [31]);
     // Its own record is full by now, and another one has room.
     let id = lease().await;
     world.grant(&anna, "t1", GrantUses::Count(2), None).await;
     assert_eq!(uses(&world, &anna).await, [31, 1]);
-    world.settle(&anna, id, Verdict::Return).await;
+    world.settle(&anna, id, LeaseEnd::Return).await;
     assert_eq!(uses(&world, &anna).await, [31, 2]);
     // No record has room.
     let id = lease().await;
     world.grant(&anna, "t1", GrantUses::Count(30), None).await;
     assert_eq!(uses(&world, &anna).await, [31, 31]);
-    world.settle(&anna, id, Verdict::Suspect).await;
+    world.settle(&anna, id, LeaseEnd::Suspect).await;
     assert_eq!(uses(&world, &anna).await, [31, 31, 1]);
     assert!(
         world.stored(&anna).await.iter().all(|(.., suspect)| !suspect),
@@ -150,7 +150,7 @@ async fn returned_use_goes_to_any_record_with_room() {
 #[tokio::test]
 async fn record_whose_last_use_is_leased_accepts_new_uses() {
     let (world, anna) = (World::new().await, user("oAnna"));
-    for (verdict, left) in [(Verdict::Consume, 2), (Verdict::Return, 5)] {
+    for (verdict, left) in [(LeaseEnd::Consume, 2), (LeaseEnd::Return, 5)] {
         world.grant(&anna, "t1", GrantUses::Count(1), None).await;
         let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
         world.grant(&anna, "t1", GrantUses::Count(2), None).await;
@@ -166,14 +166,14 @@ async fn no_record_stays_empty_when_its_use_is_returned() {
     let lease = async || leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await).id;
     world.grant(&anna, "t1", GrantUses::Count(32), None).await;
     for _ in 0..30 {
-        world.settle(&anna, lease().await, Verdict::Consume).await;
+        world.settle(&anna, lease().await, LeaseEnd::Consume).await;
     }
     // Leases the last use of each of the two records. The owner of the first is late.
     let late = lease().await;
     world.advance(1).await;
     let id = lease().await;
-    world.settle(&anna, id, Verdict::Return).await;
-    world.settle(&anna, late, Verdict::Consume).await;
+    world.settle(&anna, id, LeaseEnd::Return).await;
+    world.settle(&anna, late, LeaseEnd::Consume).await;
     assert_eq!(uses(&world, &anna).await, [1]);
     world.assert_sound().await;
 }
@@ -216,7 +216,7 @@ async fn grant_and_form_id_of_the_same_name_are_separate() {
     assert_eq!(world.collect(&anna, &ids).await.len(), ids.len());
     for _ in 0..700 {
         let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t").await);
-        world.settle(&anna, lease.id, Verdict::Consume).await;
+        world.settle(&anna, lease.id, LeaseEnd::Consume).await;
     }
     assert_eq!(world.stored(&anna).await.len(), ids.len());
     world.assert_sound().await;
@@ -227,7 +227,7 @@ async fn discard_drops_one_grant_record_and_reaper_counts_unknown() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.grant(&anna, "t1", GrantUses::Count(33), None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    world.settle(&anna, lease.id, Verdict::Discard).await;
+    world.settle(&anna, lease.id, LeaseEnd::Discard).await;
     assert_eq!(uses(&world, &anna).await, [2]);
     leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.advance(1).await;

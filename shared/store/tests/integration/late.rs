@@ -4,9 +4,9 @@
 use deadpool_redis::redis;
 use domain::{GrantUses, OpenId};
 use store::broadcast::tallies::{DELIVERED, Undelivered};
-use store::late::{LateFailure, MsgId};
+use store::delivery_failures::{LateFailure, MsgId};
+use store::eligibility::Eligibility;
 use store::leases::LeaseId;
-use store::wanted::Wanted;
 
 use crate::broadcast::Broadcast;
 use crate::world::{TERMS, World, template, user};
@@ -19,7 +19,7 @@ async fn sending<'a>(world: &'a World, users: &[OpenId], owner: LeaseId) -> Broa
         world.grant(user, "t1", GrantUses::Count(1), None).await;
     }
     let mut broadcast = Broadcast::to(world, users).await;
-    broadcast.choice.wanted = Wanted::grants(template("t1"));
+    broadcast.choice.wanted = Eligibility::grants(template("t1"));
     assert_eq!(broadcast.take_all(owner, &TERMS).await.len(), users.len());
     broadcast
 }

@@ -1,10 +1,10 @@
 //! The guarantees of a lease: one credential for one message, also for repeated and late calls.
 
-use store::leases::{LeaseId, Leased, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased, SettleReply};
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
-const VERDICTS: [Verdict; 4] = [Verdict::Consume, Verdict::Return, Verdict::Suspect, Verdict::Discard];
+const VERDICTS: [LeaseEnd; 4] = [LeaseEnd::Consume, LeaseEnd::Return, LeaseEnd::Suspect, LeaseEnd::Discard];
 
 #[tokio::test]
 async fn form_id_is_leased_once_and_removed_when_it_is_consumed() {
@@ -14,7 +14,7 @@ async fn form_id_is_leased_once_and_removed_when_it_is_consumed() {
     assert_eq!((lease.credential.as_str(), lease.messages_left), ("f1", 0));
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
     assert_eq!(world.stored(&anna).await, [("f1".to_owned(), 0, false)], "known while it is in flight");
-    assert_eq!(world.settle(&anna, lease.id, Verdict::Consume).await, Settled::Done { messages_left: 0 });
+    assert_eq!(world.settle(&anna, lease.id, LeaseEnd::Consume).await, SettleReply::Done { messages_left: 0 });
     assert_eq!(world.stored(&anna).await, []);
     world.assert_sound().await;
 }
@@ -32,7 +32,7 @@ async fn prepay_id_is_leased_as_often_as_it_has_uses() {
         }
         assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
         for id in leases {
-            world.settle(&anna, id, Verdict::Consume).await;
+            world.settle(&anna, id, LeaseEnd::Consume).await;
             world.assert_sound().await;
         }
         assert_eq!(world.stored(&anna).await, []);
@@ -64,7 +64,7 @@ async fn expired_credential_is_not_leased_and_counts_as_expired() {
     world.advance(2).await;
     assert_eq!(world.lease(&anna).await.credential.as_str(), "f1");
     assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 2, "only the uses that were not in flight");
-    world.settle(&anna, in_flight.id, Verdict::Return).await;
+    world.settle(&anna, in_flight.id, LeaseEnd::Return).await;
     assert_eq!(world.store.ledger(&world.app).await.unwrap().expired, 3);
     world.assert_sound().await;
 }
@@ -94,9 +94,9 @@ async fn repeated_settle_changes_nothing() {
                 let (app, request) = (&world.app, request.as_ref());
                 world.store.settle(app, &anna, lease.id, &TERMS, verdict, Some(b"ok"), request, None).await.unwrap()
             };
-            assert!(matches!(settle().await, Settled::Done { .. }));
+            assert!(matches!(settle().await, SettleReply::Done { .. }));
             let before = world.everything().await;
-            assert_eq!(settle().await, Settled::Stale);
+            assert_eq!(settle().await, SettleReply::Stale);
             assert_eq!(world.everything().await, before, "{verdict:?}");
         }
         world.assert_sound().await;
@@ -116,7 +116,7 @@ async fn repeated_settle_returns_the_same_next_lease() {
             let second = next(world.settle_next(&anna, lease.id, verdict, request.as_ref(), following).await);
             assert_eq!((second.credential, second.messages_left), (first.credential, first.messages_left));
             assert_eq!(world.everything().await, before, "{verdict:?}");
-            world.settle(&anna, following, Verdict::Return).await;
+            world.settle(&anna, following, LeaseEnd::Return).await;
         }
         world.assert_sound().await;
     }
@@ -161,18 +161,18 @@ async fn stale_lease_id_changes_nothing() {
             }
         }
         match why {
-            "settled" => assert!(matches!(world.settle(&anna, id, Verdict::Return).await, Settled::Done { .. })),
+            "settled" => assert!(matches!(world.settle(&anna, id, LeaseEnd::Return).await, SettleReply::Done { .. })),
             "reaped" => assert_eq!(world.reap(&TERMS).await.suspect, 1),
             "erased" => assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 2),
             _ => {}
         }
         let before = world.everything().await;
-        for verdict in VERDICTS.into_iter().chain([Verdict::Hold]) {
+        for verdict in VERDICTS.into_iter().chain([LeaseEnd::Hold]) {
             // Only a message with a request id can be held.
-            let without = (verdict != Verdict::Hold).then_some(None);
+            let without = (verdict != LeaseEnd::Hold).then_some(None);
             for request in without.into_iter().chain([Some(&message)]) {
                 let next = LeaseId::random();
-                assert_eq!(world.settle_next(&anna, id, verdict, request, next).await, Settled::Stale, "{why}");
+                assert_eq!(world.settle_next(&anna, id, verdict, request, next).await, SettleReply::Stale, "{why}");
             }
         }
         assert_eq!(world.everything().await, before, "{why}");
@@ -184,18 +184,18 @@ async fn stale_lease_id_changes_nothing() {
 async fn each_lease_end_has_its_effect_on_a_prepay_id() {
     let anna = user("oAnna");
     for (verdict, uses, suspect) in [
-        (Verdict::Consume, 2, false),
-        (Verdict::Return, 3, false),
-        (Verdict::Suspect, 3, true),
-        (Verdict::Discard, 0, false),
-        (Verdict::Unknown, 2, false),
-        (Verdict::UnknownDiscard, 0, false),
-        (Verdict::UnknownVoid, 0, false),
+        (LeaseEnd::Consume, 2, false),
+        (LeaseEnd::Return, 3, false),
+        (LeaseEnd::Suspect, 3, true),
+        (LeaseEnd::Discard, 0, false),
+        (LeaseEnd::Unknown, 2, false),
+        (LeaseEnd::UnknownDiscard, 0, false),
+        (LeaseEnd::UnknownVoid, 0, false),
     ] {
         let world = World::new().await;
         world.collect(&anna, &[prepay_id("p1", 3, 1)]).await;
         let lease = world.lease(&anna).await;
-        assert_eq!(world.settle(&anna, lease.id, verdict).await, Settled::Done { messages_left: uses.into() });
+        assert_eq!(world.settle(&anna, lease.id, verdict).await, SettleReply::Done { messages_left: uses.into() });
         let left = if uses == 0 { vec![] } else { vec![("p1".to_owned(), uses, suspect)] };
         assert_eq!(world.stored(&anna).await, left, "{verdict:?}");
         if uses > 0 {
@@ -216,7 +216,7 @@ async fn cap_spares_a_form_id_in_flight_and_drops_the_soonest_other() {
     assert_eq!(world.collect(&anna, &[form_id("f1", 1)]).await, [0], "a form id in flight is a duplicate");
     world.collect(&anna, &[form_id("f2", 2)]).await;
     assert_eq!(ids().await, ["f1", "f3", "f4"], "the soonest to expire is the new one");
-    world.settle(&anna, lease.id, Verdict::Return).await;
+    world.settle(&anna, lease.id, LeaseEnd::Return).await;
     world.collect(&anna, &[form_id("f5", 5)]).await;
     assert_eq!(ids().await, ["f3", "f4", "f5"]);
     assert_eq!(world.store.ledger(&world.app).await.unwrap().dropped, 3);
@@ -231,7 +231,7 @@ async fn returned_use_does_not_overflow_a_full_record() {
     world.collect(&anna, &[form_id("f2", 2)]).await;
     assert_eq!(world.stored(&anna).await, [("f2".to_owned(), 1, false)], "the cap dropped its remaining uses");
     world.collect(&anna, &[prepay_id("p1", 31, 3)]).await;
-    world.settle(&anna, lease.id, Verdict::Suspect).await;
+    world.settle(&anna, lease.id, LeaseEnd::Suspect).await;
     assert_eq!(world.stored(&anna).await, [("p1".to_owned(), 31, true)]);
     world.assert_sound().await;
 }

@@ -5,20 +5,20 @@ use std::time::Duration;
 use domain::{GrantUses, OpenId};
 use store::broadcast::pages::Next;
 use store::credentials::OnceKey;
-use store::leases::{LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
-use store::wanted::Wanted;
+use store::eligibility::Eligibility;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Request, SettleReply};
 
 use crate::broadcast::{Broadcast, end};
 use crate::world::{TERMS, World, form_id, leased, marks, next, request, template, user};
 
-const VERDICTS: [Verdict; 7] = [
-    Verdict::Consume,
-    Verdict::Unknown,
-    Verdict::Return,
-    Verdict::Suspect,
-    Verdict::Discard,
-    Verdict::Void,
-    Verdict::Hold,
+const VERDICTS: [LeaseEnd; 7] = [
+    LeaseEnd::Consume,
+    LeaseEnd::Unknown,
+    LeaseEnd::Return,
+    LeaseEnd::Suspect,
+    LeaseEnd::Discard,
+    LeaseEnd::Void,
+    LeaseEnd::Hold,
 ];
 
 /// A user with grants of two templates.
@@ -31,12 +31,12 @@ async fn with_grants() -> (World, OpenId) {
 }
 
 async fn ask(world: &World, user: &OpenId, id: LeaseId, request: &Request) -> Leased {
-    let wanted = Wanted::grants(template("t1"));
+    let wanted = Eligibility::grants(template("t1"));
     world.store.lease(&world.app, user, id, &TERMS, &wanted, Some(request)).await.unwrap()
 }
 
-async fn settle_next(world: &World, user: &OpenId, id: LeaseId, verdict: Verdict, next: LeaseId) -> Settled {
-    let wanted = Wanted::grants(template("t1"));
+async fn settle_next(world: &World, user: &OpenId, id: LeaseId, verdict: LeaseEnd, next: LeaseId) -> SettleReply {
+    let wanted = Eligibility::grants(template("t1"));
     let next = Some((next, &wanted));
     world.store.settle(&world.app, user, id, &TERMS, verdict, None, None, next).await.unwrap()
 }
@@ -81,10 +81,10 @@ async fn form_ids_ignore_the_send_lock_and_set_none() {
     assert_eq!(owner(&world, &anna).await, None);
     let granted = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     world.lease(&anna).await;
-    world.settle(&anna, first.id, Verdict::Consume).await;
+    world.settle(&anna, first.id, LeaseEnd::Consume).await;
     assert_eq!(owner(&world, &anna).await, Some(granted.id));
     assert_eq!(world.store.touched(&world.app, &anna).await.unwrap().map(|_| ()), Some(()));
-    world.settle(&anna, granted.id, Verdict::Consume).await;
+    world.settle(&anna, granted.id, LeaseEnd::Consume).await;
     assert_eq!(owner(&world, &anna).await, None);
     world.assert_sound().await;
 }
@@ -96,7 +96,7 @@ async fn expired_lease_releases_the_user_and_late_settle_is_stale() {
     world.advance(1).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     assert_eq!(owner(&world, &anna).await, Some(lease.id));
-    world.settle(&anna, late.id, Verdict::Return).await;
+    world.settle(&anna, late.id, LeaseEnd::Return).await;
     assert_eq!(owner(&world, &anna).await, Some(lease.id), "the late owner must not remove it");
     assert!(busy(&world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await));
     world.advance(1).await;
@@ -114,7 +114,7 @@ async fn reaper_removes_the_send_lock_of_its_lease_and_no_other() {
     assert_eq!(owner(&world, &anna).await, Some(lease.id));
     // A send lock lasts for whole seconds, so it may outlast the deadline.
     let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
-    world.settle(&anna, lease.id, Verdict::Return).await;
+    world.settle(&anna, lease.id, LeaseEnd::Return).await;
     leased(world.ask_for(&anna, LeaseId::random(), &brief, "t1").await);
     tokio::time::sleep(Duration::from_millis(5)).await;
     world.reap(&TERMS).await;
@@ -134,16 +134,16 @@ async fn takeover_locks_the_user_unless_another_message_does() {
         assert!(busy(&ask(&world, &anna, id, &message).await), "another message is in flight");
     }
     assert_eq!(world.everything().await, before);
-    world.settle(&anna, other.id, Verdict::Consume).await;
+    world.settle(&anna, other.id, LeaseEnd::Consume).await;
     let over = leased(ask(&world, &anna, second, &message).await);
     assert_eq!((over.id, over.taken_over, over.credential.as_str()), (second, true, "t1"));
     assert_eq!(owner(&world, &anna).await, Some(second));
     let before = world.everything().await;
     assert!(leased(ask(&world, &anna, second, &message).await).taken_over, "its first reply was lost");
     assert!(busy(&world.ask_for(&anna, LeaseId::random(), &TERMS, "t2").await));
-    assert_eq!(world.settle_request(&anna, first, Verdict::Consume, None, &message).await, Settled::Stale);
+    assert_eq!(world.settle_request(&anna, first, LeaseEnd::Consume, None, &message).await, SettleReply::Stale);
     assert_eq!(world.everything().await, before);
-    world.settle_request(&anna, second, Verdict::Unknown, Some(b"unknown"), &message).await;
+    world.settle_request(&anna, second, LeaseEnd::Unknown, Some(b"unknown"), &message).await;
     assert_eq!(owner(&world, &anna).await, None);
     world.assert_sound().await;
 }
@@ -152,7 +152,7 @@ async fn takeover_locks_the_user_unless_another_message_does() {
 async fn takeover_at_the_deadline_does_not_wait_for_the_send_lock() {
     let (world, anna) = with_grants().await;
     let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
-    let (message, wanted) = (request("r1", 1), Wanted::grants(template("t1")));
+    let (message, wanted) = (request("r1", 1), Eligibility::grants(template("t1")));
     let lease = world.store.lease(&world.app, &anna, LeaseId::random(), &brief, &wanted, Some(&message));
     leased(lease.await.unwrap());
     let mut broadcast = Broadcast::to(&world, &[world.neighbour(&anna)]).await;
@@ -186,12 +186,12 @@ async fn next_grant_of_a_message_locks_the_user_for_its_owner() {
     let (world, anna) = with_grants().await;
     let (first, second, third) = (LeaseId::random(), LeaseId::random(), LeaseId::random());
     leased(world.ask_for(&anna, first, &TERMS, "t1").await);
-    next(settle_next(&world, &anna, first, Verdict::Unknown, second).await);
+    next(settle_next(&world, &anna, first, LeaseEnd::Unknown, second).await);
     assert_eq!(owner(&world, &anna).await, Some(second));
     // An owner who is so late that another message has locked the user gets no next grant.
     world.advance(1).await;
     let other = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    assert_eq!(settle_next(&world, &anna, second, Verdict::Unknown, third).await, Settled::NoNext);
+    assert_eq!(settle_next(&world, &anna, second, LeaseEnd::Unknown, third).await, SettleReply::NoNext);
     assert_eq!(owner(&world, &anna).await, Some(other.id));
     assert_eq!(world.leases().await, 1);
     world.assert_sound().await;
@@ -214,7 +214,7 @@ async fn user_with_only_a_send_lock_is_not_reachable() {
         assert_eq!(world.store.inventory(&world.app, &anna, 0).await.unwrap().len(), 0);
         world.assert_sound().await;
         if comes_back {
-            world.settle(&anna, lease.id, Verdict::Void).await;
+            world.settle(&anna, lease.id, LeaseEnd::Void).await;
             assert_eq!(world.store.users(&world.app).await.unwrap(), 0);
         } else {
             world.advance(1).await;
@@ -246,7 +246,7 @@ async fn broadcast_puts_a_locked_user_back_unchanged() {
     // A credential that expires meanwhile.
     world.collect(&anna, &[form_id("f1", 0)]).await;
     let mut broadcast = Broadcast::to(&world, &[anna.clone(), bob.clone()]).await;
-    broadcast.choice.wanted = Wanted::grants(template("t1"));
+    broadcast.choice.wanted = Eligibility::grants(template("t1"));
     let long = LeaseTerms { duration: TERMS.duration * 5, ..TERMS };
     let single = leased(world.ask_for(&anna, LeaseId::random(), &long, "t2").await);
     world.advance(1).await;
@@ -262,7 +262,7 @@ async fn broadcast_puts_a_locked_user_back_unchanged() {
     world.assert_sound().await;
     let page = broadcast.take(bucket, LeaseId::random(), 9, &TERMS).await;
     assert_eq!((page.taken, page.busy, page.ready.len()), (1, 1, 0));
-    world.settle(&anna, single.id, Verdict::Consume).await;
+    world.settle(&anna, single.id, LeaseEnd::Consume).await;
     let page = broadcast.take(bucket, LeaseId::random(), 9, &TERMS).await;
     assert_eq!((page.taken, page.busy, page.ready.len()), (1, 0, 1));
     world.assert_sound().await;
@@ -273,7 +273,7 @@ async fn broadcast_takeover_waits_while_the_user_is_locked() {
     let (world, anna) = with_grants().await;
     let bucket = world.store.bucket_of(&anna);
     let mut broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
-    broadcast.choice.wanted = Wanted::grants(template("t1"));
+    broadcast.choice.wanted = Eligibility::grants(template("t1"));
     let (first, second) = (LeaseId::random(), LeaseId::random());
     let take_over = async |owner| broadcast.take_over(bucket, owner, std::slice::from_ref(&anna)).await;
     assert_eq!(broadcast.take(bucket, first, 9, &TERMS).await.ready.len(), 1);
@@ -291,15 +291,15 @@ async fn broadcast_takeover_waits_while_the_user_is_locked() {
         assert!(over.wait.is_some_and(|wait| wait > TERMS.duration / 2), "{:?}", over.wait);
     }
     assert_eq!(world.everything().await, before);
-    world.settle(&anna, other.id, Verdict::Return).await;
+    world.settle(&anna, other.id, LeaseEnd::Return).await;
     let over = take_over(second).await;
     assert_eq!((over.ready.len(), over.wait), (1, None));
     assert_eq!(owner(&world, &anna).await, Some(second));
     let following = LeaseId::random();
-    let lease = broadcast.settle(&anna, second, Verdict::Unknown, Next::Credential(following, "UNKNOWN".into())).await;
+    let lease = broadcast.settle(&anna, second, LeaseEnd::Unknown, Next::Credential(following, "UNKNOWN".into())).await;
     assert_eq!(lease.map(|lease| lease.id), Some(following));
     assert_eq!(owner(&world, &anna).await, Some(following));
-    broadcast.settle(&anna, following, Verdict::Consume, end("delivered")).await;
+    broadcast.settle(&anna, following, LeaseEnd::Consume, end("delivered")).await;
     assert_eq!(owner(&world, &anna).await, None);
     let ledger = world.store.ledger(&world.app).await.unwrap();
     assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (2, 1, 16));

@@ -8,7 +8,7 @@ use store::broadcast::pages::Next;
 use store::broadcast::permits::{Api, Bounds, Budget, Held, Permits};
 use store::broadcast::records::Draft;
 use store::keys::Bucket;
-use store::leases::{LeaseId, Verdict};
+use store::leases::{LeaseEnd, LeaseId};
 
 use crate::broadcast::{Broadcast, draft, end};
 use crate::world::{BRIEF, World, form_id, user};
@@ -68,9 +68,9 @@ impl Run<'_> {
                 }
             }
             Op::Page(bucket, count, lost) => drop(self.page(bucket, count, lost).await),
-            Op::Settle(bucket, 0) => drop(self.settle(bucket, Verdict::Consume, end("delivered")).await),
-            Op::Settle(bucket, 1) => drop(self.settle(bucket, Verdict::Return, Next::Again).await),
-            Op::Settle(bucket, _) => drop(self.settle(bucket, Verdict::Hold, Next::Hold).await),
+            Op::Settle(bucket, 0) => drop(self.settle(bucket, LeaseEnd::Consume, end("delivered")).await),
+            Op::Settle(bucket, 1) => drop(self.settle(bucket, LeaseEnd::Return, Next::Again).await),
+            Op::Settle(bucket, _) => drop(self.settle(bucket, LeaseEnd::Hold, Next::Hold).await),
             Op::Die(bucket) => self.permits[usize::from(bucket)] = Permits::default(),
             Op::Account(bucket, give_back) => self.account(bucket, give_back).await,
             Op::Tell => self.tell().await,
@@ -109,13 +109,13 @@ impl Run<'_> {
     }
 
     /// Settles one of the messages in flight, regardless of its owner. False if there is none.
-    async fn settle(&mut self, bucket: u16, verdict: Verdict, next: Next) -> bool {
+    async fn settle(&mut self, bucket: u16, verdict: LeaseEnd, next: Next) -> bool {
         let (bucket, owner) = (Bucket(bucket), LeaseId::random());
         let flying = self.world.store.in_flight(&self.world.app, &self.broadcast.id, bucket).await.unwrap();
         let Some(openid) = flying.into_iter().min() else { return false };
         let over = self.broadcast.take_over(bucket, owner, std::slice::from_ref(&openid)).await;
         if let Some(ready) = over.ready.first() {
-            self.delivered += u64::from(verdict == Verdict::Consume);
+            self.delivered += u64::from(verdict == LeaseEnd::Consume);
             self.broadcast.settle(&openid, ready.lease.id, verdict, next).await;
         }
         true
@@ -150,7 +150,7 @@ impl Run<'_> {
         for _ in 0..USERS {
             let mut idle = true;
             for bucket in 0..BUCKETS {
-                while self.settle(bucket, Verdict::Consume, end("delivered")).await {}
+                while self.settle(bucket, LeaseEnd::Consume, end("delivered")).await {}
                 self.account(bucket, true).await;
                 let why = self.ask(bucket, 3, false).await;
                 let unsure =

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use store::leases::{LeaseId, LeaseTerms, Leased, Reaped, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, SettleReply};
 use store::stock::Ledger;
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, prepay_id, request, user};
@@ -108,7 +108,7 @@ async fn held_form_id_returns_when_its_request_is_forgotten() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 99)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    world.settle_request(&anna, lease.id, Verdict::Hold, None, &message).await;
+    world.settle_request(&anna, lease.id, LeaseEnd::Hold, None, &message).await;
     world.advance(3).await;
     assert_eq!(world.reap(&TERMS).await, NOTHING);
     world.advance(1).await;
@@ -122,8 +122,8 @@ async fn late_owner_that_was_not_replaced_may_still_settle() {
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
     assert_eq!(world.reap(&TERMS).await, Reaped { pinned: 1, ..NOTHING });
-    let settled = world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
-    assert_eq!(settled, Settled::Done { messages_left: 0 });
+    let settled = world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
+    assert_eq!(settled, SettleReply::Done { messages_left: 0 });
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(b"ok".to_vec()));
     world.assert_sound().await;
 }

@@ -13,9 +13,9 @@ use store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use store::broadcast::records::Move;
 use store::broadcast::tasks::{Left, Task};
 use store::credentials::{OnceKey, Packed};
-use store::gates::{Source, Stop};
-use store::late::{LateFailure, MsgId};
-use store::leases::{LeaseId, Leased, Verdict};
+use store::delivery_failures::{LateFailure, MsgId};
+use store::leases::{LeaseEnd, LeaseId, Leased};
+use store::stops::{Stop, StopScope};
 use store::tokens::SharedToken;
 use store::{Error, Store, StoreConfig};
 use testing::{Redis, eventually, store_config};
@@ -36,16 +36,16 @@ pub async fn a_whole_life(world: &World) {
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
     world.reap(&TERMS).await;
     let over = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    let lease = next(world.settle_next(&anna, over.id, Verdict::Discard, Some(&message), LeaseId::random()).await);
-    world.settle_request(&anna, lease.id, Verdict::Hold, None, &message).await;
-    world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
+    let lease = next(world.settle_next(&anna, over.id, LeaseEnd::Discard, Some(&message), LeaseId::random()).await);
+    world.settle_request(&anna, lease.id, LeaseEnd::Hold, None, &message).await;
+    world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
     assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(_)));
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
     world.reap(&TERMS).await;
     world.grant(&anna, "t1", GrantUses::Count(40), Some(OnceKey([1; 16]))).await;
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    world.settle(&anna, lease.id, Verdict::Unknown).await;
+    world.settle(&anna, lease.id, LeaseEnd::Unknown).await;
     assert_eq!(world.store.void(&world.app, &anna, &template("t1"), OnceKey([2; 16])).await.unwrap(), Some(40));
     for bucket in world.store.buckets() {
         world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
@@ -86,8 +86,8 @@ async fn store_survives_a_restart_of_redis_with_all_its_data() {
     assert!(tries <= 4, "a broken connection is detected once: {tries} tries");
     world.reconnect().await;
     assert_eq!(world.everything().await, before);
-    let settled = world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &message).await;
-    assert_eq!(settled, store::leases::Settled::Done { messages_left: 1 });
+    let settled = world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
+    assert_eq!(settled, store::leases::SettleReply::Done { messages_left: 1 });
     world.lease(&anna).await;
     world.assert_sound().await;
 }
@@ -109,7 +109,7 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
     let list = [recipient(anna)];
     let users = std::slice::from_ref(anna);
     let settlement =
-        Settlement { openid: anna.clone(), owner, verdict: Verdict::Return, next: Next::Again, msgid: None };
+        Settlement { openid: anna.clone(), owner, verdict: LeaseEnd::Return, next: Next::Again, msgid: None };
     let task = Task { entry: "1-1".into(), broadcast: id.clone(), bucket };
     let bounds = Bounds { app_rate: 0, broadcast_rate: 0, daily_quota: 1, broadcast_share: 1 };
     let budget = Budget { api: Api::Template, day: 1 };
@@ -176,7 +176,7 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.erase(app, &anna),
             store.lease(app, &anna, id, &TERMS, &kinds, some),
             store.recorded(app, &anna, &message),
-            store.settle(app, &anna, id, &TERMS, Verdict::Consume, Some(b"ok"), some, None),
+            store.settle(app, &anna, id, &TERMS, LeaseEnd::Consume, Some(b"ok"), some, None),
             store.reap(app, bucket, &TERMS, 10),
             store.sweep(app, bucket, 0, Duration::ZERO),
             store.claim_sweep(app, bucket, day),
@@ -190,7 +190,7 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.permit_forced_token(app, day),
             store.unlock_token(app, "me"),
             store.stops(app),
-            store.stop(app, Source::App, &stop),
+            store.stop(app, StopScope::App, &stop),
         );
         assert_no_broadcast(&store, app, &anna).await;
         assert_eq!(world.everything().await, before);

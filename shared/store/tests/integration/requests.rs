@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use deadpool_redis::redis;
-use store::leases::{LeaseId, LeaseTerms, Leased, Recorded, Request, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Recorded, Request, SettleReply};
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
@@ -13,7 +13,7 @@ async fn finished_request_is_answered_from_its_record() {
     world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     let id = LeaseId::random();
     leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
-    world.settle_request(&anna, id, Verdict::Consume, Some(b"\0delivered\xff"), &message).await;
+    world.settle_request(&anna, id, LeaseEnd::Consume, Some(b"\0delivered\xff"), &message).await;
     let before = world.everything().await;
     for id in [id, LeaseId::random()] {
         let reply = world.ask(&anna, id, &TERMS, Some(&message)).await;
@@ -30,7 +30,7 @@ async fn request_id_is_refused_for_another_message_at_any_time() {
     let (message, other, id) = (request("r1", 1), request("r1", 2), LeaseId::random());
     leased(world.ask(&anna, id, &BRIEF, Some(&message)).await);
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&other)).await, Leased::Reused);
-    world.settle_request(&anna, id, Verdict::Consume, Some(b"ok"), &message).await;
+    world.settle_request(&anna, id, LeaseEnd::Consume, Some(b"ok"), &message).await;
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&other)).await, Leased::Reused);
 }
 
@@ -74,11 +74,11 @@ async fn takeover_keeps_the_credential_also_when_it_is_repeated() {
         assert!(leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over, "its first reply was lost");
         assert_eq!(world.reap(&TERMS).await, Default::default(), "its deadline starts again");
         assert!(matches!(world.ask(&anna, first, &TERMS, Some(&message)).await, Leased::UnderWay(_)));
-        let late = world.settle_request(&anna, first, Verdict::Consume, Some(b"late"), &message).await;
-        assert_eq!(late, Settled::Stale, "the old owner is too late");
+        let late = world.settle_request(&anna, first, LeaseEnd::Consume, Some(b"late"), &message).await;
+        assert_eq!(late, SettleReply::Stale, "the old owner is too late");
         assert_eq!(world.everything().await, before);
         assert_eq!(world.leases().await, 1);
-        world.settle_request(&anna, second, Verdict::Hold, None, &message).await;
+        world.settle_request(&anna, second, LeaseEnd::Hold, None, &message).await;
         assert!(
             leased(world.ask(&anna, second, &TERMS, Some(&message)).await).taken_over,
             "the outcome is as unknown as before"
@@ -94,12 +94,12 @@ async fn next_lease_after_a_takeover_is_not_taken_over() {
     leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
     let over = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
     let following = LeaseId::random();
-    let lease = next(world.settle_next(&anna, over.id, Verdict::Discard, Some(&message), following).await);
+    let lease = next(world.settle_next(&anna, over.id, LeaseEnd::Discard, Some(&message), following).await);
     assert_eq!((lease.credential.as_str(), lease.taken_over), ("f2", false), "nothing was sent with this one");
     assert!(!leased(world.ask(&anna, following, &TERMS, Some(&message)).await).taken_over, "its first reply was lost");
     assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::UnderWay(_)));
-    let none = world.settle_next(&anna, following, Verdict::Discard, Some(&message), LeaseId::random()).await;
-    assert_eq!(none, Settled::NoNext);
+    let none = world.settle_next(&anna, following, LeaseEnd::Discard, Some(&message), LeaseId::random()).await;
+    assert_eq!(none, SettleReply::NoNext);
     let reply = world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await;
     assert_eq!(reply, Leased::Finished(b"none left".to_vec()));
     world.assert_sound().await;
@@ -112,8 +112,8 @@ async fn message_with_unknown_outcome_may_be_taken_over_at_once() {
     let id = LeaseId::random();
     leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
     for _ in 0..2 {
-        let held = world.settle_request(&anna, id, Verdict::Hold, None, &message).await;
-        assert_eq!(held, Settled::Done { messages_left: 1 });
+        let held = world.settle_request(&anna, id, LeaseEnd::Hold, None, &message).await;
+        assert_eq!(held, SettleReply::Done { messages_left: 1 });
     }
     assert_eq!(world.reap(&TERMS).await, Default::default(), "the reaper leaves it alone");
     assert_eq!(world.lease(&anna).await.credential.as_str(), "f2", "no other message gets its credential");
@@ -131,8 +131,8 @@ async fn request_of_an_erased_user_is_lost_until_its_owner_settles() {
     assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 2);
     assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 0);
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Lost);
-    let settled = world.settle_request(&anna, id, Verdict::Consume, Some(b"ok"), &message).await;
-    assert_eq!(settled, Settled::Stale);
+    let settled = world.settle_request(&anna, id, LeaseEnd::Consume, Some(b"ok"), &message).await;
+    assert_eq!(settled, SettleReply::Stale);
     assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(b"ok".to_vec()));
     let ledger = world.store.ledger(&world.app).await.unwrap();
     assert_eq!((ledger.erased, ledger.consumed, ledger.leased), (2, 0, 0));
@@ -144,7 +144,7 @@ async fn request_without_an_outcome_is_forgotten_and_may_be_retried() {
     let (world, anna, message) = (World::new().await, user("oAnna"), request("r1", 1));
     world.collect(&anna, &[form_id("f1", 1)]).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    world.settle_request(&anna, lease.id, Verdict::Return, None, &message).await;
+    world.settle_request(&anna, lease.id, LeaseEnd::Return, None, &message).await;
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
     assert_eq!((lease.credential.as_str(), lease.taken_over), ("f1", false));
     let other = request("r2", 1);
@@ -170,7 +170,7 @@ async fn request_is_remembered_for_its_retention_time_only() {
     leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&open)).await);
     let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&closed)).await);
     world.advance(1).await;
-    world.settle_request(&anna, lease.id, Verdict::Consume, Some(b"ok"), &closed).await;
+    world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &closed).await;
     assert!((full - 60_000..=full).contains(&keep(&closed).await), "measured from its end");
     assert_eq!(keep(&open).await, -2, "only its lease exists while it is in progress");
     assert!(leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&open)).await).taken_over);
@@ -207,14 +207,14 @@ async fn reading_the_record_of_a_request_changes_nothing() {
     assert_eq!(world.reap(&TERMS).await.pinned, 1);
     assert_eq!(recorded().await, under_way(), "pinned");
     let following = LeaseId::random();
-    next(world.settle_next(&anna, id, Verdict::Discard, Some(&message), following).await);
+    next(world.settle_next(&anna, id, LeaseEnd::Discard, Some(&message), following).await);
     assert_eq!(recorded().await, under_way(), "with the next credential");
-    world.settle_request(&anna, following, Verdict::Hold, None, &message).await;
+    world.settle_request(&anna, following, LeaseEnd::Hold, None, &message).await;
     assert_eq!(recorded().await, under_way(), "outcome unknown");
-    world.settle_request(&anna, following, Verdict::Return, None, &message).await;
+    world.settle_request(&anna, following, LeaseEnd::Return, None, &message).await;
     assert_eq!(recorded().await, nothing(), "it ended without an outcome");
     leased(world.ask(&anna, id, &TERMS, Some(&message)).await);
-    world.settle_request(&anna, id, Verdict::Consume, Some(b"\0\xff"), &message).await;
+    world.settle_request(&anna, id, LeaseEnd::Consume, Some(b"\0\xff"), &message).await;
     assert_eq!(recorded().await, [Recorded::Finished(b"\0\xff".to_vec()), Recorded::Reused, Recorded::Nothing]);
     world.advance(4).await;
     assert_eq!(recorded().await, nothing(), "the record has expired");

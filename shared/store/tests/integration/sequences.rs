@@ -12,10 +12,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use store::Store;
 use store::credentials::{OnceKey, Packed};
-use store::leases::{LeaseId, LeaseTerms, Leased, Request, Settled, Verdict};
+use store::eligibility::{Eligibility, Kinds};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Request, SettleReply};
 use store::record::KEEP_TOUCH;
 use store::stock::Stock;
-use store::wanted::{Kinds, Wanted};
 
 use crate::model::{Grant, Held, Item, Model};
 use crate::world::{
@@ -42,30 +42,30 @@ const IDS: [(&str, Kind); 10] = [
 /// Templates that are also the ids of other credentials.
 const TEMPLATES: [&str; 3] = ["a", "6100", "p"];
 
-const VERDICTS: [Verdict; 9] = [
-    Verdict::Consume,
-    Verdict::Return,
-    Verdict::Suspect,
-    Verdict::Discard,
-    Verdict::Hold,
-    Verdict::Unknown,
-    Verdict::Void,
-    Verdict::UnknownDiscard,
-    Verdict::UnknownVoid,
+const VERDICTS: [LeaseEnd; 9] = [
+    LeaseEnd::Consume,
+    LeaseEnd::Return,
+    LeaseEnd::Suspect,
+    LeaseEnd::Discard,
+    LeaseEnd::Hold,
+    LeaseEnd::Unknown,
+    LeaseEnd::Void,
+    LeaseEnd::UnknownDiscard,
+    LeaseEnd::UnknownVoid,
 ];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
 
 /// What a lease may ask for; the most common cases are first.
-fn wanted() -> [Wanted; 7] {
-    let only = |kind| Wanted::ids(Kinds::NONE.with(kind));
+fn wanted() -> [Eligibility; 7] {
+    let only = |kind| Eligibility::ids(Kinds::NONE.with(kind));
     let [a, b, c] = TEMPLATES.map(template);
     [
         any_kind(),
-        Wanted::grants(a.clone()),
-        Wanted { template: Some(b), ..any_kind() },
-        Wanted::grants(c),
+        Eligibility::grants(a.clone()),
+        Eligibility { template: Some(b), ..any_kind() },
+        Eligibility::grants(c),
         only(Kind::FormId),
-        Wanted { template: Some(a), ..only(Kind::PrepayId) },
+        Eligibility { template: Some(a), ..only(Kind::PrepayId) },
         only(Kind::Grant),
     ]
 }
@@ -137,7 +137,7 @@ fn op() -> impl Strategy<Value = Op> {
 struct Asked {
     id: LeaseId,
     user: usize,
-    wanted: Wanted,
+    wanted: Eligibility,
     terms: LeaseTerms,
     request: Option<Request>,
 }
@@ -197,7 +197,7 @@ impl Run<'_> {
             Op::Settle(which, verdict, outcome, next) => {
                 let Some(asked) = self.asked(*which) else { return };
                 let verdict = VERDICTS[*verdict];
-                if verdict == Verdict::Hold && asked.request.is_none() {
+                if verdict == LeaseEnd::Hold && asked.request.is_none() {
                     return;
                 }
                 let next = next.map(|of| Asked { id: self.fresh_id(), wanted: wanted()[of].clone(), ..asked.clone() });
@@ -280,14 +280,14 @@ impl Run<'_> {
         }
     }
 
-    async fn settle(&mut self, asked: &Asked, verdict: Verdict, outcome: &[u8], next: Option<&Asked>) {
+    async fn settle(&mut self, asked: &Asked, verdict: LeaseEnd, outcome: &[u8], next: Option<&Asked>) {
         let Asked { id, user, terms, request, .. } = asked;
         let (app, openid, request) = (&self.world.app, &self.users[*user], request.as_ref());
         let (recorded, next) = ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, &next.wanted)));
         let reply = self.store.settle(app, openid, *id, terms, verdict, recorded, request, next).await.unwrap();
         let wanted = self.model.settle(*user, *id, terms, verdict, outcome, request, next);
         match reply {
-            Settled::Next(lease) => assert_eq!(Settled::Next(timeless(lease)), wanted),
+            SettleReply::Next(lease) => assert_eq!(SettleReply::Next(timeless(lease)), wanted),
             real => assert_eq!(real, wanted),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use deadpool_redis::redis;
 use domain::OpenId;
 use store::keys::BucketKeys;
-use store::leases::{LeaseId, Leased, Reaped, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased, Reaped, SettleReply};
 use store::stock::{Ledger, Stock};
 
 use crate::world::{BRIEF, HOUR, TERMS, World, form_id, leased, next, prepay_id, request, user};
@@ -23,7 +23,7 @@ async fn send(world: &World, user: &OpenId) {
     world.collect(user, &[form_id("sent", 0)]).await;
     let lease = world.lease(user).await;
     assert_eq!(lease.credential.as_str(), "sent");
-    world.settle(user, lease.id, Verdict::Consume).await;
+    world.settle(user, lease.id, LeaseEnd::Consume).await;
 }
 
 async fn bytes(world: &World, user: &OpenId) -> usize {
@@ -36,15 +36,15 @@ async fn only_sent_or_possibly_sent_messages_set_the_time() {
     let anna = user("oAnna");
     for credential in [form_id("c1", 9), prepay_id("c1", 2, 9)] {
         for verdict in [
-            Verdict::Hold,
-            Verdict::Return,
-            Verdict::Discard,
-            Verdict::Void,
-            Verdict::Suspect,
-            Verdict::Consume,
-            Verdict::Unknown,
-            Verdict::UnknownDiscard,
-            Verdict::UnknownVoid,
+            LeaseEnd::Hold,
+            LeaseEnd::Return,
+            LeaseEnd::Discard,
+            LeaseEnd::Void,
+            LeaseEnd::Suspect,
+            LeaseEnd::Consume,
+            LeaseEnd::Unknown,
+            LeaseEnd::UnknownDiscard,
+            LeaseEnd::UnknownVoid,
         ] {
             let (world, message) = (World::new().await, request("r1", 1));
             world.collect(&anna, &[credential.clone(), form_id("f2", 9)]).await;
@@ -53,7 +53,7 @@ async fn only_sent_or_possibly_sent_messages_set_the_time() {
             let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
             assert_eq!(touched(&world, &anna).await, None, "a lease does not set it");
             world.settle_request(&anna, lease.id, verdict, None, &message).await;
-            let not_sent = [Verdict::Hold, Verdict::Return, Verdict::Discard, Verdict::Void].contains(&verdict);
+            let not_sent = [LeaseEnd::Hold, LeaseEnd::Return, LeaseEnd::Discard, LeaseEnd::Void].contains(&verdict);
             let wanted = (!not_sent).then_some(0);
             assert_eq!((touched(&world, &anna).await, touched(&world, &bob).await), (wanted, None), "{verdict:?}");
             world.assert_sound().await;
@@ -66,9 +66,9 @@ async fn time_is_set_also_when_the_next_credential_is_leased() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9), form_id("f3", 9)]).await;
     let lease = world.lease(&anna).await;
-    let lease = next(world.settle_next(&anna, lease.id, Verdict::Discard, None, LeaseId::random()).await);
+    let lease = next(world.settle_next(&anna, lease.id, LeaseEnd::Discard, None, LeaseId::random()).await);
     assert_eq!(touched(&world, &anna).await, None);
-    next(world.settle_next(&anna, lease.id, Verdict::Consume, None, LeaseId::random()).await);
+    next(world.settle_next(&anna, lease.id, LeaseEnd::Consume, None, LeaseId::random()).await);
     assert_eq!(touched(&world, &anna).await, Some(0));
     world.assert_sound().await;
 }
@@ -122,9 +122,9 @@ async fn stale_settle_does_not_change_the_time() {
     let (world, anna) = (World::new().await, user("oAnna"));
     world.collect(&anna, &[form_id("f1", 9)]).await;
     let lease = world.lease(&anna).await;
-    world.settle(&anna, lease.id, Verdict::Consume).await;
+    world.settle(&anna, lease.id, LeaseEnd::Consume).await;
     world.advance(2).await;
-    assert_eq!(world.settle(&anna, lease.id, Verdict::Consume).await, Settled::Stale);
+    assert_eq!(world.settle(&anna, lease.id, LeaseEnd::Consume).await, SettleReply::Stale);
     assert_eq!(touched(&world, &anna).await, Some(2));
 }
 
@@ -200,7 +200,7 @@ async fn id_that_looks_like_a_last_message_time_stays_an_id() {
     assert_eq!(world.collect(&anna, &ids.map(|id| form_id(id, 200))).await, [0, 1, 2]);
     for _ in ids {
         let lease = world.lease(&anna).await;
-        world.settle(&anna, lease.id, Verdict::Consume).await;
+        world.settle(&anna, lease.id, LeaseEnd::Consume).await;
         world.assert_sound().await;
     }
     assert_eq!((touched(&world, &anna).await, bytes(&world, &anna).await), (Some(0), 7));
@@ -218,8 +218,8 @@ async fn erasure_removes_the_time_and_open_messages_set_none() {
         assert_eq!(world.store.erase(app, &anna).await.unwrap(), 2);
         let absent = async || touched(&world, &anna).await.is_none() && world.store.users(app).await.unwrap() == 0;
         assert!(absent().await, "erased");
-        let settled = world.store.settle(app, &anna, lease.id, &TERMS, Verdict::Consume, outcome, message, None).await;
-        assert_eq!(settled.unwrap(), Settled::Stale);
+        let settled = world.store.settle(app, &anna, lease.id, &TERMS, LeaseEnd::Consume, outcome, message, None).await;
+        assert_eq!(settled.unwrap(), SettleReply::Stale);
         assert!(absent().await, "settled");
         world.advance(25).await;
         assert_eq!(world.reap(&TERMS).await, Reaped::default());

@@ -2,7 +2,7 @@
 
 use domain::GrantUses;
 use store::credentials::OnceKey;
-use store::leases::{LeaseId, Leased, Settled, Verdict};
+use store::leases::{LeaseEnd, LeaseId, Leased, SettleReply};
 use store::stock::Ledger;
 
 use crate::world::{TERMS, World, form_id, leased, template, user};
@@ -55,12 +55,12 @@ async fn rejection_removes_a_user_without_other_credentials() {
 async fn leased_grant_of_a_rejected_template_ends_as_wechat_answers() {
     let anna = user("oAnna");
     for (verdict, consumed, discarded, left) in [
-        (Verdict::Consume, 1, 39, 0),
-        (Verdict::Unknown, 1, 39, 0),
+        (LeaseEnd::Consume, 1, 39, 0),
+        (LeaseEnd::Unknown, 1, 39, 0),
         // It was not sent, so one grant is left that the user has rejected. WeChat refuses it when it is used.
-        (Verdict::Return, 0, 39, 1),
-        (Verdict::Discard, 0, 40, 0),
-        (Verdict::Void, 0, 40, 0),
+        (LeaseEnd::Return, 0, 39, 1),
+        (LeaseEnd::Discard, 0, 40, 0),
+        (LeaseEnd::Void, 0, 40, 0),
     ] {
         let world = World::new().await;
         world.grant(&anna, "t1", GrantUses::Count(40), None).await;
@@ -69,8 +69,8 @@ async fn leased_grant_of_a_rejected_template_ends_as_wechat_answers() {
         assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
         world.assert_sound().await;
         let settled = world.settle(&anna, lease.id, verdict).await;
-        assert_eq!(settled, Settled::Done { messages_left: left }, "{verdict:?}");
-        let unknown = u64::from(verdict == Verdict::Unknown);
+        assert_eq!(settled, SettleReply::Done { messages_left: left }, "{verdict:?}");
+        let unknown = u64::from(verdict == LeaseEnd::Unknown);
         let wanted = Ledger { collected: 40, consumed, discarded, unknown, ..Ledger::default() };
         assert_eq!(ledger(&world).await, wanted, "{verdict:?}");
         world.assert_sound().await;
@@ -82,11 +82,11 @@ async fn long_term_subscription_rejected_while_leased_stays_revoked() {
     let anna = user("oAnna");
     for again in [false, true] {
         for (verdict, consumed, discarded) in [
-            (Verdict::Consume, 1, 0),
-            (Verdict::Unknown, 1, 0),
-            (Verdict::Return, 0, 1),
-            (Verdict::Suspect, 0, 1),
-            (Verdict::Discard, 0, 1),
+            (LeaseEnd::Consume, 1, 0),
+            (LeaseEnd::Unknown, 1, 0),
+            (LeaseEnd::Return, 0, 1),
+            (LeaseEnd::Suspect, 0, 1),
+            (LeaseEnd::Discard, 0, 1),
         ] {
             let world = World::new().await;
             world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
@@ -97,12 +97,12 @@ async fn long_term_subscription_rejected_while_leased_stays_revoked() {
             }
             // A discard removes by name, and the new subscription has the same name.
             let (discarded, left) = match (again, verdict) {
-                (true, Verdict::Discard) => (2, 0),
+                (true, LeaseEnd::Discard) => (2, 0),
                 (again, _) => (discarded, u32::from(again)),
             };
             let settled = world.settle(&anna, lease.id, verdict).await;
-            assert_eq!(settled, Settled::Done { messages_left: left }, "{verdict:?}");
-            let (unknown, collected) = (u64::from(verdict == Verdict::Unknown), 1 + u64::from(again));
+            assert_eq!(settled, SettleReply::Done { messages_left: left }, "{verdict:?}");
+            let (unknown, collected) = (u64::from(verdict == LeaseEnd::Unknown), 1 + u64::from(again));
             let wanted = Ledger { collected, consumed, discarded, unknown, ..Ledger::default() };
             assert_eq!(ledger(&world).await, wanted, "{verdict:?}");
             world.assert_sound().await;
@@ -117,7 +117,7 @@ async fn refused_message_revokes_all_grants_of_its_template() {
     world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     world.grant(&anna, "t2", GrantUses::Count(2), None).await;
     let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    assert_eq!(world.settle(&anna, lease.id, Verdict::Void).await, Settled::Done { messages_left: 2 });
+    assert_eq!(world.settle(&anna, lease.id, LeaseEnd::Void).await, SettleReply::Done { messages_left: 2 });
     assert_eq!(world.stored(&anna).await, [("t2".to_owned(), 2, false)]);
     assert_eq!(ledger(&world).await, Ledger { collected: 73, discarded: 71, ..Ledger::default() });
     assert_eq!(world.store.touched(&world.app, &anna).await.unwrap(), None, "it was not delivered");

@@ -8,9 +8,9 @@ use domain::dependency::Dependency as _;
 use domain::{AppId, Credential, CredentialId, Grant, GrantUses, Kind, OpenId, RequestId, TemplateId};
 use proptest::prelude::ProptestConfig;
 use store::credentials::{MAX_COLLECT, OnceKey, Packed};
+use store::eligibility::Eligibility;
 use store::keys::{Bucket, BucketKeys};
-use store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Request, Settled, Verdict};
-use store::wanted::Wanted;
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Request, SettleReply};
 use store::{Store, StoreConfig, record};
 use testing::{Redis, sized, store_config};
 
@@ -80,7 +80,7 @@ impl World {
 
     /// Asks for a lease of a grant of this template.
     pub async fn ask_for(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, of: &str) -> Leased {
-        self.store.lease(&self.app, user, id, terms, &Wanted::grants(template(of)), None).await.unwrap()
+        self.store.lease(&self.app, user, id, terms, &Eligibility::grants(template(of)), None).await.unwrap()
     }
 
     pub async fn ask(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, request: Option<&Request>) -> Leased {
@@ -92,7 +92,7 @@ impl World {
         leased(self.ask(user, LeaseId::random(), &TERMS, None).await)
     }
 
-    pub async fn settle(&self, user: &OpenId, id: LeaseId, verdict: Verdict) -> Settled {
+    pub async fn settle(&self, user: &OpenId, id: LeaseId, verdict: LeaseEnd) -> SettleReply {
         self.store.settle(&self.app, user, id, &TERMS, verdict, None, None, None).await.unwrap()
     }
 
@@ -101,10 +101,10 @@ impl World {
         &self,
         user: &OpenId,
         id: LeaseId,
-        verdict: Verdict,
+        verdict: LeaseEnd,
         outcome: Option<&[u8]>,
         request: &Request,
-    ) -> Settled {
+    ) -> SettleReply {
         self.store.settle(&self.app, user, id, &TERMS, verdict, outcome, Some(request), None).await.unwrap()
     }
 
@@ -113,10 +113,10 @@ impl World {
         &self,
         user: &OpenId,
         id: LeaseId,
-        verdict: Verdict,
+        verdict: LeaseEnd,
         request: Option<&Request>,
         next: LeaseId,
-    ) -> Settled {
+    ) -> SettleReply {
         let any_kind = any_kind();
         let next = Some((next, &any_kind));
         self.store.settle(&self.app, user, id, &TERMS, verdict, Some(b"none left"), request, next).await.unwrap()
@@ -250,8 +250,8 @@ pub fn cases(usual: u32, soak: u32) -> ProptestConfig {
     ProptestConfig { cases: sized(usual, soak), failure_persistence: None, ..ProptestConfig::default() }
 }
 
-pub fn any_kind() -> Wanted {
-    Wanted::ids(Kind::ALL.into_iter().collect())
+pub fn any_kind() -> Eligibility {
+    Eligibility::ids(Kind::ALL.into_iter().collect())
 }
 
 pub fn user(name: &str) -> OpenId {
@@ -319,9 +319,9 @@ pub fn leased(reply: Leased) -> Lease {
     }
 }
 
-pub fn next(reply: Settled) -> Lease {
+pub fn next(reply: SettleReply) -> Lease {
     match reply {
-        Settled::Next(lease) => lease,
+        SettleReply::Next(lease) => lease,
         other => panic!("expected a next lease, got {other:?}"),
     }
 }

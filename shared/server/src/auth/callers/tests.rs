@@ -18,7 +18,7 @@ fn text() -> String {
 fn callers() -> (tempfile::NamedTempFile, Arc<Callers>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, text()).unwrap();
-    let callers = Callers::read(file.path(), &mut Problems::default()).unwrap();
+    let callers = Callers::read(file.path(), &mut ConfigErrors::default()).unwrap();
     (file, Arc::new(callers))
 }
 
@@ -102,7 +102,7 @@ fn rate_limit_is_not_reset_when_the_callers_file_changes() {
     let admit = |callers: &Arc<Callers>| outcome(callers.admit(&headers(&["Bearer b"]), None, &[Permission::Read]));
     assert_eq!([admit(&callers), admit(&callers)], ["b", "RATE_LIMITED"]);
     let changed = format!("{}\n[callers.d]\ncertificate_names = ['d']\napps = ['*']\npermissions = ['send']", text());
-    let book = Book::read(changed.as_bytes(), Some(&callers.book())).unwrap();
+    let book = Directory::read(changed.as_bytes(), Some(&callers.book())).unwrap();
     *callers.book.write().unwrap() = Arc::new(book);
     assert_eq!(admit(&callers), "RATE_LIMITED");
 }
@@ -111,7 +111,8 @@ fn rate_limit_is_not_reset_when_the_callers_file_changes() {
 fn renewed_fails_after_the_caller_is_removed_from_the_file() {
     let (_file, callers) = callers();
     let caller = callers.admit(&headers(&["Bearer a2"]), None, &[Permission::Send]).unwrap();
-    let replace = |text: String| *callers.book.write().unwrap() = Arc::new(Book::read(text.as_bytes(), None).unwrap());
+    let replace =
+        |text: String| *callers.book.write().unwrap() = Arc::new(Directory::read(text.as_bytes(), None).unwrap());
     assert_eq!(outcome(caller.renewed()), "a");
     replace(text().replace("permissions = ['send']", "permissions = ['erase']"));
     assert_eq!(outcome(caller.renewed()), "NOT_PERMITTED");

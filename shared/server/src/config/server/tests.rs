@@ -15,7 +15,7 @@ struct Flags {
 
 fn problems(listen: &str, flags: &[&str]) -> Vec<String> {
     let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
-    let mut problems = Problems::default();
+    let mut problems = ConfigErrors::default();
     let common = flags.common.read(listen, &mut problems);
     match problems.finish() {
         Ok(()) => {

@@ -27,7 +27,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub(crate) use export::Exporting;
 
-use domain::config_errors::Problems;
+use domain::config_errors::ConfigErrors;
 
 pub use domain::dependency::TRACE_TARGET as TARGET;
 
@@ -42,7 +42,7 @@ pub struct TraceConfig {
 
 impl TraceConfig {
     /// Parses and checks the flags.
-    pub(crate) fn read(endpoint: &str, ratio: &str, problems: &mut Problems) -> Option<Self> {
+    pub(crate) fn read(endpoint: &str, ratio: &str, problems: &mut ConfigErrors) -> Option<Self> {
         let usable = endpoint.is_empty() || is_endpoint(endpoint);
         if !usable {
             // The error does not quote the URL, because it may contain a password.
@@ -146,7 +146,7 @@ mod tests {
         for bad in
             ["otel:4317", "grpc://otel:4317", "http://u:p@otel:4317", "http://otel/v1", "http://otel?key=x", "http://"]
         {
-            let mut problems = Problems::default();
+            let mut problems = ConfigErrors::default();
             assert_eq!(TraceConfig::read(bad, "1", &mut problems), None, "{bad}");
             let said = problems.finish().unwrap_err().to_string();
             assert!(!said.contains("u:p") && !said.contains("key"), "{said}");
@@ -158,7 +158,7 @@ mod tests {
         for (ratio, good) in
             [("0", true), ("0.25", true), ("1", true), ("1.1", false), ("-1", false), ("NaN", false), ("10%", false)]
         {
-            assert_eq!(TraceConfig::read("", ratio, &mut Problems::default()).is_some(), good, "{ratio}");
+            assert_eq!(TraceConfig::read("", ratio, &mut ConfigErrors::default()).is_some(), good, "{ratio}");
         }
     }
 

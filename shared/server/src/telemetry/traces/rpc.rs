@@ -21,9 +21,9 @@ use tracing::{Instrument as _, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::TARGET;
-use crate::auth::methods::{Door, door};
+use crate::auth::methods::{MethodAccess, method_access};
 use crate::rpc::status;
-use crate::serve::guard::refused_by_tonic;
+use crate::serve::admission::refused_by_tonic;
 use domain::AppId;
 
 /// Returns the layer, or `None` if no spans are exported.
@@ -48,9 +48,9 @@ pub fn note_broadcast(id: &impl std::fmt::Display) {
 /// Returns the full name of the method of a path. Returns `None` for a path that is not in the table of methods,
 /// because the caller can choose any text there.
 fn named(path: &str) -> Option<&'static str> {
-    match door(path) {
-        Door::Method(method) => method.path.strip_prefix('/'),
-        Door::Open | Door::Reflection | Door::Nothing => None,
+    match method_access(path) {
+        MethodAccess::Method(method) => method.path.strip_prefix('/'),
+        MethodAccess::Open | MethodAccess::Reflection | MethodAccess::Nothing => None,
     }
 }
 
@@ -101,7 +101,7 @@ where
         );
         // Fails if the span is not exported, and then its parent does not matter.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Metadata(request.headers())));
-        let mut ending = Ending { span: span.clone(), told: false };
+        let mut ending = SpanEnd { span: span.clone(), told: false };
         let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
         Box::pin(async move {
             let (head, body) = answer.await?.into_parts();
@@ -150,12 +150,12 @@ const CODES: [&str; 17] = [
 ];
 
 /// Records in the span how its call ended. A call that is dropped before its end was cancelled by the caller.
-struct Ending {
+struct SpanEnd {
     span: Span,
     told: bool,
 }
 
-impl Ending {
+impl SpanEnd {
     fn tell(&mut self, code: Code) {
         if std::mem::replace(&mut self.told, true) {
             return;
@@ -177,7 +177,7 @@ impl Ending {
     }
 }
 
-impl Drop for Ending {
+impl Drop for SpanEnd {
     fn drop(&mut self) {
         self.tell(Code::Cancelled);
     }
@@ -186,7 +186,7 @@ impl Drop for Ending {
 /// A response body that records the status in its trailers. A stream ends there.
 struct TracedBody {
     body: Body,
-    ending: Ending,
+    ending: SpanEnd,
 }
 
 impl http_body::Body for TracedBody {

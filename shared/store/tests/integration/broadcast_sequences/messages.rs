@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use proptest::sample::Index;
 use store::broadcast::pages::{Next, Settlement};
+use store::delivery_failures::MsgId;
+use store::eligibility::Eligibility;
 use store::keys::Bucket;
-use store::late::MsgId;
-use store::leases::{LeaseId, LeaseTerms, Leased, Settled, Verdict};
-use store::wanted::Wanted;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, SettleReply};
 
 use super::{Run, USERS, VERDICTS, number_of};
 use crate::model::{Message, Step};
@@ -27,12 +27,12 @@ impl Run<'_> {
             let (number, user, owner) = which.map_or(last, |which| *which.get(&self.taken));
             let verdict = VERDICTS[*verdict];
             let next = match next {
-                0 => Next::End(if verdict == Verdict::Consume { "delivered" } else { "FAILED 1" }.to_owned()),
+                0 => Next::End(if verdict == LeaseEnd::Consume { "delivered" } else { "FAILED 1" }.to_owned()),
                 1 => Next::Again,
                 2 => Next::Hold,
                 _ => Next::Credential(self.fresh_id(), "CREDENTIALS_DEAD 41028".to_owned()),
             };
-            let msgid = (verdict == Verdict::Consume).then(|| msgid(user, owner));
+            let msgid = (verdict == LeaseEnd::Consume).then(|| msgid(user, owner));
             page.push((number, user, Message { user, owner, verdict, next, msgid }));
         }
         // The messages of one call belong to one broadcast and one bucket.
@@ -47,7 +47,7 @@ impl Run<'_> {
             })
             .collect();
         let settle = async |run: &Self| run.real[number].try_settle(bucket, &settlements, &TERMS).await;
-        if messages.iter().any(|message| message.verdict == Verdict::Hold && message.next != Next::Hold) {
+        if messages.iter().any(|message| message.verdict == LeaseEnd::Hold && message.next != Next::Hold) {
             let before = self.world.everything().await;
             assert!(settle(self).await.is_err(), "a held message must stay in flight");
             assert_eq!(self.world.everything().await, before);
@@ -118,7 +118,7 @@ impl Run<'_> {
 
     pub(super) async fn single(&mut self, user: usize, verdict: Option<usize>, granted: bool) {
         let (id, store, app, openid) = (self.fresh_id(), &self.world.store, &self.world.app, &self.users[user]);
-        let of = if granted { Wanted::grants(template("t1")) } else { any_kind() };
+        let of = if granted { Eligibility::grants(template("t1")) } else { any_kind() };
         let reply = store.lease(app, openid, id, &TERMS, &of, None).await.unwrap();
         let wanted = self.model.lease(user, id, &TERMS, &of, None);
         let (Leased::Lease(lease), Some(verdict)) = (&reply, verdict) else {
@@ -128,7 +128,7 @@ impl Run<'_> {
         };
         assert_eq!(Leased::Lease(timeless(lease.clone())), wanted);
         let reply = store.settle(app, openid, id, &TERMS, VERDICTS[verdict], None, None, None).await.unwrap();
-        let wanted: Settled = self.model.settle(user, id, &TERMS, VERDICTS[verdict], b"", None, None);
+        let wanted: SettleReply = self.model.settle(user, id, &TERMS, VERDICTS[verdict], b"", None, None);
         assert_eq!(reply, wanted);
     }
 

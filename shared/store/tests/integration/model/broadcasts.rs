@@ -6,9 +6,9 @@ use domain::Kind;
 use store::broadcast::KEEP_OPEN;
 use store::broadcast::pages::Next;
 use store::broadcast::tallies::DELIVERED;
-use store::late::KEEP_FAILED;
-use store::leases::{Lease, LeaseId, LeaseTerms, Verdict};
-use store::wanted::{Kinds, Wanted};
+use store::delivery_failures::KEEP_FAILED;
+use store::eligibility::{Eligibility, Kinds};
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
 
 use super::leases::Found;
 use super::{Model, Name};
@@ -24,7 +24,7 @@ pub const FAILED_LATER: &str = "FAILED_LATER 43101";
 #[derive(Debug)]
 pub struct Broadcast {
     pub number: usize,
-    pub wanted: Wanted,
+    pub wanted: Eligibility,
     pub audience: u64,
     pub todo: BTreeSet<usize>,
     pub flight: BTreeSet<usize>,
@@ -44,7 +44,7 @@ pub struct Broadcast {
 pub struct Message {
     pub user: usize,
     pub owner: LeaseId,
-    pub verdict: Verdict,
+    pub verdict: LeaseEnd,
     pub next: Next,
     pub msgid: Option<u64>,
 }
@@ -63,7 +63,7 @@ pub enum Step {
 }
 
 impl Broadcast {
-    pub fn new(number: usize, wanted: Wanted) -> Self {
+    pub fn new(number: usize, wanted: Eligibility) -> Self {
         Self {
             number,
             wanted,
@@ -130,12 +130,12 @@ impl Model {
     }
 
     /// Whether the user can be reached now or later: a leased long-term subscription will be returned.
-    fn can_reach(&self, user: usize, terms: &LeaseTerms, wanted: &Wanted) -> bool {
+    fn can_reach(&self, user: usize, terms: &LeaseTerms, wanted: &Eligibility) -> bool {
         let grants = wanted.kinds.iter().any(|kind| kind == Kind::Grant);
         let template = wanted.template.as_ref().filter(|_| grants);
         let granted = template.is_some_and(|template| self.granted(user, template.as_str()));
         let ids: Kinds = wanted.kinds.iter().filter(|kind| *kind != Kind::Grant).collect();
-        let ids = Wanted::ids(ids);
+        let ids = Eligibility::ids(ids);
         granted || matches!(self.find(user, terms, &ids, LeaseId([0; 16])), Found::At(_))
     }
 

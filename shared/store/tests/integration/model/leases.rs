@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use domain::{CredentialId, Kind};
-use store::leases::{Lease, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, Settled, Verdict};
+use store::eligibility::Eligibility;
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, SettleReply};
 use store::record::MAX_USES;
-use store::wanted::Wanted;
 
 use super::{Finished, Held, InFlight, LONG_TERM, Mark, Model, Name};
 
@@ -24,7 +24,7 @@ impl Model {
         user: usize,
         id: LeaseId,
         terms: &LeaseTerms,
-        wanted: &Wanted,
+        wanted: &Eligibility,
         request: Option<&Request>,
     ) -> Leased {
         let (name, fingerprint) = (Name::of(user, id, request), request.map(|request| request.fingerprint));
@@ -91,35 +91,35 @@ impl Model {
         user: usize,
         id: LeaseId,
         terms: &LeaseTerms,
-        verdict: Verdict,
+        verdict: LeaseEnd,
         outcome: &[u8],
         request: Option<&Request>,
-        next: Option<(LeaseId, &Wanted)>,
-    ) -> Settled {
+        next: Option<(LeaseId, &Eligibility)>,
+    ) -> SettleReply {
         let name = Name::of(user, id, request);
         let Some(lease) = self.leases.get_mut(&name).filter(|lease| lease.owner == id) else {
             if let Some((next, _)) = next {
                 let following = Name::of(user, next, request);
                 if self.leases.get(&following).is_some_and(|lease| lease.owner == next && !lease.erased) {
-                    return Settled::Next(self.reply(&following));
+                    return SettleReply::Next(self.reply(&following));
                 }
             }
-            return Settled::Stale;
+            return SettleReply::Stale;
         };
         if lease.erased {
             if !outcome.is_empty() {
                 self.leases.remove(&name);
                 self.finish(name, outcome, request, terms);
             }
-            return Settled::Stale;
+            return SettleReply::Stale;
         }
-        if verdict == Verdict::Hold {
+        if verdict == LeaseEnd::Hold {
             let turn = self.now + terms.keep.as_secs() as i64;
             (lease.deadline, lease.turn, lease.pinned) = (self.now, turn, true);
             let held = lease.held.clone();
             self.unmark(user, &held, id);
             self.drop_expired(user);
-            return Settled::Done { messages_left: self.left(user) };
+            return SettleReply::Done { messages_left: self.left(user) };
         }
         let lease = self.leases.remove(&name).unwrap();
         self.drop_expired(user);
@@ -127,11 +127,11 @@ impl Model {
         if let Some((next, wanted)) = next {
             let following = Name::of(user, next, request);
             if self.take(user, following.clone(), next, terms, wanted, lease.fingerprint) {
-                return Settled::Next(self.reply(&following));
+                return SettleReply::Next(self.reply(&following));
             }
         }
         self.finish(name, outcome, request, terms);
-        if next.is_some() { Settled::NoNext } else { Settled::Done { messages_left: self.left(user) } }
+        if next.is_some() { SettleReply::NoNext } else { SettleReply::Done { messages_left: self.left(user) } }
     }
 
     pub fn reap(&mut self, terms: &LeaseTerms) -> Reaped {
@@ -152,10 +152,10 @@ impl Model {
             self.drop_expired(lease.user);
             let single = !matches!(name, Name::Broadcast(..));
             if single && lease.held.kind == Kind::FormId && lease.held.expiry > self.now {
-                self.apply(&lease, Verdict::Suspect, lease.deadline);
+                self.apply(&lease, LeaseEnd::Suspect, lease.deadline);
                 reaped.suspect += 1;
             } else {
-                self.apply(&lease, Verdict::Unknown, lease.deadline);
+                self.apply(&lease, LeaseEnd::Unknown, lease.deadline);
                 reaped.spent += 1;
             }
         }
@@ -163,7 +163,7 @@ impl Model {
     }
 
     /// Finds what would be leased.
-    pub(super) fn find(&self, user: usize, terms: &LeaseTerms, wanted: &Wanted, owner: LeaseId) -> Found {
+    pub(super) fn find(&self, user: usize, terms: &LeaseTerms, wanted: &Eligibility, owner: LeaseId) -> Found {
         let earliest = self.now + terms.margin.as_secs() as i64;
         let template = wanted.template.as_ref().map(|template| template.as_str());
         let allowed = |held: &Held| {
@@ -187,7 +187,7 @@ impl Model {
         name: Name,
         id: LeaseId,
         terms: &LeaseTerms,
-        wanted: &Wanted,
+        wanted: &Eligibility,
         fingerprint: Option<[u8; 16]>,
     ) -> bool {
         let Found::At(place) = self.find(user, terms, wanted, id) else {
@@ -215,35 +215,37 @@ impl Model {
     }
 
     /// Applies the end of a lease. `sent_at` is the latest time at which the message may have been sent.
-    pub(super) fn apply(&mut self, lease: &InFlight, verdict: Verdict, sent_at: i64) {
+    pub(super) fn apply(&mut self, lease: &InFlight, verdict: LeaseEnd, sent_at: i64) {
         let (user, held) = (lease.user, &lease.held);
         self.unmark(user, held, lease.owner);
-        let too_late = verdict == Verdict::Suspect && held.expiry <= self.now;
-        let verdict = if too_late { Verdict::Unknown } else { verdict };
-        let unknown = matches!(verdict, Verdict::Unknown | Verdict::UnknownDiscard | Verdict::UnknownVoid);
-        let spent = u64::from(unknown || verdict == Verdict::Consume);
+        let too_late = verdict == LeaseEnd::Suspect && held.expiry <= self.now;
+        let verdict = if too_late { LeaseEnd::Unknown } else { verdict };
+        let unknown = matches!(verdict, LeaseEnd::Unknown | LeaseEnd::UnknownDiscard | LeaseEnd::UnknownVoid);
+        let spent = u64::from(unknown || verdict == LeaseEnd::Consume);
         self.ledger.consumed += spent;
         self.ledger.unknown += u64::from(unknown);
-        if spent > 0 || verdict == Verdict::Suspect {
+        if spent > 0 || verdict == LeaseEnd::Suspect {
             self.touched[user] = self.touched[user].max(Some(sent_at));
         }
         match verdict {
-            Verdict::Consume | Verdict::Unknown => {
+            LeaseEnd::Consume | LeaseEnd::Unknown => {
                 if held.slot == LONG_TERM {
                     self.ledger.collected += u64::from(self.restore(user, held));
                 } else {
                     self.users[user].retain(|other| !other.is(held) || other.uses > 0);
                 }
             }
-            Verdict::Void | Verdict::UnknownVoid if held.kind == Kind::Grant => {
+            LeaseEnd::Void | LeaseEnd::UnknownVoid if held.kind == Kind::Grant => {
                 self.ledger.discarded += 1 - spent + self.remove_grants(user, &held.id);
             }
-            Verdict::Discard | Verdict::Void | Verdict::UnknownDiscard | Verdict::UnknownVoid => {
+            LeaseEnd::Discard | LeaseEnd::Void | LeaseEnd::UnknownDiscard | LeaseEnd::UnknownVoid => {
                 let dead = self.users[user].iter().position(|other| other.is(held));
                 let uses = dead.map_or(0, |place| self.users[user].remove(place).uses);
                 self.ledger.discarded += 1 - spent + u64::from(uses);
             }
-            Verdict::Return | Verdict::Suspect | Verdict::Hold => self.give_back(lease, verdict == Verdict::Suspect),
+            LeaseEnd::Return | LeaseEnd::Suspect | LeaseEnd::Hold => {
+                self.give_back(lease, verdict == LeaseEnd::Suspect)
+            }
         }
     }
 

@@ -11,14 +11,14 @@ use domain::{AppId, Kind};
 
 /// The scope of a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
+pub enum StopScope {
     /// All messages of the app.
     App,
     /// Messages with one kind of credential.
     Kind(Kind),
 }
 
-impl Source {
+impl StopScope {
     /// All scopes with their names.
     pub const ALL: [(Self, &str); 4] = [
         (Self::App, "app"),
@@ -45,14 +45,14 @@ pub struct Stop {
 
 impl Store {
     /// All stops of an app, including those that are over.
-    pub async fn stops(&self, app: &AppId) -> Result<HashMap<Source, Stop>, Error> {
+    pub async fn stops(&self, app: &AppId) -> Result<HashMap<StopScope, Stop>, Error> {
         let fields: HashMap<String, String> = self.redis()?.run(redis::cmd("HGETALL").arg(keys::gates(app))).await?;
-        let source = |name: &str| Source::ALL.iter().find(|(_, known)| *known == name).map(|(source, _)| *source);
+        let source = |name: &str| StopScope::ALL.iter().find(|(_, known)| *known == name).map(|(source, _)| *source);
         Ok(fields.iter().filter_map(|(name, stop)| Some((source(name)?, serde_json::from_str(stop).ok()?))).collect())
     }
 
     /// Stores a stop of an app, which all replicas read. The record expires at the latest a day after the stop ends.
-    pub async fn stop(&self, app: &AppId, source: Source, stop: &Stop) -> Result<(), Error> {
+    pub async fn stop(&self, app: &AppId, source: StopScope, stop: &Stop) -> Result<(), Error> {
         let key = keys::gates(app);
         let text = serde_json::to_string(stop)?;
         self.redis()?.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;

@@ -15,13 +15,13 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{Cmd, FromRedisValue, RedisError};
 
 use super::RedisConfig;
-use super::opener::Opener;
-use crate::{Error, told};
+use super::connector::Connector;
+use crate::{Error, redact};
 
 /// A few shared connections to one Redis.
-pub(crate) struct Lanes {
-    pool: Pool<Opener>,
-    lanes: Box<[Lane]>,
+pub(crate) struct SharedConnections {
+    pool: Pool<Connector>,
+    lanes: Box<[SharedConnection]>,
     next: AtomicUsize,
     timeout: Duration,
 }
@@ -29,20 +29,20 @@ pub(crate) struct Lanes {
 /// A slot for one connection. One task opens the connection; the others wait for it instead of taking another from the
 /// pool.
 #[derive(Default)]
-struct Lane {
+struct SharedConnection {
     shared: Mutex<Option<Shared>>,
     filling: tokio::sync::Mutex<()>,
 }
 
 /// A connection taken from the pool; all clones share it. The number distinguishes it from its replacement.
 struct Shared {
-    loan: Object<Opener>,
+    loan: Object<Connector>,
     number: usize,
 }
 
-impl Lanes {
+impl SharedConnections {
     /// Creates the slots without opening a connection.
-    pub(super) fn new(config: &RedisConfig, opener: Opener) -> Result<Self, Error> {
+    pub(super) fn new(config: &RedisConfig, opener: Connector) -> Result<Self, Error> {
         let lanes = config.connections.max(1);
         let pool = Pool::builder(opener)
             // One more than there are slots: a connection may be replaced while its last clone is still in use.
@@ -53,7 +53,7 @@ impl Lanes {
             .recycle_timeout(Some(config.timeout))
             .build()
             .map_err(|_| Error::Unavailable("no runtime for the connection pool".into()))?;
-        let lanes = (0..lanes).map(|_| Lane::default()).collect();
+        let lanes = (0..lanes).map(|_| SharedConnection::default()).collect();
         Ok(Self { pool, lanes, next: AtomicUsize::new(0), timeout: config.timeout })
     }
 
@@ -75,7 +75,11 @@ impl Lanes {
         Ok(result?)
     }
 
-    async fn connection(&self, lane: &Lane, number: usize) -> Result<(MultiplexedConnection, usize), Error> {
+    async fn connection(
+        &self,
+        lane: &SharedConnection,
+        number: usize,
+    ) -> Result<(MultiplexedConnection, usize), Error> {
         if let Some(there) = lane.connection() {
             return Ok(there);
         }
@@ -84,7 +88,7 @@ impl Lanes {
             if let Some(there) = lane.connection() {
                 return Ok(there);
             }
-            let loan = self.pool.get().await.map_err(|error| told::no_connection(&error))?;
+            let loan = self.pool.get().await.map_err(|error| redact::no_connection(&error))?;
             let connection = (*loan).clone();
             *lane.shared() = Some(Shared { loan, number });
             Ok((connection, number))
@@ -96,7 +100,7 @@ impl Lanes {
     }
 }
 
-impl Lane {
+impl SharedConnection {
     fn connection(&self) -> Option<(MultiplexedConnection, usize)> {
         self.shared().as_ref().map(|shared| ((*shared.loan).clone(), shared.number))
     }

@@ -20,11 +20,11 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::arrival::{Account, Arriving, Bounds};
-use super::body::{EndedWithConnection, Held};
+use super::body::{EndedWithConnection, HoldUntilEnd};
 use super::budget::{Budget, Charge};
-use super::connections::{Ending, HealthCalls, PeerNames, Served};
+use super::connections::{ConnectionClosing, GrpcService, HealthCalls, PeerNames};
 use super::streams::{Full, Stream, Streams};
-use crate::auth::methods::{Door, Method, door};
+use crate::auth::methods::{Method, MethodAccess, method_access};
 use crate::auth::{Caller, Callers};
 use crate::rpc::status::Failure;
 
@@ -48,7 +48,7 @@ pub struct Limits {
 
 /// Tower layer that admits calls. Puts a [`Caller`] into the extensions of each admitted request.
 #[derive(Debug, Clone)]
-pub(super) struct Guard {
+pub(super) struct Admission {
     callers: Option<Arc<Callers>>,
     anonymous: Caller,
     requests: Arc<Semaphore>,
@@ -71,7 +71,7 @@ enum Way {
     Foreign(Stream),
 }
 
-impl Guard {
+impl Admission {
     /// Creates the layer. Without `callers`, everybody may do everything. `message_bytes` is the maximum size of a
     /// message.
     pub(super) fn new(callers: Option<Arc<Callers>>, limits: &Limits, message_bytes: usize, shed: IntCounter) -> Self {
@@ -81,25 +81,25 @@ impl Guard {
     }
 
     fn admit(&self, request: &mut Request<Body>) -> Result<Way, Failure> {
-        let door = door(request.uri().path());
-        let needs = match &door {
-            Door::Open => {
+        let method_access = method_access(request.uri().path());
+        let needs = match &method_access {
+            MethodAccess::Open => {
                 let calls = request.extensions().get::<HealthCalls>();
                 return Ok(Way::Open(calls.map(|HealthCalls(calls)| self.room(calls)).transpose()?));
             }
-            Door::Method(method) => method.needs,
-            Door::Reflection | Door::Nothing => &[],
+            MethodAccess::Method(method) => method.needs,
+            MethodAccess::Reflection | MethodAccess::Nothing => &[],
         };
         let names = request.extensions().get::<PeerNames>().map(|PeerNames(names)| names);
         let caller = match &self.callers {
             Some(callers) => callers.admit(request.headers(), names, needs)?,
             None => self.anonymous.clone(),
         };
-        let way = match door {
-            Door::Method(method) if method.stream => Way::Stream(self.stream(&caller)?, method),
-            Door::Method(method) => Way::Request(self.room(&self.requests)?, Some(method)),
-            Door::Reflection => Way::Foreign(self.stream(&caller)?),
-            Door::Nothing | Door::Open => Way::Request(self.room(&self.requests)?, None),
+        let way = match method_access {
+            MethodAccess::Method(method) if method.stream => Way::Stream(self.stream(&caller)?, method),
+            MethodAccess::Method(method) => Way::Request(self.room(&self.requests)?, Some(method)),
+            MethodAccess::Reflection => Way::Foreign(self.stream(&caller)?),
+            MethodAccess::Nothing | MethodAccess::Open => Way::Request(self.room(&self.requests)?, None),
         };
         request.extensions_mut().insert(caller);
         Ok(way)
@@ -139,22 +139,22 @@ impl Guard {
     }
 }
 
-impl<S> Layer<S> for Guard {
-    type Service = Guarded<S>;
+impl<S> Layer<S> for Admission {
+    type Service = Admitting<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: self.clone(), inner }
+    fn layer(&self, inner: S) -> Admitting<S> {
+        Admitting { guard: self.clone(), inner }
     }
 }
 
-/// The service of the layer [`Guard`].
+/// The service of the layer [`Admission`].
 #[derive(Debug, Clone)]
-pub(super) struct Guarded<S> {
-    guard: Guard,
+pub(super) struct Admitting<S> {
+    guard: Admission,
     inner: S,
 }
 
-impl<S: Served> Service<Request<Body>> for Guarded<S> {
+impl<S: GrpcService> Service<Request<Body>> for Admitting<S> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -168,7 +168,7 @@ impl<S: Served> Service<Request<Body>> for Guarded<S> {
             Ok(way) => way,
             Err(failure) => return Box::pin(async move { Ok(Status::from(failure).into_http()) }),
         };
-        let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
+        let ending = request.extensions().get::<ConnectionClosing>().cloned().unwrap_or_default();
         let caller = request.extensions().get::<Caller>().cloned();
         let answer = self.inner.call(self.guard.bound(request, &way));
         Box::pin(async move {
@@ -185,13 +185,13 @@ impl<S: Served> Service<Request<Body>> for Guarded<S> {
             let answer = dressed(answer);
             let until = |body| Body::new(EndedWithConnection::new(body, &ending));
             Ok(match way {
-                Way::Open(room) => answer.map(|body| Body::new(Held::new(until(body), room))),
+                Way::Open(room) => answer.map(|body| Body::new(HoldUntilEnd::new(until(body), room))),
                 // The handler is done; only sending is left, so the permit is released here.
                 Way::Request(_room, _) => answer,
-                Way::Stream(room, _) => answer.map(|body| Body::new(Held::new(body, room))),
+                Way::Stream(room, _) => answer.map(|body| Body::new(HoldUntilEnd::new(body, room))),
                 Way::Foreign(room) => {
                     let until = |body| Body::new(EndedWithConnection::or(body, &ending, revoked(caller)));
-                    answer.map(|body| Body::new(Held::new(until(body), room)))
+                    answer.map(|body| Body::new(HoldUntilEnd::new(until(body), room)))
                 }
             })
         })

@@ -11,12 +11,12 @@ use super::RedisConfig;
 use super::url::{Node, RedisUrl};
 
 /// Opens the connections of the pool.
-pub(super) struct Opener {
-    place: Place,
+pub(super) struct Connector {
+    place: Endpoint,
     config: AsyncConnectionConfig,
 }
 
-enum Place {
+enum Endpoint {
     One(deadpool_redis::Manager),
     Sentinel { sentinels: Vec<Client>, master: String, node: Node, url: RedisUrl },
 }
@@ -24,12 +24,12 @@ enum Place {
 /// Host and port, as Redis reports them.
 type Host = (String, u16);
 
-impl Opener {
+impl Connector {
     /// To one address.
     pub(super) fn one(node: &ConnectionInfo, config: &RedisConfig) -> RedisResult<Self> {
         let info = config.url.client(node.clone())?.get_connection_info().clone();
         let (place, config) = (|config| deadpool_redis::Manager::new_with_config(info, config), timeouts(config));
-        Ok(Self { place: Place::One(place(config.clone())?), config })
+        Ok(Self { place: Endpoint::One(place(config.clone())?), config })
     }
 
     /// To the master that the Sentinels know by this name.
@@ -41,7 +41,7 @@ impl Opener {
     ) -> RedisResult<Self> {
         let sentinels: RedisResult<_> = sentinels.iter().map(|info| config.url.client(info.clone())).collect();
         let (master, node, url) = (master.to_owned(), node.clone(), config.url.clone());
-        Ok(Self { place: Place::Sentinel { sentinels: sentinels?, master, node, url }, config: timeouts(config) })
+        Ok(Self { place: Endpoint::Sentinel { sentinels: sentinels?, master, node, url }, config: timeouts(config) })
     }
 
     /// Asks all Sentinels at once and uses the first master that confirms its role. A Sentinel may be down or may not
@@ -94,21 +94,21 @@ impl Opener {
     }
 }
 
-impl deadpool::managed::Manager for Opener {
+impl deadpool::managed::Manager for Connector {
     type Type = MultiplexedConnection;
     type Error = RedisError;
 
     async fn create(&self) -> RedisResult<MultiplexedConnection> {
         match &self.place {
-            Place::One(manager) => manager.create().await,
-            Place::Sentinel { sentinels, master, node, url } => self.by_sentinel(sentinels, master, node, url).await,
+            Endpoint::One(manager) => manager.create().await,
+            Endpoint::Sentinel { sentinels, master, node, url } => self.by_sentinel(sentinels, master, node, url).await,
         }
     }
 
     async fn recycle(&self, connection: &mut MultiplexedConnection, metrics: &Metrics) -> RecycleResult<RedisError> {
         match &self.place {
-            Place::One(manager) => manager.recycle(connection, metrics).await,
-            Place::Sentinel { .. } => Ok(redis::cmd("PING").query_async(connection).await?),
+            Endpoint::One(manager) => manager.recycle(connection, metrics).await,
+            Endpoint::Sentinel { .. } => Ok(redis::cmd("PING").query_async(connection).await?),
         }
     }
 }

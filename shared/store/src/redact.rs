@@ -15,9 +15,9 @@ const QUOTES: &str = ", with args beginning with";
 const STRANGE: &str = "a reply of an unexpected type";
 
 /// The part of a Redis error's text that may be printed.
-pub(super) struct Told<'a>(pub(super) &'a RedisError);
+pub(super) struct Redacted<'a>(pub(super) &'a RedisError);
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for Redacted<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.kind() {
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => out.write_str(STRANGE),
@@ -47,7 +47,7 @@ pub(super) fn no_connection(error: &PoolError) -> Error {
 
 /// The error for a connection that was opened without a pool and failed.
 pub(super) fn not_open(error: &RedisError) -> Error {
-    Error::Unavailable(Told(error).to_string())
+    Error::Unavailable(Redacted(error).to_string())
 }
 
 impl From<ParsingError> for Error {

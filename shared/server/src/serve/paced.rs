@@ -13,18 +13,18 @@ const TURN: usize = 16 << 10;
 /// Without a pause it would collect as many calls, including calls that were already reset, as the peer can send
 /// meanwhile.
 #[derive(Debug)]
-pub(super) struct Turns<S> {
+pub(super) struct PacedStream<S> {
     stream: S,
     left: usize,
 }
 
-impl<S> Turns<S> {
+impl<S> PacedStream<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, left: TURN }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Turns<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PacedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.left == 0 {
             self.left = TURN;
@@ -40,7 +40,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Turns<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Turns<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PacedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -78,7 +78,7 @@ mod tests {
         let sent: Vec<u8> = (0..3 * TURN).map(|n| (n % 251) as u8).collect();
         peer.write_all(&sent).await.unwrap();
         drop(peer);
-        let mut stream = Turns::new(stream);
+        let mut stream = PacedStream::new(stream);
         let (mut received, mut piece, mut pauses, mut in_turn) = (Vec::new(), vec![0; 8 << 10], 0, 0);
         loop {
             let read = std::future::poll_fn(|context| {
@@ -102,7 +102,7 @@ mod tests {
 
     /// Polls once and returns how many bytes were read.
     fn pin_read<'a>(
-        stream: &'a mut Turns<tokio::io::DuplexStream>,
+        stream: &'a mut PacedStream<tokio::io::DuplexStream>,
         piece: &'a mut [u8],
     ) -> impl FnMut(&mut Context<'_>) -> Poll<usize> + 'a {
         move |context| {

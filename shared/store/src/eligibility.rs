@@ -44,14 +44,14 @@ impl FromIterator<Kind> for Kinds {
 
 /// Which credentials may be leased: any of some kinds, and grants only of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct Eligibility {
     /// The allowed kinds.
     pub kinds: Kinds,
     /// The template of the message, if grants are allowed.
     pub template: Option<TemplateId>,
 }
 
-impl Wanted {
+impl Eligibility {
     /// Form ids, prepay ids, or both.
     pub fn ids(kinds: Kinds) -> Self {
         Self { kinds, template: None }

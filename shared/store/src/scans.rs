@@ -18,7 +18,7 @@ const APPS_AT_ONCE: usize = 4;
 
 /// The kind of work. Each kind has its own turns, so that slow work of one kind delays no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum Scan {
     /// Counting the stock or the ledger.
     Count,
     /// Adding up the tally of a broadcast.
@@ -33,16 +33,16 @@ pub enum Work {
 
 /// The semaphores of each kind of work.
 #[derive(Debug, Default)]
-pub(super) struct Turns([KindOfTurns; 5]);
+pub(super) struct ScanLimits([KindLimits; 5]);
 
 #[derive(Debug)]
-struct KindOfTurns {
+struct KindLimits {
     all: Arc<Semaphore>,
     /// Grows to at most the number of configured apps, since requests for other apps are rejected earlier.
     apps: Mutex<HashMap<AppId, Arc<Semaphore>>>,
 }
 
-impl Default for KindOfTurns {
+impl Default for KindLimits {
     fn default() -> Self {
         Self { all: Arc::new(Semaphore::new(APPS_AT_ONCE)), apps: Mutex::default() }
     }
@@ -51,7 +51,7 @@ impl Default for KindOfTurns {
 /// A turn. It ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "the turn ends when this is dropped"]
-pub struct Turn {
+pub struct ScanPermit {
     // None if a semaphore was closed, which never happens.
     _app: Option<OwnedSemaphorePermit>,
     _all: Option<OwnedSemaphorePermit>,
@@ -59,12 +59,12 @@ pub struct Turn {
 
 impl Store {
     /// Waits for a turn to do work of a kind for an app. A caller that holds a turn must not wait for another one.
-    pub fn turn(&self, work: Work, app: &AppId) -> impl Future<Output = Turn> + Send + use<> {
+    pub fn turn(&self, work: Scan, app: &AppId) -> impl Future<Output = ScanPermit> + Send + use<> {
         let turns = &self.inner.turns.0[work as usize];
         let app = Arc::clone(lock(&turns.apps).entry(app.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))));
         let all = Arc::clone(&turns.all);
         // The app's semaphore comes first: an app that waits for its own turn holds no turn that others could use.
-        async move { Turn { _app: app.acquire_owned().await.ok(), _all: all.acquire_owned().await.ok() } }
+        async move { ScanPermit { _app: app.acquire_owned().await.ok(), _all: all.acquire_owned().await.ok() } }
     }
 }
 
@@ -92,7 +92,7 @@ where
     pub async fn join(
         self: &Arc<Self>,
         key: K,
-        turn: impl Future<Output = Turn> + Send + 'static,
+        turn: impl Future<Output = ScanPermit> + Send + 'static,
         work: impl Future<Output = T> + Send + 'static,
     ) -> T {
         let shared = {
@@ -144,7 +144,7 @@ mod tests {
         AppId::parse(id).unwrap()
     }
 
-    /// Work for one app that ends on a signal. It returns the number of runs that had begun before.
+    /// Scan for one app that ends on a signal. It returns the number of runs that had begun before.
     struct Counting {
         store: Store,
         flights: Arc<SingleFlight<&'static str, u32>>,
@@ -165,7 +165,7 @@ mod tests {
                 end.wait_for(|end| *end).await.unwrap();
                 number
             };
-            Box::pin(self.flights.join(key, self.store.turn(Work::Count, &app("wx1")), work))
+            Box::pin(self.flights.join(key, self.store.turn(Scan::Count, &app("wx1")), work))
         }
     }
 
@@ -203,17 +203,17 @@ mod tests {
     async fn app_has_one_turn_and_takes_none_from_others_while_waiting() {
         let store = store();
         let turn = |work, id| Box::pin(store.turn(work, &app(id)));
-        let mut taken = vec![turn(Work::Count, "wx1").await];
-        let mut second = [(); APPS_AT_ONCE].map(|()| turn(Work::Count, "wx1"));
+        let mut taken = vec![turn(Scan::Count, "wx1").await];
+        let mut second = [(); APPS_AT_ONCE].map(|()| turn(Scan::Count, "wx1"));
         for second in &mut second {
             assert!(poll!(second).is_pending());
         }
         for id in ["wx2", "wx3", "wx4"] {
-            taken.push(turn(Work::Count, id).await);
+            taken.push(turn(Scan::Count, id).await);
         }
-        let mut fifth = turn(Work::Count, "wx5");
+        let mut fifth = turn(Scan::Count, "wx5");
         assert!(poll!(&mut fifth).is_pending());
-        let _other_work = turn(Work::Tally, "wx1").await;
+        let _other_work = turn(Scan::Tally, "wx1").await;
         taken.pop();
         let _fifth = fifth.await;
     }
