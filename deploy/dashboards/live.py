@@ -1,17 +1,18 @@
-"""Tries the dashboard and the alerts on a real Prometheus: python3 live.py FOLDER_OF_BINARIES
+"""Tests the dashboard and the alerts on a real Prometheus: python3 live.py FOLDER_OF_BINARIES
 
-Starts a Redis, the sandbox, a collector, a dispatcher and a Prometheus on free ports of this machine, and puts a small load
-on them in which everything happens that the dashboard shows: messages are collected, refused, sent and not sent, an app is
-stopped, tokens are refused, calls are turned away, Redis hangs, a process is restarted. Then, by Prometheus:
+Starts Redis, the sandbox, a collector, a dispatcher and Prometheus on free ports of this machine, and applies a small
+load that makes everything happen that the dashboard shows: credentials are collected and refused, messages are sent and
+refused, an app is stopped, tokens are refused, calls are refused because of overload, Redis hangs, a process is
+restarted. Then it checks in Prometheus:
 
-- every expression of a panel must return data, no NaN at any time (the time before the first call included), and no series
+- every expression of a panel must return data, never NaN (also not for the time before the first call), and no series
   that is zero all the time;
 - every variable of the dashboard must have a value;
-- the success ratio of an app must be zero when all its messages end as APP_STOPPED, TOKEN_REFUSED or TOKEN_UNAVAILABLE;
-- every alert must be evaluated without an error, and what it compares must return data. No comparison with a number counts
-  here: what is healthy does not alert.
+- the success ratio of an app must be zero if all its messages end as APP_STOPPED, TOKEN_REFUSED or TOKEN_UNAVAILABLE;
+- every alert must be evaluated without an error, and its operands must return data. Comparisons with a number are
+  removed for this check, because a healthy service does not alert.
 
-It waits for conditions: an expression has failed when it is without data after PATIENCE seconds.
+Conditions are awaited: an expression fails if it still has no data after PATIENCE seconds.
 """
 
 import base64
@@ -35,11 +36,11 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).parent
 PROTOS = HERE.parents[1] / "proto"
-# Seconds that a condition may take, on a machine that is busy.
+# Maximum seconds until a condition holds, long enough for a busy machine.
 PATIENCE = 120
-# What Grafana puts in for its variables. One interval spans ten scrapes.
+# Values for the variables of Grafana. One interval spans ten scrapes.
 VARIABLES = {"$__rate_interval": "10s", "$__range": "5m", "$namespace": "live", "$instance": ".+", "$app": ".+"}
-# The panel that shows a zero: for each of FAILING, whose messages all end with an error.
+# The panel that must show a zero for each app of FAILING, whose messages all end with an error.
 SUCCESS = "panel 'Success ratio of messages by app'"
 FAILING = {"stopped": "APP_STOPPED", "refused": "TOKEN_REFUSED", "failing": "TOKEN_UNAVAILABLE"}
 # A comparison with a number.
@@ -51,21 +52,21 @@ COLLECTOR, DISPATCHER = "formid.v1.CollectorService", "formid.v1.DispatcherServi
 
 
 class Failed(Exception):
-    """Something did not come about."""
+    """A condition did not hold in time, or a call failed."""
 
 
 def until(what, condition):
-    """Waits until a condition holds; answers what it answered."""
+    """Waits until a condition holds; returns its result."""
     end = time.monotonic() + PATIENCE
     while not (result := condition()):
         if time.monotonic() > end:
-            raise Failed(f"after {PATIENCE} seconds: {what}")
+            raise Failed(f"not fulfilled after {PATIENCE} seconds: {what}")
         time.sleep(0.1)
     return result
 
 
 def free_port():
-    """One below the range from which systems take the ports of outgoing connections."""
+    """Returns a free port below the range that systems use for outgoing connections."""
     while True:
         port = random.randrange(10_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -74,7 +75,7 @@ def free_port():
 
 
 def ask(url, body=None, method=None):
-    """GET, or POST where there is a body; answers the JSON."""
+    """Sends a GET request, or a POST request if there is a body; returns the parsed JSON."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     with urllib.request.urlopen(request, timeout=20) as answer:
@@ -82,7 +83,7 @@ def ask(url, body=None, method=None):
 
 
 class Process:
-    """A program that runs until it is stopped; its output goes to a file of its name."""
+    """A program that runs until it is stopped; its output goes to a log file with its name."""
 
     def __init__(self, folder, name, *command, **environment):
         self.name, self.log = name, folder / f"{name}.log"
@@ -105,9 +106,9 @@ class Process:
             self.process.wait()
 
     def answers(self, url):
-        """Whether it answers there; fails when it has ended."""
+        """Whether the program answers at the URL; raises Failed if it has exited."""
         if self.process.poll() is not None:
-            raise Failed(f"{self.name} has ended:\n{self.log.read_text()[-3000:]}")
+            raise Failed(f"{self.name} has exited:\n{self.log.read_text()[-3000:]}")
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return True
@@ -116,7 +117,7 @@ class Process:
 
 
 class Prometheus(Process):
-    """A Prometheus that reads both services every second."""
+    """A Prometheus that scrapes both services every second."""
 
     def __init__(self, folder, metrics):
         self.port = free_port()
@@ -144,19 +145,19 @@ class Prometheus(Process):
             raise Failed(f"{parameters.get('query', path)}: {error.read().decode()}") from None
 
     def value(self, expression):
-        """The value of an expression that has one series; nothing when it has none."""
+        """The value of an expression with one series; None if it has no series."""
         result = self.api("query", query=expression)["result"]
         return float(result[0]["value"][1]) if result else None
 
     def series(self, expression, since):
-        """All that an expression returned since then, by labels."""
+        """All values of an expression since a time, as pairs of labels and values."""
         parameters = {"query": expression, "start": since, "end": time.time(), "step": 1}
         found = self.api("query_range", **parameters)["result"]
         return [(each["metric"], [float(value) for _, value in each["values"]]) for each in found]
 
 
 class World:
-    """All that runs, and what is said to it."""
+    """All running programs, and calls to them."""
 
     def __init__(self, folder, binaries, stack):
         self.folder, self.redis_port, self.sandbox_port = folder, free_port(), free_port()
@@ -176,7 +177,7 @@ class World:
         sandbox = ["--listen", f"127.0.0.1:{self.sandbox_port}"]
         self.sandbox = run(Process, "sandbox", binaries / "sandbox", *sandbox, SANDBOX_APPS=apps)
         until("the sandbox is ready", lambda: self.sandbox.answers(f"{self.sandbox_base}/settings"))
-        # The dispatcher gets its tokens as soon as it runs.
+        # Set before the start of the dispatcher, because it fetches its tokens at once.
         self.fault("http_500_before", "failing", endpoint="token")
         (folder / "apps.toml").write_text(
             "".join(
@@ -217,14 +218,14 @@ class World:
         )
 
     def grpcurl(self, service, method, message):
-        """A call that has begun; a stream of messages goes on until its standard input is closed."""
+        """Starts a call. A client stream stays open until its standard input is closed."""
         port = self.ports["collector" if service == COLLECTOR else "dispatcher"]
         call = subprocess.Popen(
             [os.environ["FORMID_GRPCURL"], "-cacert", self.folder / "cert.pem", "-max-time", "60"]
-            # Without reflection, which would be one more stream.
+            # Without reflection, which would count as one more stream.
             + ["-import-path", PROTOS, "-proto", "formid/v1/collector.proto", "-proto", "formid/v1/dispatcher.proto"]
             + ["-H", f"authorization: Bearer {TOKEN}", "-d", "@", f"127.0.0.1:{port}", f"{service}/{method}"],
-            stdin=subprocess.PIPE,  # which a call with one message reads to its end
+            stdin=subprocess.PIPE,  # grpcurl reads it to its end for a call with one message
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -237,19 +238,19 @@ class World:
         return call
 
     def call(self, service, method, message, expected=""):
-        """A call; it must end well or, where one is expected, with this reason."""
+        """Makes a call, which must succeed or, if a reason is given, fail with it."""
         output, errors = self.grpcurl(service, method, message).communicate()
-        # Without reflection grpcurl shows the details of an error as they came, in base64.
+        # Without reflection, grpcurl prints the details of an error in base64.
         details = b"".join(base64.b64decode(detail) for detail in re.findall(r'"@value":"([^"]*)"', errors))
         if expected.encode() not in details or bool(errors) != bool(expected):
-            raise Failed(f"{method} of {message} ended other than with {expected or 'OK'}: {errors or output}")
+            raise Failed(f"{method} of {message}: expected {expected or 'OK'}, got: {errors or output}")
         return json.loads(output) if output else {}
 
     def collect(self, app, credentials):
         return self.call(COLLECTOR, "Collect", {"app_id": APPS[app], "credentials": credentials})
 
     def submit(self, app, openids, kind="form"):
-        """Users submit forms, or pay, and what they get for it is collected."""
+        """Lets users submit forms or pay in the sandbox, and collects the resulting credentials."""
         body = {"app_id": APPS[app], "submissions": [{"openid": openid, "kind": kind} for openid in openids]}
         ids = ask(f"{self.sandbox_base}/submissions", body)["ids"]
         credentials = [{"openid": openid, f"{kind}_id": each} for openid, each in zip(openids, ids)]
@@ -306,12 +307,12 @@ def load(world):
     for app, reason in FAILING.items():
         world.send(app, "alice", reason)
 
-    print("broadcasting: one is paused, one ends with failures, one goes on", file=sys.stderr)
+    print("broadcasting: one pauses, one ends with failures, one keeps running", file=sys.stderr)
     world.broadcast("crowd", crowd[:3], limit=1)
     world.broadcast("crowd", crowd[3:6] + ["nobody"])
     long = world.broadcast("crowd", crowd[6:], messages_per_second=2)
 
-    print("holding streams, more than are permitted, while WeChat is slow", file=sys.stderr)
+    print("opening more streams than permitted, while WeChat is slow", file=sys.stderr)
     batch = {"sequence": 1, "app_id": APPS["main"], "credentials": credentials[:1]}
     watch = {"app_id": APPS["crowd"], "broadcast_id": long}
     streams = [world.grpcurl(COLLECTOR, "CollectStream", batch), world.grpcurl(DISPATCHER, "WatchBroadcast", watch)]
@@ -325,9 +326,9 @@ def load(world):
         stream.kill()
         stream.communicate()
 
-    print("stopping Redis for a moment, and restarting the collector", file=sys.stderr)
+    print("suspending Redis for a moment, and restarting the collector", file=sys.stderr)
     world.redis.process.send_signal(signal.SIGSTOP)
-    until("Redis is known to be away", lambda: world.prometheus.value("max(formid_redis_up)") == 0)
+    until("the metrics show that Redis is down", lambda: world.prometheus.value("max(formid_redis_up)") == 0)
     world.send("main", "alice", "REDIS_UNAVAILABLE")
     world.redis.process.send_signal(signal.SIGCONT)
     until("Redis is back", lambda: world.prometheus.value("min(formid_redis_up)") == 1)
@@ -338,9 +339,9 @@ def load(world):
 
 
 def keep_sending(world, done):
-    """A little traffic. What is counted for the first time has not increased: Prometheus must see each counter twice."""
+    """Makes a little traffic, because Prometheus must see each counter twice: a new counter has no increase."""
     while not done.wait(1):
-        # What comes of a call is looked at in load().
+        # Results of calls are ignored here; load() checks them.
         with contextlib.suppress(Failed):
             world.submit("main", ["alice"])
         for app, openid in [("main", "alice"), ("main", "nobody"), *((app, "alice") for app in FAILING)]:
@@ -349,7 +350,7 @@ def keep_sending(world, done):
 
 
 def panels():
-    """The expressions of the dashboard, with its variables put in: by the title of their panel."""
+    """Yields the expressions of the dashboard with replaced variables, each with the title of its panel."""
     dashboard = json.loads((HERE / "formid.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
@@ -364,18 +365,18 @@ def panels():
 
 
 def past(expression):
-    """There is no yesterday here: what is compared with it is compared with a moment ago."""
+    """Replaces all offsets by three seconds, because there are no data of yesterday."""
     return OFFSET.sub("offset 3s", expression)
 
 
 def data_of(alert):
-    """What an alert compares, without the comparisons. Behind an "unless" they stay: there they decide what is left out."""
+    """The expression of an alert without comparisons with numbers. Those after "unless" stay: they select series."""
     kept, unless, rest = past(alert).partition(" unless ")
     return COMPARISON.sub("", kept) + unless + rest
 
 
 def missing(world, since):
-    """What is wrong with the expressions at this moment."""
+    """Yields the current errors of the expressions."""
     for where, expression in panels():
         series = world.prometheus.series(expression, since)
         if not series or (where.startswith("variable") and not all(labels for labels, _ in series)):
@@ -389,7 +390,7 @@ def missing(world, since):
             for app in failing ^ {labels["app"] for labels in zero}:
                 yield f"{where}: {app} must be zero if and only if it is one of {failing}: {expression}"
         elif zero:
-            yield f"{where} draws {len(zero)} series that are always zero, such as {zero[0]}: {expression}"
+            yield f"{where} has {len(zero)} series that are always zero, such as {zero[0]}: {expression}"
     rules = [rule for group in world.prometheus.api("rules")["groups"] for rule in group["rules"]]
     if not rules:
         yield "Prometheus has no rules"
@@ -401,7 +402,7 @@ def missing(world, since):
 
 
 def check(world, since):
-    """Waits until nothing is missing, while calls go on."""
+    """Waits until there are no errors, while calls continue."""
     done = threading.Event()
     sender = threading.Thread(target=keep_sending, args=(world, done), daemon=True)
     sender.start()
@@ -421,7 +422,7 @@ def main(binaries):
         folder.chmod(0o700)
         world = World(folder, pathlib.Path(binaries), stack)
         since = until("both services are scraped", lambda: time.time() if world.prometheus.value("sum(up)") == 2 else 0)
-        # Without any traffic.
+        # First without any traffic.
         idle = "min(count_over_time(up[1m])) >= 5 and min(formid_redis_up) == 1 and count(formid_ledger_messages) > 0"
         until("both services are scraped five times", lambda: world.prometheus.value(idle))
         try:

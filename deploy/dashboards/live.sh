@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries every expression of the dashboard and of the alerts on a real Prometheus, which reads both services under a small
-# load: see live.py. What is missing on the machine is installed, or put into the target folder. Leaves nothing behind.
+# Evaluates every expression of the dashboard and of the alerts on a real Prometheus, which scrapes both services under
+# a small load: see live.py. Missing packages are installed, or downloaded into the target folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
@@ -12,9 +12,9 @@ root=$PWD
 need_cargo
 need cc openssl redis-server python3
 need_tools
-need_prometheus || die "there is no prometheus and no promtool, and no package of Debian's to take them from"
+need_prometheus || die "prometheus and promtool are not installed, and no Debian package of them can be downloaded"
 say "building"
-# The whole workspace, as the tests build it, so that nearly everything is shared with them.
+# Build the whole workspace as the tests do, so that both share nearly all build results.
 cargo build --workspace --bins
-say "trying the dashboard and the alerts on $(prometheus --version 2>&1 | head -n 1)"
+say "testing the dashboard and the alerts on $(prometheus --version 2>&1 | head -n 1)"
 exec python3 deploy/dashboards/live.py "$(target_folder)/debug"

@@ -1,7 +1,7 @@
 """Checks the build context of the images, without a container engine: python3 check.py [FOLDER]
 
-Every source of every COPY and ADD in a Dockerfile must exist below FOLDER (the top of the checkout), and .dockerignore
-must let it in. The settings in compose.yaml must be settings that the services have.
+Every source of every COPY and ADD in a Dockerfile must exist below FOLDER (the top folder of the checkout), and
+.dockerignore must not exclude it. The settings in compose.yaml must exist in the services.
 """
 
 import glob
@@ -18,25 +18,25 @@ COMPOSE = "deploy/compose.yaml"
 
 
 class Ignore:
-    """A .dockerignore, by the rules of Docker's documentation, and where engines differ, of the strictest of them, which
-    is `docker build` without BuildKit."""
+    """A .dockerignore file, with the rules of Docker's documentation. Where engines differ, the rules are those of the
+    strictest one: `docker build` without BuildKit."""
 
     def __init__(self, text):
-        # For each pattern: its text, its regular expression, and whether it begins with an exclamation mark.
+        # For each pattern: its text, its regular expression, and whether it is an exception (begins with "!").
         self.patterns = []
         for line in text.removeprefix("\ufeff").splitlines():
-            # A comment begins in the first column, while patterns may have blanks around them.
+            # A comment must begin in the first column; a pattern may have spaces around it.
             pattern = "" if line.startswith("#") else line.strip()
             exception = pattern.startswith("!")
             pattern = pattern.removeprefix("!").strip()
             if pattern:
-                # A leading slash means the context, from which all patterns start anyway.
+                # A leading slash means the build context, to which all patterns are relative anyway.
                 pattern = os.path.normpath(pattern).lstrip("/")
                 self.patterns.append((pattern, re.compile(regular_expression(pattern), re.DOTALL), exception))
 
     def lets_in(self, path):
-        """Whether the path, relative to the context, is part of it. The last pattern that matches the path or a folder
-        above it decides; one that would not change the decision so far is not looked at."""
+        """Whether a path, relative to the build context, is included. The last pattern that matches the path or one of
+        its parent folders decides. Patterns that would not change the decision are not evaluated."""
         above = [False] * len(self.patterns)
         parts = path.split("/")
         for length in range(1, len(parts) + 1):
@@ -47,14 +47,14 @@ class Ignore:
                 excluded = not exception if matches else excluded
                 matched.append(matches)
             above = matched
-            # An excluded folder is only looked into when an exception begins with its path.
+            # An excluded folder is searched only if an exception begins with its path.
             if excluded and not any(text.startswith(part + "/") for text, _, exception in self.patterns if exception):
                 return False
         return not excluded
 
 
 def regular_expression(pattern):
-    """Go's filepath.Match, and ** for any number of folders."""
+    """Converts a pattern of Go's filepath.Match, with ** for any number of folders, to a regular expression."""
     result, rest = "", pattern
     while rest:
         if rest.startswith("**"):
@@ -78,12 +78,12 @@ def regular_expression(pattern):
 
 
 def copied(dockerfile):
-    """The sources of each COPY and ADD that come from the context, with the number of the line."""
+    """Yields the line number and the sources of each COPY and ADD from the build context."""
     lines = iter(enumerate(dockerfile.splitlines(), 1))
     for number, line in lines:
         while line.rstrip().endswith("\\"):
             following = next(lines, (0, ""))[1]
-            # Comments and empty lines may stand between the lines of an instruction.
+            # Comments and empty lines are allowed between the lines of an instruction.
             if not following.strip() or following.lstrip().startswith("#"):
                 continue
             line = line.rstrip()[:-1] + " " + following
@@ -98,7 +98,7 @@ def copied(dockerfile):
 
 
 def missing(root, dockerfile, ignore):
-    """What is wrong with the sources that the text of a Dockerfile copies from the folder root."""
+    """Yields errors for sources that a Dockerfile copies from the folder root."""
     for number, sources in copied(dockerfile):
         for source in sources:
             pattern = os.path.normpath(source).lstrip("/")
@@ -106,11 +106,11 @@ def missing(root, dockerfile, ignore):
             if not found:
                 yield f"line {number}: {source} does not exist"
             elif not any(ignore.lets_in(path) for each in found for path in files(root, each)):
-                yield f"line {number}: {source} is not let in by .dockerignore"
+                yield f"line {number}: {source} is excluded by .dockerignore"
 
 
 def files(root, path):
-    """The file, or all files below the folder."""
+    """Yields the file, or all files below the folder."""
     if not (root / path).is_dir():
         yield path
     for folder, _, names in os.walk(root / path):
@@ -118,7 +118,7 @@ def files(root, path):
 
 
 def unknown_settings(root):
-    """The settings in compose.yaml that no service has."""
+    """The settings in compose.yaml that exist in no service."""
     sources = [path for crate in ("shared", "collector", "dispatcher") for path in (root / crate).rglob("*.rs")]
     known = {name for path in sources for name in re.findall(r'env = "(FORMID_\w+)"', path.read_text())}
     return sorted(set(re.findall(r"(?m)^ *(FORMID_\w+):", (root / COMPOSE).read_text())) - known)

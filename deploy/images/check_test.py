@@ -8,7 +8,7 @@ import unittest
 
 import check
 
-# A .dockerignore, paths that it lets in, and paths that it does not. Each was compared with what `docker build` copies.
+# A .dockerignore, paths that it includes, and paths that it excludes. Each was compared with `docker build`.
 PATTERNS = [
     ("", "a.txt x/y/a.txt", ""),
     ("# x\n\n", "x/a.txt", ""),
@@ -26,7 +26,7 @@ PATTERNS = [
     ("x/**\n!x/y/**\n", "a x/y/z/a", "x/a"),
     ("x/**/a\n", "x/b", "x/a x/y/z/a"),
     ("**\n!x/a\n", "x/a", "a x/b"),
-    # An exception that begins with a wildcard is not looked for below an excluded folder.
+    # An exception that begins with a wildcard has no effect below an excluded folder.
     ("*\n!*/a.txt\n", "", "x/a.txt"),
     ("?.txt\n", "ab.txt x/a.txt", "a.txt"),
     ("s/a[bc]\n", "s/ad s/a", "s/ab s/ac"),
@@ -87,9 +87,9 @@ class Test(unittest.TestCase):
         ])
 
     def test_a_source_that_is_excluded_is_reported(self):
-        self.assertEqual(problems("*\n!one\n!two\n!three-b\n"), ["line 9: with blank is not let in by .dockerignore"])
-        self.assertEqual(problems("three*\ntwo/tests\n"), ["line 5: three* is not let in by .dockerignore"])
-        self.assertEqual(problems("two/src\ntwo/tests\n"), ["line 5: two is not let in by .dockerignore"])
+        self.assertEqual(problems("*\n!one\n!two\n!three-b\n"), ["line 9: with blank is excluded by .dockerignore"])
+        self.assertEqual(problems("three*\ntwo/tests\n"), ["line 5: three* is excluded by .dockerignore"])
+        self.assertEqual(problems("two/src\ntwo/tests\n"), ["line 5: two is excluded by .dockerignore"])
 
     def test_each_exception_of_the_dockerignore_is_needed(self):
         lines = (check.ROOT / ".dockerignore").read_text().splitlines()
