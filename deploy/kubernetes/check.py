@@ -1,8 +1,8 @@
-"""Looks at built manifests as a cluster would, and more closely: python3 check.py FILE...
+"""Checks built manifests: python3 check.py FILE...
 
-Each file is what kustomize makes of one folder. It is held to the schemas of the oldest and the newest Kubernetes that
-this is for, and then to what no schema knows: that names lead somewhere, that pods ask for no more than they need, that
-no secret stands where everyone reads, and that every setting is one that the services have.
+Each file is the output of kustomize for one folder. It is validated against the schemas of the oldest and the newest
+supported Kubernetes. Then it is checked for errors that no schema finds: references must resolve, pods must not have
+more privileges than they need, secrets must not be in plain text, and every setting must exist in the services.
 """
 
 import pathlib
@@ -14,14 +14,14 @@ import yaml
 from kubernetes_validate import utils as kubernetes
 
 VERSIONS = ("1.31", "1.37")
-# Kinds of the Prometheus Operator: the schemas are of what Kubernetes itself has.
+# Kinds of the Prometheus Operator, which the schemas of Kubernetes do not include.
 WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule"}
 # The label by which the Prometheus of the chart kube-prometheus-stack selects them.
 SELECTED_BY = "release"
-# What a rule for any address must leave out, lest it reach other pods, the cluster's API or the metadata of machines.
+# A rule for all addresses must except these, or it would allow other pods, the cluster's API and the metadata service.
 PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
 PRIVATE_6 = {"fc00::/7", "fe80::/10"}
-# These may be variables though they are secret: a URL with its password is all that the services take.
+# Secrets that may be in variables: the services take the password of Redis only as a part of the URL.
 SECRET_VARIABLES = {"FORMID_REDIS_URL"}
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
@@ -29,13 +29,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def settings_in_source():
-    """The names of the environment that the services read, from where their flags are."""
-    sources = [path for crate in ("shared/server", "shared/store", "collector", "dispatcher") for path in (ROOT / crate / "src").rglob("*.rs")]
+    """The environment variables that the services read, found in the source of their flags."""
+    crates = [ROOT / crate / "src" for crate in ("shared/server", "shared/store", "collector", "dispatcher")]
+    sources = [path for crate in crates for path in crate.rglob("*.rs")]
     return {name for path in sources for name in re.findall(r'env = "(FORMID_\w+)"', path.read_text())}
 
 
 class Build:
-    """All objects of one file, and what is wrong with them."""
+    """All objects of one file, and their errors."""
 
     def __init__(self, path, known_settings):
         self.name = pathlib.Path(path).stem
@@ -57,34 +58,34 @@ class Build:
         for each in self.objects:
             self.schema(each)
         if self.problems:
-            # What follows trusts in the shape of things.
+            # The following checks rely on valid schemas.
             return self.problems
         pods = [(each, each["spec"]["template"]) for each in self.of("Deployment", "StatefulSet")]
         for owner, template in pods:
             self.pod(owner, template["spec"])
             rolling = owner["spec"].get("strategy", {}).get("rollingUpdate", {})
             if rolling.get("maxUnavailable") == 0 and not owner["spec"].get("minReadySeconds"):
-                self.problem(owner, "a rollout takes old pods away before clients can know of the new ones")
+                self.problem(owner, "without minReadySeconds, clients may not know the new pods of a rollout")
             if owner["spec"]["selector"]["matchLabels"].items() - template["metadata"]["labels"].items():
-                self.problem(owner, "its selector does not fit its own pods")
+                self.problem(owner, "its selector does not match its own pods")
         for each in self.of("Service", "PodDisruptionBudget", "NetworkPolicy"):
             self.selector(each, [template for _, template in pods])
         for each in self.of("HorizontalPodAutoscaler"):
             target = each["spec"]["scaleTargetRef"]
             owner = self.find(target["kind"], target["name"])
             if owner is None or "replicas" in owner["spec"]:
-                self.problem(each, "its target is not here, or has a number of replicas of its own")
+                self.problem(each, "its target is missing, or sets its own number of replicas")
                 continue
             containers = {container["name"] for container in owner["spec"]["template"]["spec"]["containers"]}
             for metric in each["spec"]["metrics"]:
                 if metric.get("containerResource", {}).get("container") not in containers:
-                    self.problem(each, "it must go by a container of its target, not by the whole pod with its sidecars")
+                    self.problem(each, "its metric must be of a container of its target, not of the whole pod")
         for each in self.of("NetworkPolicy"):
             for rule in each["spec"].get("egress", []):
                 self.egress(each, rule)
         for each in self.of(*WITHOUT_SCHEMA):
             if SELECTED_BY not in each["metadata"].get("labels", {}):
-                self.problem(each, f"it has no label {SELECTED_BY}, so the usual Prometheus does not select it")
+                self.problem(each, f"the label {SELECTED_BY} is missing, by which Prometheus usually selects it")
         for each in self.of("ConfigMap"):
             for key, text in each.get("data", {}).items():
                 if key.endswith(".toml"):
@@ -93,7 +94,7 @@ class Build:
 
     def schema(self, each):
         if each["kind"] in WITHOUT_SCHEMA:
-            print(f"{self.name}: {each['kind']}/{each['metadata']['name']}: skipped, there is no schema of its kind")
+            print(f"{self.name}: {each['kind']}/{each['metadata']['name']}: skipped, no schema for this kind")
             return
         for version in VERSIONS:
             try:
@@ -106,7 +107,7 @@ class Build:
 
     def egress(self, each, rule):
         if not rule.get("to"):
-            self.problem(each, "a rule of its egress permits every address, also private ones")
+            self.problem(each, "an egress rule allows every address, including private ones")
         for block in (to["ipBlock"] for to in rule.get("to", []) if "ipBlock" in to):
             private = {"0.0.0.0/0": PRIVATE, "::/0": PRIVATE_6}.get(block["cidr"], set())
             if missing := private - set(block.get("except", [])):
@@ -115,14 +116,14 @@ class Build:
     def pod(self, owner, spec):
         around = spec.get("securityContext", {})
         if not around.get("runAsNonRoot") or not around.get("runAsUser"):
-            self.problem(owner, "its pods may run as root, or do not say by number as whom they run")
+            self.problem(owner, "its pods must set runAsNonRoot and a numeric runAsUser")
         if around.get("seccompProfile") != {"type": "RuntimeDefault"}:
-            self.problem(owner, "its pods have no seccomp profile")
+            self.problem(owner, "its pods must have the seccomp profile RuntimeDefault")
         if spec.get("automountServiceAccountToken") is not False:
-            self.problem(owner, "its pods get a token for the cluster's API")
+            self.problem(owner, "its pods must not get a token for the cluster's API")
         account = spec.get("serviceAccountName")
         if account and self.find("ServiceAccount", account) is None:
-            self.problem(owner, f"there is no ServiceAccount {account}")
+            self.problem(owner, f"ServiceAccount {account} does not exist")
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         volumes |= {claim["metadata"]["name"]: claim for claim in owner["spec"].get("volumeClaimTemplates", [])}
         for container in spec["containers"] + spec.get("initContainers", []):
@@ -135,29 +136,29 @@ class Build:
         image = container.get("image", "")
         tag = image.rpartition("/")[2].partition(":")[2]
         if "@sha256:" not in image and tag in ("", "latest"):
-            problem(f"the image {image!r} may be another one tomorrow")
+            problem(f"the image {image!r} needs a fixed version tag or a digest")
         if container.get("securityContext") != RESTRICTED:
-            problem(f"its security context is not {RESTRICTED}")
+            problem(f"its security context must be {RESTRICTED}")
         if container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
-            problem("its terminationMessagePolicy is not FallbackToLogsOnError, so its pod does not say why it ended")
+            problem("its terminationMessagePolicy must be FallbackToLogsOnError, to show why it exited")
         resources = container.get("resources", {})
         if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
-            problem("it must request CPU and memory, and have a limit on memory")
+            problem("it must have requests for CPU and memory, and a limit on memory")
         ports = {port["containerPort"] for port in container.get("ports", [])}
         names = {port["name"] for port in container.get("ports", [])}
         for kind in ("readinessProbe", "livenessProbe"):
             probe = container.get(kind)
             if probe is None:
-                problem(f"it has no {kind}")
+                problem(f"{kind} is missing")
             elif probe.get("grpc", {}).get("port", min(ports)) not in ports:
-                problem(f"its {kind} asks a port that it does not have")
+                problem(f"its {kind} uses a port that the container does not declare")
             elif probe.get("tcpSocket", probe.get("httpGet", {})).get("port", min(names)) not in names:
-                problem(f"its {kind} asks a port that it does not have")
+                problem(f"its {kind} uses a port that the container does not declare")
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes:
-                problem(f"there is no volume {mount['name']}")
+                problem(f"volume {mount['name']} does not exist")
             if "subPath" in mount:
-                problem(f"{mount['mountPath']} is a subPath, which stays as it is when its Secret changes")
+                problem(f"{mount['mountPath']} is a subPath, which is not updated when its Secret changes")
         self.environment(spec, container, volumes, ports, problem)
 
     def environment(self, spec, container, volumes, ports, problem):
@@ -165,14 +166,14 @@ class Build:
         for volume in volumes.values():
             name = volume.get("configMap", {}).get("name")
             if name and self.find("ConfigMap", name) is None:
-                problem(f"there is no ConfigMap {name}")
+                problem(f"ConfigMap {name} does not exist")
         for source in container.get("envFrom", []):
             if "secretRef" in source:
-                problem("a whole Secret in variables")
+                problem("envFrom must not use a Secret")
             name = source.get("configMapRef", {}).get("name")
             held = self.find("ConfigMap", name)
             if held is None:
-                problem(f"there is no ConfigMap {name}")
+                problem(f"ConfigMap {name} does not exist")
             else:
                 settings |= held["data"]
         for variable in container.get("env", []):
@@ -185,28 +186,28 @@ class Build:
         mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
         for name, value in settings.items():
             if name.startswith("FORMID_") and name not in self.known_settings:
-                problem(f"there is no setting {name}")
+                problem(f"setting {name} does not exist")
             if name in SECRET_VARIABLES and value:
-                problem(f"{name} stands in the open")
+                problem(f"{name} is a secret in plain text")
             if name.endswith("_LISTEN") and int(value.rpartition(":")[2]) not in ports:
-                problem(f"{name} is {value}, a port that the container does not name")
+                problem(f"{name} is {value}, but the container does not declare this port")
             if value.startswith("/") and not any(value.startswith(mount + "/") for mount in mounts):
-                problem(f"{name} is {value}, where nothing is mounted")
+                problem(f"{name} is {value}, but nothing is mounted there")
         if settings.get("FORMID_INSECURE") and self.name != "overlays-dev":
-            problem("FORMID_INSECURE is for development")
+            problem("FORMID_INSECURE is only for development")
         if "FORMID_DRAIN_WAIT" in settings:
             wait = seconds(settings["FORMID_DRAIN_WAIT"]) + 3 * seconds(settings.get("FORMID_DRAIN_TIMEOUT", "30s"))
-            # And the last traces: also where there are none yet, because who turns them on does not think of this.
+            # The export of the last traces, counted even without traces, because it is easily forgotten later.
             wait += 7
             if spec.get("terminationGracePeriodSeconds", 30) < wait + 10:
-                problem(f"a stop may take {wait} s, and the pod is killed sooner, or too soon after")
+                problem(f"a stop may take {wait} s: terminationGracePeriodSeconds must be at least {wait + 10}")
 
     def selector(self, each, templates):
         wanted = each["spec"].get("podSelector" if each["kind"] == "NetworkPolicy" else "selector", {})
         wanted = wanted if each["kind"] == "Service" else wanted.get("matchLabels", {})
         fits = [each for each in templates if wanted.items() <= each["metadata"]["labels"].items()]
         if not fits:
-            self.problem(each, f"there is no pod with {wanted}")
+            self.problem(each, f"no pod has the labels {wanted}")
         if each["kind"] == "Service":
             names = {port["name"] for pod in fits for c in pod["spec"]["containers"] for port in c.get("ports", [])}
             for port in each["spec"]["ports"]:
@@ -221,7 +222,7 @@ class Build:
             return
         for app, table in tables.get("apps", {}).items():
             if "secret" in table:
-                self.problem(each, f"{key}: the secret of {app} stands in the open; name a secret_file")
+                self.problem(each, f"{key}: the secret of {app} is in plain text; use secret_file")
             mounts = [
                 mount["mountPath"]
                 for owner in self.of("Deployment")
@@ -229,7 +230,7 @@ class Build:
                 for mount in container.get("volumeMounts", [])
             ]
             if not any(table.get("secret_file", "").startswith(mount + "/") for mount in mounts):
-                self.problem(each, f"{key}: the secret_file of {app} is where nothing is mounted")
+                self.problem(each, f"{key}: nothing is mounted at the secret_file of {app}")
 
 
 def seconds(duration):
@@ -243,7 +244,7 @@ def main(paths):
     problems = [problem for build in builds for problem in build.check()]
     if problems:
         raise SystemExit("\n".join(problems))
-    print(f"{sum(len(build.objects) for build in builds)} objects of {len(builds)} builds are well")
+    print(f"{sum(len(build.objects) for build in builds)} objects of {len(builds)} builds are valid")
 
 
 if __name__ == "__main__":
