@@ -11,6 +11,7 @@ mod grpcurl;
 mod logs;
 mod metrics;
 mod overload;
+mod previous_release;
 mod readme;
 mod rig;
 mod sends;
