@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use server::proto::credential::Right;
 use server::proto::{CollectRequest, Credential, GetStockRequest, Grant, ReportEventsRequest};
+use testing::readme::text;
 use testing::{Redis, Scrape, eventually, http};
 use tokio_stream::iter;
 use tonic::Code;
@@ -116,7 +117,7 @@ async fn metrics_page_has_all_families_and_stops_with_the_service() {
     let families: Vec<_> = scrape.families().into_iter().filter(|name| !gauges.contains(name)).collect();
     assert_eq!(families, expected);
     for name in scrape.families() {
-        assert!(include_str!("../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+        assert!(text("deploy/README.md").contains(&format!("`{name}`")), "{name} is not in deploy/README.md");
     }
     assert_eq!(scrape.value("formid_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
     assert_eq!(scrape.value("formid_redis_up", &[]), 1);

@@ -11,6 +11,7 @@ use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use server::proto::{
     BroadcastRequest, BroadcastState, CollectRequest, Delivery, Outcome, SendTemplateRequest, WatchBroadcastRequest,
 };
+use testing::readme::text;
 use testing::{Scrape, eventually, now};
 use tonic::{Code, Request};
 
@@ -336,6 +337,6 @@ async fn app_stops_and_the_daily_quota_are_shown() {
     let limits = counts([("form_id", 1_000_000), ("subscription", 10_000_000)]);
     assert_eq!(scrape.by("formid_quota_limit", "delivery"), limits);
     for name in scrape.families() {
-        assert!(include_str!("../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+        assert!(text("deploy/README.md").contains(&format!("`{name}`")), "{name} is not in deploy/README.md");
     }
 }

@@ -1,75 +1,17 @@
-//! The README's commands, pasted in order as a new user would, against services in the state that the quickstart leaves.
+//! The commands of the READMEs, run in order as a new user would, against services in the state that the quickstart leaves.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use testing::{Redis, eventually, replaced};
+use testing::readme::{Ran, Steps};
+use testing::{Redis, eventually};
 
+use crate::broadcast::example;
 use crate::rig::{Rig, message};
 use crate::whole::Collector;
 
-/// A command of the README with the block after it, which shows what comes of it.
-struct Step {
-    command: String,
-    shown: String,
-}
-
-/// What is done with the quickstart's services, and needs nothing but a shell.
-fn is_pasted(command: &str) -> bool {
-    let calls = command.contains("grpcurl -plaintext") || command.contains("curl -s");
-    calls && !["./deploy", "cargo", "redis-cli", "Bearer"].iter().any(|other| command.contains(other))
-}
-
-fn steps(readme: &str) -> Vec<Step> {
-    let mut blocks = Vec::new();
-    let mut lines = readme.lines();
-    while let Some(line) = lines.next() {
-        if let Some(language) = line.strip_prefix("```") {
-            let block: Vec<_> = lines.by_ref().take_while(|line| *line != "```").collect();
-            blocks.push((language, block.join("\n")));
-        }
-    }
-    let shown = |after: usize| match blocks.get(after) {
-        Some((language, text)) if *language != "sh" => text.clone(),
-        _ => String::new(),
-    };
-    let commands = blocks.iter().enumerate().filter(|(_, (language, text))| *language == "sh" && is_pasted(text));
-    commands.map(|(at, (_, text))| Step { command: text.clone(), shown: shown(at + 1) }).collect()
-}
-
-/// Names of fields, and values of enumerations: what of a shown answer does not differ from run to run.
-fn constants(shown: &str) -> Vec<String> {
-    let quoted: Vec<_> = shown.split('"').collect();
-    let quoted = quoted.iter().zip(quoted.iter().skip(1)).enumerate().filter(|(at, _)| at % 2 == 1);
-    let constant = |text: &str, after: &str| {
-        after.starts_with(':')
-            || (text.contains('_') && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))
-    };
-    quoted.filter(|(_, (text, after))| constant(text, after)).map(|(_, (text, _))| format!("\"{text}\"")).collect()
-}
-
-/// Runs all steps in one shell, so that one may use what another has set; answers the exit code and output of each.
-fn run(steps: &[Step], folder: &Path, places: &[(&str, &str)]) -> Vec<(i32, String)> {
-    let mut script = "[ -z \"$FORMID_GRPCURL\" ] || grpcurl() { \"$FORMID_GRPCURL\" \"$@\"; }\n".to_owned();
-    for (number, Step { command, .. }) in steps.iter().enumerate() {
-        let file = folder.join(format!("{number}.sh"));
-        std::fs::write(&file, replaced(command, places)).unwrap();
-        let file = file.display();
-        script.push_str(&format!(". '{file}' >'{file}.out' 2>&1; echo $? >'{file}.code'\n"));
-    }
-    let status = Command::new("timeout").args(["600", "bash", "-c", &script]).status().unwrap();
-    assert!(status.success(), "{status}");
-    (0..steps.len())
-        .map(|number| {
-            let read = |end| std::fs::read_to_string(folder.join(format!("{number}.sh.{end}"))).unwrap();
-            (read("code").trim().parse().unwrap(), read("out"))
-        })
-        .collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_grpcurl_command_of_the_readme_does_what_is_shown() {
+/// Starts the services in the state that the quickstart leaves, in which alice, bob and 300 more users have a form id
+/// each; runs the commands, and compares what they print with what the README shows.
+async fn run(steps: Steps) -> (Rig, Vec<Ran>) {
     // As many buckets as the services have unless told otherwise.
     let rig = Rig::with_buckets(Redis::start(), 512).await;
     let collector = Collector::start(&rig, &[]).await;
@@ -81,42 +23,70 @@ async fn every_grpcurl_command_of_the_readme_does_what_is_shown() {
         rig.submit(&format!("user-{user}"), 1).await;
     }
 
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let steps = steps(&readme);
-    let folder = tempfile::tempdir().unwrap();
-    let places = [
-        ("127.0.0.1:7001", collector.address.to_string()),
-        ("127.0.0.1:7002", dispatcher.address.to_string()),
-        ("http://127.0.0.1:8700", rig.base_url.clone()),
+    let (collector, dispatcher_at) = (collector.address.to_string(), dispatcher.address.to_string());
+    // Only the tests that use the client need it to be built.
+    let client = "cargo run -q -p dispatcher --example broadcast --";
+    let program = steps.have(client).then(|| format!("'{}' --address {dispatcher_at}", example::program().display()));
+    let redis_cli = format!("redis-cli -u {}", rig.redis.url());
+    let mut places = vec![
+        ("127.0.0.1:7001", collector.as_str()),
+        ("127.0.0.1:7002", &dispatcher_at),
+        ("http://127.0.0.1:8700", &rig.base_url),
+        ("redis-cli -p 7000", &redis_cli),
+        (client, program.as_deref().unwrap_or_default()),
     ];
-    let results = {
-        let folder = folder.path().to_owned();
-        let (steps, results) = tokio::task::spawn_blocking(move || {
-            let places = places.each_ref().map(|(shown, here)| (*shown, here.as_str()));
-            let results = run(&steps, &folder, &places);
-            (steps, results)
-        })
-        .await
-        .unwrap();
-        steps.into_iter().zip(results)
-    };
-    let (mut seen, mut refused) = (0, 0);
-    for (Step { command, shown }, (code, output)) in results {
-        let fails = shown.starts_with("ERROR:");
-        assert_eq!(code != 0, fails, "{command}\n{output}");
-        for constant in constants(&shown) {
-            // grpcurl prints the details of an error without the quotes around a reason.
-            assert!(output.contains(&constant), "{constant} is shown, and not in the answer of\n{command}\n{output}");
-        }
-        (seen, refused) = (seen + 1, refused + usize::from(fails));
+    places.retain(|(shown, _)| steps.have(shown));
+    let folder = tempfile::tempdir().unwrap();
+    let ran = steps.run(folder.path(), &places).await;
+    for ran in &ran {
+        ran.assert_as_shown();
     }
-    assert!(seen >= 16 && refused >= 2, "{seen} commands, {refused} of which are to fail");
-    // Both generations were sent.
-    let delivered = rig.sandbox.deliveries(crate::rig::APP, &sandbox::Reading::default()).unwrap();
-    assert!(delivered.iter().any(|delivery| delivery.msgid.is_some()));
-    assert!(delivered.iter().any(|delivery| delivery.msgid.is_none()));
-    eventually("nothing is under way", Duration::from_secs(20), async || {
+    eventually("nothing is in flight", Duration::from_secs(20), async || {
         rig.store.ledger(&rig.app()).await.unwrap().leased == 0
     })
     .await;
+    (rig, ran)
+}
+
+/// Whether a message of each generation was delivered.
+fn assert_both_generations(rig: &Rig) {
+    let delivered = rig.sandbox.deliveries(crate::rig::APP, &sandbox::Reading::default()).unwrap();
+    assert!(delivered.iter().any(|delivery| delivery.msgid.is_some()));
+    assert!(delivered.iter().any(|delivery| delivery.msgid.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_first_readme_do_what_is_shown() {
+    let (rig, _) = run(Steps::of("README.md", "default")).await;
+    assert_both_generations(&rig);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_api_do_what_is_shown() {
+    let (_, ran) = run(Steps::of("proto/README.md", "default")).await;
+    let refused = ran.iter().filter(|ran| ran.is_to_fail()).count();
+    assert!(ran.len() >= 12 && refused >= 1, "{} commands, {refused} of which are to fail", ran.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_collector_do_what_is_shown() {
+    run(Steps::of("collector/README.md", "default")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_dispatcher_do_what_is_shown() {
+    let (rig, ran) = run(Steps::of("dispatcher/README.md", "default")).await;
+    let refused = ran.iter().filter(|ran| ran.is_to_fail()).count();
+    assert!(ran.len() >= 10 && refused >= 1, "{} commands, {refused} of which are to fail", ran.len());
+    assert_both_generations(&rig);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_architecture_do_what_is_shown() {
+    run(Steps::of("shared/README.md", "default")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_operators_do_what_is_shown() {
+    run(Steps::of("deploy/README.md", "default")).await;
 }

@@ -1,11 +1,14 @@
-//! Compares the tables of settings in the README with the flags of the services.
+//! Compares the tables of settings in the READMEs with the flags of the services.
 
-/// The differences between the tables of settings in the README and the flags of a service: a missing row, or a row
-/// with another variable or default.
+use crate::readme;
+
+/// The differences between the flags of a service and the tables of settings: those of both services in
+/// `deploy/README.md`, those of one service in its own README. A row is missing, or has another variable or default.
 pub fn flags_amiss(command: &clap::Command) -> Vec<String> {
-    let readme = include_str!("../../../README.md");
+    let own = readme::text(&format!("{}/README.md", command.get_name()));
+    let readmes = readme::text("deploy/README.md") + &own;
     let rows: Vec<Vec<&str>> =
-        readme.lines().filter(|line| line.starts_with("| `--")).map(|line| line.split('|').collect()).collect();
+        readmes.lines().filter(|line| line.starts_with("| `--")).map(|line| line.split('|').collect()).collect();
     let mut amiss = Vec::new();
     for argument in command.get_arguments() {
         let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else { continue };

@@ -15,6 +15,7 @@ mod oversized;
 mod patience;
 mod process;
 mod proxy;
+pub mod readme;
 mod redis;
 pub mod resp;
 mod sentinel;

@@ -1,31 +1,39 @@
-//! What the README says about callers, pasted.
+//! The commands that make a caller, and a call over TLS, as the README for operators shows them.
 
-use std::process::Command;
+use testing::readme::Steps;
+use testing::{Redis, free_port};
 
-use testing::{Redis, free_port, replaced};
+use super::tls::Secured;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_way_to_make_a_token_that_the_readme_shows_works() {
     let redis = Redis::start();
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let pasted = readme.split("```sh\n").find(|block| block.contains("openssl rand")).expect("no way to make a token");
-    let pasted = pasted.split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port().to_string();
-    let here = [
+    let (port, url) = (free_port().to_string(), redis.url());
+    let places = [
         ("./target/debug/collector", env!("CARGO_BIN_EXE_collector")),
-        ("redis://127.0.0.1:7000", &redis.url()),
+        ("redis://127.0.0.1:7000", &url),
         ("7011", &port),
-        // The checkout, and so the program, may be in the temporary folder too.
-        ("/tmp/", &format!("{}/", folder.path().display())),
     ];
-    for (shown, _) in here {
-        assert!(pasted.contains(shown), "{shown} in {pasted}");
+    let ran = Steps::of("deploy/README.md", "callers").run(folder.path(), &places).await;
+    for ran in ran {
+        ran.assert_as_shown();
+        assert!(ran.output.contains("countedAt"), "{}", ran.output);
     }
-    let pasted = replaced(pasted, &here);
-    let script = format!("[ -z \"$FORMID_GRPCURL\" ] || grpcurl() {{ \"$FORMID_GRPCURL\" \"$@\"; }}\n{pasted}\n");
-    let run = move || Command::new("timeout").args(["600", "bash", "-c", &script]).output().unwrap();
-    let output = tokio::task::spawn_blocking(run).await.unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("countedAt"), "{out}\n{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_call_over_tls_that_the_readme_shows_works() {
+    let redis = Redis::start();
+    let secured = Secured::start(&redis, true).await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ca.pem"), &secured.authority.pem).unwrap();
+    let client = secured.authority.client("spiffe://test/orders");
+    client.write(&folder.path().join("orders.pem"), &folder.path().join("orders.key"));
+    let address = secured.address.to_string();
+    let steps = Steps::of("deploy/README.md", "tls").after("token=all");
+    for ran in steps.run(folder.path(), &[("collector.internal:7001", &address)]).await {
+        ran.assert_as_shown();
+        assert!(ran.output.contains("countedAt"), "{}", ran.output);
+    }
 }

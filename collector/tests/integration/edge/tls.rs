@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use futures_util::FutureExt as _;
+use testing::readme::text;
 use testing::tls::{Authority, Pair, channel, dial};
 use testing::{CallersFile, Redis, Scrape, eventually, grpcurl_tls, printed};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,10 +12,10 @@ use tokio::net::TcpStream;
 use super::*;
 
 /// A collector with TLS, and its files.
-struct Secured {
-    address: SocketAddr,
+pub struct Secured {
+    pub address: SocketAddr,
     metrics: SocketAddr,
-    authority: Authority,
+    pub authority: Authority,
     folder: tempfile::TempDir,
     _collector: Collector,
     callers: CallersFile,
@@ -24,7 +25,7 @@ const BY_NAME: (&str, &str) =
     ("byname", "certificate_names = ['spiffe://test/orders']\napps = ['*']\npermissions = ['read']");
 
 impl Secured {
-    async fn start(redis: &Redis, mutual: bool) -> Self {
+    pub async fn start(redis: &Redis, mutual: bool) -> Self {
         let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new("ours"));
         let callers = CallersFile::new(if mutual { &[ALL, BY_NAME] } else { &[ALL] });
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -153,7 +154,7 @@ async fn metrics_show_certificate_expiry_and_refused_files() {
     secured.callers.write(&[ALL]);
     becomes(1, 1, Some(at_2050)).await;
     for name in Scrape::of(secured.metrics).await.families() {
-        assert!(include_str!("../../../../README.md").contains(&format!("`{name}`")), "{name} is not in the README");
+        assert!(text("deploy/README.md").contains(&format!("`{name}`")), "{name} is not in deploy/README.md");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The example client `broadcast`, run as a process.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -11,12 +12,17 @@ use server::proto::BroadcastState;
 use testing::tls::Authority;
 use testing::{CallersFile, eventually};
 
-/// The command that runs the client. The client is built with the tests, in a folder beside theirs, unless only a
-/// single target is built.
-fn client(address: &str, arguments: &[&str]) -> Command {
+/// The program of the client. It is built with the tests, in a folder beside theirs, unless only a single target is
+/// built.
+pub fn program() -> PathBuf {
     let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/broadcast");
     assert!(program.is_file(), "{} is missing: cargo build -p dispatcher --example broadcast", program.display());
-    let mut command = Command::new(program);
+    program
+}
+
+/// The client for a dispatcher.
+fn client(address: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
     command.args(["--address", address, "--app", APP]).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -3,7 +3,7 @@
 mod audience;
 mod basics;
 mod calls;
-mod example;
+pub mod example;
 mod intervals;
 mod lists;
 mod outages;

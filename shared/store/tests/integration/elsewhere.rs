@@ -71,9 +71,9 @@ async fn grant_without_a_key_counts_once_for_each_packing() {
     world.assert_sound().await;
 }
 
-/// The commands in the README that create the Redis user of the services.
+/// The commands in shared/README.md that create the Redis user of the services.
 fn acl(kind: &str) -> Vec<Cmd> {
-    let readme = include_str!("../../../../README.md");
+    let readme = testing::readme::text("shared/README.md");
     let lines: Vec<_> = readme.lines().filter(|line| line.starts_with("ACL SETUSER formid ")).collect();
     let lines = lines.into_iter().filter(|line| line.split('#').nth(1).is_none_or(|of| of.trim() == kind));
     let lines = lines.map(|line| line.split('#').next().unwrap());

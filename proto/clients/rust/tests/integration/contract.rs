@@ -7,6 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use serde_json::Value;
+use testing::readme::blocks;
 
 use crate::rig::{root, text};
 
@@ -102,8 +103,6 @@ fn protos_and_readmes_list_exactly_the_reasons_of_the_source() {
     assert_eq!(protos, source, "the heads of the protos and the source");
     let told = in_table(&text("proto/README.md"), "| reason | code | what happened |");
     assert_eq!(told, source, "proto/README.md and the source");
-    let in_front = in_table(&text("README.md"), "| reason | code | what to do |");
-    assert_eq!(in_front, source, "README.md and the source");
 }
 
 /// The settings of a method in the service config.
@@ -159,6 +158,10 @@ fn service_config_matches_the_table_of_methods() {
         }
     }
     assert!(config.is_empty(), "no such method: {config:?}");
+    for method in &methods {
+        let call = format!("Service/{method}");
+        assert!(blocks("proto/README.md").iter().any(|block| block.commands.contains(&call)), "no command has {call}");
+    }
     assert_eq!(methods, table.into_keys().collect());
 }
 
