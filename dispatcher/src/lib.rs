@@ -10,17 +10,17 @@
 //! - [`metrics`] counts, [`spans`] traces, and [`outages`] limits the log lines of operations that fail repeatedly.
 
 pub mod app;
-mod apps_file;
-pub mod broadcast;
+pub mod apps_file;
+mod broadcast;
 pub mod clock;
-pub mod jobs;
-pub mod metrics;
-pub mod outages;
-pub mod rpc;
-pub mod send;
+mod jobs;
+mod metrics;
+mod outages;
+mod rpc;
+mod send;
 pub mod settings;
-pub mod spans;
-pub mod stops;
+mod spans;
+mod stops;
 pub mod wechat;
 
 use std::collections::HashMap;

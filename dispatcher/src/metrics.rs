@@ -3,37 +3,23 @@
 
 use domain::AppId;
 use server::proto::dispatcher_service_server::SERVICE_NAME;
-use server::rpc::status::Failure;
 use server::telemetry::metrics::registry::WECHAT_SECONDS;
 use server::telemetry::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
 use server::telemetry::outage::{Operation, Outage, Outages};
-use store::broadcast::tallies::DELIVERED;
 use store::stops::StopScope;
 
-use crate::broadcast::completion::reason;
+use crate::broadcast::reason::{self, Ending, PauseReason};
 use crate::outages::{Loops, WechatOutages};
-use crate::send::Sent;
-use crate::send::outcome::{End, WechatAnswer};
-use crate::wechat::errcode::TABLE;
+use crate::wechat::errcode;
 use crate::wechat::message::Delivery;
 
 /// Label value for everything outside a closed set.
 const OTHER: &str = "other";
 
-/// How messages of broadcasts end, as stored, without the errcode. Label values are in lower case.
-const ENDINGS: [&str; 9] = [
-    DELIVERED,
-    "UNKNOWN",
-    "NO_CREDENTIAL",
-    "RECENTLY_MESSAGED",
-    "CREDENTIALS_DEAD",
-    "MESSAGE_REFUSED",
-    "USER_REFUSED",
-    "WECHAT_BUSY",
-    "FAILED_LATER",
-];
+/// Label value of the most common outcome.
+const DELIVERED: &str = "delivered";
 
 /// All metrics of a dispatcher, created once.
 pub struct Metrics {
@@ -165,8 +151,8 @@ impl Metrics {
             },
             quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
             broadcasts: BroadcastMetrics {
-                endings: ENDINGS
-                    .map(|ending| (ending, self.messages.with_label_values(&[app, &ending.to_ascii_lowercase()]))),
+                endings: Ending::ALL
+                    .map(|ending| self.messages.with_label_values(&[app, &ending.name().to_ascii_lowercase()])),
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
                 settles: self.loops.settles.clone(),
@@ -203,7 +189,7 @@ impl SendMetrics {
         Self {
             app: app.clone(),
             sends: sends.clone(),
-            delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, "delivered", "0"])),
+            delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, DELIVERED, "0"])),
             attempts: deliveries.map(|delivery| attempts.with_label_values(&[id, delivery])),
             settles: loops.settles.clone(),
             counts: loops.counts.clone(),
@@ -212,26 +198,15 @@ impl SendMetrics {
 
     /// Counts the calls to WeChat for a message.
     pub(crate) fn attempted(&self, delivery: Delivery, attempts: u32) {
-        self.attempts[place(delivery)].inc_by(attempts.into());
+        self.attempts[index(delivery)].inc_by(attempts.into());
     }
 
-    /// Counts a message with a final outcome.
-    pub(crate) fn ended(&self, delivery: Delivery, sent: &Sent) {
-        let WechatAnswer { errcode, .. } = sent.outcome.verdict;
-        match (sent.outcome.end, errcode) {
-            (End::Delivered, Some(0)) => self.delivered[place(delivery)].inc(),
-            (End::Delivered, errcode) => self.count(delivery, "delivered", errcode),
-            (End::Unknown | End::Refused, errcode) => self.count(delivery, "unknown", errcode),
+    /// Counts a message by its outcome, or by the reason of its error.
+    pub(crate) fn ended(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
+        if (outcome, errcode) == (DELIVERED, Some(0)) {
+            return self.delivered[index(delivery)].inc();
         }
-    }
-
-    /// Counts a message that ended with an error, as its caller sees it.
-    pub(crate) fn failed(&self, delivery: Delivery, failure: &Failure) {
-        self.count(delivery, &failure.reason().to_ascii_lowercase(), failure.errcode());
-    }
-
-    fn count(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
-        let labels = [self.app.as_str(), name_of(delivery), outcome, &label_of(errcode)];
+        let labels = [self.app.as_str(), name_of(delivery), &outcome.to_ascii_lowercase(), &label_of(errcode)];
         self.sends.with_label_values(&labels).inc();
     }
 }
@@ -243,7 +218,7 @@ fn name_of(delivery: Delivery) -> &'static str {
     }
 }
 
-fn place(delivery: Delivery) -> usize {
+fn index(delivery: Delivery) -> usize {
     match delivery {
         Delivery::FormId => 0,
         Delivery::Subscription => 1,
@@ -254,7 +229,7 @@ fn place(delivery: Delivery) -> usize {
 fn label_of(errcode: Option<i32>) -> String {
     match errcode {
         None => String::new(),
-        Some(errcode) if TABLE.iter().any(|row| row.errcode == errcode) => errcode.to_string(),
+        Some(errcode) if errcode::is_known(errcode) => errcode.to_string(),
         Some(_) => OTHER.to_owned(),
     }
 }
@@ -312,7 +287,7 @@ fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
 /// Broadcasts of one app.
 #[derive(Clone)]
 pub struct BroadcastMetrics {
-    endings: [(&'static str, IntCounter); ENDINGS.len()],
+    endings: [IntCounter; Ending::ALL.len()],
     other: IntCounter,
     running: IntGauge,
     pub(crate) settles: Outage,
@@ -323,18 +298,17 @@ pub struct BroadcastMetrics {
 }
 
 impl BroadcastMetrics {
-    /// Counts ended messages. An ending is a reason, and possibly an errcode, as stored.
+    /// Counts ended messages, by their endings as stored.
     pub(crate) fn ended(&self, endings: &[(String, u64)]) {
         for (ending, count) in endings {
-            let reason = ending.split(' ').next().unwrap_or_default();
-            let known = self.endings.iter().find(|(known, _)| *known == reason);
-            known.map_or(&self.other, |(_, counter)| counter).inc_by(*count);
+            let known = Ending::parse(reason::split(ending).0);
+            known.map_or(&self.other, |known| &self.endings[known as usize]).inc_by(*count);
         }
     }
 
     /// Requests for the quota of a message generation.
     pub(crate) fn quota(&self, delivery: Delivery) -> &Outage {
-        &self.quotas[place(delivery)]
+        &self.quotas[index(delivery)]
     }
 
     /// A broadcast that cannot be processed. Others are not affected.
@@ -362,14 +336,13 @@ pub struct PauseMetrics {
 impl PauseMetrics {
     /// Sets the numbers of paused broadcasts. `paused` has one stored reason per broadcast.
     pub(crate) fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
-        let known = |reason: &str| reason::ALL.contains(&reason);
-        let show = |label: &str, count: usize| {
+        let paused = paused.map(PauseReason::parse);
+        let show = |label: &str, counted: Option<PauseReason>| {
+            let count = paused.clone().filter(|reason| *reason == counted).count();
             set(&self.paused, &[self.app.as_str(), &label.to_ascii_lowercase()], count as u64);
         };
-        for one in reason::ALL {
-            show(one, paused.clone().filter(|reason| *reason == one).count());
-        }
-        show(OTHER, paused.filter(|reason| !known(reason)).count());
+        PauseReason::ALL.into_iter().for_each(|reason| show(reason.name(), Some(reason)));
+        show(OTHER, None);
     }
 
     /// Sets the number of users in the audiences of running and paused broadcasts, and how many of them are left.
@@ -415,7 +388,7 @@ mod tests {
             let line = format!("formid_broadcasts_paused{{app=\"wx1\",reason=\"{reason}\"}} {count}\n");
             assert!(text.contains(&line), "{line} in {text}");
         }
-        assert_eq!(text.matches("formid_broadcasts_paused{").count(), reason::ALL.len() + 1);
+        assert_eq!(text.matches("formid_broadcasts_paused{").count(), PauseReason::ALL.len() + 1);
         app.pauses.show([].into_iter());
         assert!(!metrics.service.registry.text().unwrap().contains("reason=\"quota\"} 2"));
     }

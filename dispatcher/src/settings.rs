@@ -9,7 +9,7 @@ use server::config::{Common, CommonArgs};
 use store::leases::LeaseTerms;
 use store::{StoreArgs, StoreConfig};
 
-use crate::app::Apps;
+use crate::apps_file::Apps;
 use crate::broadcast::BroadcastLimits;
 use crate::clock::Clock;
 use crate::send::Limits;

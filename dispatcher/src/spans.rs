@@ -7,21 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use domain::AppId;
 use http::StatusCode;
-use server::rpc::status::Failure;
 use server::telemetry::traces::{self, TARGET};
 use store;
 use store::broadcast::BroadcastId;
 use store::broadcast::pages::Next;
-use store::broadcast::tallies::DELIVERED;
 use store::leases::Leased;
 use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
 use crate::app::App;
-use crate::send::Sent;
-use crate::send::outcome::End;
-use crate::wechat::client::{Cause, FetchError, FetchedToken, Quota, QuotaError, Reply};
-use crate::wechat::errcode::TABLE;
+use crate::broadcast::reason::{self, Ending};
+use crate::wechat::errcode;
+use crate::wechat::error::Cause;
 
 /// Span of one message, from start to end. It may outlive its call.
 pub fn send(app: &AppId) -> Span {
@@ -37,21 +34,13 @@ pub fn send(app: &AppId) -> Span {
 }
 
 /// Records how a message ended.
-pub fn sent(span: &Span, result: &Result<Sent, Failure>) {
-    match result {
-        Ok(sent) => {
-            let end = match sent.outcome.end {
-                End::Delivered => "delivered",
-                End::Unknown => "unknown",
-                End::Refused => "refused",
-            };
-            span.record("formid.outcome", end).record("formid.attempts", sent.outcome.attempts);
-        }
-        Err(failure) => {
-            // The span of the call has the status.
-            span.record("formid.outcome", "not sent").record("formid.reason", failure.reason());
-        }
-    }
+pub fn sent(span: &Span, outcome: &str, attempts: u32) {
+    span.record("formid.outcome", outcome).record("formid.attempts", attempts);
+}
+
+/// Records why a message was not sent. The span of the call has the status.
+pub fn not_sent(span: &Span, reason: &str) {
+    span.record("formid.outcome", "not sent").record("formid.reason", reason);
 }
 
 /// Span of the script that leases a credential.
@@ -125,18 +114,18 @@ pub fn errcode(span: &Span, errcode: i32, rid: &str) {
     }
     if errcode != 0 {
         // A gateway may answer with any number, but the set of error types must be small.
-        let known = TABLE.iter().any(|row| row.errcode == errcode);
-        let kind = if known { errcode.to_string() } else { "_OTHER".into() };
+        let kind = if errcode::is_known(errcode) { errcode.to_string() } else { "_OTHER".into() };
         failed(span, &kind);
     }
 }
 
-/// Records why a call brought no usable answer. Called at most once per call.
+/// Called at most once per call.
 fn failed(span: &Span, kind: &str) {
     span.record("error.type", kind).record("otel.status_code", "ERROR");
 }
 
-fn unanswered(span: &Span, cause: Cause) {
+/// Records why a call brought no usable answer.
+pub fn unanswered(span: &Span, cause: Cause) {
     let kind = match cause {
         Cause::Connect => "no_connection",
         Cause::ConnectTimeout => "connect_timeout",
@@ -148,32 +137,6 @@ fn unanswered(span: &Span, cause: Cause) {
         Cause::Refused(code) => return errcode(span, code, ""),
     };
     failed(span, kind);
-}
-
-/// Records WeChat's reply to a message.
-pub fn replied(span: &Span, reply: &Reply) {
-    match reply {
-        Reply::Answered { errcode: code, rid, .. } => errcode(span, *code, rid),
-        Reply::NotSent(cause) | Reply::Unanswered(cause) => unanswered(span, *cause),
-    }
-}
-
-/// Records the result of fetching a token, without the token.
-pub fn fetched(span: &Span, fetched: &Result<FetchedToken, FetchError>) {
-    match fetched {
-        Ok(_) => {}
-        Err(FetchError::Final { errcode: code, rid, .. }) => errcode(span, *code, rid),
-        Err(FetchError::Transient { cause, .. }) => unanswered(span, *cause),
-    }
-}
-
-/// Records the result of requesting a quota.
-pub fn counted(span: &Span, quota: &Result<Quota, QuotaError>) {
-    match quota {
-        Ok(_) => {}
-        Err(QuotaError::Refused { errcode: code, rid }) => errcode(span, *code, rid),
-        Err(QuotaError::Unanswered(cause)) => unanswered(span, *cause),
-    }
 }
 
 /// Trace of this replica's work on one broadcast, until the broadcast pauses or ends. It is linked to the call that
@@ -292,19 +255,22 @@ impl Drop for Run {
 /// Records what happens to a message of a broadcast after the attempts with one credential.
 pub fn ended(span: &Span, next: &Next, attempts: u32) {
     let outcome = match next {
-        Next::End(end) => match end.split(' ').next().unwrap_or_default() {
-            DELIVERED => "delivered",
-            "UNKNOWN" => "unknown",
-            reason => {
-                span.record("formid.reason", reason);
-                "refused"
+        Next::End(ending) => {
+            let (name, _) = reason::split(ending);
+            match Ending::parse(name) {
+                Some(Ending::Delivered) => "delivered",
+                Some(Ending::Unknown) => "unknown",
+                _ => {
+                    span.record("formid.reason", name);
+                    "refused"
+                }
             }
-        },
+        }
         Next::Credential(..) => "next credential",
         Next::Again => "again",
         Next::Hold => "in doubt",
     };
-    span.record("formid.outcome", outcome).record("formid.attempts", attempts);
+    sent(span, outcome, attempts);
 }
 
 /// Samples the first [`Sample::ALL`] items, then each whose number is a power of two.

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispatcher::app::Apps;
-use dispatcher::wechat::client::{Client, Reply};
+use dispatcher::apps_file::Apps;
+use dispatcher::wechat::client::Client;
 use dispatcher::wechat::message::{Delivery, Message, Value};
+use dispatcher::wechat::reply::Reply;
 use domain::config_errors::ConfigErrors;
 use domain::{AppId, CredentialId, OpenId, TemplateId};
 use server::proto::dispatcher_service_server::{DispatcherService, DispatcherServiceServer};

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis;
-use dispatcher::app::Apps;
-use dispatcher::wechat::client::{Client, Reply};
+use dispatcher::apps_file::Apps;
+use dispatcher::wechat::client::Client;
 use dispatcher::wechat::message::{Delivery, Message, Value};
+use dispatcher::wechat::reply::Reply;
 use domain::config_errors::ConfigErrors;
 use domain::{AppId, CredentialId, OpenId, TemplateId};
 use server::proto::broadcast_request::Audience;

@@ -5,24 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use server::telemetry::outage::Operation;
+use store;
 use store::broadcast::BroadcastId;
 use store::broadcast::audience::Choice;
 use store::broadcast::pages::PAGE;
 use store::broadcast::permits::{Budget, Held, Permits};
 use store::broadcast::records::{Move, Moved, Pause, Record, State};
 use store::keys::Bucket;
-use store::{self};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::AppContext;
-use super::completion::{Signal, reason, stopped, token_refused};
+use super::completion::{Signal, stopped, token_refused};
 use super::limiter::AdaptiveLimit;
 use super::quota;
+use super::reason::PauseReason;
 use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
 use crate::send::outcome::{SendError, WechatAnswer};
 use crate::spans::Run;
+use crate::wechat::error::TokenError;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
 /// that of the calls in progress.
@@ -193,9 +195,12 @@ impl ActiveBroadcast {
 
     /// Pauses because the canary or the quota is used up.
     async fn limit_reached(&self, canary: bool) {
-        let (reason, resume_ms) =
-            if canary { (reason::CANARY, None) } else { (reason::QUOTA, Some(self.context.clock.next_day_ms())) };
-        self.pause(Pause { reason: reason.into(), resume_ms, ..Pause::default() }).await;
+        let pause = if canary {
+            PauseReason::Canary.into()
+        } else {
+            Pause { resume_ms: Some(self.context.clock.next_day_ms()), ..PauseReason::Quota.into() }
+        };
+        self.pause(pause).await;
     }
 
     /// Applies what the end of one message means for the whole broadcast.
@@ -227,7 +232,7 @@ impl ActiveBroadcast {
         };
         let too_many = self.window.lock().unwrap_or_else(PoisonError::into_inner).note(failed);
         if too_many {
-            self.pause(Pause { reason: reason::FAILURE_RATIO.into(), ..Pause::default() }).await;
+            self.pause(PauseReason::FailureRatio.into()).await;
         }
     }
 
@@ -237,7 +242,7 @@ impl ActiveBroadcast {
             Ok(streak) if streak < STREAK => {}
             Ok(_) => {
                 let WechatAnswer { errcode, rid, .. } = verdict;
-                self.pause(Pause { reason: reason::MESSAGE_REFUSED.into(), errcode, rid, resume_ms: None }).await;
+                self.pause(Pause { errcode, rid, ..PauseReason::MessageRefused.into() }).await;
             }
             Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
         }
@@ -263,7 +268,7 @@ impl ActiveBroadcast {
     }
 
     async fn wait_for_token(&self, error: SendError) {
-        if let SendError::Token(crate::wechat::token::TokenError::Refused { errcode, rid, .. }) = error {
+        if let SendError::Token(TokenError::Refused { errcode, rid, .. }) = error {
             return self.pause(token_refused(errcode, rid)).await;
         }
         debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");

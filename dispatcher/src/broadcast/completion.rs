@@ -3,37 +3,16 @@
 
 use store::broadcast::pages::Next;
 use store::broadcast::records::Pause;
-use store::broadcast::tallies::DELIVERED;
 use store::leases::{LeaseEnd, LeaseId};
 
+use super::reason::{Ending, PauseReason};
 use crate::send::outcome::{End, SendError, WechatAnswer};
 use crate::send::{AttemptResult, Progress};
 use crate::wechat::errcode::{Meaning, row_of};
-use crate::wechat::token::TokenError;
+use crate::wechat::error::TokenError;
 
 /// How often a message is put back because WeChat is busy, before it counts as failed.
 pub const BUSY_ROUNDS: u32 = 3;
-
-/// Pause reasons, as stored and as callers see them.
-pub mod reason {
-    pub use store::broadcast::records::CANARY;
-
-    /// A caller called PauseBroadcast.
-    pub const CALLER: &str = "CALLER";
-    /// The daily quota, or the share of it that broadcasts may use, is used up.
-    pub const QUOTA: &str = "QUOTA";
-    /// WeChat stopped the app.
-    pub const APP_STOPPED: &str = "APP_STOPPED";
-    /// WeChat refused several messages in a row because of their content.
-    pub const MESSAGE_REFUSED: &str = "MESSAGE_REFUSED";
-    /// Too many messages failed.
-    pub const FAILURE_RATIO: &str = "FAILURE_RATIO";
-    /// WeChat refuses an access token.
-    pub const TOKEN_REFUSED: &str = "TOKEN_REFUSED";
-
-    /// All pause reasons.
-    pub const ALL: [&str; 7] = [CALLER, CANARY, QUOTA, APP_STOPPED, MESSAGE_REFUSED, FAILURE_RATIO, TOKEN_REFUSED];
-}
 
 /// What the end of a message means for its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,29 +52,29 @@ pub(crate) fn of(
     next_day_ms: u64,
 ) -> Disposition {
     let last = &tally.last;
-    let end = |reason: &str| Next::End(with_errcode(reason, last));
+    let end = |ending: Ending| Next::End(ending.with_errcode(last.errcode));
     match conclusion {
         AttemptResult::End(End::Delivered, verdict) => {
-            Disposition { verdict, next: Next::End(DELIVERED.into()), sign: Signal::Delivered }
+            Disposition { verdict, next: Next::End(Ending::Delivered.with_errcode(None)), sign: Signal::Delivered }
         }
         // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
         AttemptResult::End(End::Unknown, verdict) if tally.attempts == 0 => {
-            Disposition { verdict, next: end("UNKNOWN"), sign: Signal::None }
+            Disposition { verdict, next: end(Ending::Unknown), sign: Signal::None }
         }
         AttemptResult::End(End::Unknown, verdict) => {
-            Disposition { verdict, next: end("UNKNOWN"), sign: Signal::Failed }
+            Disposition { verdict, next: end(Ending::Unknown), sign: Signal::Failed }
         }
         AttemptResult::End(End::Refused, verdict) => {
-            let (reason, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
+            let (ending, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
                 // The user's choice, not a failure.
-                Some(Meaning::RefusedByUser) => ("USER_REFUSED", Signal::None),
-                Some(Meaning::UserWrong) => ("USER_REFUSED", Signal::Failed),
-                _ => ("MESSAGE_REFUSED", Signal::MessageRefused(last.clone())),
+                Some(Meaning::RefusedByUser) => (Ending::UserRefused, Signal::None),
+                Some(Meaning::UserWrong) => (Ending::UserRefused, Signal::Failed),
+                _ => (Ending::MessageRefused, Signal::MessageRefused(last.clone())),
             };
-            Disposition { verdict, next: end(reason), sign }
+            Disposition { verdict, next: end(ending), sign }
         }
         AttemptResult::NextCredential => {
-            let ending = with_errcode("CREDENTIALS_DEAD", last);
+            let ending = Ending::CredentialsDead.with_errcode(last.errcode);
             let (next, sign) = if tally.credentials < credentials {
                 (Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
@@ -112,7 +91,7 @@ pub(crate) fn of(
                 }
                 // A message is not put back forever.
                 SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
-                    (end("WECHAT_BUSY"), Signal::Failed)
+                    (end(Ending::WechatBusy), Signal::Failed)
                 }
                 _ => (Next::Again, Signal::OutOfReach),
             };
@@ -130,14 +109,14 @@ pub fn wears_out(verdict: &WechatAnswer) -> bool {
 /// The pause for a code that stops the app.
 pub fn stopped(verdict: &WechatAnswer, next_day_ms: u64) -> Pause {
     let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
-    let reason = if quota { reason::QUOTA } else { reason::APP_STOPPED };
-    let (reason, resume_ms) = (reason.to_owned(), quota.then_some(next_day_ms));
-    Pause { reason, errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms }
+    let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
+    let resume_ms = quota.then_some(next_day_ms);
+    Pause { errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms, ..reason.into() }
 }
 
 /// The pause when WeChat refuses an access token.
 pub fn token_refused(errcode: i32, rid: String) -> Pause {
-    Pause { reason: reason::TOKEN_REFUSED.into(), errcode: Some(errcode), rid, resume_ms: None }
+    Pause { errcode: Some(errcode), rid, ..PauseReason::TokenRefused.into() }
 }
 
 /// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
@@ -149,14 +128,7 @@ pub fn unsent(in_doubt: bool) -> (LeaseEnd, Next) {
 /// What happens to a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so
 /// the credential counts as spent. If its form id were used for another message, that message could end as unknown too.
 pub fn abandoned() -> (LeaseEnd, Next) {
-    (LeaseEnd::Unknown, Next::End("UNKNOWN".into()))
-}
-
-fn with_errcode(reason: &str, verdict: &WechatAnswer) -> String {
-    match verdict.errcode {
-        Some(errcode) => format!("{reason} {errcode}"),
-        None => reason.to_owned(),
-    }
+    (LeaseEnd::Unknown, Next::End(Ending::Unknown.with_errcode(None)))
 }
 
 #[cfg(test)]

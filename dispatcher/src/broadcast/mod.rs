@@ -18,6 +18,7 @@ pub mod completion;
 pub mod limiter;
 mod lookup;
 pub mod quota;
+pub mod reason;
 pub mod scheduler;
 pub mod spec;
 pub mod stop_rules;

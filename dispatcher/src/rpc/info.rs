@@ -8,17 +8,17 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
 use prost_types::Timestamp;
 use server::proto::{
-    self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, PauseReason,
-    WatchBroadcastResponse,
+    self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, WatchBroadcastResponse,
 };
 use server::rpc::status::Failure;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::State;
-use store::broadcast::tallies::{DELIVERED, ERASED, Tally, Undelivered};
+use store::broadcast::tallies::{ERASED, Tally, Undelivered};
 use tonic::Status;
 
 use crate::broadcast::api::{BroadcastView, Broadcasts, Estimate};
-use crate::broadcast::completion::reason;
+use crate::broadcast::reason::{Ending, PauseReason, split};
+use crate::wechat::errcode::{Meaning, row_of};
 
 /// Converts a broadcast.
 pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
@@ -124,36 +124,29 @@ pub(super) fn watch(
 fn tally_of(tally: &Tally) -> BroadcastTally {
     let (mut refused_by_user, mut unknown, mut failed) = (0, 0, Vec::new());
     for (ending, count) in &tally.endings {
-        match split(ending) {
-            ("NO_CREDENTIAL" | "RECENTLY_MESSAGED" | DELIVERED | ERASED, _) => {}
-            ("UNKNOWN", _) => unknown += count,
-            // The user's choice. Another errcode with the same reason is a wrong openid.
-            ("USER_REFUSED", Some(43101)) => refused_by_user += count,
-            (reason, errcode) => {
-                failed.push(BroadcastFailure { reason: reason.to_owned(), errcode, count: *count });
+        let (name, errcode) = split(ending);
+        match Ending::parse(name) {
+            Some(Ending::Delivered | Ending::NoCredential | Ending::RecentlyMessaged) => {}
+            None if name == ERASED => {}
+            Some(Ending::Unknown) => unknown += count,
+            Some(Ending::UserRefused) if errcode.is_some_and(|code| row_of(code).meaning == Meaning::RefusedByUser) => {
+                refused_by_user += count;
             }
+            _ => failed.push(BroadcastFailure { reason: name.to_owned(), errcode, count: *count }),
         }
     }
     BroadcastTally {
         audience: tally.audience,
         estimated: tally.estimated,
-        delivered: tally.ended(DELIVERED),
-        no_credential: tally.ended("NO_CREDENTIAL"),
-        recently_messaged: tally.ended("RECENTLY_MESSAGED"),
+        delivered: tally.ended(Ending::Delivered.name()),
+        no_credential: tally.ended(Ending::NoCredential.name()),
+        recently_messaged: tally.ended(Ending::RecentlyMessaged.name()),
         refused_by_user,
         erased: tally.ended(ERASED),
         unknown,
         failed,
         left: tally.left(),
         in_flight: tally.in_flight,
-    }
-}
-
-/// Splits a stored ending into its reason and WeChat's errcode.
-fn split(ending: &str) -> (&str, Option<i32>) {
-    match ending.split_once(' ') {
-        Some((reason, errcode)) => (reason, errcode.parse().ok()),
-        None => (ending, None),
     }
 }
 
@@ -167,16 +160,16 @@ fn state(state: State) -> BroadcastState {
     }
 }
 
-fn pause_reason(name: &str) -> PauseReason {
-    match name {
-        reason::CALLER => PauseReason::Caller,
-        reason::CANARY => PauseReason::Canary,
-        reason::QUOTA => PauseReason::Quota,
-        reason::APP_STOPPED => PauseReason::AppStopped,
-        reason::MESSAGE_REFUSED => PauseReason::MessageRefused,
-        reason::FAILURE_RATIO => PauseReason::FailureRatio,
-        reason::TOKEN_REFUSED => PauseReason::TokenRefused,
-        _ => PauseReason::Unspecified,
+fn pause_reason(name: &str) -> proto::PauseReason {
+    match PauseReason::parse(name) {
+        Some(PauseReason::Caller) => proto::PauseReason::Caller,
+        Some(PauseReason::Canary) => proto::PauseReason::Canary,
+        Some(PauseReason::Quota) => proto::PauseReason::Quota,
+        Some(PauseReason::AppStopped) => proto::PauseReason::AppStopped,
+        Some(PauseReason::MessageRefused) => proto::PauseReason::MessageRefused,
+        Some(PauseReason::FailureRatio) => proto::PauseReason::FailureRatio,
+        Some(PauseReason::TokenRefused) => proto::PauseReason::TokenRefused,
+        None => proto::PauseReason::Unspecified,
     }
 }
 

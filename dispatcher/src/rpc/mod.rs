@@ -29,12 +29,12 @@ use server::serve::budget::Charge;
 use server::serve::connections::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::broadcast::BroadcastId;
-use store::broadcast::records::{Move, Pause};
+use store::broadcast::records::Move;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::broadcast::api::{BroadcastView, Broadcasts, Transition};
-use crate::broadcast::completion::reason;
+use crate::broadcast::reason::PauseReason;
 use crate::send::Sender;
 use crate::send::in_flight::InFlight;
 use crate::wechat::message::Delivery;
@@ -238,8 +238,8 @@ impl DispatcherService for Service {
     async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
         let caller = Caller::of(&request)?;
         let PauseBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let pause = Pause { reason: reason::CALLER.into(), ..Pause::default() };
-        let broadcast = self.move_to(&caller, "PauseBroadcast", (app_id, broadcast_id), Move::Pause(pause)).await?;
+        let pause = Move::Pause(PauseReason::Caller.into());
+        let broadcast = self.move_to(&caller, "PauseBroadcast", (app_id, broadcast_id), pause).await?;
         Ok(Response::new(PauseBroadcastResponse { broadcast }))
     }
 

@@ -10,9 +10,9 @@ use tracing::{debug, error, warn};
 use super::{AttemptResult, Progress, SendRequest, Sender};
 use crate::send::outcome::{End, SendError, WechatAnswer};
 use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
-use crate::wechat::client::Reply;
 use crate::wechat::errcode::{Meaning, blamed_key, row_of};
 use crate::wechat::message::{Delivery, Message};
+use crate::wechat::reply::Reply;
 
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);

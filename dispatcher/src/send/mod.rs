@@ -129,7 +129,10 @@ impl Sender {
     pub async fn send(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let span = spans::send(&self.app.id);
         let result = self.answer(order).instrument(span.clone()).await;
-        spans::sent(&span, &result);
+        match &result {
+            Ok(Sent { outcome, .. }) => spans::sent(&span, outcome.end.name(), outcome.attempts),
+            Err(failure) => spans::not_sent(&span, failure.reason()),
+        }
         result
     }
 
@@ -138,14 +141,14 @@ impl Sender {
         let delivery = order.message.delivery;
         let answer = match self.carry_out(order).await {
             Ok(SendResult::Sent(sent)) => {
-                self.metrics.ended(delivery, &sent);
+                self.metrics.ended(delivery, sent.outcome.end.name(), sent.outcome.verdict.errcode);
                 return Ok(sent);
             }
             Ok(SendResult::Lost) => return Ok(lost()),
             Ok(SendResult::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
             Err(error) => Failure::from(error),
         };
-        self.metrics.failed(delivery, &answer);
+        self.metrics.ended(delivery, answer.reason(), answer.errcode());
         Err(answer)
     }
 

@@ -10,7 +10,7 @@ use store::delivery_failures::MsgId;
 use tonic::Code;
 
 use crate::wechat::errcode::{Meaning, row_of};
-use crate::wechat::token::TokenError;
+use crate::wechat::error::TokenError;
 
 /// WeChat's answer to a message, as far as there was one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,16 @@ pub enum End {
     /// WeChat refused the message or its user.
     #[serde(rename = "r")]
     Refused,
+}
+
+impl End {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Unknown => "unknown",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// The record kept under a request id. It suffices to answer every later call with that id, and contains nothing about

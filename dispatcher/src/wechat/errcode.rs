@@ -114,6 +114,11 @@ pub fn row_of(errcode: i32) -> Row {
     }
 }
 
+/// WeChat, or a gateway in its place, may answer with any number. Only known codes become a label or an error type.
+pub fn is_known(errcode: i32) -> bool {
+    TABLE.binary_search_by_key(&errcode, |row| row.errcode).is_ok()
+}
+
 /// Returns the data key that a 47003 rejects: `argument invalid! data.thing3.value ...` yields `thing3`. This is only a
 /// hint for people; `None` if WeChat changed the text.
 pub fn blamed_key(errmsg: &str) -> Option<&str> {

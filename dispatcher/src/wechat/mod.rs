@@ -3,12 +3,14 @@
 //! - [`errcode`]: what its codes mean
 //! - [`message`]: the body of a message
 //! - [`keywords`]: which values a subscription message may have
-//! - [`client`]: HTTP calls
+//! - [`client`]: HTTP calls; [`reply`]: the answers; [`error`]: the errors
 //! - [`token`]: the access token
 
 pub mod client;
 pub mod errcode;
+pub mod error;
 pub mod keywords;
 pub mod message;
+pub mod reply;
 pub mod token;
 pub mod token_codes;

@@ -6,8 +6,8 @@ mod rig;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use dispatcher::wechat::client::Cause;
-use dispatcher::wechat::token::{TokenError, Tokens, Trouble};
+use dispatcher::wechat::error::{Cause, TokenError, Trouble};
+use dispatcher::wechat::token::Tokens;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use rig::{Rig, id};

@@ -10,8 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dispatcher::app::{App, Secret, TokenEndpoint};
-use dispatcher::wechat::client::{Cause, Client, ClientError, FetchError, Reply};
+use dispatcher::wechat::client::Client;
+use dispatcher::wechat::error::{Cause, ClientError, TokenError, Trouble};
 use dispatcher::wechat::message::Delivery;
+use dispatcher::wechat::reply::Reply;
 use dispatcher::wechat::token_codes;
 use domain::AppId;
 use reqwest::Url;
@@ -170,7 +172,7 @@ async fn redirects_are_not_followed() {
         assert_eq!(send(&server.url).await, Reply::Unanswered(Cause::Redirected(status)));
         let fetched = client(&server.url).fetch_token(false).await;
         let cause = Cause::Redirected(status);
-        assert_eq!(fetched.unwrap_err(), FetchError::Transient { errcode: None, cause });
+        assert_eq!(fetched.unwrap_err(), TokenError::Transient(Trouble::WeChat(cause)));
     }
     assert!(target.requests().is_empty());
 }
@@ -205,13 +207,13 @@ async fn token_refusals_are_final_or_transient_by_the_table() {
         let error = client(&server.url).fetch_token(false).await.unwrap_err();
         let row = token_codes::row_of(errcode);
         let expected = match row.weight {
-            token_codes::Weight::Final => FetchError::Final { errcode, rid: "5f-1".into(), sentence: row.sentence },
-            _ => FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) },
+            token_codes::Weight::Final => TokenError::Refused { errcode, rid: "5f-1".into(), sentence: row.sentence },
+            _ => TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))),
         };
         assert_eq!(error, expected);
         assert!(error.to_string().contains(&errcode.to_string()), "{error}");
         let finals = [40001, 40002, 40013, 40125, 40164, 61004, 40243, 50004, 89503];
-        assert_eq!(finals.contains(&errcode), matches!(error, FetchError::Final { .. }), "{errcode}");
+        assert_eq!(finals.contains(&errcode), matches!(error, TokenError::Refused { .. }), "{errcode}");
     }
 }
 
@@ -229,11 +231,11 @@ async fn invalid_token_response_is_retried_later() {
     ] {
         let server = Server::start(ok(body)).await;
         let error = client(&server.url).fetch_token(false).await.unwrap_err();
-        assert_eq!(error, FetchError::Transient { errcode: None, cause: Cause::NotJson }, "{body}");
+        assert_eq!(error, TokenError::Transient(Trouble::WeChat(Cause::NotJson)), "{body}");
     }
     let free = testing::free_port();
     let error = client(&format!("http://127.0.0.1:{free}")).fetch_token(false).await.unwrap_err();
-    assert_eq!(error, FetchError::Transient { errcode: None, cause: Cause::Connect });
+    assert_eq!(error, TokenError::Transient(Trouble::WeChat(Cause::Connect)));
 }
 
 #[tokio::test]

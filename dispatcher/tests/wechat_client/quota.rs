@@ -1,7 +1,8 @@
 //! How the client reads the answers to its quota request.
 
-use dispatcher::wechat::client::{Quota, QuotaError};
 use dispatcher::wechat::errcode::{Meaning, row_of};
+use dispatcher::wechat::error::QuotaError;
+use dispatcher::wechat::reply::Quota;
 
 use super::*;
 

@@ -7,9 +7,8 @@ use rand::RngExt;
 use server::telemetry::outage::Operation;
 use tracing::{debug, error, warn};
 
-use super::{TokenError, Trouble};
 use crate::outages::WechatOutages;
-use crate::wechat::client::Cause;
+use crate::wechat::error::{Cause, TokenError, Trouble};
 use crate::wechat::token_codes::{self, Weight};
 
 /// First pause after an error that may be temporary.

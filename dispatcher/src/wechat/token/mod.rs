@@ -29,7 +29,8 @@ use store::tokens::SharedToken;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tracing::{Instrument as _, warn};
 
-use super::client::{Cause, Client, FetchError};
+use super::client::Client;
+use super::error::{TokenError, Trouble};
 use crate::spans;
 use backoff::FetchState;
 
@@ -69,56 +70,6 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Token(..)")
-    }
-}
-
-/// Why there is no token.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    /// May be temporary. Repeated requests within a short time are answered from memory.
-    #[error("no access token for now: {0}")]
-    Transient(Trouble),
-    /// An operator has to change something first. WeChat is called again only every few minutes.
-    #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
-    Refused {
-        /// WeChat's errcode.
-        errcode: i32,
-        /// Id of the call (rid), which WeChat's support asks for.
-        rid: String,
-        /// What the operator has to do.
-        sentence: &'static str,
-    },
-}
-
-/// A temporary reason why there is no token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
-    /// WeChat returned none.
-    #[error("{0}")]
-    WeChat(Cause),
-    /// Another replica holds the lock and shares no token.
-    #[error("another replica is fetching one and has not finished in time")]
-    Locked,
-    /// Redis does not answer, and fetching a token would invalidate the other replicas' token.
-    #[error("Redis does not answer, and fetching a token without it would invalidate the token of the other replicas")]
-    Store,
-    /// WeChat returns the same token that it rejects, and another forced refresh is not permitted yet.
-    #[error("WeChat returned a token again that it rejected before")]
-    SameAgain,
-    /// WeChat rejects one fetched token after the other, so fetching is slowed down.
-    #[error("WeChat rejects tokens soon after it returned them, one after the other")]
-    Dying,
-    /// The service is stopping.
-    #[error("the service is stopping")]
-    Stopping,
-}
-
-impl From<FetchError> for TokenError {
-    fn from(error: FetchError) -> Self {
-        match error {
-            FetchError::Transient { cause, .. } => Self::Transient(Trouble::WeChat(cause)),
-            FetchError::Final { errcode, rid, sentence } => Self::Refused { errcode, rid, sentence },
-        }
     }
 }
 

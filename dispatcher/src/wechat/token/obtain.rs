@@ -11,9 +11,10 @@ use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
 use super::backoff::FetchState;
-use super::{Inner, Token, TokenError, Trouble, now_ms};
+use super::{Inner, Token, now_ms};
 use crate::app::TokenEndpoint;
-use crate::wechat::client::FetchedToken;
+use crate::wechat::error::{TokenError, Trouble};
+use crate::wechat::reply::FetchedToken;
 
 /// How long another replica may take to share a token.
 const PATIENCE: Duration = Duration::from_secs(10);

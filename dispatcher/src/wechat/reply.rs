@@ -1,11 +1,13 @@
-//! Results of a call. Nothing here quotes text from WeChat, or from a gateway in its place, except [`Reply::Answered`].
+//! WeChat's answers. Nothing here quotes text from WeChat, or from a gateway in its place, except [`Reply::Answered`].
 
 use std::fmt;
 use std::time::Duration;
 
+use serde::Deserialize;
 use store::delivery_failures::MsgId;
 
-use crate::wechat::token_codes;
+use super::error::{Cause, QuotaError, TokenError};
+use super::token_codes::{self, Weight};
 
 /// Maximum length of a rid. WeChat's rids have about 26 characters.
 const MAX_RID: usize = 64;
@@ -13,18 +15,10 @@ const MAX_RID: usize = 64;
 /// Maximum number of digits in one group of a rid.
 const MAX_GROUP: usize = 12;
 
-/// Why the HTTP client cannot be created.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The base URL cannot have a path. The apps file does not accept such a URL.
-    #[error("the base URL of the app cannot be extended with a path")]
-    BaseUrl,
-    /// TLS cannot be set up, most often because the machine has no CA certificates.
-    #[error("TLS cannot be set up; are CA certificates installed? ({0})")]
-    Tls(String),
-}
+/// Upper limit for the lifetime of a token. WeChat gives two hours.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// Result of one call.
+/// Result of sending a message.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Reply {
     /// WeChat answered.
@@ -45,6 +39,19 @@ pub enum Reply {
     Unanswered(Cause),
 }
 
+impl Reply {
+    pub(super) fn parse(body: Result<Vec<u8>, Cause>) -> Self {
+        match body.and_then(|body| parse::<SendAnswer>(&body)) {
+            Ok(SendAnswer { errcode, errmsg, msgid }) => {
+                let (errmsg, rid) = split_errmsg(errmsg);
+                Self::Answered { errcode, errmsg, rid, msgid: parse_msgid(&msgid) }
+            }
+            Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Self::NotSent(cause),
+            Err(cause) => Self::Unanswered(cause),
+        }
+    }
+}
+
 impl fmt::Debug for Reply {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,38 +65,6 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Why there is no usable answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Cause {
-    /// No connection: refused, unknown host, unreachable, or no TLS.
-    #[error("no connection to WeChat")]
-    Connect,
-    /// The connection was not established in time.
-    #[error("no connection to WeChat in time")]
-    ConnectTimeout,
-    /// No answer in time.
-    #[error("no answer from WeChat in time")]
-    Timeout,
-    /// The connection ended before the answer did.
-    #[error("the connection to WeChat broke off")]
-    BrokenOff,
-    /// An HTTP status other than success.
-    #[error("WeChat answered with the HTTP status {0}")]
-    HttpStatus(u16),
-    /// A redirect. Redirects are never followed.
-    #[error("WeChat answered with a redirect (HTTP status {0}), which is not followed")]
-    Redirected(u16),
-    /// The body is not a JSON object with the required fields: an integer errcode, a token, or a quota.
-    #[error("WeChat's answer is not the JSON that was expected")]
-    NotJson,
-    /// The body is longer than any answer of WeChat.
-    #[error("WeChat's answer is longer than the limit")]
-    TooLarge,
-    /// The token endpoint answered with a code that may be temporary.
-    #[error("WeChat gives no access token for now (errcode {code}: {})", token_codes::row_of(*.0).sentence, code = .0)]
-    Refused(i32),
-}
-
 /// A token as WeChat returned it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FetchedToken {
@@ -99,38 +74,30 @@ pub struct FetchedToken {
     pub life: Duration,
 }
 
-impl fmt::Debug for FetchedToken {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("FetchedToken").field("life", &self.life).finish_non_exhaustive()
+impl FetchedToken {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, TokenError> {
+        let plausible = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        match parse(body)? {
+            TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => {
+                let row = token_codes::row_of(errcode);
+                Err(match row.weight {
+                    Weight::Transient | Weight::Unknown => Cause::Refused(errcode).into(),
+                    Weight::Final => {
+                        TokenError::Refused { errcode, rid: split_errmsg(errmsg).1, sentence: row.sentence }
+                    }
+                })
+            }
+            TokenAnswer { access_token: Some(token), expires_in: Some(seconds @ 1..), .. } if plausible(&token) => {
+                Ok(Self { token, life: Duration::from_secs(seconds).min(MAX_LIFE) })
+            }
+            _ => Err(Cause::NotJson.into()),
+        }
     }
 }
 
-/// Why no token was fetched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FetchError {
-    /// May be temporary: try again later.
-    #[error("{cause}")]
-    Transient {
-        /// WeChat's errcode, if it answered with one.
-        errcode: Option<i32>,
-        /// What happened.
-        cause: Cause,
-    },
-    /// Permanent until an operator changes something.
-    #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
-    Final {
-        /// WeChat's errcode.
-        errcode: i32,
-        /// Id of the call (rid), which WeChat's support asks for.
-        rid: String,
-        /// What the operator has to do.
-        sentence: &'static str,
-    },
-}
-
-impl From<Cause> for FetchError {
-    fn from(cause: Cause) -> Self {
-        Self::Transient { errcode: None, cause }
+impl fmt::Debug for FetchedToken {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("FetchedToken").field("life", &self.life).finish_non_exhaustive()
     }
 }
 
@@ -147,33 +114,59 @@ pub struct Quota {
 }
 
 impl Quota {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, QuotaError> {
+        let QuotaAnswer { errcode, errmsg, quota } = parse(body)?;
+        match errcode {
+            0 => Ok(Self::read(&quota).ok_or(Cause::NotJson)?),
+            errcode => Err(QuotaError::Refused { errcode, rid: split_errmsg(errmsg).1 }),
+        }
+    }
+
     /// Reads all three as JSON integers. WeChat never sends them as strings.
-    pub(super) fn read(quota: &serde_json::Value) -> Option<Self> {
+    fn read(quota: &serde_json::Value) -> Option<Self> {
         let number = |name| quota.get(name)?.as_u64();
         Some(Self { daily_limit: number("daily_limit")?, used: number("used")?, remain: number("remain")? })
     }
 }
 
-/// Why the quota is not known.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QuotaError {
-    /// WeChat answered with an errcode. The codes for the token and for a busy WeChat mean the same as for a send, see
-    /// [`crate::wechat::errcode`]. 48001 (not permitted), 76021 (unknown path) and 76022 (wrong kind of account) mean
-    /// that the quota is not available at all.
-    #[error("WeChat does not tell the quota (errcode {errcode})")]
-    Refused {
-        /// WeChat's errcode, never 0.
-        errcode: i32,
-        /// Id of the call (rid), which WeChat's support asks for; empty if WeChat gave none.
-        rid: String,
-    },
-    /// There is no usable answer. A gateway that does not know the path usually answers with an HTTP status.
-    #[error(transparent)]
-    Unanswered(#[from] Cause),
+#[derive(Deserialize)]
+struct SendAnswer {
+    errcode: i32,
+    /// Only for people. Any JSON type is accepted, because only the code is used.
+    #[serde(default)]
+    errmsg: serde_json::Value,
+    #[serde(default)]
+    msgid: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct QuotaAnswer {
+    errcode: i32,
+    #[serde(default)]
+    errmsg: serde_json::Value,
+    /// Only read if errcode is 0.
+    #[serde(default)]
+    quota: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    errcode: Option<i32>,
+    #[serde(default)]
+    errmsg: serde_json::Value,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// Parses a JSON object. Without the check, serde would also accept an array of the right length for a struct.
+fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
+    let object = answer.trim_ascii_start().starts_with(b"{");
+    let parsed = object.then(|| serde_json::from_slice(answer).ok());
+    parsed.flatten().ok_or(Cause::NotJson)
 }
 
 /// Reads a msgid. WeChat sends it as a number; a string of digits is accepted too. 0 means none.
-pub(super) fn msgid(value: &serde_json::Value) -> Option<MsgId> {
+fn parse_msgid(value: &serde_json::Value) -> Option<MsgId> {
     let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
     (number > 0).then_some(MsgId(number))
 }
@@ -190,16 +183,16 @@ fn is_rid(text: &str) -> bool {
 }
 
 /// Splits an errmsg into WeChat's text and the rid, which is at the end as `rid: 5f...-...`.
-pub(super) fn words(errmsg: serde_json::Value) -> (String, String) {
+fn split_errmsg(errmsg: serde_json::Value) -> (String, String) {
     let serde_json::Value::String(mut errmsg) = errmsg else {
         return Default::default();
     };
-    let Some((words, rid)) = errmsg.split_once("rid: ") else {
+    let Some((text, rid)) = errmsg.split_once("rid: ") else {
         return (errmsg, String::new());
     };
     let rid = rid.split_whitespace().next().unwrap_or_default();
     let (end, rid) =
-        (words.trim_end_matches([' ', ',']).len(), if is_rid(rid) { rid.to_owned() } else { String::new() });
+        (text.trim_end_matches([' ', ',']).len(), if is_rid(rid) { rid.to_owned() } else { String::new() });
     errmsg.truncate(end);
     (errmsg, rid)
 }
@@ -233,7 +226,7 @@ mod tests {
 
     #[test]
     fn msgid_may_use_all_64_bits() {
-        let read = |text: &str| msgid(&serde_json::from_str(text).unwrap());
+        let read = |text: &str| parse_msgid(&serde_json::from_str(text).unwrap());
         assert_eq!(read("9007199254740993"), Some(MsgId(9_007_199_254_740_993)));
         assert_eq!(read("\"18446744073709551615\""), Some(MsgId(u64::MAX)));
         for none in ["null", "0", "\"\"", "1.5", "-1", "\"x\"", "{}"] {
@@ -252,9 +245,9 @@ mod tests {
             ("an openid rid: oABCD-0123_abcd", "an openid", ""),
             ("rid: -", "", ""),
         ] {
-            assert_eq!(words(errmsg.into()), (expected.into(), rid.into()), "{errmsg}");
+            assert_eq!(split_errmsg(errmsg.into()), (expected.into(), rid.into()), "{errmsg}");
         }
         let long = format!("odd rid: {}", "a-".repeat(MAX_RID) + "a");
-        assert_eq!(words(long.into()).1, "");
+        assert_eq!(split_errmsg(long.into()).1, "");
     }
 }

@@ -8,26 +8,22 @@
 //! environment are not used: a proxy that was set for something else must not see tokens and messages. An app that
 //! needs a gateway names it as its base URL.
 
-mod reply;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
-use serde::Deserialize;
 use server::telemetry::metrics::Histogram;
 use server::telemetry::outage::Outages;
 use tracing::Span;
 
+use super::error::{Cause, ClientError, QuotaError, TokenError, Trouble};
 use super::message::Delivery;
+use super::reply::{FetchedToken, Quota, Reply};
 use crate::app::{App, TokenEndpoint};
 use crate::metrics::WechatMetrics;
 use crate::outages::WechatOutages;
 use crate::spans;
-use crate::wechat::token_codes::{self, Weight};
-use reply::words;
-pub use reply::{Cause, ClientError, FetchError, FetchedToken, Quota, QuotaError, Reply};
 
 /// Path of a send. WeChat also uses it as the name of the quota.
 fn path(delivery: Delivery) -> &'static [&'static str] {
@@ -54,9 +50,6 @@ const IDLE: Duration = Duration::from_secs(15);
 
 /// Maximum number of idle connections: about one second of sends at a usual latency.
 const MAX_IDLE: usize = 1024;
-
-/// Upper limit for the lifetime of a token. WeChat gives two hours.
-const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// The connections of one app to WeChat; clones share them.
 #[derive(Clone)]
@@ -138,26 +131,21 @@ impl Client {
             Delivery::Subscription => &self.inner.subscribe_send,
         };
         let (begun, span) = (Instant::now(), self.span(name(delivery), "POST"));
-        let answered = self.call(post(with_token(url, token), body), &span).await;
+        let answer = self.call(post(with_token(url, token), body), &span).await;
         self.took(begun, |metrics| match delivery {
             Delivery::FormId => &metrics.template_send,
             Delivery::Subscription => &metrics.subscribe_send,
         });
-        let reply = match answered {
-            Ok(answer) => match parse::<SendAnswer>(&answer) {
-                Ok(answer) => {
-                    let (errmsg, rid) = words(answer.errmsg);
-                    Reply::Answered { errcode: answer.errcode, errmsg, rid, msgid: reply::msgid(&answer.msgid) }
-                }
-                Err(cause) => Reply::Unanswered(cause),
-            },
-            Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Reply::NotSent(cause),
-            Err(cause) => Reply::Unanswered(cause),
-        };
-        spans::replied(&span, &reply);
+        let reply = Reply::parse(answer);
         match &reply {
-            Reply::Answered { .. } => _ = self.inner.outages.sends.succeeded(),
-            Reply::NotSent(cause) | Reply::Unanswered(cause) => self.inner.outages.sends.failed(cause),
+            Reply::Answered { errcode, rid, .. } => {
+                spans::errcode(&span, *errcode, rid);
+                self.inner.outages.sends.succeeded();
+            }
+            Reply::NotSent(cause) | Reply::Unanswered(cause) => {
+                spans::unanswered(&span, *cause);
+                self.inner.outages.sends.failed(cause);
+            }
         }
         reply
     }
@@ -175,14 +163,18 @@ impl Client {
         let (begun, span) = (Instant::now(), self.span("quota/get", "POST"));
         let answer = self.call(request, &span).await;
         self.took(begun, |metrics| &metrics.quota);
-        let quota = answer.map_err(QuotaError::from).and_then(|answer| quota_in(&answer));
-        spans::counted(&span, &quota);
+        let quota = answer.map_err(QuotaError::from).and_then(|body| Quota::parse(&body));
+        match &quota {
+            Ok(_) => {}
+            Err(QuotaError::Refused { errcode, rid }) => spans::errcode(&span, *errcode, rid),
+            Err(QuotaError::Unanswered(cause)) => spans::unanswered(&span, *cause),
+        }
         quota
     }
 
     /// Fetches a token from the configured endpoint. `force_refresh` invalidates the present token at once. Only
     /// `stable_token` supports it, and WeChat permits it 20 times a day, at least 30 seconds apart.
-    pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, FetchError> {
+    pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, TokenError> {
         let (api, method) = match self.inner.app.token_endpoint {
             TokenEndpoint::Stable => ("stable_token", "POST"),
             TokenEndpoint::Plain => ("token", "GET"),
@@ -190,13 +182,17 @@ impl Client {
         let (begun, span) = (Instant::now(), self.span(api, method));
         let answer = self.call(self.token_request(force_refresh), &span).await;
         self.took(begun, |metrics| &metrics.token);
-        let fetched = answer.map_err(FetchError::from).and_then(|answer| token_in(&answer));
-        spans::fetched(&span, &fetched);
+        let fetched = answer.map_err(TokenError::from).and_then(|body| FetchedToken::parse(&body));
+        match &fetched {
+            Err(TokenError::Refused { errcode, rid, .. }) => spans::errcode(&span, *errcode, rid),
+            Err(TokenError::Transient(Trouble::WeChat(cause))) => spans::unanswered(&span, *cause),
+            Ok(_) | Err(TokenError::Transient(_)) => {}
+        }
         if let Some(metrics) = &self.inner.metrics {
             match &fetched {
                 Ok(_) => &metrics.tokens_fetched,
-                Err(FetchError::Final { .. }) => &metrics.tokens_refused,
-                Err(FetchError::Transient { .. }) => &metrics.tokens_failed,
+                Err(TokenError::Refused { .. }) => &metrics.tokens_refused,
+                Err(TokenError::Transient(_)) => &metrics.tokens_failed,
             }
             .inc();
         }
@@ -321,74 +317,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-#[derive(Deserialize)]
-struct SendAnswer {
-    errcode: i32,
-    /// Only for people. Any JSON type is accepted, because only the code is used.
-    #[serde(default)]
-    errmsg: serde_json::Value,
-    #[serde(default)]
-    msgid: serde_json::Value,
-}
-
-#[derive(Deserialize)]
-struct QuotaAnswer {
-    errcode: i32,
-    #[serde(default)]
-    errmsg: serde_json::Value,
-    /// Only read if errcode is 0.
-    #[serde(default)]
-    quota: serde_json::Value,
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    errcode: Option<i32>,
-    #[serde(default)]
-    errmsg: serde_json::Value,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
-}
-
-/// Parses a JSON object. Without the check, serde would also accept an array of the right length for a struct.
-fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Cause> {
-    let object = answer.trim_ascii_start().starts_with(b"{");
-    let parsed = object.then(|| serde_json::from_slice(answer).ok());
-    parsed.flatten().ok_or(Cause::NotJson)
-}
-
-fn plausible(token: &str) -> bool {
-    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-fn quota_in(answer: &[u8]) -> Result<Quota, QuotaError> {
-    let answer: QuotaAnswer = parse(answer)?;
-    match answer.errcode {
-        0 => Ok(Quota::read(&answer.quota).ok_or(Cause::NotJson)?),
-        errcode => Err(QuotaError::Refused { errcode, rid: words(answer.errmsg).1 }),
-    }
-}
-
-fn token_in(answer: &[u8]) -> Result<FetchedToken, FetchError> {
-    match parse(answer)? {
-        TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => Err(refused(errcode, errmsg)),
-        TokenAnswer { access_token: Some(token), expires_in: Some(seconds @ 1..), .. } if plausible(&token) => {
-            Ok(FetchedToken { token, life: Duration::from_secs(seconds).min(MAX_LIFE) })
-        }
-        _ => Err(Cause::NotJson.into()),
-    }
-}
-
-fn refused(errcode: i32, errmsg: serde_json::Value) -> FetchError {
-    let row = token_codes::row_of(errcode);
-    match row.weight {
-        Weight::Transient | Weight::Unknown => {
-            FetchError::Transient { errcode: Some(errcode), cause: Cause::Refused(errcode) }
-        }
-        Weight::Final => FetchError::Final { errcode, rid: words(errmsg).1, sentence: row.sentence },
-    }
 }
 
 #[cfg(test)]

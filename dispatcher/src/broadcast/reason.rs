@@ -1,0 +1,126 @@
+//! Why broadcasts pause, and how their messages end: the names that are stored and that callers see.
+
+use store::broadcast::records::{CANARY, Pause};
+use store::broadcast::tallies::DELIVERED;
+
+/// Why a broadcast is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseReason {
+    /// A caller called PauseBroadcast.
+    Caller,
+    /// The canary was sent.
+    Canary,
+    /// The daily quota, or the share of it that broadcasts may use, is used up.
+    Quota,
+    /// WeChat stopped the app.
+    AppStopped,
+    /// WeChat refused several messages in a row because of their content.
+    MessageRefused,
+    /// Too many messages failed.
+    FailureRatio,
+    /// WeChat refuses an access token.
+    TokenRefused,
+}
+
+impl PauseReason {
+    pub const ALL: [Self; 7] = [
+        Self::Caller,
+        Self::Canary,
+        Self::Quota,
+        Self::AppStopped,
+        Self::MessageRefused,
+        Self::FailureRatio,
+        Self::TokenRefused,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Caller => "CALLER",
+            Self::Canary => CANARY,
+            Self::Quota => "QUOTA",
+            Self::AppStopped => "APP_STOPPED",
+            Self::MessageRefused => "MESSAGE_REFUSED",
+            Self::FailureRatio => "FAILURE_RATIO",
+            Self::TokenRefused => "TOKEN_REFUSED",
+        }
+    }
+
+    /// `None` for a reason that only another release knows.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}
+
+impl From<PauseReason> for Pause {
+    fn from(reason: PauseReason) -> Self {
+        Self { reason: reason.name().into(), ..Self::default() }
+    }
+}
+
+/// How a message of a broadcast ends. The store itself ends messages as [`Ending::NoCredential`],
+/// [`Ending::RecentlyMessaged`] and [`Ending::FailedLater`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Delivered,
+    /// It was delivered once or not at all.
+    Unknown,
+    NoCredential,
+    RecentlyMessaged,
+    /// WeChat rejected each credential that was tried.
+    CredentialsDead,
+    MessageRefused,
+    UserRefused,
+    /// WeChat was too busy each time.
+    WechatBusy,
+    /// WeChat accepted the message, and reported later that it was not delivered.
+    FailedLater,
+}
+
+impl Ending {
+    pub const ALL: [Self; 9] = [
+        Self::Delivered,
+        Self::Unknown,
+        Self::NoCredential,
+        Self::RecentlyMessaged,
+        Self::CredentialsDead,
+        Self::MessageRefused,
+        Self::UserRefused,
+        Self::WechatBusy,
+        Self::FailedLater,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => DELIVERED,
+            Self::Unknown => "UNKNOWN",
+            Self::NoCredential => "NO_CREDENTIAL",
+            Self::RecentlyMessaged => "RECENTLY_MESSAGED",
+            Self::CredentialsDead => "CREDENTIALS_DEAD",
+            Self::MessageRefused => "MESSAGE_REFUSED",
+            Self::UserRefused => "USER_REFUSED",
+            Self::WechatBusy => "WECHAT_BUSY",
+            Self::FailedLater => "FAILED_LATER",
+        }
+    }
+
+    /// The stored form. [`split`] is the inverse.
+    pub fn with_errcode(self, errcode: Option<i32>) -> String {
+        match errcode {
+            Some(errcode) => format!("{} {errcode}", self.name()),
+            None => self.name().into(),
+        }
+    }
+
+    /// `None` for an ending that only another release knows, and for users who were erased.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|ending| ending.name() == name)
+    }
+}
+
+/// Splits a stored ending into its name and WeChat's errcode.
+pub fn split(stored: &str) -> (&str, Option<i32>) {
+    match stored.split_once(' ') {
+        Some((name, errcode)) => (name, errcode.parse().ok()),
+        None => (stored, None),
+    }
+}
