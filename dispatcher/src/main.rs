@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use dispatcher::settings::Args;
+use dispatcher::StartError;
+use dispatcher::settings::{Args, Settings};
 use server::listen::Listeners;
 use server::serve;
 use server::telemetry;
@@ -34,7 +35,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn start(settings: dispatcher::settings::Settings) -> std::io::Result<()> {
+async fn start(settings: Settings) -> Result<(), StartError> {
     let shutdown = serve::signals()?;
     let listeners = Listeners::open(&settings.common).await?;
     let apps = settings.apps.iter().count();

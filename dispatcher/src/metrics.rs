@@ -25,8 +25,7 @@ const DELIVERED: &str = "delivered";
 pub struct Metrics {
     /// The metrics that both services have.
     pub service: ServiceMetrics,
-    /// Repeated operations that concern all apps.
-    pub loops: Loops,
+    loops: Loops,
     sends: IntCounterVec,
     attempts: IntCounterVec,
     wechat: HistogramVec,
@@ -56,6 +55,8 @@ pub struct AppMetrics {
     pub broadcasts: BroadcastMetrics,
     /// Paused broadcasts, and the progress of all that have not ended.
     pub pauses: PauseMetrics,
+    /// Repeated operations that concern all apps.
+    pub loops: Loops,
 }
 
 impl Metrics {
@@ -134,7 +135,7 @@ impl Metrics {
         let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
         let fetched = |result| self.fetches.with_label_values(&[app, result]);
         AppMetrics {
-            sends: SendMetrics::new(id, &self.sends, &self.attempts, &self.loops),
+            sends: SendMetrics::new(id, &self.sends, &self.attempts),
             wechat: WechatMetrics {
                 template_send: seconds("template_send"),
                 subscribe_send: seconds("subscribe_send"),
@@ -155,8 +156,6 @@ impl Metrics {
                     .map(|ending| self.messages.with_label_values(&[app, &ending.name().to_ascii_lowercase()])),
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
-                settles: self.loops.settles.clone(),
-                work: self.loops.broadcasts.clone(),
                 quotas: Delivery::ALL.map(quota),
                 outages: outages.clone(),
             },
@@ -166,6 +165,7 @@ impl Metrics {
                 audience: self.audience.clone(),
                 left: self.left.clone(),
             },
+            loops: self.loops.clone(),
         }
     }
 }
@@ -178,12 +178,10 @@ pub struct SendMetrics {
     /// Counter of the most common outcome, by delivery. Kept here to avoid a lookup by label.
     delivered: [IntCounter; 2],
     attempts: [IntCounter; 2],
-    pub(crate) settles: Outage,
-    pub(crate) counts: Outage,
 }
 
 impl SendMetrics {
-    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec, loops: &Loops) -> Self {
+    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec) -> Self {
         let id = app.as_str();
         let deliveries = [Delivery::FormId, Delivery::Subscription].map(name_of);
         Self {
@@ -191,8 +189,6 @@ impl SendMetrics {
             sends: sends.clone(),
             delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, DELIVERED, "0"])),
             attempts: deliveries.map(|delivery| attempts.with_label_values(&[id, delivery])),
-            settles: loops.settles.clone(),
-            counts: loops.counts.clone(),
         }
     }
 
@@ -290,9 +286,6 @@ pub struct BroadcastMetrics {
     endings: [IntCounter; Ending::ALL.len()],
     other: IntCounter,
     running: IntGauge,
-    pub(crate) settles: Outage,
-    /// All operations except settling.
-    pub(crate) work: Outage,
     quotas: [Outage; 2],
     outages: Outages,
 }

@@ -16,6 +16,7 @@ pub struct Loops {
     pub(crate) counts: Outage,
     /// Settling of single messages and of those of broadcasts.
     pub(crate) settles: Outage,
+    /// All operations of broadcasts except settling.
     pub(crate) broadcasts: Outage,
 }
 

@@ -10,9 +10,7 @@ use store::leases::LeaseTerms;
 use store::{StoreArgs, StoreConfig};
 
 use crate::apps_file::Apps;
-use crate::broadcast::BroadcastLimits;
 use crate::clock::Clock;
-use crate::send::Limits;
 
 /// The shortest lease. Expired leases are looked for several times within one lease, and Redis counts leases in
 /// milliseconds.
@@ -78,14 +76,33 @@ pub struct Settings {
     pub store: StoreConfig,
     /// The configured apps.
     pub apps: Apps,
-    /// Limits of single sends.
+    /// Limits of sends and broadcasts.
     pub limits: Limits,
-    /// Limits of broadcasts.
-    pub broadcasts: BroadcastLimits,
     /// Interval of the reaper.
     pub reap_interval: Duration,
     /// Wall clock.
     pub clock: Clock,
+}
+
+/// Limits of the sends and broadcasts of a replica.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Duration, margin and retention of leases.
+    pub terms: LeaseTerms,
+    /// Maximum number of calls to WeChat with one credential.
+    pub attempts: u32,
+    /// Maximum number of credentials tried for one message.
+    pub credentials: u32,
+    /// Pause before the second attempt. It doubles with each further attempt, up to 4 s.
+    pub backoff: Duration,
+    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time.
+    pub stop: Duration,
+    /// Maximum number of messages of one broadcast in flight at once.
+    pub broadcast_in_flight: usize,
+    /// Number of buckets of one broadcast processed at once.
+    pub broadcast_tasks: usize,
+    /// Ratio of the last 1000 messages that may fail before a broadcast pauses.
+    pub broadcast_failures: f64,
 }
 
 impl Args {
@@ -121,14 +138,12 @@ impl Args {
             credentials: credentials? as u32,
             backoff: backoff?,
             stop: stop?,
-        };
-        let broadcasts = BroadcastLimits {
-            in_flight: in_flight? as usize,
-            tasks: tasks? as usize,
-            failure_ratio: failures? as f64 / 100.0,
+            broadcast_in_flight: in_flight? as usize,
+            broadcast_tasks: tasks? as usize,
+            broadcast_failures: failures? as f64 / 100.0,
         };
         let (common, store, apps, reap_interval) = (common?, store?, apps?, reap_interval?);
-        Some(Settings { common, store, apps, limits, broadcasts, reap_interval, clock: Clock::default() })
+        Some(Settings { common, store, apps, limits, reap_interval, clock: Clock::default() })
     }
 }
 

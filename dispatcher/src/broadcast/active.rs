@@ -15,13 +15,13 @@ use store::keys::Bucket;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::AppContext;
 use super::completion::{Signal, stopped, token_refused};
 use super::limiter::AdaptiveLimit;
 use super::quota;
 use super::reason::PauseReason;
 use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
+use crate::context::AppContext;
 use crate::send::outcome::{SendError, WechatAnswer};
 use crate::spans::Run;
 use crate::wechat::error::TokenError;
@@ -70,10 +70,10 @@ impl ActiveBroadcast {
         let spec = Spec::decode(&record.spec)?;
         let running = Arc::new(Self {
             id: record.id.clone(),
-            choice: context.choice(&spec),
+            choice: spec.choice(&context.app),
             everyone: record.everyone,
-            flow: Arc::new(AdaptiveLimit::new(context.limits.in_flight)),
-            window: Mutex::new(FailureWindow::new(context.limits.failure_ratio)),
+            flow: Arc::new(AdaptiveLimit::new(context.limits.broadcast_in_flight)),
+            window: Mutex::new(FailureWindow::new(context.limits.broadcast_failures)),
             streak_seen: AtomicBool::new(false),
             waiting: Mutex::new(None),
             state: watch::Sender::new(record.state),
@@ -81,7 +81,7 @@ impl ActiveBroadcast {
             spec,
             context,
         });
-        tokio::spawn(look(Arc::downgrade(&running), running.context.metrics.work.operation()));
+        tokio::spawn(look(Arc::downgrade(&running), running.context.metrics.loops.broadcasts.operation()));
         Ok(running)
     }
 
@@ -102,7 +102,7 @@ impl ActiveBroadcast {
     /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
-        match self.context.sender.ready_with_all(self.choice.wanted.kinds).await {
+        match self.context.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
             Err(SendError::Stopped { verdict, .. }) => {
                 self.pause(stopped(&verdict, self.context.clock.next_day_ms())).await;
@@ -181,7 +181,7 @@ impl ActiveBroadcast {
     fn waited_too_long(&self, open: u64) -> bool {
         let mut waiting = self.waiting();
         match *waiting {
-            Some((known, since)) if known == open => since.elapsed() > self.context.terms.duration * PERMIT_WAIT,
+            Some((known, since)) if known == open => since.elapsed() > self.context.limits.terms.duration * PERMIT_WAIT,
             _ => {
                 *waiting = Some((open, Instant::now()));
                 false
@@ -263,7 +263,7 @@ impl ActiveBroadcast {
             Ok(Moved::Wrong(state)) => self.enter(state),
             Ok(Moved::Missing) => self.enter(State::Cancelled),
             // The cause persists, so the pause is tried again.
-            Err(error) => self.context.metrics.work.failed(&error),
+            Err(error) => self.context.metrics.loops.broadcasts.failed(&error),
         }
     }
 

@@ -17,8 +17,8 @@ use store::scans::{Scan, SingleFlight};
 use store::stock::{DAY, DAY_OFFSET};
 use tonic::Code;
 
-use super::AppContext;
 use super::spec::Spec;
+use crate::context::AppContext;
 use crate::wechat::message::fingerprint;
 
 /// Number of buckets written or read concurrently.
@@ -159,7 +159,8 @@ impl Broadcasts {
     /// Returns what the broadcast would do now. Stores nothing.
     pub async fn preview(&self, order: &NewBroadcast) -> Result<Estimate, Failure> {
         self.check(order).await?;
-        let (choice, AppContext { app, store, terms, .. }) = (self.context.choice(&order.spec), &*self.context);
+        let AppContext { app, store, limits, .. } = &*self.context;
+        let (choice, terms) = (order.spec.choice(app), &limits.terms);
         let _turn = store.turn(Scan::Preview, &app.id).await;
         let sum = async |mut sum: Preview, part: Preview| {
             sum.add(part);

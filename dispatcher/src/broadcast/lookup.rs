@@ -8,9 +8,9 @@ use store::broadcast::records::Record;
 use store::broadcast::tallies::{Cursor, Undelivered};
 use store::scans::Scan;
 
-use super::AppContext;
 use super::api::{BroadcastView, Broadcasts, not_found};
 use super::spec::Spec;
+use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
 /// How many broadcasts of a list are read at once. Each is read with its message, at most a quarter of a megabyte.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use store::broadcast::permits::Budget;
 use tracing::{debug, info};
 
-use super::AppContext;
+use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
 /// Interval at which WeChat is asked, over all replicas, while there are broadcasts.
@@ -55,7 +55,7 @@ async fn update(context: &AppContext, delivery: Delivery) -> bool {
     let budget = Budget { api: delivery.api(), day: clock.day() };
     let Ok(token) = tokens.get().await else { return false };
     let Ok(ended) = store.ended_messages(&app.id, budget).await else { return false };
-    let outage = metrics.quota(delivery);
+    let outage = metrics.broadcasts.quota(delivery);
     match client.quota(delivery, token.value()).await {
         Ok(quota) => {
             outage.succeeded();

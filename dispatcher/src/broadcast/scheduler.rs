@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::AppContext;
 use super::active::ActiveBroadcast;
 use super::quota;
 use super::worker;
+use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
 /// Interval at which an idle replica looks for tasks.
@@ -50,8 +50,14 @@ struct OnReplica {
 
 /// Runs until `drain`. Then waits until the messages in flight are settled and the tasks are handed over.
 pub async fn work(context: Arc<AppContext>, drain: CancellationToken) {
+    // If Redis was never usable, there is nothing to hand over.
+    tokio::select! {
+        biased;
+        () = context.store.prepared() => {}
+        () = drain.cancelled() => return,
+    }
     let name = format!("{:016x}", rand::random::<u64>()).into();
-    let mut looking = context.metrics.work.operation();
+    let mut looking = context.metrics.loops.broadcasts.operation();
     let (at_work, running, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
     let mut scheduler = Scheduler { context, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
     while !scheduler.drain.is_cancelled() {
@@ -78,7 +84,7 @@ impl Scheduler {
         }
         let wanted = context.store.running_broadcasts(app).await?;
         self.unusable.retain(|id, _| due.contains(id) || wanted.contains(id));
-        context.metrics.show_running(wanted.len());
+        context.metrics.broadcasts.show_running(wanted.len());
         if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
             self.quota_asked = Instant::now();
             let sent =
@@ -104,7 +110,8 @@ impl Scheduler {
             Ok(()) => _ = self.unusable.remove(id).map(|mut broadcast| broadcast.succeeded()),
             Err(error) if !error.is_lasting() => return Err(error),
             Err(error) => {
-                let broadcast = self.unusable.entry(id.clone()).or_insert_with(|| self.context.metrics.unusable());
+                let broadcast =
+                    self.unusable.entry(id.clone()).or_insert_with(|| self.context.metrics.broadcasts.unusable());
                 broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.context.app.id));
             }
         }
@@ -117,15 +124,15 @@ impl Scheduler {
         let app = &context.app.id;
         let on_replica = self.running.get(id);
         let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
-        let free = context.limits.tasks.saturating_sub(busy);
+        let free = context.limits.broadcast_tasks.saturating_sub(busy);
         // Buckets that wait for permits do not count: a replica that died may have left the permits in other buckets.
         let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
-        let most = if waits { (2 * context.limits.tasks).saturating_sub(busy) } else { free };
+        let most = if waits { (2 * context.limits.broadcast_tasks).saturating_sub(busy) } else { free };
         if most == 0 {
             return Ok(());
         }
         // A worker marks its task as alive three times per lease, so an older task is taken over.
-        let tasks = context.store.take_tasks(app, id, &self.name, context.terms.duration, free, most).await?;
+        let tasks = context.store.take_tasks(app, id, &self.name, context.limits.terms.duration, free, most).await?;
         if tasks.is_empty() && !self.running.contains_key(id) && context.store.broadcast(app, id).await?.is_none() {
             // The broadcast no longer exists. Requesting any transition removes it from the list.
             context.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;

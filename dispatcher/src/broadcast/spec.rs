@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use store;
+use store::broadcast::audience::Choice;
+use store::eligibility::Kinds;
 
-use crate::wechat::message::{Message, Value};
+use crate::app::App;
+use crate::wechat::message::{Delivery, Message, Value};
 
 /// Parameters of a broadcast, without its audience.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,15 @@ impl Spec {
         Ok(serde_json::from_slice(bytes)?)
     }
 
+    /// How users are selected for it.
+    pub fn choice(&self, app: &App) -> Choice {
+        let kinds = match self.message.delivery {
+            Delivery::FormId => app.broadcast_kinds,
+            Delivery::Subscription => Kinds::GRANTS,
+        };
+        Choice { wanted: self.message.wanted(kinds), min_interval: self.min_interval.as_secs() as u32 }
+    }
+
     /// The message for one user, whose own values override the common ones.
     pub fn message_for(&self, own: &[u8]) -> Result<Arc<Message>, store::Error> {
         if own.is_empty() {
@@ -64,7 +76,6 @@ mod tests {
     use domain::TemplateId;
 
     use super::*;
-    use crate::wechat::message::Delivery;
 
     fn value(text: &str) -> Value {
         Value { value: text.into(), color: String::new() }

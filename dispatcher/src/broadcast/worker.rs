@@ -140,7 +140,7 @@ impl BucketWorker {
     async fn run(&mut self, consumer: &str, drain: &CancellationToken) -> Stop {
         let running = Arc::clone(&self.running);
         let mut state = running.state();
-        let mut beat = tokio::time::interval(running.context.terms.duration / 3);
+        let mut beat = tokio::time::interval(running.context.limits.terms.duration / 3);
         let mut fetching: Fuse<Work<(Fetched, Permits)>> = Fuse::terminated();
         let mut settling: Fuse<Work<SettleBatch>> = Fuse::terminated();
         let mut taken_away = false;
@@ -199,7 +199,7 @@ impl BucketWorker {
                     let kept = running.context.store.keep_task(&running.context.app.id, consumer, &self.task).await;
                     match kept {
                         Ok(kept) => taken_away |= !kept,
-                        Err(error) => running.context.metrics.work.failed(&error),
+                        Err(error) => running.context.metrics.loops.broadcasts.failed(&error),
                     }
                 }
             }
@@ -210,7 +210,7 @@ impl BucketWorker {
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
             // An old lease could expire during the call.
-            if message.tally.leased_at.elapsed() > self.running.context.terms.duration / 3 {
+            if message.tally.leased_at.elapsed() > self.running.context.limits.terms.duration / 3 {
                 self.unsent(message);
                 continue;
             }
@@ -390,7 +390,7 @@ async fn attempt(running: Arc<ActiveBroadcast>, mut message: Message, rounds: u3
         Ok(text) => {
             let (openid, retry_unknown) = (message.ready.openid.clone(), running.spec.retry_unknown);
             let order = SendRequest { openid, message: text, request: None, retry_unknown };
-            context.sender.try_credential(&order, &message.ready.lease, &mut message.tally).await
+            context.try_credential(&order, &message.ready.lease, &mut message.tally).await
         }
         Err(error) => {
             warn!(broadcast = %running.id, %error, "the data of a recipient cannot be read");
@@ -398,6 +398,7 @@ async fn attempt(running: Arc<ActiveBroadcast>, mut message: Message, rounds: u3
         }
     };
     drop(place);
-    let ending = completion::of(conclusion, &message.tally, rounds, context.credentials, context.clock.next_day_ms());
+    let ending =
+        completion::of(conclusion, &message.tally, rounds, context.limits.credentials, context.clock.next_day_ms());
     Sent { message, ending }
 }

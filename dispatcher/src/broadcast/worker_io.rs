@@ -90,7 +90,7 @@ pub(super) async fn fetch_lost(
 }
 
 async fn snapshot(running: &ActiveBroadcast, task: &Task) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
     while !store.snapshot(app, &task.broadcast, task.bucket, &running.choice, terms).await? {}
     Ok(Fetched::Snapshot)
 }
@@ -102,14 +102,14 @@ async fn page(running: &ActiveBroadcast, task: &Task, size: usize, permits: &mut
         Err(error) => return or_nothing(running, Err(error)).await,
     };
     let (granted, choice) = (permits.granted, &running.choice);
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
     let (owner, asked, span) = (LeaseId::random(), Instant::now(), running.trace.page());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
         Ok(page) => {
             *permits = page.permits;
             let traced = running.trace.page_taken(span, page.ready.len());
-            running.context.metrics.work.succeeded();
-            running.context.metrics.ended(&page.endings);
+            running.context.metrics.loops.broadcasts.succeeded();
+            running.context.metrics.broadcasts.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
@@ -118,7 +118,7 @@ async fn page(running: &ActiveBroadcast, task: &Task, size: usize, permits: &mut
         Err(error) if error.is_lasting() => or_nothing(running, Err(error)).await,
         Err(error) => {
             running.trace.page_lost(span, &error);
-            running.context.metrics.work.failed(&error);
+            running.context.metrics.loops.broadcasts.failed(&error);
             Fetched::Lost(owner)
         }
     }
@@ -131,13 +131,13 @@ async fn recover(
     owner: LeaseId,
     mine: &HashSet<OpenId>,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
     openids.retain(|openid| !mine.contains(openid));
     let (asked, mut ready) = (Instant::now(), Vec::new());
     for some in openids.chunks(PAGE) {
         let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.context.metrics.ended(&found.endings);
+        running.context.metrics.broadcasts.ended(&found.endings);
         ready.extend(found.ready);
     }
     Ok(Fetched::Recovered { ready, asked })
@@ -150,7 +150,7 @@ async fn flight(
     mine: &HashSet<OpenId>,
     permits: &mut Permits,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
     if permits.usable() > 0 {
         // The audience of this bucket is finished: other buckets may need its permits.
         *permits = running.give_back(task.bucket, *permits).await?;
@@ -160,7 +160,7 @@ async fn flight(
     let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
     for some in openids.chunks(PAGE) {
         let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.context.metrics.ended(&page.endings);
+        running.context.metrics.broadcasts.ended(&page.endings);
         found.wait = found.wait.into_iter().chain(page.wait).min();
         found.ready.extend(page.ready);
         if found.ready.len() >= PAGE / 2 {
@@ -217,14 +217,14 @@ pub(super) async fn settle_patiently(
     task: &Task,
     settlements: &[Settlement],
 ) -> Result<Vec<(OpenId, Lease)>, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.terms);
-    let mut settling = running.context.metrics.settles.operation_for(settlements.len());
+    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
+    let mut settling = running.context.metrics.loops.settles.operation_for(settlements.len());
     loop {
         let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await;
         settling.note(&settled);
         match settled {
             Ok(settled) => {
-                running.context.metrics.ended(&settled.endings);
+                running.context.metrics.broadcasts.ended(&settled.endings);
                 return Ok(settled.next);
             }
             Err(error) if error.is_lasting() => return Err(error),
@@ -236,7 +236,7 @@ pub(super) async fn settle_patiently(
 
 /// Handles an error of Redis: waits a moment, unless waiting does not help.
 async fn or_nothing(running: &ActiveBroadcast, fetched: Result<Fetched, store::Error>) -> Fetched {
-    let outage = &running.context.metrics.work;
+    let outage = &running.context.metrics.loops.broadcasts;
     match fetched {
         Ok(fetched) => {
             outage.succeeded();

@@ -1,6 +1,39 @@
 //! What runs beside calls: each job repeats until the dispatcher stops.
 //!
-//! - [`reaper`]: settles leases that expired; [`pauses`]: keeps the metric of paused broadcasts.
+//! - [`reaper`]: settles leases that expired
+//! - [`stops`]: reads the app stops that other replicas set
+//! - [`gauges`]: updates the gauges of the quota and of broadcasts
 
-pub mod pauses;
-pub mod reaper;
+mod gauges;
+mod reaper;
+mod stops;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::task::JoinSet;
+
+use crate::context::AppContext;
+
+impl AppContext {
+    /// Spawns the jobs of the app. They begin when Redis is known to be usable.
+    pub fn spawn_jobs(self: &Arc<Self>, jobs: &mut JoinSet<()>, reap_interval: Duration, metrics_enabled: bool) {
+        let context = || Arc::clone(self);
+        let mut work = vec![
+            self.tokens.clone().renew_forever().boxed(),
+            reaper::reap_forever(context(), reap_interval).boxed(),
+            stops::follow(context()).boxed(),
+        ];
+        if metrics_enabled {
+            work.extend([gauges::follow_quota(context()).boxed(), gauges::follow_broadcasts(context()).boxed()]);
+        }
+        for job in work {
+            let store = self.store.clone();
+            jobs.spawn(async move {
+                store.prepared().await;
+                job.await;
+            });
+        }
+    }
+}

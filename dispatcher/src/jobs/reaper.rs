@@ -1,13 +1,14 @@
 //! Settles leases that expired because their owner did not come back. All replicas do so; the script makes this safe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use domain::AppId;
 use futures_util::stream::{self, StreamExt as _};
-use server::telemetry::outage::Operation;
-use store::leases::{LeaseTerms, Reaped};
-use store::{Error, Store};
+use store::Error;
+use store::leases::Reaped;
 use tracing::{debug, warn};
+
+use crate::context::AppContext;
 
 /// Maximum number of leases per script call.
 const PAGE: u32 = 50;
@@ -16,15 +17,17 @@ const PAGE: u32 = 50;
 const AT_ONCE: usize = 16;
 
 /// Processes all buckets of an app once every `interval`. Never returns.
-pub async fn reap_forever(store: Store, app: AppId, terms: LeaseTerms, interval: Duration, mut reaping: Operation) {
+pub async fn reap_forever(context: Arc<AppContext>, interval: Duration) {
+    let mut reaping = context.metrics.loops.reaps.operation();
     loop {
         tokio::time::sleep(interval).await;
-        reaping.note(&reap(&store, &app, &terms).await);
+        reaping.note(&reap(&context).await);
     }
 }
 
 /// Processes all buckets of an app once. Stops at an outage of Redis.
-async fn reap(store: &Store, app: &AppId, terms: &LeaseTerms) -> Result<(), Error> {
+async fn reap(context: &AppContext) -> Result<(), Error> {
+    let (store, app, terms) = (&context.store, &context.app.id, &context.limits.terms);
     let mut buckets =
         stream::iter(store.buckets()).map(|bucket| store.reap(app, bucket, terms, PAGE)).buffer_unordered(AT_ONCE);
     let (mut all, mut result) = (Reaped::default(), Ok(()));

@@ -1,13 +1,16 @@
-//! Calls WeChat with one credential until there is a result.
+//! What single messages and broadcasts have in common: whether the app can send now, and the calls to WeChat with one
+//! credential until there is a result.
 
 use std::time::Duration;
 
 use domain::{Kind, LIFETIME};
+use store::eligibility::Kinds;
 use store::leases::{Lease, LeaseEnd};
 use store::stops::{Stop, StopScope};
 use tracing::{debug, error, warn};
 
-use super::{AttemptResult, Progress, SendRequest, Sender};
+use super::{AttemptResult, Progress, SendRequest};
+use crate::context::AppContext;
 use crate::send::outcome::{End, SendError, WechatAnswer};
 use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
 use crate::wechat::errcode::{Meaning, blamed_key, row_of};
@@ -20,7 +23,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// Maximum number of times that a new access token is obtained for one message with one credential.
 const NEW_TOKENS: u32 = 2;
 
-impl Sender {
+impl AppContext {
+    /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
+    /// then a credential must not be taken out of stock.
+    pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
+        let open = self.stops.open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.tokens.get().await.map_err(SendError::Token)?;
+        Ok(open)
+    }
+
+    /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
+    pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
+        self.stops.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.tokens.get().await.map(drop).map_err(SendError::Token)
+    }
+
+    fn stopped_by(&self, stop: Stop) -> SendError {
+        SendError::Stopped {
+            verdict: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
+            lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
+        }
+    }
+
     /// Calls WeChat with the credential of `lease` until there is a result.
     pub(crate) async fn try_credential(
         &self,

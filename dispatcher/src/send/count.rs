@@ -3,12 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use domain::AppId;
-use server::telemetry::outage::Operation;
-use store::Store;
 use store::broadcast::permits::{Api, Budget};
 
-use crate::clock::Clock;
+use crate::context::AppContext;
 
 /// Interval at which the counts are reported to the other replicas.
 const REPORT: Duration = Duration::from_millis(200);
@@ -34,7 +31,9 @@ impl Sends {
     }
 
     /// Reports the counts to the other replicas. Never returns.
-    pub async fn report_forever(&self, store: &Store, app: &AppId, clock: &Clock, mut reporting: Operation) {
+    pub async fn report_forever(&self, context: &AppContext) {
+        let AppContext { app, store, clock, .. } = context;
+        let mut reporting = context.metrics.loops.counts.operation();
         loop {
             tokio::time::sleep(REPORT).await;
             for api in [Api::Template, Api::Subscribe] {
@@ -43,7 +42,7 @@ impl Sends {
                     continue;
                 }
                 let budget = Budget { api, day: clock.day() };
-                let counted = store.count_messages(app, budget, messages).await;
+                let counted = store.count_messages(&app.id, budget, messages).await;
                 reporting.note(&counted);
                 if counted.is_err() {
                     self.count(api).fetch_add(messages, Ordering::Relaxed);

@@ -12,42 +12,21 @@ use std::time::{Duration, Instant};
 
 use domain::OpenId;
 use server::rpc::status::Failure;
+use store;
 use store::delivery_failures::LateFailure;
-use store::eligibility::{Eligibility, Kinds};
-use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Recorded, Request};
-use store::stops::Stop;
-use store::{self, Store};
+use store::eligibility::Eligibility;
+use store::leases::{Lease, LeaseEnd, LeaseId, Leased, Recorded, Request};
 use tracing::Instrument as _;
 
 use self::count::Sends;
-use crate::app::App;
-use crate::clock::Clock;
-use crate::metrics::SendMetrics;
+use crate::context::AppContext;
 use crate::send::outcome::{End, Outcome, SendError, WechatAnswer};
 use crate::spans;
-use crate::stops::AppStops;
-use crate::wechat::client::Client;
 use crate::wechat::message::Message;
-use crate::wechat::token::Tokens;
 
 /// Bounds of the pauses while another message to the same user is in flight. A call takes some 10 ms to 100 ms.
 const SHORTEST_TURN: Duration = Duration::from_millis(10);
 const LONGEST_TURN: Duration = Duration::from_millis(160);
-
-/// Limits of single sends.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Duration, margin and retention of leases.
-    pub terms: LeaseTerms,
-    /// Maximum number of calls to WeChat with one credential.
-    pub attempts: u32,
-    /// Maximum number of credentials tried for one message.
-    pub credentials: u32,
-    /// Pause before the second attempt. It doubles with each further attempt, up to 4 s.
-    pub backoff: Duration,
-    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time.
-    pub stop: Duration,
-}
 
 /// A request to send one message to one user.
 #[derive(Debug, Clone)]
@@ -75,17 +54,10 @@ pub struct Sent {
     pub late: Option<LateFailure>,
 }
 
-/// Sends the messages of one app.
+/// Sends single messages of one app.
 pub struct Sender {
-    app: Arc<App>,
-    store: Store,
-    client: Client,
-    tokens: Tokens,
-    stops: Arc<AppStops>,
-    clock: Clock,
-    limits: Limits,
+    context: Arc<AppContext>,
     sends: Sends,
-    metrics: SendMetrics,
 }
 
 /// Result of the attempts with one credential.
@@ -104,30 +76,19 @@ pub(crate) enum AttemptResult {
 }
 
 impl Sender {
-    /// Creates a sender for the app of `client`.
-    pub fn new(
-        store: Store,
-        client: Client,
-        tokens: Tokens,
-        stops: Arc<AppStops>,
-        clock: Clock,
-        limits: Limits,
-        metrics: SendMetrics,
-    ) -> Self {
-        let app = Arc::clone(client.app());
-        Self { app, store, client, tokens, stops, clock, limits, sends: Sends::default(), metrics }
+    pub fn new(context: Arc<AppContext>) -> Self {
+        Self { context, sends: Sends::default() }
     }
 
     /// Reports the number of sent messages to the other replicas. Never returns.
-    pub async fn report_forever(&self) {
-        let reporting = self.metrics.counts.operation();
-        self.sends.report_forever(&self.store, &self.app.id, &self.clock, reporting).await;
+    pub async fn report_forever(self: Arc<Self>) {
+        self.sends.report_forever(&self.context).await;
     }
 
     /// Sends one message. Once started, it must run to its end: if it is dropped between lease and settle, the outcome
     /// is unknown until the lease expires.
     pub async fn send(&self, order: &SendRequest) -> Result<Sent, Failure> {
-        let span = spans::send(&self.app.id);
+        let span = spans::send(&self.context.app.id);
         let result = self.answer(order).instrument(span.clone()).await;
         match &result {
             Ok(Sent { outcome, .. }) => spans::sent(&span, outcome.end.name(), outcome.attempts),
@@ -141,19 +102,19 @@ impl Sender {
         let delivery = order.message.delivery;
         let answer = match self.carry_out(order).await {
             Ok(SendResult::Sent(sent)) => {
-                self.metrics.ended(delivery, sent.outcome.end.name(), sent.outcome.verdict.errcode);
+                self.context.metrics.sends.ended(delivery, sent.outcome.end.name(), sent.outcome.verdict.errcode);
                 return Ok(sent);
             }
             Ok(SendResult::Lost) => return Ok(lost()),
             Ok(SendResult::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
             Err(error) => Failure::from(error),
         };
-        self.metrics.ended(delivery, answer.reason(), answer.errcode());
+        self.context.metrics.sends.ended(delivery, answer.reason(), answer.errcode());
         Err(answer)
     }
 
     async fn carry_out(&self, order: &SendRequest) -> Result<SendResult, SendError> {
-        let kinds = match self.ready(order.message.delivery.kinds()).await {
+        let kinds = match self.context.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
@@ -171,8 +132,8 @@ impl Sender {
         let mut tally = Progress::new(asked);
         loop {
             let before = tally.attempts;
-            let conclusion = self.try_credential(order, &lease, &mut tally).await;
-            self.metrics.attempted(order.message.delivery, tally.attempts - before);
+            let conclusion = self.context.try_credential(order, &lease, &mut tally).await;
+            self.context.metrics.sends.attempted(order.message.delivery, tally.attempts - before);
             match self.settle(order, lease, conclusion, &mut tally).await? {
                 AfterSettle::Done(sent) => {
                     self.sends.note(order.message.delivery.api());
@@ -184,31 +145,10 @@ impl Sender {
         }
     }
 
-    /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
-    /// then a credential must not be taken out of stock.
-    pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
-        let open = self.stops.open(wanted).map_err(|stop| self.stopped_by(stop))?;
-        self.tokens.get().await.map_err(SendError::Token)?;
-        Ok(open)
-    }
-
-    /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
-    pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
-        self.stops.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
-        self.tokens.get().await.map(drop).map_err(SendError::Token)
-    }
-
-    fn stopped_by(&self, stop: Stop) -> SendError {
-        SendError::Stopped {
-            verdict: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
-            lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
-        }
-    }
-
     /// The answer while nothing can be sent: the recorded outcome of the request, otherwise `obstacle`.
     async fn recall(&self, order: &SendRequest, obstacle: SendError) -> Result<SendResult, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
-        match self.store.recorded(&self.app.id, &order.openid, request).await? {
+        match self.context.store.recorded(&self.context.app.id, &order.openid, request).await? {
             Recorded::Nothing => Err(obstacle),
             Recorded::Finished(outcome) => Ok(SendResult::Recorded(outcome)),
             Recorded::UnderWay => Err(SendError::InDoubt(WechatAnswer::default())),
@@ -227,7 +167,7 @@ impl Sender {
         loop {
             let asked = Instant::now();
             let leased = self.lease(order, wanted).await?;
-            if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.app.timeout {
+            if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.context.app.timeout {
                 return Ok((asked, leased));
             }
             // Half fixed, half random, so that waiting sends do not retry at the same moment.
@@ -237,9 +177,17 @@ impl Sender {
     }
 
     async fn lease(&self, order: &SendRequest, wanted: &Eligibility) -> Result<Leased, store::Error> {
-        let (id, span) = (LeaseId::random(), spans::lease(&self.app.id));
-        let ask =
-            || self.store.lease(&self.app.id, &order.openid, id, &self.limits.terms, wanted, order.request.as_ref());
+        let (id, span) = (LeaseId::random(), spans::lease(&self.context.app.id));
+        let ask = || {
+            self.context.store.lease(
+                &self.context.app.id,
+                &order.openid,
+                id,
+                &self.context.limits.terms,
+                wanted,
+                order.request.as_ref(),
+            )
+        };
         let leased = match ask().await {
             // Perhaps only the reply was lost. Asking again with the same id returns the same lease.
             Err(store::Error::Redis(_)) => ask().await,
@@ -254,11 +202,11 @@ impl Sender {
         if outcome.end == End::Refused {
             return Err(SendError::Refused(outcome.verdict));
         }
-        let now = (self.clock.now_ms() / 1000) as i64;
-        let inventory = self.store.inventory(&self.app.id, &order.openid, now).await?;
+        let now = (self.context.clock.now_ms() / 1000) as i64;
+        let inventory = self.context.store.inventory(&self.context.app.id, &order.openid, now).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
         let late = match outcome.verdict.msgid {
-            Some(msgid) => self.store.late_failure(&self.app.id, &order.openid, msgid).await?,
+            Some(msgid) => self.context.store.late_failure(&self.context.app.id, &order.openid, msgid).await?,
             None => None,
         };
         Ok(Sent { outcome, messages_left, repeated: true, late })

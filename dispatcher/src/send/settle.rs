@@ -32,7 +32,7 @@ impl Sender {
             }
             AttemptResult::End(end, lease_end) => (lease_end, Some(outcome(end)), Ok(outcome(end)), false),
             AttemptResult::NextCredential => {
-                (LeaseEnd::Discard, None, Err(dead()), tally.credentials < self.limits.credentials)
+                (LeaseEnd::Discard, None, Err(dead()), tally.credentials < self.context.limits.credentials)
             }
             AttemptResult::InDoubt if order.request.is_some() => {
                 (LeaseEnd::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
@@ -43,7 +43,7 @@ impl Sender {
             AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
-        let next = match self.stops.open(order.message.delivery.kinds()) {
+        let next = match self.context.stops.open(order.message.delivery.kinds()) {
             Ok(kinds) if go_on => Some((LeaseId::random(), order.message.wanted(kinds))),
             _ => None,
         };
@@ -82,16 +82,17 @@ impl Sender {
         tally: &Progress,
     ) -> Option<SettleReply> {
         let outcome = end.map(Outcome::encode);
-        let span = spans::settle(&self.app.id);
-        let mut settling = self.metrics.settles.operation();
+        let span = spans::settle(&self.context.app.id);
+        let mut settling = self.context.metrics.loops.settles.operation();
         loop {
             let settled = self
+                .context
                 .store
                 .settle(
-                    &self.app.id,
+                    &self.context.app.id,
                     &order.openid,
                     lease.id,
-                    &self.limits.terms,
+                    &self.context.limits.terms,
                     lease_end,
                     outcome.as_deref(),
                     order.request.as_ref(),
@@ -101,7 +102,7 @@ impl Sender {
             settling.note(&settled);
             match settled {
                 Ok(settled) => return Some(settled),
-                Err(error) if !error.is_lasting() && tally.leased_at.elapsed() < self.limits.terms.duration => {
+                Err(error) if !error.is_lasting() && tally.leased_at.elapsed() < self.context.limits.terms.duration => {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
                 // Giving up; the reaper will settle this message.

@@ -1,19 +1,20 @@
-//! Gauges of broadcasts: how many are paused and why, and the progress of those that have not ended. Paused broadcasts
-//! are not in any list that the scheduler reads.
+//! Gauges of the daily quota and of broadcasts: how many are paused and why, and the progress of those that have not
+//! ended. Paused broadcasts are not in any list that the scheduler reads.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::AppId;
-use server::telemetry::outage::Operation;
+use store::Error;
 use store::broadcast::BroadcastId;
+use store::broadcast::permits::Budget;
 use store::broadcast::records::State;
-use store::{Error, Store};
 
-use crate::metrics::PauseMetrics;
+use crate::context::AppContext;
+use crate::wechat::message::Delivery;
 
-/// Interval at which broadcasts are counted.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval at which the gauges are updated.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the users of one broadcast are counted. This takes a Redis command or two per bucket.
 const RECOUNT: Duration = Duration::from_secs(15);
@@ -21,18 +22,38 @@ const RECOUNT: Duration = Duration::from_secs(15);
 /// How many broadcasts are read, newest first. Older paused ones are not counted.
 const MOST: usize = 1000;
 
-/// Updates the gauges of an app. They include pauses by callers and by other replicas. Never returns.
-pub async fn follow(store: Store, app: AppId, metrics: PauseMetrics, mut reading: Operation) {
+/// Reads the usage of the daily quota, for both message generations. It includes the messages of all replicas. Never
+/// returns.
+pub async fn follow_quota(context: Arc<AppContext>) {
+    let AppContext { app, store, clock, metrics, .. } = &*context;
+    let mut reading = metrics.loops.gauges.operation();
+    loop {
+        for delivery in Delivery::ALL {
+            let budget = Budget { api: delivery.api(), day: clock.day() };
+            let quota = store.quota(&app.id, budget).await;
+            reading.note(&quota);
+            if let Ok((limit, used)) = quota {
+                metrics.quota.show(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used);
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Counts broadcasts, including those that callers and other replicas paused. Never returns.
+pub async fn follow_broadcasts(context: Arc<AppContext>) {
+    let metrics = &context.metrics.pauses;
+    let mut reading = context.metrics.loops.gauges.operation();
     let mut seen = Seen::default();
     loop {
-        let reasons = seen.look(&store, &app).await;
+        let reasons = seen.update(&context).await;
         reading.note(&reasons);
         if let Ok(reasons) = reasons {
             metrics.show(reasons.iter().map(String::as_str));
             let sum = |part: fn(&Progress) -> u64| seen.open.values().map(part).sum();
             metrics.show_progress(sum(|progress| progress.audience), sum(|progress| progress.left));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(INTERVAL).await;
     }
 }
 
@@ -57,7 +78,8 @@ struct Progress {
 
 impl Seen {
     /// Returns the reason of each paused broadcast.
-    async fn look(&mut self, store: &Store, app: &AppId) -> Result<Vec<String>, Error> {
+    async fn update(&mut self, context: &AppContext) -> Result<Vec<String>, Error> {
+        let (store, app) = (&context.store, &context.app.id);
         let ids: HashSet<_> = store.newest_broadcasts(app, MOST).await?.into_iter().collect();
         self.over.retain(|id| ids.contains(id));
         self.open.retain(|id, _| ids.contains(id));
@@ -69,7 +91,7 @@ impl Seen {
             let Some((state, reason)) = store.broadcast_pause(app, &id).await? else { continue };
             reasons.extend(reason);
             if matches!(state, State::Running | State::Paused) {
-                self.count(store, app, &id, state).await?;
+                self.count(context, &id, state).await?;
             } else {
                 self.open.remove(&id);
             }
@@ -80,7 +102,8 @@ impl Seen {
         Ok(reasons)
     }
 
-    async fn count(&mut self, store: &Store, app: &AppId, id: &BroadcastId, state: State) -> Result<(), Error> {
+    async fn count(&mut self, context: &AppContext, id: &BroadcastId, state: State) -> Result<(), Error> {
+        let (store, app) = (&context.store, &context.app.id);
         let before = self.open.get(id).filter(|before| before.state == state);
         if before.is_some_and(|before| before.at_rest || before.counted.elapsed() < RECOUNT) {
             return Ok(());
