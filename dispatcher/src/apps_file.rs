@@ -70,10 +70,10 @@ impl Apps {
     /// Like [`Apps::read`], from the text of the file. Relative paths in it start at the working directory.
     pub fn parse(text: &str, problems: &mut ConfigErrors) -> Option<Self> {
         let file = problems.toml("the apps file", text)?;
-        let mut sound = true;
+        let mut valid = true;
         for key in file.keys().filter(|key| *key != "apps") {
             problems.add(format!("the apps file has {}: only [apps.APP_ID] tables are known", quoted(key)));
-            sound = false;
+            valid = false;
         }
         let Some(Value::Table(tables)) = file.get("apps") else {
             problems.add("the apps file has no app: it needs an [apps.APP_ID] table for each");
@@ -88,7 +88,7 @@ impl Apps {
                 apps.insert(app.id.clone(), Arc::new(app));
             }
         }
-        (sound && !apps.is_empty() && apps.len() == tables.len()).then_some(Self(apps))
+        (valid && !apps.is_empty() && apps.len() == tables.len()).then_some(Self(apps))
     }
 
     /// Returns an app; `None` if it is not configured.
@@ -104,12 +104,12 @@ impl Apps {
 
 /// Parses one table. Continues after an error, to report all of them.
 fn app(id: &str, value: &Value, problems: &mut ConfigErrors) -> Option<App> {
-    let place = format!("[apps.{id}]");
+    let table_name = format!("[apps.{id}]");
     let Value::Table(table) = value else {
-        problems.add(format!("{place} must be a table"));
+        problems.add(format!("{table_name} must be a table"));
         return None;
     };
-    let mut reader = Reader { place, table, problems, sound: true };
+    let mut reader = Reader { table_name, table, problems, valid: true };
     let id = match AppId::parse(id) {
         Ok(id) => Some(id),
         Err(error) => reader.wrong("", &format!("the app id {error}")),
@@ -138,7 +138,7 @@ fn app(id: &str, value: &Value, problems: &mut ConfigErrors) -> Option<App> {
     if timeout.zip(connect_timeout).is_some_and(|(whole, connect)| whole < connect) {
         reader.wrong::<()>("timeout", "must not be less than connect_timeout: it is the time of the whole call");
     }
-    let sound = reader.sound;
+    let valid = reader.valid;
     let app = App {
         id: id?,
         secret: secret?,
@@ -150,24 +150,24 @@ fn app(id: &str, value: &Value, problems: &mut ConfigErrors) -> Option<App> {
         bounds: bounds?,
         broadcast_kinds: broadcast_kinds?,
     };
-    sound.then_some(app)
+    valid.then_some(app)
 }
 
 /// The error has been reported already.
 struct Reported;
 
 struct Reader<'a> {
-    place: String,
+    table_name: String,
     table: &'a Table,
     problems: &'a mut ConfigErrors,
-    sound: bool,
+    valid: bool,
 }
 
 impl<'a> Reader<'a> {
     fn wrong<T>(&mut self, key: &str, sentence: &str) -> Option<T> {
         let gap = if key.is_empty() { "" } else { " " };
-        self.problems.add(format!("{}{gap}{key}: {sentence}", self.place));
-        self.sound = false;
+        self.problems.add(format!("{}{gap}{key}: {sentence}", self.table_name));
+        self.valid = false;
         None
     }
 
@@ -262,10 +262,10 @@ impl<'a> Reader<'a> {
 
     fn duration(&mut self, key: &str, default: &str) -> Option<Duration> {
         let text = self.text(key).ok()?.unwrap_or(default);
-        match self.problems.duration(&format!("{} {key}", self.place), text) {
+        match self.problems.duration(&format!("{} {key}", self.table_name), text) {
             Some(Duration::ZERO) => self.wrong(key, "must be more than zero"),
             None => {
-                self.sound = false;
+                self.valid = false;
                 None
             }
             duration => duration,

@@ -39,21 +39,21 @@ impl AppStops {
     }
 
     /// Returns the kinds out of `wanted` that may be used now. Fails with the stop if there are none.
-    pub fn open(&self, wanted: Kinds) -> Result<Kinds, Stop> {
-        let (open, stop) = self.sorted(wanted);
+    pub fn usable(&self, wanted: Kinds) -> Result<Kinds, Stop> {
+        let (usable, stop) = self.split(wanted);
         match stop {
-            Some(stop) if open.is_empty() => Err(stop),
-            _ => Ok(open),
+            Some(stop) if usable.is_empty() => Err(stop),
+            _ => Ok(usable),
         }
     }
 
     /// Fails with the stop if any kind of `wanted` may not be used now.
-    pub fn all_open(&self, wanted: Kinds) -> Result<(), Stop> {
-        self.sorted(wanted).1.map_or(Ok(()), Err)
+    pub fn check_all(&self, wanted: Kinds) -> Result<(), Stop> {
+        self.split(wanted).1.map_or(Ok(()), Err)
     }
 
     /// Returns the kinds out of `wanted` that may be used now, and a stop of one of the others.
-    fn sorted(&self, wanted: Kinds) -> (Kinds, Option<Stop>) {
+    fn split(&self, wanted: Kinds) -> (Kinds, Option<Stop>) {
         let stops = self.stops.read().unwrap_or_else(PoisonError::into_inner);
         if stops.is_empty() {
             return (wanted, None);
@@ -63,9 +63,9 @@ impl AppStops {
         if let Some(stop) = stopped(StopScope::App) {
             return (Kinds::NONE, Some(stop.clone()));
         }
-        let (barred, open): (Vec<_>, Vec<_>) =
+        let (stopped_kinds, usable): (Vec<_>, Vec<_>) =
             wanted.iter().partition(|kind| stopped(StopScope::Kind(*kind)).is_some());
-        (open.into_iter().collect(), barred.first().and_then(|kind| stopped(StopScope::Kind(*kind))).cloned())
+        (usable.into_iter().collect(), stopped_kinds.first().and_then(|kind| stopped(StopScope::Kind(*kind))).cloned())
     }
 
     /// Stops sources of the app. This applies here at once, and on other replicas within [`REFRESH`].
@@ -85,11 +85,11 @@ impl AppStops {
     fn insert(&self, sources: &[StopScope], stop: &Stop) -> bool {
         let now = self.clock.now_ms();
         let mut stops = self.stops.write().unwrap_or_else(PoisonError::into_inner);
-        let mut news = false;
+        let mut new = false;
         for source in sources {
-            news |= stops.insert(*source, stop.clone()).is_none_or(|known| known.until_ms <= now);
+            new |= stops.insert(*source, stop.clone()).is_none_or(|known| known.until_ms <= now);
         }
-        news
+        new
     }
 
     /// Reads the stops that other replicas have set.

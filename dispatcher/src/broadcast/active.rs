@@ -28,13 +28,13 @@ use crate::wechat::error::TokenError;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
 /// that of the calls in progress.
-const LOOK: Duration = Duration::from_millis(300);
+const STATE_INTERVAL: Duration = Duration::from_millis(300);
 
 /// If a rate is set, about this many pages are taken per second.
 const PAGES_A_SECOND: usize = 3000;
 
 /// Interval at which a bucket without a permit checks whether others returned one.
-const PERMIT_LOOK: Duration = Duration::from_millis(200);
+const PERMIT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Longest wait for open permits while their number does not change, in leases. A permit is open from its grant until
 /// its message ends or the permit is returned. Messages of a replica that died take two leases: one until their task is
@@ -54,7 +54,7 @@ pub struct ActiveBroadcast {
     /// How users are selected.
     pub choice: Choice,
     /// Adaptive limit of messages in flight on this replica.
-    pub flow: Arc<AdaptiveLimit>,
+    pub limit: Arc<AdaptiveLimit>,
     /// Its trace.
     pub trace: Run,
     window: Mutex<FailureWindow>,
@@ -68,11 +68,11 @@ impl ActiveBroadcast {
     /// Creates it from the stored record. A task of its own reads the broadcast's state until the value is dropped.
     pub fn new(context: Arc<AppContext>, record: &Record) -> Result<Arc<Self>, store::Error> {
         let spec = Spec::decode(&record.spec)?;
-        let running = Arc::new(Self {
+        let active = Arc::new(Self {
             id: record.id.clone(),
             choice: spec.choice(&context.app),
             everyone: record.everyone,
-            flow: Arc::new(AdaptiveLimit::new(context.limits.broadcast_in_flight)),
+            limit: Arc::new(AdaptiveLimit::new(context.limits.broadcast_in_flight)),
             window: Mutex::new(FailureWindow::new(context.limits.broadcast_failures)),
             streak_seen: AtomicBool::new(false),
             waiting: Mutex::new(None),
@@ -81,8 +81,8 @@ impl ActiveBroadcast {
             spec,
             context,
         });
-        tokio::spawn(look(Arc::downgrade(&running), running.context.metrics.loops.broadcasts.operation()));
-        Ok(running)
+        tokio::spawn(poll_state(Arc::downgrade(&active), active.context.metrics.loops.broadcasts.operation()));
+        Ok(active)
     }
 
     /// Watches the state of the broadcast.
@@ -104,8 +104,8 @@ impl ActiveBroadcast {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
         match self.context.ready_with_all(self.choice.wanted.kinds).await {
             Ok(()) => {}
-            Err(SendError::Stopped { verdict, .. }) => {
-                self.pause(stopped(&verdict, self.context.clock.next_day_ms())).await;
+            Err(SendError::Stopped { answer, .. }) => {
+                self.pause(stopped(&answer, self.context.clock.next_day_ms())).await;
                 return Ok(0);
             }
             Err(error) => {
@@ -124,7 +124,7 @@ impl ActiveBroadcast {
                 return Ok(usize::try_from(permits.usable()).unwrap_or(usize::MAX).min(wanted));
             }
             None => {}
-            Some(Held::Pace(wait)) => tokio::time::sleep(wait.min(LOOK)).await,
+            Some(Held::Pace(wait)) => tokio::time::sleep(wait.min(STATE_INTERVAL)).await,
             Some(Held::Canary) => self.limit_reached(true).await,
             Some(Held::Quota { unsure: true }) if quota::recount(&self.context, self.spec.message.delivery).await => {}
             Some(Held::Quota { .. }) => self.limit_reached(false).await,
@@ -134,7 +134,7 @@ impl ActiveBroadcast {
                     self.limit_reached(canary).await;
                     return Ok(0);
                 }
-                tokio::time::sleep(PERMIT_LOOK).await;
+                tokio::time::sleep(PERMIT_INTERVAL).await;
                 // Messages of this bucket may have ended or been put back since.
                 *permits = self.bucket_permits(bucket, permits.granted, false).await?;
             }
@@ -204,17 +204,17 @@ impl ActiveBroadcast {
     }
 
     /// Applies what the end of one message means for the whole broadcast.
-    pub async fn on_signal(&self, sign: Signal, congested: bool) {
+    pub async fn on_signal(&self, signal: Signal, congested: bool) {
         if congested {
-            self.flow.congested();
+            self.limit.congested();
         }
-        let failed = match sign {
+        let failed = match signal {
             Signal::None => return,
-            Signal::OutOfReach => return self.flow.close(),
+            Signal::OutOfReach => return self.limit.close(),
             Signal::Stop(pause) => return self.pause(pause).await,
             Signal::Delivered => {
                 if !congested {
-                    self.flow.delivered();
+                    self.limit.delivered();
                 }
                 if self.streak_seen.swap(false, Ordering::Relaxed)
                     && let Err(error) = self.context.store.end_streak(&self.context.app.id, &self.id).await
@@ -224,9 +224,9 @@ impl ActiveBroadcast {
                 false
             }
             Signal::Failed => true,
-            Signal::MessageRefused(verdict) => {
-                self.flow.one_at_a_time();
-                self.lengthen_streak(verdict).await;
+            Signal::MessageRefused(answer) => {
+                self.limit.one_at_a_time();
+                self.lengthen_streak(answer).await;
                 true
             }
         };
@@ -236,12 +236,12 @@ impl ActiveBroadcast {
         }
     }
 
-    async fn lengthen_streak(&self, verdict: WechatAnswer) {
+    async fn lengthen_streak(&self, answer: WechatAnswer) {
         self.streak_seen.store(true, Ordering::Relaxed);
         match self.context.store.lengthen_streak(&self.context.app.id, &self.id).await {
             Ok(streak) if streak < STREAK => {}
             Ok(_) => {
-                let WechatAnswer { errcode, rid, .. } = verdict;
+                let WechatAnswer { errcode, rid, .. } = answer;
                 self.pause(Pause { errcode, rid, ..PauseReason::MessageRefused.into() }).await;
             }
             Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
@@ -272,7 +272,7 @@ impl ActiveBroadcast {
             return self.pause(token_refused(errcode, rid)).await;
         }
         debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(STATE_INTERVAL).await;
     }
 
     /// Reads the current state.
@@ -296,10 +296,10 @@ impl ActiveBroadcast {
 }
 
 /// Follows state changes that other replicas and callers make.
-async fn look(running: Weak<ActiveBroadcast>, mut looking: Operation) {
+async fn poll_state(active: Weak<ActiveBroadcast>, mut polling: Operation) {
     loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(running) = running.upgrade() else { return };
-        looking.note(&running.refresh().await);
+        tokio::time::sleep(STATE_INTERVAL).await;
+        let Some(active) = active.upgrade() else { return };
+        polling.note(&active.refresh().await);
     }
 }

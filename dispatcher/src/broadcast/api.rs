@@ -22,10 +22,10 @@ use crate::context::AppContext;
 use crate::wechat::message::fingerprint;
 
 /// Number of buckets written or read concurrently.
-const AT_ONCE: usize = 32;
+const CONCURRENCY: usize = 32;
 
 /// If an app has no more users than this, its stock is counted at once. For others the count is up to one hour old.
-const FEW: u64 = 3600;
+const SMALL_APP_USERS: u64 = 3600;
 
 /// A request for a new broadcast.
 #[derive(Debug, Clone)]
@@ -92,13 +92,13 @@ pub struct Estimate {
 pub struct Broadcasts {
     pub(super) context: Arc<AppContext>,
     /// Reads in progress, shared by the callers that get or watch the same broadcast.
-    pub(super) standings: Arc<SingleFlight<BroadcastId, Result<Arc<BroadcastView>, Failure>>>,
+    pub(super) reads: Arc<SingleFlight<BroadcastId, Result<Arc<BroadcastView>, Failure>>>,
 }
 
 impl Broadcasts {
     /// Creates the handler for the app of `context`.
     pub fn new(context: Arc<AppContext>) -> Self {
-        Self { context, standings: Arc::default() }
+        Self { context, reads: Arc::default() }
     }
 
     /// What all broadcasts of the app share.
@@ -107,7 +107,7 @@ impl Broadcasts {
     }
 
     /// Stores a broadcast and, unless `hold` is set, starts it. A repeated request id returns the first broadcast.
-    pub async fn order(&self, order: &NewBroadcast) -> Result<Arc<BroadcastView>, Failure> {
+    pub async fn create(&self, order: &NewBroadcast) -> Result<Arc<BroadcastView>, Failure> {
         let AppContext { app, store, clock, .. } = &*self.context;
         let request = order.request.as_ref().map(|request| (request, digest(order)));
         let earlier = match request {
@@ -169,7 +169,7 @@ impl Broadcasts {
         let ask = async |openids: Vec<OpenId>| {
             stream::iter(self.by_bucket(openids, Clone::clone))
                 .map(async |(bucket, openids)| store.preview_list(&app.id, bucket, &openids, &choice, terms).await)
-                .buffer_unordered(AT_ONCE)
+                .buffer_unordered(CONCURRENCY)
                 .try_fold(Preview::default(), sum)
                 .await
         };
@@ -178,7 +178,7 @@ impl Broadcasts {
             Audience::Everyone => {
                 let mut preview = stream::iter(store.buckets())
                     .map(|bucket| store.preview_all(&app.id, bucket, &choice, terms))
-                    .buffer_unordered(AT_ONCE)
+                    .buffer_unordered(CONCURRENCY)
                     .try_fold(Preview::default(), sum)
                     .await?;
                 let out = ask(exclude.into_iter().cloned().collect()).await?;
@@ -220,7 +220,7 @@ impl Broadcasts {
         }
         let now = (clock.now_ms() / 1000) as i64;
         if let Some(not_before_ms) = order.not_before_ms.filter(|at| *at > clock.now_ms()) {
-            let stock = store.stock(&app.id, now, FEW).await?;
+            let stock = store.stock(&app.id, now, SMALL_APP_USERS).await?;
             let last_day = stock.days.iter().filter(|(_, count)| count.messages > 0).map(|((day, _), _)| *day).max();
             let lives_until = last_day.map_or(0, |day| (day + 1) * DAY - DAY_OFFSET);
             if not_before_ms as i64 / 1000 >= lives_until {
@@ -271,7 +271,7 @@ impl Broadcasts {
             .map(async |(bucket, (recipients, exclude))| {
                 store.add_recipients(&app.id, id, bucket, &recipients, &exclude).await
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENCY)
             .try_fold(Added::default(), async |mut sum, part| {
                 sum.add(part);
                 Ok(sum)
@@ -309,7 +309,7 @@ impl Broadcasts {
             Moved::To(_) => Ok(Transition { view: self.get(id).await?, moved: true }),
             Moved::Wrong(state) => {
                 let view = self.get(id).await?;
-                if is_there(&to, &view.record) {
+                if is_repeat(&to, &view.record) {
                     return Ok(Transition { view, moved: false });
                 }
                 Err(wrong_state(state, false))
@@ -320,7 +320,7 @@ impl Broadcasts {
 }
 
 /// Returns true if a broadcast that cannot make a transition is already in its target state. Then the call is a repeat.
-fn is_there(to: &Move, Record { state, pause, .. }: &Record) -> bool {
+fn is_repeat(to: &Move, Record { state, pause, .. }: &Record) -> bool {
     match to {
         // It has run, so it was started. PAUSED does not count: the caller of Start may mean Resume.
         Move::Start { .. } => matches!(state, State::Running | State::Done),

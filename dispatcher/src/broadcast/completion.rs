@@ -35,83 +35,85 @@ pub enum Signal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disposition {
     /// How the credential's lease ends.
-    pub verdict: LeaseEnd,
+    pub lease_end: LeaseEnd,
     /// What happens to the message.
     pub next: Next,
     /// What it means for the broadcast.
-    pub sign: Signal,
+    pub signal: Signal,
 }
 
 /// Maps a result. `rounds` is how often the message was put back before, `credentials` how many credentials may be
 /// tried for it, and `next_day_ms` when WeChat's next day begins.
 pub(crate) fn of(
-    conclusion: AttemptResult,
-    tally: &Progress,
+    result: AttemptResult,
+    progress: &Progress,
     rounds: u32,
     credentials: u32,
     next_day_ms: u64,
 ) -> Disposition {
-    let last = &tally.last;
+    let last = &progress.last;
     let end = |ending: Ending| Next::End(ending.with_errcode(last.errcode));
-    match conclusion {
-        AttemptResult::End(End::Delivered, verdict) => {
-            Disposition { verdict, next: Next::End(Ending::Delivered.with_errcode(None)), sign: Signal::Delivered }
+    match result {
+        AttemptResult::End(End::Delivered, lease_end) => {
+            Disposition { lease_end, next: Next::End(Ending::Delivered.with_errcode(None)), signal: Signal::Delivered }
         }
         // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
-        AttemptResult::End(End::Unknown, verdict) if tally.attempts == 0 => {
-            Disposition { verdict, next: end(Ending::Unknown), sign: Signal::None }
+        AttemptResult::End(End::Unknown, lease_end) if progress.attempts == 0 => {
+            Disposition { lease_end, next: end(Ending::Unknown), signal: Signal::None }
         }
-        AttemptResult::End(End::Unknown, verdict) => {
-            Disposition { verdict, next: end(Ending::Unknown), sign: Signal::Failed }
+        AttemptResult::End(End::Unknown, lease_end) => {
+            Disposition { lease_end, next: end(Ending::Unknown), signal: Signal::Failed }
         }
-        AttemptResult::End(End::Refused, verdict) => {
-            let (ending, sign) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
+        AttemptResult::End(End::Refused, lease_end) => {
+            let (ending, signal) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
                 // The user's choice, not a failure.
                 Some(Meaning::RefusedByUser) => (Ending::UserRefused, Signal::None),
                 Some(Meaning::UserWrong) => (Ending::UserRefused, Signal::Failed),
                 _ => (Ending::MessageRefused, Signal::MessageRefused(last.clone())),
             };
-            Disposition { verdict, next: end(ending), sign }
+            Disposition { lease_end, next: end(ending), signal }
         }
         AttemptResult::NextCredential => {
             let ending = Ending::CredentialsDead.with_errcode(last.errcode);
-            let (next, sign) = if tally.credentials < credentials {
+            let (next, signal) = if progress.credentials < credentials {
                 (Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
                 (Next::End(ending), Signal::Failed)
             };
-            Disposition { verdict: LeaseEnd::Discard, next, sign }
+            Disposition { lease_end: LeaseEnd::Discard, next, signal }
         }
-        AttemptResult::InDoubt => Disposition { verdict: LeaseEnd::Hold, next: Next::Hold, sign: Signal::OutOfReach },
+        AttemptResult::InDoubt => {
+            Disposition { lease_end: LeaseEnd::Hold, next: Next::Hold, signal: Signal::OutOfReach }
+        }
         AttemptResult::NotSpent(error) | AttemptResult::SourceStopped(error) => {
-            let (next, sign) = match error {
-                SendError::Stopped { verdict, .. } => (Next::Again, Signal::Stop(stopped(&verdict, next_day_ms))),
+            let (next, signal) = match error {
+                SendError::Stopped { answer, .. } => (Next::Again, Signal::Stop(stopped(&answer, next_day_ms))),
                 SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
                     (Next::Again, Signal::Stop(token_refused(errcode, rid)))
                 }
                 // A message is not put back forever.
-                SendError::Busy(verdict) if wears_out(&verdict) && rounds >= BUSY_ROUNDS => {
+                SendError::Busy(answer) if is_busy(&answer) && rounds >= BUSY_ROUNDS => {
                     (end(Ending::WechatBusy), Signal::Failed)
                 }
                 _ => (Next::Again, Signal::OutOfReach),
             };
-            Disposition { verdict: LeaseEnd::Return, next, sign }
+            Disposition { lease_end: LeaseEnd::Return, next, signal }
         }
     }
 }
 
 /// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
 /// the app sends too fast, or its token is invalid.
-pub fn wears_out(verdict: &WechatAnswer) -> bool {
-    verdict.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
+pub fn is_busy(answer: &WechatAnswer) -> bool {
+    answer.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
 }
 
 /// The pause for a code that stops the app.
-pub fn stopped(verdict: &WechatAnswer, next_day_ms: u64) -> Pause {
-    let quota = verdict.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
+pub fn stopped(answer: &WechatAnswer, next_day_ms: u64) -> Pause {
+    let quota = answer.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
     let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
     let resume_ms = quota.then_some(next_day_ms);
-    Pause { errcode: verdict.errcode, rid: verdict.rid.clone(), resume_ms, ..reason.into() }
+    Pause { errcode: answer.errcode, rid: answer.rid.clone(), resume_ms, ..reason.into() }
 }
 
 /// The pause when WeChat refuses an access token.
@@ -142,15 +144,19 @@ mod tests {
         Progress { last, credentials, ..Progress::new(Instant::now()) }
     }
 
-    fn ended(conclusion: AttemptResult, errcode: i32) -> Disposition {
-        of(conclusion, &after(errcode, 1), 0, 5, 99)
+    fn ended(result: AttemptResult, errcode: i32) -> Disposition {
+        of(result, &after(errcode, 1), 0, 5, 99)
     }
 
     #[test]
     fn refusals_are_classified_by_user_and_message() {
         let refused = |errcode| {
-            let ending = ended(AttemptResult::End(End::Refused, LeaseEnd::Return), errcode);
-            (ending.next, matches!(ending.sign, Signal::None), matches!(ending.sign, Signal::MessageRefused(_)))
+            let disposition = ended(AttemptResult::End(End::Refused, LeaseEnd::Return), errcode);
+            (
+                disposition.next,
+                matches!(disposition.signal, Signal::None),
+                matches!(disposition.signal, Signal::MessageRefused(_)),
+            )
         };
         assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
         assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
@@ -162,15 +168,15 @@ mod tests {
     fn rejected_credentials_are_replaced_up_to_a_limit() {
         assert!(matches!(ended(AttemptResult::NextCredential, 41028).next, Next::Credential(..)));
         let last = of(AttemptResult::NextCredential, &after(41028, 5), 0, 5, 99);
-        assert_eq!((last.next, last.sign), (Next::End("CREDENTIALS_DEAD 41028".into()), Signal::Failed));
+        assert_eq!((last.next, last.signal), (Next::End("CREDENTIALS_DEAD 41028".into()), Signal::Failed));
     }
 
     #[test]
     fn quota_pause_resumes_by_itself_and_a_ban_does_not() {
         let stop = |errcode| {
-            let verdict = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
-            let error = SendError::Stopped { verdict, lasts: Duration::ZERO };
-            let Disposition { verdict: LeaseEnd::Return, next: Next::Again, sign: Signal::Stop(pause) } =
+            let answer = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
+            let error = SendError::Stopped { answer, lasts: Duration::ZERO };
+            let Disposition { lease_end: LeaseEnd::Return, next: Next::Again, signal: Signal::Stop(pause) } =
                 ended(AttemptResult::NotSpent(error), errcode)
             else {
                 panic!("the broadcast is not stopped")
@@ -184,12 +190,15 @@ mod tests {
     #[test]
     fn unsent_message_is_put_back_and_fails_only_if_wechat_stays_busy() {
         for error in [SendError::Unreachable, SendError::Busy(WechatAnswer::default())] {
-            let ending = of(AttemptResult::NotSpent(error), &after(0, 1), 100, 5, 99);
-            assert_eq!((ending.verdict, ending.next, ending.sign), (LeaseEnd::Return, Next::Again, Signal::OutOfReach));
+            let disposition = of(AttemptResult::NotSpent(error), &after(0, 1), 100, 5, 99);
+            assert_eq!(
+                (disposition.lease_end, disposition.next, disposition.signal),
+                (LeaseEnd::Return, Next::Again, Signal::OutOfReach)
+            );
         }
         let busy = |errcode, rounds| {
-            let verdict = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
-            of(AttemptResult::NotSpent(SendError::Busy(verdict)), &after(errcode, 1), rounds, 5, 99).next
+            let answer = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
+            of(AttemptResult::NotSpent(SendError::Busy(answer)), &after(errcode, 1), rounds, 5, 99).next
         };
         assert_eq!(busy(-1, 0), Next::Again);
         assert_eq!(busy(-1, BUSY_ROUNDS), Next::End("WECHAT_BUSY -1".into()));
@@ -200,8 +209,8 @@ mod tests {
 
     #[test]
     fn unknown_outcome_keeps_the_credential_with_the_message() {
-        let ending = ended(AttemptResult::InDoubt, 0);
-        assert_eq!((ending.verdict, ending.next), (LeaseEnd::Hold, Next::Hold));
+        let disposition = ended(AttemptResult::InDoubt, 0);
+        assert_eq!((disposition.lease_end, disposition.next), (LeaseEnd::Hold, Next::Hold));
         assert_eq!(unsent(true), (LeaseEnd::Hold, Next::Hold));
         assert_eq!(unsent(false), (LeaseEnd::Return, Next::Again));
         assert_eq!(abandoned(), (LeaseEnd::Unknown, Next::End("UNKNOWN".into())));
@@ -210,7 +219,7 @@ mod tests {
     #[test]
     fn unknown_outcome_of_a_dead_replica_is_not_a_failure() {
         let unknown = || AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
-        let sign = |attempts| of(unknown(), &Progress { attempts, ..after(0, 1) }, 0, 5, 99).sign;
-        assert_eq!((sign(0), sign(1)), (Signal::None, Signal::Failed));
+        let signal = |attempts| of(unknown(), &Progress { attempts, ..after(0, 1) }, 0, 5, 99).signal;
+        assert_eq!((signal(0), signal(1)), (Signal::None, Signal::Failed));
     }
 }

@@ -17,7 +17,7 @@ const CLOSED: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// The limit, and the number of messages in flight.
 #[derive(Debug)]
 pub struct AdaptiveLimit {
-    most: f64,
+    max: f64,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -26,7 +26,7 @@ pub struct AdaptiveLimit {
 struct State {
     cap: f64,
     /// True until the first cut: the limit grows by one per delivery. After it: by one per round of deliveries.
-    steep: bool,
+    slow_start: bool,
     in_flight: usize,
     cut_at: Option<Instant>,
     closed_until: Option<Instant>,
@@ -36,15 +36,15 @@ struct State {
 /// The slot of a message in flight, released on drop.
 #[derive(Debug)]
 pub struct Slot {
-    flow: Arc<AdaptiveLimit>,
+    limit: Arc<AdaptiveLimit>,
 }
 
 impl AdaptiveLimit {
-    /// Starts with one message, and never permits more than `most`.
-    pub fn new(most: usize) -> Self {
+    /// Starts with one message, and never permits more than `max`.
+    pub fn new(max: usize) -> Self {
         let state =
-            State { cap: 1.0, steep: true, in_flight: 0, cut_at: None, closed_until: None, closed_for: CLOSED.0 };
-        Self { most: most.max(1) as f64, state: Mutex::new(state), changed: Notify::new() }
+            State { cap: 1.0, slow_start: true, in_flight: 0, cut_at: None, closed_until: None, closed_for: CLOSED.0 };
+        Self { max: max.max(1) as f64, state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// Takes a slot. Without a free slot, returns how long the limit is closed, or `None` if it is open: then wait for
@@ -62,7 +62,7 @@ impl AdaptiveLimit {
             return Err(None);
         }
         state.in_flight += 1;
-        Ok(Slot { flow: Arc::clone(self) })
+        Ok(Slot { limit: Arc::clone(self) })
     }
 
     /// Completes when a slot may be free. One waiter is woken per slot.
@@ -78,8 +78,8 @@ impl AdaptiveLimit {
     /// A message was delivered without congestion.
     pub fn delivered(&self) {
         let mut state = self.state();
-        let growth = if state.steep { 1.0 } else { 1.0 / state.cap };
-        state.cap = (state.cap + growth).min(self.most);
+        let growth = if state.slow_start { 1.0 } else { 1.0 / state.cap };
+        state.cap = (state.cap + growth).min(self.max);
         state.closed_for = CLOSED.0;
         drop(state);
         self.changed.notify_one();
@@ -92,7 +92,7 @@ impl AdaptiveLimit {
             return;
         }
         state.cut_at = Some(Instant::now());
-        state.steep = false;
+        state.slow_start = false;
         state.cap = (state.cap / 2.0).max(1.0);
     }
 
@@ -100,14 +100,14 @@ impl AdaptiveLimit {
     pub fn one_at_a_time(&self) {
         let mut state = self.state();
         state.cap = 1.0;
-        state.steep = true;
+        state.slow_start = true;
     }
 
     /// All attempts of a message failed: closes the limit for some time, longer each time.
     pub fn close(&self) {
         let mut state = self.state();
         state.cap = 1.0;
-        state.steep = true;
+        state.slow_start = true;
         let now = Instant::now();
         // Messages that ended together close it only once.
         if state.closed_until.is_none_or(|until| until <= now) {
@@ -124,8 +124,8 @@ impl AdaptiveLimit {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.flow.state().in_flight -= 1;
-        self.flow.changed.notify_one();
+        self.limit.state().in_flight -= 1;
+        self.limit.changed.notify_one();
     }
 }
 
@@ -133,52 +133,52 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    fn places(flow: &Arc<AdaptiveLimit>) -> Vec<Slot> {
-        std::iter::from_fn(|| flow.enter().ok()).collect()
+    fn slots(limit: &Arc<AdaptiveLimit>) -> Vec<Slot> {
+        std::iter::from_fn(|| limit.enter().ok()).collect()
     }
 
     #[test]
     fn limit_starts_at_one_and_grows_with_deliveries_to_the_maximum() {
-        let flow = Arc::new(AdaptiveLimit::new(4));
+        let limit = Arc::new(AdaptiveLimit::new(4));
         for expected in [1, 2, 3, 4, 4] {
-            assert_eq!(places(&flow).len(), expected);
-            flow.delivered();
+            assert_eq!(slots(&limit).len(), expected);
+            limit.delivered();
         }
     }
 
     #[test]
     fn congestion_halves_the_limit_once_and_it_grows_back_slowly() {
-        let flow = Arc::new(AdaptiveLimit::new(64));
-        (0..63).for_each(|_| flow.delivered());
-        assert_eq!(flow.cap(), 64);
-        flow.congested();
-        flow.congested();
-        assert_eq!(flow.cap(), 32);
-        (0..32).for_each(|_| flow.delivered());
-        assert!((32..=33).contains(&flow.cap()), "{}", flow.cap());
+        let limit = Arc::new(AdaptiveLimit::new(64));
+        (0..63).for_each(|_| limit.delivered());
+        assert_eq!(limit.cap(), 64);
+        limit.congested();
+        limit.congested();
+        assert_eq!(limit.cap(), 32);
+        (0..32).for_each(|_| limit.delivered());
+        assert!((32..=33).contains(&limit.cap()), "{}", limit.cap());
     }
 
     #[test]
     fn limit_is_closed_longer_each_time_wechat_cannot_be_reached() {
-        let flow = Arc::new(AdaptiveLimit::new(64));
-        flow.close();
-        let Err(Some(first)) = flow.enter() else { panic!("the limit is open") };
+        let limit = Arc::new(AdaptiveLimit::new(64));
+        limit.close();
+        let Err(Some(first)) = limit.enter() else { panic!("the limit is open") };
         assert!(first <= CLOSED.0);
-        flow.close();
-        let Err(Some(same)) = flow.enter() else { panic!("the limit is open") };
+        limit.close();
+        let Err(Some(same)) = limit.enter() else { panic!("the limit is open") };
         assert!(same <= first, "messages that end together close the limit once");
-        flow.state().closed_until = None;
-        flow.close();
-        let Err(Some(second)) = flow.enter() else { panic!("the limit is open") };
+        limit.state().closed_until = None;
+        limit.close();
+        let Err(Some(second)) = limit.enter() else { panic!("the limit is open") };
         assert!(second > CLOSED.0 && second <= 2 * CLOSED.0);
     }
 
     #[test]
     fn dropped_slot_is_free_again() {
-        let flow = Arc::new(AdaptiveLimit::new(1));
-        let place = flow.enter().unwrap();
-        assert!(matches!(flow.enter(), Err(None)));
-        drop(place);
-        assert!(flow.enter().is_ok());
+        let limit = Arc::new(AdaptiveLimit::new(1));
+        let slot = limit.enter().unwrap();
+        assert!(matches!(limit.enter(), Err(None)));
+        drop(slot);
+        assert!(limit.enter().is_ok());
     }
 }

@@ -19,14 +19,14 @@ const LISTED_AT_ONCE: usize = 8;
 impl Broadcasts {
     /// Reads one broadcast with its tally. Calls that wait for the same broadcast share one read.
     pub async fn get(&self, id: &BroadcastId) -> Result<Arc<BroadcastView>, Failure> {
-        let (context, asked) = (Arc::clone(&self.context), id.clone());
+        let (context, key) = (Arc::clone(&self.context), id.clone());
         let turn = context.store.turn(Scan::Tally, &context.app.id);
         let read = async move {
-            let record = context.record(&asked).await?;
+            let record = context.record(&key).await?;
             let tally = context.store.tally(&context.app.id, &record).await?;
             Ok(Arc::new(BroadcastView { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) }))
         };
-        self.standings.join(id.clone(), turn, read).await
+        self.reads.join(id.clone(), turn, read).await
     }
 
     /// Message generation of a broadcast.

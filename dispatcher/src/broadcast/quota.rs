@@ -10,13 +10,13 @@ use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
 /// Interval at which WeChat is asked, over all replicas, while there are broadcasts.
-const ASK: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_secs(300);
 
 /// Interval at which WeChat is asked again, over all replicas, while the number is not exact.
-const RECOUNT: Duration = Duration::from_secs(2);
+const RECOUNT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest time that a broadcast waits for WeChat's answer before it starts.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Asks WeChat how much of the daily quota is used, unless a replica did so recently. If WeChat does not answer,
 /// counting continues from the known numbers.
@@ -26,7 +26,7 @@ pub async fn ask(context: &Arc<AppContext>, delivery: Delivery) {
         let context = Arc::clone(context);
         async move { try_to_ask(&context, delivery).await }
     });
-    if tokio::time::timeout(PATIENCE, asking).await.is_err() {
+    if tokio::time::timeout(TIMEOUT, asking).await.is_err() {
         debug!(app = %context.app.id, "WeChat has not answered with the quota yet");
     }
 }
@@ -34,17 +34,17 @@ pub async fn ask(context: &Arc<AppContext>, delivery: Delivery) {
 /// Asks WeChat again if the daily quota seems used up and the number is not exact because messages were in flight when
 /// WeChat reported it. Returns false if there is no new number.
 pub async fn recount(context: &AppContext, delivery: Delivery) -> bool {
-    let turn = context.store.may_recount_quota(&context.app.id, delivery.api(), RECOUNT).await;
+    let turn = context.store.may_recount_quota(&context.app.id, delivery.api(), RECOUNT_INTERVAL).await;
     if turn.unwrap_or(false) {
-        return tokio::time::timeout(PATIENCE, update(context, delivery)).await.unwrap_or(false);
+        return tokio::time::timeout(TIMEOUT, update(context, delivery)).await.unwrap_or(false);
     }
     // Another replica asks.
-    tokio::time::sleep(RECOUNT / 10).await;
+    tokio::time::sleep(RECOUNT_INTERVAL / 10).await;
     true
 }
 
 async fn try_to_ask(context: &AppContext, delivery: Delivery) {
-    if context.store.may_ask_quota(&context.app.id, delivery.api(), ASK).await.unwrap_or(false) {
+    if context.store.may_ask_quota(&context.app.id, delivery.api(), INTERVAL).await.unwrap_or(false) {
         update(context, delivery).await;
     }
 }

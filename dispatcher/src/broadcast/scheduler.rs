@@ -23,11 +23,11 @@ use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
 /// Interval at which an idle replica looks for tasks.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Interval at which a replica with broadcasts requests the quota. All replicas together call WeChat less often: see
 /// [`quota`].
-const QUOTA_LOOK: Duration = Duration::from_secs(60);
+const QUOTA_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The scheduler of one app on one replica.
 struct Scheduler {
@@ -35,15 +35,15 @@ struct Scheduler {
     /// Name of this replica as a consumer of the task stream.
     name: Arc<str>,
     drain: CancellationToken,
-    at_work: JoinSet<BroadcastId>,
-    running: HashMap<BroadcastId, OnReplica>,
+    workers: JoinSet<BroadcastId>,
+    active: HashMap<BroadcastId, OnReplica>,
     /// Broadcasts that cannot be processed, for example because a newer release stored them.
     unusable: HashMap<BroadcastId, Operation>,
     quota_asked: Instant,
 }
 
 struct OnReplica {
-    running: Arc<ActiveBroadcast>,
+    broadcast: Arc<ActiveBroadcast>,
     /// Number of buckets in progress.
     buckets: usize,
 }
@@ -57,24 +57,24 @@ pub async fn work(context: Arc<AppContext>, drain: CancellationToken) {
         () = drain.cancelled() => return,
     }
     let name = format!("{:016x}", rand::random::<u64>()).into();
-    let mut looking = context.metrics.loops.broadcasts.operation();
-    let (at_work, running, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
-    let mut scheduler = Scheduler { context, name, drain, at_work, running, unusable, quota_asked: Instant::now() };
+    let mut polling = context.metrics.loops.broadcasts.operation();
+    let (workers, active, unusable) = (JoinSet::new(), HashMap::new(), HashMap::new());
+    let mut scheduler = Scheduler { context, name, drain, workers, active, unusable, quota_asked: Instant::now() };
     while !scheduler.drain.is_cancelled() {
-        looking.note(&scheduler.look_for_work().await);
+        polling.note(&scheduler.poll().await);
         tokio::select! {
             () = scheduler.drain.cancelled() => {}
-            Some(ended) = scheduler.at_work.join_next(), if !scheduler.at_work.is_empty() => scheduler.note_end(ended),
-            () = tokio::time::sleep(LOOK) => {}
+            Some(ended) = scheduler.workers.join_next(), if !scheduler.workers.is_empty() => scheduler.worker_ended(ended),
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
-    while let Some(ended) = scheduler.at_work.join_next().await {
-        scheduler.note_end(ended);
+    while let Some(ended) = scheduler.workers.join_next().await {
+        scheduler.worker_ended(ended);
     }
 }
 
 impl Scheduler {
-    async fn look_for_work(&mut self) -> Result<(), store::Error> {
+    async fn poll(&mut self) -> Result<(), store::Error> {
         let context = Arc::clone(&self.context);
         let (app, now_ms) = (&context.app.id, context.clock.now_ms());
         let due = context.store.due_broadcasts(app, now_ms).await?;
@@ -82,21 +82,22 @@ impl Scheduler {
             let begun = self.begin(id, now_ms).await;
             self.note(id, begun)?;
         }
-        let wanted = context.store.running_broadcasts(app).await?;
-        self.unusable.retain(|id, _| due.contains(id) || wanted.contains(id));
-        context.metrics.broadcasts.show_running(wanted.len());
-        if !wanted.is_empty() && self.quota_asked.elapsed() >= QUOTA_LOOK {
+        let running = context.store.running_broadcasts(app).await?;
+        self.unusable.retain(|id, _| due.contains(id) || running.contains(id));
+        context.metrics.broadcasts.show_running(running.len());
+        if !running.is_empty() && self.quota_asked.elapsed() >= QUOTA_INTERVAL {
             self.quota_asked = Instant::now();
-            let sent =
-                |delivery| self.running.values().any(|on_replica| on_replica.running.spec.message.delivery == delivery);
+            let sent = |delivery| {
+                self.active.values().any(|on_replica| on_replica.broadcast.spec.message.delivery == delivery)
+            };
             for delivery in Delivery::ALL.into_iter().filter(|delivery| sent(*delivery)) {
                 // In a task of its own, so that the scheduler does not wait for WeChat.
                 let context = Arc::clone(&context);
                 tokio::spawn(async move { quota::ask(&context, delivery).await });
             }
         }
-        self.running.retain(|id, on_replica| on_replica.buckets > 0 || wanted.contains(id));
-        for id in &wanted {
+        self.active.retain(|id, on_replica| on_replica.buckets > 0 || running.contains(id));
+        for id in &running {
             let taken = self.take_part(id, now_ms).await;
             self.note(id, taken)?;
         }
@@ -122,18 +123,18 @@ impl Scheduler {
     async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let context = Arc::clone(&self.context);
         let app = &context.app.id;
-        let on_replica = self.running.get(id);
+        let on_replica = self.active.get(id);
         let busy = on_replica.map_or(0, |on_replica| on_replica.buckets);
         let free = context.limits.broadcast_tasks.saturating_sub(busy);
         // Buckets that wait for permits do not count: a replica that died may have left the permits in other buckets.
-        let waits = on_replica.is_some_and(|on_replica| on_replica.running.waits_for_permits());
+        let waits = on_replica.is_some_and(|on_replica| on_replica.broadcast.waits_for_permits());
         let most = if waits { (2 * context.limits.broadcast_tasks).saturating_sub(busy) } else { free };
         if most == 0 {
             return Ok(());
         }
         // A worker marks its task as alive three times per lease, so an older task is taken over.
         let tasks = context.store.take_tasks(app, id, &self.name, context.limits.terms.duration, free, most).await?;
-        if tasks.is_empty() && !self.running.contains_key(id) && context.store.broadcast(app, id).await?.is_none() {
+        if tasks.is_empty() && !self.active.contains_key(id) && context.store.broadcast(app, id).await?.is_none() {
             // The broadcast no longer exists. Requesting any transition removes it from the list.
             context.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
         }
@@ -161,17 +162,17 @@ impl Scheduler {
 
     async fn start(&mut self, task: Task) -> Result<(), store::Error> {
         let id = task.broadcast.clone();
-        let Some(running) = self.load(&id).await? else {
+        let Some(active) = self.load(&id).await? else {
             return self.context.store.leave_task(&self.context.app.id, &task, Left::Stopped).await.map(drop);
         };
-        if let Some(on_replica) = self.running.get_mut(&id) {
+        if let Some(on_replica) = self.active.get_mut(&id) {
             on_replica.buckets += 1;
         }
         let (name, drain) = (Arc::clone(&self.name), self.drain.clone());
-        self.at_work.spawn(async move {
+        self.workers.spawn(async move {
             // Even after a panic its capacity is released. Another worker takes the task over once it has been idle for
             // long enough.
-            if AssertUnwindSafe(worker::work(running, task, name, drain)).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(worker::work(active, task, name, drain)).catch_unwind().await.is_err() {
                 error!(broadcast = %id, "the worker of a bucket panicked");
             }
             id
@@ -181,29 +182,29 @@ impl Scheduler {
 
     /// Returns the broadcast as it runs here; `None` if there is nothing to do for it.
     async fn load(&mut self, id: &BroadcastId) -> Result<Option<Arc<ActiveBroadcast>>, store::Error> {
-        if let Some(on_replica) = self.running.get(id) {
-            let running = Arc::clone(&on_replica.running);
+        if let Some(on_replica) = self.active.get(id) {
+            let active = Arc::clone(&on_replica.broadcast);
             // Tasks exist only while a broadcast runs. If it is known here as paused, it was resumed.
-            if *running.state().borrow() != State::Running {
-                running.refresh().await?;
+            if *active.state().borrow() != State::Running {
+                active.refresh().await?;
             }
-            return Ok(Some(running));
+            return Ok(Some(active));
         }
         let (store, app) = (&self.context.store, &self.context.app.id);
         let Some(record) = store.broadcast(app, id).await? else { return Ok(None) };
         if !matches!(record.state, State::Running | State::Cancelled) {
             return Ok(None);
         }
-        let running = ActiveBroadcast::new(Arc::clone(&self.context), &record)?;
+        let active = ActiveBroadcast::new(Arc::clone(&self.context), &record)?;
         if record.state == State::Running {
-            quota::ask(&self.context, running.spec.message.delivery).await;
+            quota::ask(&self.context, active.spec.message.delivery).await;
         }
-        self.running.insert(id.clone(), OnReplica { running: Arc::clone(&running), buckets: 0 });
-        Ok(Some(running))
+        self.active.insert(id.clone(), OnReplica { broadcast: Arc::clone(&active), buckets: 0 });
+        Ok(Some(active))
     }
 
-    fn note_end(&mut self, ended: Result<BroadcastId, tokio::task::JoinError>) {
-        if let Some(on_replica) = ended.ok().and_then(|id| self.running.get_mut(&id)) {
+    fn worker_ended(&mut self, ended: Result<BroadcastId, tokio::task::JoinError>) {
+        if let Some(on_replica) = ended.ok().and_then(|id| self.active.get_mut(&id)) {
             on_replica.buckets = on_replica.buckets.saturating_sub(1);
         }
     }

@@ -1,6 +1,6 @@
 //! Stop rules: when a broadcast pauses by itself. Several messages in a row were refused because of their content, or
 //! too many of the last 1000 failed. A code that stops the whole app pauses the broadcast at the first answer, see
-//! `ending`.
+//! `completion`.
 
 use std::collections::VecDeque;
 
@@ -12,20 +12,20 @@ pub const STREAK: u32 = 5;
 const WINDOW: usize = 1000;
 
 /// Minimum number of messages for a meaningful ratio.
-const ENOUGH: usize = 100;
+const MIN_MESSAGES: usize = 100;
 
 /// Results of the last messages of a broadcast on this replica.
 #[derive(Debug)]
 pub struct FailureWindow {
-    most: f64,
+    max_ratio: f64,
     last: VecDeque<bool>,
     failed: usize,
 }
 
 impl FailureWindow {
-    /// `most` is the ratio that may fail.
-    pub fn new(most: f64) -> Self {
-        Self { most, last: VecDeque::new(), failed: 0 }
+    /// `max_ratio` is the ratio that may fail.
+    pub fn new(max_ratio: f64) -> Self {
+        Self { max_ratio, last: VecDeque::new(), failed: 0 }
     }
 
     /// Records the result of one message. Returns true if too many have failed.
@@ -35,7 +35,7 @@ impl FailureWindow {
         if self.last.len() > WINDOW {
             self.failed -= usize::from(self.last.pop_front() == Some(true));
         }
-        self.last.len() >= ENOUGH && self.failed as f64 > self.most * self.last.len() as f64
+        self.last.len() >= MIN_MESSAGES && self.failed as f64 > self.max_ratio * self.last.len() as f64
     }
 
     /// Clears the window: when a caller resumes a broadcast, earlier failures no longer count.
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn only_more_failures_than_the_ratio_stop_a_broadcast() {
         let mut window = FailureWindow::new(0.5);
-        for _ in 0..ENOUGH / 2 {
+        for _ in 0..MIN_MESSAGES / 2 {
             assert!(!window.note(true));
             assert!(!window.note(false));
         }
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn few_messages_do_not_count_and_old_ones_are_dropped() {
         let mut window = FailureWindow::new(0.5);
-        assert!((0..ENOUGH - 1).all(|_| !window.note(true)));
+        assert!((0..MIN_MESSAGES - 1).all(|_| !window.note(true)));
         window.clear();
         assert!((0..10 * WINDOW).all(|_| !window.note(false)));
         assert!((0..WINDOW / 2).all(|_| !window.note(true)));

@@ -24,7 +24,7 @@ use super::active::ActiveBroadcast;
 use super::completion::{self, Signal};
 use super::limiter::Slot;
 use super::worker_io::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
-use crate::send::{Progress, SendRequest};
+use crate::send::{AttemptResult, Progress, SendRequest};
 use crate::spans;
 
 /// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
@@ -52,17 +52,17 @@ enum Stop {
 
 struct Message {
     ready: Ready,
-    tally: Progress,
+    progress: Progress,
     traced: bool,
 }
 
 struct Sent {
     message: Message,
-    ending: completion::Disposition,
+    disposition: completion::Disposition,
 }
 
 struct BucketWorker {
-    running: Arc<ActiveBroadcast>,
+    active: Arc<ActiveBroadcast>,
     task: Task,
     stage: Stage,
     finished: bool,
@@ -70,13 +70,13 @@ struct BucketWorker {
     /// Other workers left more messages in flight than were taken over at once.
     more_in_flight: bool,
     /// Factor of the page size. It grows while few users of a page can be sent to.
-    thin: usize,
+    page_factor: usize,
     /// Owner of leases that a page may have made although its reply was lost.
-    lost: Option<LeaseId>,
+    lost_page: Option<LeaseId>,
     /// Permits of the bucket, as last read.
     permits: Permits,
     /// Users whom this worker has fetched and not yet settled.
-    mine: HashSet<OpenId>,
+    own: HashSet<OpenId>,
     ready: VecDeque<Message>,
     sending: FuturesUnordered<Work<Sent>>,
     ended: Vec<(Message, Settlement)>,
@@ -86,17 +86,17 @@ struct BucketWorker {
 }
 
 /// Processes a bucket until it is finished, the broadcast stops, or `drain`.
-pub async fn work(running: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
-    let mut bucket = BucketWorker::new(Arc::clone(&running), task.clone());
+pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
+    let mut bucket = BucketWorker::new(Arc::clone(&active), task.clone());
     let stop = bucket.run(&consumer, &drain).await;
-    let (store, app) = (&running.context.store, &running.context.app.id);
+    let (store, app) = (&active.context.store, &active.context.app.id);
     let left = match stop {
         // Unusable: the task is taken over once it has been idle for one lease, here or elsewhere, until the data is
         // repaired.
         Stop::TakenAway | Stop::Unusable => return,
         Stop::Drain => Left::Passed,
         Stop::State(State::Cancelled) => {
-            if let Err(error) = close(&running, &task).await {
+            if let Err(error) = close(&active, &task).await {
                 debug!(broadcast = %task.broadcast, %error, "a cancelled bucket could not be closed; it is closed later");
                 return;
             }
@@ -106,7 +106,7 @@ pub async fn work(running: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>,
         Stop::Finished => Left::Done,
     };
     let left = async {
-        running.give_back(task.bucket, bucket.permits).await?;
+        active.give_back(task.bucket, bucket.permits).await?;
         store.leave_task(app, &task, left).await
     };
     // If this fails, the task is taken over once it is idle.
@@ -116,19 +116,19 @@ pub async fn work(running: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>,
 }
 
 impl BucketWorker {
-    fn new(running: Arc<ActiveBroadcast>, task: Task) -> Self {
-        let stage = if running.everyone { Stage::Snapshot } else { Stage::Pages };
+    fn new(active: Arc<ActiveBroadcast>, task: Task) -> Self {
+        let stage = if active.everyone { Stage::Snapshot } else { Stage::Pages };
         Self {
-            running,
+            active,
             task,
             stage,
             finished: false,
             unusable: false,
             more_in_flight: true,
-            thin: 1,
-            lost: None,
+            page_factor: 1,
+            lost_page: None,
             permits: Permits::default(),
-            mine: HashSet::new(),
+            own: HashSet::new(),
             ready: VecDeque::new(),
             sending: FuturesUnordered::new(),
             ended: Vec::new(),
@@ -138,9 +138,9 @@ impl BucketWorker {
     }
 
     async fn run(&mut self, consumer: &str, drain: &CancellationToken) -> Stop {
-        let running = Arc::clone(&self.running);
-        let mut state = running.state();
-        let mut beat = tokio::time::interval(running.context.limits.terms.duration / 3);
+        let active = Arc::clone(&self.active);
+        let mut state = active.state();
+        let mut heartbeat = tokio::time::interval(active.context.limits.terms.duration / 3);
         let mut fetching: Fuse<Work<(Fetched, Permits)>> = Fuse::terminated();
         let mut settling: Fuse<Work<SettleBatch>> = Fuse::terminated();
         let mut taken_away = false;
@@ -157,11 +157,11 @@ impl BucketWorker {
             } else {
                 self.finished.then_some(Stop::Finished)
             };
-            let changed = running.flow.changed();
+            let changed = active.limit.changed();
             let mut closed_for = None;
             if stop.is_some() {
                 while let Some(message) = self.ready.pop_front() {
-                    self.unsent(message);
+                    self.put_back(message);
                 }
             } else {
                 closed_for = self.launch();
@@ -180,26 +180,26 @@ impl BucketWorker {
             let settle_at = self.ended_since + SETTLE_WAIT;
             tokio::select! {
                 Some(sent) = self.sending.next(), if !self.sending.is_empty() => {
-                    self.take_in(sent).await;
+                    self.on_sent(sent).await;
                     while let Some(Some(sent)) = self.sending.next().now_or_never() {
-                        self.take_in(sent).await;
+                        self.on_sent(sent).await;
                     }
                 }
                 (fetched, permits) = &mut fetching, if !fetching.is_terminated() => {
                     self.permits = permits;
-                    self.fetched(fetched);
+                    self.on_fetched(fetched);
                 }
-                settled = &mut settling, if !settling.is_terminated() => self.settled(settled).await,
+                settled = &mut settling, if !settling.is_terminated() => self.on_settled(settled).await,
                 () = changed, if !self.ready.is_empty() => {}
                 () = tokio::time::sleep(closed_for.unwrap_or_default()), if closed_for.is_some() => {}
                 () = tokio::time::sleep_until(settle_at.into()), if !self.ended.is_empty() && settling.is_terminated() => {}
                 _ = state.changed() => {}
                 () = drain.cancelled(), if stop.is_none() => {}
-                _ = beat.tick() => {
-                    let kept = running.context.store.keep_task(&running.context.app.id, consumer, &self.task).await;
+                _ = heartbeat.tick() => {
+                    let kept = active.context.store.keep_task(&active.context.app.id, consumer, &self.task).await;
                     match kept {
                         Ok(kept) => taken_away |= !kept,
-                        Err(error) => running.context.metrics.loops.broadcasts.failed(&error),
+                        Err(error) => active.context.metrics.loops.broadcasts.failed(&error),
                     }
                 }
             }
@@ -210,14 +210,14 @@ impl BucketWorker {
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
             // An old lease could expire during the call.
-            if message.tally.leased_at.elapsed() > self.running.context.limits.terms.duration / 3 {
-                self.unsent(message);
+            if message.progress.leased_at.elapsed() > self.active.context.limits.terms.duration / 3 {
+                self.put_back(message);
                 continue;
             }
-            match self.running.flow.enter() {
-                Ok(place) => {
+            match self.active.limit.enter() {
+                Ok(slot) => {
                     let rounds = self.busy.get(&message.ready.openid).copied().unwrap_or_default();
-                    self.sending.push(Box::pin(send(Arc::clone(&self.running), message, rounds, place)));
+                    self.sending.push(Box::pin(send(Arc::clone(&self.active), message, rounds, slot)));
                 }
                 Err(closed_for) => {
                     self.ready.push_front(message);
@@ -230,13 +230,13 @@ impl BucketWorker {
 
     /// How many users are taken at once: about as many as can be sent to soon.
     fn page_size(&self) -> usize {
-        (self.running.flow.cap() * 2 * self.thin).clamp(1, self.running.largest_page())
+        (self.active.limit.cap() * 2 * self.page_factor).clamp(1, self.active.largest_page())
     }
 
     fn wants_more(&self, idle: bool) -> bool {
         match self.stage {
             _ if self.finished => false,
-            _ if self.lost.is_some() => true,
+            _ if self.lost_page.is_some() => true,
             Stage::Snapshot => true,
             Stage::Pages => self.ready.len() * 2 <= self.page_size(),
             Stage::Flight => idle || (self.more_in_flight && self.ready.len() * 2 <= self.page_size()),
@@ -244,42 +244,42 @@ impl BucketWorker {
     }
 
     fn fetch(&self) -> Work<(Fetched, Permits)> {
-        let (running, task, permits) = (Arc::clone(&self.running), self.task.clone(), self.permits);
-        match self.lost {
-            Some(owner) => Box::pin(fetch_lost(running, task, owner, self.mine.clone(), permits)),
+        let (active, task, permits) = (Arc::clone(&self.active), self.task.clone(), self.permits);
+        match self.lost_page {
+            Some(owner) => Box::pin(fetch_lost(active, task, owner, self.own.clone(), permits)),
             None => {
-                let mine = if self.stage == Stage::Flight { self.mine.clone() } else { HashSet::new() };
-                Box::pin(fetch(running, task, self.stage, self.page_size(), mine, permits))
+                let own = if self.stage == Stage::Flight { self.own.clone() } else { HashSet::new() };
+                Box::pin(fetch(active, task, self.stage, self.page_size(), own, permits))
             }
         }
     }
 
-    fn fetched(&mut self, fetched: Fetched) {
+    fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
             Fetched::Snapshot => self.stage = Stage::Pages,
-            Fetched::Page { page, asked, traced } => {
+            Fetched::Page { page, requested_at, traced } => {
                 if page.through {
                     self.stage = Stage::Flight;
                 }
-                self.thin = if page.ready.len() * 2 < page.taken { (self.thin * 2).min(PAGE) } else { 1 };
-                self.enqueue(page.ready, asked, traced);
+                self.page_factor = if page.ready.len() * 2 < page.taken { (self.page_factor * 2).min(PAGE) } else { 1 };
+                self.enqueue(page.ready, requested_at, traced);
             }
-            Fetched::Flight { through, found, asked } => {
-                self.finished = through;
+            Fetched::TakenOver { complete, found, requested_at } => {
+                self.finished = complete;
                 self.more_in_flight = !found.ready.is_empty();
-                if !through && found.ready.is_empty() {
+                if !complete && found.ready.is_empty() {
                     // Another worker may have put users back into the audience.
                     self.stage = Stage::Pages;
                 }
-                self.enqueue(found.ready, asked, false);
+                self.enqueue(found.ready, requested_at, false);
             }
-            Fetched::Recovered { ready, asked } => {
-                self.lost = None;
-                self.enqueue(ready, asked, false);
+            Fetched::Recovered { ready, requested_at } => {
+                self.lost_page = None;
+                self.enqueue(ready, requested_at, false);
             }
-            Fetched::Lost(owner) => self.lost = Some(owner),
+            Fetched::Lost(owner) => self.lost_page = Some(owner),
             // The open permits may belong to messages that a dead replica left in flight in this bucket.
-            Fetched::Nothing if self.stage == Stage::Pages && self.running.waits_for_permits() => {
+            Fetched::Nothing if self.stage == Stage::Pages && self.active.waits_for_permits() => {
                 self.stage = Stage::Flight;
             }
             Fetched::Nothing => {}
@@ -289,33 +289,33 @@ impl BucketWorker {
 
     /// If the page is traced, only its first message is.
     fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant, traced: bool) {
-        for (place, ready) in ready.into_iter().enumerate() {
-            self.mine.insert(ready.openid.clone());
-            self.ready.push_back(Message { ready, tally: Progress::new(leased_at), traced: traced && place == 0 });
+        for (number, ready) in ready.into_iter().enumerate() {
+            self.own.insert(ready.openid.clone());
+            self.ready.push_back(Message { ready, progress: Progress::new(leased_at), traced: traced && number == 0 });
         }
     }
 
     /// Ends a message that is not sent now.
-    fn unsent(&mut self, message: Message) {
-        let (verdict, next) = completion::unsent(message.ready.lease.taken_over);
-        self.end(message, verdict, next);
+    fn put_back(&mut self, message: Message) {
+        let (lease_end, next) = completion::unsent(message.ready.lease.taken_over);
+        self.end(message, lease_end, next);
     }
 
-    async fn take_in(&mut self, Sent { message, ending }: Sent) {
-        if ending.next == Next::Again && completion::wears_out(&message.tally.last) {
+    async fn on_sent(&mut self, Sent { message, disposition }: Sent) {
+        if disposition.next == Next::Again && completion::is_busy(&message.progress.last) {
             *self.busy.entry(message.ready.openid.clone()).or_default() += 1;
         }
-        self.running.on_signal(ending.sign, message.tally.congested).await;
-        self.end(message, ending.verdict, ending.next);
+        self.active.on_signal(disposition.signal, message.progress.congested).await;
+        self.end(message, disposition.lease_end, disposition.next);
     }
 
-    fn end(&mut self, message: Message, verdict: LeaseEnd, next: Next) {
+    fn end(&mut self, message: Message, lease_end: LeaseEnd, next: Next) {
         if self.ended.is_empty() {
             self.ended_since = Instant::now();
         }
         let (openid, owner) = (message.ready.openid.clone(), message.ready.lease.id);
-        let msgid = message.tally.last.msgid;
-        self.ended.push((message, Settlement { openid, owner, verdict, next, msgid }));
+        let msgid = message.progress.last.msgid;
+        self.ended.push((message, Settlement { openid, owner, verdict: lease_end, next, msgid }));
     }
 
     fn settles_now(&self) -> bool {
@@ -328,17 +328,17 @@ impl BucketWorker {
     fn settle(&mut self) -> Work<SettleBatch> {
         let batch: Vec<_> = self.ended.drain(..self.ended.len().min(PAGE)).collect();
         self.ended_since = Instant::now();
-        let (running, task) = (Arc::clone(&self.running), self.task.clone());
+        let (active, task) = (Arc::clone(&self.active), self.task.clone());
         Box::pin(async move {
             let (messages, settlements): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let asked = Instant::now();
-            let _span = running.trace.settle(settlements.len());
-            let next = settle_patiently(&running, &task, &settlements).await.ok();
-            SettleBatch { messages, settlements, next, asked }
+            let requested_at = Instant::now();
+            let _span = active.trace.settle(settlements.len());
+            let next = settle_patiently(&active, &task, &settlements).await.ok();
+            SettleBatch { messages, settlements, next, requested_at }
         })
     }
 
-    async fn settled(&mut self, settled: SettleBatch) {
+    async fn on_settled(&mut self, settled: SettleBatch) {
         let Some(next) = settled.next else {
             self.unusable = true;
             return;
@@ -349,18 +349,18 @@ impl BucketWorker {
             match (settlement.next, next) {
                 (Next::Credential(..), Some(lease)) => {
                     message.ready.lease = lease;
-                    message.tally.credentials += 1;
-                    message.tally.leased_at = settled.asked;
+                    message.progress.credentials += 1;
+                    message.progress.leased_at = settled.requested_at;
                     self.ready.push_front(message);
                     continue;
                 }
                 // It was the message's last credential.
-                (Next::Credential(..), None) => self.running.on_signal(Signal::Failed, false).await,
+                (Next::Credential(..), None) => self.active.on_signal(Signal::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
                 (Next::Hold, _) => self.more_in_flight = false,
                 _ => {}
             }
-            self.mine.remove(&settlement.openid);
+            self.own.remove(&settlement.openid);
         }
     }
 }
@@ -371,34 +371,34 @@ struct SettleBatch {
     settlements: Vec<Settlement>,
     /// `None` if the batch could not be settled and retrying does not help.
     next: Option<Vec<(OpenId, Lease)>>,
-    asked: Instant,
+    requested_at: Instant,
 }
 
-async fn send(running: Arc<ActiveBroadcast>, message: Message, rounds: u32, place: Slot) -> Sent {
+async fn send(active: Arc<ActiveBroadcast>, message: Message, rounds: u32, slot: Slot) -> Sent {
     if !message.traced {
-        return attempt(running, message, rounds, place).await;
+        return attempt(active, message, rounds, slot).await;
     }
-    let span = running.trace.message();
-    let sent = attempt(running, message, rounds, place).instrument(span.clone()).await;
-    spans::ended(&span, &sent.ending.next, sent.message.tally.attempts);
+    let span = active.trace.message();
+    let sent = attempt(active, message, rounds, slot).instrument(span.clone()).await;
+    spans::ended(&span, &sent.disposition.next, sent.message.progress.attempts);
     sent
 }
 
-async fn attempt(running: Arc<ActiveBroadcast>, mut message: Message, rounds: u32, place: Slot) -> Sent {
-    let context = &running.context;
-    let conclusion = match running.spec.message_for(&message.ready.data) {
+async fn attempt(active: Arc<ActiveBroadcast>, mut message: Message, rounds: u32, slot: Slot) -> Sent {
+    let context = &active.context;
+    let result = match active.spec.message_for(&message.ready.data) {
         Ok(text) => {
-            let (openid, retry_unknown) = (message.ready.openid.clone(), running.spec.retry_unknown);
+            let (openid, retry_unknown) = (message.ready.openid.clone(), active.spec.retry_unknown);
             let order = SendRequest { openid, message: text, request: None, retry_unknown };
-            context.try_credential(&order, &message.ready.lease, &mut message.tally).await
+            context.try_credential(&order, &message.ready.lease, &mut message.progress).await
         }
         Err(error) => {
-            warn!(broadcast = %running.id, %error, "the data of a recipient cannot be read");
-            crate::send::AttemptResult::NotSpent(error.into())
+            warn!(broadcast = %active.id, %error, "the data of a recipient cannot be read");
+            AttemptResult::NotSpent(error.into())
         }
     };
-    drop(place);
-    let ending =
-        completion::of(conclusion, &message.tally, rounds, context.limits.credentials, context.clock.next_day_ms());
-    Sent { message, ending }
+    drop(slot);
+    let disposition =
+        completion::of(result, &message.progress, rounds, context.limits.credentials, context.clock.next_day_ms());
+    Sent { message, disposition }
 }

@@ -22,7 +22,7 @@ const REDIS_PAUSE: Duration = Duration::from_millis(200);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest pause before the leases of others are read again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What a worker fetches next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,17 +42,17 @@ pub(super) enum Fetched {
     /// Users of the audience, and whether one of their messages is traced.
     Page {
         page: Page,
-        asked: Instant,
+        requested_at: Instant,
         traced: bool,
     },
-    Flight {
-        through: bool,
+    TakenOver {
+        complete: bool,
         found: TakenOver,
-        asked: Instant,
+        requested_at: Instant,
     },
     Recovered {
         ready: Vec<Ready>,
-        asked: Instant,
+        requested_at: Instant,
     },
     /// The reply was lost; there may be leases of this owner.
     Lost(LeaseId),
@@ -61,64 +61,64 @@ pub(super) enum Fetched {
     Unusable,
 }
 
-/// Fetches for a bucket; also returns its permits afterwards. `mine` are the users whom this worker already processes.
+/// Fetches for a bucket; also returns its permits afterwards. `own` are the users whom this worker already processes.
 pub(super) async fn fetch(
-    running: Arc<ActiveBroadcast>,
+    active: Arc<ActiveBroadcast>,
     task: Task,
     stage: Stage,
     size: usize,
-    mine: HashSet<OpenId>,
+    own: HashSet<OpenId>,
     mut permits: Permits,
 ) -> (Fetched, Permits) {
     let fetched = match stage {
-        Stage::Snapshot => or_nothing(&running, snapshot(&running, &task).await).await,
-        Stage::Pages => page(&running, &task, size, &mut permits).await,
-        Stage::Flight => or_nothing(&running, flight(&running, &task, &mine, &mut permits).await).await,
+        Stage::Snapshot => or_nothing(&active, snapshot(&active, &task).await).await,
+        Stage::Pages => page(&active, &task, size, &mut permits).await,
+        Stage::Flight => or_nothing(&active, take_over(&active, &task, &own, &mut permits).await).await,
     };
     (fetched, permits)
 }
 
 /// Finds the leases that a page made although its reply was lost.
 pub(super) async fn fetch_lost(
-    running: Arc<ActiveBroadcast>,
+    active: Arc<ActiveBroadcast>,
     task: Task,
     owner: LeaseId,
-    mine: HashSet<OpenId>,
+    own: HashSet<OpenId>,
     permits: Permits,
 ) -> (Fetched, Permits) {
-    (or_nothing(&running, recover(&running, &task, owner, &mine).await).await, permits)
+    (or_nothing(&active, recover(&active, &task, owner, &own).await).await, permits)
 }
 
-async fn snapshot(running: &ActiveBroadcast, task: &Task) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
-    while !store.snapshot(app, &task.broadcast, task.bucket, &running.choice, terms).await? {}
+async fn snapshot(active: &ActiveBroadcast, task: &Task) -> Result<Fetched, store::Error> {
+    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+    while !store.snapshot(app, &task.broadcast, task.bucket, &active.choice, terms).await? {}
     Ok(Fetched::Snapshot)
 }
 
-async fn page(running: &ActiveBroadcast, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
-    let permitted = match running.permit(task.bucket, permits, size).await {
+async fn page(active: &ActiveBroadcast, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
+    let permitted = match active.permit(task.bucket, permits, size).await {
         Ok(0) => return Fetched::Nothing,
         Ok(permitted) => permitted,
-        Err(error) => return or_nothing(running, Err(error)).await,
+        Err(error) => return or_nothing(active, Err(error)).await,
     };
-    let (granted, choice) = (permits.granted, &running.choice);
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
-    let (owner, asked, span) = (LeaseId::random(), Instant::now(), running.trace.page());
+    let (granted, choice) = (permits.granted, &active.choice);
+    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+    let (owner, requested_at, span) = (LeaseId::random(), Instant::now(), active.trace.page());
     match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
         Ok(page) => {
             *permits = page.permits;
-            let traced = running.trace.page_taken(span, page.ready.len());
-            running.context.metrics.loops.broadcasts.succeeded();
-            running.context.metrics.broadcasts.ended(&page.endings);
+            let traced = active.trace.page_taken(span, page.ready.len());
+            active.context.metrics.loops.broadcasts.succeeded();
+            active.context.metrics.broadcasts.ended(&page.endings);
             if page.ready.is_empty() && page.busy > 0 {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
-            Fetched::Page { page, asked, traced }
+            Fetched::Page { page, requested_at, traced }
         }
-        Err(error) if error.is_lasting() => or_nothing(running, Err(error)).await,
+        Err(error) if error.is_lasting() => or_nothing(active, Err(error)).await,
         Err(error) => {
-            running.trace.page_lost(span, &error);
-            running.context.metrics.loops.broadcasts.failed(&error);
+            active.trace.page_lost(span, &error);
+            active.context.metrics.loops.broadcasts.failed(&error);
             Fetched::Lost(owner)
         }
     }
@@ -126,41 +126,41 @@ async fn page(running: &ActiveBroadcast, task: &Task, size: usize, permits: &mut
 
 /// Nothing has been sent with the leases of such a page.
 async fn recover(
-    running: &ActiveBroadcast,
+    active: &ActiveBroadcast,
     task: &Task,
     owner: LeaseId,
-    mine: &HashSet<OpenId>,
+    own: &HashSet<OpenId>,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
+    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
-    openids.retain(|openid| !mine.contains(openid));
-    let (asked, mut ready) = (Instant::now(), Vec::new());
+    openids.retain(|openid| !own.contains(openid));
+    let (requested_at, mut ready) = (Instant::now(), Vec::new());
     for some in openids.chunks(PAGE) {
         let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.context.metrics.broadcasts.ended(&found.endings);
+        active.context.metrics.broadcasts.ended(&found.endings);
         ready.extend(found.ready);
     }
-    Ok(Fetched::Recovered { ready, asked })
+    Ok(Fetched::Recovered { ready, requested_at })
 }
 
-/// Takes over messages that no worker owns, except those of `mine`. Waits a moment if there are none yet.
-async fn flight(
-    running: &ActiveBroadcast,
+/// Takes over messages that no worker owns, except those of `own`. Waits a moment if there are none yet.
+async fn take_over(
+    active: &ActiveBroadcast,
     task: &Task,
-    mine: &HashSet<OpenId>,
+    own: &HashSet<OpenId>,
     permits: &mut Permits,
 ) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
+    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
     if permits.usable() > 0 {
         // The audience of this bucket is finished: other buckets may need its permits.
-        *permits = running.give_back(task.bucket, *permits).await?;
+        *permits = active.give_back(task.bucket, *permits).await?;
     }
     let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
-    openids.retain(|openid| !mine.contains(openid));
-    let (owner, asked, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
+    openids.retain(|openid| !own.contains(openid));
+    let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
     for some in openids.chunks(PAGE) {
         let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        running.context.metrics.broadcasts.ended(&page.endings);
+        active.context.metrics.broadcasts.ended(&page.endings);
         found.wait = found.wait.into_iter().chain(page.wait).min();
         found.ready.extend(page.ready);
         if found.ready.len() >= PAGE / 2 {
@@ -170,40 +170,40 @@ async fn flight(
     if found.ready.is_empty()
         && let Some(wait) = found.wait
     {
-        tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
+        tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
     }
-    let mut through = openids.is_empty() && mine.is_empty();
-    if through {
-        if running.everyone {
+    let mut complete = openids.is_empty() && own.is_empty();
+    if complete {
+        if active.everyone {
             // A failover of Redis may lose users from the snapshot. Add users again who were not sent to.
-            snapshot(running, task).await?;
+            snapshot(active, task).await?;
         }
         // Another worker may have put users back meanwhile, so one atomic step decides.
-        through = store.close_part(app, &task.broadcast, task.bucket, false).await?;
+        complete = store.close_part(app, &task.broadcast, task.bucket, false).await?;
     }
-    Ok(Fetched::Flight { through, found, asked })
+    Ok(Fetched::TakenOver { complete, found, requested_at })
 }
 
 /// Ends what is left of a cancelled broadcast in a bucket.
-pub(super) async fn close(running: &ActiveBroadcast, task: &Task) -> Result<(), store::Error> {
-    let (store, app) = (&running.context.store, &running.context.app.id);
+pub(super) async fn close(active: &ActiveBroadcast, task: &Task) -> Result<(), store::Error> {
+    let (store, app) = (&active.context.store, &active.context.app.id);
     loop {
         if store.close_part(app, &task.broadcast, task.bucket, true).await? {
             return Ok(());
         }
-        let fetched = flight(running, task, &HashSet::new(), &mut Permits::default()).await?;
-        let Fetched::Flight { found, .. } = fetched else { continue };
+        let fetched = take_over(active, task, &HashSet::new(), &mut Permits::default()).await?;
+        let Fetched::TakenOver { found, .. } = fetched else { continue };
         let settlements: Vec<_> = found
             .ready
             .into_iter()
             .map(|ready| {
-                let (verdict, next) = completion::abandoned();
-                Settlement { openid: ready.openid, owner: ready.lease.id, verdict, next, msgid: None }
+                let (lease_end, next) = completion::abandoned();
+                Settlement { openid: ready.openid, owner: ready.lease.id, verdict: lease_end, next, msgid: None }
             })
             .collect();
         if !settlements.is_empty() {
             for some in settlements.chunks(PAGE) {
-                settle_patiently(running, task, some).await?;
+                settle_patiently(active, task, some).await?;
             }
         }
     }
@@ -213,18 +213,18 @@ pub(super) async fn close(running: &ActiveBroadcast, task: &Task) -> Result<(), 
 /// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
 /// retrying does not help.
 pub(super) async fn settle_patiently(
-    running: &ActiveBroadcast,
+    active: &ActiveBroadcast,
     task: &Task,
     settlements: &[Settlement],
 ) -> Result<Vec<(OpenId, Lease)>, store::Error> {
-    let (store, app, terms) = (&running.context.store, &running.context.app.id, &running.context.limits.terms);
-    let mut settling = running.context.metrics.loops.settles.operation_for(settlements.len());
+    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+    let mut settling = active.context.metrics.loops.settles.operation_for(settlements.len());
     loop {
-        let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &running.choice, terms).await;
+        let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &active.choice, terms).await;
         settling.note(&settled);
         match settled {
             Ok(settled) => {
-                running.context.metrics.broadcasts.ended(&settled.endings);
+                active.context.metrics.broadcasts.ended(&settled.endings);
                 return Ok(settled.next);
             }
             Err(error) if error.is_lasting() => return Err(error),
@@ -235,8 +235,8 @@ pub(super) async fn settle_patiently(
 }
 
 /// Handles an error of Redis: waits a moment, unless waiting does not help.
-async fn or_nothing(running: &ActiveBroadcast, fetched: Result<Fetched, store::Error>) -> Fetched {
-    let outage = &running.context.metrics.loops.broadcasts;
+async fn or_nothing(active: &ActiveBroadcast, fetched: Result<Fetched, store::Error>) -> Fetched {
+    let outage = &active.context.metrics.loops.broadcasts;
     match fetched {
         Ok(fetched) => {
             outage.succeeded();

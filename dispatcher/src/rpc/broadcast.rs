@@ -74,9 +74,9 @@ pub(super) fn parse(
         miniprogram_state: request.miniprogram_state,
         lang: request.lang,
     };
-    let usual = message::usual(app.as_ref(), |app| Some(broadcasts(app)?.context().app.delivery));
-    let message = message::read(&mut fields, parts, usual);
-    let delivery = message.as_ref().map_or(usual, |(message, _)| message.delivery);
+    let default = message::default_delivery(app.as_ref(), |app| Some(broadcasts(app)?.context().app.delivery));
+    let message = message::read(&mut fields, parts, default);
+    let delivery = message.as_ref().map_or(default, |(message, _)| message.delivery);
     fields.text("name", &request.name, MAX_NAME);
     if request.messages_per_second > MAX_RATE {
         fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
@@ -164,8 +164,8 @@ pub(super) fn parse_watch(
     let mut fields = Fields::default();
     let app = fields.take("app_id", AppId::parse(request.app_id));
     let id = id(&mut fields, &request.broadcast_id);
-    let (usual, least, most) = INTERVALS;
-    let interval = request.interval.map_or(usual, |interval| span(&mut fields, "interval", interval, least, most));
+    let (default, least, most) = INTERVALS;
+    let interval = request.interval.map_or(default, |interval| span(&mut fields, "interval", interval, least, most));
     let broadcasts = fields.finish_for(app, broadcasts)?;
     Ok((broadcasts, id.ok_or_else(Failure::internal)?, interval))
 }
@@ -182,7 +182,7 @@ pub(super) fn parse_undelivered(
     let from = match request.page_token.as_str() {
         "" => None,
         token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
-            fields.take("page_token", place_of(token).ok_or(BAD_TOKEN))
+            fields.take("page_token", cursor_of(token).ok_or(BAD_TOKEN))
         }
         _ => None,
     };
@@ -193,12 +193,12 @@ pub(super) fn parse_undelivered(
 const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";
 
 /// Page token of a position in a list: the bucket, and the last member in hex.
-pub(super) fn token_of(place: &Cursor) -> String {
-    let hex: String = place.after.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}.{hex}", place.bucket.0)
+pub(super) fn token_of(cursor: &Cursor) -> String {
+    let hex: String = cursor.after.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}.{hex}", cursor.bucket.0)
 }
 
-fn place_of(token: &str) -> Option<Cursor> {
+fn cursor_of(token: &str) -> Option<Cursor> {
     let (bucket, hex) = token.split_once('.')?;
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let byte = |pair: &[u8]| match pair {
@@ -236,9 +236,9 @@ fn recipients(
             duplicates += 1;
             continue;
         }
-        let place = format!("{field}[{at}].data");
-        message::check_data(fields, &place, &recipient.data);
-        message::check_values(values, &place, &recipient.data, &mut Vec::new());
+        let path = format!("{field}[{at}].data");
+        message::check_data(fields, &path, &recipient.data);
+        message::check_values(values, &path, &recipient.data, &mut Vec::new());
         found.push(Recipient { openid, data: encode_own(&message::values(recipient.data)) });
     }
     (found, duplicates)
@@ -255,8 +255,8 @@ fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
 
 fn not_before(fields: &mut Fields, at: Timestamp) -> Option<u64> {
     let ms = at.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(at.nanos) / 1_000_000));
-    let sound = (0..1_000_000_000).contains(&at.nanos);
-    let ms = ms.filter(|_| sound).and_then(|ms| u64::try_from(ms).ok());
+    let valid = (0..1_000_000_000).contains(&at.nanos);
+    let ms = ms.filter(|_| valid).and_then(|ms| u64::try_from(ms).ok());
     fields.take("not_before", ms.ok_or("must be a time after 1970"))
 }
 
@@ -272,13 +272,13 @@ fn span(fields: &mut Fields, field: &str, given: ProtoDuration, least: Duration,
     }
 }
 
-fn page_size(fields: &mut Fields, size: u32, usual: usize, most: usize) -> usize {
+fn page_size(fields: &mut Fields, size: u32, default: usize, most: usize) -> usize {
     match size as usize {
-        0 => usual,
+        0 => default,
         size if size <= most => size,
         _ => {
             fields.refuse("page_size", format_args!("must not be more than {most}"));
-            usual
+            default
         }
     }
 }
@@ -290,14 +290,14 @@ mod tests {
     #[test]
     fn page_token_is_parsed_back_and_bad_tokens_are_rejected() {
         let place = Cursor { bucket: Bucket(511), after: "oUser NO_CREDENTIAL".into() };
-        assert_eq!(place_of(&token_of(&place)), Some(place));
+        assert_eq!(cursor_of(&token_of(&place)), Some(place));
         let longest = Cursor {
             bucket: Bucket(u16::MAX),
             after: format!("{} {}", "o".repeat(domain::MAX_OPENID), "E".repeat(160)),
         };
         assert!(token_of(&longest).len() <= MAX_PAGE_TOKEN);
         for bad in ["x", "1", "1.0", "1.zz", "1.+1", "70000.00", "1.é", "-1.00", "1.ff"] {
-            assert_eq!(place_of(bad), None, "{bad}");
+            assert_eq!(cursor_of(bad), None, "{bad}");
         }
     }
 

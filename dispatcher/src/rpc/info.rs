@@ -46,8 +46,8 @@ pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
 }
 
 /// Converts an estimate.
-pub(super) fn preview(outlook: &Estimate) -> BroadcastPreview {
-    let Estimate { preview, excluded, credentials, duration } = *outlook;
+pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
+    let Estimate { preview, excluded, credentials, duration } = *estimate;
     BroadcastPreview {
         audience: preview.reached + preview.no_credential + preview.recently_messaged,
         reachable: preview.reached,
@@ -87,21 +87,21 @@ pub(super) fn watch(
                 return None;
             }
             loop {
-                let look = async {
+                let read = async {
                     if watcher.shown.is_some() {
                         tokio::time::sleep(interval).await;
                     }
                     watcher.broadcasts.get(&watcher.id).await
                 };
-                let looked = tokio::select! {
+                let view = tokio::select! {
                     biased;
                     failure = &mut watcher.ending => {
                         watcher.ended = true;
                         return Some((Err(failure.into()), watcher));
                     }
-                    looked = look => looked,
+                    view = read => view,
                 };
-                let view = match looked {
+                let view = match view {
                     Ok(view) => view,
                     // Redis may come back, so the watcher is not disconnected.
                     Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && watcher.shown.is_some() => continue,

@@ -34,17 +34,17 @@ pub(super) struct Parts {
     pub(super) lang: String,
 }
 
-/// Returns the message and warnings about its values; `None` if the template id is bad. `usual` is the generation that
+/// Returns the message and warnings about its values; `None` if the template id is bad. `default` is the generation that
 /// the app sends by default.
-pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option<(Message, Vec<ValueWarning>)> {
+pub(super) fn read(fields: &mut Fields, parts: Parts, default: Delivery) -> Option<(Message, Vec<ValueWarning>)> {
     let Parts { delivery, template_id, data, page, emphasis_keyword, miniprogram_state, lang } = parts;
     let delivery = match proto::Delivery::try_from(delivery) {
-        Ok(proto::Delivery::Unspecified) => usual,
+        Ok(proto::Delivery::Unspecified) => default,
         Ok(proto::Delivery::FormId) => Delivery::FormId,
         Ok(proto::Delivery::Subscription) => Delivery::Subscription,
         Err(_) => {
             fields.refuse("delivery", "must be a known delivery");
-            usual
+            default
         }
     };
     let template_id = fields.take("template_id", TemplateId::parse(template_id));
@@ -75,7 +75,7 @@ pub(super) fn read(fields: &mut Fields, parts: Parts, usual: Delivery) -> Option
 }
 
 /// Generation that an app sends by default. For an unknown app the value is not used.
-pub(super) fn usual(app: Option<&AppId>, of: impl Fn(&AppId) -> Option<Delivery>) -> Delivery {
+pub(super) fn default_delivery(app: Option<&AppId>, of: impl Fn(&AppId) -> Option<Delivery>) -> Delivery {
     app.and_then(of).unwrap_or_default()
 }
 
@@ -113,15 +113,15 @@ pub(super) fn check_values(
 ) {
     // `check_data` has reported what is too large.
     let small = data.len() <= MAX_KEYS;
-    let sound = |(key, value): &(&String, &TemplateValue)| is_key(key) && value.value.len() <= MAX_VALUE;
-    for (key, value) in sorted(data).into_iter().filter(|entry| small && sound(entry)) {
-        let place = format!("{field}.{key}.value");
+    let valid = |(key, value): &(&String, &TemplateValue)| is_key(key) && value.value.len() <= MAX_VALUE;
+    for (key, value) in sorted(data).into_iter().filter(|entry| small && valid(entry)) {
+        let path = format!("{field}.{key}.value");
         match judge(key, &value.value) {
             Judgement::Fine => {}
             Judgement::Doubtful(description) => {
-                warnings.push(ValueWarning { field: place, description: description.into() });
+                warnings.push(ValueWarning { field: path, description: description.into() });
             }
-            Judgement::Wrong(sentence) => fields.refuse(place, sentence),
+            Judgement::Wrong(sentence) => fields.refuse(path, sentence),
         }
         if !value.color.is_empty() {
             fields.refuse(format!("{field}.{key}.color"), "must be empty: subscription messages have no colors");

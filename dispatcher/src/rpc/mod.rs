@@ -88,42 +88,42 @@ impl Service {
         Ok((broadcasts, id.ok_or_else(Failure::internal)?))
     }
 
-    /// Moves a broadcast to another state. `did` is the name of the call in the audit log.
+    /// Moves a broadcast to another state. `call` is the name of the call in the audit log.
     async fn move_to(
         &self,
         caller: &Caller,
-        did: &'static str,
+        call: &'static str,
         (app_id, broadcast_id): (String, String),
         to: Move,
     ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
         let (broadcasts, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
-        Ok(Some(asked(did, caller, &broadcasts, &broadcasts.to(&id, to).await?)))
+        Ok(Some(after_transition(call, caller, &broadcasts, &broadcasts.to(&id, to).await?)))
     }
 }
 
 /// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
-fn asked(
-    did: &'static str,
+fn after_transition(
+    call: &'static str,
     caller: &Caller,
     broadcasts: &Broadcasts,
-    asked: &Transition,
+    transition: &Transition,
 ) -> server::proto::BroadcastInfo {
-    if asked.moved {
-        return changed(did, caller, broadcasts, &asked.view);
+    if transition.moved {
+        return changed(call, caller, broadcasts, &transition.view);
     }
-    info::of(&broadcasts.context().app.id, &asked.view)
+    info::of(&broadcasts.context().app.id, &transition.view)
 }
 
 /// Writes a change of a broadcast to the audit log, and converts the broadcast.
 fn changed(
-    did: &'static str,
+    call: &'static str,
     caller: &Caller,
     broadcasts: &Broadcasts,
     view: &BroadcastView,
 ) -> server::proto::BroadcastInfo {
     let (app, record) = (&broadcasts.context().app.id, &view.record);
     let audience = view.tally.as_ref().map(|tally| tally.audience);
-    audit::broadcast(did, caller, app, &record.id.to_string(), record.everyone, audience);
+    audit::broadcast(call, caller, app, &record.id.to_string(), record.everyone, audience);
     info::of(app, view)
 }
 
@@ -158,10 +158,10 @@ impl DispatcherService for Service {
             let preview = Some(info::preview(&broadcasts.preview(&order).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
-        let ordered = broadcasts.order(&order).await;
+        let created = broadcasts.create(&order).await;
         // Without a request id, a repeated call would create another broadcast.
         let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
-        let view = ordered.map_err(once)?;
+        let view = created.map_err(once)?;
         rpc::note_broadcast(&view.record.id);
         let broadcast = Some(changed("Broadcast", &caller, &broadcasts, &view));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
@@ -187,7 +187,7 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let broadcast = Some(asked("StartBroadcast", &caller, &broadcasts, &broadcasts.start(&id).await?));
+        let broadcast = Some(after_transition("StartBroadcast", &caller, &broadcasts, &broadcasts.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
 

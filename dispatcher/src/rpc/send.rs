@@ -40,7 +40,7 @@ pub(super) fn parse(
         miniprogram_state: request.miniprogram_state,
         lang: request.lang,
     };
-    let message = message::read(&mut fields, parts, message::usual(app.as_ref(), &known));
+    let message = message::read(&mut fields, parts, message::default_delivery(app.as_ref(), &known));
     let app = fields.finish_for(app, |app| known(app).map(|_| app.clone()))?;
     // Without either, `fields` has reported a bad field.
     let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
@@ -66,13 +66,13 @@ pub(super) fn respond(sent: Sent, warnings: Vec<ValueWarning>) -> SendTemplateRe
     let kind = outcome.kind.map_or(proto::CredentialKind::Unspecified, Into::into);
     SendTemplateResponse {
         outcome: end.into(),
-        errcode: outcome.verdict.errcode,
-        rid: outcome.verdict.rid,
+        errcode: outcome.answer.errcode,
+        rid: outcome.answer.rid,
         attempts: outcome.attempts,
         kind: kind.into(),
         messages_left,
         repeated,
-        msgid: outcome.verdict.msgid.map_or(0, |msgid| msgid.0),
+        msgid: outcome.answer.msgid.map_or(0, |msgid| msgid.0),
         late_failure: late.map(|late| LateFailure { errcode: late.errcode, status: late.status }),
         warnings,
     }

@@ -27,20 +27,20 @@ impl AppContext {
     /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
     /// then a credential must not be taken out of stock.
     pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
-        let open = self.stops.open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        let usable = self.stops.usable(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map_err(SendError::Token)?;
-        Ok(open)
+        Ok(usable)
     }
 
     /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
     pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
-        self.stops.all_open(wanted).map_err(|stop| self.stopped_by(stop))?;
+        self.stops.check_all(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map(drop).map_err(SendError::Token)
     }
 
     fn stopped_by(&self, stop: Stop) -> SendError {
         SendError::Stopped {
-            verdict: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
+            answer: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
         }
     }
@@ -50,7 +50,7 @@ impl AppContext {
         &self,
         order: &SendRequest,
         lease: &Lease,
-        tally: &mut Progress,
+        progress: &mut Progress,
     ) -> AttemptResult {
         let mut situation = Situation {
             kind: lease.kind,
@@ -74,28 +74,28 @@ impl AppContext {
                 Ok(token) => token,
                 Err(error) => return stuck(situation, SendError::Token(error)),
             };
-            tally.attempts += 1;
+            progress.attempts += 1;
             attempts += 1;
             let reply = self.client.send(order.message.delivery, token.value(), body.clone()).await;
-            let attempt = self.note(&reply, &order.message, tally);
+            let attempt = self.note(&reply, &order.message, progress);
             let step = situation.step(attempt);
             situation = situation.after(attempt);
-            situation.age = age(lease) + tally.leased_at.elapsed();
+            situation.age = age(lease) + progress.leased_at.elapsed();
             let pause = match step {
                 Step::Delivered => return AttemptResult::End(End::Delivered, LeaseEnd::Consume),
                 Step::Unknown => return AttemptResult::End(End::Unknown, LeaseEnd::Unknown),
                 Step::UnknownAndDead => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownDiscard),
                 Step::NextCredential => return AttemptResult::NextCredential,
-                Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(tally.last.clone())),
+                Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(progress.last.clone())),
                 Step::Refused => return AttemptResult::End(End::Refused, LeaseEnd::Return),
                 // The answer says nothing about an earlier, unanswered attempt.
                 Step::Voided if situation.in_doubt => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownVoid),
                 Step::Voided => return AttemptResult::End(End::Refused, LeaseEnd::Void),
-                Step::Stopped => return self.stopped(situation, &tally.last).await,
+                Step::Stopped => return self.stopped(situation, &progress.last).await,
                 Step::Again(Pause::NewToken) => {
                     new_tokens += 1;
                     if new_tokens > NEW_TOKENS {
-                        return stuck(situation, SendError::Busy(tally.last.clone()));
+                        return stuck(situation, SendError::Busy(progress.last.clone()));
                     }
                     self.tokens.failed(&token).await;
                     // The token was the reason, so this attempt does not count.
@@ -113,12 +113,12 @@ impl AppContext {
                 }
                 Step::Again(Pause::Backoff) => self.backoff(attempts),
             };
-            let no_time = tally.leased_at.elapsed() + pause + self.app.timeout >= self.limits.terms.duration;
+            let no_time = progress.leased_at.elapsed() + pause + self.app.timeout >= self.limits.terms.duration;
             if attempts >= self.limits.attempts || no_time {
                 let why = if attempt == Attempt::NotSent {
                     SendError::Unreachable
                 } else {
-                    SendError::Busy(tally.last.clone())
+                    SendError::Busy(progress.last.clone())
                 };
                 return stuck(situation, why);
             }
@@ -127,14 +127,14 @@ impl AppContext {
     }
 
     /// Records the reply for the log and for the caller.
-    fn note(&self, reply: &Reply, message: &Message, tally: &mut Progress) -> Attempt {
+    fn note(&self, reply: &Reply, message: &Message, progress: &mut Progress) -> Attempt {
         match reply {
             Reply::Answered { errcode, errmsg, rid, msgid } => {
                 let meaning = row_of(*errcode).meaning;
                 // Errmsg is text from outside. It is passed on only where it is one of the message's own keys.
                 let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
-                tally.last = WechatAnswer { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
-                tally.congested |= meaning == Meaning::RateReached;
+                progress.last = WechatAnswer { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
+                progress.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
                     Meaning::TokenMissing => {
@@ -149,11 +149,11 @@ impl AppContext {
                 Attempt::Answered(meaning)
             }
             Reply::NotSent(_) => {
-                tally.congested = true;
+                progress.congested = true;
                 Attempt::NotSent
             }
             Reply::Unanswered(_) => {
-                tally.congested = true;
+                progress.congested = true;
                 Attempt::Unanswered
             }
         }
@@ -161,8 +161,8 @@ impl AppContext {
 
     /// WeChat stopped the app or one of its sources. All replicas learn of it. The message ends, or continues with
     /// another source.
-    async fn stopped(&self, situation: Situation, verdict: &WechatAnswer) -> AttemptResult {
-        let errcode = verdict.errcode.unwrap_or_default();
+    async fn stopped(&self, situation: Situation, answer: &WechatAnswer) -> AttemptResult {
+        let errcode = answer.errcode.unwrap_or_default();
         let meaning = row_of(errcode).meaning;
         let now = self.clock.now_ms();
         let until_ms = match meaning {
@@ -177,8 +177,8 @@ impl AppContext {
             }
             _ => vec![StopScope::App],
         };
-        self.stops.stop(&self.store, &sources, Stop { until_ms, errcode, rid: verdict.rid.clone() }).await;
-        let error = SendError::Stopped { verdict: verdict.clone(), lasts: Duration::from_millis(until_ms - now) };
+        self.stops.stop(&self.store, &sources, Stop { until_ms, errcode, rid: answer.rid.clone() }).await;
+        let error = SendError::Stopped { answer: answer.clone(), lasts: Duration::from_millis(until_ms - now) };
         match (situation.in_doubt, meaning) {
             (false, Meaning::SourceBarred(_)) => AttemptResult::SourceStopped(error),
             _ => stuck(situation, error),

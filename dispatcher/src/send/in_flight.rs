@@ -49,19 +49,19 @@ impl InFlight {
             return Err(Failure::shutting_down());
         }
         let Some(request) = &order.request else {
-            self.room()?;
-            return self.through(charge, async move { sender.send(&order).await }).await;
+            self.check_capacity()?;
+            return self.detachable(charge, async move { sender.send(&order).await }).await;
         };
         let fingerprint = request.fingerprint;
         let key = (app, order.openid.clone(), request.id.clone());
-        let (tell, answer) = watch::channel(None);
+        let (publish, answer) = watch::channel(None);
         let joined = match lock(&self.requests).entry(key.clone()) {
-            Entry::Occupied(under_way) if under_way.get().fingerprint != fingerprint => {
+            Entry::Occupied(running) if running.get().fingerprint != fingerprint => {
                 return Err(SendError::RequestReused.into());
             }
-            Entry::Occupied(under_way) => Some(under_way.get().answer.clone()),
+            Entry::Occupied(running) => Some(running.get().answer.clone()),
             Entry::Vacant(free) => {
-                self.room()?;
+                self.check_capacity()?;
                 free.insert(RunningSend { fingerprint, answer });
                 None
             }
@@ -70,22 +70,22 @@ impl InFlight {
             let ended = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
             return ended.unwrap_or_else(|| Err(Failure::internal()));
         }
-        let listed = EntryGuard { requests: Arc::clone(&self.requests), key };
-        self.through(charge, async move {
+        let guard = EntryGuard { requests: Arc::clone(&self.requests), key };
+        self.detachable(charge, async move {
             let answer = sender.send(&order).await;
-            drop(listed);
+            drop(guard);
             // There may be no receiver: the error is ignored.
-            let _ = tell.send(Some(answer.clone()));
+            let _ = publish.send(Some(answer.clone()));
             answer
         })
         .await
     }
 
-    fn room(&self) -> Result<(), Failure> {
+    fn check_capacity(&self) -> Result<(), Failure> {
         if self.tasks.len() < self.bound { Ok(()) } else { Err(Failure::overloaded()) }
     }
 
-    fn through(&self, charge: Charge, send: impl Future<Output = Answer> + Send + 'static) -> DetachOnDrop {
+    fn detachable(&self, charge: Charge, send: impl Future<Output = Answer> + Send + 'static) -> DetachOnDrop {
         let charged = async move {
             let _charge = charge;
             send.await

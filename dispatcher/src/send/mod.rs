@@ -25,8 +25,8 @@ use crate::spans;
 use crate::wechat::message::Message;
 
 /// Bounds of the pauses while another message to the same user is in flight. A call takes some 10 ms to 100 ms.
-const SHORTEST_TURN: Duration = Duration::from_millis(10);
-const LONGEST_TURN: Duration = Duration::from_millis(160);
+const FIRST_BUSY_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_BUSY_PAUSE: Duration = Duration::from_millis(160);
 
 /// A request to send one message to one user.
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ impl Sender {
     /// is unknown until the lease expires.
     pub async fn send(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let span = spans::send(&self.context.app.id);
-        let result = self.answer(order).instrument(span.clone()).await;
+        let result = self.send_and_count(order).instrument(span.clone()).await;
         match &result {
             Ok(Sent { outcome, .. }) => spans::sent(&span, outcome.end.name(), outcome.attempts),
             Err(failure) => spans::not_sent(&span, failure.reason()),
@@ -98,11 +98,11 @@ impl Sender {
     }
 
     /// Sends, and counts the result.
-    async fn answer(&self, order: &SendRequest) -> Result<Sent, Failure> {
+    async fn send_and_count(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
-        let answer = match self.carry_out(order).await {
+        let answer = match self.try_send(order).await {
             Ok(SendResult::Sent(sent)) => {
-                self.context.metrics.sends.ended(delivery, sent.outcome.end.name(), sent.outcome.verdict.errcode);
+                self.context.metrics.sends.ended(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
                 return Ok(sent);
             }
             Ok(SendResult::Lost) => return Ok(lost()),
@@ -113,28 +113,28 @@ impl Sender {
         Err(answer)
     }
 
-    async fn carry_out(&self, order: &SendRequest) -> Result<SendResult, SendError> {
+    async fn try_send(&self, order: &SendRequest) -> Result<SendResult, SendError> {
         let kinds = match self.context.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
         let wanted = order.message.wanted(kinds);
-        let (asked, leased) = self.lease_in_turn(order, &wanted).await?;
+        let (requested_at, leased) = self.lease_when_free(order, &wanted).await?;
         let mut lease = match leased {
             Leased::Lease(lease) => lease,
             Leased::None => return Err(SendError::NoCredential),
             Leased::Finished(outcome) => return Ok(SendResult::Recorded(outcome)),
-            Leased::UnderWay(lasts) => return Err(SendError::UnderWay(lasts)),
+            Leased::UnderWay(lasts) => return Err(SendError::InProgress(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),
             Leased::Lost => return Ok(SendResult::Lost),
             Leased::Busy(lasts) => return Err(SendError::UserBusy(lasts)),
         };
-        let mut tally = Progress::new(asked);
+        let mut progress = Progress::new(requested_at);
         loop {
-            let before = tally.attempts;
-            let conclusion = self.context.try_credential(order, &lease, &mut tally).await;
-            self.context.metrics.sends.attempted(order.message.delivery, tally.attempts - before);
-            match self.settle(order, lease, conclusion, &mut tally).await? {
+            let before = progress.attempts;
+            let result = self.context.try_credential(order, &lease, &mut progress).await;
+            self.context.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
+            match self.settle(order, lease, result, &mut progress).await? {
                 AfterSettle::Done(sent) => {
                     self.sends.note(order.message.delivery.api());
                     return Ok(SendResult::Sent(sent));
@@ -158,21 +158,21 @@ impl Sender {
 
     /// Leases a credential. WeChat takes one subscription message per user at a time, so this waits while another one
     /// is in flight, for at most the timeout of one call.
-    async fn lease_in_turn(
+    async fn lease_when_free(
         &self,
         order: &SendRequest,
         wanted: &Eligibility,
     ) -> Result<(Instant, Leased), store::Error> {
-        let (begun, mut pause) = (Instant::now(), SHORTEST_TURN);
+        let (begun, mut pause) = (Instant::now(), FIRST_BUSY_PAUSE);
         loop {
-            let asked = Instant::now();
+            let requested_at = Instant::now();
             let leased = self.lease(order, wanted).await?;
             if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.context.app.timeout {
-                return Ok((asked, leased));
+                return Ok((requested_at, leased));
             }
             // Half fixed, half random, so that waiting sends do not retry at the same moment.
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
-            pause = (pause * 2).min(LONGEST_TURN);
+            pause = (pause * 2).min(LONGEST_BUSY_PAUSE);
         }
     }
 
@@ -200,12 +200,12 @@ impl Sender {
     async fn repeat(&self, order: &SendRequest, outcome: &[u8]) -> Result<Sent, SendError> {
         let outcome = Outcome::decode(outcome)?;
         if outcome.end == End::Refused {
-            return Err(SendError::Refused(outcome.verdict));
+            return Err(SendError::Refused(outcome.answer));
         }
         let now = (self.context.clock.now_ms() / 1000) as i64;
         let inventory = self.context.store.inventory(&self.context.app.id, &order.openid, now).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
-        let late = match outcome.verdict.msgid {
+        let late = match outcome.answer.msgid {
             Some(msgid) => self.context.store.late_failure(&self.context.app.id, &order.openid, msgid).await?,
             None => None,
         };
@@ -254,6 +254,6 @@ enum AfterSettle {
 /// The answer for a request whose user was erased while it was in flight. Its credential is gone, so its outcome stays
 /// unknown.
 fn lost() -> Sent {
-    let outcome = Outcome { end: End::Unknown, verdict: WechatAnswer::default(), attempts: 0, kind: None };
+    let outcome = Outcome { end: End::Unknown, answer: WechatAnswer::default(), attempts: 0, kind: None };
     Sent { outcome, messages_left: 0, repeated: true, late: None }
 }

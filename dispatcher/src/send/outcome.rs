@@ -62,7 +62,7 @@ pub struct Outcome {
     pub end: End,
     /// WeChat's answer.
     #[serde(flatten)]
-    pub verdict: WechatAnswer,
+    pub answer: WechatAnswer,
     /// Number of calls to WeChat.
     #[serde(rename = "a")]
     pub attempts: u32,
@@ -96,16 +96,16 @@ pub enum SendError {
         /// Number of credentials tried.
         tried: u32,
         /// WeChat's last answer.
-        verdict: WechatAnswer,
+        answer: WechatAnswer,
     },
     /// WeChat refused the message or its user.
     #[error("WeChat refused: {}", sentence(.0))]
     Refused(WechatAnswer),
     /// WeChat refuses the app, or one of its sources of credentials, for some time.
-    #[error("WeChat refuses this app for now: {}", sentence(.verdict))]
+    #[error("WeChat refuses this app for now: {}", sentence(.answer))]
     Stopped {
         /// The answer that stopped the app.
-        verdict: WechatAnswer,
+        answer: WechatAnswer,
         /// Remaining time of the stop.
         lasts: Duration,
     },
@@ -114,7 +114,7 @@ pub enum SendError {
     RequestReused,
     /// Another replica holds the lease of this request; it expires within this time.
     #[error("another replica is sending this request_id")]
-    UnderWay(Duration),
+    InProgress(Duration),
     /// WeChat takes one subscription message per user at a time, and another one is in flight.
     #[error("another message to this user is in flight; nothing was spent")]
     UserBusy(Duration),
@@ -137,9 +137,9 @@ pub enum SendError {
     Store(#[from] store::Error),
 }
 
-fn sentence(verdict: &WechatAnswer) -> String {
-    let Some(errcode) = verdict.errcode else { return "WeChat did not answer".into() };
-    let place = verdict.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
+fn sentence(answer: &WechatAnswer) -> String {
+    let Some(errcode) = answer.errcode else { return "WeChat did not answer".into() };
+    let place = answer.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
     format!("{} ({errcode}{place})", row_of(errcode).sentence)
 }
 
@@ -151,37 +151,37 @@ impl From<SendError> for Failure {
         let unavailable = |reason| Self::new(Code::Unavailable, reason, message.clone());
         match error {
             SendError::NoCredential => precondition("NO_CREDENTIAL"),
-            SendError::CredentialsDead { verdict, .. } => noting(precondition("CREDENTIALS_DEAD"), &verdict),
-            SendError::Refused(verdict) => {
-                let reason = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+            SendError::CredentialsDead { answer, .. } => with_answer(precondition("CREDENTIALS_DEAD"), &answer),
+            SendError::Refused(answer) => {
+                let reason = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
                     Some(Meaning::UserWrong | Meaning::RefusedByUser) => "USER_REFUSED",
                     _ => "MESSAGE_REFUSED",
                 };
-                noting(precondition(reason), &verdict)
+                with_answer(precondition(reason), &answer)
             }
-            SendError::Stopped { verdict, lasts } => {
-                let failure = match verdict.errcode.map(|errcode| row_of(errcode).meaning) {
+            SendError::Stopped { answer, lasts } => {
+                let failure = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
                     Some(Meaning::QuotaReached) => Self::new(Code::ResourceExhausted, "QUOTA_REACHED", message)
                         .quota("WeChat's daily quota of the app", "used up until midnight of UTC+8"),
                     _ => precondition("APP_STOPPED"),
                 };
-                noting(failure, &verdict).retry_after(lasts)
+                with_answer(failure, &answer).retry_after(lasts)
             }
             SendError::RequestReused => {
                 Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message.clone()).field("request_id", message)
             }
-            SendError::UnderWay(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
+            SendError::InProgress(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
             SendError::UserBusy(lasts) => unavailable("USER_BUSY").retry_after(lasts),
-            SendError::InDoubt(verdict) => {
-                noting(unavailable("IN_DOUBT"), &verdict).retry_after(Duration::from_secs(1))
+            SendError::InDoubt(answer) => {
+                with_answer(unavailable("IN_DOUBT"), &answer).retry_after(Duration::from_secs(1))
             }
-            SendError::Busy(verdict) => {
-                noting(unavailable("WECHAT_BUSY"), &verdict).retry_after(Duration::from_secs(1))
+            SendError::Busy(answer) => {
+                with_answer(unavailable("WECHAT_BUSY"), &answer).retry_after(Duration::from_secs(1))
             }
             SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
             SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                let verdict = WechatAnswer { errcode: Some(errcode), rid, ..WechatAnswer::default() };
-                noting(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &verdict)
+                let answer = WechatAnswer { errcode: Some(errcode), rid, ..WechatAnswer::default() };
+                with_answer(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &answer)
             }
             SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
             SendError::Store(error) => error.into(),
@@ -189,16 +189,16 @@ impl From<SendError> for Failure {
     }
 }
 
-fn noting(failure: Failure, verdict: &WechatAnswer) -> Failure {
-    let failure = match verdict.errcode {
+fn with_answer(failure: Failure, answer: &WechatAnswer) -> Failure {
+    let failure = match answer.errcode {
         Some(errcode) => failure.with("errcode", errcode),
         None => failure,
     };
-    let failure = match &verdict.key {
+    let failure = match &answer.key {
         Some(key) => failure.with("field", format_args!("data.{key}.value")),
         None => failure,
     };
-    if verdict.rid.is_empty() { failure } else { failure.with("rid", &verdict.rid) }
+    if answer.rid.is_empty() { failure } else { failure.with("rid", &answer.rid) }
 }
 
 #[cfg(test)]
@@ -208,19 +208,19 @@ mod tests {
     #[test]
     fn outcome_survives_encoding_and_decoding() {
         let msgid = Some(MsgId(u64::MAX));
-        let verdict = WechatAnswer { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
+        let answer = WechatAnswer { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
         for end in [End::Delivered, End::Unknown, End::Refused] {
-            let outcome = Outcome { end, verdict: verdict.clone(), attempts: 2, kind: Some(Kind::FormId) };
+            let outcome = Outcome { end, answer: answer.clone(), attempts: 2, kind: Some(Kind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
         }
-        let silent = Outcome { end: End::Unknown, verdict: WechatAnswer::default(), attempts: 1, kind: None };
-        assert_eq!(Outcome::decode(&silent.encode()).unwrap(), silent);
+        let unanswered = Outcome { end: End::Unknown, answer: WechatAnswer::default(), attempts: 1, kind: None };
+        assert_eq!(Outcome::decode(&unanswered.encode()).unwrap(), unanswered);
     }
 
     #[test]
     fn error_names_the_value_that_wechat_refuses() {
-        let verdict = WechatAnswer { errcode: Some(47003), key: Some("thing3".into()), ..WechatAnswer::default() };
-        let status = tonic::Status::from(Failure::from(SendError::Refused(verdict)));
+        let answer = WechatAnswer { errcode: Some(47003), key: Some("thing3".into()), ..WechatAnswer::default() };
+        let status = tonic::Status::from(Failure::from(SendError::Refused(answer)));
         assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
     }
 

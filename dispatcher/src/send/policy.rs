@@ -207,9 +207,9 @@ mod tests {
     #[test]
     fn prepay_id_is_at_most_once_unless_retry_unknown_is_set() {
         assert_eq!(PREPAY.step(Attempt::Unanswered), Step::Unknown);
-        let bold = Situation { retry_unknown: true, ..PREPAY };
-        assert_eq!(bold.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
-        let doubt = bold.after(Attempt::Unanswered);
+        let retrying = Situation { retry_unknown: true, ..PREPAY };
+        assert_eq!(retrying.step(Attempt::Unanswered), Step::Again(Pause::Backoff));
+        let doubt = retrying.after(Attempt::Unanswered);
         assert_eq!(answered(doubt, 41029), Step::UnknownAndDead);
         assert_eq!(answered(doubt, 41028), Step::UnknownAndDead);
         assert_eq!(doubt.exhausted(), Exhausted::Unknown);
@@ -221,8 +221,8 @@ mod tests {
         assert_eq!(grant.step(Attempt::Unanswered), Step::Unknown);
         assert_eq!(answered(grant, 43101), Step::Voided);
         assert_eq!(answered(FRESH, 43101), Step::Refused);
-        let bold = Situation { retry_unknown: true, ..grant }.after(Attempt::Unanswered);
-        assert_eq!(bold.exhausted(), Exhausted::Unknown);
+        let retrying = Situation { retry_unknown: true, ..grant }.after(Attempt::Unanswered);
+        assert_eq!(retrying.exhausted(), Exhausted::Unknown);
     }
 
     #[test]

@@ -18,24 +18,24 @@ impl Sender {
         &self,
         order: &SendRequest,
         lease: Lease,
-        conclusion: AttemptResult,
-        tally: &mut Progress,
+        result: AttemptResult,
+        progress: &mut Progress,
     ) -> Result<AfterSettle, SendError> {
         let outcome =
-            |end| Outcome { end, verdict: tally.last.clone(), attempts: tally.attempts, kind: Some(lease.kind) };
-        let dead = || SendError::CredentialsDead { tried: tally.credentials, verdict: tally.last.clone() };
+            |end| Outcome { end, answer: progress.last.clone(), attempts: progress.attempts, kind: Some(lease.kind) };
+        let dead = || SendError::CredentialsDead { tried: progress.credentials, answer: progress.last.clone() };
         // In this order: how the lease ends, the outcome recorded under the request id, what this call answers unless
         // there is a next credential, and whether a next credential is needed.
-        let (lease_end, end, answer, go_on) = match conclusion {
+        let (lease_end, end, answer, needs_next) = match result {
             AttemptResult::End(End::Refused, lease_end) => {
-                (lease_end, Some(outcome(End::Refused)), Err(SendError::Refused(tally.last.clone())), false)
+                (lease_end, Some(outcome(End::Refused)), Err(SendError::Refused(progress.last.clone())), false)
             }
             AttemptResult::End(end, lease_end) => (lease_end, Some(outcome(end)), Ok(outcome(end)), false),
             AttemptResult::NextCredential => {
-                (LeaseEnd::Discard, None, Err(dead()), tally.credentials < self.context.limits.credentials)
+                (LeaseEnd::Discard, None, Err(dead()), progress.credentials < self.context.limits.credentials)
             }
             AttemptResult::InDoubt if order.request.is_some() => {
-                (LeaseEnd::Hold, None, Err(SendError::InDoubt(tally.last.clone())), false)
+                (LeaseEnd::Hold, None, Err(SendError::InDoubt(progress.last.clone())), false)
             }
             // Without a request id nobody can repeat the message, so another message may use its form id. It is marked
             // as suspect because it may be used up.
@@ -43,23 +43,23 @@ impl Sender {
             AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
-        let next = match self.context.stops.open(order.message.delivery.kinds()) {
-            Ok(kinds) if go_on => Some((LeaseId::random(), order.message.wanted(kinds))),
+        let next = match self.context.stops.usable(order.message.delivery.kinds()) {
+            Ok(kinds) if needs_next => Some((LeaseId::random(), order.message.wanted(kinds))),
             _ => None,
         };
         let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);
-        let asked = Instant::now();
-        let settled = self.settle_patiently(order, &lease, lease_end, end.as_ref(), next.as_ref(), tally).await;
+        let requested_at = Instant::now();
+        let settled = self.settle_patiently(order, &lease, lease_end, end.as_ref(), next.as_ref(), progress).await;
         let messages_left = match settled {
             Some(SettleReply::Next(lease)) => {
-                tally.credentials += 1;
-                tally.leased_at = asked;
+                progress.credentials += 1;
+                progress.leased_at = requested_at;
                 return Ok(AfterSettle::Credential(lease));
             }
             Some(SettleReply::Done { messages_left }) => messages_left,
             // The lease expired: another replica has taken over the message and will know its outcome.
             Some(SettleReply::Stale) if order.request.is_some() && !delivered => {
-                return Ok(AfterSettle::Failed(SendError::UnderWay(SETTLE_PAUSE)));
+                return Ok(AfterSettle::Failed(SendError::InProgress(SETTLE_PAUSE)));
             }
             Some(SettleReply::NoNext | SettleReply::Stale) => 0,
             // WeChat's answer is valid anyway. The reaper and a repeated request settle the rest.
@@ -79,7 +79,7 @@ impl Sender {
         lease_end: LeaseEnd,
         end: Option<&Outcome>,
         next: Option<&(LeaseId, Eligibility)>,
-        tally: &Progress,
+        progress: &Progress,
     ) -> Option<SettleReply> {
         let outcome = end.map(Outcome::encode);
         let span = spans::settle(&self.context.app.id);
@@ -102,7 +102,9 @@ impl Sender {
             settling.note(&settled);
             match settled {
                 Ok(settled) => return Some(settled),
-                Err(error) if !error.is_lasting() && tally.leased_at.elapsed() < self.context.limits.terms.duration => {
+                Err(error)
+                    if !error.is_lasting() && progress.leased_at.elapsed() < self.context.limits.terms.duration =>
+                {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
                 // Giving up; the reaper will settle this message.

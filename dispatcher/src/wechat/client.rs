@@ -73,15 +73,15 @@ struct Inner {
 impl Client {
     /// Opens no connection yet. https needs the machine's CA certificates.
     pub fn new(app: Arc<App>) -> Result<Self, ClientError> {
-        Self::made(app, None)
+        Self::build(app, None)
     }
 
     /// Like [`Client::new`], with metrics of the calls.
     pub fn counted(app: Arc<App>, metrics: WechatMetrics) -> Result<Self, ClientError> {
-        Self::made(app, Some(metrics))
+        Self::build(app, Some(metrics))
     }
 
-    fn made(app: Arc<App>, metrics: Option<WechatMetrics>) -> Result<Self, ClientError> {
+    fn build(app: Arc<App>, metrics: Option<WechatMetrics>) -> Result<Self, ClientError> {
         let builder = reqwest::Client::builder()
             .connect_timeout(app.connect_timeout)
             .timeout(app.timeout)
@@ -93,7 +93,7 @@ impl Client {
             .tcp_nodelay(true)
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE);
-        let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(chain(&error.without_url())))?;
+        let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(error_chain(&error.without_url())))?;
         let template_send = endpoint(&app.base_url, path(Delivery::FormId))?;
         let subscribe_send = endpoint(&app.base_url, path(Delivery::Subscription))?;
         let quota = endpoint(&app.base_url, &["cgi-bin", "openapi", "quota", "get"])?;
@@ -132,7 +132,7 @@ impl Client {
         };
         let (begun, span) = (Instant::now(), self.span(name(delivery), "POST"));
         let answer = self.call(post(with_token(url, token), body), &span).await;
-        self.took(begun, |metrics| match delivery {
+        self.observe(begun, |metrics| match delivery {
             Delivery::FormId => &metrics.template_send,
             Delivery::Subscription => &metrics.subscribe_send,
         });
@@ -162,7 +162,7 @@ impl Client {
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
         let (begun, span) = (Instant::now(), self.span("quota/get", "POST"));
         let answer = self.call(request, &span).await;
-        self.took(begun, |metrics| &metrics.quota);
+        self.observe(begun, |metrics| &metrics.quota);
         let quota = answer.map_err(QuotaError::from).and_then(|body| Quota::parse(&body));
         match &quota {
             Ok(_) => {}
@@ -181,7 +181,7 @@ impl Client {
         };
         let (begun, span) = (Instant::now(), self.span(api, method));
         let answer = self.call(self.token_request(force_refresh), &span).await;
-        self.took(begun, |metrics| &metrics.token);
+        self.observe(begun, |metrics| &metrics.token);
         let fetched = answer.map_err(TokenError::from).and_then(|body| FetchedToken::parse(&body));
         match &fetched {
             Err(TokenError::Refused { errcode, rid, .. }) => spans::errcode(&span, *errcode, rid),
@@ -199,7 +199,7 @@ impl Client {
         fetched
     }
 
-    fn took(&self, begun: Instant, histogram: impl FnOnce(&WechatMetrics) -> &Histogram) {
+    fn observe(&self, begun: Instant, histogram: impl FnOnce(&WechatMetrics) -> &Histogram) {
         if let Some(metrics) = &self.inner.metrics {
             histogram(metrics).observe(begun.elapsed().as_secs_f64());
         }
@@ -309,7 +309,7 @@ fn tls(builder: reqwest::ClientBuilder, app: &App) -> Result<reqwest::ClientBuil
     Ok(builder.tls_backend_preconfigured(config))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

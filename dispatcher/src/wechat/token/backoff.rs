@@ -20,24 +20,24 @@ const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
 /// Interval at which Redis is read during such a pause.
-pub(super) const LOOK_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REDIS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// WeChat permits a forced refresh every 30 seconds and 20 times a day. The pause doubles so that the daily number is
 /// not exceeded.
 const FIRST_FORCED_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_FORCED_PAUSE: Duration = Duration::from_secs(2 * 3600);
 
-/// This many rejected tokens are replaced at once, and after that one in each [`DEATH_PAUSE`]. That is below the 2000
+/// This many rejected tokens are replaced at once, and after that one in each [`REPLACEMENT_INTERVAL`]. That is below the 2000
 /// calls a day that `token` permits.
-const DEATHS: u32 = 10;
-const DEATH_PAUSE: Duration = Duration::from_secs(60);
+const MAX_REPLACEMENTS: u32 = 10;
+const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Upper limit for the lifetime of a token, even if a clock is wrong.
 pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What the task that obtains a token knows about earlier attempts.
 pub(super) struct FetchState {
-    hold: Option<Hold>,
+    cached: Option<CachedError>,
     pub(super) forced: Forced,
     pub(super) replacements: ReplacementBudget,
     obtaining: Operation,
@@ -45,33 +45,33 @@ pub(super) struct FetchState {
 }
 
 /// An error that is returned for some time without a new attempt.
-struct Hold {
+struct CachedError {
     error: TokenError,
     until: Instant,
     pause: Duration,
-    looked: Instant,
+    redis_read: Instant,
 }
 
 impl FetchState {
     pub(super) fn new(outages: &WechatOutages) -> Self {
         let (obtaining, sharing) = (outages.tokens.operation(), outages.sharing.operation());
-        Self { hold: None, forced: Forced::default(), replacements: ReplacementBudget::default(), obtaining, sharing }
+        Self { cached: None, forced: Forced::default(), replacements: ReplacementBudget::default(), obtaining, sharing }
     }
 
     /// The last error and how much longer it is cached; `None` if the time is over.
-    pub(super) fn view(&self) -> Option<(TokenError, Duration)> {
-        let hold = self.hold.as_ref()?;
-        let left = hold.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-        Some((hold.error.clone(), left))
+    pub(super) fn cached_error(&self) -> Option<(TokenError, Duration)> {
+        let cached = self.cached.as_ref()?;
+        let left = cached.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        Some((cached.error.clone(), left))
     }
 
     /// Returns true if Redis may be read while the error is cached. WeChat has IP lists, so another replica may get a
     /// token when this one is refused. If true, the read counts as done.
-    pub(super) fn may_look(&mut self) -> bool {
-        let Some(hold) = self.hold.as_mut() else { return true };
-        let may = matches!(hold.error, TokenError::Refused { .. }) && hold.looked.elapsed() >= LOOK_PAUSE;
+    pub(super) fn may_read_redis(&mut self) -> bool {
+        let Some(cached) = self.cached.as_mut() else { return true };
+        let may = matches!(cached.error, TokenError::Refused { .. }) && cached.redis_read.elapsed() >= REDIS_INTERVAL;
         if may {
-            hold.looked = Instant::now();
+            cached.redis_read = Instant::now();
         }
         may
     }
@@ -79,28 +79,28 @@ impl FetchState {
     /// Records the result of an attempt, and logs what is new.
     pub(super) fn note(&mut self, app: &AppId, result: Result<(), &TokenError>) {
         let Err(error) = result else {
-            self.hold = None;
+            self.cached = None;
             self.obtaining.succeeded();
             return;
         };
-        // `tell` logs the error and what to do about it.
+        // `log_error` logs the error and what to do about it.
         self.obtaining.fails();
-        let before = self.hold.take();
+        let before = self.cached.take();
         let refused = matches!(error, TokenError::Refused { .. });
         let (first, longest) =
             if refused { (FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE) } else { (FIRST_PAUSE, LONGEST_PAUSE) };
-        let alike = before.filter(|before| matches!(before.error, TokenError::Refused { .. }) == refused);
-        tell(app, error, alike.as_ref().map(|before| &before.error));
-        let pause = alike.map_or(first, |before| (before.pause * 2).min(longest));
+        let same_class = before.filter(|before| matches!(before.error, TokenError::Refused { .. }) == refused);
+        log_error(app, error, same_class.as_ref().map(|before| &before.error));
+        let pause = same_class.map_or(first, |before| (before.pause * 2).min(longest));
         // Jitter, so that the replicas do not retry at the same moment.
         let until = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
-        self.hold = Some(Hold { error: error.clone(), until, pause, looked: Instant::now() });
+        self.cached = Some(CachedError { error: error.clone(), until, pause, redis_read: Instant::now() });
     }
 }
 
 /// Logs an error when it appears, at the level of what has to be done about it. Repetitions are logged at debug level
 /// only.
-fn tell(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
+fn log_error(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
     match (error, before) {
         (TokenError::Refused { errcode, .. }, Some(TokenError::Refused { errcode: known, .. })) if errcode == known => {
             debug!(%app, errcode, "WeChat still refuses an access token");
@@ -150,7 +150,7 @@ pub(super) struct ReplacementBudget {
 
 impl Default for ReplacementBudget {
     fn default() -> Self {
-        Self { left: DEATHS, since: None }
+        Self { left: MAX_REPLACEMENTS, since: None }
     }
 }
 
@@ -158,9 +158,9 @@ impl ReplacementBudget {
     /// Returns true if a token may be replaced at `now`.
     pub(super) fn permit(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
-        let pauses = (now.saturating_duration_since(since).as_secs() / DEATH_PAUSE.as_secs()) as u32;
-        self.since = Some(since + DEATH_PAUSE * pauses);
-        self.left = self.left.saturating_add(pauses).min(DEATHS);
+        let pauses = (now.saturating_duration_since(since).as_secs() / REPLACEMENT_INTERVAL.as_secs()) as u32;
+        self.since = Some(since + REPLACEMENT_INTERVAL * pauses);
+        self.left = self.left.saturating_add(pauses).min(MAX_REPLACEMENTS);
         self.left > 0
     }
 
@@ -187,17 +187,17 @@ mod tests {
         for (error, first, longest) in
             [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]
         {
-            let mut work = FetchState::new(&WechatOutages::new(&app(), &Outages::default()));
-            work.note(&app(), Err(&error));
-            let (view, left) = work.view().unwrap();
+            let mut state = FetchState::new(&WechatOutages::new(&app(), &Outages::default()));
+            state.note(&app(), Err(&error));
+            let (view, left) = state.cached_error().unwrap();
             assert!(view == error && left > first / 2 && left < first * 2, "{left:?}");
             for _ in 0..20 {
-                work.note(&app(), Err(&error));
+                state.note(&app(), Err(&error));
             }
-            let (_, left) = work.view().unwrap();
+            let (_, left) = state.cached_error().unwrap();
             assert!(left > longest / 2 && left < longest * 2, "{left:?}");
-            work.note(&app(), Ok(()));
-            assert!(work.view().is_none());
+            state.note(&app(), Ok(()));
+            assert!(state.cached_error().is_none());
         }
     }
 

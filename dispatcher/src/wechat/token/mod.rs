@@ -83,28 +83,28 @@ struct Inner {
     app: AppId,
     client: Client,
     store: Store,
-    present: RwLock<Option<Arc<Token>>>,
+    current: RwLock<Option<Arc<Token>>>,
     /// Tokens that WeChat rejected, latest last.
-    dead: Mutex<Vec<Box<str>>>,
+    rejected: Mutex<Vec<Box<str>>>,
     /// True after a token was rejected before its expiry, until another one is in use.
     no_token: AtomicBool,
     /// Held by the one task that obtains a token.
-    work: Arc<tokio::sync::Mutex<FetchState>>,
+    state: Arc<tokio::sync::Mutex<FetchState>>,
     changed: Notify,
 }
 
 impl Tokens {
     /// Fetches nothing yet.
     pub fn new(app: AppId, client: Client, store: Store) -> Self {
-        let work = FetchState::new(client.outages());
+        let state = FetchState::new(client.outages());
         let inner = Inner {
             app,
             client,
             store,
-            present: RwLock::default(),
-            dead: Mutex::default(),
+            current: RwLock::default(),
+            rejected: Mutex::default(),
             no_token: AtomicBool::new(false),
-            work: Arc::new(tokio::sync::Mutex::new(work)),
+            state: Arc::new(tokio::sync::Mutex::new(state)),
             changed: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -115,25 +115,25 @@ impl Tokens {
     ///
     /// If the caller stops waiting, a task of its own continues to obtain the token.
     pub async fn get(&self) -> Result<Arc<Token>, TokenError> {
-        if let Some(token) = self.inner.living() {
+        if let Some(token) = self.inner.valid() {
             return Ok(token);
         }
-        let mut work = Arc::clone(&self.inner.work).lock_owned().await;
-        if let Some(token) = self.inner.living() {
+        let mut state = Arc::clone(&self.inner.state).lock_owned().await;
+        if let Some(token) = self.inner.valid() {
             return Ok(token);
         }
-        if let Some(answer) = self.inner.view(&mut work, None).await {
+        if let Some(answer) = self.inner.cached_error(&mut state, None).await {
             return answer;
         }
-        self.search(work, None).await
+        self.obtain(state, None).await
     }
 
     /// Must be called when WeChat answered a call with 40001, 40014, 41001 or 42001. Drops this token wherever it is
-    /// still the present one. The next [`Tokens::get`] finds the token that another replica has fetched since, or
+    /// still the current one. The next [`Tokens::get`] finds the token that another replica has fetched since, or
     /// fetches one.
     pub async fn failed(&self, token: &Token) {
-        let first = self.inner.invalidate(token.value());
-        self.inner.forget(token.value());
+        let first = self.inner.mark_rejected(token.value());
+        self.inner.drop_from_memory(token.value());
         if !first {
             return;
         }
@@ -147,10 +147,10 @@ impl Tokens {
     /// Obtains a token and renews it before it expires. Never returns; dropping the future is safe.
     pub async fn renew_forever(self) {
         loop {
-            let pause = match self.inner.living() {
+            let pause = match self.inner.valid() {
                 None => match self.get().await {
                     Ok(_) => Duration::ZERO,
-                    Err(_) => self.hold().await,
+                    Err(_) => self.pause().await,
                 },
                 Some(token) => {
                     tokio::select! {
@@ -163,79 +163,79 @@ impl Tokens {
         }
     }
 
-    /// Replaces a token if it is still the present one. Returns how long to pause afterwards.
+    /// Replaces a token if it is still the current one. Returns how long to pause afterwards.
     async fn renew(&self, old: Arc<Token>) -> Duration {
-        let mut work = Arc::clone(&self.inner.work).lock_owned().await;
-        if !self.inner.living().is_some_and(|present| Arc::ptr_eq(&present, &old)) {
+        let mut state = Arc::clone(&self.inner.state).lock_owned().await;
+        if !self.inner.valid().is_some_and(|current| Arc::ptr_eq(&current, &old)) {
             return Duration::ZERO;
         }
-        let answer = match self.inner.view(&mut work, Some(&old)).await {
+        let answer = match self.inner.cached_error(&mut state, Some(&old)).await {
             Some(answer) => {
-                drop(work);
+                drop(state);
                 answer
             }
-            None => self.search(work, Some(old)).await,
+            None => self.obtain(state, Some(old)).await,
         };
-        if answer.is_ok() { Duration::ZERO } else { self.hold().await }
+        if answer.is_ok() { Duration::ZERO } else { self.pause().await }
     }
 
     /// How long to pause after an error: as long as it is cached, but no longer than the interval at which Redis may be
     /// read again.
-    async fn hold(&self) -> Duration {
-        let left = self.inner.work.lock().await.view().map(|(_, left)| left);
-        left.unwrap_or(backoff::FIRST_PAUSE).min(backoff::LOOK_PAUSE * 2)
+    async fn pause(&self) -> Duration {
+        let left = self.inner.state.lock().await.cached_error().map(|(_, left)| left);
+        left.unwrap_or(backoff::FIRST_PAUSE).min(backoff::REDIS_INTERVAL * 2)
     }
 
-    async fn search(
+    async fn obtain(
         &self,
-        mut work: OwnedMutexGuard<FetchState>,
+        mut state: OwnedMutexGuard<FetchState>,
         old: Option<Arc<Token>>,
     ) -> Result<Arc<Token>, TokenError> {
         let inner = Arc::clone(&self.inner);
-        let search = async move { inner.obtain(&mut work, old.as_deref()).await };
-        let search = tokio::spawn(search.instrument(spans::token(&self.inner.app)));
-        search.await.unwrap_or(Err(TokenError::Transient(Trouble::Stopping)))
+        let obtain = async move { inner.obtain(&mut state, old.as_deref()).await };
+        let obtain = tokio::spawn(obtain.instrument(spans::token(&self.inner.app)));
+        obtain.await.unwrap_or(Err(TokenError::Transient(Trouble::Stopping)))
     }
 }
 
 impl Inner {
-    fn living(&self) -> Option<Arc<Token>> {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
-        present.as_ref().filter(|token| Instant::now() < token.until).cloned()
+    fn valid(&self) -> Option<Arc<Token>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|token| Instant::now() < token.until).cloned()
     }
 
     fn install(&self, token: Token) -> Arc<Token> {
         let token = Arc::new(token);
-        *self.present.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
         self.no_token.store(false, Ordering::Relaxed);
         self.changed.notify_one();
         token
     }
 
-    /// Drops the token from memory if it is still the present one.
-    fn forget(&self, value: &str) {
-        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-        if present.as_ref().is_some_and(|token| token.value() == value) {
-            *present = None;
+    /// Drops the token from memory if it is still the current one.
+    fn drop_from_memory(&self, value: &str) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|token| token.value() == value) {
+            *current = None;
             self.no_token.store(true, Ordering::Relaxed);
         }
     }
 
     /// Remembers that WeChat rejected this token. Returns true the first time.
-    fn invalidate(&self, value: &str) -> bool {
-        let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
-        if dead.iter().any(|known| &**known == value) {
+    fn mark_rejected(&self, value: &str) -> bool {
+        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+        if rejected.iter().any(|known| &**known == value) {
             return false;
         }
-        if dead.len() == REMEMBERED {
-            dead.remove(0);
+        if rejected.len() == REMEMBERED {
+            rejected.remove(0);
         }
-        dead.push(value.into());
+        rejected.push(value.into());
         true
     }
 
-    fn is_dead(&self, value: &str) -> bool {
-        self.dead.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| &**known == value)
+    fn is_rejected(&self, value: &str) -> bool {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| &**known == value)
     }
 }
 

@@ -17,47 +17,47 @@ use crate::wechat::error::{TokenError, Trouble};
 use crate::wechat::reply::FetchedToken;
 
 /// How long another replica may take to share a token.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Pause in milliseconds between two reads while another replica fetches a token. Random, so that replicas do not read
 /// at the same moment.
-const LOOK_AGAIN: std::ops::Range<u64> = 20..100;
+const POLL_MS: std::ops::Range<u64> = 20..100;
 
 /// Upper limit for the last part of a token's lifetime that is not used: a call may still be on its way to WeChat when
 /// the token expires.
-const SAFETY: Duration = Duration::from_secs(10);
+const UNUSED_LIFE: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// Tries Redis first, then the lock and WeChat. With `old`, only a token that expires later than it is accepted.
-    pub(super) async fn obtain(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
-        let result = match self.shared_or_fetched(work, old).await {
+    pub(super) async fn obtain(&self, state: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
+        let result = match self.shared_or_fetched(state, old).await {
             Ok(token) => Ok(token),
             Err(Missing::Token(error)) => Err(error),
-            Err(Missing::Redis(error)) => self.without_redis(work, &error).await,
+            Err(Missing::Redis(error)) => self.without_redis(state, &error).await,
         };
-        work.note(&self.app, result.as_ref().map(drop));
+        state.note(&self.app, result.as_ref().map(drop));
         result
     }
 
     /// Returns the cached error of a recent attempt, or a token that another replica has obtained since. `None` if no
     /// error is cached.
-    pub(super) async fn view(
+    pub(super) async fn cached_error(
         &self,
-        work: &mut FetchState,
+        state: &mut FetchState,
         old: Option<&Token>,
     ) -> Option<Result<Arc<Token>, TokenError>> {
-        let (error, _) = work.view()?;
-        if work.may_look()
+        let (error, _) = state.cached_error()?;
+        if state.may_read_redis()
             && let Ok(Some(shared)) = self.store.token(&self.app).await
-            && self.will_do(&shared, old)
+            && self.is_usable(&shared, old)
         {
-            work.note(&self.app, Ok(()));
+            state.note(&self.app, Ok(()));
             return Some(Ok(self.install(Token::new(shared))));
         }
         Some(Err(error))
     }
 
-    async fn shared_or_fetched(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+    async fn shared_or_fetched(&self, state: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
         let start = Instant::now();
         let owner = format!("{:032x}", rand::random::<u128>());
         // A fetch may take two calls. If a lock outlives its owner, it delays the other replicas. If it expires too
@@ -65,99 +65,99 @@ impl Inner {
         let ttl = self.client.app().timeout * 2 + Duration::from_secs(2);
         loop {
             if let Some(shared) = self.store.token(&self.app).await?
-                && self.will_do(&shared, old)
+                && self.is_usable(&shared, old)
             {
-                work.sharing.succeeded();
+                state.sharing.succeeded();
                 return Ok(self.install(Token::new(shared)));
             }
             if self.store.lock_token(&self.app, &owner, ttl).await? {
                 break;
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > LONGEST_WAIT {
                 return Err(TokenError::Transient(Trouble::Locked).into());
             }
-            let pause = rand::rng().random_range(LOOK_AGAIN);
+            let pause = rand::rng().random_range(POLL_MS);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
-        let result = self.under_lock(work, old).await;
+        let result = self.under_lock(state, old).await;
         if let Err(error) = self.store.unlock_token(&self.app, &owner).await {
             debug!(app = %self.app, %error, "the access token's lock was not released; it expires by itself");
         }
         result
     }
 
-    async fn under_lock(&self, work: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
+    async fn under_lock(&self, state: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, Missing> {
         // The previous owner may have finished between our read and our lock.
         if let Some(shared) = self.store.token(&self.app).await? {
-            if self.will_do(&shared, old) {
+            if self.is_usable(&shared, old) {
                 return Ok(self.install(Token::new(shared)));
             }
-            if self.is_dead(&shared.token) {
+            if self.is_rejected(&shared.token) {
                 self.store.drop_token(&self.app, &shared).await?;
             }
         }
-        let (shared, life) = self.fetch(work).await?;
+        let (shared, life) = self.fetch(state).await?;
         // If this fails, the other replicas fetch their own token.
-        work.sharing.note(&self.store.put_token(&self.app, &shared, life).await);
+        state.sharing.note(&self.store.put_token(&self.app, &shared, life).await);
         Ok(self.install(Token::new(shared)))
     }
 
-    async fn without_redis(&self, work: &mut FetchState, error: &store::Error) -> Result<Arc<Token>, TokenError> {
+    async fn without_redis(&self, state: &mut FetchState, error: &store::Error) -> Result<Arc<Token>, TokenError> {
         match self.client.app().token_endpoint {
             TokenEndpoint::Plain => Err(TokenError::Transient(Trouble::Store)),
             TokenEndpoint::Stable => {
-                work.sharing.failed(error);
-                let (shared, _) = self.fetch(work).await?;
+                state.sharing.failed(error);
+                let (shared, _) = self.fetch(state).await?;
                 Ok(self.install(Token::new(shared)))
             }
         }
     }
 
     /// Calls WeChat once. If WeChat returns a rejected token again, calls it a second time with a forced refresh.
-    async fn fetch(&self, work: &mut FetchState) -> Result<(SharedToken, Duration), TokenError> {
+    async fn fetch(&self, state: &mut FetchState) -> Result<(SharedToken, Duration), TokenError> {
         let no_token = self.no_token.load(Ordering::Relaxed);
-        if no_token && !work.replacements.permit(Instant::now()) {
+        if no_token && !state.replacements.permit(Instant::now()) {
             return Err(TokenError::Transient(Trouble::Dying));
         }
         let mut sent = now_ms();
         let mut fetched = self.client.fetch_token(false).await?;
-        if self.is_dead(&fetched.token) {
+        if self.is_rejected(&fetched.token) {
             let forcible = self.client.app().token_endpoint == TokenEndpoint::Stable;
-            if !forcible || !self.may_force(work).await {
+            if !forcible || !self.may_force(state).await {
                 return Err(TokenError::Transient(Trouble::SameAgain));
             }
             warn!(app = %self.app, "WeChat returned a rejected access token again: forcing a new one");
             sent = now_ms();
             fetched = self.client.fetch_token(true).await?;
-            if self.is_dead(&fetched.token) {
+            if self.is_rejected(&fetched.token) {
                 return Err(TokenError::Transient(Trouble::SameAgain));
             }
         }
         if no_token {
-            work.replacements.count();
+            state.replacements.count();
         }
         let FetchedToken { token, life } = fetched;
-        let life = life - SAFETY.min(life / 10);
+        let life = life - UNUSED_LIFE.min(life / 10);
         Ok((SharedToken { token, ends_ms: sent + life.as_millis() as u64 }, life))
     }
 
     /// Returns true if a refresh may be forced now, given the earlier ones of this replica and, as far as Redis tells,
     /// of the others. If true, it counts as done.
-    async fn may_force(&self, work: &mut FetchState) -> bool {
+    async fn may_force(&self, state: &mut FetchState) -> bool {
         let now = Instant::now();
-        let Some(pause) = work.forced.permit(now) else {
+        let Some(pause) = state.forced.permit(now) else {
             return false;
         };
         if matches!(self.store.permit_forced_token(&self.app, pause).await, Ok(false)) {
             return false;
         }
-        work.forced.count(now, pause);
+        state.forced.count(now, pause);
         true
     }
 
-    fn will_do(&self, shared: &SharedToken, old: Option<&Token>) -> bool {
+    fn is_usable(&self, shared: &SharedToken, old: Option<&Token>) -> bool {
         let outlives = old.is_none_or(|old| shared.token != old.value() && shared.ends_ms > old.shared.ends_ms);
-        outlives && !self.is_dead(&shared.token)
+        outlives && !self.is_rejected(&shared.token)
     }
 }
 
