@@ -1,13 +1,13 @@
 //! The dispatcher sends WeChat messages. It spends the credentials that the collector stores.
 //!
-//! - A call arrives at [`rpc`]. The in-flight registry ([`send::in_flight`]) keeps its send running until the send is settled.
-//! - [`send`] sends one message: lease a credential, call WeChat, settle. [`send::policy`] decides the next step after each
-//!   answer, from the meaning of WeChat's codes ([`wechat::errcode`]). [`send::outcome`] lists how a send can end and what its
-//!   caller receives.
-//! - [`broadcast`] sends one message to many users, independently of single sends.
-//! - The [`jobs::reaper`] settles expired leases. [`stops`] holds the app stops: which credentials WeChat does not accept at
-//!   present.
-//! - [`metrics`] counts, [`spans`] traces, and [`outages`] limits the log lines of operations that fail repeatedly.
+//! - A call arrives at `rpc`. The in-flight registry (`send::in_flight`) keeps its send running until the send is settled.
+//! - `send` sends one message: lease a credential, call WeChat, settle. `send::policy` decides the next step after each
+//!   answer, from the meaning of WeChat's codes ([`wechat::errcode`]). `send::outcome` lists how a send can end and what
+//!   its caller receives.
+//! - `broadcast` sends one message to many users, independently of single sends.
+//! - `context` holds what both share for an app. `jobs` runs beside calls; its reaper settles expired leases. `stops` holds
+//!   the app stops: which credentials WeChat does not accept at present.
+//! - `metrics` counts, `spans` traces, and `outages` limits the log lines of operations that fail repeatedly.
 
 pub mod app;
 pub mod apps_file;

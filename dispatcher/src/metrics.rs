@@ -40,18 +40,12 @@ pub struct Metrics {
     left: IntGaugeVec,
 }
 
-/// The metrics of one app.
 #[derive(Clone)]
 pub struct AppMetrics {
-    /// Messages of SendTemplate.
     pub sends: SendMetrics,
-    /// Calls to WeChat.
     pub wechat: WechatMetrics,
-    /// App stops.
     pub stops: StopMetrics,
-    /// The daily quota.
     pub quota: QuotaMetrics,
-    /// Broadcasts.
     pub broadcasts: BroadcastMetrics,
     /// Paused broadcasts, and the progress of all that have not ended.
     pub pauses: PauseMetrics,
@@ -60,7 +54,6 @@ pub struct AppMetrics {
 }
 
 impl Metrics {
-    /// Creates and registers all metrics.
     pub fn new() -> Result<Self, Error> {
         let service = ServiceMetrics::new(SERVICE_NAME, store::commands())?;
         let registry = &service.registry;
@@ -127,7 +120,6 @@ impl Metrics {
         })
     }
 
-    /// Creates the metrics of one app.
     pub fn app(&self, app: &AppId) -> AppMetrics {
         let (id, app, outages) = (app, app.as_str(), &self.service.outages);
         let quota =
@@ -137,8 +129,7 @@ impl Metrics {
         AppMetrics {
             sends: SendMetrics::new(id, &self.sends, &self.attempts),
             wechat: WechatMetrics {
-                template_send: seconds("template_send"),
-                subscribe_send: seconds("subscribe_send"),
+                sends: ["template_send", "subscribe_send"].map(seconds),
                 quota: seconds("quota"),
                 token: seconds("token"),
                 tokens_fetched: fetched("ok"),
@@ -153,7 +144,7 @@ impl Metrics {
             quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
             broadcasts: BroadcastMetrics {
                 endings: Ending::ALL
-                    .map(|ending| self.messages.with_label_values(&[app, &ending.name().to_ascii_lowercase()])),
+                    .map(|(_, name)| self.messages.with_label_values(&[app, &name.to_ascii_lowercase()])),
                 other: self.messages.with_label_values(&[app, OTHER]),
                 running: self.running.with_label_values(&[app]),
                 quotas: Delivery::ALL.map(quota),
@@ -170,7 +161,6 @@ impl Metrics {
     }
 }
 
-/// Metrics of SendTemplate.
 #[derive(Clone)]
 pub struct SendMetrics {
     app: AppId,
@@ -183,7 +173,7 @@ pub struct SendMetrics {
 impl SendMetrics {
     fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec) -> Self {
         let id = app.as_str();
-        let deliveries = [Delivery::FormId, Delivery::Subscription].map(name_of);
+        let deliveries = Delivery::ALL.map(Delivery::name);
         Self {
             app: app.clone(),
             sends: sends.clone(),
@@ -194,30 +184,16 @@ impl SendMetrics {
 
     /// Counts the calls to WeChat for a message.
     pub(crate) fn attempted(&self, delivery: Delivery, attempts: u32) {
-        self.attempts[index(delivery)].inc_by(attempts.into());
+        self.attempts[delivery as usize].inc_by(attempts.into());
     }
 
     /// Counts a message by its outcome, or by the reason of its error.
     pub(crate) fn ended(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
         if (outcome, errcode) == (DELIVERED, Some(0)) {
-            return self.delivered[index(delivery)].inc();
+            return self.delivered[delivery as usize].inc();
         }
-        let labels = [self.app.as_str(), name_of(delivery), &outcome.to_ascii_lowercase(), &label_of(errcode)];
+        let labels = [self.app.as_str(), delivery.name(), &outcome.to_ascii_lowercase(), &label_of(errcode)];
         self.sends.with_label_values(&labels).inc();
-    }
-}
-
-fn name_of(delivery: Delivery) -> &'static str {
-    match delivery {
-        Delivery::FormId => "form_id",
-        Delivery::Subscription => "subscription",
-    }
-}
-
-fn index(delivery: Delivery) -> usize {
-    match delivery {
-        Delivery::FormId => 0,
-        Delivery::Subscription => 1,
     }
 }
 
@@ -233,8 +209,8 @@ fn label_of(errcode: Option<i32>) -> String {
 /// Calls to WeChat: how long they took, and the results of those for an access token.
 #[derive(Debug, Clone)]
 pub struct WechatMetrics {
-    pub(crate) template_send: Histogram,
-    pub(crate) subscribe_send: Histogram,
+    /// By delivery.
+    pub(crate) sends: [Histogram; 2],
     pub(crate) quota: Histogram,
     pub(crate) token: Histogram,
     pub(crate) tokens_fetched: IntCounter,
@@ -245,7 +221,6 @@ pub struct WechatMetrics {
     pub(crate) outages: WechatOutages,
 }
 
-/// App stops.
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
     stopped: [(StopScope, IntGauge); StopScope::ALL.len()],
@@ -271,7 +246,7 @@ impl QuotaMetrics {
     /// Sets the numbers of a generation, over all replicas.
     pub(crate) fn show(&self, delivery: Delivery, limit: u64, used: u64) {
         for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
-            set(gauges, &[self.app.as_str(), name_of(delivery)], value);
+            set(gauges, &[self.app.as_str(), delivery.name()], value);
         }
     }
 }
@@ -280,7 +255,6 @@ fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
     gauges.with_label_values(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-/// Broadcasts of one app.
 #[derive(Clone)]
 pub struct BroadcastMetrics {
     endings: [IntCounter; Ending::ALL.len()],
@@ -299,9 +273,8 @@ impl BroadcastMetrics {
         }
     }
 
-    /// Requests for the quota of a message generation.
     pub(crate) fn quota(&self, delivery: Delivery) -> &Outage {
-        &self.quotas[index(delivery)]
+        &self.quotas[delivery as usize]
     }
 
     /// A broadcast that cannot be processed. Others are not affected.
@@ -310,7 +283,6 @@ impl BroadcastMetrics {
         self.outages.outage("broadcast_record", begins, ends).operation()
     }
 
-    /// Sets the number of running broadcasts.
     pub(crate) fn show_running(&self, running: usize) {
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
@@ -334,7 +306,7 @@ impl PauseMetrics {
             let count = paused.clone().filter(|reason| *reason == counted).count();
             set(&self.paused, &[self.app.as_str(), &label.to_ascii_lowercase()], count as u64);
         };
-        PauseReason::ALL.into_iter().for_each(|reason| show(reason.name(), Some(reason)));
+        PauseReason::ALL.iter().for_each(|(reason, name)| show(name, Some(*reason)));
         show(OTHER, None);
     }
 

@@ -1,14 +1,13 @@
 //! All spans of the dispatcher except those of its RPCs, with their attributes: see [`server::telemetry::traces`].
 //!
 //! A send consists of a few spans. A broadcast has one trace per replica that works on it. Its size is bounded: it
-//! contains a sample of the steps and messages, see [`Run`].
+//! contains a sample of the steps and messages, see [`BroadcastTrace`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use domain::AppId;
 use http::StatusCode;
 use server::telemetry::traces::{self, TARGET};
-use store;
 use store::broadcast::BroadcastId;
 use store::broadcast::pages::Next;
 use store::leases::Leased;
@@ -33,7 +32,6 @@ pub fn send(app: &AppId) -> Span {
     )
 }
 
-/// Records how a message ended.
 pub fn sent(span: &Span, outcome: &str, attempts: u32) {
     span.record("formid.outcome", outcome).record("formid.attempts", attempts);
 }
@@ -43,12 +41,10 @@ pub fn not_sent(span: &Span, reason: &str) {
     span.record("formid.outcome", "not sent").record("formid.reason", reason);
 }
 
-/// Span of the script that leases a credential.
 pub fn lease(app: &AppId) -> Span {
     store::spans::script("lease", "lease.lua", app)
 }
 
-/// Records what was leased.
 pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     let what = match leased {
         Ok(Leased::Lease(_)) => "credential",
@@ -66,14 +62,8 @@ pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     span.record("formid.leased", what);
 }
 
-/// Span of the script that settles a message.
 pub fn settle(app: &AppId) -> Span {
     store::spans::script("settle", "settle.lua", app)
-}
-
-/// Records that a message could not be settled before its lease expired.
-pub fn not_settled(span: &Span, error: &store::Error) {
-    store::spans::failed(span, error);
 }
 
 /// Span of obtaining an access token that is not in memory.
@@ -101,7 +91,6 @@ pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
     )
 }
 
-/// Records the HTTP status of an answer.
 pub fn status(span: &Span, status: StatusCode) {
     span.record("http.response.status_code", status.as_u16());
 }
@@ -146,7 +135,7 @@ pub fn unanswered(span: &Span, cause: Cause) {
 /// steps of each kind, then ever fewer: the number of spans grows with the logarithm of the number of messages. For
 /// each page in the trace it contains one of the page's messages, with its calls to WeChat. If no user was taken, there
 /// is no trace.
-pub struct Run {
+pub struct BroadcastTrace {
     root: Span,
     app: AppId,
     broadcast: BroadcastId,
@@ -157,8 +146,7 @@ pub struct Run {
     messages: AtomicU64,
 }
 
-impl Run {
-    /// Starts the trace.
+impl BroadcastTrace {
     pub fn new(app: &AppId, broadcast: &BroadcastId, ordered_by: Option<&str>) -> Self {
         let root = info_span!(
             target: TARGET,
@@ -183,7 +171,7 @@ impl Run {
         }
     }
 
-    /// Span of the script that takes users from the audience and leases a credential for each. See [`Run::page_taken`].
+    /// Span of the script that takes users from the audience and leases a credential for each. See [`BroadcastTrace::page_taken`].
     pub fn page(&self) -> Span {
         if self.pages.would_take() {
             store::spans::script("page", "broadcast/page.lua", &self.app)
@@ -242,7 +230,7 @@ impl Run {
     }
 }
 
-impl Drop for Run {
+impl Drop for BroadcastTrace {
     fn drop(&mut self) {
         if self.worked.load(Ordering::Relaxed) {
             self.root.record("formid.messages", self.messages.load(Ordering::Relaxed));
@@ -285,7 +273,6 @@ impl Sample {
         Self::takes(self.0.load(Ordering::Relaxed) + 1)
     }
 
-    /// Counts an item and returns whether it is sampled.
     fn take(&self) -> bool {
         Self::takes(self.0.fetch_add(1, Ordering::Relaxed) + 1)
     }

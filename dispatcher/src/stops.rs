@@ -11,9 +11,9 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use domain::AppId;
+use store::Store;
 use store::eligibility::Kinds;
 use store::stops::{Stop, StopScope};
-use store::{self, Store};
 use tracing::{error, info};
 
 use crate::clock::Clock;
@@ -22,7 +22,6 @@ use crate::metrics::StopMetrics;
 /// Interval at which each replica reads the stops of an app.
 pub const REFRESH: Duration = Duration::from_secs(1);
 
-/// The stops of one app.
 #[derive(Debug)]
 pub struct AppStops {
     app: AppId,

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use server::telemetry::outage::Operation;
-use store;
 use store::broadcast::BroadcastId;
 use store::broadcast::audience::Choice;
 use store::broadcast::pages::PAGE;
@@ -23,7 +22,7 @@ use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
 use crate::context::AppContext;
 use crate::send::outcome::{SendError, WechatAnswer};
-use crate::spans::Run;
+use crate::spans::BroadcastTrace;
 use crate::wechat::error::TokenError;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
@@ -43,20 +42,15 @@ const PERMIT_WAIT: u32 = 4;
 
 /// What the workers of a broadcast share on this replica.
 pub struct ActiveBroadcast {
-    /// What all broadcasts of the app share.
     pub context: Arc<AppContext>,
-    /// Id of the broadcast.
     pub id: BroadcastId,
-    /// What it sends.
     pub spec: Spec,
     /// True if the audience is every user.
     pub everyone: bool,
-    /// How users are selected.
     pub choice: Choice,
     /// Adaptive limit of messages in flight on this replica.
     pub limit: Arc<AdaptiveLimit>,
-    /// Its trace.
-    pub trace: Run,
+    pub trace: BroadcastTrace,
     window: Mutex<FailureWindow>,
     streak_seen: AtomicBool,
     /// While buckets wait for open permits: the number of open permits, and since when it has not changed.
@@ -77,7 +71,7 @@ impl ActiveBroadcast {
             streak_seen: AtomicBool::new(false),
             waiting: Mutex::new(None),
             state: watch::Sender::new(record.state),
-            trace: Run::new(&context.app.id, &record.id, spec.ordered_by.as_deref()),
+            trace: BroadcastTrace::new(&context.app.id, &record.id, spec.ordered_by.as_deref()),
             spec,
             context,
         });
@@ -173,7 +167,6 @@ impl ActiveBroadcast {
         }
     }
 
-    /// True while workers of this replica wait for open permits.
     pub fn waits_for_permits(&self) -> bool {
         self.waiting().is_some()
     }
@@ -275,7 +268,6 @@ impl ActiveBroadcast {
         tokio::time::sleep(STATE_INTERVAL).await;
     }
 
-    /// Reads the current state.
     pub async fn refresh(&self) -> Result<(), store::Error> {
         let state = self.context.store.broadcast_state(&self.context.app.id, &self.id).await?;
         self.enter(state.unwrap_or(State::Cancelled));

@@ -27,14 +27,10 @@ const CONCURRENCY: usize = 32;
 /// If an app has no more users than this, its stock is counted at once. For others the count is up to one hour old.
 const SMALL_APP_USERS: u64 = 3600;
 
-/// A request for a new broadcast.
 #[derive(Debug, Clone)]
 pub struct NewBroadcast {
-    /// What is sent, and how.
     pub spec: Spec,
-    /// Recipients.
     pub audience: Audience,
-    /// Users to leave out.
     pub exclude: Vec<OpenId>,
     /// Pause after this many messages.
     pub canary: Option<u32>,
@@ -46,7 +42,6 @@ pub struct NewBroadcast {
     pub request: Option<RequestId>,
 }
 
-/// The audience of a broadcast.
 #[derive(Debug, Clone)]
 pub enum Audience {
     /// Every user who can be reached.
@@ -55,12 +50,9 @@ pub enum Audience {
     List(Vec<Recipient>),
 }
 
-/// A broadcast with its tally.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BroadcastView {
-    /// Its stored record.
     pub record: Record,
-    /// What it sends.
     pub spec: Spec,
     /// Its progress; `None` in lists.
     pub tally: Option<Tally>,
@@ -69,7 +61,6 @@ pub struct BroadcastView {
 /// Result of a call that changes the state of a broadcast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
-    /// The broadcast after the call.
     pub view: Arc<BroadcastView>,
     /// True if the call changed the state, false if the broadcast was in that state already.
     pub moved: bool,
@@ -96,12 +87,10 @@ pub struct Broadcasts {
 }
 
 impl Broadcasts {
-    /// Creates the handler for the app of `context`.
     pub fn new(context: Arc<AppContext>) -> Self {
         Self { context, reads: Arc::default() }
     }
 
-    /// What all broadcasts of the app share.
     pub fn context(&self) -> &AppContext {
         &self.context
     }
@@ -288,7 +277,6 @@ impl Broadcasts {
         parts
     }
 
-    /// Starts a held broadcast.
     pub async fn start(&self, id: &BroadcastId) -> Result<Transition, Failure> {
         let record = self.record(id).await?;
         let AppContext { app, store, .. } = &*self.context;

@@ -17,28 +17,21 @@ pub const BUSY_ROUNDS: u32 = 3;
 /// What the end of a message means for its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
-    /// Nothing.
     None,
-    /// Delivered.
     Delivered,
-    /// Failed.
     Failed,
     /// Failed because of the message's content; see the errcode.
     MessageRefused(WechatAnswer),
     /// WeChat cannot be reached: wait.
     OutOfReach,
-    /// Pause the broadcast.
     Stop(Pause),
 }
 
 /// What happens to a message, its credential and its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disposition {
-    /// How the credential's lease ends.
     pub lease_end: LeaseEnd,
-    /// What happens to the message.
     pub next: Next,
-    /// What it means for the broadcast.
     pub signal: Signal,
 }
 
@@ -53,17 +46,15 @@ pub(crate) fn of(
 ) -> Disposition {
     let last = &progress.last;
     let end = |ending: Ending| Next::End(ending.with_errcode(last.errcode));
-    match result {
+    let (lease_end, next, signal) = match result {
         AttemptResult::End(End::Delivered, lease_end) => {
-            Disposition { lease_end, next: Next::End(Ending::Delivered.with_errcode(None)), signal: Signal::Delivered }
+            (lease_end, Next::End(Ending::Delivered.with_errcode(None)), Signal::Delivered)
         }
         // The message was taken over from a dispatcher that died. It says nothing about the broadcast.
         AttemptResult::End(End::Unknown, lease_end) if progress.attempts == 0 => {
-            Disposition { lease_end, next: end(Ending::Unknown), signal: Signal::None }
+            (lease_end, end(Ending::Unknown), Signal::None)
         }
-        AttemptResult::End(End::Unknown, lease_end) => {
-            Disposition { lease_end, next: end(Ending::Unknown), signal: Signal::Failed }
-        }
+        AttemptResult::End(End::Unknown, lease_end) => (lease_end, end(Ending::Unknown), Signal::Failed),
         AttemptResult::End(End::Refused, lease_end) => {
             let (ending, signal) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
                 // The user's choice, not a failure.
@@ -71,20 +62,17 @@ pub(crate) fn of(
                 Some(Meaning::UserWrong) => (Ending::UserRefused, Signal::Failed),
                 _ => (Ending::MessageRefused, Signal::MessageRefused(last.clone())),
             };
-            Disposition { lease_end, next: end(ending), signal }
+            (lease_end, end(ending), signal)
         }
         AttemptResult::NextCredential => {
             let ending = Ending::CredentialsDead.with_errcode(last.errcode);
-            let (next, signal) = if progress.credentials < credentials {
-                (Next::Credential(LeaseId::random(), ending), Signal::None)
+            if progress.credentials < credentials {
+                (LeaseEnd::Discard, Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
-                (Next::End(ending), Signal::Failed)
-            };
-            Disposition { lease_end: LeaseEnd::Discard, next, signal }
+                (LeaseEnd::Discard, Next::End(ending), Signal::Failed)
+            }
         }
-        AttemptResult::InDoubt => {
-            Disposition { lease_end: LeaseEnd::Hold, next: Next::Hold, signal: Signal::OutOfReach }
-        }
+        AttemptResult::InDoubt => (LeaseEnd::Hold, Next::Hold, Signal::OutOfReach),
         AttemptResult::NotSpent(error) | AttemptResult::SourceStopped(error) => {
             let (next, signal) = match error {
                 SendError::Stopped { answer, .. } => (Next::Again, Signal::Stop(stopped(&answer, next_day_ms))),
@@ -97,9 +85,10 @@ pub(crate) fn of(
                 }
                 _ => (Next::Again, Signal::OutOfReach),
             };
-            Disposition { lease_end: LeaseEnd::Return, next, signal }
+            (LeaseEnd::Return, next, signal)
         }
-    }
+    };
+    Disposition { lease_end, next, signal }
 }
 
 /// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
@@ -108,7 +97,6 @@ pub fn is_busy(answer: &WechatAnswer) -> bool {
     answer.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
 }
 
-/// The pause for a code that stops the app.
 pub fn stopped(answer: &WechatAnswer, next_day_ms: u64) -> Pause {
     let quota = answer.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
     let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
@@ -116,7 +104,6 @@ pub fn stopped(answer: &WechatAnswer, next_day_ms: u64) -> Pause {
     Pause { errcode: answer.errcode, rid: answer.rid.clone(), resume_ms, ..reason.into() }
 }
 
-/// The pause when WeChat refuses an access token.
 pub fn token_refused(errcode: i32, rid: String) -> Pause {
     Pause { errcode: Some(errcode), rid, ..PauseReason::TokenRefused.into() }
 }

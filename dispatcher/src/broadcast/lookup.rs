@@ -29,7 +29,6 @@ impl Broadcasts {
         self.reads.join(id.clone(), turn, read).await
     }
 
-    /// Message generation of a broadcast.
     pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
         Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
     }

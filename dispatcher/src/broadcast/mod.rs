@@ -2,7 +2,7 @@
 //!
 //! Calls arrive at [`api`], which stores the broadcast ([`spec`]). From then on the scheduler ([`scheduler`]) of each
 //! replica takes tasks, each for one bucket of users. A worker ([`worker`]; `worker_io` holds its Redis calls) processes a
-//! task: it takes users and leases page by page, sends, and settles. All workers of a broadcast on a replica share
+//! task: it takes users and leases page by page, sends ([`message`]), and settles. All workers of a broadcast on a replica share
 //! [`active`]. It holds the adaptive limit of messages in flight ([`limiter`]), the rules that pause a broadcast
 //! ([`stop_rules`]), and the broadcast's state. [`completion`] maps the result of a message to what happens to it next.
 //! [`quota`] keeps the app's daily count in line with WeChat's.
@@ -17,6 +17,7 @@ pub mod api;
 pub mod completion;
 pub mod limiter;
 mod lookup;
+mod message;
 pub mod quota;
 pub mod reason;
 pub mod runtime;

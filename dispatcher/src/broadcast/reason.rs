@@ -3,7 +3,6 @@
 use store::broadcast::records::{CANARY, Pause};
 use store::broadcast::tallies::DELIVERED;
 
-/// Why a broadcast is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PauseReason {
     /// A caller called PauseBroadcast.
@@ -23,31 +22,23 @@ pub enum PauseReason {
 }
 
 impl PauseReason {
-    pub const ALL: [Self; 7] = [
-        Self::Caller,
-        Self::Canary,
-        Self::Quota,
-        Self::AppStopped,
-        Self::MessageRefused,
-        Self::FailureRatio,
-        Self::TokenRefused,
+    pub const ALL: [(Self, &str); 7] = [
+        (Self::Caller, "CALLER"),
+        (Self::Canary, CANARY),
+        (Self::Quota, "QUOTA"),
+        (Self::AppStopped, "APP_STOPPED"),
+        (Self::MessageRefused, "MESSAGE_REFUSED"),
+        (Self::FailureRatio, "FAILURE_RATIO"),
+        (Self::TokenRefused, "TOKEN_REFUSED"),
     ];
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Caller => "CALLER",
-            Self::Canary => CANARY,
-            Self::Quota => "QUOTA",
-            Self::AppStopped => "APP_STOPPED",
-            Self::MessageRefused => "MESSAGE_REFUSED",
-            Self::FailureRatio => "FAILURE_RATIO",
-            Self::TokenRefused => "TOKEN_REFUSED",
-        }
+        Self::ALL[self as usize].1
     }
 
     /// `None` for a reason that only another release knows.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.name() == name)
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(reason, _)| *reason)
     }
 }
 
@@ -77,30 +68,20 @@ pub enum Ending {
 }
 
 impl Ending {
-    pub const ALL: [Self; 9] = [
-        Self::Delivered,
-        Self::Unknown,
-        Self::NoCredential,
-        Self::RecentlyMessaged,
-        Self::CredentialsDead,
-        Self::MessageRefused,
-        Self::UserRefused,
-        Self::WechatBusy,
-        Self::FailedLater,
+    pub const ALL: [(Self, &str); 9] = [
+        (Self::Delivered, DELIVERED),
+        (Self::Unknown, "UNKNOWN"),
+        (Self::NoCredential, "NO_CREDENTIAL"),
+        (Self::RecentlyMessaged, "RECENTLY_MESSAGED"),
+        (Self::CredentialsDead, "CREDENTIALS_DEAD"),
+        (Self::MessageRefused, "MESSAGE_REFUSED"),
+        (Self::UserRefused, "USER_REFUSED"),
+        (Self::WechatBusy, "WECHAT_BUSY"),
+        (Self::FailedLater, "FAILED_LATER"),
     ];
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Delivered => DELIVERED,
-            Self::Unknown => "UNKNOWN",
-            Self::NoCredential => "NO_CREDENTIAL",
-            Self::RecentlyMessaged => "RECENTLY_MESSAGED",
-            Self::CredentialsDead => "CREDENTIALS_DEAD",
-            Self::MessageRefused => "MESSAGE_REFUSED",
-            Self::UserRefused => "USER_REFUSED",
-            Self::WechatBusy => "WECHAT_BUSY",
-            Self::FailedLater => "FAILED_LATER",
-        }
+        Self::ALL[self as usize].1
     }
 
     /// The stored form. [`split`] is the inverse.
@@ -113,7 +94,7 @@ impl Ending {
 
     /// `None` for an ending that only another release knows, and for users who were erased.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|ending| ending.name() == name)
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(ending, _)| *ending)
     }
 }
 
@@ -122,5 +103,16 @@ pub fn split(stored: &str) -> (&str, Option<i32>) {
     match stored.split_once(' ') {
         Some((name, errcode)) => (name, errcode.parse().ok()),
         None => (stored, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_in_the_order_of_their_enums() {
+        assert!(PauseReason::ALL.iter().enumerate().all(|(index, (reason, _))| *reason as usize == index));
+        assert!(Ending::ALL.iter().enumerate().all(|(index, (ending, _))| *ending as usize == index));
     }
 }

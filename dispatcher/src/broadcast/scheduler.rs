@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use server::telemetry::outage::Operation;
-use store;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::{Move, State};
 use store::broadcast::tasks::{Left, Task};
@@ -44,7 +43,6 @@ struct Scheduler {
 
 struct OnReplica {
     broadcast: Arc<ActiveBroadcast>,
-    /// Number of buckets in progress.
     buckets: usize,
 }
 

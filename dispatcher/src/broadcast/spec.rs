@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store;
 use store::broadcast::audience::Choice;
 use store::eligibility::Kinds;
 
@@ -17,7 +16,6 @@ use crate::wechat::message::{Delivery, Message, Value};
 pub struct Spec {
     /// Name for people.
     pub name: String,
-    /// Message that is sent to everyone.
     pub message: Arc<Message>,
     /// Messages per second over all replicas; 0 for as many as the app's limit permits.
     pub rate: u32,
@@ -34,13 +32,11 @@ pub struct Spec {
 pub type OwnData = BTreeMap<String, Value>;
 
 impl Spec {
-    /// Encodes the parameters for Redis.
     pub fn encode(&self) -> Vec<u8> {
         // Strings, numbers and maps of strings always have a JSON form.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Decodes parameters from Redis.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
         Ok(serde_json::from_slice(bytes)?)
     }

@@ -4,13 +4,11 @@
 //! the adaptive limit permits, and settles ended messages in batches.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::OpenId;
-use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
+use futures_util::future::{BoxFuture, Fuse, FusedFuture as _, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use store::broadcast::pages::{Next, PAGE, Ready, Settlement};
 use store::broadcast::permits::Permits;
@@ -18,22 +16,19 @@ use store::broadcast::records::State;
 use store::broadcast::tasks::{Left, Task};
 use store::leases::{Lease, LeaseEnd, LeaseId};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, warn};
+use tracing::debug;
 
 use super::active::ActiveBroadcast;
 use super::completion::{self, Signal};
-use super::limiter::Slot;
+use super::message::{Message, Sent, send};
 use super::worker_io::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
-use crate::send::{AttemptResult, Progress, SendRequest};
-use crate::spans;
+use crate::send::Progress;
 
 /// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
 const SETTLE_BATCH: usize = 48;
 
 /// Longest time that an ended message waits for others to be settled with.
 const SETTLE_WAIT: Duration = Duration::from_millis(10);
-
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Why a worker stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,23 +37,11 @@ enum Stop {
     Finished,
     /// The broadcast no longer runs.
     State(State),
-    /// This replica shuts down.
     Drain,
     /// Another replica has taken over the task.
     TakenAway,
     /// Data in Redis is unusable until it is repaired.
     Unusable,
-}
-
-struct Message {
-    ready: Ready,
-    progress: Progress,
-    traced: bool,
-}
-
-struct Sent {
-    message: Message,
-    disposition: completion::Disposition,
 }
 
 struct BucketWorker {
@@ -78,7 +61,7 @@ struct BucketWorker {
     /// Users whom this worker has fetched and not yet settled.
     own: HashSet<OpenId>,
     ready: VecDeque<Message>,
-    sending: FuturesUnordered<Work<Sent>>,
+    sending: FuturesUnordered<BoxFuture<'static, Sent>>,
     ended: Vec<(Message, Settlement)>,
     ended_since: Instant,
     /// How often WeChat was busy, per user.
@@ -141,8 +124,8 @@ impl BucketWorker {
         let active = Arc::clone(&self.active);
         let mut state = active.state();
         let mut heartbeat = tokio::time::interval(active.context.limits.terms.duration / 3);
-        let mut fetching: Fuse<Work<(Fetched, Permits)>> = Fuse::terminated();
-        let mut settling: Fuse<Work<SettleBatch>> = Fuse::terminated();
+        let mut fetching: Fuse<BoxFuture<'static, (Fetched, Permits)>> = Fuse::terminated();
+        let mut settling: Fuse<BoxFuture<'static, SettleBatch>> = Fuse::terminated();
         let mut taken_away = false;
         loop {
             let now = *state.borrow_and_update();
@@ -243,7 +226,7 @@ impl BucketWorker {
         }
     }
 
-    fn fetch(&self) -> Work<(Fetched, Permits)> {
+    fn fetch(&self) -> BoxFuture<'static, (Fetched, Permits)> {
         let (active, task, permits) = (Arc::clone(&self.active), self.task.clone(), self.permits);
         match self.lost_page {
             Some(owner) => Box::pin(fetch_lost(active, task, owner, self.own.clone(), permits)),
@@ -325,7 +308,7 @@ impl BucketWorker {
                 || self.ended_since.elapsed() >= SETTLE_WAIT)
     }
 
-    fn settle(&mut self) -> Work<SettleBatch> {
+    fn settle(&mut self) -> BoxFuture<'static, SettleBatch> {
         let batch: Vec<_> = self.ended.drain(..self.ended.len().min(PAGE)).collect();
         self.ended_since = Instant::now();
         let (active, task) = (Arc::clone(&self.active), self.task.clone());
@@ -372,33 +355,4 @@ struct SettleBatch {
     /// `None` if the batch could not be settled and retrying does not help.
     next: Option<Vec<(OpenId, Lease)>>,
     requested_at: Instant,
-}
-
-async fn send(active: Arc<ActiveBroadcast>, message: Message, rounds: u32, slot: Slot) -> Sent {
-    if !message.traced {
-        return attempt(active, message, rounds, slot).await;
-    }
-    let span = active.trace.message();
-    let sent = attempt(active, message, rounds, slot).instrument(span.clone()).await;
-    spans::ended(&span, &sent.disposition.next, sent.message.progress.attempts);
-    sent
-}
-
-async fn attempt(active: Arc<ActiveBroadcast>, mut message: Message, rounds: u32, slot: Slot) -> Sent {
-    let context = &active.context;
-    let result = match active.spec.message_for(&message.ready.data) {
-        Ok(text) => {
-            let (openid, retry_unknown) = (message.ready.openid.clone(), active.spec.retry_unknown);
-            let order = SendRequest { openid, message: text, request: None, retry_unknown };
-            context.try_credential(&order, &message.ready.lease, &mut message.progress).await
-        }
-        Err(error) => {
-            warn!(broadcast = %active.id, %error, "the data of a recipient cannot be read");
-            AttemptResult::NotSpent(error.into())
-        }
-    };
-    drop(slot);
-    let disposition =
-        completion::of(result, &message.progress, rounds, context.limits.credentials, context.clock.next_day_ms());
-    Sent { message, disposition }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::OpenId;
-use store;
 use store::broadcast::pages::{PAGE, Page, Ready, Settlement, TakenOver};
 use store::broadcast::permits::Permits;
 use store::broadcast::tasks::Task;

@@ -3,31 +3,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use store::broadcast::permits::{Api, Budget};
+use store::broadcast::permits::Budget;
 
 use crate::context::AppContext;
+use crate::wechat::message::Delivery;
 
 /// Interval at which the counts are reported to the other replicas.
-const REPORT: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Number of single messages sent by this replica, per API.
+/// Number of single messages that this replica sent and did not report yet, by delivery.
 #[derive(Debug, Default)]
-pub struct Sends {
-    template: AtomicU64,
-    subscribe: AtomicU64,
-}
+pub struct SendCounts([AtomicU64; 2]);
 
-impl Sends {
-    fn count(&self, api: Api) -> &AtomicU64 {
-        match api {
-            Api::Template => &self.template,
-            Api::Subscribe => &self.subscribe,
-        }
-    }
-
-    /// Counts one sent message.
-    pub fn note(&self, api: Api) {
-        self.count(api).fetch_add(1, Ordering::Relaxed);
+impl SendCounts {
+    pub fn add(&self, delivery: Delivery) {
+        self.0[delivery as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Reports the counts to the other replicas. Never returns.
@@ -35,17 +25,18 @@ impl Sends {
         let AppContext { app, store, clock, .. } = context;
         let mut reporting = context.metrics.loops.counts.operation();
         loop {
-            tokio::time::sleep(REPORT).await;
-            for api in [Api::Template, Api::Subscribe] {
-                let messages = self.count(api).swap(0, Ordering::Relaxed);
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            for delivery in Delivery::ALL {
+                let count = &self.0[delivery as usize];
+                let messages = count.swap(0, Ordering::Relaxed);
                 if messages == 0 {
                     continue;
                 }
-                let budget = Budget { api, day: clock.day() };
+                let budget = Budget { api: delivery.api(), day: clock.day() };
                 let counted = store.count_messages(&app.id, budget, messages).await;
                 reporting.note(&counted);
                 if counted.is_err() {
-                    self.count(api).fetch_add(messages, Ordering::Relaxed);
+                    count.fetch_add(messages, Ordering::Relaxed);
                 }
             }
         }

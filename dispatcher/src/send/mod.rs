@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 
 use domain::OpenId;
 use server::rpc::status::Failure;
-use store;
 use store::delivery_failures::LateFailure;
 use store::eligibility::Eligibility;
 use store::leases::{Lease, LeaseEnd, LeaseId, Leased, Recorded, Request};
 use tracing::Instrument as _;
 
-use self::count::Sends;
+use self::count::SendCounts;
 use crate::context::AppContext;
 use crate::send::outcome::{End, Outcome, SendError, WechatAnswer};
 use crate::spans;
@@ -28,12 +27,9 @@ use crate::wechat::message::Message;
 const FIRST_BUSY_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_BUSY_PAUSE: Duration = Duration::from_millis(160);
 
-/// A request to send one message to one user.
 #[derive(Debug, Clone)]
 pub struct SendRequest {
-    /// Recipient.
     pub openid: OpenId,
-    /// Message to send.
     pub message: Arc<Message>,
     /// Request id and fingerprint; `None` if the call cannot be repeated.
     pub request: Option<Request>,
@@ -44,7 +40,6 @@ pub struct SendRequest {
 /// A message whose outcome is final.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// The outcome.
     pub outcome: Outcome,
     /// Number of messages that can still be sent to the user.
     pub messages_left: u32,
@@ -57,7 +52,7 @@ pub struct Sent {
 /// Sends single messages of one app.
 pub struct Sender {
     context: Arc<AppContext>,
-    sends: Sends,
+    counts: SendCounts,
 }
 
 /// Result of the attempts with one credential.
@@ -77,12 +72,12 @@ pub(crate) enum AttemptResult {
 
 impl Sender {
     pub fn new(context: Arc<AppContext>) -> Self {
-        Self { context, sends: Sends::default() }
+        Self { context, counts: SendCounts::default() }
     }
 
     /// Reports the number of sent messages to the other replicas. Never returns.
     pub async fn report_forever(self: Arc<Self>) {
-        self.sends.report_forever(&self.context).await;
+        self.counts.report_forever(&self.context).await;
     }
 
     /// Sends one message. Once started, it must run to its end: if it is dropped between lease and settle, the outcome
@@ -97,7 +92,6 @@ impl Sender {
         result
     }
 
-    /// Sends, and counts the result.
     async fn send_and_count(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
         let answer = match self.try_send(order).await {
@@ -136,7 +130,7 @@ impl Sender {
             self.context.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
             match self.settle(order, lease, result, &mut progress).await? {
                 AfterSettle::Done(sent) => {
-                    self.sends.note(order.message.delivery.api());
+                    self.counts.add(order.message.delivery);
                     return Ok(SendResult::Sent(sent));
                 }
                 AfterSettle::Failed(error) => return Err(error),
@@ -235,9 +229,7 @@ impl Progress {
     }
 }
 
-/// How a call is answered.
 enum SendResult {
-    /// The outcome of this send.
     Sent(Sent),
     /// The encoded outcome of an earlier call.
     Recorded(Vec<u8>),

@@ -5,7 +5,6 @@ use std::time::Duration;
 use domain::Kind;
 use serde::{Deserialize, Serialize};
 use server::rpc::status::Failure;
-use store;
 use store::delivery_failures::MsgId;
 use tonic::Code;
 
@@ -29,7 +28,6 @@ pub struct WechatAnswer {
     pub msgid: Option<MsgId>,
 }
 
-/// Final outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// WeChat accepted it, once.
@@ -38,7 +36,6 @@ pub enum End {
     /// Unknown: it was delivered once or not at all.
     #[serde(rename = "u")]
     Unknown,
-    /// WeChat refused the message or its user.
     #[serde(rename = "r")]
     Refused,
 }
@@ -57,13 +54,10 @@ impl End {
 /// the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The final outcome.
     #[serde(rename = "o")]
     pub end: End,
-    /// WeChat's answer.
     #[serde(flatten)]
     pub answer: WechatAnswer,
-    /// Number of calls to WeChat.
     #[serde(rename = "a")]
     pub attempts: u32,
     /// Kind of the credential that was spent or tried; `None` if no longer known.
@@ -72,13 +66,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Encodes the outcome for Redis.
     pub fn encode(&self) -> Vec<u8> {
         // A struct of numbers and strings always has a JSON form.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Decodes an outcome from Redis.
     pub fn decode(bytes: &[u8]) -> Result<Self, store::Error> {
         Ok(serde_json::from_slice(bytes)?)
     }
@@ -87,29 +79,16 @@ impl Outcome {
 /// Why a message was not sent, or why its outcome cannot be given.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// No usable credential is in stock for the user.
     #[error("no credential in stock for this user can be used for this message")]
     NoCredential,
     /// WeChat rejected each credential that was tried.
     #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
-    CredentialsDead {
-        /// Number of credentials tried.
-        tried: u32,
-        /// WeChat's last answer.
-        answer: WechatAnswer,
-    },
-    /// WeChat refused the message or its user.
+    CredentialsDead { tried: u32, answer: WechatAnswer },
     #[error("WeChat refused: {}", sentence(.0))]
     Refused(WechatAnswer),
     /// WeChat refuses the app, or one of its sources of credentials, for some time.
     #[error("WeChat refuses this app for now: {}", sentence(.answer))]
-    Stopped {
-        /// The answer that stopped the app.
-        answer: WechatAnswer,
-        /// Remaining time of the stop.
-        lasts: Duration,
-    },
-    /// The request id belongs to another message.
+    Stopped { answer: WechatAnswer, lasts: Duration },
     #[error("request_id was used for another message to this user")]
     RequestReused,
     /// Another replica holds the lease of this request; it expires within this time.
@@ -123,16 +102,13 @@ pub enum SendError {
         "WeChat did not answer: repeat with the same request_id to learn the outcome; it will not be delivered twice"
     )]
     InDoubt(WechatAnswer),
-    /// WeChat is busy; nothing was spent.
     #[error("{}; nothing was spent", sentence(.0))]
     Busy(WechatAnswer),
     /// The request was not sent; nothing was spent.
     #[error("WeChat cannot be reached; nothing was spent")]
     Unreachable,
-    /// There is no access token.
     #[error(transparent)]
     Token(TokenError),
-    /// Redis failed.
     #[error(transparent)]
     Store(#[from] store::Error),
 }

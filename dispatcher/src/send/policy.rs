@@ -23,7 +23,6 @@ pub const YOUNG: Duration = Duration::from_secs(12);
 /// The state of a message and its credential before an attempt's result is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
-    /// Kind of the credential.
     pub kind: Kind,
     /// An earlier attempt of this message with this credential was not answered: it may have been delivered.
     pub in_doubt: bool,
@@ -35,10 +34,8 @@ pub struct Situation {
     pub retry_unknown: bool,
 }
 
-/// Result of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
-    /// WeChat answered.
     Answered(Meaning),
     /// The request was not sent.
     NotSent,
@@ -46,7 +43,6 @@ pub enum Attempt {
     Unanswered,
 }
 
-/// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Delivered; the use is spent.

@@ -109,7 +109,7 @@ impl Sender {
                 }
                 // Giving up; the reaper will settle this message.
                 Err(error) => {
-                    spans::not_settled(&span, &error);
+                    store::spans::failed(&span, &error);
                     return None;
                 }
             }

@@ -62,8 +62,8 @@ pub struct Client {
 struct Inner {
     http: reqwest::Client,
     app: Arc<App>,
-    template_send: Url,
-    subscribe_send: Url,
+    /// By delivery.
+    sends: [Url; 2],
     quota: Url,
     token: Url,
     metrics: Option<WechatMetrics>,
@@ -94,8 +94,8 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE);
         let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(error_chain(&error.without_url())))?;
-        let template_send = endpoint(&app.base_url, path(Delivery::FormId))?;
-        let subscribe_send = endpoint(&app.base_url, path(Delivery::Subscription))?;
+        let send = |delivery| endpoint(&app.base_url, path(delivery));
+        let sends = [send(Delivery::FormId)?, send(Delivery::Subscription)?];
         let quota = endpoint(&app.base_url, &["cgi-bin", "openapi", "quota", "get"])?;
         let token = match app.token_endpoint {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
@@ -103,7 +103,7 @@ impl Client {
         };
         let outages = metrics.as_ref().map(|metrics| metrics.outages.clone());
         let outages = outages.unwrap_or_else(|| WechatOutages::new(&app.id, &Outages::default()));
-        let inner = Inner { http, app, template_send, subscribe_send, quota, token, metrics, outages };
+        let inner = Inner { http, app, sends, quota, token, metrics, outages };
         Ok(Self { inner: Arc::new(inner), traced: true })
     }
 
@@ -126,16 +126,10 @@ impl Client {
 
     /// Calls `template/send` or `subscribe/send` once. The body is [`super::message::Message::body`].
     pub async fn send(&self, delivery: Delivery, token: &str, body: Vec<u8>) -> Reply {
-        let url = match delivery {
-            Delivery::FormId => &self.inner.template_send,
-            Delivery::Subscription => &self.inner.subscribe_send,
-        };
+        let url = &self.inner.sends[delivery as usize];
         let (begun, span) = (Instant::now(), self.span(name(delivery), "POST"));
         let answer = self.call(post(with_token(url, token), body), &span).await;
-        self.observe(begun, |metrics| match delivery {
-            Delivery::FormId => &metrics.template_send,
-            Delivery::Subscription => &metrics.subscribe_send,
-        });
+        self.observe(begun, |metrics| &metrics.sends[delivery as usize]);
         let reply = Reply::parse(answer);
         match &reply {
             Reply::Answered { errcode, rid, .. } => {

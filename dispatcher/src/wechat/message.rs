@@ -20,8 +20,16 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    /// Both generations.
+    /// Both generations. `delivery as usize` is the index of a generation.
     pub const ALL: [Self; 2] = [Self::FormId, Self::Subscription];
+
+    /// Name in the apps file and in labels of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FormId => "form_id",
+            Self::Subscription => "subscription",
+        }
+    }
 
     /// Kinds of credentials that its messages spend.
     pub fn kinds(self) -> Kinds {

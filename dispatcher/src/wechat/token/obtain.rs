@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use store;
 use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
@@ -162,19 +161,9 @@ impl Inner {
 }
 
 /// Why no token was obtained through Redis.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 enum Missing {
-    Token(TokenError),
-    Redis(store::Error),
-}
-
-impl From<TokenError> for Missing {
-    fn from(error: TokenError) -> Self {
-        Self::Token(error)
-    }
-}
-
-impl From<store::Error> for Missing {
-    fn from(error: store::Error) -> Self {
-        Self::Redis(error)
-    }
+    Token(#[from] TokenError),
+    Redis(#[from] store::Error),
 }
