@@ -19,8 +19,7 @@ pub struct Clock {
 impl Clock {
     /// Milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        system.saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
+        system_ms().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
     }
 
     /// Sets the clock ahead of the system's clock.
@@ -38,6 +37,11 @@ impl Clock {
         let now = self.now_ms();
         now + DAY_MS - (now + DAY_MS - MIDNIGHT_MS) % DAY_MS
     }
+}
+
+/// The system's clock, in milliseconds since 1970; 0 before that.
+pub fn system_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub struct AppContext {
 impl AppContext {
     /// Opens no connection yet.
     pub fn new(app: &Arc<App>, store: Store, settings: &Settings, metrics: AppMetrics) -> Result<Self, ClientError> {
-        let client = Client::counted(Arc::clone(app), metrics.wechat.clone())?;
+        let client = Client::new(Arc::clone(app), Some(metrics.wechat.clone()))?;
         Ok(Self {
             app: Arc::clone(app),
             tokens: Tokens::new(app.id.clone(), client.clone(), store.clone()),
@@ -43,7 +43,7 @@ impl AppContext {
 
     /// The context of the app's broadcasts, with connections of its own to Redis and to WeChat.
     pub fn for_broadcasts(&self, bulk_store: Store) -> Result<Self, ClientError> {
-        let client = Client::counted(Arc::clone(&self.app), self.metrics.wechat.clone())?.untraced();
+        let client = Client::new(Arc::clone(&self.app), Some(self.metrics.wechat.clone()))?.untraced();
         Ok(Self { store: bulk_store, client, ..self.clone() })
     }
 }

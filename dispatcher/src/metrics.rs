@@ -122,12 +122,18 @@ impl Metrics {
 
     pub fn app(&self, app: &AppId) -> AppMetrics {
         let (id, app, outages) = (app, app.as_str(), &self.service.outages);
+        let deliveries = Delivery::ALL.map(Delivery::name);
         let quota =
             |_| outages.outage_of(id, "quota", "WeChat does not tell the quota", "WeChat tells the quota again");
         let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
         let fetched = |result| self.fetches.with_label_values(&[app, result]);
         AppMetrics {
-            sends: SendMetrics::new(id, &self.sends, &self.attempts),
+            sends: SendMetrics {
+                app: id.clone(),
+                sends: self.sends.clone(),
+                delivered: deliveries.map(|name| self.sends.with_label_values(&[app, name, DELIVERED, "0"])),
+                attempts: deliveries.map(|name| self.attempts.with_label_values(&[app, name])),
+            },
             wechat: WechatMetrics {
                 sends: ["template_send", "subscribe_send"].map(seconds),
                 quota: seconds("quota"),
@@ -171,24 +177,13 @@ pub struct SendMetrics {
 }
 
 impl SendMetrics {
-    fn new(app: &AppId, sends: &IntCounterVec, attempts: &IntCounterVec) -> Self {
-        let id = app.as_str();
-        let deliveries = Delivery::ALL.map(Delivery::name);
-        Self {
-            app: app.clone(),
-            sends: sends.clone(),
-            delivered: deliveries.map(|delivery| sends.with_label_values(&[id, delivery, DELIVERED, "0"])),
-            attempts: deliveries.map(|delivery| attempts.with_label_values(&[id, delivery])),
-        }
-    }
-
     /// Counts the calls to WeChat for a message.
-    pub(crate) fn attempted(&self, delivery: Delivery, attempts: u32) {
+    pub fn attempted(&self, delivery: Delivery, attempts: u32) {
         self.attempts[delivery as usize].inc_by(attempts.into());
     }
 
     /// Counts a message by its outcome, or by the reason of its error.
-    pub(crate) fn ended(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
+    pub fn ended(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
         if (outcome, errcode) == (DELIVERED, Some(0)) {
             return self.delivered[delivery as usize].inc();
         }
@@ -210,26 +205,26 @@ fn label_of(errcode: Option<i32>) -> String {
 #[derive(Debug, Clone)]
 pub struct WechatMetrics {
     /// By delivery.
-    pub(crate) sends: [Histogram; 2],
-    pub(crate) quota: Histogram,
-    pub(crate) token: Histogram,
-    pub(crate) tokens_fetched: IntCounter,
+    pub sends: [Histogram; 2],
+    pub quota: Histogram,
+    pub token: Histogram,
+    pub tokens_fetched: IntCounter,
     /// An operator has to act.
-    pub(crate) tokens_refused: IntCounter,
+    pub tokens_refused: IntCounter,
     /// May be temporary.
-    pub(crate) tokens_failed: IntCounter,
-    pub(crate) outages: WechatOutages,
+    pub tokens_failed: IntCounter,
+    pub outages: WechatOutages,
 }
 
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
     stopped: [(StopScope, IntGauge); StopScope::ALL.len()],
-    pub(crate) sharing: Outage,
+    pub sharing: Outage,
 }
 
 impl StopMetrics {
     /// Sets the gauges of all sources.
-    pub(crate) fn show(&self, is_stopped: impl Fn(StopScope) -> bool) {
+    pub fn show(&self, is_stopped: impl Fn(StopScope) -> bool) {
         self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
     }
 }
@@ -244,7 +239,7 @@ pub struct QuotaMetrics {
 
 impl QuotaMetrics {
     /// Sets the numbers of a generation, over all replicas.
-    pub(crate) fn show(&self, delivery: Delivery, limit: u64, used: u64) {
+    pub fn show(&self, delivery: Delivery, limit: u64, used: u64) {
         for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
             set(gauges, &[self.app.as_str(), delivery.name()], value);
         }
@@ -266,24 +261,24 @@ pub struct BroadcastMetrics {
 
 impl BroadcastMetrics {
     /// Counts ended messages, by their endings as stored.
-    pub(crate) fn ended(&self, endings: &[(String, u64)]) {
+    pub fn ended(&self, endings: &[(String, u64)]) {
         for (ending, count) in endings {
             let known = Ending::parse(reason::split(ending).0);
             known.map_or(&self.other, |known| &self.endings[known as usize]).inc_by(*count);
         }
     }
 
-    pub(crate) fn quota(&self, delivery: Delivery) -> &Outage {
+    pub fn quota(&self, delivery: Delivery) -> &Outage {
         &self.quotas[delivery as usize]
     }
 
     /// A broadcast that cannot be processed. Others are not affected.
-    pub(crate) fn unusable(&self) -> Operation {
+    pub fn unusable(&self) -> Operation {
         let (begins, ends) = ("a broadcast cannot be processed", "a broadcast is processed again");
         self.outages.outage("broadcast_record", begins, ends).operation()
     }
 
-    pub(crate) fn show_running(&self, running: usize) {
+    pub fn show_running(&self, running: usize) {
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
 }
@@ -300,7 +295,7 @@ pub struct PauseMetrics {
 
 impl PauseMetrics {
     /// Sets the numbers of paused broadcasts. `paused` has one stored reason per broadcast.
-    pub(crate) fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
+    pub fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
         let paused = paused.map(PauseReason::parse);
         let show = |label: &str, counted: Option<PauseReason>| {
             let count = paused.clone().filter(|reason| *reason == counted).count();
@@ -311,7 +306,7 @@ impl PauseMetrics {
     }
 
     /// Sets the number of users in the audiences of running and paused broadcasts, and how many of them are left.
-    pub(crate) fn show_progress(&self, audience: u64, left: u64) {
+    pub fn show_progress(&self, audience: u64, left: u64) {
         set(&self.audience, &[self.app.as_str()], audience);
         set(&self.left, &[self.app.as_str()], left);
     }

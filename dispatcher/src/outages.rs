@@ -7,21 +7,21 @@ use server::telemetry::outage::{Outage, Outages};
 /// Repeated operations that concern all apps.
 #[derive(Debug, Clone)]
 pub struct Loops {
-    pub(crate) reaps: Outage,
-    pub(crate) stops: Outage,
-    pub(crate) stop_shares: Outage,
+    pub reaps: Outage,
+    pub stops: Outage,
+    pub stop_shares: Outage,
     /// Reads of gauges for the metrics page.
-    pub(crate) gauges: Outage,
+    pub gauges: Outage,
     /// Reports of the number of sent messages to the other replicas.
-    pub(crate) counts: Outage,
+    pub counts: Outage,
     /// Settling of single messages and of those of broadcasts.
-    pub(crate) settles: Outage,
+    pub settles: Outage,
     /// All operations of broadcasts except settling.
-    pub(crate) broadcasts: Outage,
+    pub broadcasts: Outage,
 }
 
 impl Loops {
-    pub(crate) fn new(outages: &Outages) -> Self {
+    pub fn new(outages: &Outages) -> Self {
         Self {
             reaps: outages.outage("reap", "expired leases cannot be settled", "expired leases are settled again"),
             stops: outages.outage("stops", "stops of other replicas cannot be read", "stops are read again"),
@@ -38,15 +38,15 @@ impl Loops {
 #[derive(Debug, Clone)]
 pub struct WechatOutages {
     /// Sending messages.
-    pub(crate) sends: Outage,
+    pub sends: Outage,
     /// Obtaining an access token.
-    pub(crate) tokens: Outage,
+    pub tokens: Outage,
     /// Sharing access tokens through Redis.
-    pub(crate) sharing: Outage,
+    pub sharing: Outage,
 }
 
 impl WechatOutages {
-    pub(crate) fn new(app: &AppId, outages: &Outages) -> Self {
+    pub fn new(app: &AppId, outages: &Outages) -> Self {
         let outage = |operation, begins, ends| outages.outage_of(app, operation, begins, ends);
         Self {
             sends: outage("wechat", "WeChat cannot be reached or does not answer", "WeChat answers again"),

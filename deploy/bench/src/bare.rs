@@ -103,7 +103,7 @@ pub async fn serve(listen: SocketAddr, base_url: &str) {
     let mut problems = ConfigErrors::default();
     let apps = Apps::parse(&apps, &mut problems).expect("the apps file is valid");
     let app = Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap());
-    let client = Client::new(app).unwrap();
+    let client = Client::new(app, None).unwrap();
     let token = client.fetch_token(false).await.expect("a token").token;
     let service = DispatcherServiceServer::new(Bare { client, token });
     Server::builder()

@@ -71,7 +71,7 @@ async fn bare_posts() -> f64 {
     let ids = Arc::new(submit(&base_url, USERS.0).await);
     let apps = format!("[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{base_url}\"\n");
     let apps = Apps::parse(&apps, &mut ConfigErrors::default()).expect("the apps file is valid");
-    let client = Client::new(Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap())).unwrap();
+    let client = Client::new(Arc::clone(apps.get(&AppId::parse(APP).unwrap()).unwrap()), None).unwrap();
     let token: Arc<str> = client.fetch_token(false).await.expect("a token").token.into();
     let message = Arc::new(message());
     let next = Arc::new(AtomicUsize::new(0));

@@ -22,7 +22,7 @@ impl Broadcasts {
         let (context, key) = (Arc::clone(&self.context), id.clone());
         let turn = context.store.turn(Scan::Tally, &context.app.id);
         let read = async move {
-            let record = context.record(&key).await?;
+            let record = record(&context, &key).await?;
             let tally = context.store.tally(&context.app.id, &record).await?;
             Ok(Arc::new(BroadcastView { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) }))
         };
@@ -67,12 +67,10 @@ impl Broadcasts {
     }
 
     pub(super) async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
-        self.context.record(id).await
+        record(&self.context, id).await
     }
 }
 
-impl AppContext {
-    async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
-        self.store.broadcast(&self.app.id, id).await?.ok_or_else(not_found)
-    }
+async fn record(context: &AppContext, id: &BroadcastId) -> Result<Record, Failure> {
+    context.store.broadcast(&context.app.id, id).await?.ok_or_else(not_found)
 }

@@ -24,7 +24,11 @@ pub async fn ask(context: &Arc<AppContext>, delivery: Delivery) {
     // In a task of its own: a late answer is useful too, and WeChat is not asked again soon.
     let asking = tokio::spawn({
         let context = Arc::clone(context);
-        async move { try_to_ask(&context, delivery).await }
+        async move {
+            if context.store.may_ask_quota(&context.app.id, delivery.api(), INTERVAL).await.unwrap_or(false) {
+                update(&context, delivery).await;
+            }
+        }
     });
     if tokio::time::timeout(TIMEOUT, asking).await.is_err() {
         debug!(app = %context.app.id, "WeChat has not answered with the quota yet");
@@ -41,12 +45,6 @@ pub async fn recount(context: &AppContext, delivery: Delivery) -> bool {
     // Another replica asks.
     tokio::time::sleep(RECOUNT_INTERVAL / 10).await;
     true
-}
-
-async fn try_to_ask(context: &AppContext, delivery: Delivery) {
-    if context.store.may_ask_quota(&context.app.id, delivery.api(), INTERVAL).await.unwrap_or(false) {
-        update(context, delivery).await;
-    }
 }
 
 /// Stores WeChat's current numbers for all replicas. Returns false if there are none.

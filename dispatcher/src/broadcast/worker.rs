@@ -21,7 +21,7 @@ use tracing::debug;
 use super::active::ActiveBroadcast;
 use super::completion::{self, Signal};
 use super::message::{Message, Sent, send};
-use super::worker_io::{Fetched, Stage, close, fetch, fetch_lost, settle_patiently};
+use super::worker_io::{BucketIo, Fetched, Stage};
 use crate::send::Progress;
 
 /// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
@@ -45,8 +45,7 @@ enum Stop {
 }
 
 struct BucketWorker {
-    active: Arc<ActiveBroadcast>,
-    task: Task,
+    io: BucketIo,
     stage: Stage,
     finished: bool,
     unusable: bool,
@@ -70,8 +69,10 @@ struct BucketWorker {
 
 /// Processes a bucket until it is finished, the broadcast stops, or `drain`.
 pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, drain: CancellationToken) {
-    let mut bucket = BucketWorker::new(Arc::clone(&active), task.clone());
-    let stop = bucket.run(&consumer, &drain).await;
+    let io = BucketIo { active, task };
+    let mut worker = BucketWorker::new(io.clone());
+    let stop = worker.run(&consumer, &drain).await;
+    let BucketIo { active, task } = &io;
     let (store, app) = (&active.context.store, &active.context.app.id);
     let left = match stop {
         // Unusable: the task is taken over once it has been idle for one lease, here or elsewhere, until the data is
@@ -79,7 +80,7 @@ pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, 
         Stop::TakenAway | Stop::Unusable => return,
         Stop::Drain => Left::Passed,
         Stop::State(State::Cancelled) => {
-            if let Err(error) = close(&active, &task).await {
+            if let Err(error) = io.close().await {
                 debug!(broadcast = %task.broadcast, %error, "a cancelled bucket could not be closed; it is closed later");
                 return;
             }
@@ -89,8 +90,8 @@ pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, 
         Stop::Finished => Left::Done,
     };
     let left = async {
-        active.give_back(task.bucket, bucket.permits).await?;
-        store.leave_task(app, &task, left).await
+        active.give_back(task.bucket, worker.permits).await?;
+        store.leave_task(app, task, left).await
     };
     // If this fails, the task is taken over once it is idle.
     if let Err(error) = left.await {
@@ -99,12 +100,10 @@ pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, 
 }
 
 impl BucketWorker {
-    fn new(active: Arc<ActiveBroadcast>, task: Task) -> Self {
-        let stage = if active.everyone { Stage::Snapshot } else { Stage::Pages };
+    fn new(io: BucketIo) -> Self {
         Self {
-            active,
-            task,
-            stage,
+            stage: if io.active.everyone { Stage::Snapshot } else { Stage::Pages },
+            io,
             finished: false,
             unusable: false,
             more_in_flight: true,
@@ -121,7 +120,7 @@ impl BucketWorker {
     }
 
     async fn run(&mut self, consumer: &str, drain: &CancellationToken) -> Stop {
-        let active = Arc::clone(&self.active);
+        let active = Arc::clone(&self.io.active);
         let mut state = active.state();
         let mut heartbeat = tokio::time::interval(active.context.limits.terms.duration / 3);
         let mut fetching: Fuse<BoxFuture<'static, (Fetched, Permits)>> = Fuse::terminated();
@@ -179,7 +178,7 @@ impl BucketWorker {
                 _ = state.changed() => {}
                 () = drain.cancelled(), if stop.is_none() => {}
                 _ = heartbeat.tick() => {
-                    let kept = active.context.store.keep_task(&active.context.app.id, consumer, &self.task).await;
+                    let kept = active.context.store.keep_task(&active.context.app.id, consumer, &self.io.task).await;
                     match kept {
                         Ok(kept) => taken_away |= !kept,
                         Err(error) => active.context.metrics.loops.broadcasts.failed(&error),
@@ -193,14 +192,14 @@ impl BucketWorker {
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
             // An old lease could expire during the call.
-            if message.progress.leased_at.elapsed() > self.active.context.limits.terms.duration / 3 {
+            if message.progress.leased_at.elapsed() > self.io.active.context.limits.terms.duration / 3 {
                 self.put_back(message);
                 continue;
             }
-            match self.active.limit.enter() {
+            match self.io.active.limit.enter() {
                 Ok(slot) => {
                     let rounds = self.busy.get(&message.ready.openid).copied().unwrap_or_default();
-                    self.sending.push(Box::pin(send(Arc::clone(&self.active), message, rounds, slot)));
+                    self.sending.push(send(Arc::clone(&self.io.active), message, rounds, slot).boxed());
                 }
                 Err(closed_for) => {
                     self.ready.push_front(message);
@@ -213,28 +212,24 @@ impl BucketWorker {
 
     /// How many users are taken at once: about as many as can be sent to soon.
     fn page_size(&self) -> usize {
-        (self.active.limit.cap() * 2 * self.page_factor).clamp(1, self.active.largest_page())
+        (self.io.active.limit.cap() * 2 * self.page_factor).clamp(1, self.io.active.largest_page())
     }
 
     fn wants_more(&self, idle: bool) -> bool {
         match self.stage {
             _ if self.finished => false,
             _ if self.lost_page.is_some() => true,
-            Stage::Snapshot => true,
+            Stage::Snapshot | Stage::Recovery(_) => true,
             Stage::Pages => self.ready.len() * 2 <= self.page_size(),
             Stage::Flight => idle || (self.more_in_flight && self.ready.len() * 2 <= self.page_size()),
         }
     }
 
     fn fetch(&self) -> BoxFuture<'static, (Fetched, Permits)> {
-        let (active, task, permits) = (Arc::clone(&self.active), self.task.clone(), self.permits);
-        match self.lost_page {
-            Some(owner) => Box::pin(fetch_lost(active, task, owner, self.own.clone(), permits)),
-            None => {
-                let own = if self.stage == Stage::Flight { self.own.clone() } else { HashSet::new() };
-                Box::pin(fetch(active, task, self.stage, self.page_size(), own, permits))
-            }
-        }
+        let stage = self.lost_page.map_or(self.stage, Stage::Recovery);
+        let takes_over = matches!(stage, Stage::Flight | Stage::Recovery(_));
+        let own = if takes_over { self.own.clone() } else { HashSet::new() };
+        self.io.clone().fetch(stage, self.page_size(), own, self.permits).boxed()
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
@@ -262,7 +257,7 @@ impl BucketWorker {
             }
             Fetched::Lost(owner) => self.lost_page = Some(owner),
             // The open permits may belong to messages that a dead replica left in flight in this bucket.
-            Fetched::Nothing if self.stage == Stage::Pages && self.active.waits_for_permits() => {
+            Fetched::Nothing if self.stage == Stage::Pages && self.io.active.waits_for_permits() => {
                 self.stage = Stage::Flight;
             }
             Fetched::Nothing => {}
@@ -288,7 +283,7 @@ impl BucketWorker {
         if disposition.next == Next::Again && completion::is_busy(&message.progress.last) {
             *self.busy.entry(message.ready.openid.clone()).or_default() += 1;
         }
-        self.active.on_signal(disposition.signal, message.progress.congested).await;
+        self.io.active.on_signal(disposition.signal, message.progress.congested).await;
         self.end(message, disposition.lease_end, disposition.next);
     }
 
@@ -311,12 +306,12 @@ impl BucketWorker {
     fn settle(&mut self) -> BoxFuture<'static, SettleBatch> {
         let batch: Vec<_> = self.ended.drain(..self.ended.len().min(PAGE)).collect();
         self.ended_since = Instant::now();
-        let (active, task) = (Arc::clone(&self.active), self.task.clone());
+        let io = self.io.clone();
         Box::pin(async move {
             let (messages, settlements): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let requested_at = Instant::now();
-            let _span = active.trace.settle(settlements.len());
-            let next = settle_patiently(&active, &task, &settlements).await.ok();
+            let _span = io.active.trace.settle(settlements.len());
+            let next = io.settle(&settlements).await.ok();
             SettleBatch { messages, settlements, next, requested_at }
         })
     }
@@ -338,7 +333,7 @@ impl BucketWorker {
                     continue;
                 }
                 // It was the message's last credential.
-                (Next::Credential(..), None) => self.active.on_signal(Signal::Failed, false).await,
+                (Next::Credential(..), None) => self.io.active.on_signal(Signal::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
                 (Next::Hold, _) => self.more_in_flight = false,
                 _ => {}

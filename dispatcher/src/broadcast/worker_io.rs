@@ -32,6 +32,8 @@ pub(super) enum Stage {
     Pages,
     /// Take over messages that others left in flight or whose outcome is unknown.
     Flight,
+    /// Find the leases that a page made for this owner although its reply was lost.
+    Recovery(LeaseId),
 }
 
 /// Result of a fetch.
@@ -60,195 +62,186 @@ pub(super) enum Fetched {
     Unusable,
 }
 
-/// Fetches for a bucket; also returns its permits afterwards. `own` are the users whom this worker already processes.
-pub(super) async fn fetch(
-    active: Arc<ActiveBroadcast>,
-    task: Task,
-    stage: Stage,
-    size: usize,
-    own: HashSet<OpenId>,
-    mut permits: Permits,
-) -> (Fetched, Permits) {
-    let fetched = match stage {
-        Stage::Snapshot => or_nothing(&active, snapshot(&active, &task).await).await,
-        Stage::Pages => page(&active, &task, size, &mut permits).await,
-        Stage::Flight => or_nothing(&active, take_over(&active, &task, &own, &mut permits).await).await,
-    };
-    (fetched, permits)
+/// One bucket of a broadcast.
+#[derive(Clone)]
+pub(super) struct BucketIo {
+    pub(super) active: Arc<ActiveBroadcast>,
+    pub(super) task: Task,
 }
 
-/// Finds the leases that a page made although its reply was lost.
-pub(super) async fn fetch_lost(
-    active: Arc<ActiveBroadcast>,
-    task: Task,
-    owner: LeaseId,
-    own: HashSet<OpenId>,
-    permits: Permits,
-) -> (Fetched, Permits) {
-    (or_nothing(&active, recover(&active, &task, owner, &own).await).await, permits)
-}
+impl BucketIo {
+    /// Also returns the permits of the bucket afterwards. `own` are the users whom this worker already processes.
+    pub(super) async fn fetch(
+        self,
+        stage: Stage,
+        size: usize,
+        own: HashSet<OpenId>,
+        mut permits: Permits,
+    ) -> (Fetched, Permits) {
+        let fetched = match stage {
+            Stage::Snapshot => self.or_nothing(self.snapshot().await).await,
+            Stage::Pages => self.page(size, &mut permits).await,
+            Stage::Flight => self.or_nothing(self.take_over(&own, &mut permits).await).await,
+            Stage::Recovery(owner) => self.or_nothing(self.recover(owner, &own).await).await,
+        };
+        (fetched, permits)
+    }
 
-async fn snapshot(active: &ActiveBroadcast, task: &Task) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-    while !store.snapshot(app, &task.broadcast, task.bucket, &active.choice, terms).await? {}
-    Ok(Fetched::Snapshot)
-}
+    async fn snapshot(&self) -> Result<Fetched, store::Error> {
+        let Self { active, task } = self;
+        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        while !store.snapshot(app, &task.broadcast, task.bucket, &active.choice, terms).await? {}
+        Ok(Fetched::Snapshot)
+    }
 
-async fn page(active: &ActiveBroadcast, task: &Task, size: usize, permits: &mut Permits) -> Fetched {
-    let permitted = match active.permit(task.bucket, permits, size).await {
-        Ok(0) => return Fetched::Nothing,
-        Ok(permitted) => permitted,
-        Err(error) => return or_nothing(active, Err(error)).await,
-    };
-    let (granted, choice) = (permits.granted, &active.choice);
-    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-    let (owner, requested_at, span) = (LeaseId::random(), Instant::now(), active.trace.page());
-    match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
-        Ok(page) => {
-            *permits = page.permits;
-            let traced = active.trace.page_taken(span, page.ready.len());
-            active.context.metrics.loops.broadcasts.succeeded();
+    async fn page(&self, size: usize, permits: &mut Permits) -> Fetched {
+        let Self { active, task } = self;
+        let permitted = match active.permit(task.bucket, permits, size).await {
+            Ok(0) => return Fetched::Nothing,
+            Ok(permitted) => permitted,
+            Err(error) => return self.or_nothing(Err(error)).await,
+        };
+        let (granted, choice) = (permits.granted, &active.choice);
+        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let (owner, requested_at, span) = (LeaseId::random(), Instant::now(), active.trace.page());
+        match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
+            Ok(page) => {
+                *permits = page.permits;
+                let traced = active.trace.page_taken(span, page.ready.len());
+                active.context.metrics.loops.broadcasts.succeeded();
+                active.context.metrics.broadcasts.ended(&page.endings);
+                if page.ready.is_empty() && page.busy > 0 {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Fetched::Page { page, requested_at, traced }
+            }
+            Err(error) if error.is_lasting() => self.or_nothing(Err(error)).await,
+            Err(error) => {
+                active.trace.page_lost(span, &error);
+                active.context.metrics.loops.broadcasts.failed(&error);
+                Fetched::Lost(owner)
+            }
+        }
+    }
+
+    /// Nothing has been sent with the leases of such a page.
+    async fn recover(&self, owner: LeaseId, own: &HashSet<OpenId>) -> Result<Fetched, store::Error> {
+        let Self { active, task } = self;
+        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+        openids.retain(|openid| !own.contains(openid));
+        let (requested_at, mut ready) = (Instant::now(), Vec::new());
+        for some in openids.chunks(PAGE) {
+            let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+            active.context.metrics.broadcasts.ended(&found.endings);
+            ready.extend(found.ready);
+        }
+        Ok(Fetched::Recovered { ready, requested_at })
+    }
+
+    /// Takes over messages that no worker owns, except those of `own`. Waits a moment if there are none yet.
+    async fn take_over(&self, own: &HashSet<OpenId>, permits: &mut Permits) -> Result<Fetched, store::Error> {
+        let Self { active, task } = self;
+        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        if permits.usable() > 0 {
+            // The audience of this bucket is finished: other buckets may need its permits.
+            *permits = active.give_back(task.bucket, *permits).await?;
+        }
+        let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+        openids.retain(|openid| !own.contains(openid));
+        let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
+        for some in openids.chunks(PAGE) {
+            let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
             active.context.metrics.broadcasts.ended(&page.endings);
-            if page.ready.is_empty() && page.busy > 0 {
-                tokio::time::sleep(BUSY_PAUSE).await;
+            found.wait = found.wait.into_iter().chain(page.wait).min();
+            found.ready.extend(page.ready);
+            if found.ready.len() >= PAGE / 2 {
+                break;
             }
-            Fetched::Page { page, requested_at, traced }
         }
-        Err(error) if error.is_lasting() => or_nothing(active, Err(error)).await,
-        Err(error) => {
-            active.trace.page_lost(span, &error);
-            active.context.metrics.loops.broadcasts.failed(&error);
-            Fetched::Lost(owner)
+        if found.ready.is_empty()
+            && let Some(wait) = found.wait
+        {
+            tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
         }
+        let mut complete = openids.is_empty() && own.is_empty();
+        if complete {
+            if active.everyone {
+                // A failover of Redis may lose users from the snapshot. Add users again who were not sent to.
+                self.snapshot().await?;
+            }
+            // Another worker may have put users back meanwhile, so one atomic step decides.
+            complete = store.close_part(app, &task.broadcast, task.bucket, false).await?;
+        }
+        Ok(Fetched::TakenOver { complete, found, requested_at })
     }
-}
 
-/// Nothing has been sent with the leases of such a page.
-async fn recover(
-    active: &ActiveBroadcast,
-    task: &Task,
-    owner: LeaseId,
-    own: &HashSet<OpenId>,
-) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
-    openids.retain(|openid| !own.contains(openid));
-    let (requested_at, mut ready) = (Instant::now(), Vec::new());
-    for some in openids.chunks(PAGE) {
-        let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        active.context.metrics.broadcasts.ended(&found.endings);
-        ready.extend(found.ready);
-    }
-    Ok(Fetched::Recovered { ready, requested_at })
-}
-
-/// Takes over messages that no worker owns, except those of `own`. Waits a moment if there are none yet.
-async fn take_over(
-    active: &ActiveBroadcast,
-    task: &Task,
-    own: &HashSet<OpenId>,
-    permits: &mut Permits,
-) -> Result<Fetched, store::Error> {
-    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-    if permits.usable() > 0 {
-        // The audience of this bucket is finished: other buckets may need its permits.
-        *permits = active.give_back(task.bucket, *permits).await?;
-    }
-    let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
-    openids.retain(|openid| !own.contains(openid));
-    let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
-    for some in openids.chunks(PAGE) {
-        let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
-        active.context.metrics.broadcasts.ended(&page.endings);
-        found.wait = found.wait.into_iter().chain(page.wait).min();
-        found.ready.extend(page.ready);
-        if found.ready.len() >= PAGE / 2 {
-            break;
-        }
-    }
-    if found.ready.is_empty()
-        && let Some(wait) = found.wait
-    {
-        tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
-    }
-    let mut complete = openids.is_empty() && own.is_empty();
-    if complete {
-        if active.everyone {
-            // A failover of Redis may lose users from the snapshot. Add users again who were not sent to.
-            snapshot(active, task).await?;
-        }
-        // Another worker may have put users back meanwhile, so one atomic step decides.
-        complete = store.close_part(app, &task.broadcast, task.bucket, false).await?;
-    }
-    Ok(Fetched::TakenOver { complete, found, requested_at })
-}
-
-/// Ends what is left of a cancelled broadcast in a bucket.
-pub(super) async fn close(active: &ActiveBroadcast, task: &Task) -> Result<(), store::Error> {
-    let (store, app) = (&active.context.store, &active.context.app.id);
-    loop {
-        if store.close_part(app, &task.broadcast, task.bucket, true).await? {
-            return Ok(());
-        }
-        let fetched = take_over(active, task, &HashSet::new(), &mut Permits::default()).await?;
-        let Fetched::TakenOver { found, .. } = fetched else { continue };
-        let settlements: Vec<_> = found
-            .ready
-            .into_iter()
-            .map(|ready| {
-                let (lease_end, next) = completion::abandoned();
-                Settlement { openid: ready.openid, owner: ready.lease.id, verdict: lease_end, next, msgid: None }
-            })
-            .collect();
-        if !settlements.is_empty() {
-            for some in settlements.chunks(PAGE) {
-                settle_patiently(active, task, some).await?;
+    /// Ends what is left of a cancelled broadcast in a bucket.
+    pub(super) async fn close(&self) -> Result<(), store::Error> {
+        let Self { active, task } = self;
+        let (store, app) = (&active.context.store, &active.context.app.id);
+        loop {
+            if store.close_part(app, &task.broadcast, task.bucket, true).await? {
+                return Ok(());
+            }
+            let fetched = self.take_over(&HashSet::new(), &mut Permits::default()).await?;
+            let Fetched::TakenOver { found, .. } = fetched else { continue };
+            let settlements: Vec<_> = found
+                .ready
+                .into_iter()
+                .map(|ready| {
+                    let (lease_end, next) = completion::abandoned();
+                    Settlement { openid: ready.openid, owner: ready.lease.id, verdict: lease_end, next, msgid: None }
+                })
+                .collect();
+            if !settlements.is_empty() {
+                for some in settlements.chunks(PAGE) {
+                    self.settle(some).await?;
+                }
             }
         }
     }
-}
 
-/// Settles, and retries while Redis does not answer, because only this replica knows WeChat's answers. If it takes too
-/// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
-/// retrying does not help.
-pub(super) async fn settle_patiently(
-    active: &ActiveBroadcast,
-    task: &Task,
-    settlements: &[Settlement],
-) -> Result<Vec<(OpenId, Lease)>, store::Error> {
-    let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-    let mut settling = active.context.metrics.loops.settles.operation_for(settlements.len());
-    loop {
-        let settled = store.settle_page(app, &task.broadcast, task.bucket, settlements, &active.choice, terms).await;
-        settling.note(&settled);
-        match settled {
-            Ok(settled) => {
-                active.context.metrics.broadcasts.ended(&settled.endings);
-                return Ok(settled.next);
+    /// Settles, and retries while Redis does not answer, because only this replica knows WeChat's answers. If it takes too
+    /// long, another replica takes over the messages and determines their outcome with the same credentials. Fails only if
+    /// retrying does not help.
+    pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<(OpenId, Lease)>, store::Error> {
+        let Self { active, task } = self;
+        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let mut settling = active.context.metrics.loops.settles.operation_for(settlements.len());
+        loop {
+            let settled =
+                store.settle_page(app, &task.broadcast, task.bucket, settlements, &active.choice, terms).await;
+            settling.note(&settled);
+            match settled {
+                Ok(settled) => {
+                    active.context.metrics.broadcasts.ended(&settled.endings);
+                    return Ok(settled.next);
+                }
+                Err(error) if error.is_lasting() => return Err(error),
+                Err(_) => {}
             }
-            Err(error) if error.is_lasting() => return Err(error),
-            Err(_) => {}
-        }
-        tokio::time::sleep(REDIS_PAUSE).await;
-    }
-}
-
-/// Handles an error of Redis: waits a moment, unless waiting does not help.
-async fn or_nothing(active: &ActiveBroadcast, fetched: Result<Fetched, store::Error>) -> Fetched {
-    let outage = &active.context.metrics.loops.broadcasts;
-    match fetched {
-        Ok(fetched) => {
-            outage.succeeded();
-            fetched
-        }
-        Err(error) if error.is_lasting() => {
-            debug!(%error, "the data of a broadcast in Redis is unusable");
-            Fetched::Unusable
-        }
-        Err(error) => {
-            outage.failed(&error);
             tokio::time::sleep(REDIS_PAUSE).await;
-            Fetched::Nothing
+        }
+    }
+
+    /// Handles an error of Redis: waits a moment, unless waiting does not help.
+    async fn or_nothing(&self, fetched: Result<Fetched, store::Error>) -> Fetched {
+        let outage = &self.active.context.metrics.loops.broadcasts;
+        match fetched {
+            Ok(fetched) => {
+                outage.succeeded();
+                fetched
+            }
+            Err(error) if error.is_lasting() => {
+                debug!(%error, "the data of a broadcast in Redis is unusable");
+                Fetched::Unusable
+            }
+            Err(error) => {
+                outage.failed(&error);
+                tokio::time::sleep(REDIS_PAUSE).await;
+                Fetched::Nothing
+            }
         }
     }
 }

@@ -73,48 +73,34 @@ pub(super) fn watch(
     interval: Duration,
     ending: BoxFuture<'static, Failure>,
 ) -> impl Stream<Item = Result<WatchBroadcastResponse, Status>> + Send {
-    struct Watcher {
-        broadcasts: Arc<Broadcasts>,
-        id: BroadcastId,
-        ending: BoxFuture<'static, Failure>,
-        shown: Option<BroadcastInfo>,
-        ended: bool,
-    }
-    let watcher = Watcher { broadcasts, id, ending, shown: None, ended: false };
-    stream::unfold(watcher, move |mut watcher| {
+    // The state is `None` after the last item.
+    stream::unfold(Some((ending, None)), move |state| {
+        let (broadcasts, id) = (Arc::clone(&broadcasts), id.clone());
         async move {
-            if watcher.ended {
-                return None;
-            }
+            let (mut ending, shown): (_, Option<BroadcastInfo>) = state?;
             loop {
                 let read = async {
-                    if watcher.shown.is_some() {
+                    if shown.is_some() {
                         tokio::time::sleep(interval).await;
                     }
-                    watcher.broadcasts.get(&watcher.id).await
+                    broadcasts.get(&id).await
                 };
                 let view = tokio::select! {
                     biased;
-                    failure = &mut watcher.ending => {
-                        watcher.ended = true;
-                        return Some((Err(failure.into()), watcher));
-                    }
+                    failure = &mut ending => return Some((Err(failure.into()), None)),
                     view = read => view,
                 };
                 let view = match view {
                     Ok(view) => view,
                     // Redis may come back, so the watcher is not disconnected.
-                    Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && watcher.shown.is_some() => continue,
-                    Err(failure) => {
-                        watcher.ended = true;
-                        return Some((Err(failure.into()), watcher));
-                    }
+                    Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && shown.is_some() => continue,
+                    Err(failure) => return Some((Err(failure.into()), None)),
                 };
-                let info = of(&watcher.broadcasts.context().app.id, &view);
-                watcher.ended = view.record.state.is_final();
-                if watcher.ended || watcher.shown.as_ref() != Some(&info) {
-                    watcher.shown = Some(info.clone());
-                    return Some((Ok(WatchBroadcastResponse { broadcast: Some(info) }), watcher));
+                let info = of(&broadcasts.context().app.id, &view);
+                let is_final = view.record.state.is_final();
+                if is_final || shown.as_ref() != Some(&info) {
+                    let response = WatchBroadcastResponse { broadcast: Some(info.clone()) };
+                    return Some((Ok(response), (!is_final).then_some((ending, Some(info)))));
                 }
             }
         }

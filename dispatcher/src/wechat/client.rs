@@ -72,16 +72,7 @@ struct Inner {
 
 impl Client {
     /// Opens no connection yet. https needs the machine's CA certificates.
-    pub fn new(app: Arc<App>) -> Result<Self, ClientError> {
-        Self::build(app, None)
-    }
-
-    /// Like [`Client::new`], with metrics of the calls.
-    pub fn counted(app: Arc<App>, metrics: WechatMetrics) -> Result<Self, ClientError> {
-        Self::build(app, Some(metrics))
-    }
-
-    fn build(app: Arc<App>, metrics: Option<WechatMetrics>) -> Result<Self, ClientError> {
+    pub fn new(app: Arc<App>, metrics: Option<WechatMetrics>) -> Result<Self, ClientError> {
         let builder = reqwest::Client::builder()
             .connect_timeout(app.connect_timeout)
             .timeout(app.timeout)

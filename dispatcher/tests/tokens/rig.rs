@@ -131,7 +131,7 @@ impl Rig {
             delivery: Delivery::FormId,
             broadcast_kinds: Kinds::NONE,
         };
-        Tokens::new(id(), Client::new(Arc::new(app)).unwrap(), self.store().await)
+        Tokens::new(id(), Client::new(Arc::new(app), None).unwrap(), self.store().await)
     }
 
     pub fn set(&self, change: impl FnOnce(&mut WeChat)) {

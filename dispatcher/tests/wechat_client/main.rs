@@ -41,7 +41,7 @@ fn app(base_url: &str) -> App {
 }
 
 fn client(base_url: &str) -> Client {
-    Client::new(Arc::new(app(base_url))).unwrap()
+    Client::new(Arc::new(app(base_url)), None).unwrap()
 }
 
 async fn send(url: &str) -> Reply {
@@ -123,7 +123,7 @@ async fn answer_after_the_timeout_leaves_the_outcome_unknown() {
     for habit in [Habit::Hang, Habit::Answer("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"err".into())] {
         let server = Server::start(habit).await;
         let app = App { timeout: Duration::from_millis(600), ..app(&server.url) };
-        let client = Client::new(Arc::new(app)).unwrap();
+        let client = Client::new(Arc::new(app), None).unwrap();
         assert_eq!(client.send(Delivery::FormId, TOKEN, b"{}".to_vec()).await, Reply::Unanswered(Cause::Timeout));
         assert_eq!(server.requests().len(), 1);
     }
@@ -181,7 +181,7 @@ async fn redirects_are_not_followed() {
 async fn each_token_endpoint_is_requested_in_its_own_way() {
     let server = Server::start(ok(r#"{"access_token":"t1","expires_in":7200}"#)).await;
     let stable = client(&server.url);
-    let plain = Client::new(Arc::new(App { token_endpoint: TokenEndpoint::Plain, ..app(&server.url) })).unwrap();
+    let plain = Client::new(Arc::new(App { token_endpoint: TokenEndpoint::Plain, ..app(&server.url) }), None).unwrap();
     for fetched in [stable.fetch_token(false).await, stable.fetch_token(true).await, plain.fetch_token(false).await] {
         let fetched = fetched.unwrap();
         assert_eq!((fetched.token.as_str(), fetched.life), ("t1", Duration::from_secs(7200)));
@@ -251,7 +251,7 @@ async fn no_debug_or_error_text_contains_a_token_or_a_secret() {
     for url in urls {
         for token_endpoint in [TokenEndpoint::Stable, TokenEndpoint::Plain] {
             let app = Arc::new(App { token_endpoint, ..app(&url) });
-            let client = Client::new(Arc::clone(&app)).unwrap();
+            let client = Client::new(Arc::clone(&app), None).unwrap();
             printed += &format!("{app:?} {:?}", client.send(Delivery::FormId, TOKEN, b"{}".to_vec()).await);
             match client.quota(Delivery::FormId, TOKEN).await {
                 Ok(quota) => printed += &format!("{quota:?}"),
@@ -287,6 +287,6 @@ fn http_needs_no_certificates_and_proxy_variables_are_ignored() {
 async fn in_a_bare_environment() {
     let server = Server::start(ok(r#"{"errcode":0}"#)).await;
     assert!(matches!(send(&server.url).await, Reply::Answered { errcode: 0, .. }));
-    let error = Client::new(Arc::new(app("https://127.0.0.1"))).err().unwrap();
+    let error = Client::new(Arc::new(app("https://127.0.0.1")), None).err().unwrap();
     assert!(matches!(error, ClientError::Tls(_)), "{error}");
 }

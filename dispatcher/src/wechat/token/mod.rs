@@ -20,7 +20,7 @@ mod obtain;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use domain::AppId;
 use rand::RngExt;
@@ -31,6 +31,7 @@ use tracing::{Instrument as _, warn};
 
 use super::client::Client;
 use super::error::{TokenError, Trouble};
+use crate::clock::system_ms;
 use crate::spans;
 use backoff::FetchState;
 
@@ -59,8 +60,9 @@ impl Token {
 
     /// A token that expires at its shared time, by the local clock.
     fn new(shared: SharedToken) -> Self {
+        // With a clock before 1970 every token seems valid for long. Redis and WeChat still expire it.
         let left =
-            Duration::from_millis(shared.ends_ms.saturating_sub(now_ms())).clamp(DOUBTFUL_LIFE, backoff::MAX_LIFE);
+            Duration::from_millis(shared.ends_ms.saturating_sub(system_ms())).clamp(DOUBTFUL_LIFE, backoff::MAX_LIFE);
         let before = RENEW_BEFORE.min(left / 10).mul_f64(rand::rng().random_range(0.5..1.0));
         let now = Instant::now();
         Self { shared, until: now + left, renew: now + left - before }
@@ -237,9 +239,4 @@ impl Inner {
     fn is_rejected(&self, value: &str) -> bool {
         self.rejected.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| &**known == value)
     }
-}
-
-fn now_ms() -> u64 {
-    // With a clock before 1970 every token seems valid for long. Redis and WeChat still expire it.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }

@@ -10,8 +10,9 @@ use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
 use super::backoff::FetchState;
-use super::{Inner, Token, now_ms};
+use super::{Inner, Token};
 use crate::app::TokenEndpoint;
+use crate::clock::system_ms;
 use crate::wechat::error::{TokenError, Trouble};
 use crate::wechat::reply::FetchedToken;
 
@@ -118,7 +119,7 @@ impl Inner {
         if no_token && !state.replacements.permit(Instant::now()) {
             return Err(TokenError::Transient(Trouble::Dying));
         }
-        let mut sent = now_ms();
+        let mut sent = system_ms();
         let mut fetched = self.client.fetch_token(false).await?;
         if self.is_rejected(&fetched.token) {
             let forcible = self.client.app().token_endpoint == TokenEndpoint::Stable;
@@ -126,7 +127,7 @@ impl Inner {
                 return Err(TokenError::Transient(Trouble::SameAgain));
             }
             warn!(app = %self.app, "WeChat returned a rejected access token again: forcing a new one");
-            sent = now_ms();
+            sent = system_ms();
             fetched = self.client.fetch_token(true).await?;
             if self.is_rejected(&fetched.token) {
                 return Err(TokenError::Transient(Trouble::SameAgain));

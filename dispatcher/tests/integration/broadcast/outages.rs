@@ -184,7 +184,7 @@ async fn token_rejected_during_a_broadcast_is_fetched_once_for_all() {
     // Another client forces a new token, which invalidates the current one.
     let app = std::sync::Arc::clone(rig.settings(&[]).apps.get(&rig.app()).unwrap());
     let before = rig.sandbox.books(Some(APP)).unwrap();
-    Client::new(app).unwrap().fetch_token(true).await.unwrap();
+    Client::new(app, None).unwrap().fetch_token(true).await.unwrap();
     assert_everyone_once(&rig, &dispatchers[0], &id, 900).await;
     let after = rig.sandbox.books(Some(APP)).unwrap();
     assert_eq!(after.token_fetches - before.token_fetches, 2, "one by the other client and one by a dispatcher");
