@@ -1,6 +1,6 @@
 //! One mini program: its secret, and everything that a send changes, under one lock.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::answer::{No, code};
 use crate::api::Api;
@@ -8,6 +8,7 @@ use crate::book::{Book, Sent};
 use crate::events::{Event, News};
 use crate::grants::Grants;
 use crate::kept::Kept;
+use crate::lock::lock;
 use crate::message::{Draft, Fingerprints, More};
 use crate::msgids::MsgIds;
 use crate::pace::Pace;
@@ -66,11 +67,6 @@ pub(crate) enum Accepted {
         openid: String,
         news: News,
     },
-}
-
-/// A poisoned lock only means that another call panicked. The values it guards are still the best available.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl App {

@@ -64,11 +64,6 @@ impl Callback {
     }
 }
 
-/// Whether events can be posted to this URL.
-pub(crate) fn is_url(text: &str) -> bool {
-    Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host())
-}
-
 /// Starts posting the queued events, until the tasks are dropped.
 pub(crate) fn start(sandbox: &Sandbox) -> JoinSet<()> {
     let mut lanes = JoinSet::new();

@@ -6,17 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::app::lock;
-use crate::rules::{Endpoint, FaultKind, Rule};
+use crate::lock::lock;
+use crate::rules::{Facts, FaultKind, Rule};
 use crate::{Refused, Settings};
-
-/// The properties of a call that rules match on, known before the call is processed.
-pub(crate) struct Facts<'a> {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) app_id: Option<&'a str>,
-    pub(crate) openid: Option<&'a str>,
-    pub(crate) template_id: Option<&'a str>,
-}
 
 /// A rule that fired.
 #[derive(Debug)]
@@ -95,7 +87,7 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Match;
+    use crate::rules::{Endpoint, Match};
 
     const SEND: Facts<'static> =
         Facts { endpoint: Endpoint::Send, app_id: Some("app"), openid: Some("u"), template_id: Some("t") };

@@ -40,7 +40,7 @@
 //! - `answer`: errcodes, and answers as JSON.
 //! - `events`: WeChat's events. `callback`: posts them.
 //! - `rules`, `faults`: fault rules, and which of them fires. `wire`: connections that break on request.
-//! - `kept`: bounded numbered lists. `settings`, `clock`.
+//! - `kept`: bounded numbered lists. `settings`, `clock`, `lock`.
 
 mod answer;
 mod api;
@@ -55,6 +55,7 @@ mod faults;
 mod grants;
 mod kept;
 mod keywords;
+mod lock;
 mod message;
 mod msgids;
 mod pace;

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::faults::Facts;
-
 /// The kinds of faults. "Before" means before processing: nothing is decided, nothing spent. "After" means that the
 /// call is fully processed and only its answer is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +71,14 @@ impl FaultKind {
             | Self::Redirect => false,
         }
     }
+}
+
+/// The properties of a call that rules match on, known before the call is processed.
+pub(crate) struct Facts<'a> {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) app_id: Option<&'a str>,
+    pub(crate) openid: Option<&'a str>,
+    pub(crate) template_id: Option<&'a str>,
 }
 
 /// The endpoint that a rule applies to.

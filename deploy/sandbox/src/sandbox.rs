@@ -8,12 +8,13 @@ use axum::Router;
 use serde_json::{Map, Value};
 
 use crate::api::Api;
-use crate::app::{App, Means, lock};
+use crate::app::{App, Means};
 use crate::book::Book;
 use crate::callback::Callback;
 use crate::events::News;
 use crate::faults::Faults;
 use crate::grants::popups;
+use crate::lock::lock;
 use crate::message::Fingerprints;
 use crate::msgids::MsgIds;
 use crate::tokens::Tokens;

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::api::Api;
-use crate::callback::is_url;
 use crate::{EventFormat, Match, Refused};
 
 /// Selects subscription messages that are accepted, but whose event then reports a failed delivery.
@@ -236,6 +235,11 @@ impl Settings {
     pub(crate) fn knows_template(&self, id: &str) -> bool {
         if self.templates.is_empty() { !id.is_empty() } else { self.templates.iter().any(|known| known == id) }
     }
+}
+
+/// Whether events can be posted to this URL.
+fn is_url(text: &str) -> bool {
+    reqwest::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host())
 }
 
 #[cfg(test)]

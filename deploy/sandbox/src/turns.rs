@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use crate::app::{App, lock};
+use crate::lock::lock;
 
 /// The users with a call in progress.
-#[derive(Default)]
-pub(crate) struct Turns(Mutex<HashSet<String>>);
+#[derive(Clone, Default)]
+pub(crate) struct Turns(Arc<Mutex<HashSet<String>>>);
 
 /// Whether a call may be processed.
 pub(crate) enum Turn {
@@ -21,14 +21,15 @@ pub(crate) enum Turn {
 
 /// A turn. Dropping it gives it back, however the call ends: a caller may also disconnect while it waits.
 pub(crate) struct Held {
-    app: Arc<App>,
+    turns: Turns,
     openid: String,
 }
 
 impl Turn {
-    pub(crate) fn of(app: &Arc<App>, openid: &str) -> Self {
-        if lock(&app.turns.0).insert(openid.to_owned()) {
-            Self::Mine(Held { app: Arc::clone(app), openid: openid.to_owned() })
+    /// Takes the turn of a user of the app that `turns` belong to.
+    pub(crate) fn of(turns: &Turns, openid: &str) -> Self {
+        if lock(&turns.0).insert(openid.to_owned()) {
+            Self::Mine(Held { turns: turns.clone(), openid: openid.to_owned() })
         } else {
             Self::Taken
         }
@@ -37,7 +38,7 @@ impl Turn {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        lock(&self.app.turns.0).remove(&self.openid);
+        lock(&self.turns.0).remove(&self.openid);
     }
 }
 
@@ -47,7 +48,7 @@ mod tests {
 
     #[test]
     fn turn_is_exclusive_for_a_user_of_an_app_until_given_back() {
-        let (one, other) = (Arc::new(App::new("one", "s")), Arc::new(App::new("other", "s")));
+        let (one, other) = (Turns::default(), Turns::default());
         let mine = Turn::of(&one, "u");
         assert!(matches!(mine, Turn::Mine(_)));
         assert!(matches!(Turn::of(&one, "u"), Turn::Taken));

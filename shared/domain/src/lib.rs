@@ -5,7 +5,9 @@
 //! - [`config_errors`]: collects configuration errors and reports them together.
 
 pub mod config_errors;
-mod credential;
+mod credentials;
 pub mod dependency;
+mod ids;
 
-pub use credential::*;
+pub use credentials::*;
+pub use ids::*;

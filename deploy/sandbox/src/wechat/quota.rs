@@ -12,8 +12,8 @@ use super::{Call, MaybeWire, TokenQuery, object, run, token_of, wait};
 use crate::answer::{self, No, code};
 use crate::api::Api;
 use crate::app::App;
-use crate::faults::Facts;
 use crate::rules::Endpoint;
+use crate::rules::Facts;
 use crate::settings::Limits;
 use crate::{Sandbox, Settings, clock};
 

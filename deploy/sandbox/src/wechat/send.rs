@@ -12,8 +12,8 @@ use super::{Call, MaybeWire, TokenQuery, run, token_of, wait};
 use crate::answer::{self, No, code};
 use crate::api::Api;
 use crate::app::{Accepted, App, Sending};
-use crate::faults::Facts;
 use crate::message::Draft;
+use crate::rules::Facts;
 use crate::turns::Turn;
 use crate::{Sandbox, Settings, clock};
 
@@ -68,7 +68,7 @@ fn turn(api: Api, sandbox: &Sandbox, token: Option<&str>, draft: Option<&Draft>,
     let (Ok(app), Some(openid)) = (app, draft.and_then(|draft| draft.touser.as_deref())) else {
         return Turn::Free;
     };
-    let turn = Turn::of(&app, openid);
+    let turn = Turn::of(&app.turns, openid);
     if matches!(turn, Turn::Taken) {
         sandbox.note(Some(&app), |book| book.overlap());
     }
