@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use server::telemetry::outage::Operation;
-use store::broadcast::BroadcastId;
 use store::broadcast::audience::Choice;
 use store::broadcast::pages::PAGE;
 use store::broadcast::permits::{Budget, Held, Permits};
 use store::broadcast::records::{Move, Moved, Pause, Record, State};
+use store::broadcast::{BroadcastId, Part};
 use store::keys::Bucket;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -130,7 +130,7 @@ impl ActiveBroadcast {
                 }
                 tokio::time::sleep(PERMIT_INTERVAL).await;
                 // Messages of this bucket may have ended or been put back since.
-                *permits = self.bucket_permits(bucket, permits.granted, false).await?;
+                *permits = self.part(bucket).permits(permits.granted, false).await?;
             }
         }
         Ok(0)
@@ -142,23 +142,24 @@ impl ActiveBroadcast {
         permits: &mut Permits,
         wanted: usize,
     ) -> Result<Option<Held>, store::Error> {
-        let AppContext { app, store, clock, .. } = &*self.context;
+        let AppContext { app, clock, .. } = &*self.context;
         let delivery = self.spec.message.delivery;
         let budget = Budget { api: delivery.api(), day: clock.day() };
         let (rate, bounds) = (self.spec.rate, app.bounds(delivery));
-        let permit = store.permit(&app.id, &self.id, bucket, permits, wanted, rate, &bounds, budget).await?;
+        let permit = self.part(bucket).permit(permits, wanted, rate, &bounds, budget).await?;
         permits.granted = permit.granted;
         Ok(permit.why)
     }
 
-    async fn bucket_permits(&self, bucket: Bucket, granted: u64, give_back: bool) -> Result<Permits, store::Error> {
-        self.context.store.bucket_permits(&self.context.app.id, &self.id, bucket, granted, give_back).await
+    /// The broadcast's part in a bucket.
+    pub fn part(&self, bucket: Bucket) -> Part<'_> {
+        self.context.store.part(&self.context.app.id, &self.id, bucket)
     }
 
     /// Returns the unused permits of a bucket for other buckets, and reports how many messages have ended.
     pub async fn give_back(&self, bucket: Bucket, mut permits: Permits) -> Result<Permits, store::Error> {
         loop {
-            permits = self.bucket_permits(bucket, permits.granted, true).await?;
+            permits = self.part(bucket).permits(permits.granted, true).await?;
             self.ask_permit(bucket, &mut permits, 0).await?;
             // A replica may have died before the bucket received all granted permits.
             if permits.granted <= permits.received {

@@ -258,7 +258,7 @@ impl Broadcasts {
         }
         let added = stream::iter(parts)
             .map(async |(bucket, (recipients, exclude))| {
-                store.add_recipients(&app.id, id, bucket, &recipients, &exclude).await
+                store.part(&app.id, id, bucket).add_recipients(&recipients, &exclude).await
             })
             .buffer_unordered(CONCURRENCY)
             .try_fold(Added::default(), async |mut sum, part| {

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use server::telemetry::outage::Operation;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::{Move, State};
-use store::broadcast::tasks::{Left, Task};
+use store::broadcast::tasks::{Left, TakeTasks, Task};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -131,7 +131,9 @@ impl Scheduler {
             return Ok(());
         }
         // A worker marks its task as alive three times per lease, so an older task is taken over.
-        let tasks = context.store.take_tasks(app, id, &self.name, context.limits.terms.duration, free, most).await?;
+        let silence = context.limits.terms.duration;
+        let take = TakeTasks { consumer: &self.name, count: free, silence, most };
+        let tasks = context.store.take_tasks(app, id, &take).await?;
         if tasks.is_empty() && !self.active.contains_key(id) && context.store.broadcast(app, id).await?.is_none() {
             // The broadcast no longer exists. Requesting any transition removes it from the list.
             context.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;

@@ -89,8 +89,7 @@ impl BucketIo {
 
     async fn snapshot(&self) -> Result<Fetched, store::Error> {
         let Self { active, task } = self;
-        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-        while !store.snapshot(app, &task.broadcast, task.bucket, &active.choice, terms).await? {}
+        while !active.part(task.bucket).snapshot(&active.choice, &active.context.limits.terms).await? {}
         Ok(Fetched::Snapshot)
     }
 
@@ -101,10 +100,9 @@ impl BucketIo {
             Ok(permitted) => permitted,
             Err(error) => return self.or_nothing(Err(error)).await,
         };
-        let (granted, choice) = (permits.granted, &active.choice);
-        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let (granted, choice, terms) = (permits.granted, &active.choice, &active.context.limits.terms);
         let (owner, requested_at, span) = (LeaseId::random(), Instant::now(), active.trace.page());
-        match store.take_page(app, &task.broadcast, task.bucket, owner, permitted, granted, choice, terms).await {
+        match active.part(task.bucket).take_page(owner, permitted, granted, choice, terms).await {
             Ok(page) => {
                 *permits = page.permits;
                 let traced = active.trace.page_taken(span, page.ready.len());
@@ -127,12 +125,12 @@ impl BucketIo {
     /// Nothing has been sent with the leases of such a page.
     async fn recover(&self, owner: LeaseId, own: &HashSet<OpenId>) -> Result<Fetched, store::Error> {
         let Self { active, task } = self;
-        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
-        let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+        let (part, terms) = (active.part(task.bucket), &active.context.limits.terms);
+        let mut openids = part.in_flight().await?;
         openids.retain(|openid| !own.contains(openid));
         let (requested_at, mut ready) = (Instant::now(), Vec::new());
         for some in openids.chunks(PAGE) {
-            let found = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+            let found = part.take_over(owner, some, terms).await?;
             active.context.metrics.broadcasts.ended(&found.endings);
             ready.extend(found.ready);
         }
@@ -142,16 +140,16 @@ impl BucketIo {
     /// Takes over messages that no worker owns, except those of `own`. Waits a moment if there are none yet.
     async fn take_over(&self, own: &HashSet<OpenId>, permits: &mut Permits) -> Result<Fetched, store::Error> {
         let Self { active, task } = self;
-        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let (part, terms) = (active.part(task.bucket), &active.context.limits.terms);
         if permits.usable() > 0 {
             // The audience of this bucket is finished: other buckets may need its permits.
             *permits = active.give_back(task.bucket, *permits).await?;
         }
-        let mut openids = store.in_flight(app, &task.broadcast, task.bucket).await?;
+        let mut openids = part.in_flight().await?;
         openids.retain(|openid| !own.contains(openid));
         let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
         for some in openids.chunks(PAGE) {
-            let page = store.take_over(app, &task.broadcast, task.bucket, owner, some, terms).await?;
+            let page = part.take_over(owner, some, terms).await?;
             active.context.metrics.broadcasts.ended(&page.endings);
             found.wait = found.wait.into_iter().chain(page.wait).min();
             found.ready.extend(page.ready);
@@ -171,7 +169,7 @@ impl BucketIo {
                 self.snapshot().await?;
             }
             // Another worker may have put users back meanwhile, so one atomic step decides.
-            complete = store.close_part(app, &task.broadcast, task.bucket, false).await?;
+            complete = part.close(false).await?;
         }
         Ok(Fetched::TakenOver { complete, found, requested_at })
     }
@@ -179,9 +177,8 @@ impl BucketIo {
     /// Ends what is left of a cancelled broadcast in a bucket.
     pub(super) async fn close(&self) -> Result<(), store::Error> {
         let Self { active, task } = self;
-        let (store, app) = (&active.context.store, &active.context.app.id);
         loop {
-            if store.close_part(app, &task.broadcast, task.bucket, true).await? {
+            if active.part(task.bucket).close(true).await? {
                 return Ok(());
             }
             let fetched = self.take_over(&HashSet::new(), &mut Permits::default()).await?;
@@ -207,11 +204,10 @@ impl BucketIo {
     /// retrying does not help.
     pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<(OpenId, Lease)>, store::Error> {
         let Self { active, task } = self;
-        let (store, app, terms) = (&active.context.store, &active.context.app.id, &active.context.limits.terms);
+        let (part, terms) = (active.part(task.bucket), &active.context.limits.terms);
         let mut settling = active.context.metrics.loops.settles.operation_for(settlements.len());
         loop {
-            let settled =
-                store.settle_page(app, &task.broadcast, task.bucket, settlements, &active.choice, terms).await;
+            let settled = part.settle(settlements, &active.choice, terms).await;
             settling.note(&settled);
             match settled {
                 Ok(settled) => {

@@ -14,7 +14,7 @@ use domain::OpenId;
 use server::rpc::status::Failure;
 use store::delivery_failures::LateFailure;
 use store::eligibility::Eligibility;
-use store::leases::{Lease, LeaseEnd, LeaseId, Leased, Recorded, Request};
+use store::leases::{Lease, LeaseEnd, LeaseId, Leased, NewLease, Recorded, Request};
 use tracing::Instrument as _;
 
 use self::count::SendCounts;
@@ -172,16 +172,8 @@ impl Sender {
 
     async fn lease(&self, order: &SendRequest, wanted: &Eligibility) -> Result<Leased, store::Error> {
         let (id, span) = (LeaseId::random(), spans::lease(&self.context.app.id));
-        let ask = || {
-            self.context.store.lease(
-                &self.context.app.id,
-                &order.openid,
-                id,
-                &self.context.limits.terms,
-                wanted,
-                order.request.as_ref(),
-            )
-        };
+        let new = NewLease { id, request: order.request.as_ref(), wanted };
+        let ask = || self.context.store.lease(&self.context.app.id, &order.openid, &new, &self.context.limits.terms);
         let leased = match ask().await {
             // Perhaps only the reply was lost. Asking again with the same id returns the same lease.
             Err(store::Error::Redis(_)) => ask().await,

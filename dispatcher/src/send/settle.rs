@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use store::eligibility::Eligibility;
-use store::leases::{Lease, LeaseEnd, LeaseId, SettleReply};
+use store::leases::{Lease, LeaseEnd, LeaseId, Settle, SettleReply};
 
 use super::{AfterSettle, AttemptResult, Progress, SendRequest, Sender, Sent};
+use crate::context::AppContext;
 use crate::send::outcome::{End, Outcome, SendError};
 use crate::spans;
 
@@ -49,7 +49,15 @@ impl Sender {
         };
         let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);
         let requested_at = Instant::now();
-        let settled = self.settle_patiently(order, &lease, lease_end, end.as_ref(), next.as_ref(), progress).await;
+        let recorded = end.as_ref().map(Outcome::encode);
+        let settle = Settle {
+            id: lease.id,
+            request: order.request.as_ref(),
+            end: lease_end,
+            outcome: recorded.as_deref(),
+            next: next.as_ref().map(|(id, wanted)| (*id, wanted)),
+        };
+        let settled = self.settle_patiently(order, &settle, progress).await;
         let messages_left = match settled {
             Some(SettleReply::Next(lease)) => {
                 progress.credentials += 1;
@@ -75,36 +83,18 @@ impl Sender {
     async fn settle_patiently(
         &self,
         order: &SendRequest,
-        lease: &Lease,
-        lease_end: LeaseEnd,
-        end: Option<&Outcome>,
-        next: Option<&(LeaseId, Eligibility)>,
+        settle: &Settle<'_>,
         progress: &Progress,
     ) -> Option<SettleReply> {
-        let outcome = end.map(Outcome::encode);
         let span = spans::settle(&self.context.app.id);
         let mut settling = self.context.metrics.loops.settles.operation();
         loop {
-            let settled = self
-                .context
-                .store
-                .settle(
-                    &self.context.app.id,
-                    &order.openid,
-                    lease.id,
-                    &self.context.limits.terms,
-                    lease_end,
-                    outcome.as_deref(),
-                    order.request.as_ref(),
-                    next.map(|(id, wanted)| (*id, wanted)),
-                )
-                .await;
+            let AppContext { app, store, limits, .. } = &*self.context;
+            let settled = store.settle(&app.id, &order.openid, settle, &limits.terms).await;
             settling.note(&settled);
             match settled {
                 Ok(settled) => return Some(settled),
-                Err(error)
-                    if !error.is_lasting() && progress.leased_at.elapsed() < self.context.limits.terms.duration =>
-                {
+                Err(error) if !error.is_lasting() && progress.leased_at.elapsed() < limits.terms.duration => {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
                 // Giving up; the reaper will settle this message.

@@ -8,7 +8,7 @@ use domain::{OpenId, TemplateId};
 use sandbox::FaultKind;
 use server::proto::{Outcome, SendTemplateRequest};
 use store::eligibility::{Eligibility, Kinds};
-use store::leases::{LeaseId, LeaseTerms, Leased, Request};
+use store::leases::{LeaseId, LeaseTerms, Leased, NewLease, Request};
 use testing::{eventually, now};
 use tonic::Code;
 
@@ -273,8 +273,8 @@ async fn expired_form_id_of_an_unknown_outcome_is_not_sent_again() {
     let request_of = Request { id: domain::RequestId::parse("r1").unwrap(), fingerprint: parsed.fingerprint() };
     let openid = OpenId::parse("oUser").unwrap();
     let ids = Eligibility::ids(Kinds::IDS);
-    let leased =
-        rig.store.lease(&rig.app(), &openid, LeaseId::random(), &terms, &ids, Some(&request_of)).await.unwrap();
+    let new = NewLease { id: LeaseId::random(), request: Some(&request_of), wanted: &ids };
+    let leased = rig.store.lease(&rig.app(), &openid, &new, &terms).await.unwrap();
     assert!(matches!(leased, Leased::Lease(_)));
     let dispatcher = rig.dispatcher_with(&["--lease", "70s", "--lease-margin", "70s"]).await;
     let answer = dispatcher.send(message).await.unwrap();

@@ -67,6 +67,17 @@ pub struct Lease {
     pub messages_left: u32,
 }
 
+/// A lease to make for a message.
+#[derive(Debug, Clone, Copy)]
+pub struct NewLease<'a> {
+    /// The id of the lease.
+    pub id: LeaseId,
+    /// The request of the message, if the call may be repeated.
+    pub request: Option<&'a Request>,
+    /// The credentials that may be leased.
+    pub wanted: &'a Eligibility,
+}
+
 /// Result of a lease call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leased {
@@ -140,6 +151,21 @@ impl LeaseEnd {
     }
 }
 
+/// What to settle for a message.
+#[derive(Debug, Clone, Copy)]
+pub struct Settle<'a> {
+    /// The id of its lease.
+    pub id: LeaseId,
+    /// The request of the message, if the call may be repeated.
+    pub request: Option<&'a Request>,
+    /// How the lease ends for the credential.
+    pub end: LeaseEnd,
+    /// Kept under the request id. Without an outcome the request is forgotten and may be retried.
+    pub outcome: Option<&'a [u8]>,
+    /// A lease of the next credential for the same message, made in the same step.
+    pub next: Option<(LeaseId, &'a Eligibility)>,
+}
+
 /// Result of settling a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettleReply {
@@ -174,24 +200,22 @@ impl Store {
         &self,
         app: &AppId,
         openid: &OpenId,
-        id: LeaseId,
+        new: &NewLease<'_>,
         terms: &LeaseTerms,
-        wanted: &Eligibility,
-        request: Option<&Request>,
     ) -> Result<Leased, Error> {
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::LEASE, |command| {
-                lease_keys(command, &keys, openid, request);
+                lease_keys(command, &keys, openid, new.request);
                 command.arg(openid.as_str());
-                lease_names(command, openid, id, request);
-                lease_terms(command, terms, wanted);
+                lease_names(command, openid, new.id, new.request);
+                lease_terms(command, terms, new.wanted);
             })
             .await?;
         let mut reply = Reply::new(reply);
         match reply.next::<String>()?.as_str() {
-            "leased" => reply.lease(id).map(Leased::Lease),
+            "leased" => reply.lease(new.id).map(Leased::Lease),
             "none" => Ok(Leased::None),
             "finished" => Ok(Leased::Finished(reply.next()?)),
             "under_way" => Ok(Leased::UnderWay(Duration::from_millis(reply.next()?))),
@@ -222,20 +246,15 @@ impl Store {
         })
     }
 
-    /// Settles a lease. `outcome` is kept under the request id; without an outcome the request is forgotten and may be
-    /// retried. With `next`, the next credential is leased for the same message in the same step.
-    #[allow(clippy::too_many_arguments)]
+    /// Settles a lease, and leases the next credential if that is wanted.
     pub async fn settle(
         &self,
         app: &AppId,
         openid: &OpenId,
-        id: LeaseId,
+        settle: &Settle<'_>,
         terms: &LeaseTerms,
-        verdict: LeaseEnd,
-        outcome: Option<&[u8]>,
-        request: Option<&Request>,
-        next: Option<(LeaseId, &Eligibility)>,
     ) -> Result<SettleReply, Error> {
+        let Settle { id, request, end, outcome, next } = *settle;
         let keys = self.keys(app, openid);
         let reply: Vec<Value> = self
             .redis()?
@@ -243,7 +262,7 @@ impl Store {
                 lease_keys(command, &keys, openid, request);
                 command.arg(openid.as_str());
                 lease_names(command, openid, id, request);
-                command.arg(self.inner.cap).arg(verdict.name());
+                command.arg(self.inner.cap).arg(end.name());
                 command.arg(outcome.unwrap_or_default()).arg(terms.keep.as_secs());
                 if let Some((next, wanted)) = next {
                     lease_names(command, openid, next, request);

@@ -190,14 +190,14 @@ async fn late_call_sends_no_second_message_and_loses_no_user() {
     for openid in openids.map(|openid| OpenId::parse(openid).unwrap()) {
         let bucket = rig.store.bucket_of(&openid);
         let late = [audience::Recipient { openid: openid.clone(), data: Vec::new() }];
-        let added = rig.store.add_recipients(&rig.app(), &of, bucket, &late, &[]).await.unwrap();
+        let added = rig.store.part(&rig.app(), &of, bucket).add_recipients(&late, &[]).await.unwrap();
         assert_eq!(added, audience::Added { late: true, ..audience::Added::default() });
     }
     assert_eq!(dispatcher.look(&id).await, paused);
     // A replica that saw no message in flight must not close a bucket that still has an audience.
     let mut left = 0;
     for bucket in rig.store.buckets() {
-        left += u32::from(!rig.store.close_part(&rig.app(), &of, bucket, false).await.unwrap());
+        left += u32::from(!rig.store.part(&rig.app(), &of, bucket).close(false).await.unwrap());
     }
     assert!((1..=2).contains(&left), "{left} buckets");
     dispatcher.done("ResumeBroadcast", &id).await;

@@ -7,7 +7,7 @@ use sandbox::Subscription;
 use server::proto::{BroadcastRequest, BroadcastState, Delivery, PauseReason};
 use store::delivery_failures::{LateFailure, MsgId};
 use store::eligibility::Eligibility;
-use store::leases::LeaseId;
+use store::leases::{LeaseId, NewLease};
 use testing::eventually;
 
 use super::{TEMPLATE, data};
@@ -67,7 +67,8 @@ async fn locked_user_gets_the_message_when_the_send_lock_ends() {
     let user = OpenId::parse("oUser7").unwrap();
     let wanted = Eligibility::grants(TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "2s"]).limits.terms;
-    rig.store.lease(&rig.app(), &user, LeaseId::random(), &terms, &wanted, None).await.unwrap();
+    let new = NewLease { id: LeaseId::random(), request: None, wanted: &wanted };
+    rig.store.lease(&rig.app(), &user, &new, &terms).await.unwrap();
     let id = dispatcher.broadcast(spring()).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&id, 19).await;
     assert_eq!(tally(&dispatcher.look(&id).await).left, 1);

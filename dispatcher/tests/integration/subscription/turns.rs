@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use server::proto::Outcome;
+use store::leases::NewLease;
 use testing::eventually;
 
 use super::{TEMPLATE, by_form_id, message};
@@ -58,7 +59,7 @@ async fn locked_user_spends_nothing_and_gets_a_retry_delay() {
     let wanted = store::eligibility::Eligibility::grants(domain::TemplateId::parse(TEMPLATE).unwrap());
     let terms = rig.settings(&["--lease", "6s"]).limits.terms;
     let id = store::leases::LeaseId::random();
-    rig.store.lease(&app, &user, id, &terms, &wanted, None).await.unwrap();
+    rig.store.lease(&app, &user, &NewLease { id, request: None, wanted: &wanted }, &terms).await.unwrap();
     let busy = dispatcher.send(message("oUser", "ready")).await.unwrap_err();
     assert_eq!(reason(&busy), "USER_BUSY");
     let retry = tonic_types::StatusExt::get_error_details(&busy).retry_info().unwrap().retry_delay.unwrap();

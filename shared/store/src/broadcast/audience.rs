@@ -6,7 +6,7 @@ use std::time::Duration;
 use deadpool_redis::redis;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::{BroadcastId, KEEP_ENDED, KEEP_OPEN};
+use super::{BroadcastId, KEEP_ENDED, KEEP_OPEN, Part};
 use crate::eligibility::Eligibility;
 use crate::keys::{BroadcastKeys, Bucket, BucketKeys};
 use crate::leases::LeaseTerms;
@@ -59,23 +59,16 @@ pub struct Preview {
     pub recently_messaged: u64,
 }
 
-impl Store {
+impl Part<'_> {
     /// Adds users of one bucket to the recipient list of a broadcast that was not started, and to its excluded users.
     /// Repeating the call changes nothing, however late it is.
-    pub async fn add_recipients(
-        &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
-        recipients: &[Recipient],
-        excluded: &[OpenId],
-    ) -> Result<Added, Error> {
+    pub async fn add_recipients(&self, recipients: &[Recipient], excluded: &[OpenId]) -> Result<Added, Error> {
         // Recorded in the app's slot first: an unrecorded part would never be sent or expire.
-        if !recipients.is_empty() && !self.open_part(app, id, bucket).await? {
+        if !recipients.is_empty() && !self.open().await? {
             return Ok(Added { late: true, ..Added::default() });
         }
-        self.list_part(app, id, bucket).await?;
-        let part = BucketKeys::new(app, bucket).broadcast(id);
+        self.list().await?;
+        let (_, part) = self.keys();
         let mut sum = Added::default();
         // Each call of the script is bounded. The excluded users go with the first call, so that they are known to all.
         let mut pages: Vec<&[Recipient]> = recipients.chunks(PAGE).collect();
@@ -85,6 +78,7 @@ impl Store {
         for (number, page) in pages.into_iter().enumerate() {
             let excluded = if number == 0 { excluded } else { &[] };
             let (added, left_out): (i64, u32) = self
+                .store
                 .redis()?
                 .invoke(&scripts::BROADCAST_RECIPIENTS, |command| {
                     command.arg(4).arg(part.todo()).arg(part.tally()).arg(part.data()).arg(part.excluded());
@@ -103,30 +97,36 @@ impl Store {
     }
 
     /// Records that a bucket holds a part of the recipient list. Returns false if the broadcast was started already.
-    async fn open_part(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<bool, Error> {
-        let keys = BroadcastKeys::new(app);
-        self.redis()?
+    async fn open(&self) -> Result<bool, Error> {
+        let (keys, id) = (BroadcastKeys::new(self.app), self.id);
+        self.store
+            .redis()?
             .invoke(&scripts::BROADCAST_PART, |command| {
                 command.arg(3).arg(keys.record(id)).arg(keys.open(id)).arg(keys.parts(id));
-                command.arg(bucket.0).arg(KEEP_OPEN.as_secs());
+                command.arg(self.bucket.0).arg(KEEP_OPEN.as_secs());
             })
             .await
     }
 
+    /// Records that a broadcast has a part in a bucket, for [`Store::forget_in_broadcasts`].
+    async fn list(&self) -> Result<(), Error> {
+        let key = BucketKeys::new(self.app, self.bucket).broadcasts();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let ends = now + KEEP_OPEN + KEEP_ENDED;
+        let redis = self.store.redis()?;
+        redis.run::<u32>(redis::cmd("ZADD").arg(&key).arg(ends.as_secs()).arg(self.id.as_str())).await?;
+        redis.run::<u32>(redis::cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now.as_secs())).await?;
+        redis.run::<u32>(redis::cmd("EXPIRE").arg(&key).arg((KEEP_OPEN + KEEP_ENDED).as_secs())).await?;
+        Ok(())
+    }
+
     /// Adds the next reachable users of a bucket to the audience. Returns true once the whole bucket was read. No page
     /// may be taken before that.
-    pub async fn snapshot(
-        &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
-        choice: &Choice,
-        terms: &LeaseTerms,
-    ) -> Result<bool, Error> {
-        let keys = BucketKeys::new(app, bucket);
-        let part = keys.broadcast(id);
-        self.list_part(app, id, bucket).await?;
-        self.redis()?
+    pub async fn snapshot(&self, choice: &Choice, terms: &LeaseTerms) -> Result<bool, Error> {
+        let (keys, part) = self.keys();
+        self.list().await?;
+        self.store
+            .redis()?
             .invoke(&scripts::BROADCAST_SNAPSHOT, |command| {
                 command.arg(4).arg(keys.users()).arg(part.todo()).arg(part.tally()).arg(part.excluded());
                 command
@@ -139,6 +139,23 @@ impl Store {
             .await
     }
 
+    /// Deletes the keys of a bucket that only sending needs, and keeps the rest until the whole broadcast has ended.
+    /// Returns false, and changes nothing, while users are left. For a `cancelled` broadcast, only users in flight
+    /// count as left.
+    pub async fn close(&self, cancelled: bool) -> Result<bool, Error> {
+        let (_, part) = self.keys();
+        self.store
+            .redis()?
+            .invoke(&scripts::BROADCAST_CLOSE, |command| {
+                command.arg(7).arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data());
+                command.arg(part.undelivered()).arg(part.excluded()).arg(part.permits());
+                command.arg(KEEP_OPEN.as_secs()).arg(u8::from(cancelled));
+            })
+            .await
+    }
+}
+
+impl Store {
     /// How a broadcast to every user of a bucket would treat them. Changes nothing.
     pub async fn preview_all(
         &self,
@@ -213,26 +230,6 @@ impl Store {
         self.redis()?.run(redis::cmd("EXISTS").arg(BroadcastKeys::new(app).open(id))).await
     }
 
-    /// Deletes the keys of a bucket that only sending needs, and keeps the rest until the whole broadcast has ended.
-    /// Returns false, and changes nothing, while users are left. For a `cancelled` broadcast, only users in flight
-    /// count as left.
-    pub async fn close_part(
-        &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
-        cancelled: bool,
-    ) -> Result<bool, Error> {
-        let part = BucketKeys::new(app, bucket).broadcast(id);
-        self.redis()?
-            .invoke(&scripts::BROADCAST_CLOSE, |command| {
-                command.arg(7).arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data());
-                command.arg(part.undelivered()).arg(part.excluded()).arg(part.permits());
-                command.arg(KEEP_OPEN.as_secs()).arg(u8::from(cancelled));
-            })
-            .await
-    }
-
     /// Sets the expiry of a broadcast's tally and undelivered users in every bucket.
     pub(super) async fn keep_parts(&self, app: &AppId, id: &BroadcastId, keep: Duration) -> Result<(), Error> {
         let redis = self.redis()?;
@@ -247,18 +244,6 @@ impl Store {
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await
-    }
-
-    /// Records that a broadcast has a part in a bucket, for [`Store::forget_in_broadcasts`].
-    async fn list_part(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<(), Error> {
-        let key = BucketKeys::new(app, bucket).broadcasts();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let ends = now + KEEP_OPEN + KEEP_ENDED;
-        let redis = self.redis()?;
-        redis.run::<u32>(redis::cmd("ZADD").arg(&key).arg(ends.as_secs()).arg(id.as_str())).await?;
-        redis.run::<u32>(redis::cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now.as_secs())).await?;
-        redis.run::<u32>(redis::cmd("EXPIRE").arg(&key).arg((KEEP_OPEN + KEEP_ENDED).as_secs())).await?;
-        Ok(())
     }
 
     /// Removes a user from every broadcast: from the audience, from the messages in flight, and from the undelivered

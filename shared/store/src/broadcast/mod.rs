@@ -16,6 +16,10 @@ pub mod tasks;
 use std::fmt;
 use std::time::Duration;
 
+use crate::Store;
+use crate::keys::{Bucket, BucketKeys, PartKeys};
+use domain::AppId;
+
 /// How long a broadcast that has not ended is kept. This is far longer than any credential lives.
 pub const KEEP_OPEN: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -57,6 +61,31 @@ impl BroadcastId {
 impl fmt::Display for BroadcastId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)
+    }
+}
+
+/// A broadcast's part in one bucket: what happens there to its audience, messages and permits.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    store: &'a Store,
+    app: &'a AppId,
+    id: &'a BroadcastId,
+    bucket: Bucket,
+}
+
+impl Store {
+    /// The part of a broadcast in a bucket.
+    pub fn part<'a>(&'a self, app: &'a AppId, id: &'a BroadcastId, bucket: Bucket) -> Part<'a> {
+        Part { store: self, app, id, bucket }
+    }
+}
+
+impl Part<'_> {
+    /// The keys of the bucket, and those of the part.
+    fn keys(&self) -> (BucketKeys, PartKeys) {
+        let keys = BucketKeys::new(self.app, self.bucket);
+        let part = keys.broadcast(self.id);
+        (keys, part)
     }
 }
 

@@ -6,12 +6,12 @@ use deadpool_redis::redis::{self, Cmd, Value};
 
 use super::audience::Choice;
 use super::permits::{Permits, read_permits};
-use super::{BroadcastId, KEEP_OPEN};
+use super::{KEEP_OPEN, Part};
 use crate::delivery_failures::MsgId;
-use crate::keys::{Bucket, BucketKeys};
+use crate::keys::{BucketKeys, PartKeys};
 use crate::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
-use crate::{Error, Reply, Store, scripts, unexpected};
-use domain::{AppId, OpenId};
+use crate::{Error, Reply, scripts, unexpected};
+use domain::OpenId;
 
 /// Maximum number of users that one call of a script takes or settles. It is large enough to share the fixed cost of a
 /// call, and small enough to keep Redis free for others.
@@ -99,30 +99,27 @@ pub struct Settlement {
     pub msgid: Option<MsgId>,
 }
 
-impl Store {
+impl Part<'_> {
     /// Takes up to `count` users out of the audience of a bucket, at most [`PAGE`] and as many as there are permits,
     /// and leases a credential for each under one owner. `granted` is the total number of permits of the bucket. If the
     /// reply is lost, the leases expire and are taken over.
-    #[allow(clippy::too_many_arguments)]
     pub async fn take_page(
         &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
         owner: LeaseId,
         count: usize,
         granted: u64,
         choice: &Choice,
         terms: &LeaseTerms,
     ) -> Result<Page, Error> {
-        let keys = BucketKeys::new(app, bucket);
+        let (keys, part) = self.keys();
         let reply: Vec<Value> = self
+            .store
             .redis()?
             .invoke(&scripts::BROADCAST_PAGE, |command| {
                 command.arg(9);
-                page_keys(command, &keys, id);
-                command.arg(keys.broadcast(id).permits());
-                command.arg(id.as_str()).arg(&owner.0).arg(count.min(PAGE)).arg(terms.duration.as_millis() as u64);
+                page_keys(command, &keys, &part);
+                command.arg(part.permits());
+                command.arg(self.id.as_str()).arg(&owner.0).arg(count.min(PAGE)).arg(terms.duration.as_millis() as u64);
                 command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
                 command.arg(choice.min_interval);
                 command.arg(KEEP_OPEN.as_secs()).arg(granted);
@@ -136,31 +133,24 @@ impl Store {
 
     /// Users of a bucket whose messages are in flight or have an unknown outcome, under any owner. There are few: the
     /// number is bounded by what may be in flight at once.
-    pub async fn in_flight(&self, app: &AppId, id: &BroadcastId, bucket: Bucket) -> Result<Vec<OpenId>, Error> {
-        let key = BucketKeys::new(app, bucket).broadcast(id).flight();
-        let openids: Vec<String> = self.redis()?.run(redis::cmd("SMEMBERS").arg(key)).await?;
+    pub async fn in_flight(&self) -> Result<Vec<OpenId>, Error> {
+        let (_, part) = self.keys();
+        let openids: Vec<String> = self.store.redis()?.run(redis::cmd("SMEMBERS").arg(part.flight())).await?;
         openids.into_iter().map(|openid| OpenId::parse(openid).map_err(|_| unexpected("an invalid openid"))).collect()
     }
 
     /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users. If the
     /// credential is a grant and another message to the user is in flight, that message counts among those to wait for.
-    pub async fn take_over(
-        &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
-        owner: LeaseId,
-        openids: &[OpenId],
-        terms: &LeaseTerms,
-    ) -> Result<TakenOver, Error> {
-        let keys = BucketKeys::new(app, bucket);
-        let part = keys.broadcast(id);
+    pub async fn take_over(&self, owner: LeaseId, openids: &[OpenId], terms: &LeaseTerms) -> Result<TakenOver, Error> {
+        let (keys, part) = self.keys();
         let reply: Vec<Value> = self
+            .store
             .redis()?
             .invoke(&scripts::BROADCAST_TAKEOVER, |command| {
                 command.arg(6).arg(keys.users()).arg(keys.leases()).arg(part.flight()).arg(part.tally());
                 command.arg(part.data()).arg(part.undelivered());
-                command.arg(id.as_str()).arg(&owner.0).arg(terms.duration.as_millis() as u64).arg(KEEP_OPEN.as_secs());
+                command.arg(self.id.as_str()).arg(&owner.0).arg(terms.duration.as_millis() as u64);
+                command.arg(KEEP_OPEN.as_secs());
                 for openid in openids {
                     command.arg(openid.as_str());
                 }
@@ -174,27 +164,25 @@ impl Store {
 
     /// Settles messages of one bucket, at most [`PAGE`]. A delivered message with a delivery failure that was reported
     /// already is counted as failed. Repeating the call changes nothing.
-    pub async fn settle_page(
+    pub async fn settle(
         &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
         settlements: &[Settlement],
         choice: &Choice,
         terms: &LeaseTerms,
     ) -> Result<PageSettleReply, Error> {
-        let keys = BucketKeys::new(app, bucket);
+        let (keys, part) = self.keys();
         let msgids: Vec<_> = settlements.iter().filter_map(|settlement| settlement.msgid).collect();
         let reply: Vec<Value> = self
+            .store
             .redis()?
             .invoke(&scripts::BROADCAST_SETTLE, |command| {
                 command.arg(10 + msgids.len());
-                page_keys(command, &keys, id);
-                command.arg(keys.broadcast(id).sent()).arg(keys.broadcast(id).permits());
+                page_keys(command, &keys, &part);
+                command.arg(part.sent()).arg(part.permits());
                 for msgid in &msgids {
                     command.arg(keys.failed(*msgid));
                 }
-                command.arg(id.as_str()).arg(self.inner.cap).arg(terms.duration.as_millis() as u64);
+                command.arg(self.id.as_str()).arg(self.store.inner.cap).arg(terms.duration.as_millis() as u64);
                 command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
                 command.arg(KEEP_OPEN.as_secs());
                 for Settlement { openid, owner, verdict, next, msgid } in settlements {
@@ -226,8 +214,7 @@ impl Store {
     }
 }
 
-fn page_keys(command: &mut Cmd, keys: &BucketKeys, id: &BroadcastId) {
-    let part = keys.broadcast(id);
+fn page_keys(command: &mut Cmd, keys: &BucketKeys, part: &PartKeys) {
     command.arg(keys.users()).arg(keys.leases()).arg(keys.ledger());
     command.arg(part.todo()).arg(part.flight()).arg(part.tally()).arg(part.data()).arg(part.undelivered());
 }

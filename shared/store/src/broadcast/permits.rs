@@ -9,8 +9,8 @@ use std::time::Duration;
 use deadpool_redis::redis::{self, Value};
 
 use super::records::State;
-use super::{BroadcastId, KEEP_OPEN};
-use crate::keys::{BroadcastKeys, Bucket, BucketKeys};
+use super::{KEEP_OPEN, Part};
+use crate::keys::BroadcastKeys;
 use crate::{Error, Reply, Store, scripts, unexpected};
 use domain::AppId;
 
@@ -111,28 +111,25 @@ pub enum Held {
     State(Option<State>),
 }
 
-impl Store {
+impl Part<'_> {
     /// Grants permits for up to `wanted` messages of a bucket of a broadcast, beside the permits that are left there.
     /// `rate` is the broadcast's own limit of messages per second (0 for no limit).
-    #[allow(clippy::too_many_arguments)]
     pub async fn permit(
         &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
         permits: &Permits,
         wanted: usize,
         rate: u32,
         bounds: &Bounds,
         budget: Budget,
     ) -> Result<Permit, Error> {
-        let keys = BroadcastKeys::new(app);
+        let (keys, id) = (BroadcastKeys::new(self.app), self.id);
         let reply: Vec<Value> = self
+            .store
             .redis()?
             .invoke(&scripts::BROADCAST_PERMIT, |command| {
                 command.arg(5).arg(keys.record(id)).arg(keys.pace()).arg(keys.own_pace(id)).arg(keys.quota(budget));
                 command.arg(keys.permits(id));
-                command.arg(bucket.0).arg(wanted).arg(permits.received).arg(permits.returned).arg(permits.ended);
+                command.arg(self.bucket.0).arg(wanted).arg(permits.received).arg(permits.returned).arg(permits.ended);
                 command.arg(budget.day).arg(bounds.app_rate).arg(bounds.broadcast_rate).arg(rate);
                 command.arg(bounds.daily_quota).arg(bounds.broadcast_share).arg(KEEP_DAY.as_secs());
             })
@@ -157,16 +154,10 @@ impl Store {
 
     /// Reads the permits of a bucket. `granted` is the total that was granted to it. If `give_back` is set, returns the
     /// unused ones.
-    pub async fn bucket_permits(
-        &self,
-        app: &AppId,
-        id: &BroadcastId,
-        bucket: Bucket,
-        granted: u64,
-        give_back: bool,
-    ) -> Result<Permits, Error> {
-        let part = BucketKeys::new(app, bucket).broadcast(id);
+    pub async fn permits(&self, granted: u64, give_back: bool) -> Result<Permits, Error> {
+        let (_, part) = self.keys();
         let reply: Vec<u64> = self
+            .store
             .redis()?
             .invoke(&scripts::BROADCAST_ACCOUNT, |command| {
                 command.arg(2).arg(part.permits()).arg(part.flight());
@@ -175,7 +166,9 @@ impl Store {
             .await?;
         read_permits(granted, &reply)
     }
+}
 
+impl Store {
     /// Counts messages that were sent without a permit. Single messages are sent at once, and broadcasts slow down in
     /// return.
     pub async fn count_messages(&self, app: &AppId, budget: Budget, messages: u64) -> Result<(), Error> {

@@ -23,6 +23,19 @@ pub struct Task {
     pub bucket: Bucket,
 }
 
+/// Which tasks a replica takes.
+#[derive(Debug, Clone, Copy)]
+pub struct TakeTasks<'a> {
+    /// The name of the replica.
+    pub consumer: &'a str,
+    /// Maximum number of tasks that no replica has.
+    pub count: usize,
+    /// Tasks of replicas that were silent for so long are claimed.
+    pub silence: Duration,
+    /// Maximum number of tasks in all.
+    pub most: usize,
+}
+
 /// How a replica ends its work on a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
@@ -35,16 +48,12 @@ pub enum Left {
 }
 
 impl Store {
-    /// Takes up to `count` tasks of a broadcast that no replica has. Then claims tasks of replicas that were silent for
-    /// `silence`, up to `most` tasks in all.
+    /// Takes tasks of a broadcast that no replica has. Then claims tasks of silent replicas.
     pub async fn take_tasks(
         &self,
         app: &AppId,
         id: &BroadcastId,
-        consumer: &str,
-        silence: Duration,
-        count: usize,
-        most: usize,
+        &TakeTasks { consumer, count, silence, most }: &TakeTasks<'_>,
     ) -> Result<Vec<Task>, Error> {
         let key = BroadcastKeys::new(app).tasks(id);
         let mut tasks = Vec::new();

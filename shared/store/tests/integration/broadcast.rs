@@ -6,13 +6,13 @@ use std::time::Duration;
 use deadpool_redis::redis;
 use domain::{OpenId, RequestId};
 use store::Error;
-use store::broadcast::BroadcastId;
 use store::broadcast::audience::{Added, Choice, Recipient};
 use store::broadcast::pages::{Next, Page, Ready, Settlement, TakenOver};
 use store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use store::broadcast::records::{Created, Draft, Move, Moved, Pause, Record, State};
 use store::broadcast::tallies::{DELIVERED, Tally, Undelivered};
-use store::broadcast::tasks::Left;
+use store::broadcast::tasks::{Left, TakeTasks, Task};
+use store::broadcast::{BroadcastId, Part};
 use store::delivery_failures::{LateFailure, MsgId};
 use store::keys::{Bucket, BucketKeys, PartKeys};
 use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
@@ -48,12 +48,12 @@ pub async fn two_whole_broadcasts(world: &World) {
         let start = Move::Start { everyone: false };
         assert_eq!(store.due_broadcasts(app, NOW_MS + 1).await.unwrap(), std::slice::from_ref(&draft.id));
         store.move_broadcast(app, &draft.id, &start, NOW_MS + 1).await.unwrap();
-        store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap();
+        broadcast.tasks("c1", Duration::from_secs(9), 9).await;
         store.count_messages(app, budget, 1).await.unwrap();
         store.set_quota(app, budget, 100, 1, 1).await.unwrap();
         store.may_ask_quota(app, budget.api, Duration::from_secs(9)).await.unwrap();
         let permits = Permits::default();
-        let permit = store.permit(app, &draft.id, bucket, &permits, 9, 10, &bounds, budget).await.unwrap();
+        let permit = broadcast.part(bucket).permit(&permits, 9, 10, &bounds, budget).await.unwrap();
         assert_eq!(permit.granted, 2);
         let owner = LeaseId::random();
         for openid in [&anna, &bob] {
@@ -61,7 +61,7 @@ pub async fn two_whole_broadcasts(world: &World) {
         }
         broadcast.take_over(bucket, owner, std::slice::from_ref(&anna)).await;
         broadcast.settle(&anna, owner, LeaseEnd::Hold, Next::Hold).await;
-        assert!(store.bucket_permits(app, &draft.id, bucket, 2, true).await.unwrap().left == 0);
+        assert!(broadcast.part(bucket).permits(2, true).await.unwrap().left == 0);
         let next_owner = LeaseId::random();
         let next = Next::Credential(next_owner, "CREDENTIALS_DEAD".into());
         broadcast.settle(&anna, owner, LeaseEnd::Discard, next).await;
@@ -76,15 +76,15 @@ pub async fn two_whole_broadcasts(world: &World) {
         }
         let mut state = None;
         for _ in 0..2 {
-            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap() {
-                store.close_part(app, &draft.id, task.bucket, true).await.unwrap();
+            for task in broadcast.tasks("c1", Duration::from_secs(9), 9).await {
+                broadcast.part(task.bucket).close(true).await.unwrap();
                 state = store.leave_task(app, &task, Left::Passed).await.unwrap();
             }
-            for task in store.take_tasks(app, &draft.id, "c1", Duration::from_secs(9), 9, 9).await.unwrap() {
+            for task in broadcast.tasks("c1", Duration::from_secs(9), 9).await {
                 state = store.leave_task(app, &task, Left::Done).await.unwrap();
             }
-            for task in store.take_tasks(app, &draft.id, "c2", Duration::ZERO, 9, 9).await.unwrap() {
-                store.close_part(app, &draft.id, task.bucket, true).await.unwrap();
+            for task in broadcast.tasks("c2", Duration::ZERO, 9).await {
+                broadcast.part(task.bucket).close(true).await.unwrap();
                 state = store.leave_task(app, &task, Left::Done).await.unwrap();
             }
         }
@@ -151,8 +151,18 @@ impl<'a> Broadcast<'a> {
         assert_eq!(self.go(&Move::Start { everyone: self.everyone }).await, Moved::To(State::Running));
     }
 
+    pub fn part(&self, bucket: Bucket) -> Part<'_> {
+        self.world.store.part(&self.world.app, &self.id, bucket)
+    }
+
+    /// Takes tasks that no replica has, and those of replicas that were silent for so long.
+    pub async fn tasks(&self, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
+        let take = TakeTasks { consumer, count, silence, most: count };
+        self.world.store.take_tasks(&self.world.app, &self.id, &take).await.unwrap()
+    }
+
     pub async fn add_to(&self, bucket: Bucket, recipients: &[Recipient], excluded: &[OpenId]) -> Added {
-        self.world.store.add_recipients(&self.world.app, &self.id, bucket, recipients, excluded).await.unwrap()
+        self.part(bucket).add_recipients(recipients, excluded).await.unwrap()
     }
 
     /// Adds users of any bucket.
@@ -176,7 +186,7 @@ impl<'a> Broadcast<'a> {
     }
 
     pub async fn snapshot(&self, bucket: Bucket) -> bool {
-        self.world.store.snapshot(&self.world.app, &self.id, bucket, &self.choice, &TERMS).await.unwrap()
+        self.part(bucket).snapshot(&self.choice, &TERMS).await.unwrap()
     }
 
     /// Completes the snapshots of all buckets.
@@ -187,8 +197,7 @@ impl<'a> Broadcast<'a> {
     }
 
     pub async fn take(&self, bucket: Bucket, owner: LeaseId, count: usize, terms: &LeaseTerms) -> Page {
-        let (store, app) = (&self.world.store, &self.world.app);
-        store.take_page(app, &self.id, bucket, owner, count, MANY, &self.choice, terms).await.unwrap()
+        self.part(bucket).take_page(owner, count, MANY, &self.choice, terms).await.unwrap()
     }
 
     /// Takes all users of all buckets for one owner.
@@ -208,8 +217,7 @@ impl<'a> Broadcast<'a> {
     }
 
     pub async fn take_over(&self, bucket: Bucket, owner: LeaseId, openids: &[OpenId]) -> TakenOver {
-        let (store, app) = (&self.world.store, &self.world.app);
-        store.take_over(app, &self.id, bucket, owner, openids, &TERMS).await.unwrap()
+        self.part(bucket).take_over(owner, openids, &TERMS).await.unwrap()
     }
 
     pub async fn try_settle(
@@ -218,11 +226,7 @@ impl<'a> Broadcast<'a> {
         settlements: &[Settlement],
         terms: &LeaseTerms,
     ) -> Result<Vec<(OpenId, Lease)>, Error> {
-        self.world
-            .store
-            .settle_page(&self.world.app, &self.id, bucket, settlements, &self.choice, terms)
-            .await
-            .map(|settled| settled.next)
+        self.part(bucket).settle(settlements, &self.choice, terms).await.map(|settled| settled.next)
     }
 
     /// Settles one message.
@@ -270,14 +274,14 @@ impl<'a> Broadcast<'a> {
         }
     }
 
-    pub fn part(&self, bucket: Bucket) -> PartKeys {
+    pub fn keys_in(&self, bucket: Bucket) -> PartKeys {
         BucketKeys::new(&self.world.app, bucket).broadcast(&self.id)
     }
 
     /// The waiting users, the users in flight, and the counts, of all buckets.
     pub async fn places(&self) -> (BTreeSet<String>, BTreeSet<String>, BTreeMap<String, u64>) {
         let mut pipe = redis::pipe();
-        for part in self.world.store.buckets().map(|bucket| self.part(bucket)) {
+        for part in self.world.store.buckets().map(|bucket| self.keys_in(bucket)) {
             pipe.cmd("SMEMBERS").arg(part.todo()).cmd("SMEMBERS").arg(part.flight()).cmd("HGETALL").arg(part.tally());
         }
         let read: Vec<Vec<String>> = self.world.all(&pipe).await;

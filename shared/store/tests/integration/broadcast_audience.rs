@@ -288,7 +288,7 @@ async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
             }
         }
         if state == "closed" {
-            world.store.close_part(&world.app, &broadcast.id, bucket, true).await.unwrap();
+            broadcast.part(bucket).close(true).await.unwrap();
         }
         broadcasts.push((state, broadcast));
     }
@@ -340,7 +340,7 @@ async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
             }
             if !closed {
                 for bucket in world.store.buckets() {
-                    world.store.close_part(&world.app, &broadcast.id, bucket, true).await.unwrap();
+                    broadcast.part(bucket).close(true).await.unwrap();
                 }
             }
         }
@@ -368,7 +368,7 @@ async fn users_not_reached_by_a_cancelled_broadcast_count_as_left() {
         broadcast.settle(&page.ready[0].openid, owner, LeaseEnd::Consume, end("delivered")).await;
         broadcast.go(&Move::Cancel).await;
         for bucket in world.store.buckets() {
-            world.store.close_part(&world.app, &broadcast.id, bucket, true).await.unwrap();
+            broadcast.part(bucket).close(true).await.unwrap();
         }
         let tally = broadcast.tally().await;
         let here = users.iter().filter(|user| world.store.bucket_of(user) == first).count() as u64;

@@ -17,7 +17,7 @@ async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
         let broadcast = Broadcast::to(&world, &[anna, bob]).await;
         let close = async |cancelled| {
             let before = world.everything().await;
-            let closed = world.store.close_part(&world.app, &broadcast.id, bucket, cancelled).await.unwrap();
+            let closed = broadcast.part(bucket).close(cancelled).await.unwrap();
             assert!(closed || world.everything().await == before);
             closed
         };

@@ -82,7 +82,7 @@ async fn late_calls_create_no_key_that_stays() {
         let owner = LeaseId::random();
         broadcast.take_all(owner, &TERMS).await;
         // As if the message had lasted longer than the keys of the broadcast.
-        world.raw::<()>(redis::cmd("DEL").arg(broadcast.part(world.store.bucket_of(&anna)).tally())).await;
+        world.raw::<()>(redis::cmd("DEL").arg(broadcast.keys_in(world.store.bucket_of(&anna)).tally())).await;
         match late {
             Some(Next::Hold) => drop(broadcast.settle(&anna, owner, LeaseEnd::Hold, Next::Hold).await),
             Some(next) => drop(broadcast.settle(&anna, owner, LeaseEnd::Suspect, next).await),

@@ -44,7 +44,7 @@ async fn in_state(world: &World, state: State) -> Broadcast<'_> {
 async fn finish(broadcast: &Broadcast<'_>) -> Option<State> {
     let World { store, app, .. } = broadcast.world;
     let mut last = None;
-    for task in store.take_tasks(app, &broadcast.id, "somebody", Duration::ZERO, 100, 100).await.unwrap() {
+    for task in broadcast.tasks("somebody", Duration::ZERO, 100).await {
         last = store.leave_task(app, &task, Left::Done).await.unwrap();
     }
     last

@@ -43,8 +43,8 @@ async fn each_of_300_users_is_taken_once_by_8_concurrent_tasks() {
                 let (mut mine, mut taken) = (Vec::new(), 0);
                 loop {
                     let owner = LeaseId::random();
-                    let store = &world.store;
-                    let page = store.take_page(&world.app, &id, bucket, owner, 7, MANY, &choice, &TERMS).await.unwrap();
+                    let part = world.store.part(&world.app, &id, bucket);
+                    let page = part.take_page(owner, 7, MANY, &choice, &TERMS).await.unwrap();
                     if page.taken == 0 {
                         return (mine, taken);
                     }
@@ -106,8 +106,7 @@ async fn each_ending_is_returned_once_by_the_call_that_recorded_it() {
     let bucket = world.store.bucket_of(&anna);
     let settle = async |owner, next| {
         let settlement = Settlement { openid: anna.clone(), owner, verdict: LeaseEnd::Consume, next, msgid: None };
-        let (store, choice) = (&world.store, &broadcast.choice);
-        store.settle_page(&world.app, &broadcast.id, bucket, &[settlement], choice, &TERMS).await.unwrap().endings
+        broadcast.part(bucket).settle(&[settlement], &broadcast.choice, &TERMS).await.unwrap().endings
     };
     assert_eq!(settle(LeaseId::random(), end("delivered")).await, [], "another owner cannot end the message");
     assert_eq!(settle(owner, end("delivered")).await, [("delivered".to_owned(), 1)]);
@@ -306,7 +305,7 @@ async fn page_of_64_longest_names_fits_into_one_call_of_each_kind() {
     let broadcast = Broadcast::to(&world, &users).await;
     let (first, second) = (LeaseId::random(), LeaseId::random());
     assert_eq!(broadcast.take(bucket, first, 1000, &BRIEF).await.ready.len(), 64);
-    let flying = world.store.in_flight(&world.app, &broadcast.id, bucket).await.unwrap();
+    let flying = broadcast.part(bucket).in_flight().await.unwrap();
     assert_eq!(broadcast.take_over(bucket, second, &flying).await.ready.len(), 64);
     let settle = async |owner, verdict, next: &dyn Fn() -> Next| {
         let settlements: Vec<_> = users

@@ -45,8 +45,8 @@ impl<'a> Part<'a> {
     }
 
     async fn ask_of(&mut self, wanted: usize, bounds: &Bounds, budget: Budget) -> (u64, Option<Held>) {
-        let Broadcast { world, id, .. } = self.broadcast;
-        let permit = world.store.permit(&world.app, id, self.bucket, &self.permits, wanted, 0, bounds, budget).await;
+        let part = self.broadcast.part(self.bucket);
+        let permit = part.permit(&self.permits, wanted, 0, bounds, budget).await;
         let (permit, before) = (permit.unwrap(), self.permits.received);
         self.permits.received = permit.granted;
         (permit.granted - before, permit.why)
@@ -102,9 +102,9 @@ async fn over_time(
         let which = number % ids.len();
         let (world, id, bucket, all) = (world.clone(), ids[which].clone(), Bucket(number as u16), all.clone());
         callers.spawn(async move {
-            let (mut permits, store) = (Permits::default(), &world.store);
+            let (mut permits, part) = (Permits::default(), world.store.part(&world.app, &id, bucket));
             while all.load(Ordering::Relaxed) < MESSAGES {
-                let asked = store.permit(&world.app, &id, bucket, &permits, wanted, rate, &bounds, TODAY).await;
+                let asked = part.permit(&permits, wanted, rate, &bounds, TODAY).await;
                 let Permit { granted, why } = asked.unwrap();
                 all.fetch_add((granted - permits.received) as usize, Ordering::Relaxed);
                 match why {

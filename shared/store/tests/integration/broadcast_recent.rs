@@ -4,7 +4,7 @@ use domain::{Credential, GrantUses, OpenId};
 use store::broadcast::audience::Choice;
 use store::broadcast::pages::Next;
 use store::eligibility::Eligibility;
-use store::leases::{LeaseEnd, LeaseId, LeaseTerms};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, NewLease, Settle};
 
 use crate::broadcast::{Broadcast, end};
 use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, leased, prepay_id, request, template, user};
@@ -56,10 +56,12 @@ impl<'a> Earlier<'a> {
                 assert_eq!(broadcast.take_all(owner, terms).await.len(), 1);
             }
             Sender::Single => {
-                drop(leased(world.store.lease(&world.app, &user, owner, terms, wanted, None).await.unwrap()))
+                let new = NewLease { id: owner, request: None, wanted };
+                drop(leased(world.store.lease(&world.app, &user, &new, terms).await.unwrap()))
             }
             Sender::WithRequest => {
-                let reply = world.store.lease(&world.app, &user, owner, terms, wanted, Some(&request)).await;
+                let new = NewLease { id: owner, request: Some(&request), wanted };
+                let reply = world.store.lease(&world.app, &user, &new, terms).await;
                 leased(reply.unwrap());
             }
         }
@@ -80,7 +82,10 @@ impl<'a> Earlier<'a> {
                 drop(self.broadcast.settle(user, self.owner, verdict, Next::Again).await)
             }
             (Sender::Broadcast, _) => drop(self.broadcast.settle(user, self.owner, verdict, end("E")).await),
-            _ => drop(store.settle(app, user, self.owner, &TERMS, verdict, None, request, None).await.unwrap()),
+            _ => {
+                let settle = Settle { id: self.owner, request, end: verdict, outcome: None, next: None };
+                drop(store.settle(app, user, &settle, &TERMS).await.unwrap())
+            }
         }
     }
 

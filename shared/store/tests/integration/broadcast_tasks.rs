@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use deadpool_redis::redis;
 use store::broadcast::records::{Move, Moved, Pause, State};
-use store::broadcast::tasks::{Left, Task};
+use store::broadcast::tasks::{Left, TakeTasks, Task};
 use store::keys::{BroadcastKeys, Bucket};
 use tokio::task::JoinSet;
 
@@ -22,8 +22,7 @@ async fn take(broadcast: &Broadcast<'_>, consumer: &str, count: usize) -> Vec<Ta
 
 /// Also takes over tasks whose consumers were silent for so long.
 async fn take_over(broadcast: &Broadcast<'_>, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
-    let World { store, app, .. } = broadcast.world;
-    store.take_tasks(app, &broadcast.id, consumer, silence, count, count).await.unwrap()
+    broadcast.tasks(consumer, silence, count).await
 }
 
 async fn leave(world: &World, task: &Task, left: Left) -> Option<State> {
@@ -99,7 +98,8 @@ async fn each_task_goes_to_one_of_many_concurrent_consumers() {
             let mut mine = Vec::new();
             for _ in 0..4 {
                 for id in &broadcasts {
-                    mine.extend(store.take_tasks(&app, id, &format!("c{number}"), NEVER, 1, 1).await.unwrap());
+                    let take = TakeTasks { consumer: &format!("c{number}"), count: 1, silence: NEVER, most: 1 };
+                    mine.extend(store.take_tasks(&app, id, &take).await.unwrap());
                 }
             }
             mine
@@ -236,7 +236,10 @@ async fn consumer_without_capacity_may_still_claim_silent_tasks() {
     let silent = take(&broadcast, "a", 2).await;
     silence(&broadcast, "a", &silent).await;
     let World { store, app, .. } = &world;
-    let claim = async |most| store.take_tasks(app, &broadcast.id, "b", SILENCE, 0, most).await.unwrap();
+    let claim = async |most| {
+        let take = TakeTasks { consumer: "b", count: 0, silence: SILENCE, most };
+        store.take_tasks(app, &broadcast.id, &take).await.unwrap()
+    };
     assert_eq!(claim(1).await, silent[..1]);
     assert_eq!(claim(9).await, silent[1..], "but no tasks without a consumer");
     assert_eq!(take(&broadcast, "b", 100).await.len(), 2);

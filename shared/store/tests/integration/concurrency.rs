@@ -10,7 +10,7 @@ use domain::{Credential, GrantUses};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
 use store::eligibility::Eligibility;
-use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Settle, SettleReply};
 use tokio::task::JoinSet;
 
 use crate::world::{BRIEF, TERMS, World, any_kind, form_id, marks, prepay_id, request, store, template, user};
@@ -99,7 +99,8 @@ async fn anything(world: &World, steps: u32) {
                 let message = (number < 10).then(|| request(&format!("r{number}"), 1));
                 let wanted = Eligibility { template: Some(template("t1")), ..any_kind() };
                 let (app, id, message_ref) = (&world.app, LeaseId::random(), message.as_ref());
-                let reply = world.store.lease(app, openid, id, &terms, &wanted, message_ref).await.unwrap();
+                let new = NewLease { id, request: message_ref, wanted: &wanted };
+                let reply = world.store.lease(app, openid, &new, &terms).await.unwrap();
                 if let Leased::Lease(lease) = reply {
                     mine.push((openid.clone(), lease.id, message));
                 }
@@ -146,7 +147,8 @@ async fn each_of_200_grants_is_leased_once_and_one_at_a_time() {
             let (wanted, mut mine, mut busy) = (Eligibility::grants(template("t1")), 0, 0);
             loop {
                 let id = LeaseId::random();
-                match other.lease(&world.app, &anna, id, &TERMS, &wanted, None).await.unwrap() {
+                let new = NewLease { id, request: None, wanted: &wanted };
+                match other.lease(&world.app, &anna, &new, &TERMS).await.unwrap() {
                     Leased::Lease(lease) => {
                         assert!(!under_way.swap(true, Ordering::SeqCst), "two leases at once");
                         assert_eq!(lease.credential.as_str(), "t1");
@@ -155,7 +157,8 @@ async fn each_of_200_grants_is_leased_once_and_one_at_a_time() {
                         let back = rand::rng().random_range(0..5) == 0;
                         let verdict = if back { LeaseEnd::Return } else { LeaseEnd::Consume };
                         under_way.store(false, Ordering::SeqCst);
-                        let settled = other.settle(&world.app, &anna, id, &TERMS, verdict, None, None, None).await;
+                        let settle = Settle { id, request: None, end: verdict, outcome: None, next: None };
+                        let settled = other.settle(&world.app, &anna, &settle, &TERMS).await;
                         assert!(matches!(settled.unwrap(), SettleReply::Done { .. }));
                         mine += u64::from(!back);
                     }

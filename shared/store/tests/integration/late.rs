@@ -117,7 +117,7 @@ async fn failure_is_counted_in_its_own_broadcast_also_when_closed() {
         let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
         broadcast.deliver(&anna, owner, MsgId(number)).await;
         let bucket = world.store.bucket_of(&anna);
-        assert!(world.store.close_part(&world.app, &broadcast.id, bucket, false).await.unwrap());
+        assert!(broadcast.part(bucket).close(false).await.unwrap());
         all.push((broadcast, MsgId(number)));
     }
     assert!(fails_late(&world, &anna, MsgId(99)).await, "a single message");
@@ -134,7 +134,7 @@ async fn failure_is_counted_in_its_own_broadcast_also_when_closed() {
     }
     // The new keys are kept no longer than the others.
     for (broadcast, _) in &all {
-        let part = broadcast.part(world.store.bucket_of(&anna));
+        let part = broadcast.keys_in(world.store.bucket_of(&anna));
         let ttl = async |key: String| world.raw::<i64>(redis::cmd("TTL").arg(key)).await;
         assert!((ttl(part.tally()).await - ttl(part.undelivered()).await).abs() <= 1);
     }
@@ -194,7 +194,7 @@ async fn msgids_are_kept_for_an_hour_and_later_reports_are_ignored() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
     broadcast.deliver(&anna, owner, MsgId(1)).await;
-    let sent = broadcast.part(world.store.bucket_of(&anna)).sent();
+    let sent = broadcast.keys_in(world.store.bucket_of(&anna)).sent();
     assert!((3500..=3600).contains(&world.raw::<i64>(redis::cmd("TTL").arg(&sent)).await));
     world.advance(1).await;
     assert!(broadcast.fail_late(&anna, MsgId(1)).await);
@@ -207,7 +207,7 @@ async fn failure_in_a_deleted_broadcast_creates_no_key() {
     let (world, anna, owner) = (World::new().await, user("oAnna"), LeaseId::random());
     let broadcast = sending(&world, std::slice::from_ref(&anna), owner).await;
     broadcast.deliver(&anna, owner, MsgId(1)).await;
-    let part = broadcast.part(world.store.bucket_of(&anna));
+    let part = broadcast.keys_in(world.store.bucket_of(&anna));
     world.raw::<()>(redis::cmd("DEL").arg(part.tally())).await;
     broadcast.fail_late(&anna, MsgId(1)).await;
     let everything = world.everything().await;

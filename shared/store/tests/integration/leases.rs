@@ -1,6 +1,6 @@
 //! The guarantees of a lease: one credential for one message, also for repeated and late calls.
 
-use store::leases::{LeaseEnd, LeaseId, Leased, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, Leased, Settle, SettleReply};
 
 use crate::world::{BRIEF, TERMS, World, form_id, leased, next, prepay_id, request, user};
 
@@ -92,7 +92,8 @@ async fn repeated_settle_changes_nothing() {
             let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, request.as_ref()).await);
             let settle = async || {
                 let (app, request) = (&world.app, request.as_ref());
-                world.store.settle(app, &anna, lease.id, &TERMS, verdict, Some(b"ok"), request, None).await.unwrap()
+                let settle = Settle { id: lease.id, request, end: verdict, outcome: Some(b"ok"), next: None };
+                world.store.settle(app, &anna, &settle, &TERMS).await.unwrap()
             };
             assert!(matches!(settle().await, SettleReply::Done { .. }));
             let before = world.everything().await;

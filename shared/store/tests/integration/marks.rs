@@ -6,7 +6,7 @@ use domain::{GrantUses, OpenId};
 use store::broadcast::pages::Next;
 use store::credentials::OnceKey;
 use store::eligibility::Eligibility;
-use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Request, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Reaped, Request, Settle, SettleReply};
 
 use crate::broadcast::{Broadcast, end};
 use crate::world::{TERMS, World, form_id, leased, marks, next, request, template, user};
@@ -32,13 +32,15 @@ async fn with_grants() -> (World, OpenId) {
 
 async fn ask(world: &World, user: &OpenId, id: LeaseId, request: &Request) -> Leased {
     let wanted = Eligibility::grants(template("t1"));
-    world.store.lease(&world.app, user, id, &TERMS, &wanted, Some(request)).await.unwrap()
+    let new = NewLease { id, request: Some(request), wanted: &wanted };
+    world.store.lease(&world.app, user, &new, &TERMS).await.unwrap()
 }
 
 async fn settle_next(world: &World, user: &OpenId, id: LeaseId, verdict: LeaseEnd, next: LeaseId) -> SettleReply {
     let wanted = Eligibility::grants(template("t1"));
     let next = Some((next, &wanted));
-    world.store.settle(&world.app, user, id, &TERMS, verdict, None, None, next).await.unwrap()
+    let settle = Settle { id, request: None, end: verdict, outcome: None, next };
+    world.store.settle(&world.app, user, &settle, &TERMS).await.unwrap()
 }
 
 fn busy(reply: &Leased) -> bool {
@@ -153,7 +155,8 @@ async fn takeover_at_the_deadline_does_not_wait_for_the_send_lock() {
     let (world, anna) = with_grants().await;
     let brief = LeaseTerms { duration: Duration::from_millis(1), ..TERMS };
     let (message, wanted) = (request("r1", 1), Eligibility::grants(template("t1")));
-    let lease = world.store.lease(&world.app, &anna, LeaseId::random(), &brief, &wanted, Some(&message));
+    let new = NewLease { id: LeaseId::random(), request: Some(&message), wanted: &wanted };
+    let lease = world.store.lease(&world.app, &anna, &new, &brief);
     leased(lease.await.unwrap());
     let mut broadcast = Broadcast::to(&world, &[world.neighbour(&anna)]).await;
     broadcast.choice.wanted = wanted;
@@ -258,7 +261,7 @@ async fn broadcast_puts_a_locked_user_back_unchanged() {
     assert_eq!(world.field(&anna).await, field);
     let (todo, flight, _) = broadcast.places().await;
     assert_eq!((todo.len(), flight.len()), (1, 1));
-    assert!(!world.store.close_part(&world.app, &broadcast.id, bucket, false).await.unwrap());
+    assert!(!broadcast.part(bucket).close(false).await.unwrap());
     world.assert_sound().await;
     let page = broadcast.take(bucket, LeaseId::random(), 9, &TERMS).await;
     assert_eq!((page.taken, page.busy, page.ready.len()), (1, 1, 0));

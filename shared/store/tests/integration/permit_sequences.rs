@@ -84,10 +84,9 @@ impl Run<'_> {
     }
 
     async fn ask(&mut self, bucket: u16, wanted: usize, lost: bool) -> Option<Held> {
-        let (store, app, id) = (&self.world.store, &self.world.app, &self.broadcast.id);
         let permits = &mut self.permits[usize::from(bucket)];
         let wanted = wanted.saturating_sub(permits.left as usize);
-        let permit = store.permit(app, id, Bucket(bucket), permits, wanted, 0, &self.bounds, TODAY).await.unwrap();
+        let permit = self.broadcast.part(Bucket(bucket)).permit(permits, wanted, 0, &self.bounds, TODAY).await.unwrap();
         if !lost {
             permits.granted = permit.granted;
         }
@@ -97,10 +96,10 @@ impl Run<'_> {
     /// Takes a page. Returns how many users were taken. Their leases expire at once, so that any replica can settle
     /// them.
     async fn page(&mut self, bucket: u16, count: usize, lost: bool) -> usize {
-        let Broadcast { world, id, choice, .. } = &self.broadcast;
+        let broadcast = &self.broadcast;
         let permits = &mut self.permits[usize::from(bucket)];
         let (bucket, owner, granted) = (Bucket(bucket), LeaseId::random(), permits.granted);
-        let page = world.store.take_page(&world.app, id, bucket, owner, count, granted, choice, &BRIEF).await.unwrap();
+        let page = broadcast.part(bucket).take_page(owner, count, granted, &broadcast.choice, &BRIEF).await.unwrap();
         assert!(page.taken <= count && page.ready.len() == page.taken);
         if !lost {
             *permits = page.permits;
@@ -111,7 +110,7 @@ impl Run<'_> {
     /// Settles one of the messages in flight, regardless of its owner. False if there is none.
     async fn settle(&mut self, bucket: u16, verdict: LeaseEnd, next: Next) -> bool {
         let (bucket, owner) = (Bucket(bucket), LeaseId::random());
-        let flying = self.world.store.in_flight(&self.world.app, &self.broadcast.id, bucket).await.unwrap();
+        let flying = self.broadcast.part(bucket).in_flight().await.unwrap();
         let Some(openid) = flying.into_iter().min() else { return false };
         let over = self.broadcast.take_over(bucket, owner, std::slice::from_ref(&openid)).await;
         if let Some(ready) = over.ready.first() {
@@ -122,9 +121,8 @@ impl Run<'_> {
     }
 
     async fn account(&mut self, bucket: u16, give_back: bool) {
-        let (store, app, id) = (&self.world.store, &self.world.app, &self.broadcast.id);
         let permits = &mut self.permits[usize::from(bucket)];
-        *permits = store.bucket_permits(app, id, Bucket(bucket), permits.granted, give_back).await.unwrap();
+        *permits = self.broadcast.part(Bucket(bucket)).permits(permits.granted, give_back).await.unwrap();
         self.ask(bucket, 0, false).await;
     }
 
@@ -136,11 +134,11 @@ impl Run<'_> {
 
     /// How many messages have ended, and how many are in flight.
     async fn messages(&self) -> (u64, u64) {
-        let (store, app, id) = (&self.world.store, &self.world.app, &self.broadcast.id);
         let mut sum = (0, 0);
-        for bucket in store.buckets() {
-            sum.0 += store.bucket_permits(app, id, bucket, 0, false).await.unwrap().ended;
-            sum.1 += store.in_flight(app, id, bucket).await.unwrap().len() as u64;
+        for bucket in self.world.store.buckets() {
+            let part = self.broadcast.part(bucket);
+            sum.0 += part.permits(0, false).await.unwrap().ended;
+            sum.1 += part.in_flight().await.unwrap().len() as u64;
         }
         sum
     }

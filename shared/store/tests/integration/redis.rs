@@ -11,10 +11,10 @@ use store::broadcast::audience::Choice;
 use store::broadcast::pages::{Next, Settlement};
 use store::broadcast::permits::{Api, Bounds, Budget, Permits};
 use store::broadcast::records::Move;
-use store::broadcast::tasks::{Left, Task};
+use store::broadcast::tasks::{Left, TakeTasks, Task};
 use store::credentials::{OnceKey, Packed};
 use store::delivery_failures::{LateFailure, MsgId};
-use store::leases::{LeaseEnd, LeaseId, Leased};
+use store::leases::{LeaseEnd, LeaseId, Leased, NewLease, Settle};
 use store::stops::{Stop, StopScope};
 use store::tokens::SharedToken;
 use store::{Error, Store, StoreConfig};
@@ -113,6 +113,8 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
     let task = Task { entry: "1-1".into(), broadcast: id.clone(), bucket };
     let bounds = Bounds { app_rate: 0, broadcast_rate: 0, daily_quota: 1, broadcast_share: 1 };
     let budget = Budget { api: Api::Template, day: 1 };
+    let part = store.part(app, id, bucket);
+    let take = TakeTasks { consumer: "c1", count: 1, silence: day, most: 1 };
     assert_unavailable!(
         store.create_broadcast(app, &draft, None),
         store.broadcast(app, id),
@@ -122,27 +124,27 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
         store.due_broadcasts(app, 0),
         store.lengthen_streak(app, id),
         store.end_streak(app, id),
-        store.add_recipients(app, id, bucket, &list, &[]),
-        store.add_recipients(app, id, bucket, &[], users),
-        store.snapshot(app, id, bucket, &choice, &TERMS),
+        part.add_recipients(&list, &[]),
+        part.add_recipients(&[], users),
+        part.snapshot(&choice, &TERMS),
         store.preview_all(app, bucket, &choice, &TERMS),
         store.preview_list(app, bucket, users, &choice, &TERMS),
         store.has_users(app),
         store.has_recipients(app, id),
-        store.close_part(app, id, bucket, false),
-        store.take_page(app, id, bucket, owner, 1, 1, &choice, &TERMS),
-        store.in_flight(app, id, bucket),
-        store.take_over(app, id, bucket, owner, users, &TERMS),
-        store.settle_page(app, id, bucket, &[settlement], &choice, &TERMS),
-        store.permit(app, id, bucket, &Permits::default(), 1, 0, &bounds, budget),
-        store.bucket_permits(app, id, bucket, 0, true),
+        part.close(false),
+        part.take_page(owner, 1, 1, &choice, &TERMS),
+        part.in_flight(),
+        part.take_over(owner, users, &TERMS),
+        part.settle(&[settlement], &choice, &TERMS),
+        part.permit(&Permits::default(), 1, 0, &bounds, budget),
+        part.permits(0, true),
         store.count_messages(app, budget, 1),
         store.ended_messages(app, budget),
         store.set_quota(app, budget, 1, 1, 1),
         store.quota(app, budget),
         store.may_ask_quota(app, budget.api, day),
         store.may_recount_quota(app, budget.api, day),
-        store.take_tasks(app, id, "c1", day, 1, 1),
+        store.take_tasks(app, id, &take),
         store.keep_task(app, "c1", &task),
         store.leave_task(app, &task, Left::Done),
     );
@@ -162,7 +164,9 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
         assert!(tokio::time::timeout(Duration::from_millis(20), store.prepared()).await.is_err());
         let credentials = [Packed::new(anna.clone(), &form_id("f2", 1))];
         let (bucket, some, day) = (store.bucket_of(&anna), Some(&message), Duration::from_secs(86400));
-        let (token, kinds) = (SharedToken { token: "t".into(), ends_ms: 0 }, any_kind());
+        let (token, wanted) = (SharedToken { token: "t".into(), ends_ms: 0 }, any_kind());
+        let new = NewLease { id, request: some, wanted: &wanted };
+        let settle = Settle { id, request: some, end: LeaseEnd::Consume, outcome: Some(b"ok"), next: None };
         let failure = LateFailure { errcode: 1, status: String::new() };
         let stop = Stop { errcode: 45009, rid: String::new(), until_ms: 0 };
         assert_unavailable!(
@@ -174,9 +178,9 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.fail_late(app, &anna, MsgId(1), &failure),
             store.late_failure(app, &anna, MsgId(1)),
             store.erase(app, &anna),
-            store.lease(app, &anna, id, &TERMS, &kinds, some),
+            store.lease(app, &anna, &new, &TERMS),
             store.recorded(app, &anna, &message),
-            store.settle(app, &anna, id, &TERMS, LeaseEnd::Consume, Some(b"ok"), some, None),
+            store.settle(app, &anna, &settle, &TERMS),
             store.reap(app, bucket, &TERMS, 10),
             store.sweep(app, bucket, 0, Duration::ZERO),
             store.claim_sweep(app, bucket, day),

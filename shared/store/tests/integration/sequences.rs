@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use store::Store;
 use store::credentials::{OnceKey, Packed};
 use store::eligibility::{Eligibility, Kinds};
-use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, Request, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Request, Settle, SettleReply};
 use store::record::KEEP_TOUCH;
 use store::stock::Stock;
 
@@ -270,8 +270,9 @@ impl Run<'_> {
     async fn lease(&mut self, asked: &Asked) {
         let Asked { id, user, wanted, terms, request } = asked;
         let (app, openid) = (&self.world.app, &self.users[*user]);
-        let reply = self.store.lease(app, openid, *id, terms, wanted, request.as_ref()).await.unwrap();
-        match (reply, self.model.lease(*user, *id, terms, wanted, request.as_ref())) {
+        let new = NewLease { id: *id, request: request.as_ref(), wanted };
+        let reply = self.store.lease(app, openid, &new, terms).await.unwrap();
+        match (reply, self.model.lease(*user, &new, terms)) {
             (Leased::Lease(real), wanted) => assert_eq!(Leased::Lease(timeless(real)), wanted),
             (Leased::UnderWay(real), Leased::UnderWay(wanted)) | (Leased::Busy(real), Leased::Busy(wanted)) => {
                 assert!(real.abs_diff(wanted) < Duration::from_secs(600), "{real:?} {wanted:?}");
@@ -283,9 +284,10 @@ impl Run<'_> {
     async fn settle(&mut self, asked: &Asked, verdict: LeaseEnd, outcome: &[u8], next: Option<&Asked>) {
         let Asked { id, user, terms, request, .. } = asked;
         let (app, openid, request) = (&self.world.app, &self.users[*user], request.as_ref());
-        let (recorded, next) = ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, &next.wanted)));
-        let reply = self.store.settle(app, openid, *id, terms, verdict, recorded, request, next).await.unwrap();
-        let wanted = self.model.settle(*user, *id, terms, verdict, outcome, request, next);
+        let (outcome, next) = ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, &next.wanted)));
+        let settle = Settle { id: *id, request, end: verdict, outcome, next };
+        let reply = self.store.settle(app, openid, &settle, terms).await.unwrap();
+        let wanted = self.model.settle(*user, &settle, terms);
         match reply {
             SettleReply::Next(lease) => assert_eq!(SettleReply::Next(timeless(lease)), wanted),
             real => assert_eq!(real, wanted),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use deadpool_redis::redis;
 use domain::OpenId;
 use store::keys::BucketKeys;
-use store::leases::{LeaseEnd, LeaseId, Leased, Reaped, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, Leased, Reaped, Settle, SettleReply};
 use store::stock::{Ledger, Stock};
 
 use crate::world::{BRIEF, HOUR, TERMS, World, form_id, leased, next, prepay_id, request, user};
@@ -218,7 +218,8 @@ async fn erasure_removes_the_time_and_open_messages_set_none() {
         assert_eq!(world.store.erase(app, &anna).await.unwrap(), 2);
         let absent = async || touched(&world, &anna).await.is_none() && world.store.users(app).await.unwrap() == 0;
         assert!(absent().await, "erased");
-        let settled = world.store.settle(app, &anna, lease.id, &TERMS, LeaseEnd::Consume, outcome, message, None).await;
+        let settle = Settle { id: lease.id, request: message, end: LeaseEnd::Consume, outcome, next: None };
+        let settled = world.store.settle(app, &anna, &settle, &TERMS).await;
         assert_eq!(settled.unwrap(), SettleReply::Stale);
         assert!(absent().await, "settled");
         world.advance(25).await;

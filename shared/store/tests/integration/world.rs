@@ -10,7 +10,7 @@ use proptest::prelude::ProptestConfig;
 use store::credentials::{MAX_COLLECT, OnceKey, Packed};
 use store::eligibility::Eligibility;
 use store::keys::{Bucket, BucketKeys};
-use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Request, SettleReply};
+use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Reaped, Request, Settle, SettleReply};
 use store::{Store, StoreConfig, record};
 use testing::{Redis, sized, store_config};
 
@@ -80,11 +80,13 @@ impl World {
 
     /// Asks for a lease of a grant of this template.
     pub async fn ask_for(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, of: &str) -> Leased {
-        self.store.lease(&self.app, user, id, terms, &Eligibility::grants(template(of)), None).await.unwrap()
+        let new = NewLease { id, request: None, wanted: &Eligibility::grants(template(of)) };
+        self.store.lease(&self.app, user, &new, terms).await.unwrap()
     }
 
     pub async fn ask(&self, user: &OpenId, id: LeaseId, terms: &LeaseTerms, request: Option<&Request>) -> Leased {
-        self.store.lease(&self.app, user, id, terms, &any_kind(), request).await.unwrap()
+        let new = NewLease { id, request, wanted: &any_kind() };
+        self.store.lease(&self.app, user, &new, terms).await.unwrap()
     }
 
     /// Leases for a message without a request id. Panics if there is no credential.
@@ -93,7 +95,8 @@ impl World {
     }
 
     pub async fn settle(&self, user: &OpenId, id: LeaseId, verdict: LeaseEnd) -> SettleReply {
-        self.store.settle(&self.app, user, id, &TERMS, verdict, None, None, None).await.unwrap()
+        let settle = Settle { id, request: None, end: verdict, outcome: None, next: None };
+        self.store.settle(&self.app, user, &settle, &TERMS).await.unwrap()
     }
 
     /// Settles the lease of a message with a request id.
@@ -105,7 +108,8 @@ impl World {
         outcome: Option<&[u8]>,
         request: &Request,
     ) -> SettleReply {
-        self.store.settle(&self.app, user, id, &TERMS, verdict, outcome, Some(request), None).await.unwrap()
+        let settle = Settle { id, request: Some(request), end: verdict, outcome, next: None };
+        self.store.settle(&self.app, user, &settle, &TERMS).await.unwrap()
     }
 
     /// Settles a lease, and asks for the next one in the same call.
@@ -119,7 +123,8 @@ impl World {
     ) -> SettleReply {
         let any_kind = any_kind();
         let next = Some((next, &any_kind));
-        self.store.settle(&self.app, user, id, &TERMS, verdict, Some(b"none left"), request, next).await.unwrap()
+        let settle = Settle { id, request, end: verdict, outcome: Some(b"none left"), next };
+        self.store.settle(&self.app, user, &settle, &TERMS).await.unwrap()
     }
 
     /// Reaps every bucket.

@@ -24,8 +24,7 @@ impl Run<'_> {
             assert!(!model.ended.keys().any(|user| model.todo.contains(user) || model.flight.contains(user)));
             let mut ended = 0;
             for bucket in self.world.store.buckets() {
-                let (store, app) = (&self.world.store, &self.world.app);
-                let permits = store.bucket_permits(app, &real.id, bucket, MANY, false).await.unwrap();
+                let permits = real.part(bucket).permits(MANY, false).await.unwrap();
                 assert_eq!((permits.received, permits.returned), (MANY, 0));
                 ended += permits.ended;
             }

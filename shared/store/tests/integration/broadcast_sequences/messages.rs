@@ -8,7 +8,7 @@ use store::broadcast::pages::{Next, Settlement};
 use store::delivery_failures::MsgId;
 use store::eligibility::Eligibility;
 use store::keys::Bucket;
-use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, SettleReply};
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Settle, SettleReply};
 
 use super::{Run, USERS, VERDICTS, number_of};
 use crate::model::{Message, Step};
@@ -82,16 +82,15 @@ impl Run<'_> {
     }
 
     pub(super) async fn take_over(&mut self, number: usize, bucket: Bucket, terms: &LeaseTerms) {
-        let (store, app, owner) = (&self.world.store, &self.world.app, LeaseId::random());
-        let id = &self.real[number].id;
-        let flying = store.in_flight(app, id, bucket).await.unwrap();
+        let (part, owner) = (self.real[number].part(bucket), LeaseId::random());
+        let flying = part.in_flight().await.unwrap();
         let here: Vec<_> = (0..self.users.len()).filter(|user| self.bucket_of(*user) == bucket).collect();
         let wanted: BTreeSet<_> =
             here.iter().copied().filter(|user| self.models[number].flight.contains(user)).collect();
         assert_eq!(flying.iter().map(number_of).collect::<BTreeSet<_>>(), wanted);
         // A takeover has no effect on users who are not in flight.
         let all: Vec<_> = here.iter().map(|user| self.users[*user].clone()).collect();
-        let over = store.take_over(app, id, bucket, owner, &all, terms).await.unwrap();
+        let over = part.take_over(owner, &all, terms).await.unwrap();
         let (mut ready, mut wait) = (Vec::new(), None::<i64>);
         for user in here {
             match self.model.take_over(&mut self.models[number], user, owner, terms) {
@@ -119,16 +118,18 @@ impl Run<'_> {
     pub(super) async fn single(&mut self, user: usize, verdict: Option<usize>, granted: bool) {
         let (id, store, app, openid) = (self.fresh_id(), &self.world.store, &self.world.app, &self.users[user]);
         let of = if granted { Eligibility::grants(template("t1")) } else { any_kind() };
-        let reply = store.lease(app, openid, id, &TERMS, &of, None).await.unwrap();
-        let wanted = self.model.lease(user, id, &TERMS, &of, None);
+        let new = NewLease { id, request: None, wanted: &of };
+        let reply = store.lease(app, openid, &new, &TERMS).await.unwrap();
+        let wanted = self.model.lease(user, &new, &TERMS);
         let (Leased::Lease(lease), Some(verdict)) = (&reply, verdict) else {
             assert_eq!(matches!(reply, Leased::None), matches!(wanted, Leased::None));
             assert_eq!(matches!(reply, Leased::Busy(_)), matches!(wanted, Leased::Busy(_)));
             return;
         };
         assert_eq!(Leased::Lease(timeless(lease.clone())), wanted);
-        let reply = store.settle(app, openid, id, &TERMS, VERDICTS[verdict], None, None, None).await.unwrap();
-        let wanted: SettleReply = self.model.settle(user, id, &TERMS, VERDICTS[verdict], b"", None, None);
+        let settle = Settle { id, request: None, end: VERDICTS[verdict], outcome: None, next: None };
+        let reply = store.settle(app, openid, &settle, &TERMS).await.unwrap();
+        let wanted: SettleReply = self.model.settle(user, &settle, &TERMS);
         assert_eq!(reply, wanted);
     }
 

@@ -165,7 +165,7 @@ impl Model {
         }
         let name = Name::Broadcast(user, broadcast.number);
         assert!(!self.leases.contains_key(&name), "a message has one lease");
-        assert!(self.take(user, name.clone(), owner, terms, &broadcast.wanted, FINGERPRINT));
+        assert!(self.take(user, name.clone(), (owner, &broadcast.wanted), terms, FINGERPRINT));
         broadcast.flight.insert(user);
         broadcast.taken += 1;
         Step::Lease(self.message(&name))
@@ -234,7 +234,7 @@ impl Model {
         if let Some(lease) = self.leases.remove(&name) {
             self.apply(&lease, *verdict, self.now);
             if let Next::Credential(next, _) = next
-                && self.take(user, name.clone(), *next, terms, &broadcast.wanted, FINGERPRINT)
+                && self.take(user, name.clone(), (*next, &broadcast.wanted), terms, FINGERPRINT)
             {
                 return Some(self.message(&name));
             }

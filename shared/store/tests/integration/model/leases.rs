@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use domain::{CredentialId, Kind};
 use store::eligibility::Eligibility;
-use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, Reaped, Recorded, Request, SettleReply};
+use store::leases::{
+    Lease, LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Reaped, Recorded, Request, Settle, SettleReply,
+};
 use store::record::MAX_USES;
 
 use super::{Finished, Held, InFlight, LONG_TERM, Mark, Model, Name};
@@ -22,10 +24,8 @@ impl Model {
     pub fn lease(
         &mut self,
         user: usize,
-        id: LeaseId,
+        &NewLease { id, request, wanted }: &NewLease<'_>,
         terms: &LeaseTerms,
-        wanted: &Eligibility,
-        request: Option<&Request>,
     ) -> Leased {
         let (name, fingerprint) = (Name::of(user, id, request), request.map(|request| request.fingerprint));
         if let Some(done) = self.requests.get(&name) {
@@ -58,7 +58,7 @@ impl Model {
             return Leased::Busy(seconds(wait));
         }
         self.drop_expired(user);
-        let taken = self.take(user, name.clone(), id, terms, wanted, fingerprint);
+        let taken = self.take(user, name.clone(), (id, wanted), terms, fingerprint);
         if taken { Leased::Lease(self.reply(&name)) } else { Leased::None }
     }
 
@@ -85,17 +85,13 @@ impl Model {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn settle(
         &mut self,
         user: usize,
-        id: LeaseId,
+        &Settle { id, request, end, outcome, next }: &Settle<'_>,
         terms: &LeaseTerms,
-        verdict: LeaseEnd,
-        outcome: &[u8],
-        request: Option<&Request>,
-        next: Option<(LeaseId, &Eligibility)>,
     ) -> SettleReply {
+        let outcome = outcome.unwrap_or_default();
         let name = Name::of(user, id, request);
         let Some(lease) = self.leases.get_mut(&name).filter(|lease| lease.owner == id) else {
             if let Some((next, _)) = next {
@@ -113,7 +109,7 @@ impl Model {
             }
             return SettleReply::Stale;
         }
-        if verdict == LeaseEnd::Hold {
+        if end == LeaseEnd::Hold {
             let turn = self.now + terms.keep.as_secs() as i64;
             (lease.deadline, lease.turn, lease.pinned) = (self.now, turn, true);
             let held = lease.held.clone();
@@ -123,10 +119,10 @@ impl Model {
         }
         let lease = self.leases.remove(&name).unwrap();
         self.drop_expired(user);
-        self.apply(&lease, verdict, self.now);
+        self.apply(&lease, end, self.now);
         if let Some((next, wanted)) = next {
             let following = Name::of(user, next, request);
-            if self.take(user, following.clone(), next, terms, wanted, lease.fingerprint) {
+            if self.take(user, following.clone(), (next, wanted), terms, lease.fingerprint) {
                 return SettleReply::Next(self.reply(&following));
             }
         }
@@ -185,9 +181,8 @@ impl Model {
         &mut self,
         user: usize,
         name: Name,
-        id: LeaseId,
+        (id, wanted): (LeaseId, &Eligibility),
         terms: &LeaseTerms,
-        wanted: &Eligibility,
         fingerprint: Option<[u8; 16]>,
     ) -> bool {
         let Found::At(place) = self.find(user, terms, wanted, id) else {
