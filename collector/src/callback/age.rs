@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use domain::CLOCK_TOLERANCE;
-use store::credentials::KEEP_ONCE;
+use store::retention::KEEP_ONCE;
 
 use super::Fault;
 

@@ -17,7 +17,7 @@ use store::broadcast::BroadcastId;
 use store::broadcast::audience::Recipient;
 use store::broadcast::tallies::Cursor;
 use store::keys::Bucket;
-use store::record::KEEP_TOUCH;
+use store::retention::KEEP_TOUCH;
 
 use super::message::{self, Parts};
 use super::send;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use domain::config_errors::ConfigErrors;
 
 use crate::connections::{BadUrl, RedisConfig, RedisUrl};
-use crate::credentials::KEEP_ONCE;
+use crate::retention::KEEP_ONCE;
 
 /// The flags of the store, which both services have.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,13 +1,13 @@
 //! Collects credentials, looks up a user, erases a user.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use deadpool_redis::redis;
 
+pub use super::ids::OnceKey;
 use super::keys::{Bucket, BucketKeys};
-use super::leases::KEEP_REQUESTS;
 use super::record::{self, Known, Record};
+use super::retention::KEEP_REQUESTS;
 use super::{Error, Store, scripts};
 use domain::{AppId, Credential, Grant, GrantUses, Kind, OpenId, TemplateId};
 
@@ -19,13 +19,6 @@ pub const MAX_COLLECT: usize = 128;
 pub fn collect_script() -> &'static str {
     scripts::COLLECT.source
 }
-
-/// Dedup key of an event that must count once, however often it is reported. See [`Packed::grant`] and [`Store::void`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OnceKey(pub [u8; 16]);
-
-/// How long a [`OnceKey`] is kept, unless the store is configured with a longer time.
-pub const KEEP_ONCE: Duration = Duration::from_secs(24 * 3600);
 
 /// A credential ready to be stored.
 #[derive(Debug, Clone)]
@@ -113,7 +106,7 @@ impl Store {
     }
 
     /// When a user was last sent a message that was delivered or may have been, in seconds since 1970. The time is kept
-    /// for [`record::KEEP_TOUCH`], and after that until the next read or sweep of the user.
+    /// for [`KEEP_TOUCH`](super::retention::KEEP_TOUCH), and after that until the next read or sweep of the user.
     pub async fn touched(&self, app: &AppId, openid: &OpenId) -> Result<Option<u32>, Error> {
         Ok(record::touched(&self.field(app, openid).await?)?)
     }

@@ -7,21 +7,13 @@
 //! arrives later finds the message. A message is therefore counted under one ending at any moment, and as failed only
 //! once.
 
-use std::time::Duration;
-
 use deadpool_redis::redis;
-use serde::{Deserialize, Serialize};
 
-use super::broadcast::BroadcastId;
+use super::ids::BroadcastId;
+pub use super::ids::MsgId;
+use super::retention::KEEP_FAILED;
 use super::{Error, Store, scripts, unexpected};
 use domain::{AppId, OpenId};
-
-/// How long a failure is kept, unless events are accepted for longer.
-pub const KEEP_FAILED: Duration = Duration::from_secs(2 * 24 * 3600);
-
-/// WeChat's id of a subscription message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct MsgId(pub u64);
 
 /// Why a message was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]

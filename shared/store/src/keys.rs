@@ -22,10 +22,7 @@
 //! | `formid:{app}:broadcasts:running` | broadcasts with tasks in their stream; an entry without a broadcast is removed when it is looked up |
 //! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted` | expire |
 
-use super::broadcast::BroadcastId;
-use super::broadcast::permits::{Api, Budget};
-use super::credentials::OnceKey;
-use super::delivery_failures::MsgId;
+use super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
 use domain::{AppId, OpenId, RequestId};
 
 /// Holds the number of buckets that this Redis was first used with. The bucket of a user must never change.

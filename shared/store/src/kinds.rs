@@ -83,10 +83,7 @@ fn fits(kind: &str, name: &str) -> bool {
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::broadcast::BroadcastId;
-    use super::super::broadcast::permits::{Api, Budget};
-    use super::super::credentials::OnceKey;
-    use super::super::delivery_failures::MsgId;
+    use super::super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
     use super::super::keys::{BUCKETS, BroadcastKeys, Bucket, BucketKeys, gates, token, token_forced, token_lock};
     use super::*;
     use domain::{AppId, OpenId, RequestId};

@@ -9,9 +9,6 @@ use super::keys::{Bucket, BucketKeys, request_name};
 use super::{Error, Reply, Store, scripts, unexpected};
 use domain::{AppId, CredentialId, Kind, OpenId, RequestId};
 
-/// How long a request id is remembered by default.
-pub const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
-
 /// The position of the message fingerprint in a packed lease, see head/leases.lua.
 const FINGERPRINT: std::ops::Range<usize> = 38..54;
 

@@ -6,8 +6,8 @@
 //! request id. Lua scripts change the users, the leases and the ledger. Each script is one atomic step on keys of one
 //! slot.
 //!
-//! - [`keys`]: the names of all keys; [`kinds`]: the Redis type of each key; [`record`]: the packed format; `scripts`:
-//!   the Lua files;
+//! - [`keys`]: the names of all keys, made of `ids`; [`kinds`]: the Redis type of each key; [`retention`]: how long data
+//!   is kept; [`record`]: the packed format; `scripts`: the Lua files;
 //! - [`credentials`]: collect, look up, revoke, erase; [`leases`]: lease, settle, reap; [`eligibility`]: which credentials
 //!   may be leased; [`stock`]: sweep and count;
 //! - [`broadcast`]: broadcasts and their progress; [`delivery_failures`]: delivery failures that WeChat reports after it accepted
@@ -24,12 +24,14 @@ mod connections;
 pub mod credentials;
 pub mod delivery_failures;
 pub mod eligibility;
+mod ids;
 pub mod keys;
 pub mod kinds;
 pub mod leases;
 pub mod record;
 mod redact;
 mod reply;
+pub mod retention;
 pub mod scans;
 mod scripts;
 pub mod spans;

@@ -2,8 +2,7 @@
 //! for the last-messaged record (the touch), and `mark.lua` for the send lock (the mark). Property tests in
 //! `shared/tests` check that both sides agree.
 
-use std::time::Duration;
-
+use crate::retention::KEEP_TOUCH;
 use domain::{Credential, CredentialId, Grant, GrantUses, Kind, MAX_GRANT, TemplateId};
 
 /// Maximum number of uses of one record (five bits).
@@ -11,9 +10,6 @@ pub const MAX_USES: u8 = 31;
 
 /// The expiry of a record that does not expire.
 pub const NEVER: u32 = u32::MAX;
-
-/// How long the time of the last message to a user is kept.
-pub const KEEP_TOUCH: Duration = Duration::from_secs(7 * 24 * 3600);
 
 const SUSPECT: u8 = 1 << 5;
 const KIND_SHIFT: u8 = 6;

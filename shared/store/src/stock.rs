@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{Bucket, BucketKeys};
+use super::retention::KEEP_STOCK;
 use super::scans::Scan;
 use super::{Error, Store, scripts};
 use domain::{AppId, Kind, TemplateId};
@@ -24,9 +25,6 @@ const PAGE: u32 = 64;
 
 /// Number of buckets that are read concurrently when all are read.
 const ASKED_AT_ONCE: usize = 32;
-
-/// How long a count is kept if no newer one replaces it.
-const KEPT: Duration = Duration::from_secs(DAY as u64);
 
 /// Number of credentials and of the messages they permit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +142,7 @@ impl Store {
         };
         let text = serde_json::to_string(&kept)?;
         let mut command = redis::cmd("SET");
-        command.arg(keys.stock()).arg(text).arg("EX").arg(KEPT.as_secs());
+        command.arg(keys.stock()).arg(text).arg("EX").arg(KEEP_STOCK.as_secs());
         self.redis()?.run::<()>(&command).await?;
         Ok(stock)
     }

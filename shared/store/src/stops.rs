@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use deadpool_redis::redis;
 use serde::{Deserialize, Serialize};
 
+use super::retention::KEEP_STOPS;
 use super::{Error, Store, keys};
 use domain::{AppId, Kind};
 
@@ -56,7 +57,6 @@ impl Store {
         let key = keys::gates(app);
         let text = serde_json::to_string(stop)?;
         self.redis()?.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;
-        // The longest stop lasts until the next day, so two days exceed the end of every stop in the hash.
-        self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(2 * 24 * 3600)).await
+        self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(KEEP_STOPS.as_secs())).await
     }
 }

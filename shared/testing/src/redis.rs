@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use domain::dependency::Dependency as _;
-use store::credentials::KEEP_ONCE;
+use store::retention::KEEP_ONCE;
 use store::{RedisConfig, RedisUrl, Store, StoreConfig};
 
 use crate::server::{Server, start_all, start_on_free_ports, wait};

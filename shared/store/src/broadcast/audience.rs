@@ -6,10 +6,12 @@ use std::time::Duration;
 use deadpool_redis::redis;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::{BroadcastId, KEEP_ENDED, KEEP_OPEN, Part};
+use super::Part;
 use crate::eligibility::Eligibility;
+use crate::ids::BroadcastId;
 use crate::keys::{BroadcastKeys, Bucket, BucketKeys};
 use crate::leases::LeaseTerms;
+use crate::retention::{KEEP_ENDED, KEEP_OPEN};
 use crate::{Error, Store, scripts};
 use domain::{AppId, OpenId};
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use deadpool_redis::redis::{self, Cmd, Value};
 
+use super::Part;
 use super::audience::Choice;
 use super::permits::{Permits, read_permits};
-use super::{KEEP_OPEN, Part};
-use crate::delivery_failures::MsgId;
+use crate::ids::MsgId;
 use crate::keys::{BucketKeys, PartKeys};
 use crate::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
+use crate::retention::KEEP_OPEN;
 use crate::{Error, Reply, scripts, unexpected};
 use domain::OpenId;
 

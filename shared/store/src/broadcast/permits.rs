@@ -8,41 +8,13 @@ use std::time::Duration;
 
 use deadpool_redis::redis::{self, Value};
 
+use super::Part;
 use super::records::State;
-use super::{KEEP_OPEN, Part};
+pub use crate::ids::{Api, Budget};
 use crate::keys::BroadcastKeys;
+use crate::retention::{KEEP_DAY, KEEP_OPEN};
 use crate::{Error, Reply, Store, scripts, unexpected};
 use domain::AppId;
-
-/// How long the numbers of a day are kept.
-const KEEP_DAY: Duration = Duration::from_secs(2 * 24 * 3600);
-
-/// WeChat's API that sends a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Api {
-    /// `template/send`.
-    Template,
-    /// `subscribe/send`.
-    Subscribe,
-}
-
-impl Api {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Template => "template",
-            Self::Subscribe => "subscribe",
-        }
-    }
-}
-
-/// What messages are counted under: WeChat has a quota for each API and day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    /// The API.
-    pub api: Api,
-    /// WeChat's day, in days since 1970 in UTC+8.
-    pub day: u64,
-}
 
 /// Limits on the sending of an app.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use deadpool_redis::redis::{self, Value};
 
-use super::{BroadcastId, GROUP, KEEP_OPEN};
+use super::GROUP;
+use crate::ids::BroadcastId;
 use crate::keys::BroadcastKeys;
+use crate::retention::{KEEP_ENDED, KEEP_OPEN};
 use crate::{Error, Reply, Store, scripts, unexpected};
 use domain::{AppId, RequestId};
 
@@ -272,7 +274,7 @@ impl Store {
     /// broadcast is due.
     pub async fn move_broadcast(&self, app: &AppId, id: &BroadcastId, to: &Move, now_ms: u64) -> Result<Moved, Error> {
         let keys = BroadcastKeys::new(app);
-        let keep = if *to == Move::Cancel { super::KEEP_ENDED } else { KEEP_OPEN };
+        let keep = if *to == Move::Cancel { KEEP_ENDED } else { KEEP_OPEN };
         let reply: Vec<Value> = self
             .redis()?
             .invoke(&scripts::BROADCAST_MOVE, |command| {

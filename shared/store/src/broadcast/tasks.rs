@@ -6,9 +6,11 @@ use std::time::Duration;
 use deadpool_redis::redis::streams::{StreamAutoClaimReply, StreamId, StreamPendingCountReply, StreamReadReply};
 use deadpool_redis::redis::{self, FromRedisValue as _};
 
+use super::GROUP;
 use super::records::State;
-use super::{BroadcastId, GROUP, KEEP_ENDED};
+use crate::ids::BroadcastId;
 use crate::keys::{BroadcastKeys, Bucket};
+use crate::retention::KEEP_ENDED;
 use crate::{Error, Store, scripts};
 use domain::AppId;
 

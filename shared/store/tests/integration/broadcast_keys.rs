@@ -3,8 +3,8 @@
 use deadpool_redis::redis;
 use store::broadcast::pages::Next;
 use store::broadcast::records::{Draft, Move};
-use store::broadcast::{KEEP_ENDED, KEEP_OPEN};
 use store::leases::{LeaseEnd, LeaseId};
+use store::retention::{KEEP_ENDED, KEEP_OPEN};
 
 use crate::broadcast::{Broadcast, NOW_MS, draft, end, two_whole_broadcasts};
 use crate::world::{TERMS, World, form_id, user};

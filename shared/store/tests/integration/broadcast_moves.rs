@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use deadpool_redis::redis;
 use domain::RequestId;
+use store::broadcast::BroadcastId;
 use store::broadcast::records::{CANARY, Created, Draft, Move, Moved, Pause, State};
 use store::broadcast::tasks::Left;
-use store::broadcast::{BroadcastId, KEEP_ENDED, KEEP_OPEN};
 use store::keys::BroadcastKeys;
+use store::retention::{KEEP_ENDED, KEEP_OPEN};
 
 use crate::broadcast::{Broadcast, NOW_MS, draft};
 use crate::world::{World, user};

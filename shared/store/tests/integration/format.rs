@@ -11,7 +11,8 @@ use domain::{Credential, CredentialId, Kind};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use store::leases::{LeaseEnd, LeaseId, Leased};
-use store::record::{self, KEEP_TOUCH, Record};
+use store::record::{self, Record};
+use store::retention::KEEP_TOUCH;
 use store::stock::Count;
 
 use crate::world::{TERMS, World, cases, expiries, form_id, leased, user};

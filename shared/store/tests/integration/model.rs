@@ -7,8 +7,9 @@ mod leases;
 use std::collections::BTreeMap;
 
 use domain::{Credential, CredentialId, Kind, TemplateId};
-use store::leases::{KEEP_REQUESTS, LeaseId, Request};
-use store::record::{self, KEEP_TOUCH, Record};
+use store::leases::{LeaseId, Request};
+use store::record::{self, Record};
+use store::retention::{KEEP_REQUESTS, KEEP_TOUCH};
 use store::stock::{Count, DAY, DAY_OFFSET, Granted, Ledger};
 
 pub use broadcasts::{Broadcast, Message, Step};

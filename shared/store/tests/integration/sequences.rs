@@ -14,7 +14,7 @@ use store::Store;
 use store::credentials::{OnceKey, Packed};
 use store::eligibility::{Eligibility, Kinds};
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Request, Settle, SettleReply};
-use store::record::KEEP_TOUCH;
+use store::retention::KEEP_TOUCH;
 use store::stock::Stock;
 
 use crate::model::{Grant, Held, Item, Model};

@@ -7,7 +7,8 @@ use deadpool_redis::redis;
 use domain::{Credential, Kind};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use store::record::{self, KEEP_TOUCH, NEVER, Record};
+use store::record::{self, NEVER, Record};
+use store::retention::KEEP_TOUCH;
 
 use super::credentials;
 use crate::world::{World, cases, expiries, marks};

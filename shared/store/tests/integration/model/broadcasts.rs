@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::Kind;
-use store::broadcast::KEEP_OPEN;
 use store::broadcast::pages::Next;
 use store::broadcast::tallies::DELIVERED;
-use store::delivery_failures::KEEP_FAILED;
 use store::eligibility::{Eligibility, Kinds};
 use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
+use store::retention::{KEEP_FAILED, KEEP_OPEN};
 
 use super::leases::Found;
 use super::{Model, Name};

@@ -1,9 +1,9 @@
 //! A model of grants and send locks in plain Rust.
 
 use domain::{GrantUses, Kind};
-use store::credentials::KEEP_ONCE;
 use store::leases::LeaseId;
 use store::record::MAX_USES;
+use store::retention::KEEP_ONCE;
 
 use super::{Held, Model, NEVER};
 
