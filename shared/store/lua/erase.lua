@@ -5,6 +5,8 @@
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 openid  2 seconds a request is kept
 -- Reply  how many messages the user could have been sent
+--- @include "head/records"
+--- @include "head/leases"
 assert(#KEYS == 3 and #ARGV == 2, 'erase: wrong number of arguments')
 
 local users, leases, ledger, openid = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
@@ -16,7 +18,7 @@ redis.call('HDEL', users, openid)
 local all = redis.call('HGETALL', leases)
 for i = 1, #all, 2 do
   local name, held = all[i], all[i + 1]
-  local user, request = struct.unpack('Bc0Bc0', held, 55)
+  local _, _, _, _, _, _, user, request = unpack_lease(held)
   if user == openid then
     uses = uses + 1
     -- A message of a broadcast (its request begins with a space) is not repeated, because forget.lua removes its user

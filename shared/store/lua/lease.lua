@@ -15,6 +15,10 @@
 --        lost             the message was in flight when its user was erased
 --        busy MS          another owner is sending with a grant to the user for this time (see mark.lua); nothing
 --                         changed
+--- @include "head/records"
+--- @include "head/leases"
+--- @include "head/mark"
+--- @include "head/take"
 assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 7, 'lease: wrong number of arguments')
 
 local users, leases, name, who = KEYS[1], KEYS[2], ARGV[2], ARGV[3]
@@ -34,26 +38,24 @@ local fresh = flags and
 local held = not fresh and redis.call('HGET', leases, name)
 if held then
   -- The message has a lease already, or this call is a repetition whose first reply was lost.
-  local state = byte(held, 17)
-  if sub(held, 39, 54) ~= sub(who, 17, 32) then return { 'reused' } end
+  local state, flags, expiry, tail, holder, held_until, _, _, fingerprint = unpack_lease(held)
+  if fingerprint ~= sub(who, 17, 32) then return { 'reused' } end
   if state >= 4 then return { 'lost' } end
-  local holder, granted = sub(held, 23, 38), byte(held, 18) >= 128
-  local left = struct.unpack('>d', held) - now_ms
+  local granted, left = flags >= 128, held_until - now_ms
   if holder ~= owner and left > 0 then return { 'under_way', math.ceil(left) } end
   busy = granted and marks().busy_for(field, owner, holder)
   if busy then return { 'busy', busy } end
   if holder ~= owner then
     -- The owner did not come back, and bytes may have been sent: the same message continues with the same credential.
     state = 2
-    local head = lease_head(deadline, deadline, state, byte(held, 18), sub(held, 19, 22))
-    redis.call('HSET', leases, name, head .. who .. sub(held, 23 + #who))
+    redis.call('HSET', leases, name, lease_head(deadline, deadline, state, flags, expiry) .. who .. tail)
     if granted then
       field = marks().put_on(field, owner, deadline)
       save(users, ARGV[1], field)
       tally(KEYS[3], 'expired', expired)
     end
   end
-  return lease_reply(state, byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who), uses_left(field))
+  return lease_reply(state, flags, expiry, tail, uses_left(field))
 end
 if busy then return { 'busy', busy } end
 if fresh or expired > 0 then save(users, ARGV[1], rest) end

@@ -11,6 +11,10 @@
 -- ARGV  1 cursor ('0' to begin)  2 approximate number of leases to process  3 seconds a request is kept
 --       4 cap on records per user
 -- Reply  the next cursor ('0' at the end), numbers of leases: held, returned to stock as suspect, spent
+--- @include "head/records"
+--- @include "head/leases"
+--- @include "head/mark"
+--- @include "head/release"
 assert(#KEYS == 3 and #ARGV == 4, 'reap: wrong number of arguments')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]
@@ -19,10 +23,8 @@ local pinned, suspect, spent = 0, 0, 0
 local page = redis.call('HSCAN', leases, ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #page[2], 2 do
   local name, held = page[2][i], page[2][i + 1]
-  local deadline, turn, state, flags = struct.unpack('>ddBB', held)
+  local state, flags, expiry, tail, owner, deadline, openid, request, _, turn = unpack_lease(held)
   if turn <= now_ms then
-    local openid, request, rest = struct.unpack('Bc0Bc0', held, 55)
-    local expiry, tail = sub(held, 19, 22), sub(held, rest)
     if state >= 4 then
       redis.call('HDEL', leases, name)
       redis.call('HINCRBY', ledger, 'lost', -1)
@@ -32,7 +34,7 @@ for i = 1, #page[2], 2 do
     else
       local field, gone = drop_expired(redis.call('HGET', users, openid) or '')
       tally(ledger, 'expired', gone)
-      if flags >= 128 then field = marks().take_off(field, sub(held, 23, 38)) end
+      if flags >= 128 then field = marks().take_off(field, owner) end
       -- The request of a broadcast's message begins with a space.
       local verdict = 'unknown'
       if flags < 64 and byte(request) ~= 32 and expiry_at(expiry, 1) > now then

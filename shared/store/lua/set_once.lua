@@ -1,5 +1,6 @@
 -- Sets a key that does not exist. Used to take a turn or a lock. The value is chosen at random: repeating the call with
--- the same value finds the key taken by the caller itself, and succeeds.
+-- the same value finds the key taken by the caller itself, and succeeds. From Redis 7 on, SET with NX and GET does this
+-- without a script; Redis 6.2 refuses the two together.
 --
 -- KEYS  1 the key
 -- ARGV  1 the value  2 ms to keep it

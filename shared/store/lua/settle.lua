@@ -23,6 +23,11 @@
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120
 --       consume '' 86400
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
+--- @include "head/records"
+--- @include "head/leases"
+--- @include "head/mark"
+--- @include "head/take"
+--- @include "head/release"
 assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
 assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
 
@@ -32,16 +37,19 @@ local cap, verdict, outcome, keep = tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 local next_name, next_who = ARGV[8], ARGV[9]
 
 local held = redis.call('HGET', leases, name)
-if not held or sub(held, 23, 38) ~= sub(who, 1, 16) then
+local state, flags, expiry, tail, holder
+if held then state, flags, expiry, tail, holder = unpack_lease(held) end
+if holder ~= sub(who, 1, 16) then
   -- A repetition whose first reply was lost: the next lease exists already, unless its user was erased since.
   local following = next_who and redis.call('HGET', leases, next_name)
-  if following and byte(following, 17) < 4 and sub(following, 23, 38) == sub(next_who, 1, 16) then
-    return lease_reply(byte(following, 17), byte(following, 18), sub(following, 19, 22), sub(following, 23 + #next_who),
-      uses_left((drop_expired(redis.call('HGET', users, openid) or ''))))
+  if following then
+    state, flags, expiry, tail, holder = unpack_lease(following)
+    if state < 4 and holder == sub(next_who, 1, 16) then
+      return lease_reply(state, flags, expiry, tail, uses_left((drop_expired(redis.call('HGET', users, openid) or ''))))
+    end
   end
   return { 'stale', 0 }
 end
-local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), sub(held, 23 + #who)
 
 -- Stores what the request id returns from now on.
 local function keep_outcome()
@@ -61,7 +69,7 @@ end
 local before = redis.call('HGET', users, openid) or ''
 local field, expired = drop_expired(before)
 tally(ledger, 'expired', expired)
-if flags >= 128 then field = marks().take_off(field, sub(who, 1, 16)) end
+if flags >= 128 then field = marks().take_off(field, holder) end
 
 if verdict == 'hold' then
   if field ~= before then save(users, openid, field) end

@@ -17,7 +17,7 @@ pub const MAX_COLLECT: usize = 128;
 
 /// The source of the collect script, for benchmarks that run it alone.
 pub fn collect_script() -> &'static str {
-    scripts::COLLECT.source
+    &scripts::COLLECT.source
 }
 
 /// A credential ready to be stored.

@@ -1,6 +1,6 @@
-//! The packed format of a user's field. The Lua twins describe it byte by byte: `scripts/head/records.lua`, `touch.lua`
-//! for the last-messaged record (the touch), and `mark.lua` for the send lock (the mark). Property tests in
-//! `shared/tests` check that both sides agree.
+//! The packed format of a user's field. The Lua twins describe it byte by byte: `lua/head/records.lua`, `touched.lua`
+//! for the last-messaged record (the touch), and `mark.lua` for the send lock (the mark). Property tests check that both
+//! sides agree.
 
 use crate::retention::KEEP_TOUCH;
 use domain::{Credential, CredentialId, Grant, GrantUses, Kind, MAX_GRANT, TemplateId};

@@ -1,31 +1,69 @@
-//! The Lua scripts. Each is a file in `scripts/`; the heads that it depends on are put before it.
+//! The Lua scripts. Each is a file in `lua/`. A line `--- @include "head/leases"` names a part that the file depends on.
+//! The parts are put before the script, each once and after the parts that it depends on itself.
 
 use std::sync::LazyLock;
 
 use deadpool_redis::redis;
 
+macro_rules! parts {
+    ($($name:literal),+) => { [$(($name, include_str!(concat!("../lua/", $name, ".lua")))),+] };
+}
+
+/// The files that others include.
+const PARTS: [(&str, &str); 17] = parts![
+    "head/broadcast",
+    "head/cap",
+    "head/grants",
+    "head/leases",
+    "head/mark",
+    "head/permits",
+    "head/reach",
+    "head/recent",
+    "head/records",
+    "head/release",
+    "head/stock",
+    "head/table",
+    "head/take",
+    "head/totals",
+    "head/touch",
+    "head/touched",
+    "head/void"
+];
+
 /// A script and the SHA-1 by which Redis identifies it.
 pub(super) struct Script {
     /// The file name, which is the label in metrics.
     pub(super) file: &'static str,
-    pub(super) source: &'static str,
+    pub(super) source: String,
     pub(super) sha: String,
 }
 
 impl Script {
-    fn new(file: &'static str, source: &'static str) -> Self {
-        Self { file, source, sha: redis::Script::new(source).get_hash().to_owned() }
+    fn new(file: &'static str, text: &str) -> Self {
+        let mut source = String::new();
+        append(&mut source, text);
+        let sha = redis::Script::new(&source).get_hash().to_owned();
+        Self { file, source, sha }
     }
 }
 
+/// Appends a text to a script, after those of its parts that the script does not have yet.
+fn append(source: &mut String, text: &str) {
+    for include in text.lines().filter_map(|line| line.strip_prefix("--- @include ")) {
+        let part = PARTS.iter().find(|(name, _)| *name == include.trim_matches('"'));
+        let (_, part) = part.unwrap_or_else(|| panic!("there is no part {include}"));
+        if !source.contains(part) {
+            append(source, part);
+        }
+    }
+    source.push_str(text);
+    source.push('\n');
+}
+
 macro_rules! scripts {
-    ($($(#[$doc:meta])* $name:ident = $($file:literal),+;)+) => {
-        $($(#[$doc])*
-        pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            // The script itself comes last, after its heads.
-            let [.., file] = [$($file),+];
-            Script::new(file, concat!($(include_str!(concat!("../lua/", $file)), "\n"),+))
-        });)+
+    ($($name:ident = $file:literal;)+) => {
+        $(pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new($file, include_str!(concat!("../lua/", $file))));)+
 
         /// All scripts, to be loaded at start.
         pub(super) fn all() -> impl Iterator<Item = &'static Script> {
@@ -35,65 +73,31 @@ macro_rules! scripts {
 }
 
 scripts! {
-    /// Stores credentials.
-    COLLECT = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/grants.lua", "collect.lua";
-    /// Revokes the grants of a template.
-    VOID = "head/records.lua", "head/void.lua", "void.lua";
-    /// Leases a credential for a message.
-    LEASE = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "lease.lua";
-    /// Settles a lease.
-    SETTLE = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua", "head/grants.lua",
-        "head/void.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "head/release.lua", "settle.lua";
-    /// Ends leases whose owner did not settle them.
-    REAP = "head/records.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua", "head/grants.lua", "head/void.lua",
-        "head/leases.lua", "head/mark.lua", "head/release.lua", "reap.lua";
-    /// Deletes a user.
-    ERASE = "head/records.lua", "head/leases.lua", "erase.lua";
-    /// Counts a bucket and drops expired credentials.
-    SWEEP = "head/records.lua", "sweep.lua";
-    /// Stores a broadcast.
+    COLLECT = "collect.lua";
+    VOID = "void.lua";
+    LEASE = "lease.lua";
+    SETTLE = "settle.lua";
+    REAP = "reap.lua";
+    ERASE = "erase.lua";
+    SWEEP = "sweep.lua";
     BROADCAST_CREATE = "broadcast/create.lua";
-    /// Moves a broadcast to another state.
     BROADCAST_MOVE = "broadcast/move.lua";
-    /// Finishes or releases a task of a broadcast.
     BROADCAST_FINISH = "broadcast/finish.lua";
-    /// Counts consecutive messages that were refused for their content.
     BROADCAST_STREAK = "broadcast/streak.lua";
-    /// Grants permits for messages of a broadcast.
     BROADCAST_PERMIT = "broadcast/permit.lua";
-    /// Reads the permits of a bucket, or gives the unused ones back.
-    BROADCAST_ACCOUNT = "head/permits.lua", "broadcast/account.lua";
-    /// Sets the quota of a day.
+    BROADCAST_ACCOUNT = "broadcast/account.lua";
     BROADCAST_QUOTA = "broadcast/quota.lua";
-    /// Counts messages that were sent without a permit.
     BROADCAST_COUNT = "broadcast/count.lua";
-    /// Records that a bucket holds a part of the recipient list.
     BROADCAST_PART = "broadcast/part.lua";
-    /// Adds users to the recipient list of a broadcast.
     BROADCAST_RECIPIENTS = "broadcast/recipients.lua";
-    /// Adds users of a bucket to the audience.
-    BROADCAST_SNAPSHOT = "head/records.lua", "head/reach.lua", "head/table.lua", "broadcast/snapshot.lua";
-    /// Counts the users whom a broadcast would reach.
-    BROADCAST_PREVIEW = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua",
-        "head/recent.lua", "head/reach.lua", "broadcast/preview.lua";
-    /// Takes users out of the audience and leases a credential for each.
-    BROADCAST_PAGE = "head/records.lua", "head/stock.lua", "head/touch.lua", "head/leases.lua", "head/recent.lua",
-        "head/mark.lua", "head/take.lua", "head/broadcast.lua", "head/table.lua", "head/permits.lua", "broadcast/page.lua";
-    /// Takes over messages in flight.
-    BROADCAST_TAKEOVER = "head/records.lua", "head/stock.lua", "head/leases.lua", "head/mark.lua", "head/broadcast.lua",
-        "broadcast/takeover.lua";
-    /// Settles messages of a broadcast.
-    BROADCAST_SETTLE = "head/records.lua", "head/totals.lua", "head/stock.lua", "head/cap.lua", "head/touch.lua",
-        "head/grants.lua", "head/void.lua", "head/leases.lua", "head/mark.lua", "head/take.lua", "head/release.lua",
-        "head/broadcast.lua", "broadcast/settle.lua";
-    /// Counts a delivered message as failed.
-    BROADCAST_LATE = "head/records.lua", "head/touch.lua", "head/broadcast.lua", "broadcast/late.lua";
-    /// Closes a bucket of a broadcast.
+    BROADCAST_SNAPSHOT = "broadcast/snapshot.lua";
+    BROADCAST_PREVIEW = "broadcast/preview.lua";
+    BROADCAST_PAGE = "broadcast/page.lua";
+    BROADCAST_TAKEOVER = "broadcast/takeover.lua";
+    BROADCAST_SETTLE = "broadcast/settle.lua";
+    BROADCAST_LATE = "broadcast/late.lua";
     BROADCAST_CLOSE = "broadcast/close.lua";
-    /// Removes a user from a broadcast.
     BROADCAST_FORGET = "broadcast/forget.lua";
-    /// Sets a key that does not exist.
     SET_ONCE = "set_once.lua";
-    /// Deletes a key that holds the given value.
     DROP_IF = "drop_if.lua";
 }

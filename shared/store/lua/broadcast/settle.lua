@@ -21,6 +21,13 @@
 --       late.lua
 -- Reply  number of messages that ended with this call, by ending (see count_endings), then for each message that has
 --        its next lease: openid, lease (see lease_reply)
+--- @include "head/records"
+--- @include "head/totals"
+--- @include "head/leases"
+--- @include "head/mark"
+--- @include "head/take"
+--- @include "head/release"
+--- @include "head/broadcast"
 assert(#KEYS >= 10 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
@@ -50,19 +57,19 @@ for n, openid in ipairs(openids) do
   local at = places[n]
   local owner, verdict, what, next_owner, ending = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local held = all_held[n]
-  local holder = held and sub(held, 23, 38)
-  if holder and holder == next_owner then
+  local state, flags, expiry, tail, holder
+  if held then state, flags, expiry, tail, holder = unpack_lease(held) end
+  if held and holder == next_owner then
     -- A repetition whose first reply was lost: the next lease exists already.
     reply[#reply + 1] = openid
-    reply[#reply + 1] = lease_packed(byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held), 0)
-  elseif not holder or holder == owner then
+    reply[#reply + 1] = lease_packed(state, flags, expiry, tail, 0)
+  elseif not held or holder == owner then
     local field, expired = drop_expired(fields[n] or '')
     tally(ledger, 'expired', expired)
     -- Without a lease, the message was given up long ago, or its user was erased. No message may follow then, because
     -- another replica may have sent it meanwhile.
-    local landing = what == 'end' or what == 'again' or not holder
-    if holder then
-      local state, flags, expiry, tail = byte(held, 17), byte(held, 18), sub(held, 19, 22), tail_of(held)
+    local landing = what == 'end' or what == 'again' or not held
+    if held then
       if flags >= 128 then field = marks().take_off(field, owner) end
       if what == 'hold' then
         local head = lease_head(now_ms, now_ms + keep * 1000, state - state % 2 + 1, flags, expiry)
@@ -88,7 +95,7 @@ for n, openid in ipairs(openids) do
     end
     if landing and flying[n] == 1 then
       landed[#landed + 1] = openid
-      if what == 'again' and holder then
+      if what == 'again' and held then
         again[#again + 1] = openid
       else
         if ending == 'delivered' and failed_keys[at] then

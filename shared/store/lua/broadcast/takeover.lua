@@ -8,6 +8,10 @@
 -- ARGV  1 broadcast  2 owner from now on  3 lease in ms  4 seconds the broadcast's keys are kept  then openids
 -- Reply  ms until the next of the remaining messages can be taken over (0: there are none), number of messages by
 --        ending (see count_endings), then for each message taken over: openid, lease (see lease_reply), own data or ''
+--- @include "head/records"
+--- @include "head/leases"
+--- @include "head/mark"
+--- @include "head/broadcast"
 assert(#KEYS == 6 and #ARGV >= 5, 'takeover: wrong number of arguments')
 
 local users, leases, flight = KEYS[1], KEYS[2], KEYS[3]
@@ -29,9 +33,9 @@ for n, openid in ipairs(openids) do
       endings[#endings + 1] = 'UNKNOWN'
     end
   elseif flying[n] == 1 then
-    local left = struct.unpack('>d', held) - now_ms
-    local holder, flags = sub(held, 23, 38), byte(held, 18)
-    local fresh = holder == owner and byte(held, 17) % 2 == 0
+    local state, flags, expiry, tail, holder, held_until = unpack_lease(held)
+    local left = held_until - now_ms
+    local fresh = holder == owner and state % 2 == 0
     if fresh then left = 0 end
     local field = left <= 0 and flags >= 128 and (redis.call('HGET', users, openid) or '')
     if field then left = marks().busy_for(field, owner, holder) or 0 end
@@ -39,12 +43,12 @@ for n, openid in ipairs(openids) do
       if wait == 0 or left < wait then wait = left end
     else
       if field then save(users, openid, marks().put_on(field, owner, deadline)) end
-      local state, expiry = fresh and byte(held, 17) or 2, sub(held, 19, 22)
+      if not fresh then state = 2 end
       redis.call('HSET', leases, names[n],
-        lease_head(deadline, deadline, state, flags, expiry) .. message_who(owner, id, openid) .. tail_of(held))
+        lease_head(deadline, deadline, state, flags, expiry) .. message_who(owner, id, openid) .. tail)
       local own = redis.call('HGET', KEYS[5], openid)
       reply[#reply + 1] = openid
-      reply[#reply + 1] = lease_packed(state, flags, expiry, tail_of(held), 0)
+      reply[#reply + 1] = lease_packed(state, flags, expiry, tail, 0)
       reply[#reply + 1] = own or ''
     end
   end

@@ -1,4 +1,4 @@
--- Messages of broadcasts. Included after leases.lua, before the scripts that send or settle them.
+-- Messages of broadcasts.
 --
 -- The lease of a broadcast's message is named after the broadcast and the user, so that any replica that continues the
 -- bucket finds it. Its request begins with a space, which no caller's request id contains. A user is in exactly one

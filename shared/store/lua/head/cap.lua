@@ -1,4 +1,5 @@
--- The cap on records per user. Included after records.lua, before the scripts that add to a user's records.
+-- The cap on records per user.
+--- @include "head/records"
 
 -- Returns the field reduced to at most `cap` records, not counting the last-messaged record and the send lock, and the
 -- number of uses dropped. The record that expires soonest is dropped first. A record whose last use is leased stays, so

@@ -1,4 +1,4 @@
--- Leases: messages in flight. Included after records.lua, before every script that uses leases.
+-- Leases: messages in flight.
 --
 -- A lease holds one use of one credential for one message. The record of the credential stays in the user's field
 -- without that use, so a form id in flight is still recognized as a duplicate.
@@ -14,6 +14,7 @@
 -- State is a sum: 1 the lease is held for its request, after its deadline or because the outcome is unknown;
 -- 2 it was taken over, so bytes may have been sent before;
 -- 4 its user was erased, and it only records that the message was in flight (counted in the ledger as "lost").
+--- @include "head/records"
 
 local now_ms = now * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
@@ -22,10 +23,12 @@ local function lease_head(deadline, turn, state, flags, expiry)
   return struct.pack('>ddBB', deadline, turn, state, flags) .. expiry
 end
 
--- The tail of the record that a packed lease was made from.
-local function tail_of(held)
-  local openid = byte(held, 55)
-  return sub(held, 57 + openid + byte(held, 56 + openid))
+-- What a packed lease says, the parts that are needed most first: state, flags and expiry (four bytes) of the record,
+-- tail, owner, deadline, openid, request id, fingerprint, turn.
+local function unpack_lease(held)
+  local deadline, turn, state, flags, expiry, owner, fingerprint, openid, request, tail =
+    struct.unpack('>ddBBc4c16c16Bc0Bc0', held)
+  return state, flags, expiry, sub(held, tail), owner, deadline, openid, request, fingerprint, turn
 end
 
 -- A lease as it is returned: uses left in the user's field, the current time (4 bytes each), state, flags, expiry,

@@ -1,10 +1,12 @@
--- The send lock (the mark): WeChat accepts one subscription message at a time for a user. Included after stock.lua and
--- leases.lua, before the scripts that lease grants or end such leases.
+-- The send lock (the mark): WeChat accepts one subscription message at a time for a user.
 --
 -- While a grant is leased, its user has a send lock. It is a record, at most one per user, that is not a credential:
 -- kind 3, no uses, and the 16 bytes of the lease's owner as its id. It expires with the lease's deadline, and so
 -- disappears by itself if the owner does not come back. The lease itself stays for its message. Form ids and prepay ids
 -- need no lock.
+--- @include "head/records"
+--- @include "head/stock"
+--- @include "head/leases"
 
 local made_marks
 

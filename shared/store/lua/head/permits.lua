@@ -1,5 +1,4 @@
--- The permits of a bucket: how many messages of a broadcast may be sent there. Included before the scripts that count
--- them.
+-- The permits of a bucket: how many messages of a broadcast may be sent there.
 --
 -- A hash of totals since the beginning, so that a number that is reported twice or late counts once:
 --   received  permits that arrived here: as many as permit.lua granted, as far as it is known here

@@ -1,13 +1,12 @@
--- The format of a user's field, and functions that read it. Included before every script that uses fields. Its twin in
--- Rust is record.rs, and a property test checks that both agree. A head is short, because each of its functions is
--- created anew in every call of a script.
+-- The format of a user's field, and functions that read it. Its twin in Rust is record.rs, and a property test checks
+-- that both agree. A head is short, because each of its functions is created anew in every call of a script.
 --
 -- A field is the concatenation of the user's records, latest expiry first. The newest record is therefore at the front
 -- and the one to spend next at the back, and neither needs a search. A record is read backward from its last byte:
 --
 --   expiry  4 bytes  seconds since 1970, big-endian
 --   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased). Kind 3 is not a
---                    credential but the last-messaged record or the send lock, see touch.lua and mark.lua
+--                    credential but the last-messaged record or the send lock, see touched.lua and mark.lua
 --   id      1 to 128 bytes
 --   length  1 byte   bytes of the id - 1, plus 128 if the id is lowercase hex stored as bytes
 --

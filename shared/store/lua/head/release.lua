@@ -1,5 +1,10 @@
--- Ending a leased use. Included after cap.lua, touch.lua, leases.lua and grants.lua, before the scripts that end
--- leases. A lease is passed as its flags, its expiry (four bytes) and its tail.
+-- Ending a leased use. A lease is passed as its flags, its expiry (four bytes) and its tail.
+--- @include "head/records"
+--- @include "head/stock"
+--- @include "head/cap"
+--- @include "head/touch"
+--- @include "head/grants"
+--- @include "head/void"
 
 -- Returns a leased use to the field, unless it has expired. `mark` sets the suspect flag.
 local function give_back(field, flags, expiry, tail, mark, cap, ledger)

@@ -1,4 +1,5 @@
--- Finding and inserting records. Included after records.lua, before the scripts that change a user's records.
+-- Finding and inserting records.
+--- @include "head/records"
 
 -- Where the record with this `tail` starts and stops; nil if there is none.
 local function locate(field, tail)

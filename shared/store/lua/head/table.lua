@@ -1,4 +1,4 @@
--- Prepares a hash for HSCAN. Included before the scripts that begin to read all users of a bucket.
+-- Prepares a hash for HSCAN, for scripts that begin to read all users of a bucket.
 
 -- Redis stores a small hash as a list, which it searches at every access and returns as a whole in a scan. One long
 -- value converts the hash to a table for as long as it exists.

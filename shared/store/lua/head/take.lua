@@ -1,4 +1,7 @@
--- Leasing a use. Included after mark.lua, before the scripts that lease.
+-- Leasing a use.
+--- @include "head/records"
+--- @include "head/stock"
+--- @include "head/mark"
 
 -- Takes one use of the record that expires soonest, among records of an allowed kind (and grants only of the template)
 -- that live longer than the margin. For a grant, sets the send lock of the owner. Returns the new field, and the flags

@@ -1,4 +1,5 @@
--- Revoking grants. Included after records.lua, before the scripts that revoke them.
+-- Revoking grants.
+--- @include "head/records"
 
 -- The field without the grants of a template, and the number of uses removed with them.
 local function void_grants(field, template)

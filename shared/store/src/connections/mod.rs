@@ -146,7 +146,7 @@ impl Connections {
                 // Redis knows the script after this. Loading the script would not do in a cluster: SCRIPT LOAD goes to
                 // all masters, and would fail if one of them is down.
                 let mut command = redis::cmd("EVAL");
-                command.arg(script.source);
+                command.arg(&script.source);
                 arguments(&mut command);
                 self.send(script.file, &command).await
             }
@@ -156,7 +156,7 @@ impl Connections {
 
     /// Loads a script on every master.
     pub(super) async fn load(&self, script: &Script) -> Result<(), Error> {
-        self.everywhere(redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await.map(drop)
+        self.everywhere(redis::cmd("SCRIPT").arg("LOAD").arg(&script.source)).await.map(drop)
     }
 
     /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.

@@ -111,6 +111,7 @@ fn rust_reads_the_last_message_time_that_scripts_write() {
     const HEADS: &str = concat!(
         include_str!("../../lua/head/records.lua"),
         include_str!("../../lua/head/stock.lua"),
+        include_str!("../../lua/head/touched.lua"),
         include_str!("../../lua/head/touch.lua"),
         "return { now, keep_touch, touched_at(ARGV[1]) or -1, touch(ARGV[1], now) }",
     );

@@ -17,6 +17,7 @@ use crate::world::{World, cases, expiries, marks};
 const HEADS: &str = concat!(
     include_str!("../../../lua/head/records.lua"),
     include_str!("../../../lua/head/stock.lua"),
+    include_str!("../../../lua/head/touched.lua"),
     include_str!("../../../lua/head/touch.lua"),
     include_str!("../../../lua/head/grants.lua"),
     include_str!("../../../lua/head/void.lua"),
