@@ -40,14 +40,9 @@ pub(super) fn is_wrong_type(error: &RedisError) -> bool {
 /// The error for a pool that gave no connection.
 pub(super) fn no_connection(error: &PoolError) -> Error {
     match error {
-        PoolError::Backend(error) => not_open(error),
+        PoolError::Backend(error) => Error::Unavailable(Redacted(error).to_string()),
         other => Error::Unavailable(other.to_string()),
     }
-}
-
-/// The error for a connection that was opened without a pool and failed.
-pub(super) fn not_open(error: &RedisError) -> Error {
-    Error::Unavailable(Redacted(error).to_string())
 }
 
 impl From<ParsingError> for Error {

@@ -1,25 +1,24 @@
 //! Connections to a cluster. The library's client has one connection to each node, shared by all tasks, and routes each
 //! command to the node of its key.
 //!
-//! There is no pool here. A pool lends connections to one address and replaces broken ones; the client does that itself
-//! for each node. But the client does not look for another master while the one it knows is silent: it neither answers
-//! nor refuses, for example after a power loss or in a partitioned network. The client would keep asking that node
-//! until the operating system gives up the connection, which takes a quarter of an hour. Therefore, after each command
-//! that times out, a new client is created from the cluster's current state and replaces the old one.
+//! The client does not look for another master while the one it knows is silent: it neither answers nor refuses, for
+//! example after a power loss or in a partitioned network. The client would keep asking that node until the operating
+//! system gives up the connection, which takes a quarter of an hour. Therefore, after each command that times out, a
+//! new client is created from the cluster's current state and replaces the old one. The old one stays in use meanwhile,
+//! since it may still work for all other keys.
+//!
+//! The client is created here rather than by deadpool-redis, which takes neither a CA, nor timeouts, nor a number of
+//! retries for it.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
+use deadpool::managed::{Manager, Metrics, RecycleResult};
 use deadpool_redis::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use deadpool_redis::redis::cluster_async::ClusterConnection;
 use deadpool_redis::redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
-use deadpool_redis::redis::{self, Cmd, ConnectionInfo, FromRedisValue, Value};
+use deadpool_redis::redis::{self, Cmd, ConnectionInfo, RedisError, RedisResult, Value};
 use futures_util::future;
-use tracing::debug;
 
 use super::RedisConfig;
-use crate::redact::{self, Redacted};
+use super::shared::SharedConnections;
 use crate::{Error, keys};
 
 /// The shortest and the longest pause before a command is retried, in milliseconds. Each retry asks the cluster again
@@ -29,33 +28,12 @@ const PAUSES: (u64, u64) = (20, 250);
 /// Number of keys, spread over the cluster, that are read to check whether it accepts commands.
 const PROBES: usize = 8;
 
-/// Shared clients of the cluster.
-pub(crate) struct Cluster {
-    lanes: Box<[Arc<Lane>]>,
-    next: AtomicUsize,
-}
-
-/// A slot for one client of the library.
-struct Lane {
-    client: ClusterClient,
-    timeout: Duration,
-    shared: Mutex<Option<Shared>>,
-    filling: tokio::sync::Mutex<()>,
-    /// Whether a replacement of the current client is being created.
-    renewing: AtomicBool,
-}
-
-/// A client in use. The number distinguishes it from its replacement.
-#[derive(Clone)]
-struct Shared {
-    connection: ClusterConnection,
-    number: usize,
-}
+/// Creates clients of a cluster.
+pub(super) struct Cluster(ClusterClient);
 
 impl Cluster {
-    /// Creates the slots without opening a connection. `nodes` are the first nodes to contact; the cluster reports the
-    /// others.
-    pub(super) fn new(nodes: &[ConnectionInfo], config: &RedisConfig) -> Result<Self, Error> {
+    /// `nodes` are the first nodes to contact; the cluster reports the others.
+    pub(super) fn new(nodes: &[ConnectionInfo], config: &RedisConfig) -> RedisResult<Self> {
         let mut builder = ClusterClientBuilder::new(nodes.to_vec())
             // While the client reads the slot map, all commands wait. One silent node must not use up their whole
             // timeout.
@@ -70,26 +48,31 @@ impl Cluster {
         if let Some(certificates) = config.url.certificates() {
             builder = builder.certs(certificates);
         }
-        let client = builder.build()?;
-        let lane = |_| Arc::new(Lane::new(client.clone(), config.timeout));
-        Ok(Self { lanes: (0..config.connections.max(1)).map(lane).collect(), next: AtomicUsize::new(0) })
+        builder.build().map(Self)
+    }
+}
+
+impl Manager for Cluster {
+    type Type = ClusterConnection;
+    type Error = RedisError;
+
+    async fn create(&self) -> RedisResult<ClusterConnection> {
+        self.0.get_async_connection().await
     }
 
-    /// Runs one command on the node of its first key. See [`super::Connections::run`].
-    pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
-        let (lane, mut shared) = self.lane().await?;
-        let result = command.query_async(&mut shared.connection).await;
-        lane.look_at(&result, shared.number);
-        Ok(result?)
+    async fn recycle(&self, connection: &mut ClusterConnection, _: &Metrics) -> RecycleResult<RedisError> {
+        Ok(redis::cmd("PING").query_async(connection).await?)
     }
+}
 
+impl SharedConnections<Cluster> {
     /// Runs a command on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
-        let (lane, mut shared) = self.lane().await?;
+        let mut lent = self.lend().await?;
         // Without a response policy, the library returns the replies by node.
         let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        let result = shared.connection.route_command(command.clone(), masters).await;
-        lane.look_at(&result, shared.number);
+        let result = lent.connection.route_command(command.clone(), masters).await;
+        self.look_at(&result, &lent);
         let Value::Map(answers) = result? else {
             return Err(Error::Corrupt("expected one reply per cluster master".into()));
         };
@@ -101,66 +84,5 @@ impl Cluster {
         let look = async |probe: usize| self.run::<Option<Value>>(redis::cmd("GET").arg(keys::probe(probe))).await;
         let probes = (0..PROBES).map(|probe| Box::pin(look(probe)));
         future::select_ok(probes).await.map(drop)
-    }
-
-    async fn lane(&self) -> Result<(&Arc<Lane>, Shared), Error> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let lane = &self.lanes[number % self.lanes.len()];
-        let there = lane.shared().clone();
-        match there {
-            Some(shared) => Ok((lane, shared)),
-            // Boxed: the future is large and rarely needed.
-            None => Ok((lane, Box::pin(lane.fill(number)).await?)),
-        }
-    }
-}
-
-impl Lane {
-    fn new(client: ClusterClient, timeout: Duration) -> Self {
-        let (shared, filling, renewing) = Default::default();
-        Self { client, timeout, shared, filling, renewing }
-    }
-
-    fn shared(&self) -> MutexGuard<'_, Option<Shared>> {
-        // The value is replaced as a whole, so a panic of another thread cannot leave it half changed.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the client, and creates it if there is none. One task creates it; the others wait.
-    async fn fill(&self, number: usize) -> Result<Shared, Error> {
-        let fill = async {
-            let _filling = self.filling.lock().await;
-            let there = self.shared().clone();
-            if let Some(there) = there {
-                return Ok(there);
-            }
-            let connection = self.client.get_async_connection().await;
-            let shared = Shared { connection: connection.map_err(|error| redact::not_open(&error))?, number };
-            *self.shared() = Some(shared.clone());
-            Ok(shared)
-        };
-        match tokio::time::timeout(self.timeout, fill).await {
-            Ok(filled) => filled,
-            Err(_) => Err(Error::Unavailable("timed out waiting for a connection".into())),
-        }
-    }
-
-    /// After a command that timed out, creates a client that replaces the one that was used. The old one stays in use
-    /// meanwhile, since it may still work for all other keys.
-    fn look_at<T>(self: &Arc<Self>, result: &Result<T, redis::RedisError>, number: usize) {
-        let lost = result.as_ref().err().is_some_and(|error| error.is_timeout() || error.is_unrecoverable_error());
-        let current = || self.shared().as_ref().is_some_and(|shared| shared.number == number);
-        if !lost || !current() || self.renewing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let lane = Arc::clone(self);
-        tokio::spawn(async move {
-            match tokio::time::timeout(2 * lane.timeout, lane.client.get_async_connection()).await {
-                Ok(Ok(connection)) => *lane.shared() = Some(Shared { connection, number: number.wrapping_add(1) }),
-                Ok(Err(error)) => debug!(error = %Redacted(&error), "reconnecting to the cluster failed"),
-                Err(_) => debug!("reconnecting to the cluster timed out"),
-            }
-            lane.renewing.store(false, Ordering::Release);
-        });
     }
 }

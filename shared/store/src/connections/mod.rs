@@ -22,7 +22,7 @@
 //! broadcast is in the wrong state, and an erased user had nothing stored.
 
 mod cluster;
-mod connector;
+mod sentinel;
 mod shared;
 mod types;
 mod url;
@@ -30,14 +30,14 @@ mod url;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_redis::redis::{self, Cmd, FromRedisValue, RedisError, Value};
+use deadpool_redis::redis::{self, AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, Value};
 use domain::dependency::CommandObserver;
 
 use super::Error;
 use super::redact::is_wrong_type;
 use super::scripts::Script;
 use cluster::Cluster;
-use connector::Connector;
+use sentinel::Sentinels;
 use shared::SharedConnections;
 use types::WrongTypes;
 use url::Address;
@@ -67,21 +67,37 @@ pub(super) struct Connections {
 }
 
 enum Backend {
-    /// To one address, or to the current master of a Sentinel set.
-    One(SharedConnections),
+    /// To one address.
+    One(SharedConnections<deadpool_redis::Manager>),
+    /// To the current master of a Sentinel set.
+    Sentinel(SharedConnections<Sentinels>),
     /// To all masters of a cluster.
-    Cluster(Cluster),
+    Cluster(SharedConnections<Cluster>),
+}
+
+impl RedisConfig {
+    fn timeouts(&self) -> AsyncConnectionConfig {
+        let timeout = Some(self.timeout);
+        AsyncConnectionConfig::new().set_connection_timeout(timeout).set_response_timeout(timeout)
+    }
 }
 
 impl Connections {
     /// Creates the connections without opening any.
     pub(super) fn new(config: &RedisConfig, observer: Option<Arc<dyn CommandObserver>>) -> Result<Self, Error> {
         let way = match &config.url.address {
-            Address::One(node) => Backend::One(SharedConnections::new(config, Connector::one(node, config)?)?),
-            Address::Sentinel { sentinels, master, node } => {
-                Backend::One(SharedConnections::new(config, Connector::sentinel(sentinels, master, node, config)?)?)
+            Address::One(node) => {
+                let info = config.url.client(node.clone())?.get_connection_info().clone();
+                let manager = deadpool_redis::Manager::new_with_config(info, config.timeouts())?;
+                Backend::One(SharedConnections::new(config, manager, false)?)
             }
-            Address::Cluster(nodes) => Backend::Cluster(Cluster::new(nodes, config)?),
+            Address::Sentinel { sentinels, master, node } => {
+                let manager = Sentinels::new(sentinels, master, node, config)?;
+                Backend::Sentinel(SharedConnections::new(config, manager, false)?)
+            }
+            Address::Cluster(nodes) => {
+                Backend::Cluster(SharedConnections::new(config, Cluster::new(nodes, config)?, true)?)
+            }
         };
         Ok(Self { way, observer, wrong_types: WrongTypes::default() })
     }
@@ -104,9 +120,10 @@ impl Connections {
     async fn send<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
         let begun = Instant::now();
         let result = match &self.way {
-            Backend::One(lanes) => lanes.run(command).await,
+            Backend::One(connections) => connections.run(command).await,
+            Backend::Sentinel(connections) => connections.run(command).await,
             // Boxed, so that the future of every caller stays small.
-            Backend::Cluster(cluster) => Box::pin(cluster.run(command)).await,
+            Backend::Cluster(connections) => Box::pin(connections.run(command)).await,
         };
         self.count(name, begun, &result);
         match result {
@@ -162,7 +179,7 @@ impl Connections {
     /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
     pub(super) async fn ping(&self) -> Result<(), Error> {
         match &self.way {
-            Backend::One(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
+            Backend::One(_) | Backend::Sentinel(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
             Backend::Cluster(cluster) => {
                 let begun = Instant::now();
                 let result = Box::pin(cluster.ping()).await;
@@ -175,7 +192,7 @@ impl Connections {
     /// Runs a command without keys on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         match &self.way {
-            Backend::One(_) => Ok(vec![self.run(command).await?]),
+            Backend::One(_) | Backend::Sentinel(_) => Ok(vec![self.run(command).await?]),
             Backend::Cluster(cluster) => {
                 let begun = Instant::now();
                 let result = Box::pin(cluster.everywhere(command)).await;

@@ -1,4 +1,5 @@
-//! Parses the address of Redis from one setting. Errors do not quote the URL, because it may contain a password.
+//! Parses the address of Redis from one setting; redis-rs itself parses URLs of one server only. Errors do not quote
+//! the URL, because it may contain a password.
 //!
 //! ```text
 //! redis://[user:password@]host[:port][/db]                                   one Redis
