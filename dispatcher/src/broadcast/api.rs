@@ -38,8 +38,8 @@ pub struct NewBroadcast {
     pub not_before_ms: Option<u64>,
     /// Wait for more recipients and for StartBroadcast.
     pub hold: bool,
-    /// Request id; `None` if the call cannot be repeated.
-    pub request: Option<RequestId>,
+    /// `None` if the call cannot be repeated.
+    pub request_id: Option<RequestId>,
 }
 
 #[derive(Debug, Clone)]
@@ -96,28 +96,28 @@ impl Broadcasts {
     }
 
     /// Stores a broadcast and, unless `hold` is set, starts it. A repeated request id returns the first broadcast.
-    pub async fn create(&self, order: &NewBroadcast) -> Result<Arc<BroadcastView>, Failure> {
+    pub async fn create(&self, new: &NewBroadcast) -> Result<Arc<BroadcastView>, Failure> {
         let AppContext { app, store, clock, .. } = &*self.context;
-        let request = order.request.as_ref().map(|request| (request, digest(order)));
+        let request = new.request_id.as_ref().map(|id| (id, digest(new)));
         let earlier = match request {
-            Some((request, digest)) => store.requested_broadcast(&app.id, request, digest).await?,
+            Some((id, digest)) => store.requested_broadcast(&app.id, id, digest).await?,
             None => None,
         };
         // A repeated request returns the stored broadcast, even if it would no longer pass the checks.
         if earlier.is_none() {
-            self.check(order).await?;
+            self.check(new).await?;
         }
         // Set after the digest was made: a repeated request has another trace, but must have the same digest.
         let spec = match traces::link() {
-            Some(link) => Spec { ordered_by: Some(link), ..order.spec.clone() }.encode(),
-            None => order.spec.encode(),
+            Some(link) => Spec { ordered_by: Some(link), ..new.spec.clone() }.encode(),
+            None => new.spec.encode(),
         };
         let draft = Draft {
             id: BroadcastId::new(clock.now_ms()),
             spec,
-            everyone: matches!(order.audience, Audience::Everyone),
-            not_before_ms: order.not_before_ms,
-            canary: order.canary,
+            everyone: matches!(new.audience, Audience::Everyone),
+            not_before_ms: new.not_before_ms,
+            canary: new.canary,
         };
         let id = match store.create_broadcast(&app.id, &draft, request).await? {
             Created::New => draft.id,
@@ -131,13 +131,13 @@ impl Broadcasts {
         // An earlier call with this request id may have failed anywhere between here and the start.
         let record = self.record(&id).await?;
         if record.state == State::Pending && !record.scheduled {
-            let recipients = match &order.audience {
+            let recipients = match &new.audience {
                 Audience::Everyone => &[][..],
                 Audience::List(list) => list,
             };
             // If this is too late, a call with the same request id has added the users and started the broadcast since.
-            self.add(&id, recipients, &order.exclude).await?;
-            if !order.hold {
+            self.add(&id, recipients, &new.exclude).await?;
+            if !new.hold {
                 let to = Move::Start { everyone: record.everyone };
                 store.move_broadcast(&app.id, &id, &to, clock.now_ms()).await?;
             }
@@ -146,10 +146,10 @@ impl Broadcasts {
     }
 
     /// Returns what the broadcast would do now. Stores nothing.
-    pub async fn preview(&self, order: &NewBroadcast) -> Result<Estimate, Failure> {
-        self.check(order).await?;
+    pub async fn preview(&self, new: &NewBroadcast) -> Result<Estimate, Failure> {
+        self.check(new).await?;
         let AppContext { app, store, limits, .. } = &*self.context;
-        let (choice, terms) = (order.spec.choice(app), &limits.terms);
+        let (choice, terms) = (new.spec.choice(app), &limits.terms);
         let _turn = store.turn(Scan::Preview, &app.id).await;
         let sum = async |mut sum: Preview, part: Preview| {
             sum.add(part);
@@ -162,8 +162,8 @@ impl Broadcasts {
                 .try_fold(Preview::default(), sum)
                 .await
         };
-        let exclude: HashSet<&OpenId> = order.exclude.iter().collect();
-        let (preview, excluded) = match &order.audience {
+        let exclude: HashSet<&OpenId> = new.exclude.iter().collect();
+        let (preview, excluded) = match &new.audience {
             Audience::Everyone => {
                 let mut preview = stream::iter(store.buckets())
                     .map(|bucket| store.preview_all(&app.id, bucket, &choice, terms))
@@ -185,30 +185,30 @@ impl Broadcasts {
                 (ask(wanted).await?, excluded)
             }
         };
-        let credentials = order.canary.map_or(preview.reached, |canary| preview.reached.min(u64::from(canary)));
-        let pace = [order.spec.rate, app.bounds.broadcast_rate].into_iter().filter(|rate| *rate > 0).min();
+        let credentials = new.canary.map_or(preview.reached, |canary| preview.reached.min(u64::from(canary)));
+        let pace = [new.spec.rate, app.bounds.broadcast_rate].into_iter().filter(|rate| *rate > 0).min();
         let duration = pace.map(|rate| Duration::from_secs_f64(credentials as f64 / f64::from(rate)));
         Ok(Estimate { preview, excluded, credentials, duration })
     }
 
     /// Rejects a broadcast that would reach nobody, or that would start after all credentials have expired.
-    async fn check(&self, order: &NewBroadcast) -> Result<(), Failure> {
+    async fn check(&self, new: &NewBroadcast) -> Result<(), Failure> {
         let AppContext { app, store, clock, .. } = &*self.context;
-        let nobody = match &order.audience {
+        let nobody = match &new.audience {
             Audience::Everyone => {
                 let _turn = store.turn(Scan::List, &app.id).await;
                 !store.has_users(&app.id).await?
             }
             Audience::List(list) => {
-                let exclude: HashSet<&OpenId> = order.exclude.iter().collect();
-                !order.hold && list.iter().all(|recipient| exclude.contains(&recipient.openid))
+                let exclude: HashSet<&OpenId> = new.exclude.iter().collect();
+                !new.hold && list.iter().all(|recipient| exclude.contains(&recipient.openid))
             }
         };
         if nobody {
             return Err(empty_audience());
         }
         let now = (clock.now_ms() / 1000) as i64;
-        if let Some(not_before_ms) = order.not_before_ms.filter(|at| *at > clock.now_ms()) {
+        if let Some(not_before_ms) = new.not_before_ms.filter(|at| *at > clock.now_ms()) {
             let stock = store.stock(&app.id, now, SMALL_APP_USERS).await?;
             let last_day = stock.days.iter().filter(|(_, count)| count.messages > 0).map(|((day, _), _)| *day).max();
             let lives_until = last_day.map_or(0, |day| (day + 1) * DAY - DAY_OFFSET);
@@ -287,11 +287,11 @@ impl Broadcasts {
         if waits && !record.everyone && !store.has_recipients(&app.id, id).await? {
             return Err(empty_audience());
         }
-        self.to(id, Move::Start { everyone: record.everyone }).await
+        self.transition(id, Move::Start { everyone: record.everyone }).await
     }
 
     /// Moves a broadcast to another state. If it is in that state already, nothing changes.
-    pub async fn to(&self, id: &BroadcastId, to: Move) -> Result<Transition, Failure> {
+    pub async fn transition(&self, id: &BroadcastId, to: Move) -> Result<Transition, Failure> {
         let AppContext { app, store, clock, .. } = &*self.context;
         match store.move_broadcast(&app.id, id, &to, clock.now_ms()).await? {
             Moved::To(_) => Ok(Transition { view: self.get(id).await?, moved: true }),
@@ -320,13 +320,13 @@ fn is_repeat(to: &Move, Record { state, pause, .. }: &Record) -> bool {
 }
 
 /// Digest that distinguishes different requests with the same request id.
-fn digest(order: &NewBroadcast) -> [u8; 16] {
-    let mut bytes = order.spec.encode();
+fn digest(new: &NewBroadcast) -> [u8; 16] {
+    let mut bytes = new.spec.encode();
     let mut add = |part: &[u8]| {
         bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
         bytes.extend_from_slice(part);
     };
-    if let Audience::List(list) = &order.audience {
+    if let Audience::List(list) = &new.audience {
         add(b"list");
         for recipient in list {
             add(recipient.openid.as_str().as_bytes());
@@ -334,8 +334,8 @@ fn digest(order: &NewBroadcast) -> [u8; 16] {
         }
     }
     add(b"exclude");
-    order.exclude.iter().for_each(|openid| add(openid.as_str().as_bytes()));
-    add(format!("{:?} {:?} {}", order.canary, order.not_before_ms, order.hold).as_bytes());
+    new.exclude.iter().for_each(|openid| add(openid.as_str().as_bytes()));
+    add(format!("{:?} {:?} {}", new.canary, new.not_before_ms, new.hold).as_bytes());
     fingerprint(&bytes)
 }
 

@@ -37,13 +37,7 @@ pub struct Disposition {
 
 /// Maps a result. `rounds` is how often the message was put back before, `credentials` how many credentials may be
 /// tried for it, and `next_day_ms` when WeChat's next day begins.
-pub(crate) fn of(
-    result: AttemptResult,
-    progress: &Progress,
-    rounds: u32,
-    credentials: u32,
-    next_day_ms: u64,
-) -> Disposition {
+pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: u32, next_day_ms: u64) -> Disposition {
     let last = &progress.last;
     let end = |ending: Ending| Next::End(ending.with_errcode(last.errcode));
     let (lease_end, next, signal) = match result {

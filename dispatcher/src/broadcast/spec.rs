@@ -47,7 +47,7 @@ impl Spec {
             Delivery::FormId => app.broadcast_kinds,
             Delivery::Subscription => Kinds::GRANTS,
         };
-        Choice { wanted: self.message.wanted(kinds), min_interval: self.min_interval.as_secs() as u32 }
+        Choice { wanted: self.message.eligibility(kinds), min_interval: self.min_interval.as_secs() as u32 }
     }
 
     /// The message for one user, whose own values override the common ones.

@@ -129,8 +129,8 @@ impl BucketIo {
         let mut openids = part.in_flight().await?;
         openids.retain(|openid| !own.contains(openid));
         let (requested_at, mut ready) = (Instant::now(), Vec::new());
-        for some in openids.chunks(PAGE) {
-            let found = part.take_over(owner, some, terms).await?;
+        for chunk in openids.chunks(PAGE) {
+            let found = part.take_over(owner, chunk, terms).await?;
             active.context.metrics.broadcasts.ended(&found.endings);
             ready.extend(found.ready);
         }
@@ -148,8 +148,8 @@ impl BucketIo {
         let mut openids = part.in_flight().await?;
         openids.retain(|openid| !own.contains(openid));
         let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
-        for some in openids.chunks(PAGE) {
-            let page = part.take_over(owner, some, terms).await?;
+        for chunk in openids.chunks(PAGE) {
+            let page = part.take_over(owner, chunk, terms).await?;
             active.context.metrics.broadcasts.ended(&page.endings);
             found.wait = found.wait.into_iter().chain(page.wait).min();
             found.ready.extend(page.ready);
@@ -191,10 +191,8 @@ impl BucketIo {
                     Settlement { openid: ready.openid, owner: ready.lease.id, verdict: lease_end, next, msgid: None }
                 })
                 .collect();
-            if !settlements.is_empty() {
-                for some in settlements.chunks(PAGE) {
-                    self.settle(some).await?;
-                }
+            for chunk in settlements.chunks(PAGE) {
+                self.settle(chunk).await?;
             }
         }
     }

@@ -40,7 +40,7 @@ const INTERVALS: (Duration, Duration, Duration) =
 /// A parsed `Broadcast` request.
 pub(super) struct Parsed {
     pub(super) broadcasts: Arc<Broadcasts>,
-    pub(super) order: NewBroadcast,
+    pub(super) new: NewBroadcast,
     pub(super) duplicates: u32,
     pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
@@ -120,9 +120,8 @@ pub(super) fn parse(
         ordered_by: None,
     };
     let canary = (request.limit > 0).then_some(request.limit);
-    let order =
-        NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request: request_id };
-    Ok(Parsed { broadcasts, order, duplicates, warnings, validate_only: request.validate_only })
+    let new = NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request_id };
+    Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
 }
 
 /// Parses `AddRecipients`.

@@ -97,7 +97,7 @@ impl Service {
         to: Move,
     ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
         let (broadcasts, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
-        Ok(Some(after_transition(call, caller, &broadcasts, &broadcasts.to(&id, to).await?)))
+        Ok(Some(after_transition(call, caller, &broadcasts, &broadcasts.transition(&id, to).await?)))
     }
 }
 
@@ -152,15 +152,15 @@ impl DispatcherService for Service {
             caller.needs(Permission::BroadcastAll)?;
         }
         let parsed = broadcast::parse(request.into_inner(), |app| self.broadcasts(&caller, app))?;
-        let broadcast::Parsed { broadcasts, order, duplicates, warnings, validate_only } = parsed;
+        let broadcast::Parsed { broadcasts, new, duplicates, warnings, validate_only } = parsed;
         rpc::note_app(&broadcasts.context().app.id);
         if validate_only {
-            let preview = Some(info::preview(&broadcasts.preview(&order).await?));
+            let preview = Some(info::preview(&broadcasts.preview(&new).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
         }
-        let created = broadcasts.create(&order).await;
+        let created = broadcasts.create(&new).await;
         // Without a request id, a repeated call would create another broadcast.
-        let once = |failure: Failure| if order.request.is_none() { failure.perhaps_done() } else { failure };
+        let once = |failure: Failure| if new.request_id.is_none() { failure.perhaps_done() } else { failure };
         let view = created.map_err(once)?;
         rpc::note_broadcast(&view.record.id);
         let broadcast = Some(changed("Broadcast", &caller, &broadcasts, &view));

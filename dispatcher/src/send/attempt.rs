@@ -26,14 +26,14 @@ const NEW_TOKENS: u32 = 2;
 impl AppContext {
     /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
     /// then a credential must not be taken out of stock.
-    pub(crate) async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
+    pub async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
         let usable = self.stops.usable(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map_err(SendError::Token)?;
         Ok(usable)
     }
 
     /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
-    pub(crate) async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
+    pub async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
         self.stops.check_all(wanted).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map(drop).map_err(SendError::Token)
     }
@@ -46,12 +46,7 @@ impl AppContext {
     }
 
     /// Calls WeChat with the credential of `lease` until there is a result.
-    pub(crate) async fn try_credential(
-        &self,
-        order: &SendRequest,
-        lease: &Lease,
-        progress: &mut Progress,
-    ) -> AttemptResult {
+    pub async fn try_credential(&self, order: &SendRequest, lease: &Lease, progress: &mut Progress) -> AttemptResult {
         let mut situation = Situation {
             kind: lease.kind,
             in_doubt: lease.taken_over,

@@ -57,7 +57,7 @@ pub struct Sender {
 
 /// Result of the attempts with one credential.
 #[derive(Debug)]
-pub(crate) enum AttemptResult {
+pub enum AttemptResult {
     /// The outcome is final; the second field says how the lease ends.
     End(End, LeaseEnd),
     /// The credential is unusable and the message was not delivered.
@@ -94,17 +94,20 @@ impl Sender {
 
     async fn send_and_count(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
-        let answer = match self.try_send(order).await {
+        let metrics = &self.context.metrics.sends;
+        match self.try_send(order).await {
             Ok(SendResult::Sent(sent)) => {
-                self.context.metrics.sends.ended(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
-                return Ok(sent);
+                metrics.ended(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
+                Ok(sent)
             }
-            Ok(SendResult::Lost) => return Ok(lost()),
-            Ok(SendResult::Recorded(outcome)) => return self.repeat(order, &outcome).await.map_err(Failure::from),
-            Err(error) => Failure::from(error),
-        };
-        self.context.metrics.sends.ended(delivery, answer.reason(), answer.errcode());
-        Err(answer)
+            Ok(SendResult::Lost) => Ok(lost()),
+            Ok(SendResult::Recorded(outcome)) => self.repeat(order, &outcome).await.map_err(Failure::from),
+            Err(error) => {
+                let failure = Failure::from(error);
+                metrics.ended(delivery, failure.reason(), failure.errcode());
+                Err(failure)
+            }
+        }
     }
 
     async fn try_send(&self, order: &SendRequest) -> Result<SendResult, SendError> {
@@ -112,7 +115,7 @@ impl Sender {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
-        let wanted = order.message.wanted(kinds);
+        let wanted = order.message.eligibility(kinds);
         let (requested_at, leased) = self.lease_when_free(order, &wanted).await?;
         let mut lease = match leased {
             Leased::Lease(lease) => lease,
@@ -188,11 +191,11 @@ impl Sender {
         if outcome.end == End::Refused {
             return Err(SendError::Refused(outcome.answer));
         }
-        let now = (self.context.clock.now_ms() / 1000) as i64;
-        let inventory = self.context.store.inventory(&self.context.app.id, &order.openid, now).await?;
+        let AppContext { app, store, clock, .. } = &*self.context;
+        let inventory = store.inventory(&app.id, &order.openid, (clock.now_ms() / 1000) as i64).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
         let late = match outcome.answer.msgid {
-            Some(msgid) => self.context.store.late_failure(&self.context.app.id, &order.openid, msgid).await?,
+            Some(msgid) => store.late_failure(&app.id, &order.openid, msgid).await?,
             None => None,
         };
         Ok(Sent { outcome, messages_left, repeated: true, late })
@@ -201,22 +204,22 @@ impl Sender {
 
 /// Progress of one send.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     /// Calls to WeChat so far.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Credentials tried so far.
-    pub(crate) credentials: u32,
+    pub credentials: u32,
     /// WeChat's last answer.
-    pub(crate) last: WechatAnswer,
+    pub last: WechatAnswer,
     /// Time just before the lease was requested. The lease does not expire earlier than one lease duration after it.
-    pub(crate) leased_at: Instant,
+    pub leased_at: Instant,
     /// WeChat asked to slow down, did not answer in time, or could not be reached.
-    pub(crate) congested: bool,
+    pub congested: bool,
 }
 
 impl Progress {
     /// Starts with the first lease.
-    pub(crate) fn new(leased_at: Instant) -> Self {
+    pub fn new(leased_at: Instant) -> Self {
         Self { attempts: 0, credentials: 1, last: WechatAnswer::default(), leased_at, congested: false }
     }
 }

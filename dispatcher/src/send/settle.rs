@@ -44,7 +44,7 @@ impl Sender {
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
         let next = match self.context.stops.usable(order.message.delivery.kinds()) {
-            Ok(kinds) if needs_next => Some((LeaseId::random(), order.message.wanted(kinds))),
+            Ok(kinds) if needs_next => Some((LeaseId::random(), order.message.eligibility(kinds))),
             _ => None,
         };
         let delivered = answer.as_ref().is_ok_and(|outcome| outcome.end == End::Delivered);

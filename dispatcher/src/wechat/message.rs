@@ -146,7 +146,7 @@ impl Message {
     }
 
     /// Credentials that may be spent on it, restricted to `kinds`.
-    pub fn wanted(&self, kinds: Kinds) -> Eligibility {
+    pub fn eligibility(&self, kinds: Kinds) -> Eligibility {
         match self.delivery {
             Delivery::FormId => Eligibility::ids(kinds),
             Delivery::Subscription => Eligibility::grants(self.template_id.clone()),
