@@ -327,7 +327,13 @@ fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<
     command.arg(who);
 }
 
-fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Eligibility) {
-    command.arg(terms.duration.as_millis() as u64).arg(terms.margin.as_secs());
-    command.arg(wanted.kinds.bits()).arg(wanted.template());
+/// Appends how long the lease of a new credential lasts, and which may be leased.
+pub(super) fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Eligibility) {
+    command.arg(terms.duration.as_millis() as u64);
+    eligible(command, terms, wanted);
+}
+
+/// Appends which credentials may be leased.
+pub(super) fn eligible(command: &mut Cmd, terms: &LeaseTerms, wanted: &Eligibility) {
+    command.arg(terms.margin.as_secs()).arg(wanted.kinds.bits()).arg(wanted.template());
 }

@@ -249,40 +249,36 @@ impl Store {
     }
 
     async fn read_ledger(&self, app: &AppId) -> Result<Ledger, Error> {
-        self.over_buckets(async |bucket| {
+        let buckets = self.over_buckets(async |bucket| {
             let keys = BucketKeys::new(app, bucket);
             let counters: BTreeMap<String, u64> = self.redis()?.run(redis::cmd("HGETALL").arg(keys.ledger())).await?;
             let leases: u64 = self.redis()?.run(redis::cmd("HLEN").arg(keys.leases())).await?;
-            let of = |name: &str| counters.get(name).copied().unwrap_or(0);
-            Ok(Ledger {
-                collected: of("collected"),
-                // A "lost" lease holds no credential any more: see erase.lua.
-                leased: leases.saturating_sub(of("lost")),
-                consumed: of("consumed"),
-                discarded: of("discarded"),
-                expired: of("expired"),
-                dropped: of("dropped"),
-                erased: of("erased"),
-                unknown: of("unknown"),
+            Ok((counters, leases))
+        });
+        let (counters, leases) = buckets
+            .try_fold((BTreeMap::new(), 0), async |(mut sums, all), (counters, leases)| {
+                for (name, count) in counters {
+                    *sums.entry(name).or_insert(0) += count;
+                }
+                Ok((sums, all + leases))
             })
+            .await?;
+        let of = |name: &str| counters.get(name).copied().unwrap_or(0);
+        Ok(Ledger {
+            collected: of("collected"),
+            // A "lost" lease holds no credential any more: see erase.lua.
+            leased: leases.saturating_sub(of("lost")),
+            consumed: of("consumed"),
+            discarded: of("discarded"),
+            expired: of("expired"),
+            dropped: of("dropped"),
+            erased: of("erased"),
+            unknown: of("unknown"),
         })
-        .try_fold(Ledger::default(), async |sum, bucket| {
-            Ok(Ledger {
-                collected: sum.collected + bucket.collected,
-                leased: sum.leased + bucket.leased,
-                consumed: sum.consumed + bucket.consumed,
-                discarded: sum.discarded + bucket.discarded,
-                expired: sum.expired + bucket.expired,
-                dropped: sum.dropped + bucket.dropped,
-                erased: sum.erased + bucket.erased,
-                unknown: sum.unknown + bucket.unknown,
-            })
-        })
-        .await
     }
 
     /// Runs the same query for every bucket, a few concurrently.
-    fn over_buckets<T, F>(&self, ask: impl Fn(Bucket) -> F) -> impl stream::Stream<Item = Result<T, Error>>
+    pub(super) fn over_buckets<T, F>(&self, ask: impl Fn(Bucket) -> F) -> impl stream::Stream<Item = Result<T, Error>>
     where
         F: Future<Output = Result<T, Error>>,
     {

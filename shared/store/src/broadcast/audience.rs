@@ -4,22 +4,19 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use deadpool_redis::redis;
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::TryStreamExt as _;
 
 use super::Part;
 use crate::eligibility::Eligibility;
 use crate::ids::BroadcastId;
 use crate::keys::{BroadcastKeys, Bucket, BucketKeys};
-use crate::leases::LeaseTerms;
+use crate::leases::{LeaseTerms, eligible};
 use crate::retention::{KEEP_ENDED, KEEP_OPEN};
 use crate::{Error, Store, scripts};
 use domain::{AppId, OpenId};
 
 /// Approximate number of users that one call of a script processes.
 const PAGE: usize = 100;
-
-/// Number of buckets that are processed concurrently.
-const AT_ONCE: usize = 32;
 
 /// How users of an audience are chosen.
 #[derive(Debug, Clone)]
@@ -131,11 +128,8 @@ impl Part<'_> {
             .redis()?
             .invoke(&scripts::BROADCAST_SNAPSHOT, |command| {
                 command.arg(4).arg(keys.users()).arg(part.todo()).arg(part.tally()).arg(part.excluded());
-                command
-                    .arg(PAGE)
-                    .arg(terms.margin.as_secs())
-                    .arg(choice.wanted.kinds.bits())
-                    .arg(choice.wanted.template());
+                command.arg(PAGE);
+                eligible(command, terms, &choice.wanted);
                 command.arg(KEEP_OPEN.as_secs());
             })
             .await
@@ -209,7 +203,7 @@ impl Store {
             .redis()?
             .invoke(&scripts::BROADCAST_PREVIEW, |command| {
                 command.arg(2).arg(keys.users()).arg(keys.leases());
-                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
+                eligible(command, terms, &choice.wanted);
                 command.arg(choice.min_interval).arg(what);
             })
             .await?;
@@ -235,17 +229,15 @@ impl Store {
     /// Sets the expiry of a broadcast's tally and undelivered users in every bucket.
     pub(super) async fn keep_parts(&self, app: &AppId, id: &BroadcastId, keep: Duration) -> Result<(), Error> {
         let redis = self.redis()?;
-        stream::iter(self.buckets())
-            .map(async |bucket| {
-                let part = BucketKeys::new(app, bucket).broadcast(id);
-                for key in [part.tally(), part.undelivered()] {
-                    redis.run::<u32>(redis::cmd("EXPIRE").arg(key).arg(keep.as_secs())).await?;
-                }
-                Ok(())
-            })
-            .buffer_unordered(AT_ONCE)
-            .try_collect()
-            .await
+        self.over_buckets(async |bucket| {
+            let part = BucketKeys::new(app, bucket).broadcast(id);
+            for key in [part.tally(), part.undelivered()] {
+                redis.run::<u32>(redis::cmd("EXPIRE").arg(key).arg(keep.as_secs())).await?;
+            }
+            Ok(())
+        })
+        .try_collect()
+        .await
     }
 
     /// Removes a user from every broadcast: from the audience, from the messages in flight, and from the undelivered

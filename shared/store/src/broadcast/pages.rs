@@ -9,7 +9,7 @@ use super::audience::Choice;
 use super::permits::{Permits, read_permits};
 use crate::ids::MsgId;
 use crate::keys::{BucketKeys, PartKeys};
-use crate::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
+use crate::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms, lease_terms};
 use crate::retention::KEEP_OPEN;
 use crate::{Error, Reply, scripts, unexpected};
 use domain::OpenId;
@@ -120,10 +120,9 @@ impl Part<'_> {
                 command.arg(9);
                 page_keys(command, &keys, &part);
                 command.arg(part.permits());
-                command.arg(self.id.as_str()).arg(&owner.0).arg(count.min(PAGE)).arg(terms.duration.as_millis() as u64);
-                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
-                command.arg(choice.min_interval);
-                command.arg(KEEP_OPEN.as_secs()).arg(granted);
+                command.arg(self.id.as_str()).arg(&owner.0).arg(count.min(PAGE));
+                lease_terms(command, terms, &choice.wanted);
+                command.arg(choice.min_interval).arg(KEEP_OPEN.as_secs()).arg(granted);
             })
             .await?;
         let mut reply = Reply::new(reply);
@@ -183,8 +182,8 @@ impl Part<'_> {
                 for msgid in &msgids {
                     command.arg(keys.failed(*msgid));
                 }
-                command.arg(self.id.as_str()).arg(self.store.inner.cap).arg(terms.duration.as_millis() as u64);
-                command.arg(terms.margin.as_secs()).arg(choice.wanted.kinds.bits()).arg(choice.wanted.template());
+                command.arg(self.id.as_str()).arg(self.store.inner.cap);
+                lease_terms(command, terms, &choice.wanted);
                 command.arg(KEEP_OPEN.as_secs());
                 for Settlement { openid, owner, verdict, next, msgid } in settlements {
                     command.arg(openid.as_str()).arg(&owner.0).arg(verdict.name());

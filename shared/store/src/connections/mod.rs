@@ -61,7 +61,7 @@ pub struct RedisConfig {
 
 /// The connections to Redis, with their metrics.
 pub(super) struct Connections {
-    way: Backend,
+    backend: Backend,
     observer: Option<Arc<dyn CommandObserver>>,
     wrong_types: WrongTypes,
 }
@@ -85,7 +85,7 @@ impl RedisConfig {
 impl Connections {
     /// Creates the connections without opening any.
     pub(super) fn new(config: &RedisConfig, observer: Option<Arc<dyn CommandObserver>>) -> Result<Self, Error> {
-        let way = match &config.url.address {
+        let backend = match &config.url.address {
             Address::One(node) => {
                 let info = config.url.client(node.clone())?.get_connection_info().clone();
                 let manager = deadpool_redis::Manager::new_with_config(info, config.timeouts())?;
@@ -99,7 +99,7 @@ impl Connections {
                 Backend::Cluster(SharedConnections::new(config, Cluster::new(nodes, config)?, true)?)
             }
         };
-        Ok(Self { way, observer, wrong_types: WrongTypes::default() })
+        Ok(Self { backend, observer, wrong_types: WrongTypes::default() })
     }
 
     /// Other connections to the same Redis. They share the metrics of these.
@@ -119,7 +119,7 @@ impl Connections {
 
     async fn send<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
         let begun = Instant::now();
-        let result = match &self.way {
+        let result = match &self.backend {
             Backend::One(connections) => connections.run(command).await,
             Backend::Sentinel(connections) => connections.run(command).await,
             // Boxed, so that the future of every caller stays small.
@@ -178,7 +178,7 @@ impl Connections {
 
     /// Checks that Redis accepts commands. For a cluster, one master that accepts them is enough.
     pub(super) async fn ping(&self) -> Result<(), Error> {
-        match &self.way {
+        match &self.backend {
             Backend::One(_) | Backend::Sentinel(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
             Backend::Cluster(cluster) => {
                 let begun = Instant::now();
@@ -191,7 +191,7 @@ impl Connections {
 
     /// Runs a command without keys on every master. Fails if it fails on any.
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
-        match &self.way {
+        match &self.backend {
             Backend::One(_) | Backend::Sentinel(_) => Ok(vec![self.run(command).await?]),
             Backend::Cluster(cluster) => {
                 let begun = Instant::now();
