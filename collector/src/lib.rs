@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use server::listen::Listeners;
 use server::proto::collector_service_server::SERVICE_NAME;
-use server::serve::serve;
+use server::serve::{Api, serve};
 use server::telemetry::metrics::page::Page;
 use store::Store;
 use tokio::sync::watch;
@@ -80,7 +80,8 @@ pub async fn run(
             stop.send_replace(true);
         });
     };
-    let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, &config, shutdown).await;
+    let api = Api { service: SERVICE_NAME, routes, store };
+    let served = serve(listeners.calls, api, &metrics.service, &config, shutdown).await;
     // Store the credentials of callers that have disconnected.
     batcher.finish(settings.store.redis.timeout).await;
     served.map(drop)

@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
 
 async fn serve_until_told(settings: Settings) -> io::Result<()> {
     let shutdown = serve::signals()?;
-    let listeners = Listeners::open(&settings.common).await?;
+    let listeners = Listeners::open(settings.common.listen, settings.common.metrics_listen).await?;
     info!(listen = %listeners.calls.local_addr()?, apps = settings.apps.len(), "collector started");
     collector::run(listeners, settings, shutdown).await
 }

@@ -2,12 +2,15 @@
 //! verify requests from WeChat.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use domain::config_errors::{ConfigErrors, SettingsError};
+use domain::setting::{LONGEST, Setting, duration_within, number, optional, parse_duration, setting};
 use domain::{AppId, LIFETIME};
 use server::config::{Common, CommonArgs};
 use store::record::MAX_USES;
@@ -29,32 +32,32 @@ const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 #[command(version)]
 pub struct Flags {
     /// Address to listen on for gRPC calls (IP address:port)
-    #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001")]
-    pub listen: String,
+    #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001", value_parser = setting(SocketAddr::from_str))]
+    pub listen: Setting<SocketAddr>,
     /// The app ids to accept credentials for, separated by commas
     #[arg(long, env = "FORMID_APPS", default_value = "")]
     pub apps: String,
     /// How many messages a prepay id permits
-    #[arg(long, env = "FORMID_PREPAY_USES", default_value = "3")]
-    pub prepay_uses: String,
+    #[arg(long, env = "FORMID_PREPAY_USES", default_value = "3", value_parser = number::<u8>(1..=MAX_USES))]
+    pub prepay_uses: Setting<u8>,
     /// Minimum remaining lifetime of a credential: below it, the credential is refused and not counted as available
     /// (duration)
-    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
-    pub lease_margin: String,
+    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s", value_parser = setting(lease_margin))]
+    pub lease_margin: Setting<u32>,
     /// Time in which the sweep visits every user to delete expired credentials (duration)
-    #[arg(long, env = "FORMID_SWEEP_PERIOD", default_value = "1h")]
-    pub sweep_period: String,
+    #[arg(long, env = "FORMID_SWEEP_PERIOD", default_value = "1h", value_parser = duration_within(SHORTEST_PERIOD..=LONGEST))]
+    pub sweep_period: Setting<Duration>,
     /// Maximum number of users of an app for which GetStock counts during the call; above, it answers from the last
     /// sweep
-    #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000")]
-    pub small_app_users: String,
+    #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000", value_parser = number::<u64>(0..=100_000_000))]
+    pub small_app_users: Setting<u64>,
     /// File with the token of each app's callback, to verify WeChat's signatures (path); without it, signatures are not
     /// checked
-    #[arg(long, env = "FORMID_CALLBACK_TOKENS", default_value = "")]
-    pub callback_tokens: String,
+    #[arg(long, env = "FORMID_CALLBACK_TOKENS", default_value = "", value_parser = optional(PathBuf::from_str))]
+    pub callback_tokens: Setting<Option<PathBuf>>,
     /// Maximum age of an event of WeChat, and of the timestamp of its signature (duration, 1m to 30d)
-    #[arg(long, env = "FORMID_CALLBACK_MAX_AGE", default_value = "24h")]
-    pub callback_max_age: String,
+    #[arg(long, env = "FORMID_CALLBACK_MAX_AGE", default_value = "24h", value_parser = duration_within(CALLBACK_AGES))]
+    pub callback_max_age: Setting<Duration>,
     /// Settings of both services.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -87,50 +90,39 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Validates the flags; fails with all errors together.
+    /// Reads the flags; fails with all errors together.
     pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
-        let mut problems = ConfigErrors::default();
-        let common = flags.common.read(&flags.listen, &mut problems);
-        let store = flags.store.read(&mut problems);
-        let apps = read_apps(&flags.apps, &mut problems);
-        let prepay_uses = problems.within("--prepay-uses", &flags.prepay_uses, 1..=u64::from(MAX_USES));
-        let lease_margin = problems.duration("--lease-margin", &flags.lease_margin);
-        if lease_margin.is_some_and(|margin| margin >= LIFETIME) {
-            problems
-                .add("--lease-margin must be less than the 7 days that a credential lives, or all would be refused");
-        }
-        let sweep_period = problems.duration("--sweep-period", &flags.sweep_period);
-        if sweep_period.is_some_and(|period| period < SHORTEST_PERIOD) {
-            problems.add(format!("--sweep-period must be at least {SHORTEST_PERIOD:?}"));
-        }
-        let small_app_users = problems.within("--small-app-users", &flags.small_app_users, 0..=100_000_000);
-        let callback_tokens = match flags.callback_tokens.as_str() {
-            "" => HashMap::new(),
-            path => tokens::read(Path::new(path), &apps, &mut problems),
-        };
-        let max_age = problems.duration("--callback-max-age", &flags.callback_max_age);
-        if max_age.is_some_and(|age| !CALLBACK_AGES.contains(&age)) {
-            problems.add("--callback-max-age must lie between 1m and 30d");
-        }
-        problems.finish()?;
-        let settings = || {
-            let (mut store, callback_max_age) = (store?, MaxAge(max_age?));
-            store.keep_once = callback_max_age.keep();
-            Some(Self {
-                common: common?,
-                store,
-                callback_max_age,
-                apps,
-                prepay_uses: u8::try_from(prepay_uses?).ok()?,
-                lease_margin: u32::try_from(lease_margin?.as_secs()).ok()?,
-                sweep_period: sweep_period?,
-                small_app_users: small_app_users?,
-                callback_tokens: callback_tokens.into(),
-            })
-        };
-        // A value is missing only if a problem was added, which `finish` has returned above.
-        settings().ok_or_else(|| SettingsError(Vec::new()))
+        let mut errors = ConfigErrors::default();
+        let common = flags.common.read(&flags.listen, &mut errors);
+        let store = flags.store.read(&mut errors);
+        let apps = read_apps(&flags.apps, &mut errors);
+        let tokens = errors.take(&flags.callback_tokens);
+        let callback_tokens = tokens.map(|path| tokens::read(&path, &apps, &mut errors)).unwrap_or_default().into();
+        let callback_max_age = MaxAge(errors.take(&flags.callback_max_age));
+        let (prepay_uses, lease_margin) = (errors.take(&flags.prepay_uses), errors.take(&flags.lease_margin));
+        let (sweep_period, small_app_users) = (errors.take(&flags.sweep_period), errors.take(&flags.small_app_users));
+        let store = errors.finish(store)?;
+        Ok(Self {
+            common,
+            store: StoreConfig { keep_once: callback_max_age.keep(), ..store },
+            apps,
+            prepay_uses,
+            lease_margin,
+            sweep_period,
+            small_app_users,
+            callback_tokens,
+            callback_max_age,
+        })
     }
+}
+
+/// Parses a lease margin; returns it in seconds.
+fn lease_margin(text: &str) -> Result<u32, String> {
+    let margin = parse_duration(text, &(Duration::ZERO..=LONGEST))?;
+    if margin >= LIFETIME {
+        return Err("must be less than the 7 days that a credential lives, or all would be refused".into());
+    }
+    Ok(margin.as_secs() as u32)
 }
 
 /// Parses the list of apps. Invalid and duplicate ids and an empty list are added to `problems`.

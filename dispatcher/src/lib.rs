@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use server::listen::Listeners;
 use server::proto::dispatcher_service_server::{DispatcherServiceServer, SERVICE_NAME};
-use server::serve::serve;
+use server::serve::{Api, serve};
 use server::telemetry::metrics::page::Page;
 use store::Store;
 use tokio::task::JoinSet;
@@ -104,7 +104,8 @@ pub async fn run(
         shutdown.await;
         drain.cancel();
     };
-    let served = serve(listeners.calls, SERVICE_NAME, routes, store, &metrics.service, config, shutdown).await;
+    let api = Api { service: SERVICE_NAME, routes, store };
+    let served = serve(listeners.calls, api, &metrics.service, config, shutdown).await;
     drain.cancel();
     // Health probes are answered until the drain is complete.
     let _probes = served?;

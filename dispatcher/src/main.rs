@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
 
 async fn start(settings: Settings) -> Result<(), StartError> {
     let shutdown = serve::signals()?;
-    let listeners = Listeners::open(&settings.common).await?;
+    let listeners = Listeners::open(settings.common.listen, settings.common.metrics_listen).await?;
     let apps = settings.apps.iter().count();
     tracing::info!(listen = %listeners.calls.local_addr()?, apps, "dispatcher is listening");
     dispatcher::run(listeners, settings, shutdown).await

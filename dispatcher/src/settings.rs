@@ -1,10 +1,13 @@
 //! The dispatcher's flags.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::Parser;
 use domain::config_errors::{ConfigErrors, SettingsError};
+use domain::setting::{LONGEST, Setting, duration, duration_within, number, setting};
 use server::config::{Common, CommonArgs};
 use store::leases::LeaseTerms;
 use store::{StoreArgs, StoreConfig};
@@ -21,44 +24,44 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 #[command(name = "dispatcher", version)]
 pub struct Args {
     /// Address to listen on (IP address:port)
-    #[arg(long, env = "FORMID_DISPATCHER_LISTEN", default_value = "127.0.0.1:7002")]
-    pub listen: String,
+    #[arg(long, env = "FORMID_DISPATCHER_LISTEN", default_value = "127.0.0.1:7002", value_parser = setting(SocketAddr::from_str))]
+    pub listen: Setting<SocketAddr>,
     /// TOML file with the apps and their secrets
     #[arg(long, env = "FORMID_APPS_FILE")]
     pub apps_file: PathBuf,
     /// Duration of a lease: how long a message reserves its credential (duration); must be longer than a call to WeChat
-    #[arg(long, env = "FORMID_LEASE", default_value = "30s")]
-    pub lease: String,
+    #[arg(long, env = "FORMID_LEASE", default_value = "30s", value_parser = duration_within(SHORTEST_LEASE..=LONGEST))]
+    pub lease: Setting<Duration>,
     /// Credentials that expire within this time are not used (duration); must be at least --lease
-    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s")]
-    pub lease_margin: String,
+    #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s", value_parser = duration())]
+    pub lease_margin: Setting<Duration>,
     /// How long a request id and its outcome are kept (duration)
-    #[arg(long, env = "FORMID_KEEP_REQUESTS", default_value = "24h")]
-    pub keep_requests: String,
+    #[arg(long, env = "FORMID_KEEP_REQUESTS", default_value = "24h", value_parser = duration())]
+    pub keep_requests: Setting<Duration>,
     /// Interval at which the reaper looks for expired leases (duration)
-    #[arg(long, env = "FORMID_REAP_INTERVAL", default_value = "5s")]
-    pub reap_interval: String,
+    #[arg(long, env = "FORMID_REAP_INTERVAL", default_value = "5s", value_parser = duration_within(Duration::from_nanos(1)..=LONGEST))]
+    pub reap_interval: Setting<Duration>,
     /// Maximum number of calls to WeChat with one credential
-    #[arg(long, env = "FORMID_ATTEMPTS", default_value = "5")]
-    pub attempts: String,
+    #[arg(long, env = "FORMID_ATTEMPTS", default_value = "5", value_parser = number::<u32>(1..=100))]
+    pub attempts: Setting<u32>,
     /// Maximum number of credentials tried for one message
-    #[arg(long, env = "FORMID_CREDENTIALS_PER_MESSAGE", default_value = "5")]
-    pub credentials_per_message: String,
+    #[arg(long, env = "FORMID_CREDENTIALS_PER_MESSAGE", default_value = "5", value_parser = number::<u32>(1..=100))]
+    pub credentials_per_message: Setting<u32>,
     /// Pause before the second attempt (duration); it doubles with each further attempt
-    #[arg(long, env = "FORMID_BACKOFF", default_value = "100ms")]
-    pub backoff: String,
+    #[arg(long, env = "FORMID_BACKOFF", default_value = "100ms", value_parser = duration())]
+    pub backoff: Setting<Duration>,
     /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time (duration)
-    #[arg(long, env = "FORMID_STOP", default_value = "10m")]
-    pub stop: String,
+    #[arg(long, env = "FORMID_STOP", default_value = "10m", value_parser = duration())]
+    pub stop: Setting<Duration>,
     /// Maximum number of messages of one broadcast in flight at once, on this replica
-    #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128")]
-    pub broadcast_in_flight: String,
+    #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128", value_parser = number::<usize>(1..=10_000))]
+    pub broadcast_in_flight: Setting<usize>,
     /// Number of user buckets of one broadcast processed at once, on this replica
-    #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4")]
-    pub broadcast_tasks: String,
+    #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4", value_parser = number::<usize>(1..=64))]
+    pub broadcast_tasks: Setting<usize>,
     /// Percentage of the last 1000 messages that may fail before a broadcast pauses
-    #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50")]
-    pub broadcast_failures: String,
+    #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50", value_parser = number::<u8>(1..=100))]
+    pub broadcast_failures: Setting<u8>,
     #[allow(missing_docs)]
     #[command(flatten)]
     pub common: CommonArgs,
@@ -106,71 +109,51 @@ pub struct Limits {
 }
 
 impl Args {
-    /// Parses all flags and the apps file. All errors and contradictions are reported together.
+    /// Reads all flags and the apps file. All errors and contradictions are reported together.
     pub fn read(&self) -> Result<Settings, SettingsError> {
-        let mut problems = ConfigErrors::default();
-        let settings = self.settings(&mut problems);
-        problems.finish()?;
-        settings.ok_or_else(|| SettingsError(vec!["the settings are incomplete".into()]))
-    }
-
-    fn settings(&self, problems: &mut ConfigErrors) -> Option<Settings> {
-        let common = self.common.read(&self.listen, problems);
-        let store = self.store.read(problems);
-        let apps = Apps::read(&self.apps_file, problems);
-        let duration = problems.duration("--lease", &self.lease);
-        let margin = problems.duration("--lease-margin", &self.lease_margin);
-        let keep = problems.duration("--keep-requests", &self.keep_requests);
-        let reap_interval = problems.duration("--reap-interval", &self.reap_interval);
-        let attempts = problems.within("--attempts", &self.attempts, 1..=100);
-        let credentials = problems.within("--credentials-per-message", &self.credentials_per_message, 1..=100);
-        let backoff = problems.duration("--backoff", &self.backoff);
-        let stop = problems.duration("--stop", &self.stop);
-        let in_flight = problems.within("--broadcast-in-flight", &self.broadcast_in_flight, 1..=10_000);
-        let tasks = problems.within("--broadcast-tasks", &self.broadcast_tasks, 1..=64);
-        let failures = problems.within("--broadcast-failures", &self.broadcast_failures, 1..=100);
-
-        let terms = LeaseTerms { duration: duration?, margin: margin?, keep: keep? };
-        contradictions(&terms, apps.as_ref(), reap_interval?, problems);
+        let mut errors = ConfigErrors::default();
+        let terms = self.terms(&mut errors);
+        let lease = Some(terms.duration).filter(|_| errors.is_empty());
         let limits = Limits {
             terms,
-            attempts: attempts? as u32,
-            credentials: credentials? as u32,
-            backoff: backoff?,
-            stop: stop?,
-            broadcast_in_flight: in_flight? as usize,
-            broadcast_tasks: tasks? as usize,
-            broadcast_failures: failures? as f64 / 100.0,
+            attempts: errors.take(&self.attempts),
+            credentials: errors.take(&self.credentials_per_message),
+            backoff: errors.take(&self.backoff),
+            stop: errors.take(&self.stop),
+            broadcast_in_flight: errors.take(&self.broadcast_in_flight),
+            broadcast_tasks: errors.take(&self.broadcast_tasks),
+            broadcast_failures: f64::from(errors.take(&self.broadcast_failures)) / 100.0,
         };
-        let (common, store, apps, reap_interval) = (common?, store?, apps?, reap_interval?);
-        Some(Settings { common, store, apps, limits, reap_interval, clock: Clock::default() })
+        let reap_interval = errors.take(&self.reap_interval);
+        let common = self.common.read(&self.listen, &mut errors);
+        let store = self.store.read(&mut errors);
+        let apps = Apps::read(&self.apps_file, &mut errors);
+        for app in apps.iter().flat_map(Apps::iter) {
+            if let Some(lease) = lease.filter(|lease| *lease <= app.timeout) {
+                errors.add(format!(
+                    "--lease is {lease:?}, but a call of app {} may take {:?}: the message would be sent again while \
+                     that call is in progress",
+                    app.id, app.timeout
+                ));
+            }
+        }
+        let (store, apps) = errors.finish(store.zip(apps))?;
+        Ok(Settings { common, store, apps, limits, reap_interval, clock: Clock::default() })
     }
-}
 
-fn contradictions(terms: &LeaseTerms, apps: Option<&Apps>, reap_interval: Duration, problems: &mut ConfigErrors) {
-    for app in apps.into_iter().flat_map(Apps::iter) {
-        if terms.duration <= app.timeout {
-            problems.add(format!(
-                "--lease is {:?}, but a call of app {} may take {:?}: the message would be sent again while that call is in progress",
-                terms.duration, app.id, app.timeout
+    fn terms(&self, errors: &mut ConfigErrors) -> LeaseTerms {
+        let (duration, margin) = (errors.take(&self.lease), errors.take(&self.lease_margin));
+        let keep = errors.take(&self.keep_requests);
+        let valid = errors.is_empty();
+        if valid && margin < duration {
+            errors.add(format!(
+                "--lease-margin is {margin:?}, but must be at least --lease ({duration:?}): a credential must not expire while it is leased"
             ));
         }
-    }
-    if terms.duration < SHORTEST_LEASE {
-        problems.add(format!("--lease is {:?}, but must be at least {SHORTEST_LEASE:?}", terms.duration));
-    }
-    if terms.margin < terms.duration {
-        problems.add(format!(
-            "--lease-margin is {:?}, but must be at least --lease ({:?}): a credential must not expire while it is leased",
-            terms.margin, terms.duration
-        ));
-    }
-    if terms.keep < terms.duration.max(Duration::from_secs(1)) {
-        problems
-            .add(format!("--keep-requests is {:?}, but must be at least --lease ({:?})", terms.keep, terms.duration));
-    }
-    if reap_interval.is_zero() {
-        problems.add("--reap-interval must not be 0");
+        if valid && keep < duration {
+            errors.add(format!("--keep-requests is {keep:?}, but must be at least --lease ({duration:?})"));
+        }
+        LeaseTerms { duration, margin, keep }
     }
 }
 

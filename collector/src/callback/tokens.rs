@@ -5,8 +5,7 @@
 //! wx0123456789abcdef = "the token of the app's message push settings"
 //! ```
 //!
-//! The file is checked by hand instead of with serde, so that all errors are reported together and no error quotes text
-//! that may be a token. It is read once, at startup.
+//! The file is read once, at startup.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,6 +16,7 @@ use toml::Value;
 
 use crate::callback::CallbackToken;
 
+const FILE: &str = "the callback tokens file";
 const TABLE: &str = "callback_tokens";
 
 /// Reads the file. `apps` are the apps of this service. Invalid entries are added to `problems` and left out.
@@ -24,7 +24,7 @@ pub fn read(path: &Path, apps: &[AppId], problems: &mut ConfigErrors) -> HashMap
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, apps, problems),
         Err(error) => {
-            problems.add(format!("the callback tokens file {} cannot be read: {error}", path.display()));
+            problems.add(format!("{FILE} {} cannot be read: {error}", path.display()));
             HashMap::new()
         }
     }
@@ -33,49 +33,37 @@ pub fn read(path: &Path, apps: &[AppId], problems: &mut ConfigErrors) -> HashMap
 /// Like [`read`], from the contents of the file.
 pub fn parse(text: &str, apps: &[AppId], problems: &mut ConfigErrors) -> HashMap<AppId, CallbackToken> {
     let mut tokens = HashMap::new();
-    let Some(file) = problems.toml("the callback tokens file", text) else { return tokens };
+    let Some(file) = problems.toml(FILE, text) else { return tokens };
     if file.keys().any(|key| key != TABLE) {
-        problems.add(format!("the callback tokens file may have only a [{TABLE}] table at the top level"));
+        problems.add(format!("{FILE} may have only a [{TABLE}] table at the top level"));
     }
     let table = match file.get(TABLE) {
         Some(Value::Table(table)) if !table.is_empty() => table,
         _ => {
             let needed = format!("expected a [{TABLE}] table with one line for each app");
-            problems.add(format!("the callback tokens file has no token: {needed}"));
+            problems.add(format!("{FILE} has no token: {needed}"));
             return tokens;
         }
     };
     for (id, value) in table {
-        match entry(id, value, apps) {
-            Ok((app, token)) => {
+        let app = AppId::parse(id.as_str()).map_err(|error| format!("the app id {error}"));
+        let app = app
+            .and_then(|app| if apps.contains(&app) { Ok(app) } else { Err("the app is not one of --apps".to_owned()) });
+        let text = value.as_str();
+        let text = text.ok_or_else(|| format!("the token must be a string, but is of type {}", value.type_str()));
+        let token = text.and_then(|text| CallbackToken::parse(text).map_err(|error| format!("the token {error}")));
+        match (app, token) {
+            (Ok(app), Ok(token)) => {
                 tokens.insert(app, token);
             }
-            Err(wrong) => {
-                let id = named(id, apps);
-                wrong
-                    .iter()
-                    .for_each(|wrong| problems.add(format!("the callback tokens file, [{TABLE}] {id}: {wrong}")));
+            (app, token) => {
+                for error in app.err().into_iter().chain(token.err()) {
+                    problems.add(format!("{FILE}, [{TABLE}] {}: {error}", named(id, apps)));
+                }
             }
         }
     }
     tokens
-}
-
-/// Parses one line of the table; fails with all errors of the line.
-fn entry(id: &str, value: &Value, apps: &[AppId]) -> Result<(AppId, CallbackToken), Vec<String>> {
-    let app = match AppId::parse(id) {
-        Ok(app) if apps.contains(&app) => Ok(app),
-        Ok(_) => Err("the app is not one of --apps".to_owned()),
-        Err(error) => Err(format!("the app id {error}")),
-    };
-    let token = match value {
-        Value::String(text) => CallbackToken::parse(text.as_str()).map_err(|error| format!("the token {error}")),
-        other => Err(format!("the token must be a string, but is of type {}", other.type_str())),
-    };
-    match (app, token) {
-        (Ok(app), Ok(token)) => Ok((app, token)),
-        (app, token) => Err(app.err().into_iter().chain(token.err()).collect()),
-    }
 }
 
 /// The key as an error may show it. A key that may be a token (key and value swapped) is hidden: only known app ids,
@@ -99,7 +87,7 @@ mod tests {
     fn parsed(text: &str) -> Result<HashMap<AppId, CallbackToken>, Vec<String>> {
         let mut problems = ConfigErrors::default();
         let tokens = parse(text, &apps(), &mut problems);
-        problems.finish().map(|()| tokens).map_err(|SettingsError(problems)| problems)
+        problems.finish(Some(tokens)).map_err(|SettingsError(problems)| problems)
     }
 
     #[test]
@@ -144,7 +132,7 @@ mod tests {
         }
         let mut problems = ConfigErrors::default();
         assert!(read(Path::new("/does/not/exist"), &apps(), &mut problems).is_empty());
-        assert!(problems.finish().unwrap_err().to_string().contains("/does/not/exist cannot be read"));
+        assert!(problems.finish(Some(())).unwrap_err().to_string().contains("/does/not/exist cannot be read"));
     }
 
     #[test]

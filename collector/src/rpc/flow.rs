@@ -10,9 +10,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _};
 use server::auth::Caller;
 use server::proto::{CollectStreamRequest, CollectStreamResponse};
-use server::rpc::status::Failure;
-use server::serve::admission::refused_by_tonic;
-use server::serve::connections::ConnectionClosing;
+use server::rpc::status::{Failure, refused_by_tonic};
+use server::serve::closing::ConnectionClosing;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 

@@ -19,7 +19,7 @@ use server::proto::{
 };
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
-use server::serve::connections::ConnectionClosing;
+use server::serve::closing::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::Store;
 use store::credentials::Packed;

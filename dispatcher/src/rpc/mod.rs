@@ -26,7 +26,7 @@ use server::proto::{
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use server::serve::budget::Charge;
-use server::serve::connections::ConnectionClosing;
+use server::serve::closing::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::Move;

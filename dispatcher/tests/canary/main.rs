@@ -114,7 +114,7 @@ async fn collector_process() {
     };
     let telemetry = server::telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
     let shutdown = server::serve::signals().unwrap();
-    let listeners = Listeners::open(&settings.common).await.unwrap();
+    let listeners = Listeners::open(settings.common.listen, settings.common.metrics_listen).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(300), collector::run(listeners, settings, shutdown)).await;
     telemetry.stop().await;
     ended.unwrap().unwrap();

@@ -2,12 +2,8 @@
 //! the flag or the line, and quotes no secret.
 
 use std::fmt::Display;
-use std::str::FromStr;
-use std::time::Duration;
 
-/// The longest duration that can be configured. Durations are added to times and sent to Redis as numbers; up to this
-/// bound, none of that overflows.
-pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+use crate::setting::Setting;
 
 /// The configuration errors so far, one sentence each.
 #[derive(Debug, Default)]
@@ -33,39 +29,23 @@ impl ConfigErrors {
         }
     }
 
-    /// Parses the value of a flag.
-    pub fn read<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
-        self.keep(flag, text, text.parse::<T>())
+    /// Returns the value of a flag; adds the error if it is invalid.
+    pub fn take<T: Clone>(&mut self, setting: &Setting<T>) -> T {
+        self.0.extend(setting.error.clone());
+        setting.value.clone()
     }
 
-    /// Parses a duration with its unit. The maximum is [`LONGEST`].
-    pub fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
-        let duration = self.keep(flag, text, humantime::parse_duration(text))?;
-        if duration > LONGEST {
-            self.add(format!("{flag} is {text:?}, but must be at most 365 days"));
-            return None;
+    /// Returns whether there is no error so far.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns what was read, or all errors. If nothing was read, an error must have been added.
+    pub fn finish<T>(self, read: Option<T>) -> Result<T, SettingsError> {
+        match read {
+            Some(read) if self.0.is_empty() => Ok(read),
+            _ => Err(SettingsError(self.0)),
         }
-        Some(duration)
-    }
-
-    /// Parses a number that must be within a range.
-    pub fn within(&mut self, flag: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
-        let number = self.read::<u64>(flag, text)?;
-        if range.contains(&number) {
-            return Some(number);
-        }
-        self.add(format!("{flag} is {number}, but must be between {} and {}", range.start(), range.end()));
-        None
-    }
-
-    /// Returns the parsed value of a flag, or adds the error.
-    pub fn keep<T, E: Display>(&mut self, flag: &str, text: &str, parsed: Result<T, E>) -> Option<T> {
-        parsed.map_err(|error| self.add(format!("{flag} is {text:?}: {error}"))).ok()
-    }
-
-    /// Returns all errors, if there are any.
-    pub fn finish(self) -> Result<(), SettingsError> {
-        if self.0.is_empty() { Ok(()) } else { Err(SettingsError(self.0)) }
     }
 }
 
@@ -81,17 +61,3 @@ impl Display for SettingsError {
 }
 
 impl std::error::Error for SettingsError {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_that_could_overflow_a_time_are_refused() {
-        for (text, sound) in [("365d", true), ("0s", true), ("365d 1ns", false), ("584542046090y", false)] {
-            let mut problems = ConfigErrors::default();
-            assert_eq!(problems.duration("--lease", text).is_some(), sound, "{text}");
-            assert_eq!(problems.finish().is_ok(), sound, "{text}");
-        }
-    }
-}

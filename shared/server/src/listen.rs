@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
-use crate::config::Common;
-
 /// The open listening sockets of a service.
 #[derive(Debug)]
 pub struct Listeners {
@@ -17,13 +15,13 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens the addresses in the settings. Fails if an address is not available.
-    pub async fn open(settings: &Common) -> io::Result<Self> {
-        let metrics = match settings.metrics_listen {
+    /// Opens the addresses of `--listen` and `--metrics-listen`. Fails if an address is not available.
+    pub async fn open(calls: SocketAddr, metrics: Option<SocketAddr>) -> io::Result<Self> {
+        let metrics = match metrics {
             Some(address) => Some(bind("--metrics-listen", address).await?),
             None => None,
         };
-        Ok(Self { calls: bind("--listen", settings.listen).await?, metrics })
+        Ok(Self { calls: bind("--listen", calls).await?, metrics })
     }
 }
 

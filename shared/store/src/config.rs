@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use domain::config_errors::ConfigErrors;
+use domain::setting::{Setting, duration, number};
 
 use crate::connections::{BadUrl, RedisConfig, RedisUrl};
 use crate::retention::KEEP_ONCE;
@@ -21,17 +22,17 @@ pub struct StoreArgs {
     #[arg(long, env = "FORMID_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
     /// Number of connections to each Redis master, shared by all calls; one is the fastest if Redis is near
-    #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1")]
-    pub redis_connections: String,
+    #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1", value_parser = number::<usize>(1..=256))]
+    pub redis_connections: Setting<usize>,
     /// How long Redis may take to answer (duration)
-    #[arg(long, env = "FORMID_REDIS_TIMEOUT", default_value = "2s")]
-    pub redis_timeout: String,
+    #[arg(long, env = "FORMID_REDIS_TIMEOUT", default_value = "2s", value_parser = duration())]
+    pub redis_timeout: Setting<Duration>,
     /// Number of buckets over which each app's users are spread; fixed for the life of a Redis
-    #[arg(long, env = "FORMID_BUCKETS", default_value = "512")]
-    pub buckets: String,
+    #[arg(long, env = "FORMID_BUCKETS", default_value = "512", value_parser = number::<u16>(1..=16384))]
+    pub buckets: Setting<u16>,
     /// Maximum number of records per user; beyond it, the record that expires first is dropped
-    #[arg(long, env = "FORMID_RECORDS_PER_USER", default_value = "120")]
-    pub records_per_user: String,
+    #[arg(long, env = "FORMID_RECORDS_PER_USER", default_value = "120", value_parser = number::<u16>(1..=10000))]
+    pub records_per_user: Setting<u16>,
 }
 
 /// Settings of the store.
@@ -48,15 +49,12 @@ pub struct StoreConfig {
 }
 
 impl StoreArgs {
-    /// Reads the flags.
-    pub fn read(&self, problems: &mut ConfigErrors) -> Option<StoreConfig> {
-        let url = self.redis(problems);
-        let connections = problems.within("--redis-connections", &self.redis_connections, 1..=256);
-        let timeout = problems.duration("--redis-timeout", &self.redis_timeout);
-        let buckets = problems.within("--buckets", &self.buckets, 1..=16384);
-        let cap = problems.within("--records-per-user", &self.records_per_user, 1..=10000);
-        let redis = RedisConfig { url: url?, connections: connections? as usize, timeout: timeout? };
-        Some(StoreConfig { redis, buckets: buckets? as u16, cap: cap? as u16, keep_once: KEEP_ONCE })
+    /// Reads the flags. Returns `None` if the Redis URL or its CA is invalid.
+    pub fn read(&self, errors: &mut ConfigErrors) -> Option<StoreConfig> {
+        let (connections, timeout) = (errors.take(&self.redis_connections), errors.take(&self.redis_timeout));
+        let (buckets, cap) = (errors.take(&self.buckets), errors.take(&self.records_per_user));
+        let redis = RedisConfig { url: self.redis(errors)?, connections, timeout };
+        Some(StoreConfig { redis, buckets, cap, keep_once: KEEP_ONCE })
     }
 
     /// Parses the Redis URL. No error quotes it, because it may contain a password.
@@ -86,7 +84,7 @@ mod tests {
         let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
         let mut problems = ConfigErrors::default();
         let config = flags.store.read(&mut problems);
-        problems.finish().map(|()| config.unwrap())
+        problems.finish(config)
     }
 
     #[test]

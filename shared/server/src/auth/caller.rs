@@ -5,9 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use tonic::{Code, Request};
 
-use super::callers::{Apps, CallerConfig, Callers, Identity};
+use super::caller_config::{Apps, CallerConfig};
+use super::callers::{Callers, Identity};
 use super::permission::Permission;
 use crate::rpc::status::Failure;
 use domain::AppId;
@@ -28,6 +30,23 @@ struct Session {
     needs: &'static [Permission],
 }
 
+impl Callers {
+    /// Authenticates and authorizes a call. The caller must have at least one permission of `needs`. If `needs` is
+    /// empty, authentication is enough.
+    ///
+    /// Fails with UNAUTHENTICATED (unknown caller), RATE_LIMITED or NOT_PERMITTED.
+    pub fn admit(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        names: Option<&Arc<[String]>>,
+        needs: &'static [Permission],
+    ) -> Result<Caller, Failure> {
+        let proof = Identity::of(headers, names).ok_or_else(unauthenticated)?;
+        let entry = self.book().find(&proof).cloned().ok_or_else(unauthenticated)?;
+        Caller { entry, pass: Some(Arc::new(Session { callers: Arc::clone(self), proof, needs })) }.counted()
+    }
+}
+
 impl Caller {
     /// The caller of every request if no callers file is configured.
     pub fn anonymous() -> Self {
@@ -36,18 +55,9 @@ impl Caller {
         Self { entry: Arc::new(entry), pass: None }
     }
 
-    pub(super) fn admitted(
-        callers: Arc<Callers>,
-        proof: Identity,
-        needs: &'static [Permission],
-    ) -> Result<Self, Failure> {
-        let entry = callers.book().find(&proof).cloned().ok_or_else(unauthenticated)?;
-        Ok(Self { entry, pass: Some(Arc::new(Session { callers, proof, needs })) })
-    }
-
     /// Counts the call against the caller's rate limit, then checks its permissions. So calls without permission count
     /// too.
-    pub(super) fn counted(self) -> Result<Self, Failure> {
+    fn counted(self) -> Result<Self, Failure> {
         if let Some(rate) = &self.entry.rate {
             rate.take().map_err(rate_limited)?;
         }
@@ -92,9 +102,7 @@ impl Caller {
         let entry = pass.callers.book().find(&pass.proof).cloned().ok_or_else(unauthenticated)?;
         Self { entry, pass: Some(Arc::clone(pass)) }.permitted()
     }
-}
 
-impl Caller {
     /// Waits until this caller loses the permissions that the call needs, or the access to this app. Returns the error
     /// that a new call would get. Streams end with it.
     pub fn revoked(&self, app: Option<AppId>) -> impl Future<Output = Failure> + Send + use<> {
@@ -131,7 +139,7 @@ impl fmt::Debug for Caller {
 
 /// The same error for a missing token, a wrong token and a wrong certificate, so that it does not reveal which one it
 /// was.
-pub(super) fn unauthenticated() -> Failure {
+fn unauthenticated() -> Failure {
     let sentence = "give a valid token as `authorization: Bearer TOKEN`, or a client certificate that names a caller";
     Failure::new(Code::Unauthenticated, "UNAUTHENTICATED", sentence)
 }

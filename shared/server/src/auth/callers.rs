@@ -1,107 +1,22 @@
 //! Maps tokens and certificates to callers. The callers file is reloaded while the service runs. An invalid new version
 //! is rejected with an error in the log, and the previous version stays in use.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use tokio::sync::watch;
 
-use super::caller::{self, Caller};
-use super::permission::Permission;
-use super::rate::Rate;
+use super::caller_config::{CallerConfig, TokenHash};
 use super::{file, file::FILE};
 use crate::reload::{Contents, Watched};
-use crate::rpc::status::Failure;
 use crate::telemetry::metrics::IntGauge;
 use crate::telemetry::outage::Outages;
-use domain::AppId;
 use domain::config_errors::{ConfigErrors, SettingsError};
-
-/// The SHA-256 of a token. `Debug` hides it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct TokenHash(pub(super) [u8; SHA256_OUTPUT_LEN]);
-
-impl TokenHash {
-    /// Parses 64 hex digits.
-    pub fn parse(hex: &str) -> Option<Self> {
-        let digits: Option<Vec<u8>> = hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
-        let digits = digits.filter(|digits| digits.len() == 2 * SHA256_OUTPUT_LEN)?;
-        let mut hash = [0; SHA256_OUTPUT_LEN];
-        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = pair[0] << 4 | pair[1];
-        }
-        Some(Self(hash))
-    }
-
-    /// Hashes a token.
-    pub fn of(token: &[u8]) -> Self {
-        let mut hash = [0; SHA256_OUTPUT_LEN];
-        hash.copy_from_slice(digest(&SHA256, token).as_ref());
-        Self(hash)
-    }
-}
-
-impl fmt::Debug for TokenHash {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("TokenHash(..)")
-    }
-}
-
-/// The apps a caller may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Apps {
-    /// All apps that the service is configured for.
-    All,
-    /// Only these apps.
-    These(BTreeSet<AppId>),
-}
-
-impl Apps {
-    /// Returns whether the caller may use an app.
-    pub fn contain(&self, app: &AppId) -> bool {
-        match self {
-            Self::All => true,
-            Self::These(apps) => apps.contains(app),
-        }
-    }
-}
-
-/// One caller of the callers file.
-#[derive(Debug)]
-pub struct CallerConfig {
-    /// The name, for logs.
-    pub name: Box<str>,
-    pub(super) tokens: Vec<TokenHash>,
-    pub(super) certificate_names: Vec<Box<str>>,
-    pub(super) apps: Apps,
-    permissions: BTreeSet<Permission>,
-    pub(super) rate: Option<Arc<Rate>>,
-}
-
-impl CallerConfig {
-    pub(super) fn new(
-        name: Box<str>,
-        tokens: Vec<TokenHash>,
-        certificate_names: Vec<Box<str>>,
-        apps: Apps,
-        permissions: BTreeSet<Permission>,
-        per_second: Option<f64>,
-    ) -> Self {
-        let rate = per_second.map(|per_second| Arc::new(Rate::new(per_second)));
-        Self { name, tokens, certificate_names, apps, permissions, rate }
-    }
-
-    /// Returns whether this caller has a permission.
-    pub fn may(&self, permission: Permission) -> bool {
-        self.permissions.contains(&permission)
-    }
-}
 
 /// The identity that a call presents.
 #[derive(Debug, Clone)]
@@ -137,14 +52,14 @@ pub(super) struct Directory {
 impl Directory {
     fn read(text: &[u8], before: Option<&Self>) -> Result<Self, SettingsError> {
         let mut problems = ConfigErrors::default();
-        let mut entries = match std::str::from_utf8(text) {
+        let entries = match std::str::from_utf8(text) {
             Ok(text) => file::parse(text, &mut problems),
             Err(_) => {
                 problems.add(format!("{FILE} is not UTF-8"));
                 Vec::new()
             }
         };
-        problems.finish()?;
+        let mut entries = problems.finish(Some(entries))?;
         for entry in &mut entries {
             // A reload does not reset a caller's rate limit, as long as its `calls_per_second` stays the same.
             let earlier = before.and_then(|before| before.entries.iter().find(|other| other.name == entry.name));
@@ -241,21 +156,6 @@ impl Callers {
 
     pub(super) fn book(&self) -> Arc<Directory> {
         Arc::clone(&self.book.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Authenticates and authorizes a call. The caller must have at least one permission of `needs`. If `needs` is
-    /// empty, authentication is enough.
-    ///
-    /// Fails with UNAUTHENTICATED (unknown caller), RATE_LIMITED or NOT_PERMITTED.
-    pub fn admit(
-        self: &Arc<Self>,
-        headers: &HeaderMap,
-        names: Option<&Arc<[String]>>,
-        needs: &'static [Permission],
-    ) -> Result<Caller, Failure> {
-        let proof = Identity::of(headers, names).ok_or_else(caller::unauthenticated)?;
-        let caller = Caller::admitted(Arc::clone(self), proof, needs);
-        caller?.counted()
     }
 }
 

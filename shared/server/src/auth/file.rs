@@ -8,18 +8,16 @@
 //! permissions = ["collect", "read", "erase", "send", "broadcast", "broadcast_all"]
 //! calls_per_second = 100                       # of each replica; no limit when it is left out
 //! ```
-//!
-//! The TOML table is walked by hand, not deserialized. So all errors are reported together, and no error text quotes a
-//! value that may be a token or a hash.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
-use toml::{Table, Value};
+use toml::Value;
 
-use super::callers::{Apps, CallerConfig, TokenHash};
+use super::caller_config::{Apps, CallerConfig, TokenHash};
 use super::permission::Permission;
 use domain::config_errors::ConfigErrors;
+use domain::table::TableReader;
 use domain::{AppId, visible};
 
 /// How error texts call the file.
@@ -36,17 +34,8 @@ const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 /// Parses the text of the file. Adds all errors to `problems`; if there is any, the returned entries must not be used.
 pub fn parse(text: &str, problems: &mut ConfigErrors) -> Vec<CallerConfig> {
     let Some(file) = problems.toml(FILE, text) else { return Vec::new() };
-    for key in file.keys().filter(|key| *key != "callers") {
-        problems.add(format!("{FILE} has {}: only [callers.NAME] tables are known", quoted(key)));
-    }
-    let callers = match file.get("callers") {
-        Some(Value::Table(callers)) if !callers.is_empty() => callers,
-        _ => {
-            problems.add(format!("{FILE} names no caller: it needs a [callers.NAME] table for each"));
-            return Vec::new();
-        }
-    };
-    let entries: Vec<CallerConfig> = callers.iter().map(|(name, value)| entry(name, value, problems)).collect();
+    let callers = problems.only_table(FILE, &file, "callers", "[callers.NAME] tables").into_iter().flatten();
+    let entries: Vec<CallerConfig> = callers.filter_map(|(name, value)| entry(name, value, problems)).collect();
     shared_proofs(&entries, problems);
     entries
 }
@@ -69,121 +58,89 @@ fn shared_proofs(entries: &[CallerConfig], problems: &mut ConfigErrors) {
     }
 }
 
-fn entry(name: &str, value: &Value, problems: &mut ConfigErrors) -> CallerConfig {
+fn entry(name: &str, value: &Value, problems: &mut ConfigErrors) -> Option<CallerConfig> {
     let sound = visible(name, MAX_NAME);
     let shown = if sound.is_ok() { name } else { "(a caller)" };
-    let mut reader = Reader { place: format!("{FILE}, [callers.{shown}]"), problems };
+    let mut reader = TableReader::new(format!("{FILE}, [callers.{shown}]"), value, &KEYS, problems)?;
     if let Err(error) = sound {
         reader.wrong(format_args!("the name {error}"));
     }
-    let empty = Table::new();
-    let table = value.as_table().unwrap_or_else(|| {
-        reader.wrong("must be a table");
-        &empty
-    });
-    for key in table.keys().filter(|key| !KEYS.contains(&key.as_str())) {
-        reader.wrong(format_args!("{} is not known; known are {}", quoted(key), KEYS.join(", ")));
-    }
-    let tokens = reader.list(table, "token_sha256", TokenHash::parse, "the SHA-256 of a token, as 64 hex digits");
-    let certificate_names = reader.list(
-        table,
+    let tokens = list(&mut reader, "token_sha256", "the SHA-256 of a token, as 64 hex digits", TokenHash::parse);
+    let certificate_names = list(
+        &mut reader,
         "certificate_names",
-        |name| visible_text(name).then(|| name.into()),
         "a name of at most 1024 bytes, without spaces around it and control characters",
+        |name| visible_text(name).then(|| name.into()),
     );
-    if value.is_table() && !table.contains_key("token_sha256") && !table.contains_key("certificate_names") {
+    if reader.get("token_sha256").or(reader.get("certificate_names")).is_none() {
         reader.wrong("has neither token_sha256 nor certificate_names: no client can authenticate as this caller");
-    } else if value.is_table() && tokens.as_deref() == Some(&[]) && certificate_names.as_deref() == Some(&[]) {
+    } else if tokens.as_deref() == Some(&[]) && certificate_names.as_deref() == Some(&[]) {
         reader.wrong("has an empty token_sha256 and no certificate_names: no client can authenticate as this caller");
     }
-    let apps = reader.apps(table);
-    let permissions = reader.permissions(table);
-    let per_second = reader.rate(table);
-    CallerConfig::new(
+    Some(CallerConfig::new(
         name.into(),
         tokens.unwrap_or_default(),
         certificate_names.unwrap_or_default(),
-        apps,
-        permissions,
-        per_second,
-    )
+        apps(&mut reader),
+        permissions(&mut reader),
+        rate(&mut reader),
+    ))
 }
 
-struct Reader<'a> {
-    place: String,
-    problems: &'a mut ConfigErrors,
+/// Parses a list of strings. Returns an empty list if the key is missing, and `None` after an error.
+fn list<T>(reader: &mut TableReader<'_>, key: &str, each: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    let Some(value) = reader.get(key) else { return Some(Vec::new()) };
+    let Some(items) = value.as_array() else {
+        reader.wrong(format_args!("{key} must be a list"));
+        return None;
+    };
+    let parsed: Option<Vec<T>> = items.iter().map(|item| item.as_str().and_then(&parse)).collect();
+    if parsed.is_none() {
+        reader.wrong(format_args!("each of {key} must be {each}"));
+    }
+    parsed
 }
 
-impl Reader<'_> {
-    fn wrong(&mut self, what: impl std::fmt::Display) {
-        self.problems.add(format!("{}: {what}", self.place));
+/// Parses a list that must not be empty.
+fn needed<T>(reader: &mut TableReader<'_>, key: &str, each: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+    let found = list(reader, key, each, parse);
+    if found.as_ref().is_some_and(Vec::is_empty) {
+        reader.wrong(format_args!("{key} must name at least one"));
     }
+    found.unwrap_or_default()
+}
 
-    /// Parses a list of strings. Returns an empty list if the key is missing, and `None` after an error.
-    fn list<T>(&mut self, table: &Table, key: &str, read: impl Fn(&str) -> Option<T>, each: &str) -> Option<Vec<T>> {
-        let Some(value) = table.get(key) else { return Some(Vec::new()) };
-        let Some(items) = value.as_array() else {
-            self.wrong(format_args!("{key} must be a list"));
-            return None;
-        };
-        let read: Option<Vec<T>> = items.iter().map(|item| item.as_str().and_then(&read)).collect();
-        if read.is_none() {
-            self.wrong(format_args!("each of {key} must be {each}"));
-        }
-        read
+fn apps(reader: &mut TableReader<'_>) -> Apps {
+    if reader.get("apps").is_some_and(|apps| *apps == Value::from(vec!["*"])) {
+        return Apps::All;
     }
+    let apps = needed(reader, "apps", "an app id, or \"*\" alone", |text| AppId::parse(text).ok());
+    Apps::These(apps.into_iter().collect())
+}
 
-    fn apps(&mut self, table: &Table) -> Apps {
-        let texts = self.needed(table, "apps", |text| Some(text.to_owned()), "an app id, or \"*\" alone");
-        if texts == ["*"] {
-            return Apps::All;
-        }
-        let apps: Result<BTreeSet<AppId>, _> = texts.into_iter().map(AppId::parse).collect();
-        if apps.is_err() {
-            self.wrong("each of apps must be an app id, or \"*\" alone");
-        }
-        Apps::These(apps.unwrap_or_default())
+fn permissions(reader: &mut TableReader<'_>) -> BTreeSet<Permission> {
+    let names = Permission::ALL.map(Permission::name).join(", ");
+    let found: BTreeSet<Permission> =
+        needed(reader, "permissions", &format!("one of {names}"), Permission::parse).into_iter().collect();
+    if found.contains(&Permission::BroadcastAll) && !found.contains(&Permission::Broadcast) {
+        reader.wrong("has the permission broadcast_all, which has no effect without broadcast");
     }
+    found
+}
 
-    fn permissions(&mut self, table: &Table) -> BTreeSet<Permission> {
-        let names = Permission::ALL.map(Permission::name).join(", ");
-        let found: BTreeSet<Permission> =
-            self.needed(table, "permissions", Permission::parse, &format!("one of {names}")).into_iter().collect();
-        if found.contains(&Permission::BroadcastAll) && !found.contains(&Permission::Broadcast) {
-            self.wrong("has the permission broadcast_all, which has no effect without broadcast");
-        }
-        found
+fn rate(reader: &mut TableReader<'_>) -> Option<f64> {
+    let value = reader.get("calls_per_second")?;
+    let rate = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
+    let rate = rate.filter(|rate| RATES.contains(rate));
+    if rate.is_none() {
+        reader.wrong("calls_per_second must be a number from 0.001 to a million");
     }
-
-    fn needed<T>(&mut self, table: &Table, key: &str, read: impl Fn(&str) -> Option<T>, each: &str) -> Vec<T> {
-        let found = self.list(table, key, read, each);
-        if found.as_ref().is_some_and(Vec::is_empty) {
-            self.wrong(format_args!("{key} must name at least one"));
-        }
-        found.unwrap_or_default()
-    }
-
-    fn rate(&mut self, table: &Table) -> Option<f64> {
-        let value = table.get("calls_per_second")?;
-        let rate = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
-        let rate = rate.filter(|rate| RATES.contains(rate));
-        if rate.is_none() {
-            self.wrong("calls_per_second must be a number from 0.001 to a million");
-        }
-        rate
-    }
+    rate
 }
 
 /// Certificate names may contain spaces, as common names do.
 fn visible_text(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_CERTIFICATE_NAME && name.trim() == name && !name.chars().any(char::is_control)
-}
-
-/// Quotes a key for an error text, unless the key looks like a misplaced token.
-fn quoted(key: &str) -> String {
-    let harmless =
-        key.len() <= 24 && key.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_' || byte == b'-');
-    if harmless { format!("the key {key}") } else { "a key".into() }
 }
 
 #[cfg(test)]
@@ -196,7 +153,7 @@ mod tests {
     fn parsed(text: &str) -> Result<Vec<CallerConfig>, Vec<String>> {
         let mut problems = ConfigErrors::default();
         let entries = parse(text, &mut problems);
-        problems.finish().map(|()| entries).map_err(|SettingsError(problems)| problems)
+        problems.finish(Some(entries)).map_err(|SettingsError(problems)| problems)
     }
 
     #[test]

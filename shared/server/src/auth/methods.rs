@@ -68,16 +68,11 @@ pub enum MethodAccess {
     Nothing,
 }
 
-/// Returns whether a path belongs to the health service.
-pub(crate) fn is_health(path: &str) -> bool {
-    path.starts_with(HEALTH)
-}
-
 /// Returns the access rule of a path.
 pub fn method_access(path: &str) -> MethodAccess {
     match METHODS.iter().find(|method| method.path == path) {
         Some(method) => MethodAccess::Method(method),
-        None if is_health(path) => MethodAccess::Open,
+        None if path.starts_with(HEALTH) => MethodAccess::Open,
         None if path.starts_with(REFLECTION) => MethodAccess::Reflection,
         None => MethodAccess::Nothing,
     }

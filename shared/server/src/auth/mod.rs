@@ -2,7 +2,8 @@
 //! may use the app of a request.
 //!
 //! - [`permission`]: the permissions; [`methods`]: which of them each RPC needs, as a table;
-//! - [`file`](mod@file): the callers file; [`callers`]: maps tokens and certificates to callers, and reloads the file;
+//! - [`file`](mod@file): the callers file; [`caller_config`]: what it says of one caller;
+//! - [`callers`]: maps tokens and certificates to callers, and reloads the file;
 //! - [`caller`]: the caller of a request, and the checks that handlers make on it;
 //! - [`certificate`]: the names in a client's certificate; [`rate`]: calls per second; [`audit`]: the audit log.
 //!
@@ -11,6 +12,7 @@
 
 pub mod audit;
 pub mod caller;
+pub mod caller_config;
 pub mod callers;
 pub mod certificate;
 pub mod file;

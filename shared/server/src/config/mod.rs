@@ -1,52 +1,43 @@
 //! Settings that both services share. Each is a flag with an environment variable, and all errors are reported
 //! together.
 //!
-//! clap reads flags and environment as text. [`ConfigErrors`] parses the texts and collects all errors and contradictions.
-//! Durations are written with their unit: `500ms`, `30s`, `24h`.
+//! clap parses each flag into a [`Setting`]: a value, or the error in its text. [`ConfigErrors`] collects these errors and
+//! contradictions. Durations are written with their unit: `500ms`, `30s`, `24h`.
 
 mod server;
 
 use std::net::SocketAddr;
+use std::str::FromStr as _;
 
 use crate::serve::ServeConfig;
-use crate::serve::budget::least_bytes;
-use crate::telemetry::traces::TraceConfig;
+use crate::telemetry::traces::{self, TraceConfig};
 use crate::telemetry::{self, LogConfig};
 use domain::config_errors::ConfigErrors;
+use domain::setting::{Setting, number, optional, setting};
 
 pub use self::server::ServerArgs;
-use self::server::ServerConfig;
 
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CommonArgs {
-    /// Maximum size of a received message (bytes)
-    #[arg(long, env = "FORMID_MAX_MESSAGE_BYTES", default_value = "4194304")]
-    pub max_message_bytes: String,
-    /// How long to continue serving after health reports NOT_SERVING, so that load balancers notice (duration)
-    #[arg(long, env = "FORMID_DRAIN_WAIT", default_value = "1s")]
-    pub drain_wait: String,
-    /// How long calls in progress may take to finish at a stop (duration)
-    #[arg(long, env = "FORMID_DRAIN_TIMEOUT", default_value = "30s")]
-    pub drain_timeout: String,
     #[allow(missing_docs)]
     #[command(flatten)]
-    pub edge: ServerArgs,
+    pub server: ServerArgs,
     /// Where to serve Prometheus metrics at /metrics (IP address:port); not served if not given
-    #[arg(long, env = "FORMID_METRICS_LISTEN", default_value = "")]
-    pub metrics_listen: String,
+    #[arg(long, env = "FORMID_METRICS_LISTEN", default_value = "", value_parser = optional(SocketAddr::from_str))]
+    pub metrics_listen: Setting<Option<SocketAddr>>,
     /// Format of log lines: human or json
-    #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human")]
-    pub log_format: String,
+    #[arg(long, env = "FORMID_LOG_FORMAT", default_value = "human", value_parser = setting(is_json))]
+    pub log_format: Setting<bool>,
     /// Log filter: a level, or levels by module such as info,dispatcher=debug
-    #[arg(long, env = "FORMID_LOG", default_value = "info")]
-    pub log: String,
+    #[arg(long, env = "FORMID_LOG", default_value = "info", value_parser = setting(telemetry::check_filter))]
+    pub log: Setting<String>,
     /// Where to export traces by OTLP over gRPC: http://host:port or https://host:port; no traces if not given
-    #[arg(long, env = "FORMID_OTLP_ENDPOINT", default_value = "", hide_env_values = true)]
-    pub otlp_endpoint: String,
+    #[arg(long, env = "FORMID_OTLP_ENDPOINT", default_value = "", hide_env_values = true, value_parser = optional(traces::endpoint))]
+    pub otlp_endpoint: Setting<Option<String>>,
     /// Fraction of calls that are traced if the caller's own trace does not decide it (0 to 1)
-    #[arg(long, env = "FORMID_TRACE_RATIO", default_value = "1")]
-    pub trace_ratio: String,
+    #[arg(long, env = "FORMID_TRACE_RATIO", default_value = "1", value_parser = number::<f64>(0.0..=1.0))]
+    pub trace_ratio: Setting<f64>,
 }
 
 /// The settings that both services share.
@@ -65,62 +56,33 @@ pub struct Common {
 }
 
 impl CommonArgs {
-    /// Returns whether the log format is JSON. Works also if other settings are invalid.
-    pub fn log_json(&self) -> bool {
-        self.log_format == "json"
+    /// Reads the common flags. `listen` is the service's own `--listen`.
+    pub fn read(&self, listen: &Setting<SocketAddr>, errors: &mut ConfigErrors) -> Common {
+        let listen = errors.take(listen);
+        let metrics_listen = errors.take(&self.metrics_listen);
+        if metrics_listen.is_some_and(|metrics| metrics.port() > 0 && metrics == listen) {
+            errors.add("--metrics-listen must differ from --listen: metrics have a port of their own, in plain HTTP");
+        }
+        Common {
+            listen,
+            serve: self.server.read(listen, errors),
+            metrics_listen,
+            log: LogConfig { json: errors.take(&self.log_format), filter: errors.take(&self.log) },
+            traces: TraceConfig { endpoint: errors.take(&self.otlp_endpoint), ratio: errors.take(&self.trace_ratio) },
+        }
     }
 
-    /// Parses and checks the common flags. `listen` is the text of the service's own `--listen`.
-    pub fn read(&self, listen: &str, problems: &mut ConfigErrors) -> Option<Common> {
-        let listen = problems.read("--listen", listen);
-        let metrics_listen = match self.metrics_listen.as_str() {
-            "" => None,
-            text => problems.read("--metrics-listen", text),
-        };
-        if metrics_listen.is_some_and(|metrics: SocketAddr| metrics.port() > 0 && listen == Some(metrics)) {
-            problems.add("--metrics-listen must differ from --listen: metrics have a port of their own, in plain HTTP");
-        }
-        let max_message_bytes = problems.within("--max-message-bytes", &self.max_message_bytes, 1024..=256 << 20);
-        let drain_wait = problems.duration("--drain-wait", &self.drain_wait);
-        let drain_timeout = problems.duration("--drain-timeout", &self.drain_timeout);
-        let edge = self.edge.read(listen, problems);
-        if let (Some(largest), Some(ServerConfig { limits, .. })) = (max_message_bytes, &edge)
-            && limits.bytes < least_bytes(largest as usize)
-        {
-            problems.add(format!(
-                "--max-bytes-in-flight is {}, but must be at least {} for the messages of {largest} bytes that \
-                 --max-message-bytes permits: a message needs twice its size, and may use half of the memory at most",
-                limits.bytes,
-                least_bytes(largest as usize)
-            ));
-        }
-        let filter = problems.keep("--log", &self.log, telemetry::check_filter(&self.log));
-        let traces = TraceConfig::read(&self.otlp_endpoint, &self.trace_ratio, problems);
-        let json = match self.log_format.as_str() {
-            "json" => Some(true),
-            "human" => Some(false),
-            other => {
-                problems.add(format!("--log-format is {other:?}, but must be human or json"));
-                None
-            }
-        };
-        let edge = edge?;
-        Some(Common {
-            listen: listen?,
-            serve: ServeConfig {
-                drain_wait: drain_wait?,
-                drain_timeout: drain_timeout?,
-                max_message_bytes: max_message_bytes? as usize,
-                callers: edge.callers,
-                tls: edge.tls,
-                probe_listen: edge.probe_listen,
-                limits: edge.limits,
-                connections: edge.connections,
-            },
-            metrics_listen,
-            log: LogConfig { json: json?, filter: filter? },
-            traces: traces?,
-        })
+    /// Returns whether the log format is JSON. Works also if other settings are invalid.
+    pub fn log_json(&self) -> bool {
+        ConfigErrors::default().take(&self.log_format)
+    }
+}
+
+fn is_json(format: &str) -> Result<bool, &'static str> {
+    match format {
+        "json" => Ok(true),
+        "human" => Ok(false),
+        _ => Err("must be human or json"),
     }
 }
 
@@ -133,6 +95,8 @@ mod tests {
 
     #[derive(Parser)]
     struct Flags {
+        #[arg(long, default_value = "127.0.0.1:0", value_parser = setting(SocketAddr::from_str))]
+        listen: Setting<SocketAddr>,
         #[command(flatten)]
         common: CommonArgs,
     }
@@ -140,8 +104,8 @@ mod tests {
     fn read(flags: &[&str]) -> Result<Common, SettingsError> {
         let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
         let mut problems = ConfigErrors::default();
-        let common = flags.common.read("127.0.0.1:0", &mut problems);
-        problems.finish().map(|()| common.unwrap())
+        let common = flags.common.read(&flags.listen, &mut problems);
+        problems.finish(Some(common))
     }
 
     #[test]
@@ -156,12 +120,7 @@ mod tests {
         assert_eq!(common.metrics_listen, Some("127.0.0.1:9100".parse().unwrap()));
         assert!(read(&["--metrics-listen", "nowhere"]).is_err());
 
-        let read_both = |listen, metrics| {
-            let flags = Flags::parse_from(["test", "--metrics-listen", metrics]);
-            let mut problems = ConfigErrors::default();
-            flags.common.read(listen, &mut problems);
-            problems.finish()
-        };
+        let read_both = |listen, metrics| read(&["--listen", listen, "--metrics-listen", metrics]);
         assert!(read_both("127.0.0.1:7001", "127.0.0.1:7001").is_err());
         assert!(read_both("127.0.0.1:0", "127.0.0.1:0").is_ok());
     }
@@ -174,6 +133,29 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(flag)), "{flag} in {problems:?}");
         }
         assert_eq!(problems.len(), 4);
+    }
+
+    #[test]
+    fn trace_endpoint_is_a_url_without_secrets() {
+        for good in ["http://otel:4317", "https://otel.example:4317/", "http://[::1]:4317", "http://otel"] {
+            assert_eq!(read(&["--otlp-endpoint", good]).unwrap().traces.endpoint.as_deref(), Some(good));
+        }
+        for bad in
+            ["otel:4317", "grpc://otel:4317", "http://u:p@otel:4317", "http://otel/v1", "http://otel?key=x", "http://"]
+        {
+            let Err(SettingsError(problems)) = read(&["--otlp-endpoint", bad]) else { panic!("{bad}") };
+            assert!(problems.len() == 1 && problems[0].starts_with("--otlp-endpoint: must be "), "{problems:?}");
+            assert!(!problems[0].contains("u:p") && !problems[0].contains("key"), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn trace_ratio_is_between_0_and_1() {
+        for (ratio, good) in
+            [("0", true), ("0.25", true), ("1", true), ("1.1", false), ("-1", false), ("NaN", false), ("10%", false)]
+        {
+            assert_eq!(read(&[&format!("--trace-ratio={ratio}")]).is_ok(), good, "{ratio}");
+        }
     }
 
     #[test]

@@ -264,6 +264,23 @@ impl<E: Fault> From<E> for Failure {
     }
 }
 
+/// Returns the failure for a status that tonic itself created: for a request that reached no handler, or for a message
+/// of a stream.
+pub fn refused_by_tonic(status: &Status) -> Option<Failure> {
+    if !status.details().is_empty() {
+        return None;
+    }
+    match status.code() {
+        Code::OutOfRange => Some(Failure::too_large()),
+        Code::Internal => Some(Failure::malformed()),
+        Code::Unimplemented => {
+            let sentence = "this service has no such method, or the compression of the message is not supported";
+            Some(Failure::new(Code::Unimplemented, "UNIMPLEMENTED", sentence))
+        }
+        _ => None,
+    }
+}
+
 /// Returns the code that a call ended with, if these headers or trailers contain it.
 pub(crate) fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))

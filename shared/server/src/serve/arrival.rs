@@ -18,7 +18,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
-use tonic::body::Body;
+use tonic::codegen::StdError;
 use tonic::{Code, Status};
 
 use super::budget::{Budget, Charge, cost};
@@ -53,8 +53,8 @@ pub(super) struct Account {
 }
 
 /// A request body that enforces the limits while it arrives. See the module documentation.
-pub(super) struct Arriving {
-    body: Body,
+pub(super) struct Arriving<B> {
+    body: B,
     bounds: Bounds,
     /// `None` if the messages are so small that they are not charged.
     account: Option<Account>,
@@ -80,8 +80,8 @@ enum At {
 
 const BEFORE: At = At::Prefix([0; PREFIX], 0);
 
-impl Arriving {
-    pub(super) fn new(body: Body, bounds: Bounds, account: Option<Account>) -> Self {
+impl<B> Arriving<B> {
+    pub(super) fn new(body: B, bounds: Bounds, account: Option<Account>) -> Self {
         Self { body, bounds, account, timer: None, rest: Bytes::new(), looked_at: 0, at: BEFORE, cost: 0 }
     }
 
@@ -198,7 +198,7 @@ impl Arriving {
     }
 }
 
-impl HttpBody for Arriving {
+impl<B: HttpBody<Data = Bytes, Error: Into<StdError>> + Unpin> HttpBody for Arriving<B> {
     type Data = Bytes;
     type Error = Status;
 
@@ -214,7 +214,8 @@ impl HttpBody for Arriving {
                     if let Some(account) = me.account.as_ref().filter(|_| me.bounds.each) {
                         account.charge.replace(None);
                     }
-                    return Poll::Ready(end);
+                    let failed = end.and_then(Result::err).map(|error| Err(Status::from_error(error.into())));
+                    return Poll::Ready(failed);
                 }
                 Poll::Pending if me.is_timed() && me.is_late(context) => {
                     let sentence = "the request did not arrive in time";
@@ -276,10 +277,10 @@ mod tests {
         Account { budget: Arc::clone(budget), charge: Charge::default(), method }
     }
 
-    fn arriving(each: bool, account: Account) -> (mpsc::UnboundedSender<Bytes>, Arriving) {
+    fn arriving(each: bool, account: Account) -> (mpsc::UnboundedSender<Bytes>, Arriving<Sent>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let bounds = Bounds { largest: 1 << 20, within: Duration::from_millis(10), each };
-        (sender, Arriving::new(Body::new(Sent(receiver)), bounds, Some(account)))
+        (sender, Arriving::new(Sent(receiver), bounds, Some(account)))
     }
 
     fn credentials(count: usize) -> Vec<Credential> {
@@ -300,7 +301,7 @@ mod tests {
         [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
     }
 
-    async fn frame(body: &mut Arriving) -> Result<Bytes, String> {
+    async fn frame(body: &mut Arriving<Sent>) -> Result<Bytes, String> {
         let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
         match frame.expect("the end") {
             Ok(frame) => Ok(frame.into_data().unwrap()),
@@ -308,7 +309,7 @@ mod tests {
         }
     }
 
-    fn is_pending(body: &mut Arriving) -> bool {
+    fn is_pending(body: &mut Arriving<Sent>) -> bool {
         Pin::new(body).poll_frame(&mut Context::from_waker(std::task::Waker::noop())).is_pending()
     }
 

@@ -28,13 +28,12 @@
 //!   done.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
@@ -45,18 +44,15 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tonic::body::Body;
-use tower::{Service, ServiceExt as _};
 use tracing::debug;
 
 pub use super::accept::Bounds;
 use super::accept::{Acceptor, Opened};
-use super::body::HoldUntilEnd;
-use super::budget::Charge;
-use super::discard::DiscardRest;
+use super::admission::Peer;
+use super::call::CallHandler;
+use super::closing::ConnectionClosing;
 use super::paced::PacedStream;
 use super::tls::Tls;
-use crate::auth::methods::is_health;
 
 /// The timeout of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -107,42 +103,6 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// The names in the client's certificate, in the extensions of each request. Empty without mutual TLS.
-#[derive(Debug, Clone)]
-pub(crate) struct PeerNames(pub(crate) Arc<[String]>);
-
-/// The semaphore for the health calls of one connection, in the extensions of each of them.
-#[derive(Debug, Clone)]
-pub(super) struct HealthCalls(pub(super) Arc<Semaphore>);
-
-/// Signals that streams of a connection must end, because the connection is old or the service stops. It is in the
-/// extensions of each request.
-#[derive(Debug, Clone, Default)]
-pub struct ConnectionClosing(CancellationToken);
-
-impl ConnectionClosing {
-    /// Returns the signal of a request. It never fires if the request did not arrive over a connection.
-    pub fn of<T>(request: &tonic::Request<T>) -> Self {
-        request.extensions().get::<Self>().cloned().unwrap_or_default()
-    }
-
-    /// Waits until streams must end.
-    pub fn wait(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.0.clone().cancelled_owned()
-    }
-}
-
-/// The service that connections call: tonic's routes with layers around them.
-pub(super) trait GrpcService:
-    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
-{
-}
-
-impl<S> GrpcService for S where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
-{
-}
-
 /// All connections of one listener. Dropping it cuts them.
 #[derive(Debug)]
 pub(super) struct Connections {
@@ -172,14 +132,15 @@ impl Connections {
         listener: TcpListener,
         tls: Option<Tls>,
         limits: ConnectionLimits,
-        service: impl GrpcService,
+        handler: CallHandler,
     ) -> Self {
+        let handler = Arc::new(handler);
         let (signals, tasks) = (Signals::default(), TaskTracker::new());
         let (told, spawner) = (signals.clone(), tasks.clone());
         let mut acceptor = Acceptor::new(listener, limits.bounds.clone());
         let open = move |(stream, opened)| {
             let connection = Connection { signals: told.clone(), limits: limits.clone(), opened };
-            spawner.spawn(connection.secured(stream, tls.clone(), service.clone()));
+            spawner.spawn(connection.secured(stream, tls.clone(), Arc::clone(&handler)));
         };
         let told = signals.clone();
         tasks.spawn(async move {
@@ -226,11 +187,11 @@ enum Phase {
 }
 
 impl Connection {
-    async fn secured(self, stream: TcpStream, tls: Option<Tls>, service: impl GrpcService) {
+    async fn secured(self, stream: TcpStream, tls: Option<Tls>, handler: Arc<CallHandler>) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "TCP_NODELAY refused");
         }
-        let Some(tls) = tls else { return self.drive(stream, Arc::default(), service).await };
+        let Some(tls) = tls else { return self.drive(stream, Arc::default(), handler).await };
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
             () = self.signals.stop.cancelled() => return,
@@ -238,7 +199,7 @@ impl Connection {
             () = self.opened.replaced() => return,
         };
         match shaken {
-            Ok(Ok((stream, names))) => self.drive(stream, names, service).await,
+            Ok(Ok((stream, names))) => self.drive(stream, names, handler).await,
             Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
             Err(_) => debug!("a TLS handshake took too long"),
         }
@@ -248,23 +209,15 @@ impl Connection {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         names: Arc<[String]>,
-        service: impl GrpcService,
+        handler: Arc<CallHandler>,
     ) {
         let (ending, calls) = (CancellationToken::new(), self.opened.usage());
-        let (told, under_way) = (ConnectionClosing(ending.clone()), Arc::clone(calls));
-        let health_calls = Arc::new(Semaphore::new(HEALTH_CALLS));
+        let closing = ConnectionClosing(ending.clone());
+        let peer = Arc::new(Peer { names, health_calls: Arc::new(Semaphore::new(HEALTH_CALLS)), closing });
+        let in_progress = Arc::clone(calls);
         let service = service_fn(move |request: Request<Incoming>| {
-            let mut request = request.map(|body| Body::new(DiscardRest::new(body)));
-            let charge = Charge::default();
-            if is_health(request.uri().path()) {
-                request.extensions_mut().insert(HealthCalls(Arc::clone(&health_calls)));
-            }
-            request.extensions_mut().insert(PeerNames(Arc::clone(&names)));
-            request.extensions_mut().insert(told.clone());
-            request.extensions_mut().insert(charge.clone());
-            let held = (under_way.begin(), charge);
-            let answer = service.clone().oneshot(request);
-            async move { answer.await.map(|answer| answer.map(|body| Body::new(HoldUntilEnd::new(body, held)))) }
+            let response = Arc::clone(&handler).handle(request, Arc::clone(&peer), in_progress.begin());
+            async move { Ok::<_, Infallible>(response.await) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
         builder
@@ -348,9 +301,11 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream as Client;
 
+    use prometheus::IntCounter;
     use tonic::service::Routes;
 
     use super::*;
+    use crate::serve::admission::{Admission, Limits};
 
     /// The beginning of an HTTP/2 connection: the preface and an empty SETTINGS frame.
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -375,7 +330,10 @@ mod tests {
     async fn connections_in_the_backlog_at_a_stop_get_a_goaway() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let connections = Connections::accept(listener, None, ConnectionLimits::default(), Routes::default());
+        let shed = IntCounter::new("shed", "shed").unwrap();
+        let admission = Admission::new(None, &Limits { requests: 1, streams: 1, bytes: 0 }, 0, shed);
+        let handler = CallHandler { admission, metrics: None, routes: Routes::default() };
+        let connections = Connections::accept(listener, None, ConnectionLimits::default(), handler);
         // Nothing else runs on this thread until the drain waits, so none of them is accepted earlier.
         let clients = [(); 20].map(|()| {
             let mut client = Client::connect(address).unwrap();

@@ -10,10 +10,10 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
-use tower::Layer as _;
 use tracing::info;
 
 use super::admission::{Admission, Limits};
+use super::call::CallHandler;
 use super::connections::{ConnectionLimits, Connections};
 use crate::listen::bind;
 use crate::telemetry::outage::Outages;
@@ -87,9 +87,10 @@ impl Probes {
         let Some(address) = address else { return Ok(Self { _connections: None }) };
         let listener = bind("--probe-listen", address).await?;
         info!(listen = %listener.local_addr()?, "probes");
-        let guarded = Admission::new(None, &OTHERS, 0, shed).layer(Routes::new(health));
+        let admission = Admission::new(None, &OTHERS, 0, shed);
+        let handler = CallHandler { admission, metrics: None, routes: Routes::new(health) };
         let limits = ConnectionLimits { age: Some(AGE), ..ConnectionLimits::default() };
-        let connections = Connections::accept(listener, None, limits, guarded);
+        let connections = Connections::accept(listener, None, limits, handler);
         Ok(Self { _connections: Some(connections) })
     }
 }

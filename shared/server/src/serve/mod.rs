@@ -1,15 +1,17 @@
 //! Serves a service: authentication, limits, health, reflection, deadlines, and a drain that cuts no call short.
 //!
-//! - `accept`: accepts connections and limits their number; [`connections`]: TLS, and how connections end; [`tls`]:
-//!   certificates;
-//! - [`admission`]: who may call, and concurrency limits; [`budget`]: the limit of memory for messages;
+//! - `accept`: accepts connections and limits their number; [`connections`]: TLS, and how connections end; [`closing`]:
+//!   how their streams end; [`tls`]: certificates;
+//! - `call`: handles one call; [`admission`]: who may call, and concurrency limits; [`budget`]: the limit of memory for
+//!   messages;
 //! - [`health`]: readiness, liveness, and the port for probes.
 
 pub(crate) mod accept;
 pub mod admission;
 mod arrival;
-mod body;
 pub mod budget;
+mod call;
+pub mod closing;
 pub mod connections;
 mod discard;
 pub mod health;
@@ -30,17 +32,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tower::Layer as _;
-use tower::util::option_layer;
 use tracing::{info, warn};
 
 use crate::auth::Callers;
 use crate::proto::DESCRIPTORS;
-use crate::rpc::deadline::Deadlines;
 use crate::telemetry::metrics::ServiceMetrics;
-use crate::telemetry::traces::rpc;
 use accept::within_files;
 use admission::{Admission, Limits};
+use call::CallHandler;
 use connections::{ConnectionLimits, Connections};
 use health::{LIVENESS, Probes, follow_redis, show};
 use tls::Tls;
@@ -66,17 +65,25 @@ pub struct ServeConfig {
     pub connections: ConnectionLimits,
 }
 
+/// What is served.
+#[derive(Debug)]
+pub struct Api<D> {
+    /// The full name of the gRPC service. Health is reported under it, beside `""`.
+    pub service: &'static str,
+    /// Its calls.
+    pub routes: Routes,
+    /// What it needs to be ready.
+    pub store: D,
+}
+
 /// Serves until `shutdown`, then drains: reports NOT_SERVING, waits until load balancers have seen it, stops accepting,
-/// and lets calls in progress finish, all within a bound. `service` is the full name that health is reported under,
-/// beside `""`. `metrics` counts the calls of the service and the state of its files.
+/// and lets calls in progress finish, all within a bound. `metrics` counts the calls of the service and the state of its files.
 ///
 /// Returns the probes, which must be dropped only when everything else is done. Fails if the address for probes is not
 /// available, or if this Redis cannot be used.
 pub async fn serve(
     listener: TcpListener,
-    service: &'static str,
-    routes: Routes,
-    store: impl Dependency,
+    Api { service, routes, store }: Api<impl Dependency>,
     metrics: &ServiceMetrics,
     config: &ServeConfig,
     shutdown: impl Future<Output = ()>,
@@ -110,16 +117,12 @@ pub async fn serve(
         followers.spawn(tls.clone().follow(metrics.files.clone(), outages.clone()));
     }
     let probes = Probes::open(config.probe_listen, health, metrics.calls.shed().clone()).await?;
-    // Outside of the deadline layer, so that spans show an exceeded deadline as DEADLINE_EXCEEDED. Inside of the guard,
-    // so that rejected calls create no trace, whether they fail authentication or exceed a limit.
-    let traced = option_layer(rpc::layer()).layer(Deadlines.layer(routes));
     let (callers, shed) = (config.callers.clone(), metrics.calls.shed().clone());
-    let guarded = Admission::new(callers, &config.limits, config.max_message_bytes, shed).layer(traced);
-    // Outermost, so that calls rejected by the other layers are counted.
-    let counted = metrics.calls.layer(guarded);
+    let admission = Admission::new(callers, &config.limits, config.max_message_bytes, shed);
+    let handler = CallHandler { admission, metrics: Some(metrics.calls.clone()), routes };
     let mut limits = config.connections.clone();
     limits.bounds.connections = within_files(limits.bounds.connections);
-    let connections = Connections::accept(listener, config.tls.clone(), limits, counted);
+    let connections = Connections::accept(listener, config.tls.clone(), limits, handler);
 
     tokio::select! {
         refused = follow_redis(&reporter, service, &store, outages) => return Err(refused),

@@ -19,12 +19,18 @@ pub(super) struct Streams {
 /// The number of open streams of each caller, by name.
 type Held = Arc<Mutex<HashMap<Box<str>, usize>>>;
 
-/// The permit of an open stream. Dropping it releases the permit.
+/// The permit of a call. Dropping it releases the permit.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct Permit {
     _room: OwnedSemaphorePermit,
-    /// The caller that the stream counts for. `None` if there is no callers file.
+    /// The caller that a stream counts for. `None` for other calls, and if there is no callers file.
     share: Option<(Box<str>, Held)>,
+}
+
+impl From<OwnedSemaphorePermit> for Permit {
+    fn from(room: OwnedSemaphorePermit) -> Self {
+        Self { _room: room, share: None }
+    }
 }
 
 /// Why a stream cannot be opened.
@@ -42,7 +48,7 @@ impl Streams {
     }
 
     /// Takes a permit for one more stream of a caller.
-    pub(super) fn open(&self, caller: &Caller) -> Result<Stream, Full> {
+    pub(super) fn open(&self, caller: &Caller) -> Result<Permit, Full> {
         // Held until the end, so that two concurrent calls of a caller do not both count on the same free stream.
         let mut held = lock(&self.held);
         let free = self.room.available_permits();
@@ -55,11 +61,11 @@ impl Streams {
             held.insert(caller.name().into(), mine + 1);
             (caller.name().into(), Arc::clone(&self.held))
         });
-        Ok(Stream { _room: room, share })
+        Ok(Permit { _room: room, share })
     }
 }
 
-impl Drop for Stream {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some((name, held)) = &self.share else { return };
         let mut held = lock(held);

@@ -104,9 +104,7 @@ fn read(contents: &[Vec<u8>]) -> Result<Current, SettingsError> {
         problems.add(format!("{KEY} has no private key that can be read (PEM, not encrypted)"));
     }
     let client_ca = client_ca.first().map(|pem| authorities(pem, &mut problems));
-    problems.finish()?;
-    // A missing value has already been reported as an error.
-    let (Some(cert), Some(key)) = (cert, key) else { return Err(SettingsError(Vec::new())) };
+    let (cert, key) = problems.finish(cert.zip(key))?;
 
     let one = |problem: String| SettingsError(vec![problem]);
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,7 +1,10 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::auth::caller::{self, Caller};
+use crate::auth::permission::Permission;
 use crate::rpc::status::Failure;
+use domain::AppId;
 
 const FILE_TEXT: &str = "[callers.a]\ntoken_sha256 = ['TOKEN_A', 'TOKEN_A2']\napps = ['wx1']\npermissions = ['send']\n\
     [callers.b]\ntoken_sha256 = ['TOKEN_B']\ncertificate_names = ['spiffe://b', 'b.internal']\napps = ['*']\n\

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair};
 
@@ -9,21 +7,17 @@ use domain::config_errors::SettingsError;
 
 #[derive(Parser)]
 struct Flags {
+    #[arg(long, value_parser = domain::setting::setting(SocketAddr::from_str))]
+    listen: Setting<SocketAddr>,
     #[command(flatten)]
     common: CommonArgs,
 }
 
 fn problems(listen: &str, flags: &[&str]) -> Vec<String> {
-    let flags = Flags::parse_from(std::iter::once(&"test").chain(flags));
+    let flags = Flags::parse_from(["test", "--listen", listen].iter().chain(flags));
     let mut problems = ConfigErrors::default();
-    let common = flags.common.read(listen, &mut problems);
-    match problems.finish() {
-        Ok(()) => {
-            assert!(common.is_some(), "neither settings nor problems");
-            Vec::new()
-        }
-        Err(SettingsError(problems)) => problems,
-    }
+    let common = flags.common.read(&flags.listen, &mut problems);
+    problems.finish(Some(common)).err().map(|SettingsError(problems)| problems).unwrap_or_default()
 }
 
 struct Folder(tempfile::TempDir);

@@ -1,34 +1,25 @@
 //! Counts calls by method and code, under the metric names that gRPC services have in other languages, so that
 //! dashboards made for those work here.
 //!
-//! This layer is the outermost, so that calls rejected by the other layers are counted too. A call's code is in its
-//! trailers, or in its headers if the response has no body. A call that the client abandons is counted as CANCELLED, or
+//! Calls that are rejected before they reach their handler are counted too. A call that the client abandons is counted as CANCELLED, or
 //! as DEADLINE_EXCEEDED if its deadline had passed: a client cancels the call itself when its deadline passes, at about
 //! the moment at which the service would answer DEADLINE_EXCEEDED.
 //!
 //! Only the methods of the service itself are counted, not health checks, reflection or unknown paths.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
+use http::HeaderMap;
 use prometheus::{Error, Histogram, IntCounter, IntGauge};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use prost_types::MethodDescriptorProto;
-use tonic::body::Body;
-use tonic::{Code, Status};
-use tower::{Layer, Service};
+use tonic::Code;
 
 use super::registry::{CALL_SECONDS, Registry};
 use crate::proto::DESCRIPTORS;
 use crate::rpc::deadline;
-use crate::rpc::status;
 
 /// The `grpc_code` labels, indexed by the number of the code.
 const CODES: [&str; 17] = [
@@ -55,7 +46,7 @@ const CODES: [&str; 17] = [
 /// counts as expired.
 const EARLY: Duration = Duration::from_millis(10);
 
-/// Tower layer that counts the calls of one service. Clones share the counters.
+/// Counts the calls of one service. Clones share the counters.
 #[derive(Debug, Clone)]
 pub struct Calls {
     methods: Arc<Methods>,
@@ -110,7 +101,7 @@ impl Calls {
         &self.shed
     }
 
-    fn begin(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
+    pub(crate) fn begin(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
         let name = path.strip_prefix(&self.methods.prefix)?;
         let (_, method) = self.methods.by_name.iter().find(|(known, _)| known == name)?;
         method.started.inc();
@@ -140,7 +131,8 @@ fn kind(method: &MethodDescriptorProto) -> &'static str {
 }
 
 /// A call in progress. Dropping it ends the call.
-struct Call {
+#[derive(Debug)]
+pub(crate) struct Call {
     method: Arc<Method>,
     begun: Instant,
     /// The timeout that the caller set.
@@ -150,7 +142,7 @@ struct Call {
 }
 
 impl Call {
-    fn end(mut self, code: Code) {
+    pub(crate) fn end(mut self, code: Code) {
         self.code = Some(code);
     }
 }
@@ -167,114 +159,6 @@ impl Drop for Call {
         if let Some(handled) = self.method.handled.get(code as usize) {
             handled.inc();
         }
-    }
-}
-
-impl<S> Layer<S> for Calls {
-    type Service = Counting<S>;
-
-    fn layer(&self, inner: S) -> Counting<S> {
-        Counting { calls: self.clone(), inner }
-    }
-}
-
-/// The service of the layer [`Calls`].
-#[derive(Debug, Clone)]
-pub struct Counting<S> {
-    calls: Calls,
-    inner: S,
-}
-
-impl<S, B> Service<Request<B>> for Counting<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Counted<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Counted<S::Future> {
-        let call = self.calls.begin(request.uri().path(), request.headers());
-        Counted { answer: self.inner.call(request), call }
-    }
-}
-
-pin_project! {
-    /// A call until its response headers are available.
-    pub struct Counted<F> {
-        #[pin]
-        answer: F,
-        call: Option<Call>,
-    }
-}
-
-impl<F, E> Future for Counted<F>
-where
-    F: Future<Output = Result<Response<Body>, E>>,
-{
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let answer = ready!(this.answer.poll(context));
-        let Some(call) = this.call.take() else { return Poll::Ready(answer) };
-        Poll::Ready(match answer {
-            Ok(answer) => match status::code(answer.headers()) {
-                Some(code) => {
-                    call.end(code);
-                    Ok(answer)
-                }
-                None if answer.status() != StatusCode::OK => {
-                    call.end(Code::Unknown);
-                    Ok(answer)
-                }
-                None => Ok(answer.map(|body| Body::new(CountedBody { body, call: Some(call) }))),
-            },
-            Err(error) => {
-                call.end(Code::Unknown);
-                Err(error)
-            }
-        })
-    }
-}
-
-/// The body of a response. Its trailers have the code.
-struct CountedBody {
-    body: Body,
-    call: Option<Call>,
-}
-
-impl HttpBody for CountedBody {
-    type Data = <Body as HttpBody>::Data;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
-        let polled = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let ended = match &polled {
-            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| status::code(trailers).unwrap_or(Code::Unknown)),
-            Some(Err(_)) | None => Some(Code::Unknown),
-        };
-        if let Some(code) = ended
-            && let Some(call) = self.call.take()
-        {
-            call.end(code);
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -27,8 +27,6 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub(crate) use export::Exporting;
 
-use domain::config_errors::ConfigErrors;
-
 pub use domain::dependency::TRACE_TARGET as TARGET;
 
 /// Where traces are exported, and the sampling ratio.
@@ -40,29 +38,15 @@ pub struct TraceConfig {
     pub ratio: f64,
 }
 
-impl TraceConfig {
-    /// Parses and checks the flags.
-    pub(crate) fn read(endpoint: &str, ratio: &str, problems: &mut ConfigErrors) -> Option<Self> {
-        let usable = endpoint.is_empty() || is_endpoint(endpoint);
-        if !usable {
-            // The error does not quote the URL, because it may contain a password.
-            problems.add("--otlp-endpoint must be http://host:port or https://host:port, without user, path or query");
-        }
-        let ratio = problems.read::<f64>("--trace-ratio", ratio)?;
-        if !(0.0..=1.0).contains(&ratio) {
-            problems.add(format!("--trace-ratio is {ratio}, but must be between 0 and 1"));
-            return None;
-        }
-        usable.then(|| Self { endpoint: (!endpoint.is_empty()).then(|| endpoint.to_owned()), ratio })
-    }
-}
-
-fn is_endpoint(text: &str) -> bool {
-    text.parse::<Uri>().is_ok_and(|uri| {
+/// Checks the URL of a trace collector.
+pub(crate) fn endpoint(text: &str) -> Result<String, &'static str> {
+    let usable = text.parse::<Uri>().is_ok_and(|uri| {
         let plain =
             uri.authority().is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
         plain && matches!(uri.scheme_str(), Some("http" | "https")) && uri.path() == "/" && uri.query().is_none()
-    })
+    });
+    let expected = "must be http://host:port or https://host:port, without user, path or query";
+    if usable { Ok(text.to_owned()) } else { Err(expected) }
 }
 
 /// Returns the id of the current trace of this thread, if the trace is exported.
@@ -137,30 +121,6 @@ impl Extractor for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoint_is_a_url_without_secrets() {
-        for good in ["http://otel:4317", "https://otel.example:4317/", "http://[::1]:4317", "http://otel"] {
-            assert!(is_endpoint(good), "{good}");
-        }
-        for bad in
-            ["otel:4317", "grpc://otel:4317", "http://u:p@otel:4317", "http://otel/v1", "http://otel?key=x", "http://"]
-        {
-            let mut problems = ConfigErrors::default();
-            assert_eq!(TraceConfig::read(bad, "1", &mut problems), None, "{bad}");
-            let said = problems.finish().unwrap_err().to_string();
-            assert!(!said.contains("u:p") && !said.contains("key"), "{said}");
-        }
-    }
-
-    #[test]
-    fn ratio_is_between_0_and_1() {
-        for (ratio, good) in
-            [("0", true), ("0.25", true), ("1", true), ("1.1", false), ("-1", false), ("NaN", false), ("10%", false)]
-        {
-            assert_eq!(TraceConfig::read("", ratio, &mut ConfigErrors::default()).is_some(), good, "{ratio}");
-        }
-    }
 
     #[test]
     fn without_a_trace_there_is_no_link() {

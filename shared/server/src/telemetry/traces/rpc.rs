@@ -4,36 +4,17 @@
 //! because of authentication, permissions or limits get none either, so that an unauthorized caller cannot flood the
 //! traces. Metrics count them.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, Request};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use prost::bytes::Bytes;
-use tonic::body::Body;
-use tonic::{Code, Status};
-use tower::{Layer, Service};
+use tonic::Code;
 use tracing::field::{Empty, display};
-use tracing::{Instrument as _, Span, info_span};
+use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::TARGET;
 use crate::auth::methods::{MethodAccess, method_access};
-use crate::rpc::status;
-use crate::serve::admission::refused_by_tonic;
 use domain::AppId;
-
-/// Returns the layer, or `None` if no spans are exported.
-pub fn layer() -> Option<Traced> {
-    tracing::span_enabled!(target: TARGET, tracing::Level::INFO).then_some(Traced)
-}
-
-/// Tower layer that traces API calls.
-#[derive(Debug, Clone, Copy)]
-pub struct Traced;
 
 /// Records the app of the current call. It must be a configured app. Call it at most once for a call.
 pub fn note_app(app: &AppId) {
@@ -54,38 +35,25 @@ fn named(path: &str) -> Option<&'static str> {
     }
 }
 
-impl<S> Layer<S> for Traced {
-    type Service = WithSpan<S>;
-
-    fn layer(&self, inner: S) -> WithSpan<S> {
-        WithSpan { inner }
-    }
+/// The span of one call. A call that is dropped before its end was cancelled by the caller.
+#[derive(Debug)]
+pub(crate) struct CallSpan {
+    span: Span,
+    ended: bool,
 }
 
-/// The service of the layer [`Traced`].
-#[derive(Debug, Clone)]
-pub struct WithSpan<S> {
-    inner: S,
-}
-
-impl<S, B> Service<Request<B>> for WithSpan<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+impl CallSpan {
+    /// The span of a call that is not traced.
+    pub(crate) fn none() -> Self {
+        Self { span: Span::none(), ended: true }
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(method) = named(request.uri().path()) else {
-            return Box::pin(self.inner.call(request));
-        };
+    /// Begins the span of a call, if spans are exported.
+    pub(crate) fn begin<B>(request: &Request<B>) -> Self {
+        if !tracing::span_enabled!(target: TARGET, tracing::Level::INFO) {
+            return Self::none();
+        }
+        let Some(method) = named(request.uri().path()) else { return Self::none() };
         let span = info_span!(
             target: TARGET,
             "rpc",
@@ -101,17 +69,38 @@ where
         );
         // Fails if the span is not exported, and then its parent does not matter.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&Metadata(request.headers())));
-        let mut ending = SpanEnd { span: span.clone(), told: false };
-        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
-        Box::pin(async move {
-            let (head, body) = answer.await?.into_parts();
-            // Usually an error: its status is in the headers, and there is no body.
-            if let Some(status) = Status::from_header_map(&head.headers) {
-                // The code that the guard outside of this layer is going to send.
-                ending.tell(refused_by_tonic(&status).map_or(status, Status::from).code());
-            }
-            Ok(Response::from_parts(head, Body::new(TracedBody { body, ending })))
-        })
+        Self { span, ended: false }
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Records the code that the call ended with. Only the first one counts.
+    pub(crate) fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let name = CODES[code as usize];
+        self.span.record("rpc.response.status_code", name);
+        // The codes that are errors of the service by the semantic conventions for server spans.
+        if matches!(
+            code,
+            Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+        ) {
+            self.span.record("error.type", name).record("otel.status_code", "ERROR");
+        }
+    }
+}
+
+impl Drop for CallSpan {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
     }
 }
 
@@ -149,71 +138,6 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Records in the span how its call ended. A call that is dropped before its end was cancelled by the caller.
-struct SpanEnd {
-    span: Span,
-    told: bool,
-}
-
-impl SpanEnd {
-    fn tell(&mut self, code: Code) {
-        if std::mem::replace(&mut self.told, true) {
-            return;
-        }
-        let name = CODES[code as usize];
-        self.span.record("rpc.response.status_code", name);
-        // The codes that are errors of the service by the semantic conventions for server spans.
-        if matches!(
-            code,
-            Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::Unimplemented
-                | Code::Internal
-                | Code::Unavailable
-                | Code::DataLoss
-        ) {
-            self.span.record("error.type", name).record("otel.status_code", "ERROR");
-        }
-    }
-}
-
-impl Drop for SpanEnd {
-    fn drop(&mut self) {
-        self.tell(Code::Cancelled);
-    }
-}
-
-/// A response body that records the status in its trailers. A stream ends there.
-struct TracedBody {
-    body: Body,
-    ending: SpanEnd,
-}
-
-impl http_body::Body for TracedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, ending } = self.get_mut();
-        let span = ending.span.clone();
-        let frame = span.in_scope(|| Pin::new(body).poll_frame(context));
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(code) = frame.trailers_ref().and_then(status::code)
-        {
-            ending.tell(code);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_trace_collector_there_is_no_layer() {
-        assert!(layer().is_none());
+    fn without_a_trace_collector_there_is_no_span() {
+        assert!(CallSpan::begin(&Request::get(METHODS[0].path).body(()).unwrap()).span.is_none());
     }
 }

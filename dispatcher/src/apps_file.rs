@@ -15,58 +15,65 @@
 //! broadcast_credentials = ["form_id", "prepay_id"] # kinds that broadcasts of template messages may spend
 //! ```
 //!
-//! The file is walked by hand instead of deserialized, so that all errors are reported together, and so that no error
-//! quotes a value that may be a secret. It is read once, at startup.
-
-mod table;
+//! The file is read once, at startup.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use domain::AppId;
 use domain::config_errors::ConfigErrors;
+use domain::setting::{LONGEST, parse_duration};
+use domain::table::TableReader;
+use domain::{AppId, Kind};
+use reqwest::Url;
+use store::broadcast::permits::Bounds;
+use store::eligibility::Kinds;
 use toml::Value;
 
-use self::table::{app, quoted};
-use crate::app::App;
+use crate::app::{App, Secret, TokenEndpoint};
+use crate::wechat::message::Delivery;
+
+const FILE: &str = "the apps file";
+const BASE_URL: &str = "https://api.weixin.qq.com";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const RESERVED_FOR_SENDS: f64 = 0.2;
+const KEYS: [&str; 11] = [
+    "secret",
+    "secret_file",
+    "base_url",
+    "connect_timeout",
+    "timeout",
+    "token",
+    "delivery",
+    "daily_quota",
+    "messages_per_second",
+    "reserved_for_sends",
+    "broadcast_credentials",
+];
 
 /// All apps of the file; at least one.
 #[derive(Debug, Clone)]
 pub struct Apps(BTreeMap<AppId, Arc<App>>);
 
 impl Apps {
-    /// Reads the apps file. Returns `None` if there are errors, and adds all of them to `problems`.
-    pub fn read(path: &Path, problems: &mut ConfigErrors) -> Option<Self> {
+    /// Reads the apps file. Adds all errors to `errors`; if there is any, the returned apps must not be used.
+    pub fn read(path: &Path, errors: &mut ConfigErrors) -> Option<Self> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, problems),
+            Ok(text) => Self::parse(&text, errors),
             Err(error) => {
-                problems.add(format!("the apps file {} cannot be read: {error}", path.display()));
+                errors.add(format!("{FILE} {} cannot be read: {error}", path.display()));
                 None
             }
         }
     }
 
     /// Like [`Apps::read`], from the text of the file. Relative paths in it start at the working directory.
-    pub fn parse(text: &str, problems: &mut ConfigErrors) -> Option<Self> {
-        let file = problems.toml("the apps file", text)?;
-        let mut valid = true;
-        for key in file.keys().filter(|key| *key != "apps") {
-            problems.add(format!("the apps file has {}: only [apps.APP_ID] tables are known", quoted(key)));
-            valid = false;
-        }
-        let tables = file.get("apps").and_then(Value::as_table).filter(|tables| !tables.is_empty());
-        let Some(tables) = tables else {
-            problems.add("the apps file has no app: it needs an [apps.APP_ID] table for each");
-            return None;
-        };
-        let mut apps = BTreeMap::new();
-        for (id, value) in tables {
-            if let Some(app) = app(id, value, problems) {
-                apps.insert(app.id.clone(), Arc::new(app));
-            }
-        }
-        (valid && apps.len() == tables.len()).then_some(Self(apps))
+    pub fn parse(text: &str, errors: &mut ConfigErrors) -> Option<Self> {
+        let file = errors.toml(FILE, text)?;
+        let tables = errors.only_table(FILE, &file, "apps", "[apps.APP_ID] tables")?;
+        Some(tables.iter().filter_map(|(id, table)| app(id, table, errors)).collect())
     }
 
     /// Returns an app; `None` if it is not configured.
@@ -80,29 +87,146 @@ impl Apps {
     }
 }
 
+impl FromIterator<App> for Apps {
+    fn from_iter<I: IntoIterator<Item = App>>(apps: I) -> Self {
+        Self(apps.into_iter().map(|app| (app.id.clone(), Arc::new(app))).collect())
+    }
+}
+
+fn app(id: &str, table: &Value, errors: &mut ConfigErrors) -> Option<App> {
+    let mut reader = TableReader::new(format!("[apps.{id}]"), table, &KEYS, errors)?;
+    let id = AppId::parse(id).map_err(|error| reader.wrong(format_args!("the app id {error}"))).ok();
+    let secret = secret(&mut reader);
+    let base_url = base_url(&mut reader);
+    let connect_timeout = duration(&mut reader, "connect_timeout", CONNECT_TIMEOUT);
+    let timeout = duration(&mut reader, "timeout", TIMEOUT);
+    let endpoints = "\"stable_token\" or \"token\"";
+    let token_endpoint = reader.parsed("token", TokenEndpoint::Stable, endpoints, |value| match value.as_str()? {
+        "stable_token" => Some(TokenEndpoint::Stable),
+        "token" => Some(TokenEndpoint::Plain),
+        _ => None,
+    });
+    let deliveries = "\"form_id\" or \"subscription\"";
+    let delivery = reader.parsed("delivery", Delivery::FormId, deliveries, |value| match value.as_str()? {
+        "form_id" => Some(Delivery::FormId),
+        "subscription" => Some(Delivery::Subscription),
+        _ => None,
+    });
+    if timeout < connect_timeout {
+        reader.wrong_key("timeout", "must not be less than connect_timeout: it is the time of the whole call");
+    }
+    let bounds = bounds(&mut reader, delivery);
+    let broadcast_kinds = broadcast_kinds(&mut reader);
+    Some(App {
+        id: id?,
+        secret: secret?,
+        base_url: base_url?,
+        connect_timeout,
+        timeout,
+        token_endpoint,
+        delivery,
+        bounds,
+        broadcast_kinds,
+    })
+}
+
+fn secret(reader: &mut TableReader<'_>) -> Option<Secret> {
+    match (reader.get("secret").is_some(), reader.get("secret_file").is_some()) {
+        (true, false) => {
+            let secret = Secret::parse(reader.text("secret")?);
+            if secret.is_none() {
+                reader.wrong_key("secret", "must be one or more visible ASCII characters");
+            }
+            return secret;
+        }
+        (false, true) => {
+            let path = reader.text("secret_file")?;
+            match std::fs::read_to_string(path).map(|text| Secret::parse(&text)) {
+                Ok(Some(secret)) => return Some(secret),
+                Ok(None) => {
+                    reader.wrong_key("secret_file", "the file must contain one or more visible ASCII characters");
+                }
+                Err(error) => reader.wrong_key("secret_file", format_args!("{path:?} cannot be read: {error}")),
+            }
+        }
+        (true, true) => reader.wrong("has both secret and secret_file: give one of them"),
+        (false, false) => reader.wrong("has no secret: give secret or secret_file"),
+    }
+    None
+}
+
+/// Errors do not quote the URL: it may contain a password.
+fn base_url(reader: &mut TableReader<'_>) -> Option<Url> {
+    let text = if reader.get("base_url").is_some() { reader.text("base_url")? } else { BASE_URL };
+    check_url(text).map_err(|sentence| reader.wrong_key("base_url", sentence)).ok()
+}
+
+fn check_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        Err("must begin with https:// or http://".into())
+    } else if !url.username().is_empty() || url.password().is_some() {
+        Err("must not have a user or a password".into())
+    } else if url.query().is_some() || url.fragment().is_some() {
+        Err("must end before any '?' or '#': the paths of the API are appended to it".into())
+    } else {
+        Ok(url)
+    }
+}
+
+fn duration(reader: &mut TableReader<'_>, key: &str, default: Duration) -> Duration {
+    let Some(text) = reader.text(key) else { return default };
+    match parse_duration(text, &(Duration::ZERO..=LONGEST)) {
+        Ok(Duration::ZERO) => reader.wrong_key(key, "must be more than zero"),
+        Ok(duration) => return duration,
+        Err(error) => reader.wrong_value(key, text, error),
+    }
+    default
+}
+
+fn number(reader: &mut TableReader<'_>, key: &str, default: i64, most: i64) -> i64 {
+    let expected = format!("a whole number from 0 to {most}");
+    reader.parsed(key, default, &expected, |value| value.as_integer().filter(|number| (0..=most).contains(number)))
+}
+
+fn bounds(reader: &mut TableReader<'_>, delivery: Delivery) -> Bounds {
+    let daily_quota = number(reader, "daily_quota", delivery.published_quota().cast_signed(), i64::MAX);
+    let rate = number(reader, "messages_per_second", 0, 1_000_000) as u32;
+    let expected = "a part of all, from 0 to less than 1, such as 0.2";
+    let reserved = reader.parsed("reserved_for_sends", RESERVED_FOR_SENDS, expected, |value| match value {
+        Value::Float(part) if (0.0..1.0).contains(part) => Some(*part),
+        Value::Integer(0) => Some(0.0),
+        _ => None,
+    });
+    let broadcast_share = ((1.0 - reserved) * 1000.0).round();
+    let broadcast_rate = if rate == 0 { 0 } else { (f64::from(rate) * broadcast_share / 1000.0).max(1.0) as u32 };
+    Bounds { app_rate: rate, broadcast_rate, daily_quota: daily_quota as u64, broadcast_share: broadcast_share as u32 }
+}
+
+fn broadcast_kinds(reader: &mut TableReader<'_>) -> Kinds {
+    let kind = |name: &Value| match name.as_str()? {
+        "form_id" => Some(Kind::FormId),
+        "prepay_id" => Some(Kind::PrepayId),
+        _ => None,
+    };
+    let expected = "a list of \"form_id\", \"prepay_id\" or both";
+    reader.parsed("broadcast_credentials", Kinds::IDS, expected, |value| {
+        let names = value.as_array().filter(|names| !names.is_empty())?;
+        names.iter().map(kind).collect::<Option<Vec<Kind>>>().map(Kinds::from_iter)
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use domain::Kind;
     use domain::config_errors::SettingsError;
-    use store::broadcast::permits::Bounds;
-    use store::eligibility::Kinds;
 
     use super::*;
-    use crate::app::TokenEndpoint;
-    use crate::wechat::message::Delivery;
 
     fn parse(text: &str) -> Result<Apps, Vec<String>> {
         let mut problems = ConfigErrors::default();
         let apps = Apps::parse(text, &mut problems);
-        match problems.finish() {
-            Ok(()) => Ok(apps.expect("neither apps nor problems")),
-            Err(SettingsError(problems)) => {
-                assert!(apps.is_none(), "apps although there are problems: {problems:?}");
-                Err(problems)
-            }
-        }
+        problems.finish(apps).map_err(|SettingsError(problems)| problems)
     }
 
     #[test]
