@@ -9,10 +9,7 @@
 --       160 with the caller's, and 161 with one made for this call. Its id is the template.
 --       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 86400 oUser1 <record> oUser2 <record>
 -- Reply  the indexes (from 0, in the order given) of those that were stored already
---- @include "head/records"
---- @include "head/stock"
---- @include "head/cap"
---- @include "head/grants"
+--- @include head/records head/stock head/cap head/grants
 assert(#KEYS >= 2 and #ARGV >= 4 and #ARGV % 2 == 0, 'collect: wrong number of arguments')
 
 local cap, count = tonumber(ARGV[1]), #ARGV / 2 - 1

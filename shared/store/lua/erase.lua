@@ -5,8 +5,7 @@
 -- KEYS  1 users  2 leases  3 ledger
 -- ARGV  1 openid  2 seconds a request is kept
 -- Reply  how many messages the user could have been sent
---- @include "head/records"
---- @include "head/leases"
+--- @include head/records head/leases
 assert(#KEYS == 3 and #ARGV == 2, 'erase: wrong number of arguments')
 
 local users, leases, ledger, openid = KEYS[1], KEYS[2], KEYS[3], ARGV[1]

@@ -15,10 +15,7 @@
 --        lost             the message was in flight when its user was erased
 --        busy MS          another owner is sending with a grant to the user for this time (see mark.lua); nothing
 --                         changed
---- @include "head/records"
---- @include "head/leases"
---- @include "head/mark"
---- @include "head/take"
+--- @include head/records head/leases head/mark head/take
 assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 7, 'lease: wrong number of arguments')
 
 local users, leases, name, who = KEYS[1], KEYS[2], ARGV[2], ARGV[3]

@@ -11,10 +11,7 @@
 -- ARGV  1 cursor ('0' to begin)  2 approximate number of leases to process  3 seconds a request is kept
 --       4 cap on records per user
 -- Reply  the next cursor ('0' at the end), numbers of leases: held, returned to stock as suspect, spent
---- @include "head/records"
---- @include "head/leases"
---- @include "head/mark"
---- @include "head/release"
+--- @include head/records head/leases head/mark head/release
 assert(#KEYS == 3 and #ARGV == 4, 'reap: wrong number of arguments')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]

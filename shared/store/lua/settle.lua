@@ -23,11 +23,7 @@
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120
 --       consume '' 86400
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
---- @include "head/records"
---- @include "head/leases"
---- @include "head/mark"
---- @include "head/take"
---- @include "head/release"
+--- @include head/records head/leases head/mark head/take head/release
 assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
 assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
 

@@ -7,7 +7,7 @@
 -- Reply  the next cursor ('0' at the end), the number of reachable users, and two lists:
 --        for each kind and day of expiry: kind, day (days since 1970 in the offset's time zone), credentials, messages;
 --        for each template of grants: template, users with any, messages, users with a long-term subscription
---- @include "head/records"
+--- @include head/records
 assert(#KEYS == 2 and #ARGV == 4, 'sweep: wrong number of arguments')
 
 local day_length, offset = tonumber(ARGV[3]), tonumber(ARGV[4])

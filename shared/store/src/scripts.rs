@@ -1,5 +1,5 @@
-//! The Lua scripts. Each is a file in `lua/`. A line `--- @include "head/leases"` names a part that the file depends on.
-//! The parts are put before the script, each once and after the parts that it depends on itself.
+//! The Lua scripts. Each is a file in `lua/`. A line `--- @include head/leases head/mark` names the parts that the file
+//! depends on. They are put before the script, each once and after the parts that it depends on itself.
 
 use std::sync::LazyLock;
 
@@ -49,8 +49,9 @@ impl Script {
 
 /// Appends a text to a script, after those of its parts that the script does not have yet.
 fn append(source: &mut String, text: &str) {
-    for include in text.lines().filter_map(|line| line.strip_prefix("--- @include ")) {
-        let part = PARTS.iter().find(|(name, _)| *name == include.trim_matches('"'));
+    let includes = text.lines().filter_map(|line| line.strip_prefix("--- @include ")).flat_map(str::split_whitespace);
+    for include in includes {
+        let part = PARTS.iter().find(|(name, _)| *name == include);
         let (_, part) = part.unwrap_or_else(|| panic!("there is no part {include}"));
         if !source.contains(part) {
             append(source, part);

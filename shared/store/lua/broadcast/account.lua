@@ -6,7 +6,7 @@
 --       3 seconds the totals are kept
 --       e.g. EVALSHA sha 2 formid:{wx1:7}:broadcast:<id>:permits formid:{wx1:7}:broadcast:<id>:flight 24 1 2592000
 -- Reply  received, returned, ended, left: see permits_reply
---- @include "head/permits"
+--- @include head/permits
 assert(#KEYS == 2 and #ARGV == 3, 'account: wrong number of arguments')
 
 local received, returned, taken = read_permits(KEYS[1], tonumber(ARGV[1]))

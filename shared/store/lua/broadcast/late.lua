@@ -8,8 +8,7 @@
 --       formid:{wx1:7}:broadcast:<id>:undelivered formid:{wx1:7}:broadcast:<id>:sent oUser 1864574849230000000 '43101
 --       user refuse'
 -- Reply  1 if it was counted now
---- @include "head/touched"
---- @include "head/broadcast"
+--- @include head/touched head/broadcast
 assert(#KEYS == 4 and #ARGV == 3, 'late: wrong number of arguments')
 
 if redis.call('SREM', KEYS[4], ARGV[2]) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then return 0 end

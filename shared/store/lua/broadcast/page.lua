@@ -13,13 +13,7 @@
 --        another owner is sending with a grant to them (see mark.lua), number of messages by ending (see
 --        count_endings), the permits (see permits_reply), then for each user with a lease: openid, lease (see
 --        lease_reply), own data or ''
---- @include "head/records"
---- @include "head/leases"
---- @include "head/recent"
---- @include "head/take"
---- @include "head/broadcast"
---- @include "head/table"
---- @include "head/permits"
+--- @include head/records head/leases head/recent head/take head/broadcast head/table head/permits
 assert(#KEYS == 9 and #ARGV == 10, 'page: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]

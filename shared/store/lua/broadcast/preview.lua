@@ -6,8 +6,7 @@
 --       then either 'all', cursor ('0' to begin), approximate number of users to process; or 'list', openids
 -- Reply  the next cursor ('0' at the end, and for a list), numbers of users: reached, without a credential, messaged
 --        recently
---- @include "head/reach"
---- @include "head/recent"
+--- @include head/reach head/recent
 assert(#KEYS == 2 and #ARGV >= 6, 'preview: wrong number of arguments')
 
 local margin, kinds, is_recent = tonumber(ARGV[1]), tonumber(ARGV[2]), recently_messaged(KEYS[2], tonumber(ARGV[4]))

@@ -21,13 +21,7 @@
 --       late.lua
 -- Reply  number of messages that ended with this call, by ending (see count_endings), then for each message that has
 --        its next lease: openid, lease (see lease_reply)
---- @include "head/records"
---- @include "head/totals"
---- @include "head/leases"
---- @include "head/mark"
---- @include "head/take"
---- @include "head/release"
---- @include "head/broadcast"
+--- @include head/records head/totals head/leases head/mark head/take head/release head/broadcast
 assert(#KEYS >= 10 and #ARGV >= 14 and #ARGV % 7 == 0, 'broadcast settle: wrong number of arguments')
 
 local users, leases, ledger, flight = KEYS[1], KEYS[2], KEYS[3], KEYS[5]

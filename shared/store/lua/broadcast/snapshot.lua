@@ -6,8 +6,7 @@
 -- ARGV  1 approximate number of users to process  2 margin before expiry in s  3 allowed kinds
 --       4 the template whose grants may be leased, or ''  5 seconds the keys are kept
 -- Reply  1 when the whole bucket was read
---- @include "head/reach"
---- @include "head/table"
+--- @include head/reach head/table
 assert(#KEYS == 4 and #ARGV == 5, 'snapshot: wrong number of arguments')
 
 local tally_key, keep = KEYS[3], ARGV[5]

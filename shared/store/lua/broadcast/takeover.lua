@@ -8,10 +8,7 @@
 -- ARGV  1 broadcast  2 owner from now on  3 lease in ms  4 seconds the broadcast's keys are kept  then openids
 -- Reply  ms until the next of the remaining messages can be taken over (0: there are none), number of messages by
 --        ending (see count_endings), then for each message taken over: openid, lease (see lease_reply), own data or ''
---- @include "head/records"
---- @include "head/leases"
---- @include "head/mark"
---- @include "head/broadcast"
+--- @include head/records head/leases head/mark head/broadcast
 assert(#KEYS == 6 and #ARGV >= 5, 'takeover: wrong number of arguments')
 
 local users, leases, flight = KEYS[1], KEYS[2], KEYS[3]

@@ -1,5 +1,5 @@
 -- The cap on records per user.
---- @include "head/records"
+--- @include head/records
 
 -- Returns the field reduced to at most `cap` records, not counting the last-messaged record and the send lock, and the
 -- number of uses dropped. The record that expires soonest is dropped first. A record whose last use is leased stays, so

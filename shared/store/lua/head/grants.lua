@@ -1,5 +1,5 @@
 -- Adding uses to grants.
---- @include "head/records"
+--- @include head/records
 
 -- Returns the field with `count` more uses of the template, and the number of uses that did not fit. Existing records
 -- of the template are filled first, including those with leased uses. Then new slots are started. A count of 0 adds a

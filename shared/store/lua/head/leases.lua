@@ -14,7 +14,7 @@
 -- State is a sum: 1 the lease is held for its request, after its deadline or because the outcome is unknown;
 -- 2 it was taken over, so bytes may have been sent before;
 -- 4 its user was erased, and it only records that the message was in flight (counted in the ledger as "lost").
---- @include "head/records"
+--- @include head/records
 
 local now_ms = now * 1000 + math.floor(tonumber(clock[2]) / 1000)
 

@@ -4,9 +4,7 @@
 -- kind 3, no uses, and the 16 bytes of the lease's owner as its id. It expires with the lease's deadline, and so
 -- disappears by itself if the owner does not come back. The lease itself stays for its message. Form ids and prepay ids
 -- need no lock.
---- @include "head/records"
---- @include "head/stock"
---- @include "head/leases"
+--- @include head/records head/stock head/leases
 
 local made_marks
 

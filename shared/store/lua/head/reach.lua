@@ -1,5 +1,5 @@
 -- Whether a user can be reached, for scripts that read many users and lease nothing.
---- @include "head/records"
+--- @include head/records
 
 -- Whether `take` (see take.lua) would find a credential, or there is a long-term subscription, whose use returns when
 -- its message has ended. Unlike `take`, it builds no strings.

@@ -1,7 +1,5 @@
 -- Whether a user was messaged recently.
---- @include "head/records"
---- @include "head/touched"
---- @include "head/leases"
+--- @include head/records head/touched head/leases
 
 -- Returns a function of openid and field: whether a message was sent to the user within `interval` seconds, or may have
 -- been. A lease counts as a message until it ends, since its message may have been delivered. The time of that message

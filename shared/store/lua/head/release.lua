@@ -1,10 +1,5 @@
 -- Ending a leased use. A lease is passed as its flags, its expiry (four bytes) and its tail.
---- @include "head/records"
---- @include "head/stock"
---- @include "head/cap"
---- @include "head/touch"
---- @include "head/grants"
---- @include "head/void"
+--- @include head/records head/stock head/cap head/touch head/grants head/void
 
 -- Returns a leased use to the field, unless it has expired. `mark` sets the suspect flag.
 local function give_back(field, flags, expiry, tail, mark, cap, ledger)

@@ -1,5 +1,5 @@
 -- Finding and inserting records.
---- @include "head/records"
+--- @include head/records
 
 -- Where the record with this `tail` starts and stops; nil if there is none.
 local function locate(field, tail)

@@ -1,7 +1,5 @@
 -- Leasing a use.
---- @include "head/records"
---- @include "head/stock"
---- @include "head/mark"
+--- @include head/records head/stock head/mark
 
 -- Takes one use of the record that expires soonest, among records of an allowed kind (and grants only of the template)
 -- that live longer than the margin. For a grant, sets the send lock of the owner. Returns the new field, and the flags

@@ -1,6 +1,6 @@
 -- A `tally` for scripts that count many uses in one call. The counts go to the ledger in one command per name, by
 -- `tally_up` at the end. It replaces the `tally` of records.lua in what is included after it.
---- @include "head/records"
+--- @include head/records
 
 local totals = {}
 

@@ -1,7 +1,5 @@
 -- Setting the last-messaged record, see touched.lua.
---- @include "head/records"
---- @include "head/touched"
---- @include "head/stock"
+--- @include head/records head/touched head/stock
 
 -- The field with a last-messaged record of this time, unless it has one that is as new.
 local function touch(field, at)

@@ -2,7 +2,7 @@
 --
 -- It is a record, at most one per user, that is not a credential: kind 3, no uses, and a zero byte as its id, which no
 -- credential has. It is therefore never leased or counted, and it disappears by itself when it expires.
---- @include "head/records"
+--- @include head/records
 
 local keep_touch, touch_mark = 7 * 24 * 3600, '\192\0\0'
 

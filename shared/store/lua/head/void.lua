@@ -1,5 +1,5 @@
 -- Revoking grants.
---- @include "head/records"
+--- @include head/records
 
 -- The field without the grants of a template, and the number of uses removed with them.
 local function void_grants(field, template)
