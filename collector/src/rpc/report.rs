@@ -6,11 +6,11 @@ use domain::{AppId, Grant, GrantUses};
 use server::auth::Caller;
 use server::proto::{EventAction, EventResult, ReportEventsRequest, ReportEventsResponse};
 use server::rpc::fields::Fields;
+use server::rpc::reason::Reason;
 use server::rpc::status::Failure;
 use server::telemetry::traces::rpc;
 use store::credentials::Packed;
 use store::delivery_failures::{LateFailure, MsgId};
-use tonic::Code;
 
 use super::Inner;
 use super::unix_time;
@@ -67,7 +67,7 @@ pub(super) async fn report(
 }
 
 fn bad_signature(why: impl Display) -> Failure {
-    Failure::new(Code::PermissionDenied, "BAD_SIGNATURE", format!("the signature {why}"))
+    Failure::new(Reason::BAD_SIGNATURE, format!("the signature {why}"))
 }
 
 fn bad_body(error: EventError) -> Failure {

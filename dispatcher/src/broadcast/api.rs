@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use domain::{OpenId, RequestId};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use server::rpc::reason::Reason;
 use server::rpc::status::Failure;
 use server::telemetry::traces;
 use store::broadcast::BroadcastId;
@@ -15,7 +16,6 @@ use store::broadcast::tallies::Tally;
 use store::keys::Bucket;
 use store::scans::{Scan, SingleFlight};
 use store::stock::{DAY, DAY_OFFSET};
-use tonic::Code;
 
 use super::spec::Spec;
 use crate::context::AppContext;
@@ -124,7 +124,7 @@ impl Broadcasts {
             Created::Exists(id) => id,
             Created::Reused => {
                 let sentence = "request_id was used for another broadcast";
-                return Err(Failure::new(Code::InvalidArgument, "REQUEST_ID_REUSED", sentence)
+                return Err(Failure::new(Reason::REQUEST_ID_REUSED, sentence)
                     .field("request_id", "was used for another broadcast"));
             }
         };
@@ -214,7 +214,7 @@ impl Broadcasts {
             let lives_until = last_day.map_or(0, |day| (day + 1) * DAY - DAY_OFFSET);
             if not_before_ms as i64 / 1000 >= lives_until {
                 let sentence = "at not_before, every credential in stock will have expired";
-                return Err(Failure::new(Code::FailedPrecondition, "NOTHING_LIVES_THEN", sentence)
+                return Err(Failure::new(Reason::NOTHING_LIVES_THEN, sentence)
                     .field("not_before", "must be before the last credential in stock expires"));
             }
         }
@@ -234,7 +234,7 @@ impl Broadcasts {
         }
         if record.everyone && !recipients.is_empty() {
             let sentence = "recipients must be empty: this broadcast goes to every user who can be reached";
-            return Err(Failure::new(Code::InvalidArgument, "INVALID_FIELDS", sentence)
+            return Err(Failure::new(Reason::INVALID_FIELDS, sentence)
                 .field("recipients", "must be empty: this broadcast goes to every user who can be reached"));
         }
         let added = self.add(id, recipients, exclude).await?;
@@ -341,15 +341,15 @@ fn digest(new: &NewBroadcast) -> [u8; 16] {
 
 pub(super) fn not_found() -> Failure {
     let sentence = "the app has no broadcast with this id; broadcasts are kept for 7 days after their end";
-    Failure::new(Code::NotFound, "BROADCAST_NOT_FOUND", sentence).field("broadcast_id", "is unknown")
+    Failure::new(Reason::BROADCAST_NOT_FOUND, sentence).field("broadcast_id", "is unknown")
 }
 
 fn empty_audience() -> Failure {
-    Failure::new(Code::FailedPrecondition, "EMPTY_AUDIENCE", "the audience is empty")
+    Failure::new(Reason::EMPTY_AUDIENCE, "the audience is empty")
 }
 
 fn wrong_state(state: State, scheduled: bool) -> Failure {
     let waits = if scheduled { ", and was started: it waits for not_before" } else { "" };
     let sentence = format!("the broadcast is {}{waits}", state.name());
-    Failure::new(Code::FailedPrecondition, "WRONG_STATE", sentence).with("state", state.name())
+    Failure::new(Reason::WRONG_STATE, sentence).with("state", state.name())
 }

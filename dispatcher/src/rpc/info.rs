@@ -10,6 +10,7 @@ use prost_types::Timestamp;
 use server::proto::{
     self, BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, BroadcastTally, WatchBroadcastResponse,
 };
+use server::rpc::reason::Reason;
 use server::rpc::status::Failure;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::State;
@@ -93,7 +94,7 @@ pub(super) fn watch(
                 let view = match view {
                     Ok(view) => view,
                     // Redis may come back, so the watcher is not disconnected.
-                    Err(failure) if failure.reason() == "REDIS_UNAVAILABLE" && shown.is_some() => continue,
+                    Err(failure) if failure.reason() == Reason::REDIS_UNAVAILABLE.name() && shown.is_some() => continue,
                     Err(failure) => return Some((Err(failure.into()), None)),
                 };
                 let info = of(&broadcasts.context().app.id, &view);

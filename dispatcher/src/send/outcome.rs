@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use domain::Kind;
 use serde::{Deserialize, Serialize};
+use server::rpc::reason::Reason;
 use server::rpc::status::Failure;
 use store::delivery_failures::MsgId;
-use tonic::Code;
 
 use crate::wechat::errcode::{Meaning, row_of};
 use crate::wechat::error::TokenError;
@@ -123,43 +123,39 @@ fn sentence(answer: &WechatAnswer) -> String {
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Self {
         let message = error.to_string();
-        let precondition = |reason| Self::new(Code::FailedPrecondition, reason, message.clone());
-        let unavailable = |reason| Self::new(Code::Unavailable, reason, message.clone());
         match error {
-            SendError::NoCredential => precondition("NO_CREDENTIAL"),
-            SendError::CredentialsDead { answer, .. } => with_answer(precondition("CREDENTIALS_DEAD"), &answer),
+            SendError::NoCredential => Self::new(Reason::NO_CREDENTIAL, message),
+            SendError::CredentialsDead { answer, .. } => {
+                with_answer(Self::new(Reason::CREDENTIALS_DEAD, message), &answer)
+            }
             SendError::Refused(answer) => {
                 let reason = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
-                    Some(Meaning::UserWrong | Meaning::RefusedByUser) => "USER_REFUSED",
-                    _ => "MESSAGE_REFUSED",
+                    Some(Meaning::UserWrong | Meaning::RefusedByUser) => Reason::USER_REFUSED,
+                    _ => Reason::MESSAGE_REFUSED,
                 };
-                with_answer(precondition(reason), &answer)
+                with_answer(Self::new(reason, message), &answer)
             }
             SendError::Stopped { answer, lasts } => {
                 let failure = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
-                    Some(Meaning::QuotaReached) => Self::new(Code::ResourceExhausted, "QUOTA_REACHED", message)
+                    Some(Meaning::QuotaReached) => Self::new(Reason::QUOTA_REACHED, message)
                         .quota("WeChat's daily quota of the app", "used up until midnight of UTC+8"),
-                    _ => precondition("APP_STOPPED"),
+                    _ => Self::new(Reason::APP_STOPPED, message),
                 };
                 with_answer(failure, &answer).retry_after(lasts)
             }
             SendError::RequestReused => {
-                Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message.clone()).field("request_id", message)
+                Self::new(Reason::REQUEST_ID_REUSED, message.clone()).field("request_id", message)
             }
-            SendError::InProgress(lasts) => Self::new(Code::Aborted, "REQUEST_UNDER_WAY", message).retry_after(lasts),
-            SendError::UserBusy(lasts) => unavailable("USER_BUSY").retry_after(lasts),
-            SendError::InDoubt(answer) => {
-                with_answer(unavailable("IN_DOUBT"), &answer).retry_after(Duration::from_secs(1))
-            }
-            SendError::Busy(answer) => {
-                with_answer(unavailable("WECHAT_BUSY"), &answer).retry_after(Duration::from_secs(1))
-            }
-            SendError::Unreachable => unavailable("WECHAT_UNREACHABLE").retry_after(Duration::from_secs(1)),
+            SendError::InProgress(lasts) => Self::new(Reason::REQUEST_UNDER_WAY, message).retry_after(lasts),
+            SendError::UserBusy(lasts) => Self::new(Reason::USER_BUSY, message).retry_after(lasts),
+            SendError::InDoubt(answer) => with_answer(Self::new(Reason::IN_DOUBT, message), &answer),
+            SendError::Busy(answer) => with_answer(Self::new(Reason::WECHAT_BUSY, message), &answer),
+            SendError::Unreachable => Self::new(Reason::WECHAT_UNREACHABLE, message),
             SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
                 let answer = WechatAnswer { errcode: Some(errcode), rid, ..WechatAnswer::default() };
-                with_answer(Self::new(Code::FailedPrecondition, "TOKEN_REFUSED", message), &answer)
+                with_answer(Self::new(Reason::TOKEN_REFUSED, message), &answer)
             }
-            SendError::Token(_) => unavailable("TOKEN_UNAVAILABLE").retry_after(Duration::from_secs(1)),
+            SendError::Token(_) => Self::new(Reason::TOKEN_UNAVAILABLE, message),
             SendError::Store(error) => error.into(),
         }
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use tonic::{Code, Request};
+use tonic::Request;
 
 use super::caller_config::{Apps, CallerConfig};
 use super::callers::{Callers, Identity};
 use super::permission::Permission;
+use crate::rpc::reason::Reason;
 use crate::rpc::status::Failure;
 use domain::AppId;
 
@@ -141,15 +142,14 @@ impl fmt::Debug for Caller {
 /// was.
 fn unauthenticated() -> Failure {
     let sentence = "give a valid token as `authorization: Bearer TOKEN`, or a client certificate that names a caller";
-    Failure::new(Code::Unauthenticated, "UNAUTHENTICATED", sentence)
+    Failure::new(Reason::UNAUTHENTICATED, sentence)
 }
 
 pub(super) fn not_permitted(permission: Permission) -> Failure {
     let sentence = format!("this caller does not have the permission {permission}");
-    Failure::new(Code::PermissionDenied, "NOT_PERMITTED", sentence).with("permission", permission)
+    Failure::new(Reason::NOT_PERMITTED, sentence).with("permission", permission)
 }
 
 fn rate_limited(wait: Duration) -> Failure {
-    Failure::new(Code::ResourceExhausted, "RATE_LIMITED", "more calls a second than this caller may make")
-        .retry_after(wait)
+    Failure::new(Reason::RATE_LIMITED, "more calls a second than this caller may make").retry_after(wait)
 }

@@ -3,8 +3,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use tonic::Code;
-
+use crate::rpc::reason::Reason;
 use crate::rpc::status::{Failure, MAX_FIELDS, UNKNOWN_APP};
 use domain::AppId;
 
@@ -67,7 +66,7 @@ impl Fields {
         if self.is_empty() {
             return Ok(());
         }
-        let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", self.sentence()).more_fields(self.more);
+        let failure = Failure::new(Reason::INVALID_FIELDS, self.sentence()).more_fields(self.more);
         Err(self.problems.into_iter().fold(failure, |failure, (field, problem)| failure.field(field, problem)))
     }
 

@@ -11,6 +11,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use tracing::{debug, error};
 
+use super::reason::Reason;
+
 /// The domain of all error reasons.
 pub const DOMAIN: &str = "formid";
 
@@ -50,8 +52,7 @@ pub struct Failure(Box<Facts>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
-    code: Code,
-    reason: &'static str,
+    reason: Reason,
     message: String,
     metadata: Vec<(&'static str, String)>,
     fields: Vec<(String, String)>,
@@ -62,12 +63,12 @@ struct Facts {
 }
 
 impl Failure {
-    /// Creates a failure with its stable reason, in upper case, and a message.
-    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+    /// Creates a failure with its reason and a message.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let message = clipped(message.into(), MAX_MESSAGE);
         let (metadata, fields, more_fields) = (Vec::new(), Vec::new(), 0);
-        let (retry_after, perhaps_done, quota) = (None, false, None);
-        Self(Box::new(Facts { code, reason, message, metadata, fields, more_fields, retry_after, perhaps_done, quota }))
+        let (retry_after, perhaps_done, quota) = (reason.retry_after, false, None);
+        Self(Box::new(Facts { reason, message, metadata, fields, more_fields, retry_after, perhaps_done, quota }))
     }
 
     /// Adds metadata for programs.
@@ -103,7 +104,7 @@ impl Failure {
     /// would execute it again. If the code is UNAVAILABLE, removes the retry delay and tells libraries not to retry.
     #[must_use]
     pub fn perhaps_done(mut self) -> Self {
-        if self.0.code == Code::Unavailable {
+        if self.0.reason.code == Code::Unavailable {
             self.0.perhaps_done = true;
             self.0.retry_after = None;
         }
@@ -117,9 +118,9 @@ impl Failure {
         self
     }
 
-    /// The stable reason.
+    /// The stable name of the reason.
     pub fn reason(&self) -> &'static str {
-        self.0.reason
+        self.0.reason.name
     }
 
     /// WeChat's error code, if the failure is due to one.
@@ -130,41 +131,39 @@ impl Failure {
 
     /// The service is not configured for this app.
     pub fn unknown_app() -> Self {
-        Self::new(Code::NotFound, "UNKNOWN_APP", format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)
+        Self::new(Reason::UNKNOWN_APP, format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)
     }
 
     /// The service is stopping; the call can be retried on another replica.
     pub fn shutting_down() -> Self {
-        Self::new(Code::Unavailable, "SHUTTING_DOWN", "this replica is shutting down; try again")
-            .retry_after(Duration::from_millis(100))
+        Self::new(Reason::SHUTTING_DOWN, "this replica is shutting down; try again")
     }
 
     /// A limit of calls or memory is reached. Rejecting the call keeps the calls in progress fast.
     pub fn overloaded() -> Self {
-        Self::new(Code::ResourceExhausted, "OVERLOADED", "this replica is at its limit of calls or memory; try again")
-            .retry_after(Duration::from_millis(500))
+        Self::new(Reason::OVERLOADED, "this replica is at its limit of calls or memory; try again")
     }
 
     /// The message exceeds the limit, by its size or by the memory that its lists need.
     pub fn too_large() -> Self {
         let sentence = "the message is larger than this service accepts; send less at a time";
-        Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence)
+        Self::new(Reason::MESSAGE_TOO_LARGE, sentence)
     }
 
     /// The bytes are not a message of the method's request type.
     pub fn malformed() -> Self {
-        Self::new(Code::InvalidArgument, "MALFORMED_MESSAGE", "the bytes are not a request message of this method")
+        Self::new(Reason::MALFORMED_MESSAGE, "the bytes are not a request message of this method")
     }
 
     /// The caller has reached its share of the open streams.
     pub fn share_taken() -> Self {
         let sentence = "this caller has reached its share of open streams; close one, or try again";
-        Self::new(Code::ResourceExhausted, "OVERLOADED", sentence).retry_after(Duration::from_millis(500))
+        Self::new(Reason::OVERLOADED, sentence)
     }
 
     /// An unexpected error; its cause is in the log.
     pub fn internal() -> Self {
-        Self::new(Code::Internal, "INTERNAL", "internal error; the cause is in the log of the service")
+        Self::new(Reason::INTERNAL, "internal error; the cause is in the log of the service")
     }
 }
 
@@ -178,7 +177,7 @@ impl Facts {
         let delay = self.retry_after?;
         // With other codes, the error persists until somebody fixes its cause. RetryInfo then only says how long to
         // wait after the fix.
-        let passes = matches!(self.code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
+        let passes = matches!(self.reason.code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
         let soon = (passes && delay <= LONGEST_PUSHBACK).then(|| delay.as_micros().div_ceil(1000));
         Some(soon.and_then(|soon| i64::try_from(soon).ok()).unwrap_or(NEVER))
     }
@@ -196,7 +195,7 @@ impl Facts {
         if more_fields > 0 {
             facts.insert(MORE_FIELDS.to_owned(), more_fields.to_string());
         }
-        details.set_error_info(self.reason, DOMAIN, facts);
+        details.set_error_info(self.reason.name, DOMAIN, facts);
         if named > 0 {
             let named = self.fields[..named].iter();
             let violations: Vec<_> = named.map(|(field, problem)| FieldViolation::new(field, problem)).collect();
@@ -208,7 +207,7 @@ impl Facts {
         if self.retry_after.is_some() {
             details.set_retry_info(self.retry_after);
         }
-        Status::with_error_details_and_metadata(self.code, self.message.clone(), details, metadata)
+        Status::with_error_details_and_metadata(self.reason.code, self.message.clone(), details, metadata)
     }
 }
 
@@ -247,8 +246,7 @@ impl<E: Fault> From<E> for Failure {
         match cause.kind() {
             FaultKind::Unavailable => {
                 debug!(error = %cause, "a call failed because Redis is unavailable");
-                Self::new(Code::Unavailable, "REDIS_UNAVAILABLE", "Redis does not answer; try again")
-                    .retry_after(Duration::from_secs(1))
+                Self::new(Reason::REDIS_UNAVAILABLE, "Redis does not answer; try again")
             }
             FaultKind::Lasting { log } => {
                 if let Some(log) = log {
@@ -275,7 +273,7 @@ pub fn refused_by_tonic(status: &Status) -> Option<Failure> {
         Code::Internal => Some(Failure::malformed()),
         Code::Unimplemented => {
             let sentence = "this service has no such method, or the compression of the message is not supported";
-            Some(Failure::new(Code::Unimplemented, "UNIMPLEMENTED", sentence))
+            Some(Failure::new(Reason::UNIMPLEMENTED, sentence))
         }
         _ => None,
     }
@@ -292,7 +290,7 @@ mod tests {
 
     #[test]
     fn status_has_one_error_info_and_all_invalid_fields() {
-        let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", "two fields are wrong")
+        let failure = Failure::new(Reason::INVALID_FIELDS, "two fields are wrong")
             .field("app_id", "must not be empty")
             .field("page", "must not be longer than 1024 bytes")
             .with("errcode", 40037)
@@ -311,7 +309,7 @@ mod tests {
         // One text whose size triples when it is encoded, and one whose size does not.
         for letter in ["字", "x"] {
             let long = letter.repeat(2000);
-            let failure = Failure::new(Code::InvalidArgument, "INVALID_FIELDS", &long)
+            let failure = Failure::new(Reason::INVALID_FIELDS, &long)
                 .with("errcode", &long)
                 .with("rid", &long)
                 .with("field", &long)
@@ -333,10 +331,9 @@ mod tests {
 
     #[test]
     fn as_many_invalid_fields_are_named_as_fit() {
-        let usual = (0..64)
-            .fold(Failure::new(Code::InvalidArgument, "INVALID_FIELDS", "64 are wrong"), |failure, at| {
-                failure.field(format!("recipients.list[{at}].openid"), "must not be empty")
-            });
+        let usual = (0..64).fold(Failure::new(Reason::INVALID_FIELDS, "64 are wrong"), |failure, at| {
+            failure.field(format!("recipients.list[{at}].openid"), "must not be empty")
+        });
         let details = Status::from(usual).get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations.len(), 64);
         assert!(!details.error_info().unwrap().metadata.contains_key(MORE_FIELDS));
@@ -348,12 +345,13 @@ mod tests {
             let status = Status::from(failure);
             status.metadata().get(PUSHBACK).map(|value| value.to_str().unwrap().to_owned())
         };
-        let after = |code, delay| Failure::new(code, "REASON", "a sentence").retry_after(delay);
+        let reason = |code| Reason { name: "REASON", code, retry_after: None };
+        let after = |code, delay| Failure::new(reason(code), "a sentence").retry_after(delay);
         let (soon, midnight) = (Duration::from_micros(1_500_001), Duration::from_secs(3600));
         for code in [Code::Unavailable, Code::Aborted, Code::ResourceExhausted] {
             assert_eq!(pushback(after(code, soon)).as_deref(), Some("1501"));
             assert_eq!(pushback(after(code, midnight)).as_deref(), Some("-1"));
-            assert_eq!(pushback(Failure::new(code, "REASON", "a sentence")), None);
+            assert_eq!(pushback(Failure::new(reason(code), "a sentence")), None);
         }
         assert_eq!(pushback(after(Code::FailedPrecondition, soon)).as_deref(), Some("-1"));
         let perhaps_done = after(Code::Unavailable, soon).perhaps_done();

@@ -18,12 +18,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
+use tonic::Status;
 use tonic::codegen::StdError;
-use tonic::{Code, Status};
 
 use super::budget::{Budget, Charge, cost};
 use super::lists::{Malformed, Scanner};
 use crate::auth::methods::Method;
+use crate::rpc::reason::Reason;
 use crate::rpc::status::Failure;
 
 /// The maximum number of list elements for which a stream reserves memory: twice the maximum that one message may have.
@@ -219,7 +220,7 @@ impl<B: HttpBody<Data = Bytes, Error: Into<StdError>> + Unpin> HttpBody for Arri
                 }
                 Poll::Pending if me.is_timed() && me.is_late(context) => {
                     let sentence = "the request did not arrive in time";
-                    let late = Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", sentence);
+                    let late = Failure::new(Reason::DEADLINE_EXCEEDED, sentence);
                     return Poll::Ready(Some(Err(late.into())));
                 }
                 Poll::Pending => return Poll::Pending,

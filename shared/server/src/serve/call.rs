@@ -24,6 +24,7 @@ use super::discard::DiscardRest;
 use super::streams::Permit;
 use crate::auth::Caller;
 use crate::rpc::deadline;
+use crate::rpc::reason::Reason;
 use crate::rpc::status::{self, Failure, refused_by_tonic};
 use crate::telemetry::metrics::grpc::{self, Calls};
 use crate::telemetry::traces::rpc::CallSpan;
@@ -78,7 +79,7 @@ impl CallHandler {
             },
             () = passed(deadline) => {
                 let message = "the call's deadline passed; the operation it started may still complete";
-                Status::from(Failure::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)).into_http()
+                Status::from(Failure::new(Reason::DEADLINE_EXCEEDED, message)).into_http()
             }
             // Until its response begins, the handler of a stream does not notice a revoked permission.
             failure = revoked(caller.as_ref()) => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use serde_json::Value;
+use server::rpc::reason::Reason;
 use testing::readme::blocks;
 
 use crate::rig::{root, text};
@@ -45,32 +46,24 @@ fn in_table(readme: &str, heading: &str) -> Reasons {
     reasons.collect()
 }
 
-/// The reasons of errors in the source of the services.
+/// The table of reasons.
 fn in_source() -> Reasons {
-    let mut reasons = Reasons::new();
+    Reason::ALL.iter().map(|reason| (reason.name().to_owned(), capitals(&format!("{:?}", reason.code())))).collect()
+}
+
+#[test]
+fn each_reason_is_given_somewhere() {
+    let mut given = BTreeSet::new();
     for folder in ["shared/server/src", "collector/src", "dispatcher/src"] {
         visit(&root().join(folder), &mut |source| {
-            let source: String = source.split_whitespace().collect();
-            for (start, _) in source.match_indices("new(Code::") {
-                let mut parts = source[start + "new(Code::".len()..].splitn(3, [',', '"']);
-                let (code, empty, rest) = (parts.next().unwrap(), parts.next(), parts.next().unwrap_or_default());
-                if empty == Some("") {
-                    reasons.insert(rest.split('"').next().unwrap().to_owned(), capitals(code));
-                }
-            }
-            for (call, code) in [("precondition(", "FAILED_PRECONDITION"), ("unavailable(", "UNAVAILABLE")] {
-                for (start, _) in source.match_indices(call) {
-                    // The argument is a reason, or a variable with one of several reasons.
-                    let argument = source[start + call.len()..].split(')').next().unwrap();
-                    let choice = source[..start].rfind(&format!("let{argument}="));
-                    let named = choice.map_or(argument, |choice| &source[choice..start]);
-                    let words = named.split('"').skip(1).step_by(2).filter(|word| is_constant(word));
-                    reasons.extend(words.map(|word| (word.to_owned(), code.to_owned())));
-                }
-            }
+            let words = source.split("Reason::").skip(1);
+            given.extend(
+                words.map(|word| word.split(|c: char| !c.is_ascii_uppercase() && c != '_').next().unwrap().to_owned()),
+            );
         });
     }
-    reasons
+    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !given.contains(reason.name())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 fn visit(folder: &Path, look: &mut impl FnMut(&str)) {
