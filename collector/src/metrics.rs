@@ -30,18 +30,14 @@ const REASONS: [&str; 13] = [
 /// begin at midnight of UTC+8.
 const DAYS: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
 
-/// All metrics of a collector.
 pub struct Metrics {
-    /// Metrics that both services have.
     pub service: ServiceMetrics,
     /// Counters of received credentials, by the index of the app in the list of apps.
     pub intake: Arc<[Intake]>,
-    /// Gauges of stock and ledger.
     pub gauges: Gauges,
 }
 
 impl Metrics {
-    /// Registers the metrics for these apps.
     pub fn new(apps: &[AppId]) -> Result<Self, Error> {
         let service = ServiceMetrics::new(SERVICE_NAME, store::commands())?;
         let registry = &service.registry;
@@ -86,7 +82,6 @@ impl Metrics {
     }
 }
 
-/// Counters of received credentials of one app.
 pub struct Intake {
     collected: [IntCounter; Kind::ALL.len()],
     duplicate: [IntCounter; Kind::ALL.len()],
@@ -109,7 +104,6 @@ impl Intake {
         }
     }
 
-    /// Counts a refused credential.
     pub fn refused(&self, refusal: Refusal) {
         if let Some(counter) = self.refused.get(reason(refusal)) {
             counter.inc();
@@ -167,7 +161,6 @@ impl Gauges {
         set(&self.users, &[app], stock.reachable);
     }
 
-    /// Sets the gauges of the ledger.
     pub fn show_ledger(&self, app: &AppId, ledger: &Ledger) {
         for (state, messages) in [
             ("collected", ledger.collected),

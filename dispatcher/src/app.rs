@@ -42,12 +42,9 @@ pub enum TokenEndpoint {
     Plain,
 }
 
-/// A mini program.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// App id.
     pub id: AppId,
-    /// App secret.
     pub secret: Secret,
     /// Base URL of the API: http or https, with a host, without user info, query and fragment.
     pub base_url: Url,
@@ -55,11 +52,9 @@ pub struct App {
     pub connect_timeout: Duration,
     /// Timeout of a whole call; not less than `connect_timeout`.
     pub timeout: Duration,
-    /// Endpoint for access tokens.
     pub token_endpoint: TokenEndpoint,
     /// Generation of its messages unless a call overrides it.
     pub delivery: Delivery,
-    /// Daily quota and rate limits.
     pub bounds: Bounds,
     /// Kinds of credentials that its broadcasts of template messages may spend; at least one.
     pub broadcast_kinds: Kinds,

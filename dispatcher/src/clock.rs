@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds of a day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Midnight of UTC+8, when WeChat's day begins, in milliseconds after midnight of UTC.
@@ -17,12 +16,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         system_ms().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Sets the clock ahead of the system's clock.
     pub fn set_ahead(&self, ahead: Duration) {
         self.ahead_ms.store(ahead.as_millis() as i64, Ordering::Relaxed);
     }

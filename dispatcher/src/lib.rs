@@ -53,16 +53,12 @@ use crate::wechat::error::ClientError;
 /// Why the dispatcher did not start, or stopped before its shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listener, a thread or a signal.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The metrics.
     #[error(transparent)]
     Metrics(#[from] server::telemetry::metrics::Error),
-    /// The settings of Redis.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The HTTP client of an app.
     #[error(transparent)]
     Client(#[from] ClientError),
 }

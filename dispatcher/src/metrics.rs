@@ -21,9 +21,7 @@ const OTHER: &str = "other";
 /// Label value of the most common outcome.
 const DELIVERED: &str = "delivered";
 
-/// All metrics of a dispatcher, created once.
 pub struct Metrics {
-    /// The metrics that both services have.
     pub service: ServiceMetrics,
     loops: Loops,
     sends: IntCounterVec,
@@ -209,9 +207,7 @@ pub struct WechatMetrics {
     pub quota: Histogram,
     pub token: Histogram,
     pub tokens_fetched: IntCounter,
-    /// An operator has to act.
     pub tokens_refused: IntCounter,
-    /// May be temporary.
     pub tokens_failed: IntCounter,
     pub outages: WechatOutages,
 }
@@ -223,7 +219,6 @@ pub struct StopMetrics {
 }
 
 impl StopMetrics {
-    /// Sets the gauges of all sources.
     pub fn show(&self, is_stopped: impl Fn(StopScope) -> bool) {
         self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
     }

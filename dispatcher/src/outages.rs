@@ -10,7 +10,6 @@ pub struct Loops {
     pub reaps: Outage,
     pub stops: Outage,
     pub stop_shares: Outage,
-    /// Reads of gauges for the metrics page.
     pub gauges: Outage,
     /// Reports of the number of sent messages to the other replicas.
     pub counts: Outage,
@@ -37,11 +36,8 @@ impl Loops {
 /// Repeated operations of one app that depend on WeChat, or on Redis for its access token.
 #[derive(Debug, Clone)]
 pub struct WechatOutages {
-    /// Sending messages.
     pub sends: Outage,
-    /// Obtaining an access token.
     pub tokens: Outage,
-    /// Sharing access tokens through Redis.
     pub sharing: Outage,
 }
 

@@ -95,7 +95,6 @@ pub fn status(span: &Span, status: StatusCode) {
     span.record("http.response.status_code", status.as_u16());
 }
 
-/// Records WeChat's errcode; 0 is success.
 pub fn errcode(span: &Span, errcode: i32, rid: &str) {
     span.record("wechat.errcode", errcode);
     if !rid.is_empty() {
@@ -113,7 +112,6 @@ fn failed(span: &Span, kind: &str) {
     span.record("error.type", kind).record("otel.status_code", "ERROR");
 }
 
-/// Records why a call brought no usable answer.
 pub fn unanswered(span: &Span, cause: Cause) {
     let kind = match cause {
         Cause::Connect => "no_connection",
@@ -194,7 +192,6 @@ impl BroadcastTrace {
         sampled && !page.is_disabled()
     }
 
-    /// Adds a page whose reply was lost.
     pub fn page_lost(&self, page: Span, error: &store::Error) {
         if !self.losses.take() {
             return traces::discard(&page);
@@ -204,7 +201,6 @@ impl BroadcastTrace {
         self.adopt(&page, 0);
     }
 
-    /// Span of the script that settles ended messages.
     pub fn settle(&self, messages: usize) -> Span {
         self.messages.fetch_add(messages as u64, Ordering::Relaxed);
         if !self.settles.take() {
@@ -216,7 +212,6 @@ impl BroadcastTrace {
         span
     }
 
-    /// Span of one message of a traced page.
     pub fn message(&self) -> Span {
         let span = send(&self.app);
         span.record("formid.broadcast", display(&self.broadcast));

@@ -32,7 +32,6 @@ pub struct AppStops {
 }
 
 impl AppStops {
-    /// Nothing is stopped yet.
     pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
         Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
     }
@@ -91,7 +90,6 @@ impl AppStops {
         new
     }
 
-    /// Reads the stops that other replicas have set.
     pub async fn refresh(&self, store: &Store) -> Result<(), store::Error> {
         let shared = store.stops(&self.app).await?;
         let now = self.clock.now_ms();
@@ -119,7 +117,6 @@ impl AppStops {
         self.not_before_ms.fetch_max(self.clock.now_ms() + pause.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// How long the next send has to wait.
     pub fn wait(&self) -> Duration {
         let not_before = self.not_before_ms.load(Ordering::Relaxed);
         if not_before == 0 {

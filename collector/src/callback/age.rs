@@ -13,7 +13,6 @@ use super::Fault;
 /// the replicas differ.
 const SLACK: Duration = Duration::from_secs(600);
 
-/// The maximum age of an accepted event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxAge(pub Duration);
 

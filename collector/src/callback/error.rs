@@ -11,9 +11,7 @@ use super::{MAX_BODY, MAX_ITEMS};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{place} {fault}")]
 pub struct EventError {
-    /// Where the error is.
     pub place: Location,
-    /// What the error is.
     pub fault: Fault,
 }
 
@@ -21,13 +19,9 @@ pub struct EventError {
 /// in both formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Location {
-    /// The body as a whole.
     Body,
-    /// A field of the body.
     Field(&'static str),
-    /// An item as a whole.
     Item(usize),
-    /// A field of an item.
     ItemField(usize, &'static str),
 }
 
@@ -45,73 +39,50 @@ impl fmt::Display for Location {
 /// The kind of an error. Its text continues a sentence that begins with the place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The body is empty or only whitespace.
     #[error("must not be empty")]
     Empty,
-    /// The body is longer than [`MAX_BODY`].
     #[error("must not be longer than {MAX_BODY} bytes")]
     TooLong,
-    /// The body is not UTF-8.
     #[error("is not UTF-8")]
     NotUtf8,
-    /// The body begins neither like XML nor like JSON.
     #[error("is neither XML nor JSON: it must begin with '<' or '{{'")]
     NeitherXmlNorJson,
-    /// The JSON is malformed, or nested more deeply than the parser accepts.
     #[error("is not well-formed JSON, or nested too deeply, at line {line}, column {column}")]
-    NotJson {
-        /// Line number, from 1.
-        line: usize,
-        /// Column in bytes, from 1.
-        column: usize,
-    },
-    /// The XML is malformed, or its root is not one `<xml>` element.
+    NotJson { line: usize, column: usize },
     #[error("is not one well-formed <xml> element, at byte {0}")]
     NotXml(usize),
-    /// The XML is nested more deeply than any event of WeChat.
     #[error("is nested too deeply, at byte {0}")]
     TooDeep(usize),
     /// The XML has a document type declaration, which could define entities that expand without bound.
     #[error("has a document type, which WeChat never sends, at byte {0}")]
     DocumentType(usize),
-    /// The XML refers to an entity that is not one of XML's predefined ones.
     #[error("has a reference to an entity that is not predefined, at byte {0}")]
     UnknownEntity(usize),
-    /// The body is in WeChat's encrypted mode.
     #[error("is encrypted: send the decrypted content of Encrypt instead")]
     Encrypted,
-    /// A required field is missing.
     #[error("is missing")]
     Missing,
-    /// The field is not a string.
     #[error("is not a string")]
     NotText,
-    /// The time is older than the maximum age of events.
     #[error("is older than the collector's --callback-max-age")]
     TooOld,
-    /// The time is in the future.
     #[error("is in the future, by the collector's clock")]
     InTheFuture,
-    /// The field or item is not an object with fields.
     #[error("is not an object with fields")]
     NotFields,
     /// The value is not an integer, neither as a number nor as a string.
     #[error("is not a whole number")]
     NotWhole,
-    /// The number is outside the range of its field.
     #[error("is out of range")]
     OutOfRange,
-    /// The id is malformed.
     #[error("{0}")]
     Malformed(Malformed),
-    /// The status of a popup decision is unknown.
     #[error("is neither accept nor reject")]
     NotAStatus,
     /// A change event with another status than reject. WeChat documents only reject. An accept must not be counted as a
     /// grant here, because it would be one grant too many.
     #[error("is not reject, the only status of this event")]
     NotReject,
-    /// The event has more items than [`MAX_ITEMS`].
     #[error("must not have more than {MAX_ITEMS} items")]
     TooManyItems,
 }

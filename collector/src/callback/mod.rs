@@ -44,13 +44,10 @@ pub use signature::CallbackToken;
 /// templates.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// The maximum number of items of one event.
 pub const MAX_ITEMS: usize = 100;
 
-/// The content of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// An event about subscription messages.
     Subscription(Pushed),
     /// Something else. This is not an error: an app has one callback URL for everything that WeChat pushes.
     Other {
@@ -62,7 +59,6 @@ pub enum Report {
 /// An event about subscription messages: one user, and one item for each template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
-    /// The kind of event.
     pub event: Event,
     /// The user: `FromUserName`.
     pub openid: OpenId,
@@ -72,7 +68,6 @@ pub struct Pushed {
     pub items: Vec<Result<Item, EventError>>,
 }
 
-/// The kinds of events about subscription messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The user accepted or rejected templates in the popup of the mini program.
@@ -84,7 +79,6 @@ pub enum Event {
 }
 
 impl Event {
-    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Popup, Self::Change, Self::Sent];
 
     /// WeChat's name for the kind, in `Event`.
@@ -111,7 +105,6 @@ impl Event {
 pub enum Item {
     /// The user's decision, in [`Event::Popup`] and [`Event::Change`].
     Decision {
-        /// The template.
         template: TemplateId,
         /// Accept or reject; always reject in [`Event::Change`].
         status: Status,
@@ -120,7 +113,6 @@ pub enum Item {
     },
     /// The delivery result of a message, in [`Event::Sent`].
     Outcome {
-        /// The template.
         template: TemplateId,
         /// The message: the `msgid` in WeChat's answer to subscribe/send.
         msgid: u64,
@@ -131,7 +123,6 @@ pub enum Item {
     },
 }
 
-/// A user's decision about a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
     /// One more message is permitted.

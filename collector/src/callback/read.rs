@@ -20,7 +20,6 @@ const LAST_SECOND: i64 = 253_402_300_799;
 
 type Tree = Map<String, Value>;
 
-/// Converts the fields of a body.
 pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
     // In its compatible mode, WeChat sends the plain fields in addition to Encrypt. Such a body can be read.
     if body.contains_key("Encrypt") && !body.contains_key("MsgType") {

@@ -64,7 +64,6 @@ pub struct Ingest {
 #[derive(Debug)]
 pub struct QueueSlot(OwnedSemaphorePermit);
 
-/// The batcher task, which [`Ingest`] sends to.
 #[derive(Debug)]
 pub struct Batcher(JoinHandle<()>);
 
@@ -156,7 +155,6 @@ async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut bat
     }
 }
 
-/// Stores one group in Redis.
 async fn send(
     store: Store,
     apps: Arc<[AppId]>,

@@ -66,7 +66,6 @@ impl BucketQueues {
         (lane / self.buckets, Bucket((lane % self.buckets) as u16))
     }
 
-    /// Distributes a batch over its queues.
     pub(super) fn enqueue(&mut self, batch: Batch) {
         let call = self.calls.insert(batch.call);
         for (place, credential) in (0..).zip(batch.credentials) {
@@ -86,7 +85,6 @@ impl BucketQueues {
         }
     }
 
-    /// The next group to send, if there is one.
     pub(super) fn next_group(&mut self) -> Option<(usize, Group)> {
         let number = self.ready.pop_front()?;
         let lane = &mut self.queues[number];

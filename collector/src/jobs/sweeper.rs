@@ -24,7 +24,6 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Pause after a failure of Redis.
 const RESPITE: Duration = Duration::from_secs(1);
 
-/// Sweeps until it is dropped.
 pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: Outages) -> Infallible {
     let buckets: Vec<(&AppId, Bucket)> =
         apps.iter().flat_map(|app| store.buckets().map(move |bucket| (app, bucket))).collect();

@@ -34,13 +34,11 @@ pub(super) fn counts_again(credential: &Credential) -> bool {
 /// Converts credentials, with the rules of the settings.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader {
-    /// How many messages a prepay id permits.
     pub(super) prepay_uses: u8,
     /// The minimum remaining lifetime of a credential in seconds.
     pub(super) lease_margin: u32,
 }
 
-/// The credentials of one call.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
     /// The valid credentials, in the order of the call.
@@ -144,7 +142,6 @@ pub(super) fn results(good: usize, duplicates: &[u32], refused: Vec<(u32, Refusa
     CollectResponse { results }
 }
 
-/// Makes the acknowledgement of a batch.
 pub(super) fn acknowledgement(
     sequence: u64,
     good: usize,
@@ -163,7 +160,6 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanos: 0 })
 }
 
-/// Converts the inventory of a user.
 pub(super) fn inventory(inventory: BTreeMap<StockKey, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
     let expiry = |expiry: u32| if expiry == NEVER { None } else { timestamp(expiry.into()) };

@@ -35,13 +35,11 @@ use convert::{Reader, Sorted};
 /// The maximum number of credentials of one call, or of one batch of a stream.
 pub const MAX_CREDENTIALS: usize = 1000;
 
-/// The current Unix time in seconds.
 pub fn unix_time() -> i64 {
     // With a clock before 1970, all credentials would be in the future; 0 gives the same result.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// The collector's RPCs.
 pub struct Service {
     inner: Arc<Inner>,
     stopping: watch::Receiver<bool>,
@@ -86,7 +84,6 @@ impl Service {
         Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
     }
 
-    /// Wraps the service for tonic.
     pub fn into_server(self) -> CollectorServiceServer<Self> {
         let bound = self.max_message_bytes;
         CollectorServiceServer::new(self).max_decoding_message_size(bound)
@@ -102,7 +99,6 @@ impl Inner {
         fields.finish_for(app, |app| known(app).map(|(app, place)| (app, *place)))
     }
 
-    /// The app and the user of a request.
     fn user(&self, caller: &Caller, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
         let mut fields = Fields::default();
         let openid = fields.take("openid", OpenId::parse(openid));

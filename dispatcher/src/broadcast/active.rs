@@ -45,10 +45,8 @@ pub struct ActiveBroadcast {
     pub context: Arc<AppContext>,
     pub id: BroadcastId,
     pub spec: Spec,
-    /// True if the audience is every user.
     pub everyone: bool,
     pub choice: Choice,
-    /// Adaptive limit of messages in flight on this replica.
     pub limit: Arc<AdaptiveLimit>,
     pub trace: BroadcastTrace,
     window: Mutex<FailureWindow>,
@@ -79,7 +77,6 @@ impl ActiveBroadcast {
         Ok(active)
     }
 
-    /// Watches the state of the broadcast.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }

@@ -44,7 +44,6 @@ pub struct NewBroadcast {
 
 #[derive(Debug, Clone)]
 pub enum Audience {
-    /// Every user who can be reached.
     Everyone,
     /// The listed users, each once.
     List(Vec<Recipient>),
@@ -73,13 +72,11 @@ pub struct Estimate {
     pub preview: Preview,
     /// Number of users left out who would otherwise be in the audience.
     pub excluded: u64,
-    /// Number of credentials that would be spent.
     pub credentials: u64,
     /// How long it would take at the configured rate; `None` without a rate.
     pub duration: Option<Duration>,
 }
 
-/// Handles calls about the broadcasts of one app.
 pub struct Broadcasts {
     pub(super) context: Arc<AppContext>,
     /// Reads in progress, shared by the callers that get or watch the same broadcast.

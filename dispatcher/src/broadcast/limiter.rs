@@ -14,7 +14,6 @@ const CUT_PAUSE: Duration = Duration::from_millis(100);
 /// First and longest time without any send while WeChat cannot be reached.
 const CLOSED: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The limit, and the number of messages in flight.
 #[derive(Debug)]
 pub struct AdaptiveLimit {
     max: f64,
@@ -70,7 +69,6 @@ impl AdaptiveLimit {
         self.changed.notified()
     }
 
-    /// Number of messages that may be in flight now.
     pub fn cap(&self) -> usize {
         self.state().cap as usize
     }

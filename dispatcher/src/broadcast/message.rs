@@ -18,7 +18,6 @@ pub(super) struct Message {
     pub(super) traced: bool,
 }
 
-/// A message after its attempts.
 pub(super) struct Sent {
     pub(super) message: Message,
     pub(super) disposition: Disposition,

@@ -7,17 +7,13 @@ use store::broadcast::tallies::DELIVERED;
 pub enum PauseReason {
     /// A caller called PauseBroadcast.
     Caller,
-    /// The canary was sent.
     Canary,
     /// The daily quota, or the share of it that broadcasts may use, is used up.
     Quota,
-    /// WeChat stopped the app.
     AppStopped,
     /// WeChat refused several messages in a row because of their content.
     MessageRefused,
-    /// Too many messages failed.
     FailureRatio,
-    /// WeChat refuses an access token.
     TokenRefused,
 }
 

@@ -22,7 +22,6 @@ impl BroadcastRuntime {
         Ok(Self { runtime: Some(runtime), schedulers: JoinSet::new() })
     }
 
-    /// Starts the broadcasts of an app.
     pub fn start(&mut self, context: AppContext, drain: CancellationToken) {
         if let Some(runtime) = &self.runtime {
             self.schedulers.spawn_on(scheduler::work(Arc::new(context), drain), runtime.handle());

@@ -28,7 +28,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// [`quota`].
 const QUOTA_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The scheduler of one app on one replica.
 struct Scheduler {
     context: Arc<AppContext>,
     /// Name of this replica as a consumer of the task stream.

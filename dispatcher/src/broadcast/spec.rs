@@ -28,7 +28,6 @@ pub struct Spec {
     pub ordered_by: Option<String>,
 }
 
-/// Template values of one user.
 pub type OwnData = BTreeMap<String, Value>;
 
 impl Spec {

@@ -23,7 +23,6 @@ pub struct FailureWindow {
 }
 
 impl FailureWindow {
-    /// `max_ratio` is the ratio that may fail.
     pub fn new(max_ratio: f64) -> Self {
         Self { max_ratio, last: VecDeque::new(), failed: 0 }
     }

@@ -30,15 +30,11 @@ const SETTLE_BATCH: usize = 48;
 /// Longest time that an ended message waits for others to be settled with.
 const SETTLE_WAIT: Duration = Duration::from_millis(10);
 
-/// Why a worker stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// All users are processed.
     Finished,
-    /// The broadcast no longer runs.
     State(State),
     Drain,
-    /// Another replica has taken over the task.
     TakenAway,
     /// Data in Redis is unusable until it is repaired.
     Unusable,

@@ -23,12 +23,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause before the leases of others are read again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// What a worker fetches next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Create the snapshot of the audience.
     Snapshot,
-    /// Take users from the audience.
     Pages,
     /// Take over messages that others left in flight or whose outcome is unknown.
     Flight,
@@ -36,9 +33,7 @@ pub(super) enum Stage {
     Recovery(LeaseId),
 }
 
-/// Result of a fetch.
 pub(super) enum Fetched {
-    /// The snapshot exists.
     Snapshot,
     /// Users of the audience, and whether one of their messages is traced.
     Page {
@@ -62,7 +57,6 @@ pub(super) enum Fetched {
     Unusable,
 }
 
-/// One bucket of a broadcast.
 #[derive(Clone)]
 pub(super) struct BucketIo {
     pub(super) active: Arc<ActiveBroadcast>,

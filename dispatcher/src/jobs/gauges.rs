@@ -13,7 +13,6 @@ use store::broadcast::records::State;
 use crate::context::AppContext;
 use crate::wechat::message::Delivery;
 
-/// Interval at which the gauges are updated.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the users of one broadcast are counted. This takes a Redis command or two per bucket.
@@ -62,11 +61,9 @@ pub async fn follow_broadcasts(context: Arc<AppContext>) {
 struct Seen {
     /// Broadcasts that have ended. They do not change any more, so they are read once.
     over: HashSet<BroadcastId>,
-    /// Broadcasts that run or are paused.
     open: HashMap<BroadcastId, Progress>,
 }
 
-/// Progress of a broadcast.
 struct Progress {
     audience: u64,
     left: u64,

@@ -27,7 +27,6 @@ use crate::wechat::message::Delivery;
 
 /// Maximum number of users in the list, or in the exclude list, of one call.
 const MAX_LIST: usize = 10_000;
-/// Maximum length of a name in bytes.
 const MAX_NAME: usize = 128;
 /// Maximum rate in messages per second.
 const MAX_RATE: u32 = 1_000_000;
@@ -37,7 +36,6 @@ const MAX_PAGE_TOKEN: usize = 512;
 const INTERVALS: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
 
-/// A parsed `Broadcast` request.
 pub(super) struct Parsed {
     pub(super) broadcasts: Arc<Broadcasts>,
     pub(super) new: NewBroadcast,
@@ -46,7 +44,6 @@ pub(super) struct Parsed {
     pub(super) validate_only: bool,
 }
 
-/// A parsed `AddRecipients` request.
 pub(super) struct MoreRecipients {
     pub(super) broadcasts: Arc<Broadcasts>,
     pub(super) id: BroadcastId,
@@ -57,7 +54,6 @@ pub(super) struct MoreRecipients {
     pub(super) values: Fields,
 }
 
-/// Parses `Broadcast`.
 pub(super) fn parse(
     request: BroadcastRequest,
     broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
@@ -124,7 +120,6 @@ pub(super) fn parse(
     Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
 }
 
-/// Parses `AddRecipients`.
 pub(super) fn parse_recipients(
     request: AddRecipientsRequest,
     broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
@@ -155,7 +150,6 @@ pub(super) fn parse_list(
     Ok((fields.finish_for(app, broadcasts)?, before, size))
 }
 
-/// Parses `WatchBroadcast`.
 pub(super) fn parse_watch(
     request: WatchBroadcastRequest,
     broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
@@ -209,7 +203,6 @@ fn cursor_of(token: &str) -> Option<Cursor> {
     Some(Cursor { bucket: Bucket(bucket.parse().ok()?), after })
 }
 
-/// Parses the id of a broadcast.
 pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
     fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be a broadcast_id that Broadcast returned"))
 }

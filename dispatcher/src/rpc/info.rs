@@ -21,7 +21,6 @@ use crate::broadcast::api::{BroadcastView, Broadcasts, Estimate};
 use crate::broadcast::reason::{Ending, PauseReason, split};
 use crate::wechat::errcode::{Meaning, row_of};
 
-/// Converts a broadcast.
 pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
     let BroadcastView { record, spec, tally } = view;
     let pause = record.pause.clone().unwrap_or_default();
@@ -46,7 +45,6 @@ pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
     }
 }
 
-/// Converts an estimate.
 pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
     let Estimate { preview, excluded, credentials, duration } = *estimate;
     BroadcastPreview {
@@ -60,7 +58,6 @@ pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
     }
 }
 
-/// Converts a user who was not reached.
 pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
     let (reason, errcode) = split(&found.ending);
     proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode }

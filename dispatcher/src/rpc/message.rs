@@ -13,11 +13,8 @@ use crate::wechat::message::{Delivery, Message, Value};
 const MAX_PAGE: usize = 1024;
 /// Maximum number of keys in a message's data; templates have fewer than ten.
 const MAX_KEYS: usize = 64;
-/// Maximum length of a key in bytes.
 const MAX_KEY: usize = 64;
-/// Maximum length of a value in bytes.
 const MAX_VALUE: usize = 4096;
-/// Maximum length of a color in bytes.
 const MAX_COLOR: usize = 32;
 
 const STATES: [&str; 3] = ["developer", "trial", "formal"];

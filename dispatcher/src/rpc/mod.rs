@@ -39,15 +39,11 @@ use crate::send::Sender;
 use crate::send::in_flight::InFlight;
 use crate::wechat::message::Delivery;
 
-/// The handlers of one app.
 pub struct AppService {
-    /// Sends single messages.
     pub sender: Arc<Sender>,
-    /// Handles calls about broadcasts.
     pub broadcasts: Arc<Broadcasts>,
 }
 
-/// Implements `formid.v1.DispatcherService`.
 pub struct Service {
     apps: HashMap<AppId, AppService>,
     in_flight: InFlight,
@@ -57,7 +53,6 @@ pub struct Service {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// Creates the service for the given apps. Streams end with `drain`.
     pub fn new(apps: HashMap<AppId, AppService>, in_flight: InFlight, drain: CancellationToken) -> Self {
         Self { apps, in_flight, drain }
     }

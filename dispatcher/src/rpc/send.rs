@@ -13,7 +13,6 @@ use crate::send::outcome::End;
 use crate::send::{SendRequest, Sent};
 use crate::wechat::message::Delivery;
 
-/// A parsed request.
 pub(super) struct Parsed {
     pub(super) app: AppId,
     pub(super) order: SendRequest,
@@ -55,7 +54,6 @@ pub(super) fn request_id(fields: &mut Fields, text: &str) -> Option<RequestId> {
     if text.is_empty() { None } else { fields.take("request_id", RequestId::parse(text)) }
 }
 
-/// Converts the result of a send.
 pub(super) fn respond(sent: Sent, warnings: Vec<ValueWarning>) -> SendTemplateResponse {
     let Sent { outcome, messages_left, repeated, late } = sent;
     let end = match outcome.end {

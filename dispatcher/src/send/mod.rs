@@ -49,7 +49,6 @@ pub struct Sent {
     pub late: Option<LateFailure>,
 }
 
-/// Sends single messages of one app.
 pub struct Sender {
     context: Arc<AppContext>,
     counts: SendCounts,
@@ -202,14 +201,10 @@ impl Sender {
     }
 }
 
-/// Progress of one send.
 #[derive(Debug)]
 pub struct Progress {
-    /// Calls to WeChat so far.
     pub attempts: u32,
-    /// Credentials tried so far.
     pub credentials: u32,
-    /// WeChat's last answer.
     pub last: WechatAnswer,
     /// Time just before the lease was requested. The lease does not expire earlier than one lease duration after it.
     pub leased_at: Instant,
@@ -218,7 +213,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts with the first lease.
     pub fn new(leased_at: Instant) -> Self {
         Self { attempts: 0, credentials: 1, last: WechatAnswer::default(), leased_at, congested: false }
     }

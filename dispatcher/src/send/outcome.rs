@@ -104,7 +104,6 @@ pub enum SendError {
     InDoubt(WechatAnswer),
     #[error("{}; nothing was spent", sentence(.0))]
     Busy(WechatAnswer),
-    /// The request was not sent; nothing was spent.
     #[error("WeChat cannot be reached; nothing was spent")]
     Unreachable,
     #[error(transparent)]
@@ -119,7 +118,6 @@ fn sentence(answer: &WechatAnswer) -> String {
     format!("{} ({errcode}{place})", row_of(errcode).sentence)
 }
 
-/// Maps each error to the status that a caller receives.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Self {
         let message = error.to_string();

@@ -37,9 +37,7 @@ pub struct Situation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     Answered(Meaning),
-    /// The request was not sent.
     NotSent,
-    /// The request was sent, and no usable answer came.
     Unanswered,
 }
 
@@ -66,7 +64,6 @@ pub enum Step {
 /// Reason for a pause before the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
-    /// Exponential backoff.
     Backoff,
     /// Exponential backoff, and the app's other sends wait too.
     SlowDown,
@@ -88,7 +85,6 @@ pub enum Exhausted {
 }
 
 impl Situation {
-    /// Returns the situation after an attempt.
     #[must_use]
     pub fn after(self, attempt: Attempt) -> Self {
         Self { in_doubt: self.in_doubt || attempt == Attempt::Unanswered, ..self }

@@ -33,7 +33,6 @@ fn path(delivery: Delivery) -> &'static [&'static str] {
     }
 }
 
-/// Name of a send in traces.
 fn name(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::FormId => "template/send",
@@ -105,12 +104,10 @@ impl Client {
         Self { traced: false, ..self }
     }
 
-    /// The app of this client.
     pub fn app(&self) -> &Arc<App> {
         &self.inner.app
     }
 
-    /// Log of the outages of WeChat.
     pub(crate) fn outages(&self) -> &WechatOutages {
         &self.inner.outages
     }
@@ -232,7 +229,6 @@ impl Client {
     }
 }
 
-/// Returns the body, or `None` if it is longer than any answer of WeChat.
 async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
     let length = response.content_length().unwrap_or(0);
     if length > MAX_ANSWER as u64 {

@@ -47,16 +47,12 @@ pub enum Meaning {
     AppForbidden,
     /// WeChat no longer serves this message generation for this app.
     Retired,
-    /// A code that is not in the table: the message fails, the credential is not spent.
     Unknown,
 }
 
-/// One row of the table: a code, its meaning, and a sentence for operators and callers.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// WeChat's errcode.
     pub errcode: i32,
-    /// Its meaning.
     pub meaning: Meaning,
     /// A description for people, in our own words.
     pub sentence: &'static str,

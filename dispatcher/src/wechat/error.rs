@@ -3,7 +3,6 @@
 
 use crate::wechat::token_codes;
 
-/// Why the HTTP client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The apps file does not accept such a URL.
@@ -14,31 +13,24 @@ pub enum ClientError {
     Tls(String),
 }
 
-/// Why there is no usable answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
     /// No connection: refused, unknown host, unreachable, or no TLS.
     #[error("no connection to WeChat")]
     Connect,
-    /// The connection was not established in time.
     #[error("no connection to WeChat in time")]
     ConnectTimeout,
-    /// No answer in time.
     #[error("no answer from WeChat in time")]
     Timeout,
-    /// The connection ended before the answer did.
     #[error("the connection to WeChat broke off")]
     BrokenOff,
-    /// An HTTP status other than success.
     #[error("WeChat answered with the HTTP status {0}")]
     HttpStatus(u16),
-    /// A redirect. Redirects are never followed.
     #[error("WeChat answered with a redirect (HTTP status {0}), which is not followed")]
     Redirected(u16),
     /// The body is not a JSON object with the required fields: an integer errcode, a token, or a quota.
     #[error("WeChat's answer is not the JSON that was expected")]
     NotJson,
-    /// The body is longer than any answer of WeChat.
     #[error("WeChat's answer is longer than the limit")]
     TooLarge,
     /// The token endpoint answered with a code that may be temporary.
@@ -46,7 +38,6 @@ pub enum Cause {
     Refused(i32),
 }
 
-/// Why the quota is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
     /// WeChat answered with an errcode. The codes for the token and for a busy WeChat mean the same as for a send, see
@@ -54,7 +45,6 @@ pub enum QuotaError {
     /// that the quota is not available at all.
     #[error("WeChat does not tell the quota (errcode {errcode})")]
     Refused {
-        /// WeChat's errcode, never 0.
         errcode: i32,
         /// Id of the call (rid), which WeChat's support asks for; empty if WeChat gave none.
         rid: String,
@@ -64,7 +54,6 @@ pub enum QuotaError {
     Unanswered(#[from] Cause),
 }
 
-/// Why there is no access token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// May be temporary. Repeated requests within a short time are answered from memory.
@@ -72,35 +61,22 @@ pub enum TokenError {
     Transient(Trouble),
     /// An operator has to change something first. WeChat is called again only every few minutes.
     #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
-    Refused {
-        /// WeChat's errcode.
-        errcode: i32,
-        /// Id of the call (rid), which WeChat's support asks for.
-        rid: String,
-        /// What the operator has to do.
-        sentence: &'static str,
-    },
+    Refused { errcode: i32, rid: String, sentence: &'static str },
 }
 
-/// A temporary reason why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// WeChat returned none.
     #[error("{0}")]
     WeChat(Cause),
-    /// Another replica holds the lock and shares no token.
     #[error("another replica is fetching one and has not finished in time")]
     Locked,
-    /// Redis does not answer, and fetching a token would invalidate the other replicas' token.
     #[error("Redis does not answer, and fetching a token without it would invalidate the token of the other replicas")]
     Store,
     /// WeChat returns the same token that it rejects, and another forced refresh is not permitted yet.
     #[error("WeChat returned a token again that it rejected before")]
     SameAgain,
-    /// WeChat rejects one fetched token after the other, so fetching is slowed down.
     #[error("WeChat rejects tokens soon after it returned them, one after the other")]
     Dying,
-    /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
 }

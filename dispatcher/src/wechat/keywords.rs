@@ -9,7 +9,6 @@
 /// What WeChat is expected to do with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// WeChat accepts it.
     Fine,
     /// WeChat may refuse or truncate it; the text says why.
     Doubtful(&'static str),
@@ -22,7 +21,6 @@ use Judgement::{Doubtful, Fine, Wrong};
 /// The prefix of the keys of a kind, and the check of its values.
 type Rule = (&'static str, fn(&str) -> Judgement);
 
-/// All known kinds.
 const RULES: &[Rule] = &[
     ("thing", thing),
     ("number", number),

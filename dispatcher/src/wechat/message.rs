@@ -47,7 +47,6 @@ impl Delivery {
         }
     }
 
-    /// WeChat's API that sends it.
     pub fn api(self) -> Api {
         match self {
             Self::FormId => Api::Template,
@@ -80,12 +79,9 @@ impl From<Delivery> for proto::Delivery {
 /// A message without its recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Generation of the message.
     #[serde(default, skip_serializing_if = "Delivery::is_default")]
     pub delivery: Delivery,
-    /// Id of the template.
     pub template_id: TemplateId,
-    /// Page of the mini program that opens on a tap.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub page: String,
     /// Values of the template. Sorted, so that equal messages have equal bytes.
@@ -102,12 +98,9 @@ pub struct Message {
     pub lang: String,
 }
 
-/// One value of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
-    /// Text of the value.
     pub value: String,
-    /// Color of the value. Template messages only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub color: String,
 }
@@ -132,7 +125,6 @@ struct Body<'a> {
 }
 
 impl Message {
-    /// A message without values.
     pub fn empty(delivery: Delivery, template_id: TemplateId) -> Self {
         Self {
             delivery,

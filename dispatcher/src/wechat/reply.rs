@@ -12,7 +12,6 @@ use super::token_codes::{self, Weight};
 /// Maximum length of a rid. WeChat's rids have about 26 characters.
 const MAX_RID: usize = 64;
 
-/// Maximum number of digits in one group of a rid.
 const MAX_GROUP: usize = 12;
 
 /// Upper limit for the lifetime of a token. WeChat gives two hours.
@@ -21,7 +20,6 @@ const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Result of sending a message.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// WeChat answered.
     Answered {
         /// 0 is success. For other codes see [`crate::wechat::errcode`].
         errcode: i32,
@@ -68,9 +66,7 @@ impl fmt::Debug for Reply {
 /// A token as WeChat returned it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FetchedToken {
-    /// The token. A secret.
     pub token: String,
-    /// Lifetime that WeChat gave.
     pub life: Duration,
 }
 
@@ -105,11 +101,8 @@ impl fmt::Debug for FetchedToken {
 /// behind, and may not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Calls that the app may make per day.
     pub daily_limit: u64,
-    /// Calls that the app made today.
     pub used: u64,
-    /// Calls that the app may still make today.
     pub remain: u64,
 }
 

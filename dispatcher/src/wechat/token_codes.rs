@@ -12,12 +12,9 @@ pub enum Weight {
     Unknown,
 }
 
-/// One row of the table: a code, its weight, and a sentence for the operator.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// WeChat's errcode.
     pub errcode: i32,
-    /// Whether waiting helps.
     pub weight: Weight,
     /// What is wrong and, where an operator can fix it, how.
     pub sentence: &'static str,

@@ -11,7 +11,6 @@ use crate::outages::WechatOutages;
 use crate::wechat::error::{Cause, TokenError, Trouble};
 use crate::wechat::token_codes::{self, Weight};
 
-/// First pause after an error that may be temporary.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -76,7 +75,6 @@ impl FetchState {
         may
     }
 
-    /// Records the result of an attempt, and logs what is new.
     pub(super) fn note(&mut self, app: &AppId, result: Result<(), &TokenError>) {
         let Err(error) = result else {
             self.cached = None;
@@ -120,7 +118,6 @@ fn log_error(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
     }
 }
 
-/// When a refresh may be forced.
 #[derive(Default)]
 pub(super) struct Forced {
     last: Option<(Instant, Duration)>,
@@ -136,7 +133,6 @@ impl Forced {
         }
     }
 
-    /// Counts one forced refresh.
     pub(super) fn count(&mut self, now: Instant, pause: Duration) {
         self.last = Some((now, pause));
     }
@@ -164,7 +160,6 @@ impl ReplacementBudget {
         self.left > 0
     }
 
-    /// Counts one replacement.
     pub(super) fn count(&mut self) {
         self.left = self.left.saturating_sub(1);
     }

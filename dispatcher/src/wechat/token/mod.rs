@@ -42,7 +42,6 @@ const RENEW_BEFORE: Duration = Duration::from_secs(240);
 /// How long a token from Redis is tried that has expired by the local clock.
 const DOUBTFUL_LIFE: Duration = Duration::from_millis(200);
 
-/// How many rejected tokens are remembered.
 const REMEMBERED: usize = 4;
 
 /// An access token. `Debug` hides it.
@@ -96,7 +95,6 @@ struct Inner {
 }
 
 impl Tokens {
-    /// Fetches nothing yet.
     pub fn new(app: AppId, client: Client, store: Store) -> Self {
         let state = FetchState::new(client.outages());
         let inner = Inner {
@@ -214,7 +212,6 @@ impl Inner {
         token
     }
 
-    /// Drops the token from memory if it is still the current one.
     fn drop_from_memory(&self, value: &str) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|token| token.value() == value) {

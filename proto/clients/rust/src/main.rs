@@ -16,7 +16,7 @@ mod replicas;
 
 /// Generated from the protos by the build script.
 mod formid {
-    #![allow(missing_docs, unused_qualifications, clippy::all)]
+    #![allow(unused_qualifications, clippy::all)]
     tonic::include_proto!("formid.v1");
 }
 

@@ -20,7 +20,6 @@ pub use self::server::ServerArgs;
 /// The flags that both services have.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CommonArgs {
-    #[allow(missing_docs)]
     #[command(flatten)]
     pub server: ServerArgs,
     /// Where to serve Prometheus metrics at /metrics (IP address:port); not served if not given
