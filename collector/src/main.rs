@@ -1,13 +1,12 @@
-//! The `collector` program.
+//! The collector's binary.
 
-use std::io;
 use std::process::ExitCode;
 
+use collector::StartError;
 use collector::settings::{Flags, Settings};
 use server::listen::Listeners;
 use server::serve;
 use server::telemetry;
-use tracing::{error, info};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -17,23 +16,24 @@ async fn main() -> ExitCode {
     };
     let settings = match Settings::read(&flags) {
         Ok(settings) => settings,
-        Err(problems) => return telemetry::refuse(&problems, flags.common.log_json()),
+        Err(error) => return telemetry::refuse(&error, flags.common.log_json()),
     };
     let telemetry = telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
-    let ended = serve_until_told(settings).await;
+    let ended = start(settings).await;
     telemetry.stop().await;
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(%error, "the collector failed");
+            tracing::error!(%error, "the collector stopped with an error");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve_until_told(settings: Settings) -> io::Result<()> {
+async fn start(settings: Settings) -> Result<(), StartError> {
     let shutdown = serve::signals()?;
     let listeners = Listeners::open(settings.common.listen, settings.common.metrics_listen).await?;
-    info!(listen = %listeners.calls.local_addr()?, apps = settings.apps.len(), "collector started");
+    let apps = settings.apps.len();
+    tracing::info!(listen = %listeners.calls.local_addr()?, apps, "collector is listening");
     collector::run(listeners, settings, shutdown).await
 }

@@ -1,30 +1,13 @@
 //! The Prometheus metrics of the collector: received credentials, the stock and the ledger.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use domain::{AppId, Kind, Refusal};
+use domain::{AppId, Kind};
+use server::proto::RefusalReason;
 use server::proto::collector_service_server::SERVICE_NAME;
 use server::telemetry::metrics::{Error, IntCounter, IntGaugeVec, ServiceMetrics};
 use store::credentials::Packed;
 use store::stock::{DAY, DAY_OFFSET, Ledger, Stock};
-
-/// The reasons for refusing a credential, with the names of the protocol.
-const REASONS: [&str; 13] = [
-    "bad_openid",
-    "empty_id",
-    "id_too_long",
-    "bad_characters",
-    "mock_form_id",
-    "develop_version",
-    "request_failed",
-    "bad_time",
-    "in_the_future",
-    "too_old",
-    "bad_template_id",
-    "bad_count",
-    "bad_grant_key",
-];
 
 /// Label values: in how many days form ids and prepay ids expire; 0 is today. They live for 7 times 24 hours, and days
 /// begin at midnight of UTC+8.
@@ -53,13 +36,9 @@ impl Metrics {
             Intake {
                 collected: Kind::ALL.map(|kind| collected.with_label_values(&[app, kind.name()])),
                 duplicate: Kind::ALL.map(|kind| duplicate.with_label_values(&[app, kind.name()])),
-                refused: REASONS
-                    .into_iter()
-                    .map(|reason| (reason, refused.with_label_values(&[app, reason])))
-                    .collect(),
+                refused: reasons().skip(1).map(|reason| refused.with_label_values(&[app, &label_of(reason)])).collect(),
             }
         });
-        let intake = intake.collect();
         let gauges = Gauges {
             stock: registry.gauges(
                 "formid_stock_messages",
@@ -78,14 +57,15 @@ impl Metrics {
                 &["app", "state"],
             )?,
         };
-        Ok(Self { service, intake, gauges })
+        Ok(Self { intake: intake.collect(), service, gauges })
     }
 }
 
 pub struct Intake {
     collected: [IntCounter; Kind::ALL.len()],
     duplicate: [IntCounter; Kind::ALL.len()],
-    refused: HashMap<&'static str, IntCounter>,
+    /// By reason, beginning with the first that is specified.
+    refused: Box<[IntCounter]>,
 }
 
 impl Intake {
@@ -104,29 +84,19 @@ impl Intake {
         }
     }
 
-    pub fn refused(&self, refusal: Refusal) {
-        if let Some(counter) = self.refused.get(reason(refusal)) {
-            counter.inc();
-        }
+    pub fn refused(&self, reason: RefusalReason) {
+        self.refused[reason as usize - 1].inc();
     }
 }
 
-fn reason(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::BadOpenId(_) => "bad_openid",
-        Refusal::EmptyId => "empty_id",
-        Refusal::IdTooLong => "id_too_long",
-        Refusal::BadCharacters => "bad_characters",
-        Refusal::MockFormId => "mock_form_id",
-        Refusal::DevelopVersion => "develop_version",
-        Refusal::RequestFailed => "request_failed",
-        Refusal::BadTime => "bad_time",
-        Refusal::InTheFuture => "in_the_future",
-        Refusal::TooOld => "too_old",
-        Refusal::BadTemplateId(_) => "bad_template_id",
-        Refusal::BadCount => "bad_count",
-        Refusal::BadGrantKey(_) => "bad_grant_key",
-    }
+/// All reasons; the first is unspecified.
+fn reasons() -> impl Iterator<Item = RefusalReason> {
+    (0..).map_while(|number| RefusalReason::try_from(number).ok())
+}
+
+/// The protocol's name without its prefix: REFUSAL_REASON_TOO_OLD gives too_old.
+fn label_of(reason: RefusalReason) -> String {
+    reason.as_str_name().trim_start_matches("REFUSAL_REASON_").to_ascii_lowercase()
 }
 
 /// Gauges of stock and ledger. An app has no values until it was counted first, because a zero would be wrong.
@@ -184,8 +154,6 @@ fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use domain::Malformed;
-    use server::proto::RefusalReason;
     use store::stock::Count;
 
     use super::*;
@@ -212,13 +180,31 @@ mod tests {
 
     #[test]
     fn reason_labels_are_those_of_the_protocol() {
-        for (number, name) in (1..).zip(REASONS) {
-            let wire = RefusalReason::try_from(number).unwrap().as_str_name();
-            assert_eq!(wire, format!("REFUSAL_REASON_{}", name.to_uppercase()));
+        let labels: Vec<String> = reasons().skip(1).map(label_of).collect();
+        let expected = [
+            "bad_openid",
+            "empty_id",
+            "id_too_long",
+            "bad_characters",
+            "mock_form_id",
+            "develop_version",
+            "request_failed",
+            "bad_time",
+            "in_the_future",
+            "too_old",
+            "bad_template_id",
+            "bad_count",
+            "bad_grant_key",
+        ];
+        assert_eq!(labels, expected);
+        assert_eq!(reasons().next(), Some(RefusalReason::Unspecified));
+        let metrics = Metrics::new(&[AppId::parse("wx1").unwrap()]).unwrap();
+        for reason in reasons().skip(1) {
+            metrics.intake[0].refused(reason);
         }
-        assert!(RefusalReason::try_from(REASONS.len() as i32 + 1).is_err());
-        for refusal in [Refusal::BadOpenId(Malformed::Empty), Refusal::TooOld, Refusal::BadCount] {
-            assert!(REASONS.contains(&reason(refusal)));
+        let text = metrics.service.registry.text().unwrap();
+        for label in expected {
+            assert!(text.contains(&format!("{{app=\"wx1\",reason=\"{label}\"}} 1\n")), "{label} in {text}");
         }
     }
 }

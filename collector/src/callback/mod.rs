@@ -15,15 +15,14 @@
 //! Redis or gRPC.
 //!
 //! - [`signature`]: verifies that a request to the callback came from WeChat;
-//! - `json`, `xml`: convert a body to a tree; `read`: converts the tree to a report;
+//! - `xml`: converts a body in XML to a tree; `read`: converts the tree to a report;
 //! - `age`: the maximum age of an event;
-//! - `once`: dedup keys of events;
+//! - `dedup`: dedup keys of events;
 //! - `error`: errors of event bodies.
 
 mod age;
 mod dedup;
 mod error;
-mod json;
 mod read;
 pub mod signature;
 pub mod tokens;
@@ -142,7 +141,7 @@ impl Status {
 }
 
 /// Parses a body as WeChat posted it, of at most [`MAX_BODY`] bytes: XML if its first character is `<`, JSON if it is
-/// `{`.
+/// `{`. If a name occurs twice in a JSON object, the last occurrence counts.
 ///
 /// Fails if the body as a whole cannot be parsed, or if a field that all items need is missing or invalid. Then nothing
 /// of the body may be processed, and parsing the same body fails again. An error of a single item takes the place of
@@ -155,7 +154,10 @@ pub fn parse(body: &[u8]) -> Result<Report, EventError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let tree = match text.trim_ascii_start().as_bytes().first() {
         Some(b'<') => xml::tree(text),
-        Some(b'{') => json::tree(text),
+        // serde_json refuses nesting deeper than 128. The error's own text is dropped, because it may quote the body.
+        Some(b'{') => {
+            serde_json::from_str(text).map_err(|error| Fault::NotJson { line: error.line(), column: error.column() })
+        }
         Some(_) => Err(Fault::NeitherXmlNorJson),
         None => Err(Fault::Empty),
     };

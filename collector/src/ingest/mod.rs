@@ -44,28 +44,24 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The maximum number of scripts in flight. Fewer would leave Redis idle between small scripts. More would only send
 /// groups earlier that could still grow.
-pub const SCRIPTS_IN_FLIGHT: usize = 32;
+const SCRIPTS_IN_FLIGHT: usize = 32;
 
 /// How many batches are received before scripts are sent again.
 const BATCHES_AT_ONCE: usize = 64;
 
 /// The indexes in the batch of the credentials that were stored already, in no particular order.
-pub type Duplicates = Vec<u32>;
+pub(crate) type Duplicates = Vec<u32>;
 
 /// Sends batches to the batcher; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Ingest {
+pub(crate) struct Ingest {
     // The channel is unbounded, but each batch holds a semaphore permit for every credential in it.
     batches: mpsc::UnboundedSender<Batch>,
     room: Arc<Semaphore>,
 }
 
-/// Queue capacity for a batch, held until the batch is answered.
 #[derive(Debug)]
-pub struct QueueSlot(OwnedSemaphorePermit);
-
-#[derive(Debug)]
-pub struct Batcher(JoinHandle<()>);
+pub(crate) struct Batcher(JoinHandle<()>);
 
 #[derive(Debug)]
 struct Batch {
@@ -82,7 +78,8 @@ struct Call {
     duplicates: Duplicates,
     /// `None` once the call is answered. A failure answers it before the other credentials are done.
     answer: Option<oneshot::Sender<Result<Duplicates, Failure>>>,
-    _room: OwnedSemaphorePermit,
+    /// Queue capacity, held until the batch is answered.
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Ingest {
@@ -99,25 +96,32 @@ impl Ingest {
     /// sent again. Fails with OVERLOADED if the queues stay full for [`PATIENCE`]. A batch has at most [`ROOM`]
     /// credentials.
     pub async fn collect(&self, app: usize, credentials: Vec<Packed>) -> Result<Duplicates, Failure> {
-        let room = tokio::time::timeout(PATIENCE, self.room(credentials.len()));
-        let room = room.await.map_err(|_| Failure::overloaded())??;
-        self.store(app, credentials, room).await
+        let slot = tokio::time::timeout(PATIENCE, self.slot(credentials.len())).await;
+        self.store(app, credentials, slot.map_err(|_| Failure::overloaded())??).await
     }
 
     /// Waits for queue capacity for this many credentials; fails at shutdown.
-    pub fn room(&self, credentials: usize) -> impl Future<Output = Result<QueueSlot, Failure>> + Send + 'static {
+    pub fn slot(
+        &self,
+        credentials: usize,
+    ) -> impl Future<Output = Result<OwnedSemaphorePermit, Failure>> + Send + 'static {
         let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits);
-        async move { room.await.map(QueueSlot).map_err(|_| Failure::shutting_down()) }
+        let slot = Arc::clone(&self.room).acquire_many_owned(permits);
+        async move { slot.await.map_err(|_| Failure::shutting_down()) }
     }
 
-    /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::room`].
-    pub async fn store(&self, app: usize, credentials: Vec<Packed>, room: QueueSlot) -> Result<Duplicates, Failure> {
+    /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::slot`].
+    pub async fn store(
+        &self,
+        app: usize,
+        credentials: Vec<Packed>,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Duplicates, Failure> {
         if credentials.is_empty() {
             return Ok(Duplicates::new());
         }
         let (answer, answered) = oneshot::channel();
-        let call = Call { left: credentials.len(), duplicates: Duplicates::new(), answer: Some(answer), _room: room.0 };
+        let call = Call { left: credentials.len(), duplicates: Duplicates::new(), answer: Some(answer), _slot: slot };
         self.batches.send(Batch { app, credentials, call }).map_err(|_| Failure::shutting_down())?;
         answered.await.unwrap_or_else(|_| Err(Failure::shutting_down()))
     }
@@ -147,10 +151,10 @@ async fn gather(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>, mut bat
             }
         }
         while scripts.len() < SCRIPTS_IN_FLIGHT
-            && let Some((lane, group)) = queues.next_group()
+            && let Some((queue, group)) = queues.next_group()
         {
             let (apps, intake) = (Arc::clone(&apps), Arc::clone(&intake));
-            scripts.push(send(store.clone(), apps, intake, queues.place(lane), lane, group));
+            scripts.push(send(store.clone(), apps, intake, queues.app_and_bucket(queue), queue, group));
         }
     }
 }
@@ -160,7 +164,7 @@ async fn send(
     apps: Arc<[AppId]>,
     intake: Arc<[Intake]>,
     (app, bucket): (usize, Bucket),
-    lane: usize,
+    queue: usize,
     group: Group,
 ) -> Answer {
     let outcome = store.collect(&apps[app], bucket, &group.credentials).await;
@@ -168,5 +172,5 @@ async fn send(
         // Counted here and not where calls are answered, because it is stored even if the caller has disconnected.
         intake[app].stored(&group.credentials, duplicates);
     }
-    Answer { lane, tickets: group.tickets, outcome }
+    Answer { queue, tickets: group.tickets, outcome }
 }

@@ -15,7 +15,7 @@ use super::{Batch, Call};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ticket {
     call: usize,
-    place: u32,
+    index: u32,
 }
 
 /// Credentials that are stored with one script.
@@ -27,7 +27,7 @@ pub(super) struct Group {
 
 /// The result of a group's script: the indexes of the credentials that were stored already.
 pub(super) struct Answer {
-    pub(super) lane: usize,
+    pub(super) queue: usize,
     pub(super) tickets: Vec<Ticket>,
     pub(super) outcome: Result<Vec<usize>, Error>,
 }
@@ -62,49 +62,49 @@ impl BucketQueues {
     }
 
     /// The index of the app in the list of apps, and the bucket.
-    pub(super) fn place(&self, lane: usize) -> (usize, Bucket) {
-        (lane / self.buckets, Bucket((lane % self.buckets) as u16))
+    pub(super) fn app_and_bucket(&self, queue: usize) -> (usize, Bucket) {
+        (queue / self.buckets, Bucket((queue % self.buckets) as u16))
     }
 
     pub(super) fn enqueue(&mut self, batch: Batch) {
         let call = self.calls.insert(batch.call);
-        for (place, credential) in (0..).zip(batch.credentials) {
+        for (index, credential) in (0..).zip(batch.credentials) {
             let bucket = self.store.bucket_of(&credential.openid);
             let number = batch.app * self.buckets + usize::from(bucket.0);
-            let lane = &mut self.queues[number];
-            if lane.waiting.is_empty() && !lane.in_flight {
+            let queue = &mut self.queues[number];
+            if queue.waiting.is_empty() && !queue.in_flight {
                 self.ready.push_back(number);
             }
-            if lane.waiting.back().is_none_or(|group| group.credentials.len() == MAX_COLLECT) {
-                lane.waiting.push_back(Group::default());
+            if queue.waiting.back().is_none_or(|group| group.credentials.len() == MAX_COLLECT) {
+                queue.waiting.push_back(Group::default());
             }
-            if let Some(group) = lane.waiting.back_mut() {
+            if let Some(group) = queue.waiting.back_mut() {
                 group.credentials.push(credential);
-                group.tickets.push(Ticket { call, place });
+                group.tickets.push(Ticket { call, index });
             }
         }
     }
 
     pub(super) fn next_group(&mut self) -> Option<(usize, Group)> {
         let number = self.ready.pop_front()?;
-        let lane = &mut self.queues[number];
-        let group = lane.waiting.pop_front()?;
-        lane.in_flight = true;
+        let queue = &mut self.queues[number];
+        let group = queue.waiting.pop_front()?;
+        queue.in_flight = true;
         Some((number, group))
     }
 
     /// Applies the result of a group's script, and answers the calls that are complete.
-    pub(super) fn settle(&mut self, Answer { lane: number, tickets, outcome }: Answer) {
-        let lane = &mut self.queues[number];
-        lane.in_flight = false;
-        if !lane.waiting.is_empty() {
+    pub(super) fn settle(&mut self, Answer { queue: number, tickets, outcome }: Answer) {
+        let queue = &mut self.queues[number];
+        queue.in_flight = false;
+        if !queue.waiting.is_empty() {
             self.ready.push_back(number);
         }
         match outcome {
             Ok(duplicates) => {
                 self.failure = None;
-                for Ticket { call, place } in duplicates.iter().filter_map(|at| tickets.get(*at)) {
-                    self.calls[*call].duplicates.push(*place);
+                for ticket in duplicates.iter().filter_map(|at| tickets.get(*at)) {
+                    self.calls[ticket.call].duplicates.push(ticket.index);
                 }
                 self.release(&tickets);
             }
@@ -192,7 +192,7 @@ mod tests {
         };
         let (answer, answered) = oneshot::channel();
         let room = Arc::clone(room).try_acquire_many_owned(count).unwrap();
-        let call = Call { left: count as usize, duplicates: Vec::new(), answer: Some(answer), _room: room };
+        let call = Call { left: count as usize, duplicates: Vec::new(), answer: Some(answer), _slot: room };
         (Batch { app: 0, credentials: (0..count).map(form).collect(), call }, answered)
     }
 
@@ -203,10 +203,10 @@ mod tests {
         queues.enqueue(batch);
         for size in [MAX_COLLECT, MAX_COLLECT, 300 - 2 * MAX_COLLECT] {
             assert!(answered.try_recv().is_err());
-            let (lane, Group { credentials, tickets }) = queues.next_group().unwrap();
+            let (queue, Group { credentials, tickets }) = queues.next_group().unwrap();
             assert_eq!(credentials.len(), size);
             assert!(queues.next_group().is_none());
-            queues.settle(Answer { lane, tickets, outcome: Ok(vec![0]) });
+            queues.settle(Answer { queue, tickets, outcome: Ok(vec![0]) });
         }
         assert_eq!(answered.try_recv().unwrap(), Ok(vec![0, 128, 256]));
         assert_eq!(room.available_permits(), 300);
@@ -219,8 +219,8 @@ mod tests {
         let (second, mut second_answered) = call(&room, "oUser", 3);
         queues.enqueue(first);
         queues.enqueue(second);
-        let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
-        queues.settle(Answer { lane, tickets, outcome: Ok(vec![1, 2, 4]) });
+        let (queue, Group { tickets, .. }) = queues.next_group().unwrap();
+        queues.settle(Answer { queue, tickets, outcome: Ok(vec![1, 2, 4]) });
         assert_eq!(first_answered.try_recv().unwrap(), Ok(vec![1]));
         assert_eq!(second_answered.try_recv().unwrap(), Ok(vec![0, 2]));
     }
@@ -234,8 +234,8 @@ mod tests {
             queues.enqueue(batch);
             answers.push(answered);
         }
-        let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
-        queues.settle(Answer { lane, tickets, outcome: Err(Error::Unavailable("no connection".into())) });
+        let (queue, Group { tickets, .. }) = queues.next_group().unwrap();
+        queues.settle(Answer { queue, tickets, outcome: Err(Error::Unavailable("no connection".into())) });
         assert!(queues.next_group().is_none());
         for mut answered in answers {
             assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), "REDIS_UNAVAILABLE");
@@ -253,8 +253,8 @@ mod tests {
         ] {
             let (batch, mut answered) = call(&room, "oUser", 1);
             queues.enqueue(batch);
-            let (lane, Group { tickets, .. }) = queues.next_group().unwrap();
-            queues.settle(Answer { lane, tickets, outcome: Err(error) });
+            let (queue, Group { tickets, .. }) = queues.next_group().unwrap();
+            queues.settle(Answer { queue, tickets, outcome: Err(error) });
             assert_eq!(answered.try_recv().unwrap().unwrap_err().reason(), reason);
         }
     }

@@ -16,7 +16,7 @@ use store::{Error, Store};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
-use crate::rpc::unix_time;
+use crate::clock::unix_time;
 
 /// Pause between two pages of a bucket, so that Redis can serve calls in between.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -12,12 +12,11 @@ use server::auth::Caller;
 use server::proto::{CollectStreamRequest, CollectStreamResponse};
 use server::rpc::status::{Failure, refused_by_tonic};
 use server::serve::closing::ConnectionClosing;
-use tokio::sync::watch;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
 use super::Inner;
-use super::convert::{self, Sorted};
-use crate::ingest::QueueSlot;
+use super::credentials::{self, Sorted};
 
 /// The maximum number of batches of one stream in flight: 32,000 credentials.
 const BATCHES_IN_FLIGHT: usize = 32;
@@ -25,12 +24,11 @@ const BATCHES_IN_FLIGHT: usize = 32;
 /// The sequence number of a batch, which is added to a failure, and its result.
 type Done = (u64, Result<CollectStreamResponse, Failure>);
 
-/// A batch that waits for queue capacity.
-struct Entering {
+struct WaitingBatch {
     sequence: u64,
     app: usize,
     sorted: Sorted,
-    room: BoxFuture<'static, Result<QueueSlot, Failure>>,
+    slot: BoxFuture<'static, Result<OwnedSemaphorePermit, Failure>>,
 }
 
 struct Flow {
@@ -40,33 +38,39 @@ struct Flow {
     /// Resolves with the reason when the stream must end: the service shuts down, the connection is closing, or the
     /// caller's access was revoked.
     stop: BoxFuture<'static, Failure>,
-    entering: Option<Entering>,
+    /// The batch that waits for queue capacity.
+    waiting: Option<WaitingBatch>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Whether more batches are read.
-    open: bool,
+    reading: bool,
     /// The status that the stream ends with once everything in flight is answered; OK if `None`.
     end: Option<Status>,
 }
 
-/// Acknowledges each batch of `incoming` once Redis holds it. At the first failure, or once `stopping` becomes true,
+/// Acknowledges each batch of `incoming` once Redis holds it. At the first failure, or once the service drains,
 /// the connection is `ending`, or the caller's access is revoked, it stops reading. It still acknowledges the batches
 /// in flight that are stored, and then ends with that failure.
 pub(super) fn acknowledgements(
     service: Arc<Inner>,
     caller: Caller,
     incoming: Streaming<CollectStreamRequest>,
-    stopping: watch::Receiver<bool>,
     ending: ConnectionClosing,
 ) -> impl Stream<Item = Result<CollectStreamResponse, Status>> + Send {
-    let stop = Box::pin(stop(stopping, ending, caller.revoked(None)));
+    let (drain, revoked) = (service.drain.clone(), caller.revoked(None));
+    let stop = Box::pin(async move {
+        tokio::select! {
+            () = drain.cancelled() => Failure::shutting_down(),
+            () = ending.wait() => Failure::shutting_down(),
+            failure = revoked => failure,
+        }
+    });
     let flow = Flow {
         service,
         caller,
         incoming,
         stop,
-        entering: None,
+        waiting: None,
         in_flight: FuturesUnordered::new(),
-        open: true,
+        reading: true,
         end: None,
     };
     stream::unfold(flow, |mut flow| async move { flow.next().await.map(|item| (item, flow)) })
@@ -75,49 +79,48 @@ pub(super) fn acknowledgements(
 impl Flow {
     async fn next(&mut self) -> Option<Result<CollectStreamResponse, Status>> {
         loop {
-            let space = self.in_flight.len() < BATCHES_IN_FLIGHT && self.entering.is_none();
+            let space = self.in_flight.len() < BATCHES_IN_FLIGHT && self.waiting.is_none();
             tokio::select! {
                 Some((sequence, done)) = self.in_flight.next() => match done {
                     Ok(acknowledgement) => return Some(Ok(acknowledgement)),
                     Err(failure) => self.end_with(failure.with("sequence", sequence)),
                 },
-                Some(room) = room(&mut self.entering), if self.entering.is_some() => self.enter(room),
-                read = self.incoming.message(), if self.open && space => match read {
-                    Ok(Some(batch)) => self.begin(batch),
-                    Ok(None) => self.open = false,
+                Some(slot) = slot(&mut self.waiting), if self.waiting.is_some() => self.send(slot),
+                read = self.incoming.message(), if self.reading && space => match read {
+                    Ok(Some(batch)) => self.receive(batch),
+                    Ok(None) => self.reading = false,
                     Err(status) => self.end_with(refused_by_tonic(&status).map_or(status, Status::from)),
                 },
-                failure = &mut self.stop, if self.open => self.end_with(failure),
+                failure = &mut self.stop, if self.reading => self.end_with(failure),
                 else => return self.end.take().map(Err),
             }
         }
     }
 
-    fn begin(&mut self, batch: CollectStreamRequest) {
+    fn receive(&mut self, batch: CollectStreamRequest) {
         let CollectStreamRequest { sequence, app_id, credentials } = batch;
         // The permissions of callers may change while a stream is open, so they are checked again for each batch.
         let sorted = self.caller.renewed().and_then(|caller| self.service.sort(&caller, app_id, credentials));
         match sorted {
             Ok((_, app, sorted)) => {
-                let room = Box::pin(self.service.ingest.room(sorted.good.len()));
-                self.entering = Some(Entering { sequence, app, sorted, room });
+                let slot = Box::pin(self.service.ingest.slot(sorted.good.len()));
+                self.waiting = Some(WaitingBatch { sequence, app, sorted, slot });
             }
             Err(failure) => self.end_with(failure.with("sequence", sequence)),
         }
     }
 
     /// Sends the batch that waited for queue capacity.
-    fn enter(&mut self, room: Result<QueueSlot, Failure>) {
-        let Some(Entering { sequence, app, sorted: Sorted { good, refused }, .. }) = self.entering.take() else {
-            return;
-        };
-        match room {
-            Ok(room) => {
+    fn send(&mut self, slot: Result<OwnedSemaphorePermit, Failure>) {
+        let Some(batch) = self.waiting.take() else { return };
+        let WaitingBatch { sequence, app, sorted: Sorted { good, refused }, .. } = batch;
+        match slot {
+            Ok(slot) => {
                 let service = Arc::clone(&self.service);
                 self.in_flight.push(Box::pin(async move {
                     let count = good.len();
-                    let stored = service.ingest.store(app, good, room).await;
-                    (sequence, stored.map(|found| convert::acknowledgement(sequence, count, &found, refused)))
+                    let stored = service.ingest.store(app, good, slot).await;
+                    (sequence, stored.map(|found| credentials::acknowledgement(sequence, count, &found, refused)))
                 }));
             }
             Err(failure) => self.end_with(failure.with("sequence", sequence)),
@@ -125,28 +128,11 @@ impl Flow {
     }
 
     fn end_with(&mut self, failure: impl Into<Status>) {
-        self.open = false;
+        self.reading = false;
         self.end.get_or_insert_with(|| failure.into());
     }
 }
 
-/// Waits for the queue capacity of the waiting batch.
-async fn room(entering: &mut Option<Entering>) -> Option<Result<QueueSlot, Failure>> {
-    match entering {
-        Some(entering) => Some((&mut entering.room).await),
-        None => None,
-    }
-}
-
-/// Waits until the stream must end. A dropped `stopping` sender counts as a shutdown.
-async fn stop(
-    mut stopping: watch::Receiver<bool>,
-    ending: ConnectionClosing,
-    revoked: impl Future<Output = Failure>,
-) -> Failure {
-    tokio::select! {
-        _ = stopping.wait_for(|stopping| *stopping) => Failure::shutting_down(),
-        () = ending.wait() => Failure::shutting_down(),
-        failure = revoked => failure,
-    }
+async fn slot(waiting: &mut Option<WaitingBatch>) -> Option<Result<OwnedSemaphorePermit, Failure>> {
+    Some((&mut waiting.as_mut()?.slot).await)
 }

@@ -1,17 +1,17 @@
 //! The gRPC layer. Each RPC converts its request, calls one domain function, and converts the result.
 
-mod convert;
+mod credentials;
 mod flow;
 mod report;
+mod stock;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use domain::{AppId, OpenId};
 use futures_util::stream::BoxStream;
 use server::auth::{Caller, audit};
-use server::proto::collector_service_server::{CollectorService, CollectorServiceServer};
+use server::proto::collector_service_server::CollectorService;
 use server::proto::{
     CollectRequest, CollectResponse, CollectStreamRequest, CollectStreamResponse, Credential, EraseUserRequest,
     EraseUserResponse, GetInventoryRequest, GetInventoryResponse, GetStockRequest, GetStockResponse,
@@ -22,28 +22,20 @@ use server::rpc::status::Failure;
 use server::serve::closing::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::Store;
-use store::credentials::Packed;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::callback::{CallbackToken, MaxAge};
+use self::credentials::Sorted;
+use crate::clock::unix_time;
 use crate::ingest::Ingest;
 use crate::metrics::Intake;
 use crate::settings::Settings;
-use convert::{Reader, Sorted};
 
 /// The maximum number of credentials of one call, or of one batch of a stream.
 pub const MAX_CREDENTIALS: usize = 1000;
 
-pub fn unix_time() -> i64 {
-    // With a clock before 1970, all credentials would be in the future; 0 gives the same result.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
-}
-
-pub struct Service {
+pub(crate) struct Service {
     inner: Arc<Inner>,
-    stopping: watch::Receiver<bool>,
-    max_message_bytes: usize,
 }
 
 struct Inner {
@@ -53,40 +45,22 @@ struct Inner {
     intake: Arc<[Intake]>,
     /// The index of each app in the list of apps.
     apps: HashMap<AppId, usize>,
-    reader: Reader,
-    lease_margin: u32,
-    small_app_users: u64,
-    callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
-    max_age: MaxAge,
+    settings: Settings,
+    /// Ends streams.
+    drain: CancellationToken,
 }
 
 impl Service {
-    /// Makes the service. Streams end when `stopping` becomes true. `ingest` and `intake` must have been made for the
-    /// apps of these settings.
-    pub fn new(
+    /// `ingest` and `intake` must have been made for the apps of these settings.
+    pub(crate) fn new(
         store: Store,
         ingest: Ingest,
         intake: Arc<[Intake]>,
-        settings: &Settings,
-        stopping: watch::Receiver<bool>,
+        settings: Settings,
+        drain: CancellationToken,
     ) -> Self {
-        let inner = Inner {
-            store,
-            ingest,
-            intake,
-            apps: settings.apps.iter().cloned().zip(0..).collect(),
-            reader: Reader { prepay_uses: settings.prepay_uses, lease_margin: settings.lease_margin },
-            lease_margin: settings.lease_margin,
-            small_app_users: settings.small_app_users,
-            callback_tokens: Arc::clone(&settings.callback_tokens),
-            max_age: settings.callback_max_age,
-        };
-        Self { inner: Arc::new(inner), stopping, max_message_bytes: settings.common.serve.max_message_bytes }
-    }
-
-    pub fn into_server(self) -> CollectorServiceServer<Self> {
-        let bound = self.max_message_bytes;
-        CollectorServiceServer::new(self).max_decoding_message_size(bound)
+        let apps = settings.apps.iter().cloned().zip(0..).collect();
+        Self { inner: Arc::new(Inner { store, ingest, intake, apps, settings, drain }) }
     }
 }
 
@@ -96,7 +70,7 @@ impl Inner {
     fn app(&self, caller: &Caller, text: String, mut fields: Fields) -> Result<(&AppId, usize), Failure> {
         let app = fields.take("app_id", AppId::parse(text));
         let known = |app: &AppId| self.apps.get_key_value(app).filter(|(app, _)| caller.may_use(app));
-        fields.finish_for(app, |app| known(app).map(|(app, place)| (app, *place)))
+        fields.finish_for(app, |app| known(app).map(|(app, index)| (app, *index)))
     }
 
     fn user(&self, caller: &Caller, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
@@ -121,14 +95,12 @@ impl Inner {
             1..=MAX_CREDENTIALS => {}
             count => fields.refuse("credentials", format_args!("must be at most {MAX_CREDENTIALS}, but are {count}")),
         }
-        let (app, place) = self.app(caller, app, fields)?;
-        let sorted = self.reader.sort(credentials, unix_time());
-        sorted.refused.iter().for_each(|(_, refusal)| self.intake[place].refused(*refusal));
-        Ok((app, place, sorted))
-    }
-
-    async fn store(&self, app: usize, credentials: Vec<Packed>) -> Result<Vec<u32>, Failure> {
-        self.ingest.collect(app, credentials).await
+        let (app, index) = self.app(caller, app, fields)?;
+        let sorted = credentials::sort(credentials, unix_time(), &self.settings);
+        for (_, refusal) in &sorted.refused {
+            self.intake[index].refused(credentials::reason(*refusal));
+        }
+        Ok((app, index, sorted))
     }
 }
 
@@ -137,21 +109,21 @@ impl CollectorService for Service {
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
         let caller = Caller::of(&request)?;
         let CollectRequest { app_id, credentials } = request.into_inner();
-        let twice = credentials.iter().any(convert::counts_again);
-        let (app, place, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
+        let twice = credentials.iter().any(credentials::counts_again);
+        let (app, index, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         rpc::note_app(app);
         let count = good.len();
         // The span lasts from queueing to the last script's answer. The batches of a stream have none, since a stream
         // has no end.
         let span = store::spans::script("store", "collect.lua", app);
         span.record("formid.credentials", count);
-        let stored = self.inner.store(place, good).await;
+        let stored = self.inner.ingest.collect(index, good).await;
         if let Err(failure) = &stored {
             store::spans::failed_as(&span, failure.reason());
         }
         drop(span);
         let duplicates = stored.map_err(|failure| if twice { failure.perhaps_done() } else { failure })?;
-        Ok(Response::new(convert::results(count, &duplicates, refused)))
+        Ok(Response::new(credentials::results(count, &duplicates, refused)))
     }
 
     type CollectStreamStream = BoxStream<'static, Result<CollectStreamResponse, Status>>;
@@ -162,9 +134,7 @@ impl CollectorService for Service {
     ) -> Result<Response<Self::CollectStreamStream>, Status> {
         let (caller, ending) = (Caller::of(&request)?, ConnectionClosing::of(&request));
         let service = Arc::clone(&self.inner);
-        let acknowledgements =
-            flow::acknowledgements(service, caller, request.into_inner(), self.stopping.clone(), ending);
-        Ok(Response::new(Box::pin(acknowledgements)))
+        Ok(Response::new(Box::pin(flow::acknowledgements(service, caller, request.into_inner(), ending))))
     }
 
     async fn report_events(
@@ -183,20 +153,20 @@ impl CollectorService for Service {
         let GetInventoryRequest { app_id, openid } = request.into_inner();
         let (app, openid) = self.inner.user(&caller, app_id, openid)?;
         // Credentials so close to their expiry that the dispatcher would not lease them do not count as available.
-        let usable_at = unix_time() + i64::from(self.inner.lease_margin);
+        let usable_at = unix_time() + i64::from(self.inner.settings.lease_margin);
         let inventory = self.inner.store.inventory(app, &openid, usable_at).await.map_err(Failure::from)?;
-        Ok(Response::new(convert::inventory(inventory)))
+        Ok(Response::new(stock::inventory(inventory)))
     }
 
     async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (app, _) = self.inner.app(&caller, request.into_inner().app_id, Fields::default())?;
         rpc::note_app(app);
-        let store = &self.inner.store;
-        let stock = store.stock(app, unix_time(), self.inner.small_app_users).await.map_err(Failure::from)?;
+        let Inner { store, settings, .. } = &*self.inner;
+        let counted = store.stock(app, unix_time(), settings.small_app_users).await.map_err(Failure::from)?;
         // Read after the count, because the count moves expired credentials to `expired` in the ledger.
         let ledger = store.ledger(app).await.map_err(Failure::from)?;
-        Ok(Response::new(convert::stock(&stock, &ledger)?))
+        Ok(Response::new(stock::stock(&counted, &ledger)?))
     }
 
     async fn erase_user(&self, request: Request<EraseUserRequest>) -> Result<Response<EraseUserResponse>, Status> {

@@ -13,8 +13,8 @@ use store::credentials::Packed;
 use store::delivery_failures::{LateFailure, MsgId};
 
 use super::Inner;
-use super::unix_time;
 use crate::callback::{EventError, Item, Location, Pushed, Report, Status, parse};
+use crate::clock::unix_time;
 
 /// The maximum length in bytes of a query parameter of the signature. WeChat's have at most 40.
 const MAX_PARAMETER: usize = 128;
@@ -31,17 +31,16 @@ pub(super) async fn report(
     for (field, value) in [("timestamp", &timestamp), ("nonce", &nonce), ("signature", &signature)] {
         fields.fits(field, value, MAX_PARAMETER);
     }
-    let (app, place) = inner.app(caller, app_id, fields)?;
+    let (app, index) = inner.app(caller, app_id, fields)?;
     rpc::note_app(app);
-    if let Some(token) = inner.callback_tokens.get(app) {
+    let max_age = inner.settings.callback_max_age;
+    if let Some(token) = inner.settings.callback_tokens.get(app) {
         if !token.signs(&timestamp, &nonce, &signature) {
             return Err(bad_signature("is not made with the app's callback token from this timestamp and nonce"));
         }
         let signed = timestamp.parse().map_err(|_| bad_signature("is made from a timestamp that is not a number"))?;
-        inner
-            .max_age
-            .check(signed, unix_time())
-            .map_err(|fault| bad_signature(format_args!("is made from a timestamp that {fault}")))?;
+        let age = max_age.check(signed, unix_time());
+        age.map_err(|fault| bad_signature(format_args!("is made from a timestamp that {fault}")))?;
     }
     let pushed = match parse(&body).map_err(bad_body)? {
         Report::Subscription(pushed) => pushed,
@@ -50,12 +49,12 @@ pub(super) async fn report(
             return Ok(ReportEventsResponse { event, results: Vec::new() });
         }
     };
-    let created = inner.max_age.check(pushed.created, unix_time());
-    created.map_err(|fault| bad_body(fault.of(Location::Field("CreateTime"))))?;
+    let age = max_age.check(pushed.created, unix_time());
+    age.map_err(|fault| bad_body(fault.of(Location::Field("CreateTime"))))?;
     let mut results = Vec::with_capacity(pushed.items.len());
     for item in &pushed.items {
         results.push(match item {
-            Ok(item) => act(inner, app, place, &pushed, item).await?,
+            Ok(item) => act(inner, app, index, &pushed, item).await?,
             Err(error) => EventResult {
                 action: EventAction::Refused.into(),
                 message: error.to_string(),
@@ -76,12 +75,12 @@ fn bad_body(error: EventError) -> Failure {
     fields.finish().err().unwrap_or_else(Failure::internal)
 }
 
-async fn act(inner: &Inner, app: &AppId, place: usize, pushed: &Pushed, item: &Item) -> Result<EventResult, Failure> {
+async fn act(inner: &Inner, app: &AppId, index: usize, pushed: &Pushed, item: &Item) -> Result<EventResult, Failure> {
     let (template, action, messages, msgid) = match item {
         Item::Decision { template, status: Status::Accept, .. } => {
             let grant = Grant { template: template.clone(), uses: GrantUses::Count(1) };
             let packed = Packed::grant(pushed.openid.clone(), &grant, pushed.once_key(item));
-            let duplicates = inner.store(place, vec![packed]).await?;
+            let duplicates = inner.ingest.collect(index, vec![packed]).await?;
             if duplicates.is_empty() {
                 (template, EventAction::Granted, 1, 0)
             } else {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser as _;
+use collector::StartError;
 use collector::settings::{Flags, Settings};
 use domain::{AppId, OpenId};
 use prost_types::Timestamp;
@@ -36,7 +37,7 @@ pub struct Collector {
     /// The address of its metrics.
     pub metrics: SocketAddr,
     stop: oneshot::Sender<()>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<Result<(), StartError>>,
 }
 
 impl Collector {
@@ -63,7 +64,7 @@ impl Collector {
     }
 
     /// Starts the shutdown; the returned task ends when the collector has stopped.
-    pub fn stop(self) -> JoinHandle<std::io::Result<()>> {
+    pub fn stop(self) -> JoinHandle<Result<(), StartError>> {
         self.stop.send(()).unwrap();
         self.served
     }
