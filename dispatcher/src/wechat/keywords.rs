@@ -18,38 +18,119 @@ pub enum Judgement {
 
 use Judgement::{Doubtful, Fine, Wrong};
 
-/// The prefix of the keys of a kind, and the check of its values.
-type Rule = (&'static str, fn(&str) -> Judgement);
+/// What holds for certain values, and what to say about them.
+type Check = (fn(&str) -> bool, &'static str);
+
+struct Rule {
+    /// The prefix of the keys.
+    kind: &'static str,
+    wrong: Check,
+    doubtful: &'static [Check],
+}
+
+const fn rule(kind: &'static str, wrong: Check, doubtful: &'static [Check]) -> Rule {
+    Rule { kind, wrong, doubtful }
+}
+
+/// Each template defines the values of its own enumerations.
+const ANY: Check = (|_| false, "");
+
+const NO_MOMENT: Check =
+    (|value| !any(value, |c| c.is_ascii_digit()), "must be a time or a date, such as 15:01 or 2019年10月1日 15:01");
+const UNUSUAL_MOMENT: &str = "does not look like 15:01 or 2019年10月1日 15:01";
 
 const RULES: &[Rule] = &[
-    ("thing", thing),
-    ("number", number),
-    ("letter", letter),
-    ("symbol", symbol),
-    ("character_string", character_string),
-    ("phrase", phrase),
-    ("name", name),
-    ("amount", amount),
-    ("phone_number", phone_number),
-    ("car_number", car_number),
-    ("time", time),
-    ("date", date),
-    // Each template defines the values of its own enumerations.
-    ("const", |_| Fine),
-    ("enum_string", |_| Fine),
+    rule(
+        "thing",
+        (|value| count(value) > 20, "must be at most 20 characters"),
+        &[(
+            |value| value.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>() > 20,
+            "has wide characters; if WeChat counts them twice, it is longer than 20",
+        )],
+    ),
+    rule(
+        "number",
+        (|value| !is_number(value), "must be a number of at most 32 digits; decimals are allowed"),
+        &[(|value| value.starts_with(['-', '+']), "has a sign, and only digits and decimals are documented")],
+    ),
+    rule(
+        "letter",
+        (|value| count(value) > 32 || any(value, |c| !c.is_ascii_alphabetic()), "must be at most 32 letters"),
+        &[],
+    ),
+    rule(
+        "symbol",
+        (|value| count(value) > 5, "must be at most 5 symbols"),
+        &[(|value| any(value, char::is_alphanumeric), "has letters or digits, and only symbols are documented")],
+    ),
+    rule(
+        "character_string",
+        (|value| count(value) > 32 || any(value, is_chinese), "must be at most 32 digits, letters and symbols"),
+        &[(
+            |value| !value.is_ascii(),
+            "has characters outside ASCII, and only digits, letters and symbols are documented",
+        )],
+    ),
+    rule(
+        "phrase",
+        (|value| count(value) > 5, "must be at most 5 Chinese characters"),
+        &[(|value| any(value, |c| !is_chinese(c)), "has characters that are not Chinese")],
+    ),
+    rule(
+        "name",
+        (
+            |value| count(value) > if any(value, is_chinese) { 10 } else { 20 },
+            "must be at most 10 characters if any is Chinese, otherwise 20",
+        ),
+        &[(
+            |value| any(value, |c| c.is_ascii_digit()),
+            "has digits, and only letters, Chinese characters and symbols are documented",
+        )],
+    ),
+    rule(
+        "amount",
+        (
+            |value| !is_plain_amount(value) && !is_lettered_amount(value),
+            "must be at most one currency sign, up to 10 digits, optional decimals, and optionally 元 at the end",
+        ),
+        &[
+            (|value| !is_plain_amount(value), "has letters, and only a currency sign is documented"),
+            (|value| amount(value).contains(','), "has commas, and only digits and decimals are documented"),
+        ],
+    ),
+    rule(
+        "phone_number",
+        (|value| count(value) > 17 || any(value, char::is_alphabetic), "must be at most 17 digits and symbols"),
+        &[],
+    ),
+    rule(
+        "car_number",
+        (|value| count(value) > 8, "must be at most 8 characters"),
+        &[(|value| any(value, |c| !c.is_alphanumeric()), "has characters that are not letters, digits or Chinese")],
+    ),
+    rule("time", NO_MOMENT, &[(|value| !value.contains([':', '：']), UNUSUAL_MOMENT)]),
+    rule("date", NO_MOMENT, &[(|value| !value.contains(['年', '-', '/', '.']), UNUSUAL_MOMENT)]),
+    rule("const", ANY, &[]),
+    rule("enum_string", ANY, &[]),
 ];
 
 /// Checks the value of a key.
 pub fn judge(key: &str, value: &str) -> Judgement {
     let kind = key.trim_end_matches(|c: char| c.is_ascii_digit());
-    match RULES.iter().find(|(prefix, _)| *prefix == kind) {
-        _ if value.is_empty() => Wrong("must not be empty"),
-        _ if kind.len() == key.len() => {
-            Doubtful("has a key that does not end in a number; expected a key such as thing1")
-        }
-        Some((_, rule)) => rule(value),
-        None => Doubtful("has a key of an unknown kind; expected a key such as thing1"),
+    if value.is_empty() {
+        return Wrong("must not be empty");
     }
+    if kind.len() == key.len() {
+        return Doubtful("has a key that does not end in a number; expected a key such as thing1");
+    }
+    let Some(Rule { wrong: (is_wrong, sentence), doubtful, .. }) = RULES.iter().find(|rule| rule.kind == kind) else {
+        return Doubtful("has a key of an unknown kind; expected a key such as thing1");
+    };
+    if is_wrong(value) {
+        return Wrong(sentence);
+    }
+    let doubt = doubtful.iter().find(|(is_doubtful, _)| is_doubtful(value));
+    doubt.map_or(Fine, |(_, sentence)| Doubtful(sentence))
 }
 
 fn count(value: &str) -> usize {
@@ -65,27 +146,9 @@ fn any(value: &str, what: impl Fn(char) -> bool) -> bool {
     value.chars().any(what)
 }
 
-fn thing(value: &str) -> Judgement {
-    let wide = value.chars().filter(|c| !c.is_ascii()).count();
-    match count(value) {
-        21.. => Wrong("must be at most 20 characters"),
-        characters if characters + wide > 20 => {
-            Doubtful("has wide characters; if WeChat counts them twice, it is longer than 20")
-        }
-        _ => Fine,
-    }
-}
-
-fn number(value: &str) -> Judgement {
+fn is_number(value: &str) -> bool {
     let digits = value.chars().filter(char::is_ascii_digit).count();
-    let unsigned = value.strip_prefix(['-', '+']).unwrap_or(value);
-    if digits == 0 || digits > 32 || !is_decimal(unsigned) {
-        Wrong("must be a number of at most 32 digits; decimals are allowed")
-    } else if unsigned.len() < value.len() {
-        Doubtful("has a sign, and only digits and decimals are documented")
-    } else {
-        Fine
-    }
+    (1..=32).contains(&digits) && is_decimal(value.strip_prefix(['-', '+']).unwrap_or(value))
 }
 
 /// True for digits with at most one decimal point.
@@ -93,103 +156,24 @@ fn is_decimal(value: &str) -> bool {
     value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && value.matches('.').count() <= 1
 }
 
-fn letter(value: &str) -> Judgement {
-    let right = count(value) <= 32 && !any(value, |c| !c.is_ascii_alphabetic());
-    if right { Fine } else { Wrong("must be at most 32 letters") }
-}
-
-fn symbol(value: &str) -> Judgement {
-    if count(value) > 5 {
-        Wrong("must be at most 5 symbols")
-    } else if any(value, char::is_alphanumeric) {
-        Doubtful("has letters or digits, and only symbols are documented")
-    } else {
-        Fine
-    }
-}
-
-fn character_string(value: &str) -> Judgement {
-    if count(value) > 32 || any(value, is_chinese) {
-        Wrong("must be at most 32 digits, letters and symbols")
-    } else if !value.is_ascii() {
-        Doubtful("has characters outside ASCII, and only digits, letters and symbols are documented")
-    } else {
-        Fine
-    }
-}
-
-fn phrase(value: &str) -> Judgement {
-    if count(value) > 5 {
-        Wrong("must be at most 5 Chinese characters")
-    } else if any(value, |c| !is_chinese(c)) {
-        Doubtful("has characters that are not Chinese")
-    } else {
-        Fine
-    }
-}
-
-fn name(value: &str) -> Judgement {
-    let most = if any(value, is_chinese) { 10 } else { 20 };
-    if count(value) > most {
-        Wrong("must be at most 10 characters if any is Chinese, otherwise 20")
-    } else if any(value, |c| c.is_ascii_digit()) {
-        Doubtful("has digits, and only letters, Chinese characters and symbols are documented")
-    } else {
-        Fine
-    }
-}
-
-fn amount(value: &str) -> Judgement {
-    const SHAPE: &str =
-        "must be at most one currency sign, up to 10 digits, optional decimals, and optionally 元 at the end";
+/// The number of an amount, without one currency sign and without 元.
+fn amount(value: &str) -> &str {
     let number = value.strip_suffix('元').unwrap_or(value);
     let sign = |c: char| !c.is_alphanumeric() && !matches!(c, '.' | ',' | ' ');
-    let number = number.strip_prefix(sign).unwrap_or(number);
-    let plain = number.replace(',', "");
-    let whole = plain.split('.').next().unwrap_or_default();
-    if whole.is_empty() || whole.len() > 10 || !is_decimal(&plain) {
-        // WeChat accepts currencies written as letters in practice, but does not document them.
-        let letters = number.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == ' ');
-        let named = letters.len() < number.len() && !letters.is_empty() && letters.len() <= 13 && is_decimal(letters);
-        if named { Doubtful("has letters, and only a currency sign is documented") } else { Wrong(SHAPE) }
-    } else if plain.len() < number.len() {
-        Doubtful("has commas, and only digits and decimals are documented")
-    } else {
-        Fine
-    }
+    number.strip_prefix(sign).unwrap_or(number)
 }
 
-fn phone_number(value: &str) -> Judgement {
-    let right = count(value) <= 17 && !any(value, char::is_alphabetic);
-    if right { Fine } else { Wrong("must be at most 17 digits and symbols") }
+fn is_plain_amount(value: &str) -> bool {
+    let number = amount(value).replace(',', "");
+    let whole = number.split('.').next().unwrap_or_default();
+    (1..=10).contains(&whole.len()) && is_decimal(&number)
 }
 
-fn car_number(value: &str) -> Judgement {
-    if count(value) > 8 {
-        Wrong("must be at most 8 characters")
-    } else if any(value, |c| !c.is_alphanumeric()) {
-        Doubtful("has characters that are not letters, digits or Chinese")
-    } else {
-        Fine
-    }
-}
-
-fn time(value: &str) -> Judgement {
-    moment(value, |value| value.contains([':', '：']))
-}
-
-fn date(value: &str) -> Judgement {
-    moment(value, |value| value.contains(['年', '-', '/', '.']))
-}
-
-fn moment(value: &str, looks_right: fn(&str) -> bool) -> Judgement {
-    if !any(value, |c| c.is_ascii_digit()) {
-        Wrong("must be a time or a date, such as 15:01 or 2019年10月1日 15:01")
-    } else if !looks_right(value) {
-        Doubtful("does not look like 15:01 or 2019年10月1日 15:01")
-    } else {
-        Fine
-    }
+/// WeChat accepts currencies written as letters in practice, but does not document them.
+fn is_lettered_amount(value: &str) -> bool {
+    let all = amount(value);
+    let number = all.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == ' ');
+    number.len() < all.len() && (1..=13).contains(&number.len()) && is_decimal(number)
 }
 
 #[cfg(test)]
