@@ -7,6 +7,7 @@ use store::Store;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::metrics::AppMetrics;
+use crate::send::count::SendCounts;
 use crate::settings::{Limits, Settings};
 use crate::stops::AppStops;
 use crate::wechat::client::Client;
@@ -20,6 +21,7 @@ pub struct AppContext {
     pub client: Client,
     pub tokens: Tokens,
     pub stops: Arc<AppStops>,
+    pub counts: Arc<SendCounts>,
     pub clock: Clock,
     pub limits: Limits,
     pub metrics: AppMetrics,
@@ -33,6 +35,7 @@ impl AppContext {
             app: Arc::clone(app),
             tokens: Tokens::new(app.id.clone(), client.clone(), store.clone()),
             stops: Arc::new(AppStops::new(app.id.clone(), settings.clock.clone(), metrics.stops.clone())),
+            counts: Arc::default(),
             store,
             client,
             clock: settings.clock.clone(),

@@ -45,7 +45,6 @@ use crate::broadcast::runtime::BroadcastRuntime;
 use crate::context::AppContext;
 use crate::metrics::Metrics;
 use crate::rpc::{AppService, Service};
-use crate::send::Sender;
 use crate::send::in_flight::InFlight;
 use crate::settings::Settings;
 use crate::wechat::error::ClientError;
@@ -88,9 +87,8 @@ pub async fn run(
         let context = Arc::new(AppContext::new(app, store.clone(), &settings, metrics.app(&app.id))?);
         context.spawn_jobs(&mut jobs, settings.reap_interval, metrics_enabled);
         runtime.start(context.for_broadcasts(bulk_store.clone())?, drain.clone());
-        let sender = Arc::new(Sender::new(Arc::clone(&context)));
-        jobs.spawn(Arc::clone(&sender).report_forever());
-        apps.insert(app.id.clone(), AppService { sender, broadcasts: Arc::new(Broadcasts::new(context)) });
+        let broadcasts = Arc::new(Broadcasts::new(Arc::clone(&context)));
+        apps.insert(app.id.clone(), AppService { context, broadcasts });
     }
     let config = &settings.common.serve;
     let service = DispatcherServiceServer::new(Service::new(apps, in_flight.clone(), drain.clone()));

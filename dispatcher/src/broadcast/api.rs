@@ -78,7 +78,7 @@ pub struct Estimate {
 }
 
 pub struct Broadcasts {
-    pub(super) context: Arc<AppContext>,
+    pub context: Arc<AppContext>,
     /// Reads in progress, shared by the callers that get or watch the same broadcast.
     pub(super) reads: Arc<SingleFlight<BroadcastId, Result<Arc<BroadcastView>, Failure>>>,
 }
@@ -86,10 +86,6 @@ pub struct Broadcasts {
 impl Broadcasts {
     pub fn new(context: Arc<AppContext>) -> Self {
         Self { context, reads: Arc::default() }
-    }
-
-    pub fn context(&self) -> &AppContext {
-        &self.context
     }
 
     /// Stores a broadcast and, unless `hold` is set, starts it. A repeated request id returns the first broadcast.

@@ -1,12 +1,10 @@
 //! What runs beside calls: each job repeats until the dispatcher stops.
 //!
 //! - [`reaper`]: settles leases that expired
-//! - [`stops`]: reads the app stops that other replicas set
 //! - [`gauges`]: updates the gauges of the quota and of broadcasts
 
 mod gauges;
 mod reaper;
-mod stops;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +13,8 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 
 use crate::context::AppContext;
+use crate::send::count;
+use crate::stops::REFRESH;
 
 impl AppContext {
     /// Spawns the jobs of the app. They begin when Redis is known to be usable.
@@ -23,7 +23,8 @@ impl AppContext {
         let mut work = vec![
             self.tokens.clone().renew_forever().boxed(),
             reaper::reap_forever(context(), reap_interval).boxed(),
-            stops::follow(context()).boxed(),
+            follow_stops(context()).boxed(),
+            count::report_forever(context()).boxed(),
         ];
         if metrics_enabled {
             work.extend([gauges::follow_quota(context()).boxed(), gauges::follow_broadcasts(context()).boxed()]);
@@ -35,5 +36,14 @@ impl AppContext {
                 job.await;
             });
         }
+    }
+}
+
+/// Reads the app stops that other replicas set.
+async fn follow_stops(context: Arc<AppContext>) {
+    let mut reading = context.metrics.loops.stops.operation();
+    loop {
+        reading.note(&context.stops.refresh(&context.store).await);
+        tokio::time::sleep(REFRESH).await;
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use domain::{AppId, OpenId};
 use prost_types::{Duration as ProtoDuration, Timestamp};
+use server::auth::Caller;
 use server::proto::broadcast_request::Audience as ProtoAudience;
 use server::proto::{
     self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, ValueWarning,
@@ -20,7 +21,7 @@ use store::keys::Bucket;
 use store::retention::KEEP_TOUCH;
 
 use super::message::{self, Parts};
-use super::send;
+use super::{Service, send};
 use crate::broadcast::api::{Audience, Broadcasts, NewBroadcast};
 use crate::broadcast::spec::{Spec, encode_own};
 use crate::wechat::message::Delivery;
@@ -36,16 +37,16 @@ const MAX_PAGE_TOKEN: usize = 512;
 const INTERVALS: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_millis(200), Duration::from_secs(60));
 
-pub(super) struct Parsed {
-    pub(super) broadcasts: Arc<Broadcasts>,
+pub(super) struct Parsed<'a> {
+    pub(super) broadcasts: &'a Broadcasts,
     pub(super) new: NewBroadcast,
     pub(super) duplicates: u32,
     pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
 }
 
-pub(super) struct MoreRecipients {
-    pub(super) broadcasts: Arc<Broadcasts>,
+pub(super) struct MoreRecipients<'a> {
+    pub(super) broadcasts: &'a Broadcasts,
     pub(super) id: BroadcastId,
     pub(super) recipients: Vec<Recipient>,
     pub(super) exclude: Vec<OpenId>,
@@ -54,133 +55,137 @@ pub(super) struct MoreRecipients {
     pub(super) values: Fields,
 }
 
-pub(super) fn parse(
-    request: BroadcastRequest,
-    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
-) -> Result<Parsed, Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let request_id = send::request_id(&mut fields, &request.request_id);
-    let parts = Parts {
-        delivery: request.delivery,
-        template_id: request.template_id,
-        data: request.data,
-        page: request.page,
-        emphasis_keyword: request.emphasis_keyword,
-        miniprogram_state: request.miniprogram_state,
-        lang: request.lang,
-    };
-    let default = message::default_delivery(app.as_ref(), |app| Some(broadcasts(app)?.context().app.delivery));
-    let message = message::read(&mut fields, parts, default);
-    let delivery = message.as_ref().map_or(default, |(message, _)| message.delivery);
-    fields.text("name", &request.name, MAX_NAME);
-    if request.messages_per_second > MAX_RATE {
-        fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
-    }
-    let mut duplicates = 0;
-    let audience = match request.audience {
-        None => {
-            fields.refuse("audience", "must be given: all_reachable, or recipients");
-            Audience::Everyone
+impl Service {
+    pub(super) fn parse_broadcast(&self, caller: &Caller, request: BroadcastRequest) -> Result<Parsed<'_>, Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let request_id = send::request_id(&mut fields, &request.request_id);
+        let parts = Parts {
+            delivery: request.delivery,
+            template_id: request.template_id,
+            data: request.data,
+            page: request.page,
+            emphasis_keyword: request.emphasis_keyword,
+            miniprogram_state: request.miniprogram_state,
+            lang: request.lang,
+        };
+        let default = self.default_delivery(caller, app.as_ref());
+        let message = message::read(&mut fields, parts, default);
+        let delivery = message.as_ref().map_or(default, |(message, _)| message.delivery);
+        fields.text("name", &request.name, MAX_NAME);
+        if request.messages_per_second > MAX_RATE {
+            fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
         }
-        Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
-        Some(ProtoAudience::Recipients(list)) => {
-            let mut values = Fields::default();
-            let (list, twice) = recipients(&mut fields, &mut values, "recipients.list", list.list);
-            if delivery == Delivery::Subscription {
-                fields.extend(values);
+        let mut duplicates = 0;
+        let audience = match request.audience {
+            None => {
+                fields.refuse("audience", "must be given: all_reachable, or recipients");
+                Audience::Everyone
             }
-            duplicates = twice;
-            Audience::List(list)
-        }
-    };
-    let exclude = openids(&mut fields, "exclude", request.exclude);
-    let not_before_ms = request.not_before.and_then(|at| not_before(&mut fields, at));
-    let min_interval = match request.min_interval {
-        None => Duration::ZERO,
-        // Whole seconds, rounded up.
-        Some(interval) => {
-            let interval = span(&mut fields, "min_interval", interval, Duration::ZERO, KEEP_TOUCH);
-            Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
-        }
-    };
-    let broadcasts = fields.finish_for(app, broadcasts)?;
-    // Without a message, `fields` has reported a bad field.
-    let (message, warnings) = message.ok_or_else(Failure::internal)?;
-    let spec = Spec {
-        name: request.name,
-        message: Arc::new(message),
-        rate: request.messages_per_second,
-        min_interval,
-        retry_unknown: request.retry_unknown,
-        ordered_by: None,
-    };
-    let canary = (request.limit > 0).then_some(request.limit);
-    let new = NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request_id };
-    Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
-}
+            Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
+            Some(ProtoAudience::Recipients(list)) => {
+                let mut values = Fields::default();
+                let (list, twice) = recipients(&mut fields, &mut values, "recipients.list", list.list);
+                if delivery == Delivery::Subscription {
+                    fields.extend(values);
+                }
+                duplicates = twice;
+                Audience::List(list)
+            }
+        };
+        let exclude = openids(&mut fields, "exclude", request.exclude);
+        let not_before_ms = request.not_before.and_then(|at| not_before(&mut fields, at));
+        let min_interval = match request.min_interval {
+            None => Duration::ZERO,
+            // Whole seconds, rounded up.
+            Some(interval) => {
+                let interval = span(&mut fields, "min_interval", interval, Duration::ZERO, KEEP_TOUCH);
+                Duration::from_secs(interval.as_millis().div_ceil(1000) as u64)
+            }
+        };
+        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
+        // Without a message, `fields` has reported a bad field.
+        let (message, warnings) = message.ok_or_else(Failure::internal)?;
+        let spec = Spec {
+            name: request.name,
+            message: Arc::new(message),
+            rate: request.messages_per_second,
+            min_interval,
+            retry_unknown: request.retry_unknown,
+            ordered_by: None,
+        };
+        let canary = (request.limit > 0).then_some(request.limit);
+        let new = NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request_id };
+        Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
+    }
 
-pub(super) fn parse_recipients(
-    request: AddRecipientsRequest,
-    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
-) -> Result<MoreRecipients, Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let id = id(&mut fields, &request.broadcast_id);
-    let mut values = Fields::default();
-    let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
-    let exclude = openids(&mut fields, "exclude", request.exclude);
-    let broadcasts = fields.finish_for(app, broadcasts)?;
-    let id = id.ok_or_else(Failure::internal)?;
-    Ok(MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values })
-}
+    pub(super) fn parse_recipients(
+        &self,
+        caller: &Caller,
+        request: AddRecipientsRequest,
+    ) -> Result<MoreRecipients<'_>, Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let id = id(&mut fields, &request.broadcast_id);
+        let mut values = Fields::default();
+        let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
+        let exclude = openids(&mut fields, "exclude", request.exclude);
+        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
+        let id = id.ok_or_else(Failure::internal)?;
+        Ok(MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values })
+    }
 
-/// Parses `ListBroadcasts`: the id to continue after, and the page size.
-pub(super) fn parse_list(
-    request: ListBroadcastsRequest,
-    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
-) -> Result<(Arc<Broadcasts>, Option<BroadcastId>, usize), Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let size = page_size(&mut fields, request.page_size, 20, 100);
-    let before = match request.page_token.as_str() {
-        "" => None,
-        token => fields.take("page_token", BroadcastId::parse(token).ok_or(BAD_TOKEN)),
-    };
-    Ok((fields.finish_for(app, broadcasts)?, before, size))
-}
+    /// Parses `ListBroadcasts`: the id to continue after, and the page size.
+    pub(super) fn parse_list(
+        &self,
+        caller: &Caller,
+        request: ListBroadcastsRequest,
+    ) -> Result<(&Broadcasts, Option<BroadcastId>, usize), Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let size = page_size(&mut fields, request.page_size, 20, 100);
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => fields.take("page_token", BroadcastId::parse(token).ok_or(BAD_TOKEN)),
+        };
+        Ok((&self.finish(caller, fields, app)?.broadcasts, before, size))
+    }
 
-pub(super) fn parse_watch(
-    request: WatchBroadcastRequest,
-    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
-) -> Result<(Arc<Broadcasts>, BroadcastId, Duration), Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let id = id(&mut fields, &request.broadcast_id);
-    let (default, least, most) = INTERVALS;
-    let interval = request.interval.map_or(default, |interval| span(&mut fields, "interval", interval, least, most));
-    let broadcasts = fields.finish_for(app, broadcasts)?;
-    Ok((broadcasts, id.ok_or_else(Failure::internal)?, interval))
-}
+    pub(super) fn parse_watch(
+        &self,
+        caller: &Caller,
+        request: WatchBroadcastRequest,
+    ) -> Result<(&Arc<Broadcasts>, BroadcastId, Duration), Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let id = id(&mut fields, &request.broadcast_id);
+        let (default, least, most) = INTERVALS;
+        let interval =
+            request.interval.map_or(default, |interval| span(&mut fields, "interval", interval, least, most));
+        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
+        Ok((broadcasts, id.ok_or_else(Failure::internal)?, interval))
+    }
 
-/// Parses `ListUndelivered`: the position to continue at, and the page size.
-pub(super) fn parse_undelivered(
-    request: ListUndeliveredRequest,
-    broadcasts: impl Fn(&AppId) -> Option<Arc<Broadcasts>>,
-) -> Result<(Arc<Broadcasts>, BroadcastId, Option<Cursor>, usize), Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let id = id(&mut fields, &request.broadcast_id);
-    let size = page_size(&mut fields, request.page_size, 100, 1000);
-    let from = match request.page_token.as_str() {
-        "" => None,
-        token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
-            fields.take("page_token", cursor_of(token).ok_or(BAD_TOKEN))
-        }
-        _ => None,
-    };
-    let broadcasts = fields.finish_for(app, broadcasts)?;
-    Ok((broadcasts, id.ok_or_else(Failure::internal)?, from, size))
+    /// Parses `ListUndelivered`: the position to continue at, and the page size.
+    pub(super) fn parse_undelivered(
+        &self,
+        caller: &Caller,
+        request: ListUndeliveredRequest,
+    ) -> Result<(&Broadcasts, BroadcastId, Option<Cursor>, usize), Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let id = id(&mut fields, &request.broadcast_id);
+        let size = page_size(&mut fields, request.page_size, 100, 1000);
+        let from = match request.page_token.as_str() {
+            "" => None,
+            token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
+                fields.take("page_token", cursor_of(token).ok_or(BAD_TOKEN))
+            }
+            _ => None,
+        };
+        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
+        Ok((broadcasts, id.ok_or_else(Failure::internal)?, from, size))
+    }
 }
 
 const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";

@@ -94,7 +94,7 @@ pub(super) fn watch(
                     Err(failure) if failure.reason() == Reason::REDIS_UNAVAILABLE.name() && shown.is_some() => continue,
                     Err(failure) => return Some((Err(failure.into()), None)),
                 };
-                let info = of(&broadcasts.context().app.id, &view);
+                let info = of(&broadcasts.context.app.id, &view);
                 let is_final = view.record.state.is_final();
                 if is_final || shown.as_ref() != Some(&info) {
                     let response = WatchBroadcastResponse { broadcast: Some(info.clone()) };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use domain::{AppId, TemplateId};
+use domain::TemplateId;
 use server::proto::{self, TemplateValue, ValueWarning};
 use server::rpc::fields::Fields;
 
@@ -69,11 +69,6 @@ pub(super) fn read(fields: &mut Fields, parts: Parts, default: Delivery) -> Opti
     let data = values(data);
     let template_id = template_id?;
     Some((Message { delivery, template_id, page, data, emphasis_keyword, miniprogram_state, lang }, warnings))
-}
-
-/// Generation that an app sends by default. For an unknown app the value is not used.
-pub(super) fn default_delivery(app: Option<&AppId>, of: impl Fn(&AppId) -> Option<Delivery>) -> Delivery {
-    app.and_then(of).unwrap_or_default()
 }
 
 /// The values of a template, sorted by key.

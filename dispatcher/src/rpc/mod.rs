@@ -17,11 +17,11 @@ use server::auth::{Caller, Permission, audit};
 use server::proto::broadcast_request::Audience;
 use server::proto::dispatcher_service_server::DispatcherService;
 use server::proto::{
-    AddRecipientsRequest, AddRecipientsResponse, BroadcastRequest, BroadcastResponse, CancelBroadcastRequest,
-    CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest, ListBroadcastsResponse,
-    ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest, PauseBroadcastResponse,
-    ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
-    StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
+    AddRecipientsRequest, AddRecipientsResponse, BroadcastInfo, BroadcastRequest, BroadcastResponse,
+    CancelBroadcastRequest, CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest,
+    ListBroadcastsResponse, ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest,
+    PauseBroadcastResponse, ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse,
+    StartBroadcastRequest, StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
 };
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
@@ -33,14 +33,14 @@ use store::broadcast::records::Move;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::broadcast::api::{BroadcastView, Broadcasts, Transition};
+use crate::broadcast::api::{Broadcasts, Transition};
 use crate::broadcast::reason::PauseReason;
-use crate::send::Sender;
+use crate::context::AppContext;
 use crate::send::in_flight::InFlight;
 use crate::wechat::message::Delivery;
 
 pub struct AppService {
-    pub sender: Arc<Sender>,
+    pub context: Arc<AppContext>,
     pub broadcasts: Arc<Broadcasts>,
 }
 
@@ -57,30 +57,36 @@ impl Service {
         Self { apps, in_flight, drain }
     }
 
-    /// Returns an app's handlers. `None` also for an app that the caller may not use, so that its existence is not
-    /// revealed.
+    /// `None` also for an app that the caller may not use, so that its existence is not revealed.
     fn app(&self, caller: &Caller, app: &AppId) -> Option<&AppService> {
         self.apps.get(app).filter(|_| caller.may_use(app))
     }
 
-    fn broadcasts(&self, caller: &Caller, app: &AppId) -> Option<Arc<Broadcasts>> {
-        self.app(caller, app).map(|app| Arc::clone(&app.broadcasts))
+    /// The generation that an app sends by default. For an unknown app the value is not used.
+    fn default_delivery(&self, caller: &Caller, app: Option<&AppId>) -> Delivery {
+        app.and_then(|app| self.app(caller, app)).map(|app| app.context.app.delivery).unwrap_or_default()
     }
 
-    /// Returns the handler of the app and the broadcast id that a call names.
+    /// Returns the handlers of the app that a request names, or a failure that lists every bad field.
+    fn finish(&self, caller: &Caller, fields: Fields, app: Option<AppId>) -> Result<&AppService, Failure> {
+        let service = fields.finish_for(app, |app| self.app(caller, app))?;
+        rpc::note_app(&service.context.app.id);
+        Ok(service)
+    }
+
+    /// Returns the handler of the app and the broadcast id that a request names.
     fn broadcast_of(
         &self,
         caller: &Caller,
         app_id: String,
         broadcast_id: &str,
-    ) -> Result<(Arc<Broadcasts>, BroadcastId), Failure> {
+    ) -> Result<(&Broadcasts, BroadcastId), Failure> {
         let mut fields = Fields::default();
         let app = fields.take("app_id", AppId::parse(app_id));
         let id = broadcast::id(&mut fields, broadcast_id);
-        let broadcasts = fields.finish_for(app, |app| self.broadcasts(caller, app))?;
-        rpc::note_app(&broadcasts.context().app.id);
+        let service = self.finish(caller, fields, app)?;
         // Without an id, `fields` has reported a bad field.
-        Ok((broadcasts, id.ok_or_else(Failure::internal)?))
+        Ok((&service.broadcasts, id.ok_or_else(Failure::internal)?))
     }
 
     /// Moves a broadcast to another state. `call` is the name of the call in the audit log.
@@ -90,35 +96,24 @@ impl Service {
         call: &'static str,
         (app_id, broadcast_id): (String, String),
         to: Move,
-    ) -> Result<Option<server::proto::BroadcastInfo>, Status> {
+    ) -> Result<Option<BroadcastInfo>, Status> {
         let (broadcasts, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
-        Ok(Some(after_transition(call, caller, &broadcasts, &broadcasts.transition(&id, to).await?)))
+        Ok(Some(after_transition(call, caller, broadcasts, &broadcasts.transition(&id, to).await?)))
     }
 }
 
-/// Converts a broadcast after a state change was requested. Writes to the audit log if the state has changed.
+/// Converts a broadcast after a call that changes it, and writes to the audit log if it has changed.
 fn after_transition(
     call: &'static str,
     caller: &Caller,
     broadcasts: &Broadcasts,
-    transition: &Transition,
-) -> server::proto::BroadcastInfo {
-    if transition.moved {
-        return changed(call, caller, broadcasts, &transition.view);
+    Transition { view, moved }: &Transition,
+) -> BroadcastInfo {
+    let (app, record) = (&broadcasts.context.app.id, &view.record);
+    if *moved {
+        let audience = view.tally.as_ref().map(|tally| tally.audience);
+        audit::broadcast(call, caller, app, &record.id.to_string(), record.everyone, audience);
     }
-    info::of(&broadcasts.context().app.id, &transition.view)
-}
-
-/// Writes a change of a broadcast to the audit log, and converts the broadcast.
-fn changed(
-    call: &'static str,
-    caller: &Caller,
-    broadcasts: &Broadcasts,
-    view: &BroadcastView,
-) -> server::proto::BroadcastInfo {
-    let (app, record) = (&broadcasts.context().app.id, &view.record);
-    let audience = view.tally.as_ref().map(|tally| tally.audience);
-    audit::broadcast(call, caller, app, &record.id.to_string(), record.everyone, audience);
     info::of(app, view)
 }
 
@@ -128,15 +123,12 @@ impl DispatcherService for Service {
 
     async fn send_template(&self, request: Request<SendTemplateRequest>) -> Answer<SendTemplateResponse> {
         let (caller, charge) = (Caller::of(&request)?, Charge::of(&request));
-        let delivery = |app: &AppId| Some(self.app(&caller, app)?.broadcasts.context().app.delivery);
-        let parsed = send::parse(request.into_inner(), delivery)?;
-        let send::Parsed { app, order, warnings, validate_only } = parsed;
-        rpc::note_app(&app);
+        let parsed = self.parse_send(&caller, request.into_inner())?;
+        let send::Parsed { context, order, warnings, validate_only } = parsed;
         if validate_only {
             return Ok(Response::new(SendTemplateResponse { warnings, ..SendTemplateResponse::default() }));
         }
-        let service = self.app(&caller, &app).ok_or_else(Failure::unknown_app)?;
-        let sent = self.in_flight.send(app, Arc::clone(&service.sender), order, charge).await?;
+        let sent = self.in_flight.send(Arc::clone(context), order, charge).await?;
         Ok(Response::new(send::respond(sent, warnings)))
     }
 
@@ -146,9 +138,8 @@ impl DispatcherService for Service {
         if matches!(request.get_ref().audience, Some(Audience::AllReachable(_))) {
             caller.needs(Permission::BroadcastAll)?;
         }
-        let parsed = broadcast::parse(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        let parsed = self.parse_broadcast(&caller, request.into_inner())?;
         let broadcast::Parsed { broadcasts, new, duplicates, warnings, validate_only } = parsed;
-        rpc::note_app(&broadcasts.context().app.id);
         if validate_only {
             let preview = Some(info::preview(&broadcasts.preview(&new).await?));
             return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
@@ -158,15 +149,15 @@ impl DispatcherService for Service {
         let once = |failure: Failure| if new.request_id.is_none() { failure.perhaps_done() } else { failure };
         let view = created.map_err(once)?;
         rpc::note_broadcast(&view.record.id);
-        let broadcast = Some(changed("Broadcast", &caller, &broadcasts, &view));
+        let created = Transition { view, moved: true };
+        let broadcast = Some(after_transition("Broadcast", &caller, broadcasts, &created));
         Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
     }
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
         let caller = Caller::of(&request)?;
-        let parsed = broadcast::parse_recipients(request.into_inner(), |app| self.broadcasts(&caller, app))?;
+        let parsed = self.parse_recipients(&caller, request.into_inner())?;
         let broadcast::MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values } = parsed;
-        rpc::note_app(&broadcasts.context().app.id);
         if !values.is_empty() && broadcasts.delivery_of(&id).await? == Delivery::Subscription {
             values.finish()?;
         }
@@ -182,7 +173,7 @@ impl DispatcherService for Service {
         let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
-        let broadcast = Some(after_transition("StartBroadcast", &caller, &broadcasts, &broadcasts.start(&id).await?));
+        let broadcast = Some(after_transition("StartBroadcast", &caller, broadcasts, &broadcasts.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
 
@@ -191,15 +182,13 @@ impl DispatcherService for Service {
         let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
         let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
         let view = broadcasts.get(&id).await?;
-        let broadcast = Some(info::of(&broadcasts.context().app.id, &view));
+        let broadcast = Some(info::of(&broadcasts.context.app.id, &view));
         Ok(Response::new(GetBroadcastResponse { broadcast }))
     }
 
     async fn list_broadcasts(&self, request: Request<ListBroadcastsRequest>) -> Answer<ListBroadcastsResponse> {
         let caller = Caller::of(&request)?;
-        let (broadcasts, before, size) =
-            broadcast::parse_list(request.into_inner(), |app| self.broadcasts(&caller, app))?;
-        rpc::note_app(&broadcasts.context().app.id);
+        let (broadcasts, before, size) = self.parse_list(&caller, request.into_inner())?;
         let mut found = broadcasts.list(before.as_ref(), size + 1).await?;
         let more = found.len() > size;
         found.truncate(size);
@@ -207,19 +196,17 @@ impl DispatcherService for Service {
             Some(last) if more => last.record.id.to_string(),
             _ => String::new(),
         };
-        let app = &broadcasts.context().app.id;
+        let app = &broadcasts.context.app.id;
         let broadcasts = found.iter().map(|view| info::of(app, view)).collect();
         Ok(Response::new(ListBroadcastsResponse { broadcasts, next_page_token }))
     }
 
     async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
         let (caller, connection, drain) = (Caller::of(&request)?, ConnectionClosing::of(&request), self.drain.clone());
-        let (broadcasts, id, interval) =
-            broadcast::parse_watch(request.into_inner(), |app| self.broadcasts(&caller, app))?;
-        rpc::note_app(&broadcasts.context().app.id);
+        let (broadcasts, id, interval) = self.parse_watch(&caller, request.into_inner())?;
         // A missing broadcast is reported before the stream starts, not within it.
         broadcasts.get(&id).await?;
-        let revoked = caller.revoked(Some(broadcasts.context().app.id.clone()));
+        let revoked = caller.revoked(Some(broadcasts.context.app.id.clone()));
         let ending = Box::pin(async move {
             tokio::select! {
                 () = drain.cancelled() => Failure::shutting_down(),
@@ -227,7 +214,7 @@ impl DispatcherService for Service {
                 failure = revoked => failure,
             }
         });
-        Ok(Response::new(Box::pin(info::watch(broadcasts, id, interval, ending))))
+        Ok(Response::new(Box::pin(info::watch(Arc::clone(broadcasts), id, interval, ending))))
     }
 
     async fn pause_broadcast(&self, request: Request<PauseBroadcastRequest>) -> Answer<PauseBroadcastResponse> {
@@ -255,9 +242,7 @@ impl DispatcherService for Service {
 
     async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
         let caller = Caller::of(&request)?;
-        let broadcasts = |app: &AppId| self.broadcasts(&caller, app);
-        let (broadcasts, id, from, size) = broadcast::parse_undelivered(request.into_inner(), broadcasts)?;
-        rpc::note_app(&broadcasts.context().app.id);
+        let (broadcasts, id, from, size) = self.parse_undelivered(&caller, request.into_inner())?;
         let (found, next) = broadcasts.undelivered(&id, from, size).await?;
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();

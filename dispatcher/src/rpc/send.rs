@@ -3,50 +3,52 @@
 use std::sync::Arc;
 
 use domain::{AppId, OpenId, RequestId};
+use server::auth::Caller;
 use server::proto::{self, LateFailure, SendTemplateRequest, SendTemplateResponse, ValueWarning};
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use store::leases::Request;
 
+use super::Service;
 use super::message::{self, Parts};
+use crate::context::AppContext;
 use crate::send::outcome::End;
 use crate::send::{SendRequest, Sent};
-use crate::wechat::message::Delivery;
 
-pub(super) struct Parsed {
-    pub(super) app: AppId,
+pub(super) struct Parsed<'a> {
+    pub(super) context: &'a Arc<AppContext>,
     pub(super) order: SendRequest,
     pub(super) warnings: Vec<ValueWarning>,
     pub(super) validate_only: bool,
 }
 
-/// Parses a request and reports all bad fields together. `known` returns the generation that an app sends by default;
-/// `None` if the app is unknown.
-pub(super) fn parse(
-    request: SendTemplateRequest,
-    known: impl Fn(&AppId) -> Option<Delivery>,
-) -> Result<Parsed, Failure> {
-    let mut fields = Fields::default();
-    let app = fields.take("app_id", AppId::parse(request.app_id));
-    let openid = fields.take("openid", OpenId::parse(request.openid));
-    let request_id = request_id(&mut fields, &request.request_id);
-    let parts = Parts {
-        delivery: request.delivery,
-        template_id: request.template_id,
-        data: request.data,
-        page: request.page,
-        emphasis_keyword: request.emphasis_keyword,
-        miniprogram_state: request.miniprogram_state,
-        lang: request.lang,
-    };
-    let message = message::read(&mut fields, parts, message::default_delivery(app.as_ref(), &known));
-    let app = fields.finish_for(app, |app| known(app).map(|_| app.clone()))?;
-    // Without either, `fields` has reported a bad field.
-    let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
-    let request_of = request_id.map(|id| Request { id, fingerprint: message.fingerprint() });
-    let retry_unknown = request.retry_unknown;
-    let order = SendRequest { openid, message: Arc::new(message), request: request_of, retry_unknown };
-    Ok(Parsed { app, order, warnings, validate_only: request.validate_only })
+impl Service {
+    pub(super) fn parse_send(&self, caller: &Caller, request: SendTemplateRequest) -> Result<Parsed<'_>, Failure> {
+        let mut fields = Fields::default();
+        let app = fields.take("app_id", AppId::parse(request.app_id));
+        let openid = fields.take("openid", OpenId::parse(request.openid));
+        let request_id = request_id(&mut fields, &request.request_id);
+        let parts = Parts {
+            delivery: request.delivery,
+            template_id: request.template_id,
+            data: request.data,
+            page: request.page,
+            emphasis_keyword: request.emphasis_keyword,
+            miniprogram_state: request.miniprogram_state,
+            lang: request.lang,
+        };
+        let message = message::read(&mut fields, parts, self.default_delivery(caller, app.as_ref()));
+        let service = self.finish(caller, fields, app)?;
+        // Without either, `fields` has reported a bad field.
+        let (openid, (message, warnings)) = openid.zip(message).ok_or_else(Failure::internal)?;
+        let order = SendRequest {
+            openid,
+            request: request_id.map(|id| Request { id, fingerprint: message.fingerprint() }),
+            message: Arc::new(message),
+            retry_unknown: request.retry_unknown,
+        };
+        Ok(Parsed { context: &service.context, order, warnings, validate_only: request.validate_only })
+    }
 }
 
 /// Parses the request id; `None` if it is empty.

@@ -1,5 +1,6 @@
 //! Counts single messages. They count towards the app's quota and rate, and broadcasts slow down for them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,25 +20,25 @@ impl SendCounts {
     pub fn add(&self, delivery: Delivery) {
         self.0[delivery as usize].fetch_add(1, Ordering::Relaxed);
     }
+}
 
-    /// Reports the counts to the other replicas. Never returns.
-    pub async fn report_forever(&self, context: &AppContext) {
-        let AppContext { app, store, clock, .. } = context;
-        let mut reporting = context.metrics.loops.counts.operation();
-        loop {
-            tokio::time::sleep(REPORT_INTERVAL).await;
-            for delivery in Delivery::ALL {
-                let count = &self.0[delivery as usize];
-                let messages = count.swap(0, Ordering::Relaxed);
-                if messages == 0 {
-                    continue;
-                }
-                let budget = Budget { api: delivery.api(), day: clock.day() };
-                let counted = store.count_messages(&app.id, budget, messages).await;
-                reporting.note(&counted);
-                if counted.is_err() {
-                    count.fetch_add(messages, Ordering::Relaxed);
-                }
+/// Reports the counts to the other replicas. Never returns.
+pub async fn report_forever(context: Arc<AppContext>) {
+    let AppContext { app, store, clock, counts, metrics, .. } = &*context;
+    let mut reporting = metrics.loops.counts.operation();
+    loop {
+        tokio::time::sleep(REPORT_INTERVAL).await;
+        for delivery in Delivery::ALL {
+            let count = &counts.0[delivery as usize];
+            let messages = count.swap(0, Ordering::Relaxed);
+            if messages == 0 {
+                continue;
+            }
+            let budget = Budget { api: delivery.api(), day: clock.day() };
+            let counted = store.count_messages(&app.id, budget, messages).await;
+            reporting.note(&counted);
+            if counted.is_err() {
+                count.fetch_add(messages, Ordering::Relaxed);
             }
         }
     }

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::context::AppContext;
 use crate::send::outcome::SendError;
-use crate::send::{SendRequest, Sender, Sent};
+use crate::send::{SendRequest, Sent};
 
 type Answer = Result<Sent, Failure>;
 type Key = (AppId, OpenId, RequestId);
@@ -44,16 +45,16 @@ impl InFlight {
 
     /// Sends a message, or joins the running send of the same request. Dropping the future does not stop the send.
     /// Fails with OVERLOADED at the limit. The send holds `charge`, the memory that its request takes, until it ends.
-    pub async fn send(&self, app: AppId, sender: Arc<Sender>, order: SendRequest, charge: Charge) -> Answer {
+    pub async fn send(&self, context: Arc<AppContext>, order: SendRequest, charge: Charge) -> Answer {
         if self.tasks.is_closed() {
             return Err(Failure::shutting_down());
         }
         let Some(request) = &order.request else {
             self.check_capacity()?;
-            return self.detachable(charge, async move { sender.send(&order).await }).await;
+            return self.detachable(charge, async move { context.send(&order).await }).await;
         };
         let fingerprint = request.fingerprint;
-        let key = (app, order.openid.clone(), request.id.clone());
+        let key = (context.app.id.clone(), order.openid.clone(), request.id.clone());
         let (publish, answer) = watch::channel(None);
         let joined = match lock(&self.requests).entry(key.clone()) {
             Entry::Occupied(running) if running.get().fingerprint != fingerprint => {
@@ -72,7 +73,7 @@ impl InFlight {
         }
         let guard = EntryGuard { requests: Arc::clone(&self.requests), key };
         self.detachable(charge, async move {
-            let answer = sender.send(&order).await;
+            let answer = context.send(&order).await;
             drop(guard);
             // There may be no receiver: the error is ignored.
             let _ = publish.send(Some(answer.clone()));

@@ -17,7 +17,6 @@ use store::eligibility::Eligibility;
 use store::leases::{Lease, LeaseEnd, LeaseId, Leased, NewLease, Recorded, Request};
 use tracing::Instrument as _;
 
-use self::count::SendCounts;
 use crate::context::AppContext;
 use crate::send::outcome::{End, Outcome, SendError, WechatAnswer};
 use crate::spans;
@@ -49,11 +48,6 @@ pub struct Sent {
     pub late: Option<LateFailure>,
 }
 
-pub struct Sender {
-    context: Arc<AppContext>,
-    counts: SendCounts,
-}
-
 /// Result of the attempts with one credential.
 #[derive(Debug)]
 pub enum AttemptResult {
@@ -69,20 +63,11 @@ pub enum AttemptResult {
     SourceStopped(SendError),
 }
 
-impl Sender {
-    pub fn new(context: Arc<AppContext>) -> Self {
-        Self { context, counts: SendCounts::default() }
-    }
-
-    /// Reports the number of sent messages to the other replicas. Never returns.
-    pub async fn report_forever(self: Arc<Self>) {
-        self.counts.report_forever(&self.context).await;
-    }
-
+impl AppContext {
     /// Sends one message. Once started, it must run to its end: if it is dropped between lease and settle, the outcome
     /// is unknown until the lease expires.
     pub async fn send(&self, order: &SendRequest) -> Result<Sent, Failure> {
-        let span = spans::send(&self.context.app.id);
+        let span = spans::send(&self.app.id);
         let result = self.send_and_count(order).instrument(span.clone()).await;
         match &result {
             Ok(Sent { outcome, .. }) => spans::sent(&span, outcome.end.name(), outcome.attempts),
@@ -93,7 +78,7 @@ impl Sender {
 
     async fn send_and_count(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
-        let metrics = &self.context.metrics.sends;
+        let metrics = &self.metrics.sends;
         match self.try_send(order).await {
             Ok(SendResult::Sent(sent)) => {
                 metrics.ended(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
@@ -110,7 +95,7 @@ impl Sender {
     }
 
     async fn try_send(&self, order: &SendRequest) -> Result<SendResult, SendError> {
-        let kinds = match self.context.ready(order.message.delivery.kinds()).await {
+        let kinds = match self.ready(order.message.delivery.kinds()).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };
@@ -128,8 +113,8 @@ impl Sender {
         let mut progress = Progress::new(requested_at);
         loop {
             let before = progress.attempts;
-            let result = self.context.try_credential(order, &lease, &mut progress).await;
-            self.context.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
+            let result = self.try_credential(order, &lease, &mut progress).await;
+            self.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
             match self.settle(order, lease, result, &mut progress).await? {
                 AfterSettle::Done(sent) => {
                     self.counts.add(order.message.delivery);
@@ -144,7 +129,7 @@ impl Sender {
     /// The answer while nothing can be sent: the recorded outcome of the request, otherwise `obstacle`.
     async fn recall(&self, order: &SendRequest, obstacle: SendError) -> Result<SendResult, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
-        match self.context.store.recorded(&self.context.app.id, &order.openid, request).await? {
+        match self.store.recorded(&self.app.id, &order.openid, request).await? {
             Recorded::Nothing => Err(obstacle),
             Recorded::Finished(outcome) => Ok(SendResult::Recorded(outcome)),
             Recorded::UnderWay => Err(SendError::InDoubt(WechatAnswer::default())),
@@ -163,7 +148,7 @@ impl Sender {
         loop {
             let requested_at = Instant::now();
             let leased = self.lease(order, wanted).await?;
-            if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.context.app.timeout {
+            if !matches!(leased, Leased::Busy(_)) || begun.elapsed() + pause >= self.app.timeout {
                 return Ok((requested_at, leased));
             }
             // Half fixed, half random, so that waiting sends do not retry at the same moment.
@@ -173,9 +158,9 @@ impl Sender {
     }
 
     async fn lease(&self, order: &SendRequest, wanted: &Eligibility) -> Result<Leased, store::Error> {
-        let (id, span) = (LeaseId::random(), spans::lease(&self.context.app.id));
+        let (id, span) = (LeaseId::random(), spans::lease(&self.app.id));
         let new = NewLease { id, request: order.request.as_ref(), wanted };
-        let ask = || self.context.store.lease(&self.context.app.id, &order.openid, &new, &self.context.limits.terms);
+        let ask = || self.store.lease(&self.app.id, &order.openid, &new, &self.limits.terms);
         let leased = match ask().await {
             // Perhaps only the reply was lost. Asking again with the same id returns the same lease.
             Err(store::Error::Redis(_)) => ask().await,
@@ -190,7 +175,7 @@ impl Sender {
         if outcome.end == End::Refused {
             return Err(SendError::Refused(outcome.answer));
         }
-        let AppContext { app, store, clock, .. } = &*self.context;
+        let AppContext { app, store, clock, .. } = self;
         let inventory = store.inventory(&app.id, &order.openid, (clock.now_ms() / 1000) as i64).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
         let late = match outcome.answer.msgid {

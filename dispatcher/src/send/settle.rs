@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use store::leases::{Lease, LeaseEnd, LeaseId, Settle, SettleReply};
 
-use super::{AfterSettle, AttemptResult, Progress, SendRequest, Sender, Sent};
+use super::{AfterSettle, AttemptResult, Progress, SendRequest, Sent};
 use crate::context::AppContext;
 use crate::send::outcome::{End, Outcome, SendError};
 use crate::spans;
@@ -12,7 +12,7 @@ use crate::spans;
 /// Pause before a failed settle is retried.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
-impl Sender {
+impl AppContext {
     /// Settles the lease, records the outcome under the request id, and leases the next credential if one is needed.
     pub(super) async fn settle(
         &self,
@@ -32,7 +32,7 @@ impl Sender {
             }
             AttemptResult::End(end, lease_end) => (lease_end, Some(outcome(end)), Ok(outcome(end)), false),
             AttemptResult::NextCredential => {
-                (LeaseEnd::Discard, None, Err(dead()), progress.credentials < self.context.limits.credentials)
+                (LeaseEnd::Discard, None, Err(dead()), progress.credentials < self.limits.credentials)
             }
             AttemptResult::InDoubt if order.request.is_some() => {
                 (LeaseEnd::Hold, None, Err(SendError::InDoubt(progress.last.clone())), false)
@@ -43,7 +43,7 @@ impl Sender {
             AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
-        let next = match self.context.stops.usable(order.message.delivery.kinds()) {
+        let next = match self.stops.usable(order.message.delivery.kinds()) {
             Ok(kinds) if needs_next => Some((LeaseId::random(), order.message.eligibility(kinds))),
             _ => None,
         };
@@ -86,15 +86,14 @@ impl Sender {
         settle: &Settle<'_>,
         progress: &Progress,
     ) -> Option<SettleReply> {
-        let span = spans::settle(&self.context.app.id);
-        let mut settling = self.context.metrics.loops.settles.operation();
+        let span = spans::settle(&self.app.id);
+        let mut settling = self.metrics.loops.settles.operation();
         loop {
-            let AppContext { app, store, limits, .. } = &*self.context;
-            let settled = store.settle(&app.id, &order.openid, settle, &limits.terms).await;
+            let settled = self.store.settle(&self.app.id, &order.openid, settle, &self.limits.terms).await;
             settling.note(&settled);
             match settled {
                 Ok(settled) => return Some(settled),
-                Err(error) if !error.is_lasting() && progress.leased_at.elapsed() < limits.terms.duration => {
+                Err(error) if !error.is_lasting() && progress.leased_at.elapsed() < self.limits.terms.duration => {
                     tokio::time::sleep(SETTLE_PAUSE).await;
                 }
                 // Giving up; the reaper will settle this message.

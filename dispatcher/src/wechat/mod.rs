@@ -9,7 +9,7 @@
 pub mod client;
 pub mod errcode;
 pub mod error;
-pub mod keywords;
+pub(crate) mod keywords;
 pub mod message;
 pub mod reply;
 pub mod token;
