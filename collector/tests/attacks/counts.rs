@@ -4,7 +4,7 @@ use server::proto::GetStockRequest;
 use testing::{Redis, Scrape, eventually};
 use tokio::task::JoinSet;
 
-use crate::support::*;
+use crate::fixture::*;
 
 /// Number of buckets of the collectors of these tests.
 const BUCKETS: u64 = 4;

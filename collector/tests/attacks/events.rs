@@ -4,7 +4,7 @@ use server::proto::{EventAction, ReportEventsRequest};
 use testing::Redis;
 use tonic::Code;
 
-use crate::support::*;
+use crate::fixture::*;
 
 const HOUR: i64 = 3600;
 

@@ -8,7 +8,7 @@ use server::proto::{
 use testing::{Redis, called_raw, oversized_requests};
 use tonic::Code;
 
-use crate::support::*;
+use crate::fixture::*;
 
 /// A valid message of this type.
 fn valid(message: &str) -> Vec<u8> {

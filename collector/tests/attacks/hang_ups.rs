@@ -9,8 +9,8 @@ use testing::http2::{Peer, framed};
 use testing::{Redis, Scrape};
 use tokio::task::JoinSet;
 
+use crate::fixture::*;
 use crate::process::{CollectorProcess, slow_redis};
-use crate::support::*;
 
 fn inventory() -> GetInventoryRequest {
     GetInventoryRequest { app_id: APP.into(), openid: "oUser".into() }

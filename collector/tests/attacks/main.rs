@@ -5,6 +5,9 @@ mod connections;
 mod counts;
 mod events;
 mod fields;
+#[path = "../integration/fixture.rs"]
+#[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
+mod fixture;
 mod hang_ups;
 mod health;
 mod memory;
@@ -13,6 +16,3 @@ mod redis;
 mod refusals;
 mod settings;
 mod streams;
-#[path = "../integration/support.rs"]
-#[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
-mod support;

@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
+use crate::fixture::*;
 use crate::process::CollectorProcess;
-use crate::support::*;
 
 /// The maximum peak memory, well below the 512 MiB of the manifests.
 const MOST: u64 = 320 << 20;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use testing::{Process, Redis, eventually, free_port, slowed};
 
-use crate::support::*;
+use crate::fixture::*;
 
 pub struct CollectorProcess {
     pub process: Process,

@@ -12,7 +12,7 @@ use testing::{Process, Redis, eventually, free_port};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::support::*;
+use crate::fixture::*;
 
 fn users(openid: &str) -> String {
     BucketKeys::new(&app(), Bucket::of(&OpenId::parse(openid).unwrap(), 4)).users()

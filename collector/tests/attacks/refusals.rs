@@ -9,8 +9,8 @@ use testing::{CallersFile, Redis, eventually};
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::fixture::*;
 use crate::process::{CollectorProcess, slow_redis};
-use crate::support::*;
 
 const COLLECT: &str = "/formid.v1.CollectorService/Collect";
 

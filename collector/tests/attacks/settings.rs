@@ -3,7 +3,7 @@
 use clap::{CommandFactory as _, Parser as _};
 use collector::settings::{Flags, Settings};
 
-use crate::support::APP;
+use crate::fixture::APP;
 
 #[test]
 fn overlong_durations_are_refused() {

@@ -6,7 +6,7 @@ use testing::{CallersFile, Redis, SilentStream, eventually, reason};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::support::*;
+use crate::fixture::*;
 
 const COLLECT: &str = "/formid.v1.CollectorService/CollectStream";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";

@@ -7,7 +7,7 @@ use server::proto::{
 use testing::Redis;
 use tonic::Code;
 
-use crate::support::*;
+use crate::fixture::*;
 
 const DAY: i64 = 24 * 3600;
 

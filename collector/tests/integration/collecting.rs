@@ -3,7 +3,7 @@
 use server::proto::{CollectStatus, CredentialKind, EraseUserRequest, GetInventoryRequest};
 use testing::Redis;
 
-use crate::support::*;
+use crate::fixture::*;
 
 const WEEK: i64 = 7 * 24 * 3600;
 

@@ -9,7 +9,7 @@ use server::proto::{
 use testing::Redis;
 use tonic::{Code, Status};
 
-use crate::support::{APP, Client, bad_fields, batch, collect, collector, form, popup, reason, request, signature};
+use crate::fixture::{APP, Client, bad_fields, batch, collect, collector, form, popup, reason, request, signature};
 
 fn grant(openid: &str, template: &str, count: u32) -> Credential {
     keyed(openid, template, count, "")

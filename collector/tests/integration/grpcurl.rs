@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use testing::{Process, Redis, buf_curl, complained, eventually, free_port, grpcurl, printed};
 
-use crate::support::{APP, SOON, is_serving};
+use crate::fixture::{APP, SOON, is_serving};
 
 const SERVICE: &str = "formid.v1.CollectorService";
 

@@ -3,9 +3,9 @@
 
 mod bad_input;
 mod collecting;
-mod crowd;
 mod edge;
 mod failover;
+mod fixture;
 mod grants;
 mod grpcurl;
 mod metrics;
@@ -13,5 +13,5 @@ mod outages;
 mod process;
 mod stock;
 mod streams;
-mod support;
 mod traces;
+mod writers;

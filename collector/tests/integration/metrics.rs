@@ -9,7 +9,7 @@ use testing::{Redis, Scrape, eventually, http};
 use tokio_stream::iter;
 use tonic::Code;
 
-use crate::support::*;
+use crate::fixture::*;
 
 /// A collector, a client of it, and the address of its metrics.
 async fn measured(redis: &Redis, extra: &[&str]) -> (Collector, Client, SocketAddr) {

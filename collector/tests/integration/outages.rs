@@ -6,8 +6,8 @@ use testing::{Redis, Scrape, eventually};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::crowd::Crowd;
-use crate::support::*;
+use crate::fixture::*;
+use crate::writers::Writers;
 
 pub fn assert_redis_unavailable(status: &Status) {
     assert_eq!((status.code(), reason(status).as_str()), (Code::Unavailable, "REDIS_UNAVAILABLE"), "{status:?}");
@@ -49,13 +49,13 @@ async fn collector_started_before_redis_waits_for_it() {
 async fn acknowledged_credentials_survive_a_killed_redis() {
     let mut redis = Redis::durable();
     let (collector, _client) = collector(&redis, &["--redis-timeout", "1s"]).await;
-    let crowd = Crowd::start(&collector).await;
-    crowd.stores(100, SOON).await;
+    let writers = Writers::start(&collector).await;
+    writers.stores(100, SOON).await;
     redis.kill();
-    crowd.fails().await;
+    writers.fails().await;
     redis.resume();
-    crowd.stores(100, SOON).await;
-    assert!(crowd.missing(&redis.store().await).await.is_empty(), "an acknowledged credential is missing");
+    writers.stores(100, SOON).await;
+    assert!(writers.missing(&redis.store().await).await.is_empty(), "an acknowledged credential is missing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

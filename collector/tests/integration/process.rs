@@ -11,7 +11,7 @@ use testing::{Process, Redis, eventually, free_port};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::support::*;
+use crate::fixture::*;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));

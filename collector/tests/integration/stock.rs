@@ -8,7 +8,7 @@ use store::Store;
 use store::credentials::Packed;
 use testing::{Redis, eventually};
 
-use crate::support::*;
+use crate::fixture::*;
 
 const DAY: i64 = 24 * 3600;
 

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use crate::support::*;
+use crate::fixture::*;
 
 /// Opens a stream; batches that are sent into the channel go to the collector.
 async fn open(client: &mut Client) -> (mpsc::Sender<CollectStreamRequest>, Streaming<CollectStreamResponse>) {

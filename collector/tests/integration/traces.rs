@@ -8,7 +8,7 @@ use server::proto::collector_service_client::CollectorServiceClient;
 use testing::{CallersFile, Process, Redis, TraceCollector, attribute, bearer, eventually, free_port};
 use tonic::{Code, Request};
 
-use crate::support::*;
+use crate::fixture::*;
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 

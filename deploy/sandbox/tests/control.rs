@@ -1,13 +1,13 @@
 //! The control API over HTTP: what it accepts, what it refuses, and what it answers.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
 use std::time::Duration;
 
+use fixture::*;
 use sandbox::{Books, Sandbox, Settings};
 use serde_json::{Value, json};
-use support::*;
 
 #[tokio::test]
 async fn one_call_takes_a_hundred_thousand_submissions() {

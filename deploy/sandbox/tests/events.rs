@@ -1,7 +1,7 @@
 //! The events that WeChat posts to the app's server, and how it repeats them.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -11,9 +11,9 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use fixture::*;
 use sandbox::{EventCounts, EventFormat, Granting, Reading, Settings, Subscription};
 use serde_json::{Value, json};
-use support::*;
 use tokio::net::TcpListener;
 
 /// One request that the app's server received.

@@ -1,13 +1,13 @@
 //! Every kind of fault, as a caller sees it, and its effect on the books.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
 use std::time::{Duration, Instant};
 
+use fixture::*;
 use sandbox::{Endpoint, FaultKind, Match, Rule, Settings};
 use serde_json::json;
-use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

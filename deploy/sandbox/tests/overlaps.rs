@@ -1,14 +1,14 @@
 //! One `subscribe/send` at a time for a user.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use fixture::*;
 use sandbox::{Endpoint, FaultKind, Rule, Settings};
 use serde_json::json;
-use support::*;
 
 /// Sends to these users concurrently, and returns the errcodes, sorted.
 async fn sends(wechat: &Arc<WeChat>, users: &[&'static str]) -> Vec<i32> {

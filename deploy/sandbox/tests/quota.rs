@@ -1,11 +1,11 @@
 //! `openapi/quota/get`: what it answers about the daily quota, and which calls it refuses.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
+use fixture::*;
 use sandbox::{Endpoint, FaultKind, Match, Rule, Settings, Submission};
 use serde_json::{Value, json};
-use support::*;
 
 const QUOTA: &str = "/cgi-bin/openapi/quota/get";
 const DAY: u64 = 24 * 3600;

@@ -1,13 +1,13 @@
 //! What `template/send` accepts, and which code it answers to the rest.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
 use std::collections::HashSet;
 
+use fixture::*;
 use sandbox::{Kind, Reading, Settings, Submission};
 use serde_json::{Value, json};
-use support::*;
 
 const DAY: u64 = 24 * 3600;
 

@@ -1,11 +1,11 @@
 //! What `subscribe/send` accepts, and which code it answers to the rest.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
+use fixture::*;
 use sandbox::{Endpoint, FaultKind, Granting, Kind, Match, Reading, Rule, Settings, Subscription};
 use serde_json::{Value, json};
-use support::*;
 
 #[tokio::test]
 async fn grant_allows_one_message() {

@@ -1,11 +1,11 @@
 //! The two token endpoints, and how tokens expire.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
-mod support;
+mod fixture;
 
+use fixture::*;
 use sandbox::{Endpoint, FaultKind, Rule, Settings};
 use serde_json::json;
-use support::*;
 
 #[tokio::test]
 async fn plain_fetch_issues_a_new_token_and_leaves_a_grace_period() {

@@ -9,7 +9,7 @@ use server::proto::{
 use testing::{Redis, Scrape, eventually};
 use tokio::task::JoinSet;
 
-use crate::rig::{APP, Rig};
+use crate::fixture::{APP, Fixture};
 
 const BUCKETS: u64 = 4;
 const CALLS: u64 = 100;
@@ -21,9 +21,9 @@ async fn sent(metrics: SocketAddr, command: &str) -> u64 {
 
 #[tokio::test]
 async fn concurrent_reads_of_a_broadcast_share_one_tally() {
-    let rig = Rig::with_buckets(Redis::alone(), BUCKETS as u16).await;
-    rig.submit("oUser", 1).await;
-    let dispatcher = rig.dispatcher_with(&["--redis-timeout", "60s"]).await;
+    let fixture = Fixture::with_buckets(Redis::alone(), BUCKETS as u16).await;
+    fixture.submit("oUser", 1).await;
+    let dispatcher = fixture.dispatcher_with(&["--redis-timeout", "60s"]).await;
     let mut client = dispatcher.client.clone();
     let audience = Some(Audience::AllReachable(AllReachable {}));
     let request = BroadcastRequest {
@@ -37,7 +37,7 @@ async fn concurrent_reads_of_a_broadcast_share_one_tally() {
     // Only the tally of a broadcast that has not begun counts the users of each bucket (HLEN). No other code sends it
     // here.
     let before = sent(dispatcher.metrics, "HLEN").await;
-    rig.redis.servers()[0].hang();
+    fixture.redis.servers()[0].hang();
     let mut calls = JoinSet::new();
     for _ in 0..CALLS {
         let (mut client, broadcast_id) = (client.clone(), broadcast_id.clone());
@@ -48,7 +48,7 @@ async fn concurrent_reads_of_a_broadcast_share_one_tally() {
         Scrape::of(dispatcher.metrics).await.value("formid_requests_in_flight", &[]) == CALLS
     })
     .await;
-    rig.redis.servers()[0].go_on();
+    fixture.redis.servers()[0].go_on();
     for broadcast in calls.join_all().await {
         assert_eq!(broadcast.unwrap().into_inner().broadcast.unwrap().tally.unwrap().audience, 1);
     }

@@ -5,12 +5,12 @@ use server::proto::{BroadcastRequest, Recipient, Recipients};
 use server::rpc::status::{MAX_STATUS, MORE_FIELDS};
 use tonic::Code;
 
-use crate::rig::{APP, Rig, fact, fields, reason};
+use crate::fixture::{APP, Fixture, fact, fields, reason};
 
 #[tokio::test]
 async fn an_error_names_the_first_bad_fields_and_counts_the_others() {
-    let rig = Rig::new().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::new().await;
+    let dispatcher = fixture.dispatcher().await;
     let bad = |count| {
         let list = vec![Recipient { openid: "o User".into(), ..Recipient::default() }; count];
         let audience = Some(Audience::Recipients(Recipients { list }));

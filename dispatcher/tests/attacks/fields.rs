@@ -6,7 +6,7 @@ use server::proto::{AddRecipientsRequest, AllReachable, BroadcastRequest, GetBro
 use testing::{called_raw, oversized_requests};
 use tonic::Code;
 
-use crate::rig::{APP, Rig, connect, fields, message};
+use crate::fixture::{APP, Fixture, connect, fields, message};
 
 /// A request that the dispatcher accepts, apart from a broadcast id that does not exist.
 fn valid(name: &str) -> Vec<u8> {
@@ -33,8 +33,8 @@ fn valid(name: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn every_field_of_variable_size_has_a_bound() {
-    let rig = Rig::new().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::new().await;
+    let dispatcher = fixture.dispatcher().await;
     let channel = connect(dispatcher.address.port()).await;
     let requests = oversized_requests("formid.v1.DispatcherService", valid);
     assert!(requests.len() > 50, "{}", requests.len());

@@ -4,10 +4,10 @@
 mod counts;
 mod errors;
 mod fields;
+#[path = "../integration/fixture.rs"]
+#[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
+mod fixture;
 mod memory;
 mod redis;
-#[path = "../integration/rig.rs"]
-#[allow(dead_code, reason = "the fixture of the other tests, of which these need a part")]
-mod rig;
 mod settings;
 mod streams;

@@ -15,7 +15,7 @@ use testing::{Process, call_with, eventually};
 use tokio::task::JoinSet;
 use tonic_types::StatusExt as _;
 
-use crate::rig::{APP, Rig, any_port, connect, message, reason, serving};
+use crate::fixture::{APP, Fixture, any_port, connect, message, reason, serving};
 
 /// Well below the limit of 512 MiB in the manifests.
 const MOST: u64 = 320 << 20;
@@ -51,9 +51,9 @@ async fn at_once(port: u16, method: &str, calls: usize, content: Vec<u8>, ends: 
     answered.len()
 }
 
-async fn started(rig: &Rig) -> (Process, u16) {
+async fn started(fixture: &Fixture) -> (Process, u16) {
     let port = any_port();
-    let process = Process::start(&mut rig.command(port, &["--redis-timeout", "60s"]));
+    let process = Process::start(&mut fixture.command(port, &["--redis-timeout", "60s"]));
     serving(connect(port).await, true).await;
     (process, port)
 }
@@ -65,8 +65,8 @@ fn assert_well(process: &Process) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_audiences_stay_within_the_memory_budget() {
-    let rig = Rig::patient().await;
-    let (process, port) = started(&rig).await;
+    let fixture = Fixture::patient().await;
+    let (process, port) = started(&fixture).await;
     let recipient = |number| Recipient { openid: format!("oUser{number:023}"), data: values(4, 30) };
     let list = (0..10_000).map(recipient).collect();
     let request = BroadcastRequest {
@@ -83,8 +83,8 @@ async fn large_audiences_stay_within_the_memory_budget() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lists_are_counted_before_they_are_decoded() {
-    let rig = Rig::patient().await;
-    let (process, port) = started(&rig).await;
+    let fixture = Fixture::patient().await;
+    let (process, port) = started(&fixture).await;
     // Each recipient has a map with one entry: a hundred times larger in memory than on the wire.
     let content = [0x1a, 2, 0x12, 0].repeat(1 << 20);
     assert!(at_once(port, "AddRecipients", 20, content, "MESSAGE_TOO_LARGE").await > 0);
@@ -104,19 +104,19 @@ async fn lists_are_counted_before_they_are_decoded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sends_of_disconnected_callers_count_toward_the_byte_limit() {
-    let rig = Rig::patient().await;
-    let slow = sandbox::Settings { latency_ms: 4000, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
-    let dispatcher = rig.dispatcher_with(&["--max-bytes-in-flight", "17300000"]).await;
+    let fixture = Fixture::patient().await;
+    let slow = sandbox::Settings { latency_ms: 4000, ..fixture.sandbox.settings() };
+    fixture.sandbox.set_settings(slow).unwrap();
+    let dispatcher = fixture.dispatcher_with(&["--max-bytes-in-flight", "17300000"]).await;
     let large = |user: &str| SendTemplateRequest { data: values(64, 4000), ..message(user, "") };
     let mut tasks = JoinSet::new();
     for number in 0..60 {
         let user = format!("oUser{number}");
-        rig.submit(&user, 1).await;
+        fixture.submit(&user, 1).await;
         let (mut client, request) = (dispatcher.client.clone(), large(&user));
         tasks.spawn(async move { client.send_template(request).await.map(drop) });
     }
-    rig.submit("oLast", 1).await;
+    fixture.submit("oLast", 1).await;
     // Calls over the limit are rejected immediately. The others wait for WeChat, and their callers disconnect.
     for _ in 0..20 {
         assert_eq!(reason(&tasks.join_next().await.unwrap().unwrap().unwrap_err()), "OVERLOADED");
@@ -129,5 +129,5 @@ async fn sends_of_disconnected_callers_count_toward_the_byte_limit() {
         dispatcher.send(large("oLast")).await.is_ok()
     })
     .await;
-    assert!(rig.delivered() > 20, "{}", rig.delivered());
+    assert!(fixture.delivered() > 20, "{}", fixture.delivered());
 }

@@ -14,14 +14,14 @@ use store::keys::BucketKeys;
 use testing::{Process, Redis, eventually};
 use tonic::transport::Channel;
 
-use crate::rig::{APP, Rig, any_port, connect, message, reason, serving};
+use crate::fixture::{APP, Fixture, any_port, connect, message, reason, serving};
 
 const SOON: Duration = Duration::from_secs(60);
 const USERS: u64 = 20;
 
 /// A dispatcher that logs to a file, and twenty users in four buckets.
 struct Scene {
-    rig: Rig,
+    fixture: Fixture,
     client: DispatcherServiceClient<Channel>,
     log: PathBuf,
     _process: Process,
@@ -29,16 +29,16 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let rig = Rig::with_buckets(Redis::alone(), 4).await.patiently();
+        let fixture = Fixture::with_buckets(Redis::alone(), 4).await.patiently();
         for number in 0..USERS {
-            rig.submit(&format!("o{number}"), 1).await;
+            fixture.submit(&format!("o{number}"), 1).await;
         }
-        let (log, port) = (PathBuf::from(rig.file("log", "")), any_port());
-        let mut command = rig.command(port, &["--lease", "6s"]);
+        let (log, port) = (PathBuf::from(fixture.file("log", "")), any_port());
+        let mut command = fixture.command(port, &["--lease", "6s"]);
         let process = Process::start(command.stderr(File::create(&log).unwrap()));
         let channel = connect(port).await;
         serving(channel.clone(), true).await;
-        Self { rig, client: DispatcherServiceClient::new(channel), log, _process: process }
+        Self { fixture, client: DispatcherServiceClient::new(channel), log, _process: process }
     }
 
     async fn broadcast(&mut self) -> String {
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     fn ask(&self, command: &str) -> String {
-        self.rig.redis.servers()[0].ask(&[command])
+        self.fixture.redis.servers()[0].ask(&[command])
     }
 
     /// Number of scripts that failed.
@@ -88,7 +88,7 @@ impl Scene {
 async fn unusable_bucket_does_not_block_others_and_is_retried_slowly() {
     let mut scene = Scene::new().await;
     let keys = |openid: &str| {
-        BucketKeys::new(&scene.rig.app(), scene.rig.store.bucket_of(&OpenId::parse(openid).unwrap())).users()
+        BucketKeys::new(&scene.fixture.app(), scene.fixture.store.bucket_of(&OpenId::parse(openid).unwrap())).users()
     };
     let bad = keys("o0");
     let others = (0..USERS).filter(|number| keys(&format!("o{number}")) != bad).count() as u64;
@@ -98,15 +98,15 @@ async fn unusable_bucket_does_not_block_others_and_is_retried_slowly() {
     let status = client.send_template(message("o0", "x")).await.unwrap_err();
     assert_eq!(reason(&status), "INTERNAL");
     let id = scene.broadcast().await;
-    eventually("the users of the other buckets have their message", SOON, async || scene.rig.delivered() == others)
+    eventually("the users of the other buckets have their message", SOON, async || scene.fixture.delivered() == others)
         .await;
     scene.assert_quiet(&bad).await;
 
     scene.ask(&format!("DEL {bad}"));
     scene.ask(&format!("RENAME {bad}:saved {bad}"));
     eventually("the broadcast is done", SOON, async || scene.is_done(&id).await).await;
-    assert_eq!(scene.rig.delivered(), USERS);
-    scene.rig.assert_settled(0).await;
+    assert_eq!(scene.fixture.delivered(), USERS);
+    scene.fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,14 +114,14 @@ async fn message_that_cannot_be_settled_is_given_up_eventually() {
     let mut scene = Scene::new().await;
     // WeChat answers late, so that the key becomes unusable while a message is in flight.
     let rule = Rule { times: Some(1), hang_ms: Some(2000), ..Rule::new(FaultKind::HangAfter) };
-    scene.rig.sandbox.add_faults(vec![rule]).unwrap();
+    scene.fixture.sandbox.add_faults(vec![rule]).unwrap();
     let id = scene.broadcast().await;
     let broadcast = BroadcastId::parse(&id).unwrap();
     let parts: Vec<_> = scene
-        .rig
+        .fixture
         .store
         .buckets()
-        .map(|bucket| BucketKeys::new(&scene.rig.app(), bucket).broadcast(&broadcast))
+        .map(|bucket| BucketKeys::new(&scene.fixture.app(), bucket).broadcast(&broadcast))
         .collect();
     let mut hit = None;
     eventually("a message is in flight", SOON, async || {

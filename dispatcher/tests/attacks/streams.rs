@@ -7,7 +7,7 @@ use server::proto::{AllReachable, BroadcastRequest, WatchBroadcastRequest};
 use testing::{CallersFile, SilentStream, bearer, reason};
 use tonic::Status;
 
-use crate::rig::{APP, Rig, connect};
+use crate::fixture::{APP, Fixture, connect};
 
 const WATCH: &str = "/formid.v1.DispatcherService/WatchBroadcast";
 const BOUND: Duration = Duration::from_secs(30);
@@ -18,11 +18,11 @@ fn table(token: &str, app: &str) -> String {
 
 #[tokio::test]
 async fn open_streams_end_soon_after_their_caller_loses_its_rights() {
-    let rig = Rig::new().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::new().await;
+    fixture.submit("oUser", 1).await;
     let file = CallersFile::new(&[("a", &table("a", APP)), ("b", &table("b", APP))]);
     let flags = file.flags();
-    let dispatcher = rig.dispatcher_with(&[&flags[0], &flags[1]]).await;
+    let dispatcher = fixture.dispatcher_with(&[&flags[0], &flags[1]]).await;
     let audience = Some(Audience::AllReachable(AllReachable {}));
     let (app_id, template_id) = (APP.to_owned(), "t".to_owned());
     let request = BroadcastRequest { app_id, template_id, hold: true, audience, ..BroadcastRequest::default() };

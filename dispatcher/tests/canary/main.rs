@@ -1,26 +1,26 @@
 //! No secret leaks: no log line at any level, no status, no trace and no metric contains one, whichever failure occurs.
 //!
 //! Each kind of secret is a unique string that occurs nowhere else (`secrets`). Both services run as processes that log
-//! at `trace` and export a trace of every call. They use a WeChat that echoes each request (`liar`), and meet the
-//! failures that can occur (`troubles`, `crowds`, `mishaps`, `doors`). Then the test searches every byte that they
+//! at `trace` and export a trace of every call. They use a WeChat that echoes each request (`lying_upstream`), and meet the
+//! failures that can occur (`faulty_calls`, `broadcasts`, `failures`, `endpoints`). Then the test searches every byte that they
 //! printed, answered, exported and showed on their metrics pages.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assumption should end the test, loudly")]
 
-mod crowds;
-mod doors;
-mod liar;
-mod mishaps;
+mod broadcasts;
+mod endpoints;
+mod failures;
+mod faulty_calls;
+mod fixture;
+mod lying_upstream;
 mod secrets;
-mod troubles;
-mod world;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use liar::Liar;
+use fixture::Fixture;
+use lying_upstream::LyingUpstream;
 use server::listen::Listeners;
-use world::World;
 
 /// Texts that the services must have logged on the way. If one is missing, its failure did not occur and the test
 /// proves nothing about it.
@@ -77,24 +77,24 @@ async fn no_secret_reaches_a_log_line_a_status_a_trace_or_a_metric_whatever_goes
 }
 
 async fn nothing_leaks(log_format: &'static str) {
-    let wechat = Liar::default();
-    let world = World::new(log_format, wechat.start().await).await;
-    troubles::all(&world, &wechat).await;
-    mishaps::all(&world).await;
-    doors::all(&world).await;
+    let wechat = LyingUpstream::default();
+    let fixture = Fixture::new(log_format, wechat.start().await).await;
+    faulty_calls::all(&fixture, &wechat).await;
+    failures::all(&fixture).await;
+    endpoints::all(&fixture).await;
 
-    let leaks = world.leaks();
+    let leaks = fixture.leaks();
     assert!(leaks.is_empty(), "{} leaks:\n{}", leaks.len(), leaks.join("\n\n"));
-    let printed = world.printed();
+    let printed = fixture.printed();
     let missed: Vec<_> = MET.iter().filter(|phrase| !printed.contains(**phrase)).collect();
     assert!(missed.is_empty(), "never logged: {missed:?}");
     assert!(!printed.contains("panicked"), "{printed}");
-    assert!(world.failures() > 100 && wechat.asked() > 50, "{} {}", world.failures(), wechat.asked());
+    assert!(fixture.failures() > 100 && wechat.asked() > 50, "{} {}", fixture.failures(), wechat.asked());
     for family in ["formid_wechat_", "formid_redis_", "formid_requests_"] {
-        assert!(world.pages().contains(family), "no metrics page with {family}");
+        assert!(fixture.pages().contains(family), "no metrics page with {family}");
     }
     for name in SPANS {
-        assert!(!world.traces.named(name).is_empty(), "no span {name}");
+        assert!(!fixture.traces.named(name).is_empty(), "no span {name}");
     }
 }
 

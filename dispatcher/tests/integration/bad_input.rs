@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::broadcast::to_all;
-use crate::rig::{Rig, Running, fields, message, reason};
+use crate::fixture::{Fixture, Running, fields, message, reason};
 use clap::Parser as _;
 use dispatcher::settings::Args;
 use domain::dependency::Dependency as _;
@@ -15,8 +15,8 @@ use tonic::Code;
 
 #[tokio::test]
 async fn every_bad_field_is_named_at_once() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let mut request = message("", "x");
     request.app_id = "no such app!".into();
     request.template_id = String::new();
@@ -42,9 +42,9 @@ async fn every_bad_field_is_named_at_once() {
 
 #[tokio::test]
 async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oUser", 1).await;
     let long = "x".repeat(5000);
     for bad in ["", "\u{1}", " ", long.as_str()] {
         for field in ["app_id", "openid", "template_id"] {
@@ -71,13 +71,13 @@ async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
             assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.to_owned()]));
         }
     }
-    assert_eq!(rig.left("oUser").await, 1);
+    assert_eq!(fixture.left("oUser").await, 1);
 }
 
 #[tokio::test]
 async fn data_has_a_maximum_size_and_no_empty_keys() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let value = || TemplateValue { value: "x".into(), color: String::new() };
     let mut many = message("oUser", "x");
     many.data = (0..65).map(|number| (format!("keyword{number}"), value())).collect();
@@ -90,8 +90,8 @@ async fn data_has_a_maximum_size_and_no_empty_keys() {
 
 #[tokio::test]
 async fn unknown_app_is_refused() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let mut request = message("oUser", "x");
     request.app_id = "wxfeedfeedfeedfeed".into();
     let status = dispatcher.send(request).await.unwrap_err();
@@ -101,10 +101,10 @@ async fn unknown_app_is_refused() {
 
 #[tokio::test]
 async fn redis_may_be_down_at_the_start_and_go_away_midway() {
-    let mut rig = Rig::on(Redis::durable()).await.patiently();
-    rig.submit("oUser", 3).await;
-    rig.redis.kill();
-    let dispatcher = Running::start(rig.settings(&["--redis-timeout", "2s"])).await;
+    let mut fixture = Fixture::on(Redis::durable()).await.patiently();
+    fixture.submit("oUser", 3).await;
+    fixture.redis.kill();
+    let dispatcher = Running::start(fixture.settings(&["--redis-timeout", "2s"])).await;
     let unavailable = |status: tonic::Status| (status.code(), reason(&status));
     let expected = |found| assert_eq!(found, (Code::Unavailable, "REDIS_UNAVAILABLE".to_owned()));
     expected(unavailable(dispatcher.send(message("oUser", "1")).await.unwrap_err()));
@@ -117,29 +117,30 @@ async fn redis_may_be_down_at_the_start_and_go_away_midway() {
         expected(unavailable(status));
     }
     for text in ["1", "2"] {
-        rig.redis.resume();
+        fixture.redis.resume();
         eventually("the dispatcher recovers without a restart", Duration::from_secs(10), async || {
             dispatcher.send(message("oUser", text)).await.is_ok_and(|answer| answer.outcome() == Outcome::Delivered)
         })
         .await;
-        rig.redis.kill();
+        fixture.redis.kill();
         expected(unavailable(dispatcher.send(message("oUser", "meanwhile")).await.unwrap_err()));
     }
-    rig.redis.resume();
-    eventually("the store is available again", Duration::from_secs(10), async || rig.store.ping().await.is_ok()).await;
-    assert_eq!((rig.delivered(), rig.left("oUser").await), (2, 1));
+    fixture.redis.resume();
+    eventually("the store is available again", Duration::from_secs(10), async || fixture.store.ping().await.is_ok())
+        .await;
+    assert_eq!((fixture.delivered(), fixture.left("oUser").await), (2, 1));
 }
 
 #[tokio::test]
 async fn health_follows_redis() {
-    let mut rig = Rig::on(Redis::durable()).await;
-    let dispatcher = rig.dispatcher_with(&["--redis-timeout", "2s"]).await;
-    let channel = crate::rig::connect(dispatcher.address.port()).await;
-    let serving = async |wanted| crate::rig::serving(channel.clone(), wanted).await;
+    let mut fixture = Fixture::on(Redis::durable()).await;
+    let dispatcher = fixture.dispatcher_with(&["--redis-timeout", "2s"]).await;
+    let channel = crate::fixture::connect(dispatcher.address.port()).await;
+    let serving = async |wanted| crate::fixture::serving(channel.clone(), wanted).await;
     serving(true).await;
-    rig.redis.kill();
+    fixture.redis.kill();
     serving(false).await;
-    rig.redis.resume();
+    fixture.redis.resume();
     serving(true).await;
 }
 

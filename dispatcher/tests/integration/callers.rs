@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::broadcast::{to_all, to_list};
-use crate::rig::{APP, Rig, Running, connect, fact, message, reason, request, serving};
+use crate::fixture::{APP, Fixture, Running, connect, fact, message, reason, request, serving};
 
 const OTHER_APP: &str = "wxfedcba9876543210";
 const SOON: Duration = Duration::from_secs(20);
@@ -27,22 +27,23 @@ const ALL: (&str, &str) = (
 );
 
 /// A dispatcher with a callers file and two apps. Only [`APP`] exists in the sandbox.
-async fn guarded(rig: &mut Rig, callers: &[(&str, &str)], flags: &[&str]) -> (Running, Channel, CallersFile) {
+async fn guarded(fixture: &mut Fixture, callers: &[(&str, &str)], flags: &[&str]) -> (Running, Channel, CallersFile) {
     // The settings of the second app differ in everything that an answer could reveal.
     let different = "timeout = '500ms'\nconnect_timeout = '200ms'\ndelivery = 'subscription'";
-    rig.app_settings = format!("[apps.{OTHER_APP}]\nsecret = 'x'\nbase_url = '{}'\n{different}\n", rig.base_url);
+    fixture.app_settings =
+        format!("[apps.{OTHER_APP}]\nsecret = 'x'\nbase_url = '{}'\n{different}\n", fixture.base_url);
     let file = CallersFile::new(callers);
     let given = file.flags();
     let mut all = vec![given[0].as_str(), given[1].as_str()];
     all.extend(flags);
-    let running = rig.dispatcher_with(&all).await;
+    let running = fixture.dispatcher_with(&all).await;
     let channel = connect(running.address.port()).await;
     (running, channel, file)
 }
 
 #[tokio::test]
 async fn every_rpc_requires_exactly_its_permission() {
-    let mut rig = Rig::patient().await;
+    let mut fixture = Fixture::patient().await;
     let permissions = Permission::ALL.into_iter().filter(|permission| *permission != Permission::BroadcastAll);
     let permissions: Vec<Permission> = permissions.collect();
     let tables: Vec<_> = permissions
@@ -50,7 +51,7 @@ async fn every_rpc_requires_exactly_its_permission() {
         .map(|name| (name.name(), format!("token_sha256 = ['TOKEN({name})']\napps = ['*']\npermissions = ['{name}']")))
         .collect();
     let callers: Vec<_> = tables.iter().map(|(name, table)| (*name, table.as_str())).collect();
-    let (_running, channel, _file) = guarded(&mut rig, &callers, &[]).await;
+    let (_running, channel, _file) = guarded(&mut fixture, &callers, &[]).await;
     let mut walked = 0;
     for method in METHODS.iter().filter(|method| method.path.contains("Dispatcher")) {
         let status = called(channel.clone(), method.path, Request::new(())).await.unwrap_err();
@@ -71,10 +72,10 @@ async fn every_rpc_requires_exactly_its_permission() {
 
 #[tokio::test]
 async fn broadcast_to_all_requires_more_than_a_broadcast_to_a_list() {
-    let mut rig = Rig::patient().await;
-    rig.submit("oUser", 1).await;
+    let mut fixture = Fixture::patient().await;
+    fixture.submit("oUser", 1).await;
     let one = "token_sha256 = ['TOKEN(one)']\napps = ['*']\npermissions = ['broadcast']";
-    let (_running, channel, _file) = guarded(&mut rig, &[ALL, ("one", one)], &[]).await;
+    let (_running, channel, _file) = guarded(&mut fixture, &[ALL, ("one", one)], &[]).await;
     let mut client = Client::new(channel);
     for validate_only in [false, true] {
         for app_id in [APP, "wx0000000000000000", "not an app"] {
@@ -134,11 +135,11 @@ async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
 
 #[tokio::test]
 async fn app_of_another_caller_is_answered_like_an_unknown_app() {
-    let mut rig = Rig::patient().await;
+    let mut fixture = Fixture::patient().await;
     let caller = format!(
         "token_sha256 = ['TOKEN(t)']\napps = ['{APP}']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all']"
     );
-    let (_running, channel, _file) = guarded(&mut rig, &[("one", &caller), ALL], &[]).await;
+    let (_running, channel, _file) = guarded(&mut fixture, &[("one", &caller), ALL], &[]).await;
     let (others, nobodys) = (answers(&channel, OTHER_APP).await, answers(&channel, "wx0000000000000000").await);
     assert_eq!((others.len(), nobodys.len()), (26, 26));
     for (other, nobody) in others.iter().zip(&nobodys) {
@@ -152,9 +153,9 @@ async fn app_of_another_caller_is_answered_like_an_unknown_app() {
 
 #[tokio::test]
 async fn watch_ends_when_its_caller_loses_the_permission() {
-    let mut rig = Rig::patient().await;
+    let mut fixture = Fixture::patient().await;
     let reader = ("reader", "token_sha256 = ['TOKEN(reader)']\napps = ['*']\npermissions = ['read']");
-    let (_running, channel, file) = guarded(&mut rig, &[ALL, reader], &[]).await;
+    let (_running, channel, file) = guarded(&mut fixture, &[ALL, reader], &[]).await;
     let mut client = Client::new(channel);
     let held = BroadcastRequest { hold: true, ..to_list(&["oUser"]) };
     let begun = client.broadcast(bearer("all", held)).await.unwrap().into_inner().broadcast.unwrap();
@@ -168,12 +169,12 @@ async fn watch_ends_when_its_caller_loses_the_permission() {
 
 #[tokio::test]
 async fn sends_of_disconnected_callers_count_toward_the_limit() {
-    let rig = Rig::patient().await;
-    rig.submit("oUser", 8).await;
-    let dispatcher = rig.dispatcher_with(&["--max-requests", "2"]).await;
+    let fixture = Fixture::patient().await;
+    fixture.submit("oUser", 8).await;
+    let dispatcher = fixture.dispatcher_with(&["--max-requests", "2"]).await;
     dispatcher.send(message("oUser", "to have a token")).await.unwrap();
-    let slow = sandbox::Settings { latency_ms: 4000, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
+    let slow = sandbox::Settings { latency_ms: 4000, ..fixture.sandbox.settings() };
+    fixture.sandbox.set_settings(slow).unwrap();
     for n in 0..2 {
         let mut given_up = Request::new(request("oUser", "hello", &format!("r{n}")));
         given_up.set_timeout(Duration::from_millis(200));
@@ -185,18 +186,18 @@ async fn sends_of_disconnected_callers_count_toward_the_limit() {
     dispatcher.send(request("oUser", "hello", "r0")).await.unwrap();
     let sent = async || dispatcher.send(request("oUser", "hello", "r2")).await.is_ok();
     eventually("a new send is accepted again", SOON, sent).await;
-    assert_eq!(rig.delivered(), 4);
+    assert_eq!(fixture.delivered(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_log_names_who_changed_a_broadcast_and_no_user() {
-    let rig = Rig::patient().await;
-    rig.submit("oCANARY", 2).await;
+    let fixture = Fixture::patient().await;
+    fixture.submit("oCANARY", 2).await;
     let file = CallersFile::new(&[("night-shift", ALL.1)]);
     let port = free_port();
-    let log = rig.file("log", "");
+    let log = fixture.file("log", "");
     // Audit lines are logged at every log level.
-    let mut flags = rig.flags(&["--log", "error"]);
+    let mut flags = fixture.flags(&["--log", "error"]);
     flags[1] = format!("127.0.0.1:{port}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_dispatcher"));
     command.args(flags).args(file.flags()).stderr(Stdio::from(File::create(&log).unwrap()));

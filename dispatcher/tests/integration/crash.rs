@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, reason, request, serving};
+use crate::fixture::{APP, Fixture, LOST_ANSWERS, any_port, connect, reason, request, serving};
 use sandbox::{FaultKind, Rule};
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use server::proto::{Outcome, SendTemplateRequest, SendTemplateResponse};
@@ -39,44 +39,45 @@ async fn lost_answers_and_kills_lose_and_repeat_no_message() {
 }
 
 async fn survive(faults: &[FaultKind]) {
-    let rig = Rig::new().await;
-    rig.weather(faults);
+    let fixture = Fixture::new().await;
+    fixture.inject_faults(faults);
     // A few more form ids than messages: no form id may be spent without a delivery.
     for user in 0..USERS {
-        rig.submit(&format!("oUser{user}"), messages() / USERS + 2).await;
+        fixture.submit(&format!("oUser{user}"), messages() / USERS + 2).await;
     }
 
     let port = any_port();
-    let process = rig.process(port);
+    let process = fixture.process(port);
     let channel = connect(port).await;
     let next = Arc::new(AtomicUsize::new(0));
     let callers: JoinSet<()> = (0..CALLERS).map(|_| call(channel.clone(), Arc::clone(&next))).collect();
-    let (_process, _) = tokio::join!(kill_often(&rig, process, port, messages(), kills()), callers.join_all());
+    let (_process, _) = tokio::join!(kill_often(&fixture, process, port, messages(), kills()), callers.join_all());
 
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!(
         (books.delivered, books.messages, books.delivered_twice),
         (messages() as u64, messages() as u64, 0),
         "{books:?}"
     );
     eventually("no lease is left", Duration::from_secs(20), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+        fixture.store.ledger(&fixture.app()).await.unwrap().leased == 0
     })
     .await;
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     assert_eq!((ledger.collected, ledger.consumed), ((messages() + 2 * USERS) as u64, messages() as u64), "{ledger:?}");
     assert_eq!((ledger.discarded, ledger.expired, ledger.dropped), (0, 0, 0), "{ledger:?}");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 /// Kills a dispatcher `kills` times and restarts it each time. A kill follows after an equal share of the `messages`
 /// was delivered, at a random moment for the other messages in flight.
-pub async fn kill_often(rig: &Rig, mut process: Process, port: u16, messages: usize, kills: usize) -> Process {
+pub async fn kill_often(fixture: &Fixture, mut process: Process, port: u16, messages: usize, kills: usize) -> Process {
     for number in 1..=kills {
         let delivered = (messages * number / (kills + 2)) as u64;
-        eventually("more messages are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
+        eventually("more messages are delivered", Duration::from_secs(60), async || fixture.delivered() >= delivered)
+            .await;
         process.kill();
-        process = rig.process(port);
+        process = fixture.process(port);
     }
     process
 }
@@ -116,17 +117,17 @@ async fn call(channel: Channel, next: Arc<AtomicUsize>) {
 
 /// Starts a dispatcher as a process and sends a message; returns once the message is leased.
 async fn under_way(
-    rig: &Rig,
+    fixture: &Fixture,
     order: SendTemplateRequest,
 ) -> (Process, JoinHandle<Result<SendTemplateResponse, Status>>) {
     let port = any_port();
-    let process = rig.process(port);
+    let process = fixture.process(port);
     let channel = connect(port).await;
     serving(channel.clone(), true).await;
     let mut client = DispatcherServiceClient::new(channel);
     let sending = tokio::spawn(async move { client.send_template(order).await.map(tonic::Response::into_inner) });
     eventually("the message is leased", Duration::from_secs(10), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 1
+        fixture.store.ledger(&fixture.app()).await.unwrap().leased == 1
     })
     .await;
     (process, sending)
@@ -134,23 +135,23 @@ async fn under_way(
 
 #[tokio::test]
 async fn drain_finishes_sends_in_flight() {
-    let rig = Rig::new().await;
-    rig.submit("oUser", 1).await;
-    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
-    let (mut process, sending) = under_way(&rig, request("oUser", "last", "r1")).await;
+    let fixture = Fixture::new().await;
+    fixture.submit("oUser", 1).await;
+    let slow = sandbox::Settings { latency_ms: 300, ..fixture.sandbox.settings() };
+    fixture.sandbox.set_settings(slow).unwrap();
+    let (mut process, sending) = under_way(&fixture, request("oUser", "last", "r1")).await;
     process.signal("TERM");
     assert_eq!(sending.await.unwrap().unwrap().outcome(), Outcome::Delivered);
     assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn dispatcher_without_redis_stops_at_once() {
-    let mut rig = Rig::new().await;
-    rig.redis.kill();
+    let mut fixture = Fixture::new().await;
+    fixture.redis.kill();
     let port = any_port();
-    let mut process = rig.process(port);
+    let mut process = fixture.process(port);
     connect(port).await;
     process.signal("TERM");
     assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
@@ -158,31 +159,32 @@ async fn dispatcher_without_redis_stops_at_once() {
 
 #[tokio::test]
 async fn drain_finishes_a_send_whose_caller_disconnected() {
-    let rig = Rig::new().await;
-    rig.submit("oUser", 1).await;
-    let slow = sandbox::Settings { latency_ms: 300, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(slow).unwrap();
-    let (mut process, sending) = under_way(&rig, request("oUser", "last", "r1")).await;
+    let fixture = Fixture::new().await;
+    fixture.submit("oUser", 1).await;
+    let slow = sandbox::Settings { latency_ms: 300, ..fixture.sandbox.settings() };
+    fixture.sandbox.set_settings(slow).unwrap();
+    let (mut process, sending) = under_way(&fixture, request("oUser", "last", "r1")).await;
     sending.abort();
     process.signal("TERM");
     assert_eq!(process.wait(Duration::from_secs(10)).await, Some(0));
-    assert_eq!(rig.delivered(), 1);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), 1);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn lease_of_a_dead_dispatcher_returns_to_stock_without_request_id() {
-    let rig = Rig::new().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::new().await;
+    fixture.submit("oUser", 1).await;
     let hang = Rule { times: Some(1), hang_ms: Some(60_000), ..Rule::new(FaultKind::HangBefore) };
-    rig.sandbox.add_faults(vec![hang]).unwrap();
-    let (mut process, sending) = under_way(&rig, crate::rig::message("oUser", "lost")).await;
+    fixture.sandbox.add_faults(vec![hang]).unwrap();
+    let (mut process, sending) = under_way(&fixture, crate::fixture::message("oUser", "lost")).await;
     process.kill();
     assert!(sending.await.unwrap().is_err());
-    let dispatcher = rig.dispatcher().await;
-    eventually("the reaper returns the form id", Duration::from_secs(10), async || rig.left("oUser").await == 1).await;
-    let answer = dispatcher.send(crate::rig::message("oUser", "next")).await.unwrap();
+    let dispatcher = fixture.dispatcher().await;
+    eventually("the reaper returns the form id", Duration::from_secs(10), async || fixture.left("oUser").await == 1)
+        .await;
+    let answer = dispatcher.send(crate::fixture::message("oUser", "next")).await.unwrap();
     assert_eq!(answer.outcome(), Outcome::Delivered);
-    rig.assert_settled(0).await;
-    assert!(reason(&dispatcher.send(crate::rig::message("oUser", "more")).await.unwrap_err()) == "NO_CREDENTIAL");
+    fixture.assert_settled(0).await;
+    assert!(reason(&dispatcher.send(crate::fixture::message("oUser", "more")).await.unwrap_err()) == "NO_CREDENTIAL");
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::broadcast::{look, tally, to_all, undelivered};
-use crate::rig::{APP, Rig, Running, reason, request};
+use crate::fixture::{APP, Fixture, Running, reason, request};
 use server::proto::{BroadcastState, Outcome};
 use testing::{Redis, eventually, sized};
 use tonic::Code;
@@ -43,30 +43,30 @@ fn keys(redis: &mut Redis) -> [String; 2] {
     [broadcasts.clone(), other.unwrap_or(broadcasts)]
 }
 
-async fn rig(redis: Redis) -> Rig {
-    let mut rig = Rig::with_buckets(redis, BUCKETS).await;
-    rig.waits = WAITS;
-    rig.change(serde_json::json!({ "latency_ms": 5, "jitter_ms": 10 }));
-    rig
+async fn fixture(redis: Redis) -> Fixture {
+    let mut fixture = Fixture::with_buckets(redis, BUCKETS).await;
+    fixture.waits = WAITS;
+    fixture.change(serde_json::json!({ "latency_ms": 5, "jitter_ms": 10 }));
+    fixture
 }
 
 /// The replica of the master that holds `key` stops receiving writes, as can happen at any time. Then the master dies
 /// and the replica is promoted. Returns the maximum number of messages that the new master does not know of.
-async fn fall_behind_and_die(rig: &mut Rig, key: &str) -> u64 {
+async fn fall_behind_and_die(fixture: &mut Fixture, key: &str) -> u64 {
     // The replica has all credentials first, so that only messages in flight are lost.
-    rig.redis.replicated_master(key);
-    let before = rig.delivered();
-    rig.redis.replicated_master(key).cut_off_replicas();
-    eventually("more messages are sent", FAILOVER, async || rig.delivered() > before + 200).await;
-    rig.redis.master(key).kill();
+    fixture.redis.replicated_master(key);
+    let before = fixture.delivered();
+    fixture.redis.replicated_master(key).cut_off_replicas();
+    eventually("more messages are sent", FAILOVER, async || fixture.delivered() > before + 200).await;
+    fixture.redis.master(key).kill();
     // Messages that already had their credential were still sent. Wait until a new master answers.
-    rig.redis.master(key);
-    rig.delivered() - before
+    fixture.redis.master(key);
+    fixture.delivered() - before
 }
 
 /// Number of 41029 answers: form ids that had already been used.
-fn spent(rig: &Rig) -> u64 {
-    rig.sandbox.books(Some(APP)).unwrap().answers.get(&41029).copied().unwrap_or(0)
+fn spent(fixture: &Fixture) -> u64 {
+    fixture.sandbox.books(Some(APP)).unwrap().answers.get(&41029).copied().unwrap_or(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -86,13 +86,13 @@ async fn a_broadcast_outlives_the_master_under_sentinels() {
 
 async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     let users: u64 = sized(2500, 6000);
-    let mut rig = rig(redis).await;
-    rig.submit_crowd(0..users as usize).await;
-    let running = [rig.dispatcher().await, rig.dispatcher().await];
+    let mut fixture = fixture(redis).await;
+    fixture.submit_crowd(0..users as usize).await;
+    let running = [fixture.dispatcher().await, fixture.dispatcher().await];
     let id = running[0].answer(to_all()).await.unwrap().broadcast.unwrap().broadcast_id;
-    let key = keys(&mut rig.redis)[which].clone();
-    eventually("a quarter of the users has the message", FAILOVER, async || rig.delivered() > users / 4).await;
-    let lost = fall_behind_and_die(&mut rig, &key).await + TAKEN;
+    let key = keys(&mut fixture.redis)[which].clone();
+    eventually("a quarter of the users has the message", FAILOVER, async || fixture.delivered() > users / 4).await;
+    let lost = fall_behind_and_die(&mut fixture, &key).await + TAKEN;
     let mut done = None;
     eventually("the broadcast ends", FAILOVER, async || {
         let info = look(&mut running[1].client.clone(), &id).await.ok();
@@ -102,12 +102,12 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     .await;
     let done = done.unwrap();
 
-    let (books, tally) = (rig.sandbox.books(Some(APP)).unwrap(), tally(&done));
+    let (books, tally) = (fixture.sandbox.books(Some(APP)).unwrap(), tally(&done));
     let dead: u64 = tally.failed.iter().map(|failure| failure.count).sum();
     // Every user got the message, and no user got it twice.
     assert_eq!((books.delivered, books.delivered_twice), (users, 0), "{books:?}");
-    assert_eq!(rig.received().len() as u64, users);
-    assert!(spent(&rig) <= lost, "at most {lost} may be lost: {books:?}");
+    assert_eq!(fixture.received().len() as u64, users);
+    assert!(spent(&fixture) <= lost, "at most {lost} may be lost: {books:?}");
     // The tally is consistent. It lacks no more deliveries than the new master may have lost.
     assert_eq!(tally.audience, tally.delivered + dead + tally.left, "{tally:?}");
     assert!(tally.audience <= users && tally.delivered + lost >= users, "{tally:?}");
@@ -115,12 +115,12 @@ async fn broadcast_through_a_failover(redis: Redis, which: usize) {
     assert_eq!(undelivered(&mut running[1].client.clone(), &id).await.len() as u64, dead);
     // The ledger is consistent, too. A lease whose bucket was already finished stays for as long as a request is kept.
     eventually("only leases of finished buckets are left", FAILOVER, async || {
-        rig.store.ledger(&rig.app()).await.is_ok_and(|ledger| ledger.leased <= tally.left)
+        fixture.store.ledger(&fixture.app()).await.is_ok_and(|ledger| ledger.leased <= tally.left)
     })
     .await;
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     assert_eq!((ledger.collected, ledger.consumed, ledger.discarded), (users, tally.delivered, dead), "{ledger:?}");
-    rig.assert_settled(ledger.leased).await;
+    fixture.assert_settled(ledger.leased).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,15 +161,15 @@ async fn caller(running: Arc<Running>, next: Arc<AtomicUsize>, users: usize) -> 
 
 async fn send_through_a_failover(redis: Redis) {
     let users: usize = sized(1500, 4000);
-    let mut rig = rig(redis).await;
-    rig.submit_crowd(0..users).await;
-    let running = Arc::new(rig.dispatcher().await);
+    let mut fixture = fixture(redis).await;
+    fixture.submit_crowd(0..users).await;
+    let running = Arc::new(fixture.dispatcher().await);
     let next = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> =
         (0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&running), Arc::clone(&next), users))).collect();
-    let key = keys(&mut rig.redis)[1].clone();
-    eventually("a quarter of the messages is sent", FAILOVER, async || rig.delivered() > users as u64 / 4).await;
-    let lost = fall_behind_and_die(&mut rig, &key).await + CALLERS;
+    let key = keys(&mut fixture.redis)[1].clone();
+    eventually("a quarter of the messages is sent", FAILOVER, async || fixture.delivered() > users as u64 / 4).await;
+    let lost = fall_behind_and_die(&mut fixture, &key).await + CALLERS;
     let (mut delivered, mut dead) = (0, 0);
     for caller in callers {
         let (its, not) = caller.await.unwrap();
@@ -178,9 +178,12 @@ async fn send_through_a_failover(redis: Redis) {
     assert_eq!(delivered + dead, users);
     // A repeated request is answered from its record. Requests whose record was lost count as new.
     let (_, forgotten) = caller(Arc::clone(&running), Arc::new(AtomicUsize::new(0)), users).await;
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered, books.delivered_twice), (users as u64, 0), "{books:?}");
-    assert!(spent(&rig) > 0 && (forgotten as u64) <= spent(&rig) && spent(&rig) <= lost, "{lost}: {books:?}");
-    rig.no_lease_left().await;
-    rig.assert_settled(0).await;
+    assert!(
+        spent(&fixture) > 0 && (forgotten as u64) <= spent(&fixture) && spent(&fixture) <= lost,
+        "{lost}: {books:?}"
+    );
+    fixture.no_lease_left().await;
+    fixture.assert_settled(0).await;
 }

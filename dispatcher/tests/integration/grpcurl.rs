@@ -3,15 +3,15 @@
 use serde_json::{Value, json};
 use testing::{buf_curl, complained, grpcurl, now, printed};
 
-use crate::rig::{APP, Rig};
+use crate::fixture::{APP, Fixture};
 
 const SEND: &str = "formid.v1.DispatcherService/SendTemplate";
 
 #[tokio::test]
 async fn grpcurl_lists_describes_and_sends() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oUser", 1).await;
     let address = dispatcher.address.to_string();
     let list = printed(grpcurl(&[&address, "list"]).await);
     assert!(list.contains("formid.v1.DispatcherService") && list.contains("grpc.health.v1.Health"), "{list}");
@@ -29,16 +29,16 @@ async fn grpcurl_lists_describes_and_sends() {
     let sent: Value =
         serde_json::from_str(&printed(grpcurl(&["-d", &body.to_string(), &address, SEND]).await)).unwrap();
     assert_eq!((&sent["outcome"], &sent["attempts"]), (&json!("OUTCOME_DELIVERED"), &json!(1)));
-    let deliveries = rig.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
+    let deliveries = fixture.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
     assert_eq!(deliveries[0].data["keyword2"].value, "2015年01月05日 12:30");
     assert_eq!(deliveries[0].emphasis_keyword.as_deref(), Some("keyword1.DATA"));
 }
 
 #[tokio::test]
 async fn buf_curl_sends() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oUser", 1).await;
     let body = json!({"app_id": APP, "openid": "oUser", "template_id": "t", "data": {"keyword1": {"value": "x"}}});
     let url = format!("http://{}/{SEND}", dispatcher.address);
     let sent = printed(buf_curl(&["--data", &body.to_string(), &url]).await);
@@ -47,9 +47,9 @@ async fn buf_curl_sends() {
 
 #[tokio::test]
 async fn grpcurl_shows_why_a_send_failed() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.collect("oUser", "made-up", domain::Kind::FormId, 1, now()).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.collect("oUser", "made-up", domain::Kind::FormId, 1, now()).await;
     let address = dispatcher.address.to_string();
     let send = async |body: Value| {
         let output = grpcurl(&["-d", &body.to_string(), &address, SEND]).await;
@@ -74,13 +74,13 @@ async fn grpcurl_shows_why_a_send_failed() {
 
 #[tokio::test]
 async fn grpcurl_broadcasts_watches_and_lists_the_undelivered() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oReached", 1).await;
-    rig.submit("oRefused", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oReached", 1).await;
+    fixture.submit("oRefused", 1).await;
     let mut rule = sandbox::Rule { errcode: Some(43101), ..sandbox::Rule::new(sandbox::FaultKind::Answer) };
     rule.matching.openid = Some("oRefused".into());
-    rig.sandbox.add_faults(vec![rule]).unwrap();
+    fixture.sandbox.add_faults(vec![rule]).unwrap();
     let address = dispatcher.address.to_string();
     let call = async |method: &str, body: Value| {
         let method = format!("formid.v1.DispatcherService/{method}");

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::broadcast::{look, tally, to_all};
-use crate::rig::{APP, Rig, any_port, connect, message, reason, request, serving};
+use crate::fixture::{APP, Fixture, any_port, connect, message, reason, request, serving};
 
 /// An outage takes longer on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -33,18 +33,18 @@ struct Logging {
 }
 
 impl Logging {
-    async fn start(rig: &Rig) -> Self {
-        Self::start_where(rig, true, &[]).await
+    async fn start(fixture: &Fixture) -> Self {
+        Self::start_where(fixture, true, &[]).await
     }
 
     /// Starts a dispatcher with further flags. Waits until it serves if `redis` is true.
-    async fn start_where(rig: &Rig, redis: bool, extra: &[&str]) -> Self {
+    async fn start_where(fixture: &Fixture, redis: bool, extra: &[&str]) -> Self {
         let (port, metrics) = (any_port(), std::net::SocketAddr::from(([127, 0, 0, 1], free_port())));
-        let path = PathBuf::from(rig.file("log", ""));
+        let path = PathBuf::from(fixture.file("log", ""));
         let metrics_listen = metrics.to_string();
         let mut flags = vec!["--log", "info", "--log-format", "json", "--metrics-listen", &metrics_listen];
         flags.extend(extra);
-        let mut command = rig.command(port, &flags);
+        let mut command = fixture.command(port, &flags);
         let apps = command.get_args().skip_while(|flag| *flag != "--apps-file").nth(1).unwrap();
         let text = std::fs::read_to_string(apps).unwrap().replace("timeout = \"20s\"", TIMEOUT);
         assert!(text.contains(TIMEOUT), "{text}");
@@ -89,10 +89,10 @@ async fn redis_outage_logs_few_lines_regardless_of_the_message_count() {
 
 /// Kills Redis while `users` messages are in flight. As many sends are refused before Redis is back.
 async fn outage_under_sends(users: usize) {
-    let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
-    let dispatcher = Logging::start(&rig).await;
-    rig.submit_crowd(0..users).await;
-    rig.change(json!({"latency_ms": 6000}));
+    let mut fixture = Fixture::on(Redis::durable_alone()).await.patiently();
+    let dispatcher = Logging::start(&fixture).await;
+    fixture.submit_crowd(0..users).await;
+    fixture.change(json!({"latency_ms": 6000}));
     let mut sends = JoinSet::new();
     for user in 0..users {
         let mut client = dispatcher.client.clone();
@@ -100,10 +100,10 @@ async fn outage_under_sends(users: usize) {
         sends.spawn(async move { client.send_template(send).await.map(drop) });
     }
     eventually("all messages are leased", SOON, async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == users as u64
+        fixture.store.ledger(&fixture.app()).await.unwrap().leased == users as u64
     })
     .await;
-    rig.redis.kill();
+    fixture.redis.kill();
     eventually("settling each message has failed twice", SOON, async || {
         dispatcher.retries("settle").await >= 2 * users as u64
     })
@@ -112,7 +112,7 @@ async fn outage_under_sends(users: usize) {
         let refused = dispatcher.client.clone().send_template(message("oUser0", "y")).await.unwrap_err();
         assert_eq!(reason(&refused), "REDIS_UNAVAILABLE");
     }
-    rig.redis.resume();
+    fixture.redis.resume();
     while let Some(sent) = sends.join_next().await {
         sent.unwrap().unwrap();
     }
@@ -130,18 +130,18 @@ async fn outage_under_sends(users: usize) {
     assert!(ends[0]["fields"]["seconds"].as_f64() > Some(0.0), "{ends:?}");
     assert_eq!(dispatcher.said("commands to Redis fail").len(), 1);
     assert_eq!(dispatcher.said("not serving: waiting for Redis").len(), 1);
-    assert_eq!(rig.delivered(), users as u64);
-    rig.store = rig.redis.store().await;
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), users as u64);
+    fixture.store = fixture.redis.store().await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_before_redis_is_not_logged_as_an_outage_of_all_work() {
-    let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
-    rig.redis.kill();
-    let dispatcher = Logging::start_where(&rig, false, &[]).await;
+    let mut fixture = Fixture::on(Redis::durable_alone()).await.patiently();
+    fixture.redis.kill();
+    let dispatcher = Logging::start_where(&fixture, false, &[]).await;
     eventually("the dispatcher has retried Redis", SOON, async || dispatcher.retries("readiness").await >= 3).await;
-    rig.redis.resume();
+    fixture.redis.resume();
     dispatcher.until_said("serving: Redis is ready").await;
     let of = |line: Value| line["fields"]["operation"].as_str().unwrap().to_owned();
     let mut warned: Vec<_> = dispatcher.lines().into_iter().filter(|line| line["level"] == "WARN").map(of).collect();
@@ -151,17 +151,17 @@ async fn start_before_redis_is_not_logged_as_an_outage_of_all_work() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcast_waiting_for_redis_logs_few_lines() {
-    let mut rig = Rig::on(Redis::durable_alone()).await.patiently();
-    let mut dispatcher = Logging::start(&rig).await;
-    rig.submit_crowd(0..300).await;
-    rig.change(json!({"latency_ms": 100}));
+    let mut fixture = Fixture::on(Redis::durable_alone()).await.patiently();
+    let mut dispatcher = Logging::start(&fixture).await;
+    fixture.submit_crowd(0..300).await;
+    fixture.change(json!({"latency_ms": 100}));
     let order = BroadcastRequest { messages_per_second: 200, ..to_all() };
     let id = dispatcher.client.broadcast(order).await.unwrap().into_inner().broadcast.unwrap().broadcast_id;
-    eventually("the broadcast is in progress", SOON, async || rig.delivered() > 50).await;
-    rig.redis.kill();
+    eventually("the broadcast is in progress", SOON, async || fixture.delivered() > 50).await;
+    fixture.redis.kill();
     // The broadcast's buckets, its state and the search for other broadcasts are all retried.
     eventually("the broadcast work is retried", SOON, async || dispatcher.retries("broadcasts").await >= 30).await;
-    rig.redis.resume();
+    fixture.redis.resume();
     eventually("the broadcast is done", SOON, async || {
         let info = look(&mut dispatcher.client.clone(), &id).await;
         info.is_ok_and(|info| info.state() == BroadcastState::Done && tally(&info).delivered == 300)
@@ -177,15 +177,15 @@ async fn broadcast_waiting_for_redis_logs_few_lines() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wechat_outage_logs_one_line_at_each_end() {
-    let rig = Rig::patient().await;
-    let dispatcher = Logging::start(&rig).await;
-    rig.submit("oUser", 60).await;
-    rig.sandbox.add_faults(vec![Rule::new(FaultKind::Http500Before)]).unwrap();
+    let fixture = Fixture::patient().await;
+    let dispatcher = Logging::start(&fixture).await;
+    fixture.submit("oUser", 60).await;
+    fixture.sandbox.add_faults(vec![Rule::new(FaultKind::Http500Before)]).unwrap();
     for n in 0..40 {
         dispatcher.client.clone().send_template(request("oUser", "x", &n.to_string())).await.unwrap_err();
     }
     assert!(dispatcher.retries("wechat").await >= 40 * 5);
-    rig.sandbox.clear_faults();
+    fixture.sandbox.clear_faults();
     dispatcher.client.clone().send_template(message("oUser", "x")).await.unwrap();
     dispatcher.until_said("WeChat answers again").await;
     let begins = dispatcher.said("WeChat cannot be reached or does not answer");
@@ -197,11 +197,11 @@ async fn wechat_outage_logs_one_line_at_each_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn app_stop_that_many_messages_meet_is_logged_once() {
-    let rig = Rig::patient().await;
-    let dispatcher = Logging::start(&rig).await;
-    rig.submit_crowd(0..50).await;
-    rig.change(json!({"latency_ms": 1000}));
-    rig.answer(48001, 50);
+    let fixture = Fixture::patient().await;
+    let dispatcher = Logging::start(&fixture).await;
+    fixture.submit_crowd(0..50).await;
+    fixture.change(json!({"latency_ms": 1000}));
+    fixture.answer(48001, 50);
     let mut sends = JoinSet::new();
     for user in 0..50 {
         let mut client = dispatcher.client.clone();
@@ -210,16 +210,16 @@ async fn app_stop_that_many_messages_meet_is_logged_once() {
     while let Some(refused) = sends.join_next().await {
         assert_eq!(reason(&refused.unwrap()), "APP_STOPPED");
     }
-    assert!(rig.calls() > 1, "only one message was in flight");
+    assert!(fixture.calls() > 1, "only one message was in flight");
     assert_eq!(dispatcher.said("WeChat stopped the app").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreadable_file_is_logged_once_at_each_end() {
-    let rig = Rig::patient().await;
+    let fixture = Fixture::patient().await;
     let callers = CallersFile::new(&[("one", "token_sha256 = ['TOKEN(one)']\napps = ['*']\npermissions = ['send']")]);
     let flags = callers.flags();
-    let dispatcher = Logging::start_where(&rig, true, &flags.each_ref().map(String::as_str)).await;
+    let dispatcher = Logging::start_where(&fixture, true, &flags.each_ref().map(String::as_str)).await;
     let away = callers.path().with_extension("away");
     std::fs::rename(callers.path(), &away).unwrap();
     eventually("reading the file has been retried", SOON, async || dispatcher.retries("reload").await >= 3).await;
@@ -230,9 +230,9 @@ async fn unreadable_file_is_logged_once_at_each_end() {
     assert_eq!(dispatcher.said("the callers file can be read again").len(), 1);
 }
 
-/// The command that starts a dispatcher with the rig's flags, some of which are replaced by `flags`.
-fn command(rig: &Rig, flags: &[&str]) -> std::process::Command {
-    let mut all = rig.flags(&[]);
+/// The command that starts a dispatcher with the fixture's flags, some of which are replaced by `flags`.
+fn command(fixture: &Fixture, flags: &[&str]) -> std::process::Command {
+    let mut all = fixture.flags(&[]);
     for pair in flags.chunks(2) {
         match all.iter().position(|flag| flag == pair[0]) {
             Some(place) => all[place + 1] = pair[1].into(),
@@ -253,9 +253,10 @@ fn refused(command: &mut std::process::Command) -> (Option<i32>, Vec<Value>) {
 
 #[tokio::test]
 async fn refusal_to_start_is_logged_in_json_if_the_log_is() {
-    let rig = Rig::new().await;
+    let fixture = Fixture::new().await;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (taken, bad) = (taken.local_addr().unwrap().to_string(), rig.file("bad.toml", "[callers.x]\napps = 3\n[ap"));
+    let (taken, bad) =
+        (taken.local_addr().unwrap().to_string(), fixture.file("bad.toml", "[callers.x]\napps = 3\n[ap"));
     for (flags, code, expected) in [
         (vec!["--no-such-flag"], 2, vec!["--no-such-flag"]),
         (
@@ -268,11 +269,11 @@ async fn refusal_to_start_is_logged_in_json_if_the_log_is() {
         (vec!["--listen", &taken], 1, vec!["--listen"]),
         (vec!["--metrics-listen", &taken], 1, vec!["--metrics-listen"]),
         (vec!["--probe-listen", &taken], 1, vec!["--probe-listen"]),
-        // The Redis of the rig was prepared with another number of buckets.
+        // The Redis of the fixture was prepared with another number of buckets.
         (vec!["--buckets", "7"], 1, vec!["buckets per app"]),
     ] {
         for by_flag in [true, false] {
-            let mut command = command(&rig, &flags);
+            let mut command = command(&fixture, &flags);
             if by_flag {
                 command.arg("--log-format=json")
             } else {
@@ -295,7 +296,7 @@ async fn refusal_to_start_is_logged_in_json_if_the_log_is() {
         "{said:?}"
     );
     // The flag takes precedence over the environment. Plain text has no colors, since stderr is not a terminal.
-    let mut plain = command(&rig, &["--attempts", "0", "--log-format", "human"]);
+    let mut plain = command(&fixture, &["--attempts", "0", "--log-format", "human"]);
     let plain = plain.env("FORMID_LOG_FORMAT", "json").output().unwrap();
     let text = String::from_utf8(plain.stderr).unwrap();
     assert!(text.starts_with("the settings are not usable:\n  --attempts") && !text.contains('\u{1b}'), "{text}");

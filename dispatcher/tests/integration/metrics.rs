@@ -16,14 +16,14 @@ use testing::{Scrape, eventually, now};
 use tonic::{Code, Request};
 
 use crate::broadcast::{tally, to_list};
-use crate::rig::{APP, Rig, Running, connect, message, reason, request};
+use crate::fixture::{APP, Fixture, Running, connect, message, reason, request};
 use crate::subscription;
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A dispatcher, and the address of its metrics.
-async fn measured(rig: &Rig, extra: &[&str]) -> (Running, SocketAddr) {
-    let dispatcher = rig.dispatcher_with(extra).await;
+async fn measured(fixture: &Fixture, extra: &[&str]) -> (Running, SocketAddr) {
+    let dispatcher = fixture.dispatcher_with(extra).await;
     let metrics = dispatcher.metrics;
     (dispatcher, metrics)
 }
@@ -33,9 +33,9 @@ fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 /// A user of the app with form ids that WeChat does not know.
-async fn dead(rig: &Rig, openid: &str, count: usize) {
-    rig.sandbox.submit(APP, vec![Submission::form(openid)]).unwrap();
-    rig.collect_dead(openid, count).await;
+async fn dead(fixture: &Fixture, openid: &str, count: usize) {
+    fixture.sandbox.submit(APP, vec![Submission::form(openid)]).unwrap();
+    fixture.collect_dead(openid, count).await;
 }
 
 fn by_grant(openid: &str, text: &str) -> SendTemplateRequest {
@@ -44,32 +44,32 @@ fn by_grant(openid: &str, text: &str) -> SendTemplateRequest {
 
 #[tokio::test]
 async fn metrics_match_the_sandbox_and_the_ledger_after_a_known_load() {
-    let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &[]).await;
-    rig.submit("oUser", 30).await;
+    let fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &[]).await;
+    fixture.submit("oUser", 30).await;
     for n in 0..20 {
         dispatcher.send(message("oUser", &n.to_string())).await.unwrap();
     }
     for repeated in [false, true, true] {
         assert_eq!(dispatcher.send(request("oUser", "once", "r1")).await.unwrap().repeated, repeated);
     }
-    rig.fault(FaultKind::Http500After, 1);
+    fixture.fault(FaultKind::Http500After, 1);
     assert_eq!(dispatcher.send(message("oUser", "lost")).await.unwrap().errcode, Some(41029));
     for (errcode, id) in [(40037, "r2"), (77777, "r3")] {
-        rig.answer(errcode, 1);
+        fixture.answer(errcode, 1);
         // The second call is answered from the record.
         for _ in 0..2 {
             let status = dispatcher.send(request("oUser", "wrong", id)).await.unwrap_err();
             assert_eq!(reason(&status), "MESSAGE_REFUSED");
         }
     }
-    dead(&rig, "oDead", 2).await;
+    dead(&fixture, "oDead", 2).await;
     assert_eq!(reason(&dispatcher.send(message("oDead", "x")).await.unwrap_err()), "CREDENTIALS_DEAD");
     assert_eq!(reason(&dispatcher.send(message("oNobody", "x")).await.unwrap_err()), "NO_CREDENTIAL");
-    rig.pay("oPayer", now() - 60).await;
-    rig.fault(FaultKind::CutAfter, 1);
+    fixture.pay("oPayer", now() - 60).await;
+    fixture.fault(FaultKind::CutAfter, 1);
     assert_eq!(dispatcher.send(message("oPayer", "paid")).await.unwrap().outcome(), Outcome::Unknown);
-    rig.accept("oGiver", subscription::TEMPLATE, 2).await;
+    fixture.accept("oGiver", subscription::TEMPLATE, 2).await;
     for n in 0..2 {
         dispatcher.send(by_grant("oGiver", &n.to_string())).await.unwrap();
     }
@@ -83,7 +83,7 @@ async fn metrics_match_the_sandbox_and_the_ledger_after_a_known_load() {
     assert_eq!(sends("errcode"), counts(codes));
     assert_eq!(sends("delivery"), counts([("form_id", 27), ("subscription", 2)]));
 
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     let of_grants = books.subscribe_calls;
     let expected = counts([("form_id", books.calls - of_grants), ("subscription", of_grants)]);
     assert_eq!(scrape.by("formid_send_attempts_total", "delivery"), expected);
@@ -94,9 +94,9 @@ async fn metrics_match_the_sandbox_and_the_ledger_after_a_known_load() {
     // The message with an unknown outcome was delivered. Only the sandbox knows that.
     assert_eq!(books.delivered, 24 + 1);
 
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     assert_eq!((ledger.consumed, ledger.unknown, ledger.discarded), (24 + 1, 1, 2));
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 
     let handled = scrape.by("grpc_server_handled_total", "grpc_code");
     assert_eq!(handled, counts([("OK", 20 + 3 + 1 + 1 + 2), ("FailedPrecondition", 4 + 2)]));
@@ -111,18 +111,18 @@ async fn metrics_match_the_sandbox_and_the_ledger_after_a_known_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcast_endings_are_counted_once_over_all_replicas() {
-    let rig = Rig::patient().await;
-    let (first, first_metrics) = measured(&rig, &[]).await;
-    let (_second, second_metrics) = measured(&rig, &[]).await;
+    let fixture = Fixture::patient().await;
+    let (first, first_metrics) = measured(&fixture, &[]).await;
+    let (_second, second_metrics) = measured(&fixture, &[]).await;
     let names = |start: &str, count| (0..count).map(|n| format!("{start}{n}")).collect::<Vec<_>>();
     let (good, empty, lost) = (names("oGood", 120), names("oNone", 7), names("oDead", 5));
     for openid in &good {
-        rig.submit(openid, 1).await;
+        fixture.submit(openid, 1).await;
     }
     for openid in &lost {
-        dead(&rig, openid, 1).await;
+        dead(&fixture, openid, 1).await;
     }
-    rig.answer(40003, 2);
+    fixture.answer(40003, 2);
     let audience: Vec<_> = [good, empty, lost].concat();
     let list = to_list(&audience.iter().map(String::as_str).collect::<Vec<_>>());
     let id = first.broadcast(list).await.unwrap().broadcast_id;
@@ -150,7 +150,7 @@ async fn broadcast_endings_are_counted_once_over_all_replicas() {
     let paused = async |metrics| Scrape::of(metrics).await.by("formid_broadcasts_paused", "reason");
     let late = names("oLate", 4);
     for openid in &late {
-        rig.submit(openid, 2).await;
+        fixture.submit(openid, 2).await;
     }
     let late = || to_list(&late.iter().map(String::as_str).collect::<Vec<_>>());
     let canary = first.broadcast(BroadcastRequest { limit: 1, ..late() }).await.unwrap().broadcast_id;
@@ -172,11 +172,11 @@ async fn broadcast_endings_are_counted_once_over_all_replicas() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_left_in_open_broadcasts_are_shown_until_the_end() {
-    let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &[]).await;
+    let fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &[]).await;
     let users: Vec<_> = (0..10).map(|n| format!("oUser{n}")).collect();
     for openid in &users {
-        rig.submit(openid, 1).await;
+        fixture.submit(openid, 1).await;
     }
     let list = || to_list(&users.iter().map(String::as_str).collect::<Vec<_>>());
     let becomes = async |audience: u64, left: u64| {
@@ -201,8 +201,8 @@ async fn users_left_in_open_broadcasts_are_shown_until_the_end() {
 
 #[tokio::test]
 async fn calls_are_counted_by_the_code_that_they_end_with() {
-    let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &[]).await;
+    let fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &[]).await;
     let handled = async |method, code| {
         let labels = [("grpc_method", method), ("grpc_code", code)];
         Scrape::of(metrics).await.sum("grpc_server_handled_total", &labels)
@@ -215,13 +215,13 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
     assert_eq!(handled("SendTemplate", "NotFound").await, 1);
 
     // A deadline, regardless of whether the client or the server notices it first.
-    rig.submit("oUser", 1).await;
-    rig.change(serde_json::json!({"latency_ms": 4000}));
+    fixture.submit("oUser", 1).await;
+    fixture.change(serde_json::json!({"latency_ms": 4000}));
     let mut late = Request::new(message("oUser", "late"));
     late.set_timeout(Duration::from_millis(150));
     assert!(dispatcher.client.clone().send_template(late).await.is_err());
     eventually("the deadline is counted", SOON, async || handled("SendTemplate", "DeadlineExceeded").await == 1).await;
-    rig.change(serde_json::json!({"latency_ms": 0}));
+    fixture.change(serde_json::json!({"latency_ms": 0}));
 
     // A stream that the client cancels, one that ends normally, and one that ends with an error.
     let held = BroadcastRequest { hold: true, ..to_list(&["oNobody"]) };
@@ -251,9 +251,9 @@ async fn calls_are_counted_by_the_code_that_they_end_with() {
 
 #[tokio::test]
 async fn input_and_wechat_answers_add_no_labels_and_no_text() {
-    let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &["--stop", "1ms"]).await;
-    rig.submit("oSecretUser", 200).await;
+    let fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &["--stop", "1ms"]).await;
+    fixture.submit("oSecretUser", 200).await;
     dispatcher.send(message("oSecretUser", "x")).await.unwrap();
     let before = Scrape::of(metrics).await.series();
     let channel = connect(dispatcher.address.port()).await;
@@ -265,7 +265,7 @@ async fn input_and_wechat_answers_add_no_labels_and_no_text() {
         let mut lost = DispatcherServiceClient::with_origin(channel.clone(), path);
         lost.send_template(message("oSecretUser", "x")).await.unwrap_err();
         let errcode = rand::random_range(50_000..1_000_000);
-        rig.answer(errcode, 1);
+        fixture.answer(errcode, 1);
         let _ = dispatcher.send(request("oSecretUser", "x", &format!("secret-request-{n}"))).await;
     }
     CollectorServiceClient::new(channel.clone()).collect(CollectRequest::default()).await.unwrap_err();
@@ -282,19 +282,19 @@ async fn input_and_wechat_answers_add_no_labels_and_no_text() {
         assert!(errcode == "other" || codes.contains(errcode), "{labels:?}");
     }
     assert_eq!(scrape.by("formid_sends_total", "app").into_keys().collect::<Vec<_>>(), [APP]);
-    for secret in ["oSecretUser", "secret-request", "template-1", crate::rig::SECRET, "CollectorService"] {
+    for secret in ["oSecretUser", "secret-request", "template-1", crate::fixture::SECRET, "CollectorService"] {
         assert!(!scrape.text.contains(secret), "{secret}");
     }
 }
 
 #[tokio::test]
 async fn metrics_are_read_while_redis_is_down_and_say_so() {
-    let mut rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &["--redis-timeout", "5s"]).await;
+    let mut fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &["--redis-timeout", "5s"]).await;
     assert_eq!(Scrape::of(metrics).await.value("formid_redis_up", &[]), 1);
     let failures = async || Scrape::of(metrics).await.value("formid_redis_errors_total", &[]);
     let before = failures().await;
-    rig.redis.kill();
+    fixture.redis.kill();
     let up = async || Scrape::of(metrics).await.value("formid_redis_up", &[]);
     eventually("formid_redis_up is 0", SOON, async || up().await == 0).await;
     assert!(failures().await > before);
@@ -303,28 +303,28 @@ async fn metrics_are_read_while_redis_is_down_and_say_so() {
     assert_eq!(Scrape::of(metrics).await.sum("formid_sends_total", &failed), 1);
 
     // A dispatcher that starts without Redis.
-    let second = Running::start(rig.settings(&[])).await;
+    let second = Running::start(fixture.settings(&[])).await;
     let scrape = Scrape::of(second.metrics).await;
     assert_eq!(scrape.value("formid_redis_up", &[]), 0);
     // A number that was never read is absent rather than 0.
     assert!(!scrape.has("formid_quota_used"));
-    rig.redis.resume();
+    fixture.redis.resume();
     eventually("formid_redis_up is 1", SOON, async || up().await == 1).await;
 }
 
 #[tokio::test]
 async fn app_stops_and_the_daily_quota_are_shown() {
-    let rig = Rig::patient().await;
-    let (dispatcher, metrics) = measured(&rig, &["--stop", "4s"]).await;
-    rig.submit("oUser", 3).await;
+    let fixture = Fixture::patient().await;
+    let (dispatcher, metrics) = measured(&fixture, &["--stop", "4s"]).await;
+    fixture.submit("oUser", 3).await;
     dispatcher.send(message("oUser", "x")).await.unwrap();
-    rig.accept("oGiver", subscription::TEMPLATE, 2).await;
+    fixture.accept("oGiver", subscription::TEMPLATE, 2).await;
     for n in 0..2 {
         dispatcher.send(by_grant("oGiver", &n.to_string())).await.unwrap();
     }
     let stopped = async || Scrape::of(metrics).await.by("formid_app_stopped", "source");
     assert!(stopped().await.is_empty());
-    rig.answer(41032, 1);
+    fixture.answer(41032, 1);
     dispatcher.send(message("oUser", "y")).await.unwrap_err();
     assert_eq!(stopped().await, counts([("form_id", 1)]));
     eventually("the stop has ended", SOON, async || stopped().await.is_empty()).await;

@@ -7,7 +7,7 @@ use server::proto::Outcome;
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use testing::{Process, Redis, free_port, refuses_what_is_too_many};
 
-use crate::rig::{Rig, connect, message, request, serving};
+use crate::fixture::{Fixture, connect, message, request, serving};
 
 /// Maximum number of concurrent calls of the dispatcher.
 const AT_ONCE: usize = 8;
@@ -17,14 +17,14 @@ const FORM_IDS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overloaded_dispatcher_refuses_the_excess_and_sends_the_rest() {
-    let rig = Rig::on(Redis::alone()).await.patiently();
+    let fixture = Fixture::on(Redis::alone()).await.patiently();
     for _ in 0..FORM_IDS {
-        rig.submit_crowd(0..USERS).await;
+        fixture.submit_crowd(0..USERS).await;
     }
     let port = free_port();
     // Calls wait for a Redis that hangs. The Redis timeout is so long that they do not give up.
     let flags = ["--max-requests", &AT_ONCE.to_string(), "--redis-timeout", "10m"];
-    let process = Process::start(&mut rig.command(port, &flags));
+    let process = Process::start(&mut fixture.command(port, &flags));
     let mut clients = Vec::new();
     for _ in 0..8 {
         clients.push(DispatcherServiceClient::new(connect(port).await));
@@ -43,8 +43,8 @@ async fn overloaded_dispatcher_refuses_the_excess_and_sends_the_rest() {
             Ok(())
         }
     };
-    let server = &rig.redis.servers()[0];
+    let server = &fixture.redis.servers()[0];
     let served = refuses_what_is_too_many(&process, AT_ONCE, call, || server.hang(), || server.go_on()).await;
-    assert_eq!(rig.delivered(), served as u64);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), served as u64);
+    fixture.assert_settled(0).await;
 }

@@ -16,7 +16,7 @@ use store::credentials::Available;
 use testing::{Redis, now};
 
 use crate::broadcast::to_all;
-use crate::rig::{APP, Rig, request};
+use crate::fixture::{APP, Fixture, request};
 
 const FILLED: &str = include_str!("previous_release.json");
 
@@ -80,7 +80,7 @@ fn fill(redis: &Redis) {
     }
 }
 
-impl Rig {
+impl Fixture {
     /// What a user has of one kind; for grants of the template `welcome`.
     async fn available(&self, openid: &str, kind: Kind) -> Available {
         let template = (kind == Kind::Grant).then(|| TemplateId::parse("welcome").unwrap());
@@ -93,24 +93,24 @@ impl Rig {
 async fn data_of_the_previous_release_is_read_and_continued() {
     let redis = Redis::alone();
     fill(&redis);
-    let rig = Rig::on(redis).await.patiently();
+    let fixture = Fixture::on(redis).await.patiently();
 
     // Credentials.
-    let form_ids = rig.available("anna", Kind::FormId).await;
+    let form_ids = fixture.available("anna", Kind::FormId).await;
     assert_eq!((form_ids.credentials, form_ids.messages), (2, 2));
-    let prepay_ids = rig.available("anna", Kind::PrepayId).await;
+    let prepay_ids = fixture.available("anna", Kind::PrepayId).await;
     assert_eq!((prepay_ids.credentials, prepay_ids.messages), (1, 3));
-    assert_eq!(rig.available("carl", Kind::Grant).await.messages, 1);
-    assert!(rig.available("dora", Kind::Grant).await.long_term);
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    assert_eq!(fixture.available("carl", Kind::Grant).await.messages, 1);
+    assert!(fixture.available("dora", Kind::Grant).await.long_term);
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     // The use that a message in flight holds is leased; a day later the reaper books it as consumed.
     assert_eq!((ledger.collected, ledger.consumed, ledger.leased), (18, 4, 1), "{ledger:?}");
 
     // Request ids: a repeated request is answered from its record and sends nothing.
     let grants = LEFT.map(|openid| Granting { count: 1, ..Granting::new(openid, "news") });
-    rig.sandbox.grant(APP, grants.into()).unwrap();
-    rig.sandbox.grant(APP, vec![Granting { count: 1, ..Granting::new("carl", "welcome") }]).unwrap();
-    let dispatcher = rig.dispatcher().await;
+    fixture.sandbox.grant(APP, grants.into()).unwrap();
+    fixture.sandbox.grant(APP, vec![Granting { count: 1, ..Granting::new("carl", "welcome") }]).unwrap();
+    let dispatcher = fixture.dispatcher().await;
     let data = |key: &str, text: &str| {
         [(key.to_owned(), TemplateValue { value: text.into(), ..TemplateValue::default() })].into()
     };
@@ -122,7 +122,7 @@ async fn data_of_the_previous_release_is_read_and_continued() {
     for repeated in [to_bob, to_carl.clone()] {
         assert_eq!(dispatcher.send(repeated).await.unwrap().outcome(), Outcome::Delivered);
     }
-    assert_eq!(rig.delivered(), 0);
+    assert_eq!(fixture.delivered(), 0);
     // The grant that is left permits a new message.
     to_carl.request_id = "r-carl-2".into();
     assert_eq!(dispatcher.send(to_carl).await.unwrap().outcome(), Outcome::Delivered);
@@ -137,9 +137,9 @@ async fn data_of_the_previous_release_is_read_and_continued() {
     dispatcher.done("ResumeBroadcast", &broadcast.broadcast_id).await;
     let done = dispatcher.until(&broadcast.broadcast_id, BroadcastState::Done).await;
     assert_eq!(done.tally.map(|tally| (tally.audience, tally.delivered, tally.left)), Some((8, 8, 0)));
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered, books.delivered_twice), (7, 0), "{books:?}");
     for openid in LEFT {
-        assert!(rig.received().contains_key(openid), "{openid}");
+        assert!(fixture.received().contains_key(openid), "{openid}");
     }
 }

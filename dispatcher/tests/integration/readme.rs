@@ -6,32 +6,32 @@ use testing::readme::{Ran, Steps};
 use testing::{Redis, eventually};
 
 use crate::broadcast::example;
-use crate::rig::{Rig, message};
+use crate::fixture::{Fixture, message};
 use crate::whole::Collector;
 
 /// Starts the services in the state that the quickstart leaves, in which alice, bob and 300 more users have a form id
 /// each; runs the commands, and compares what they print with what the README shows.
-async fn run(steps: Steps) -> (Rig, Vec<Ran>) {
+async fn run(steps: Steps) -> (Fixture, Vec<Ran>) {
     // As many buckets as the services have unless told otherwise.
-    let rig = Rig::with_buckets(Redis::start(), 512).await;
-    let collector = Collector::start(&rig, &[]).await;
-    let dispatcher = rig.dispatcher_with(&["--lease", "30s"]).await;
-    rig.submit("alice", 2).await;
+    let fixture = Fixture::with_buckets(Redis::start(), 512).await;
+    let collector = Collector::start(&fixture, &[]).await;
+    let dispatcher = fixture.dispatcher_with(&["--lease", "30s"]).await;
+    fixture.submit("alice", 2).await;
     dispatcher.send(message("alice", "ready")).await.unwrap();
-    rig.submit("bob", 1).await;
+    fixture.submit("bob", 1).await;
     for user in 1..=300 {
-        rig.submit(&format!("user-{user}"), 1).await;
+        fixture.submit(&format!("user-{user}"), 1).await;
     }
 
     let (collector, dispatcher_at) = (collector.address.to_string(), dispatcher.address.to_string());
     // Only the tests that use the client need it to be built.
     let client = "cargo run -q -p dispatcher --example broadcast --";
     let program = steps.have(client).then(|| format!("'{}' --address {dispatcher_at}", example::program().display()));
-    let redis_cli = format!("redis-cli -u {}", rig.redis.url());
+    let redis_cli = format!("redis-cli -u {}", fixture.redis.url());
     let mut places = vec![
         ("127.0.0.1:7001", collector.as_str()),
         ("127.0.0.1:7002", &dispatcher_at),
-        ("http://127.0.0.1:8700", &rig.base_url),
+        ("http://127.0.0.1:8700", &fixture.base_url),
         ("redis-cli -p 7000", &redis_cli),
         (client, program.as_deref().unwrap_or_default()),
     ];
@@ -42,23 +42,23 @@ async fn run(steps: Steps) -> (Rig, Vec<Ran>) {
         ran.assert_as_shown();
     }
     eventually("nothing is in flight", Duration::from_secs(20), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+        fixture.store.ledger(&fixture.app()).await.unwrap().leased == 0
     })
     .await;
-    (rig, ran)
+    (fixture, ran)
 }
 
 /// Whether a message of each generation was delivered.
-fn assert_both_generations(rig: &Rig) {
-    let delivered = rig.sandbox.deliveries(crate::rig::APP, &sandbox::Reading::default()).unwrap();
+fn assert_both_generations(fixture: &Fixture) {
+    let delivered = fixture.sandbox.deliveries(crate::fixture::APP, &sandbox::Reading::default()).unwrap();
     assert!(delivered.iter().any(|delivery| delivery.msgid.is_some()));
     assert!(delivered.iter().any(|delivery| delivery.msgid.is_none()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_of_the_first_readme_do_what_is_shown() {
-    let (rig, _) = run(Steps::of("README.md", "default")).await;
-    assert_both_generations(&rig);
+    let (fixture, _) = run(Steps::of("README.md", "default")).await;
+    assert_both_generations(&fixture);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,10 +75,10 @@ async fn the_commands_of_the_collector_do_what_is_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_of_the_dispatcher_do_what_is_shown() {
-    let (rig, ran) = run(Steps::of("dispatcher/README.md", "default")).await;
+    let (fixture, ran) = run(Steps::of("dispatcher/README.md", "default")).await;
     let refused = ran.iter().filter(|ran| ran.is_to_fail()).count();
     assert!(ran.len() >= 10 && refused >= 1, "{} commands, {refused} of which are to fail", ran.len());
-    assert_both_generations(&rig);
+    assert_both_generations(&fixture);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

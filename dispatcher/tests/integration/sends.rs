@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::rig::{APP, Rig, fact, message, reason, request};
+use crate::fixture::{APP, Fixture, fact, message, reason, request};
 use domain::Kind;
 use sandbox::FaultKind;
 use server::proto::{CredentialKind, Outcome};
@@ -11,87 +11,87 @@ use tonic::Code;
 
 #[tokio::test]
 async fn message_uses_the_form_id_that_expires_soonest() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    let ids = rig.submit("oUser", 2).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    let ids = fixture.submit("oUser", 2).await;
     let answer = dispatcher.send(message("oUser", "hello")).await.unwrap();
     assert_eq!(answer.outcome(), Outcome::Delivered);
     assert_eq!((answer.errcode, answer.attempts, answer.messages_left), (Some(0), 1, 1));
     assert_eq!(answer.kind(), CredentialKind::FormId);
-    let deliveries = rig.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
+    let deliveries = fixture.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
     assert_eq!(deliveries.len(), 1);
     assert_eq!(deliveries[0].form_id, ids[0]);
     assert_eq!(deliveries[0].data["keyword1"].value, "hello");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn user_without_credentials_is_answered_no_credential() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let status = dispatcher.send(message("oNobody", "x")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_CREDENTIAL"));
-    assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, 0);
+    assert_eq!(fixture.sandbox.books(Some(APP)).unwrap().calls, 0);
 }
 
 #[tokio::test]
 async fn prepay_id_serves_three_messages() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.pay("oPayer", now() - 60).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.pay("oPayer", now() - 60).await;
     for left in [2, 1, 0] {
         let answer = dispatcher.send(message("oPayer", &format!("{left} left"))).await.unwrap();
         assert_eq!((answer.kind(), answer.messages_left), (CredentialKind::PrepayId, left));
     }
     let status = dispatcher.send(message("oPayer", "one more")).await.unwrap_err();
     assert_eq!(reason(&status), "NO_CREDENTIAL");
-    assert_eq!(rig.delivered(), 3);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), 3);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn dead_form_ids_are_discarded_and_the_next_one_is_used() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.collect_dead("oUser", 3).await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.collect_dead("oUser", 3).await;
+    fixture.submit("oUser", 1).await;
     let answer = dispatcher.send(request("oUser", "hello", "r1")).await.unwrap();
     assert_eq!((answer.outcome(), answer.attempts), (Outcome::Delivered, 4));
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     assert_eq!((ledger.discarded, ledger.consumed), (3, 1));
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn number_of_dead_form_ids_tried_per_message_is_bounded() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher_with(&["--credentials-per-message", "3"]).await;
-    rig.collect_dead("oUser", 4).await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher_with(&["--credentials-per-message", "3"]).await;
+    fixture.collect_dead("oUser", 4).await;
+    fixture.submit("oUser", 1).await;
     let status = dispatcher.send(request("oUser", "hello", "r1")).await.unwrap_err();
     assert_eq!((reason(&status).as_str(), fact(&status, "errcode").as_deref()), ("CREDENTIALS_DEAD", Some("41028")));
     assert!(fact(&status, "rid").is_some());
-    assert_eq!(rig.left("oUser").await, 2);
+    assert_eq!(fixture.left("oUser").await, 2);
     let again = dispatcher.send(request("oUser", "hello", "r1")).await.unwrap();
     assert_eq!((again.outcome(), again.repeated), (Outcome::Delivered, false));
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn blocked_form_id_is_discarded() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    let ids = rig.submit("oUser", 2).await;
-    rig.sandbox.block(APP, &ids[0]).unwrap();
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    let ids = fixture.submit("oUser", 2).await;
+    fixture.sandbox.block(APP, &ids[0]).unwrap();
     assert_eq!(dispatcher.send(message("oUser", "x")).await.unwrap().attempts, 2);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn refused_message_or_user_spends_nothing() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oUser", 1).await;
     for (errcode, expected) in [
         (40003, "USER_REFUSED"),
         (40037, "MESSAGE_REFUSED"),
@@ -102,7 +102,7 @@ async fn refused_message_or_user_spends_nothing() {
         (47003, "MESSAGE_REFUSED"),
         (88888, "MESSAGE_REFUSED"),
     ] {
-        rig.answer(errcode, 1);
+        fixture.answer(errcode, 1);
         let id = format!("r{errcode}");
         let first = dispatcher.send(request("oUser", "x", &id)).await.unwrap_err();
         assert_eq!((first.code(), reason(&first).as_str()), (Code::FailedPrecondition, expected), "{errcode}");
@@ -113,68 +113,68 @@ async fn refused_message_or_user_spends_nothing() {
             (reason(&first), fact(&first, "rid")),
             "the second call is answered from the record"
         );
-        assert_eq!(rig.left("oUser").await, 1, "{errcode}");
+        assert_eq!(fixture.left("oUser").await, 1, "{errcode}");
     }
-    assert_eq!(rig.delivered(), 0);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), 0);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn transient_errors_are_retried_with_the_same_form_id() {
     for errcode in [-1, 43108, 45011] {
-        let rig = Rig::patient().await;
-        let dispatcher = rig.dispatcher().await;
-        rig.submit("oUser", 2).await;
-        rig.answer(errcode, 2);
+        let fixture = Fixture::patient().await;
+        let dispatcher = fixture.dispatcher().await;
+        fixture.submit("oUser", 2).await;
+        fixture.answer(errcode, 2);
         let answer = dispatcher.send(message("oUser", "x")).await.unwrap();
         assert_eq!((answer.attempts, answer.messages_left), (3, 1), "{errcode}");
-        rig.assert_settled(0).await;
+        fixture.assert_settled(0).await;
     }
 }
 
 #[tokio::test]
 async fn lasting_error_is_reported_and_spends_nothing() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher_with(&["--attempts", "3"]).await;
-    rig.submit("oUser", 1).await;
-    rig.answer(-1, 3);
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher_with(&["--attempts", "3"]).await;
+    fixture.submit("oUser", 1).await;
+    fixture.answer(-1, 3);
     let status = dispatcher.send(request("oUser", "x", "r1")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "WECHAT_BUSY"));
-    assert_eq!(rig.left("oUser").await, 1);
+    assert_eq!(fixture.left("oUser").await, 1);
     assert_eq!(dispatcher.send(request("oUser", "x", "r1")).await.unwrap().outcome(), Outcome::Delivered);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn stopped_app_is_not_called_again_and_keeps_its_credentials() {
     for errcode in [40013, 43104, 43107, 43116, 45102, 45103, 45501, 48001, 48004, 50002] {
-        let rig = Rig::patient().await;
-        let dispatcher = rig.dispatcher().await;
-        rig.submit("oUser", 1).await;
-        rig.answer(errcode, 1);
+        let fixture = Fixture::patient().await;
+        let dispatcher = fixture.dispatcher().await;
+        fixture.submit("oUser", 1).await;
+        fixture.answer(errcode, 1);
         let status = dispatcher.send(message("oUser", "x")).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "APP_STOPPED"), "{errcode}");
-        let calls = rig.sandbox.books(Some(APP)).unwrap().calls;
+        let calls = fixture.sandbox.books(Some(APP)).unwrap().calls;
         let again = dispatcher.send(message("oUser", "x")).await.unwrap_err();
         assert_eq!((reason(&again), fact(&again, "errcode")), ("APP_STOPPED".into(), Some(errcode.to_string())));
-        assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, calls, "WeChat must not be called again");
-        assert_eq!(rig.left("oUser").await, 1);
-        rig.assert_settled(0).await;
+        assert_eq!(fixture.sandbox.books(Some(APP)).unwrap().calls, calls, "WeChat must not be called again");
+        assert_eq!(fixture.left("oUser").await, 1);
+        fixture.assert_settled(0).await;
     }
 }
 
 #[tokio::test]
 async fn app_stop_reaches_other_replicas_and_ends_by_itself() {
-    let rig = Rig::patient().await;
+    let fixture = Fixture::patient().await;
     let stop = ["--stop", "6s"];
-    let (first, second) = (rig.dispatcher_with(&stop).await, rig.dispatcher_with(&stop).await);
-    rig.submit("oUser", 1).await;
-    rig.answer(45102, 1);
+    let (first, second) = (fixture.dispatcher_with(&stop).await, fixture.dispatcher_with(&stop).await);
+    fixture.submit("oUser", 1).await;
+    fixture.answer(45102, 1);
     assert_eq!(reason(&first.send(message("oUser", "x")).await.unwrap_err()), "APP_STOPPED");
     testing::eventually("the other replica knows of the stop", Duration::from_secs(3), async || {
-        let before = rig.sandbox.books(Some(APP)).unwrap().calls;
+        let before = fixture.sandbox.books(Some(APP)).unwrap().calls;
         let status = second.send(message("oOther", "x")).await.unwrap_err();
-        assert_eq!(rig.sandbox.books(Some(APP)).unwrap().calls, before);
+        assert_eq!(fixture.sandbox.books(Some(APP)).unwrap().calls, before);
         reason(&status) == "APP_STOPPED"
     })
     .await;
@@ -186,88 +186,88 @@ async fn app_stop_reaches_other_replicas_and_ends_by_itself() {
 
 #[tokio::test]
 async fn blocked_source_is_replaced_by_another_source() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.pay("oUser", now() - 120).await;
-    rig.submit("oUser", 1).await;
-    rig.answer(41035, 1);
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.pay("oUser", now() - 120).await;
+    fixture.submit("oUser", 1).await;
+    fixture.answer(41035, 1);
     let answer = dispatcher.send(message("oUser", "x")).await.unwrap();
     assert_eq!((answer.kind(), answer.attempts), (CredentialKind::FormId, 2));
     let status = dispatcher.send(message("oUser", "y")).await.unwrap_err();
     assert_eq!(reason(&status), "NO_CREDENTIAL", "the three uses that are left are of the stopped source");
-    assert_eq!(rig.left("oUser").await, 3);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.left("oUser").await, 3);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn daily_quota_stops_the_app_until_midnight() {
-    let rig = Rig::patient().await;
-    let settings = rig.settings(&[]);
+    let fixture = Fixture::patient().await;
+    let settings = fixture.settings(&[]);
     let clock = settings.clock.clone();
-    let dispatcher = crate::rig::Running::start(settings).await;
-    crate::rig::serving(crate::rig::connect(dispatcher.address.port()).await, true).await;
-    rig.submit("oUser", 1).await;
-    rig.answer(45009, 1);
+    let dispatcher = crate::fixture::Running::start(settings).await;
+    crate::fixture::serving(crate::fixture::connect(dispatcher.address.port()).await, true).await;
+    fixture.submit("oUser", 1).await;
+    fixture.answer(45009, 1);
     for _ in 0..2 {
         let status = dispatcher.send(message("oUser", "x")).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "QUOTA_REACHED"));
     }
     clock.set_ahead(Duration::from_secs(24 * 3600));
     assert_eq!(dispatcher.send(message("oUser", "x")).await.unwrap().outcome(), Outcome::Delivered);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn stale_token_is_replaced_and_the_same_form_id_is_used() {
     for errcode in [40001, 40014, 42001, 41001] {
-        let rig = Rig::patient().await;
-        let dispatcher = rig.dispatcher().await;
-        rig.submit("oUser", 2).await;
-        rig.answer(errcode, 1);
+        let fixture = Fixture::patient().await;
+        let dispatcher = fixture.dispatcher().await;
+        fixture.submit("oUser", 2).await;
+        fixture.answer(errcode, 1);
         let answer = dispatcher.send(message("oUser", "x")).await.unwrap();
         assert_eq!((answer.outcome(), answer.attempts, answer.messages_left), (Outcome::Delivered, 2, 1), "{errcode}");
-        rig.assert_settled(0).await;
+        fixture.assert_settled(0).await;
     }
 }
 
 #[tokio::test]
 async fn young_prepay_id_is_retried_until_wechat_accepts_it() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher_with(&["--lease", "30s"]).await;
-    let settings = sandbox::Settings { young_prepay_seconds: 10, ..rig.sandbox.settings() };
-    rig.sandbox.set_settings(settings).unwrap();
-    rig.pay("oPayer", now() - 7).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher_with(&["--lease", "30s"]).await;
+    let settings = sandbox::Settings { young_prepay_seconds: 10, ..fixture.sandbox.settings() };
+    fixture.sandbox.set_settings(settings).unwrap();
+    fixture.pay("oPayer", now() - 7).await;
     let answer = dispatcher.send(message("oPayer", "paid")).await.unwrap();
     assert_eq!(answer.outcome(), Outcome::Delivered);
     assert!(answer.attempts > 1);
     assert_eq!(answer.messages_left, 2);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn redirect_is_not_followed() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher_with(&["--attempts", "1"]).await;
-    rig.submit("oUser", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher_with(&["--attempts", "1"]).await;
+    fixture.submit("oUser", 1).await;
     let rule = sandbox::Rule {
         times: Some(1),
         location: Some("http://127.0.0.1:9/elsewhere".into()),
         ..sandbox::Rule::new(FaultKind::Redirect)
     };
-    rig.sandbox.add_faults(vec![rule]).unwrap();
+    fixture.sandbox.add_faults(vec![rule]).unwrap();
     let status = dispatcher.send(request("oUser", "x", "r1")).await.unwrap_err();
     assert_eq!(reason(&status), "IN_DOUBT");
     let again = dispatcher.send(request("oUser", "x", "r1")).await.unwrap();
     assert_eq!(again.outcome(), Outcome::Delivered);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn credential_close_to_its_expiry_is_not_used() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let week = 7 * 24 * 3600;
-    rig.collect("oUser", "0123456789abcdef0123456789abcdef", Kind::FormId, 1, now() - week + 30).await;
+    fixture.collect("oUser", "0123456789abcdef0123456789abcdef", Kind::FormId, 1, now() - week + 30).await;
     let status = dispatcher.send(message("oUser", "x")).await.unwrap_err();
     assert_eq!(reason(&status), "NO_CREDENTIAL");
 }

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::broadcast::{look, to_all};
-use crate::rig::{APP, Rig, any_port, connect, message, request, serving};
+use crate::fixture::{APP, Fixture, any_port, connect, message, request, serving};
 
 const SOON: Duration = Duration::from_secs(20);
 const METHOD: &str = "formid.v1.DispatcherService/SendTemplate";
@@ -28,12 +28,12 @@ struct Traced {
 }
 
 impl Traced {
-    async fn start(rig: &Rig, endpoint: &str, extra: &[&str]) -> Self {
+    async fn start(fixture: &Fixture, endpoint: &str, extra: &[&str]) -> Self {
         let port = any_port();
-        let log = PathBuf::from(rig.file(&format!("log-{port}"), ""));
+        let log = PathBuf::from(fixture.file(&format!("log-{port}"), ""));
         let mut flags = vec!["--otlp-endpoint", endpoint];
         flags.extend(extra);
-        let process = Process::start_printing(&mut rig.command(port, &flags), &log);
+        let process = Process::start_printing(&mut fixture.command(port, &flags), &log);
         let channel = connect(port).await;
         serving(channel.clone(), true).await;
         Self { process, client: DispatcherServiceClient::new(channel), port, log }
@@ -82,9 +82,9 @@ fn only(mut spans: Vec<Span>) -> Span {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn send_is_part_of_its_callers_trace_and_shows_its_steps() {
-    let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
-    let dispatcher = Traced::start(&rig, &traces.url(), &["--log", "debug"]).await;
-    rig.submit("oUser", 1).await;
+    let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
+    let dispatcher = Traced::start(&fixture, &traces.url(), &["--log", "debug"]).await;
+    fixture.submit("oUser", 1).await;
     dispatcher.send(request("oUser", "x", "r1"), &sampled()).await.unwrap();
     let refused = dispatcher.send(message("oNobody", "x"), "").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
@@ -113,7 +113,7 @@ async fn send_is_part_of_its_callers_trace_and_shows_its_steps() {
     let parts = below(&spans, &send);
     assert_eq!(names(&parts), ["lease", "settle", "template/send"]);
     let wechat = parts.iter().find(|span| span.name == "template/send").unwrap();
-    let port = rig.base_url.rsplit(':').next().unwrap();
+    let port = fixture.base_url.rsplit(':').next().unwrap();
     for (key, value) in [
         ("http.request.method", "POST"),
         ("http.response.status_code", "200"),
@@ -157,11 +157,11 @@ async fn log_lines_of_a_traced_call_contain_its_trace_id() {
     for (format, expected) in
         [("human", format!(" trace_id={TRACE}\n")), ("json", format!(",\"trace_id\":\"{TRACE}\"}}\n"))]
     {
-        let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
+        let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
         let flags = ["--log", "debug", "--log-format", format, "--attempts", "1"];
-        let dispatcher = Traced::start(&rig, &traces.url(), &flags).await;
-        rig.submit("oUser", 1).await;
-        rig.fault(FaultKind::Http500After, 1);
+        let dispatcher = Traced::start(&fixture, &traces.url(), &flags).await;
+        fixture.submit("oUser", 1).await;
+        fixture.fault(FaultKind::Http500After, 1);
         dispatcher.send(request("oUser", "x", "r1"), &sampled()).await.unwrap_err();
         let log = dispatcher.stop().await;
         let line = log.split_inclusive('\n').find(|line| line.contains("does not answer")).unwrap();
@@ -177,10 +177,10 @@ async fn log_lines_of_a_traced_call_contain_its_trace_id() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_call_shows_it_and_its_send_continues_to_the_end() {
-    let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
-    let dispatcher = Traced::start(&rig, &traces.url(), &[]).await;
-    rig.submit("oUser", 1).await;
-    rig.sandbox.set_settings(sandbox::Settings { latency_ms: 2000, ..rig.sandbox.settings() }).unwrap();
+    let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
+    let dispatcher = Traced::start(&fixture, &traces.url(), &[]).await;
+    fixture.submit("oUser", 1).await;
+    fixture.sandbox.set_settings(sandbox::Settings { latency_ms: 2000, ..fixture.sandbox.settings() }).unwrap();
     let mut late = Request::new(request("oUser", "x", "r1"));
     late.set_timeout(Duration::from_millis(150));
     dispatcher.client.clone().send_template(late).await.unwrap_err();
@@ -196,22 +196,22 @@ async fn cancelled_call_shows_it_and_its_send_continues_to_the_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_span_says_why() {
-    let (mut rig, traces) = (Rig::on(Redis::durable_alone()).await, TraceCollector::start().await);
-    let dispatcher = Traced::start(&rig, &traces.url(), &["--attempts", "1"]).await;
-    rig.submit("oUser", 9).await;
+    let (mut fixture, traces) = (Fixture::on(Redis::durable_alone()).await, TraceCollector::start().await);
+    let dispatcher = Traced::start(&fixture, &traces.url(), &["--attempts", "1"]).await;
+    fixture.submit("oUser", 9).await;
     let failing = async |id: &str| dispatcher.send(request("oUser", "x", id), "").await.unwrap_err();
-    rig.fault(FaultKind::Http500After, 1);
+    fixture.fault(FaultKind::Http500After, 1);
     failing("r1").await;
     let hang = Rule { times: Some(1), hang_ms: Some(700), ..Rule::new(FaultKind::HangAfter) };
-    rig.sandbox.add_faults(vec![hang]).unwrap();
+    fixture.sandbox.add_faults(vec![hang]).unwrap();
     failing("r2").await;
-    rig.answer(40037, 1);
+    fixture.answer(40037, 1);
     failing("r3").await;
-    rig.answer(77777, 1);
+    fixture.answer(77777, 1);
     failing("r4").await;
-    rig.redis.kill();
+    fixture.redis.kill();
     assert_eq!(failing("r5").await.code(), Code::Unavailable);
-    rig.redis.resume();
+    fixture.redis.resume();
     serving(connect(dispatcher.port).await, true).await;
     dispatcher.stop().await;
 
@@ -230,10 +230,10 @@ async fn failed_span_says_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcast_is_one_trace_per_replica_with_sampled_steps() {
-    let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
+    let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
     // A broadcast is traced if the call that started it was sampled.
-    let dispatcher = Traced::start(&rig, &traces.url(), &["--trace-ratio", "0"]).await;
-    rig.submit_crowd(0..1000).await;
+    let dispatcher = Traced::start(&fixture, &traces.url(), &["--trace-ratio", "0"]).await;
+    fixture.submit_crowd(0..1000).await;
     let ordered = || BroadcastRequest { request_id: "b1".into(), ..to_all() };
     let mut order = Request::new(ordered());
     order.metadata_mut().insert("traceparent", sampled().parse().unwrap());
@@ -273,13 +273,13 @@ async fn broadcast_is_one_trace_per_replica_with_sampled_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_broadcast_in_many_buckets_has_no_empty_spans() {
-    let rig = Rig::with_buckets(Redis::start(), 512).await.patiently();
+    let fixture = Fixture::with_buckets(Redis::start(), 512).await.patiently();
     let traces = TraceCollector::start().await;
     let mut dispatchers = Vec::new();
     for _ in 0..3 {
-        dispatchers.push(Traced::start(&rig, &traces.url(), &[]).await);
+        dispatchers.push(Traced::start(&fixture, &traces.url(), &[]).await);
     }
-    rig.submit_crowd(0..60).await;
+    fixture.submit_crowd(0..60).await;
     let order = dispatchers[0].client.clone().broadcast(to_all()).await.unwrap().into_inner();
     let id = order.broadcast.unwrap().broadcast_id;
     until_done(&dispatchers[0], &id).await;
@@ -311,15 +311,15 @@ async fn until_done(dispatcher: &Traced, id: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_endpoint_flag_nothing_is_exported_despite_environment() {
-    let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
-    let (port, log) = (any_port(), PathBuf::from(rig.file("log", "")));
-    let mut command = rig.command(port, &["--log", "trace"]);
+    let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
+    let (port, log) = (any_port(), PathBuf::from(fixture.file("log", "")));
+    let mut command = fixture.command(port, &["--log", "trace"]);
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", traces.url()).env("OTEL_TRACES_SAMPLER", "always_on");
     let process = Process::start_printing(&mut command, &log);
     let channel = connect(port).await;
     serving(channel.clone(), true).await;
     let dispatcher = Traced { process, client: DispatcherServiceClient::new(channel), port, log };
-    rig.submit("oUser", 1).await;
+    fixture.submit("oUser", 1).await;
     dispatcher.send(message("oUser", "x"), &sampled()).await.unwrap();
     let log = dispatcher.stop().await;
     assert!(traces.exports().is_empty());
@@ -336,9 +336,9 @@ async fn caller_decides_what_is_traced_and_otherwise_the_ratio() {
         ("1", format!("00-{TRACE}-{PARENT}-00"), false),
         ("1", "00-nonsense".into(), true),
     ] {
-        let (rig, traces) = (Rig::patient().await, TraceCollector::start().await);
-        let dispatcher = Traced::start(&rig, &traces.url(), &["--trace-ratio", ratio]).await;
-        rig.submit("oUser", 1).await;
+        let (fixture, traces) = (Fixture::patient().await, TraceCollector::start().await);
+        let dispatcher = Traced::start(&fixture, &traces.url(), &["--trace-ratio", ratio]).await;
+        fixture.submit("oUser", 1).await;
         dispatcher.send(message("oUser", "x"), &parent).await.unwrap();
         dispatcher.stop().await;
         assert_eq!(traces.named(METHOD).len(), usize::from(traced), "{ratio} {parent}");
@@ -351,9 +351,9 @@ async fn unreachable_or_silent_trace_collector_does_not_affect_sends() {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (closed, deaf) = (any_port(), deaf.local_addr().unwrap().port());
     for (scheme, port) in [("http", closed), ("http", deaf), ("https", closed), ("https", deaf)] {
-        let rig = Rig::patient().await;
-        let dispatcher = Traced::start(&rig, &format!("{scheme}://127.0.0.1:{port}"), &[]).await;
-        rig.submit("oUser", 20).await;
+        let fixture = Fixture::patient().await;
+        let dispatcher = Traced::start(&fixture, &format!("{scheme}://127.0.0.1:{port}"), &[]).await;
+        fixture.submit("oUser", 20).await;
         for _ in 0..20 {
             dispatcher.send(message("oUser", "x"), &sampled()).await.unwrap();
         }

@@ -21,21 +21,21 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::broadcast::{tally, to_all};
-use crate::rig::{APP, Rig, connect, reason};
+use crate::fixture::{APP, Fixture, connect, reason};
 use crate::subscription::{TEMPLATE, data, message, request};
 
 const TOKEN: &str = "theCallbackToken";
 const SOON: Duration = Duration::from_secs(20);
 
-/// A collector in this process, on the Redis of a rig.
+/// A collector in this process, on the Redis of a fixture.
 pub struct Collector {
     pub address: SocketAddr,
     pub client: CollectorServiceClient<Channel>,
 }
 
 impl Collector {
-    pub async fn start(rig: &Rig, flags: &[&str]) -> Self {
-        let (url, buckets) = (rig.redis.url(), rig.store.buckets().len().to_string());
+    pub async fn start(fixture: &Fixture, flags: &[&str]) -> Self {
+        let (url, buckets) = (fixture.redis.url(), fixture.store.buckets().len().to_string());
         let usual = ["collector", "--apps", APP, "--buckets", &buckets, "--redis-url", &url, "--drain-wait", "0s"];
         let usual = [&usual[..], &["--redis-timeout", "20s"]].concat();
         let flags = collector::settings::Flags::parse_from(usual.iter().chain(flags));
@@ -76,37 +76,40 @@ async fn callback(client: CollectorServiceClient<Channel>) -> String {
     url
 }
 
-/// A rig whose sandbox pushes its events through a callback endpoint to a collector that verifies them.
-async fn connected(format: EventFormat) -> (Rig, Collector) {
-    let rig = Rig::subscribing().await;
-    let tokens = rig.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{TOKEN}\"\n"));
-    let collector = Collector::start(&rig, &["--callback-tokens", &tokens]).await;
+/// A fixture whose sandbox pushes its events through a callback endpoint to a collector that verifies them.
+async fn connected(format: EventFormat) -> (Fixture, Collector) {
+    let fixture = Fixture::subscribing().await;
+    let tokens = fixture.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{TOKEN}\"\n"));
+    let collector = Collector::start(&fixture, &["--callback-tokens", &tokens]).await;
     let settings = sandbox::Settings {
         callback_url: callback(collector.client.clone()).await,
         callback_token: TOKEN.into(),
         callback_format: format,
         callback_retry_ms: 20,
-        ..rig.sandbox.settings()
+        ..fixture.sandbox.settings()
     };
-    rig.sandbox.set_settings(settings).unwrap();
-    (rig, collector)
+    fixture.sandbox.set_settings(settings).unwrap();
+    (fixture, collector)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_deliver_user_decisions_and_delivery_failures() {
     for format in [EventFormat::Json, EventFormat::Xml] {
-        let (rig, _collector) = connected(format).await;
-        let dispatcher = rig.dispatcher().await;
+        let (fixture, _collector) = connected(format).await;
+        let dispatcher = fixture.dispatcher().await;
         // The user accepts: the grant is stored, and a message spends it.
-        rig.sandbox.grant(APP, vec![Granting::new("oUser", TEMPLATE)]).unwrap();
-        eventually("the grant is stored", SOON, async || rig.granted("oUser", TEMPLATE).await == 1).await;
+        fixture.sandbox.grant(APP, vec![Granting::new("oUser", TEMPLATE)]).unwrap();
+        eventually("the grant is stored", SOON, async || fixture.granted("oUser", TEMPLATE).await == 1).await;
         let sent = dispatcher.send(request("oUser", "ready", "r1")).await.unwrap();
         // WeChat reports later that it could not deliver the next message.
-        rig.sandbox.grant(APP, vec![Granting::new("oGone", TEMPLATE)]).unwrap();
-        eventually("the second grant is stored", SOON, async || rig.granted("oGone", TEMPLATE).await == 1).await;
+        fixture.sandbox.grant(APP, vec![Granting::new("oGone", TEMPLATE)]).unwrap();
+        eventually("the second grant is stored", SOON, async || fixture.granted("oGone", TEMPLATE).await == 1).await;
         let matching = Match { openid: Some("oGone".into()), ..Match::default() };
         let failure = SentFailure { error_code: 43101, error_status: "user refuse".into(), matching };
-        rig.sandbox.set_settings(sandbox::Settings { sent_failures: vec![failure], ..rig.sandbox.settings() }).unwrap();
+        fixture
+            .sandbox
+            .set_settings(sandbox::Settings { sent_failures: vec![failure], ..fixture.sandbox.settings() })
+            .unwrap();
         let gone = dispatcher.send(request("oGone", "ready", "r1")).await.unwrap();
         assert!(gone.msgid > sent.msgid && sent.msgid > 0);
         eventually("the repeated request shows the delivery failure", SOON, async || {
@@ -116,32 +119,33 @@ async fn events_deliver_user_decisions_and_delivery_failures() {
         .await;
         assert_eq!(dispatcher.send(request("oUser", "ready", "r1")).await.unwrap().late_failure, None);
         // The user accepts another template and withdraws it.
-        rig.sandbox.grant(APP, vec![Granting::new("oUser", "another")]).unwrap();
-        eventually("the third grant is stored", SOON, async || rig.granted("oUser", "another").await == 1).await;
-        rig.sandbox.withdraw(APP, vec![Subscription::new("oUser", "another")]).unwrap();
-        eventually("the third grant is revoked", SOON, async || rig.granted("oUser", "another").await == 0).await;
+        fixture.sandbox.grant(APP, vec![Granting::new("oUser", "another")]).unwrap();
+        eventually("the third grant is stored", SOON, async || fixture.granted("oUser", "another").await == 1).await;
+        fixture.sandbox.withdraw(APP, vec![Subscription::new("oUser", "another")]).unwrap();
+        eventually("the third grant is revoked", SOON, async || fixture.granted("oUser", "another").await == 0).await;
         assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
-        rig.assert_settled(0).await;
+        fixture.assert_settled(0).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcast_counts_delivery_failures_in_any_order_of_events() {
     const USERS: usize = 300;
-    let (rig, _collector) = connected(EventFormat::Json).await;
-    let dispatcher = rig.dispatcher().await;
+    let (fixture, _collector) = connected(EventFormat::Json).await;
+    let dispatcher = fixture.dispatcher().await;
     let granting = |user| Granting::new(format!("oUser{user}"), TEMPLATE);
-    rig.sandbox.grant(APP, (0..USERS).map(granting).collect()).unwrap();
+    fixture.sandbox.grant(APP, (0..USERS).map(granting).collect()).unwrap();
     eventually("all grants are stored", SOON, async || {
-        rig.store.stock(&rig.app(), testing::now(), u64::MAX).await.unwrap().reachable == USERS as u64
+        fixture.store.stock(&fixture.app(), testing::now(), u64::MAX).await.unwrap().reachable == USERS as u64
     })
     .await;
     let failures = (0..USERS).step_by(10).map(|user| {
         let matching = Match { openid: Some(format!("oUser{user}")), ..Match::default() };
         SentFailure { error_code: 43101, error_status: "user refuse".into(), matching }
     });
-    rig.sandbox
-        .set_settings(sandbox::Settings { sent_failures: failures.collect(), ..rig.sandbox.settings() })
+    fixture
+        .sandbox
+        .set_settings(sandbox::Settings { sent_failures: failures.collect(), ..fixture.sandbox.settings() })
         .unwrap();
     let request = BroadcastRequest { template_id: TEMPLATE.into(), data: data("thing1", "spring"), ..to_all() };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
@@ -155,6 +159,6 @@ async fn broadcast_counts_delivery_failures_in_any_order_of_events() {
     let undelivered = dispatcher.undelivered(&id).await;
     assert_eq!(undelivered.len(), 30);
     assert!(undelivered.values().all(|why| *why == ("FAILED_LATER".into(), Some(43101))), "{undelivered:?}");
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered, books.undelivered), (270, 30), "{books:?}");
 }

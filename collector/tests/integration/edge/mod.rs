@@ -15,7 +15,7 @@ use server::proto::GetStockRequest;
 use testing::{CallersFile, bearer, reason};
 use tonic::transport::Channel;
 
-use crate::support::*;
+use crate::fixture::*;
 
 /// A second app of the collectors of these tests.
 const OTHER_APP: &str = "wxfedcba9876543210";

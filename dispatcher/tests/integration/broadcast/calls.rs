@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{CALLS, assert_refused, look, recipient, tally, to_all, to_list, value};
-use crate::rig::{APP, Rig, fields};
+use crate::fixture::{APP, Fixture, fields};
 use domain::OpenId;
 use prost_types::Timestamp;
 use server::proto::broadcast_request::Audience;
@@ -19,8 +19,8 @@ const NOBODYS: &str = "0192a3b4c5d-01234567";
 
 #[tokio::test]
 async fn every_bad_field_is_named_at_once() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let bad = BroadcastRequest {
         app_id: "no such app!".into(),
         request_id: "with space".into(),
@@ -62,8 +62,8 @@ async fn every_bad_field_is_named_at_once() {
 
 #[tokio::test]
 async fn invalid_recipients_are_named_by_their_index() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let mut list: Vec<_> = ["oA", "", "oC", "oD"].map(recipient).to_vec();
     list[2].data.insert("no key".into(), value("x"));
     list[3].data.insert("keyword1".into(), value(&"x".repeat(5000)));
@@ -87,8 +87,8 @@ async fn invalid_recipients_are_named_by_their_index() {
 
 #[tokio::test]
 async fn list_in_a_call_is_limited_to_ten_thousand_users() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let openids: Vec<String> = (0..10_001).map(|user| format!("oUser{user}")).collect();
     let all: Vec<&str> = openids.iter().map(String::as_str).collect();
     let status = dispatcher.answer(to_list(&all)).await.unwrap_err();
@@ -106,8 +106,8 @@ async fn list_in_a_call_is_limited_to_ten_thousand_users() {
 
 #[tokio::test]
 async fn page_sizes_tokens_intervals_and_ids_are_checked_together() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let mut client = dispatcher.client.clone();
     for page_token in ["x", NOBODYS.to_uppercase().as_str()] {
         let list = ListBroadcastsRequest { app_id: "!".into(), page_size: 101, page_token: page_token.into() };
@@ -139,8 +139,8 @@ async fn page_sizes_tokens_intervals_and_ids_are_checked_together() {
 
 #[tokio::test]
 async fn unknown_apps_and_broadcasts_are_refused() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let stranger = "wxfeedfeedfeedfeed";
     let status = dispatcher.answer(BroadcastRequest { app_id: stranger.into(), ..to_all() }).await.unwrap_err();
     assert_refused(&status, Code::NotFound, "UNKNOWN_APP");
@@ -158,8 +158,8 @@ async fn unknown_apps_and_broadcasts_are_refused() {
 
 #[tokio::test]
 async fn empty_audience_is_refused_and_nothing_is_stored() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let excluding = BroadcastRequest { exclude: vec!["oA".into(), "oB".into()], ..to_list(&["oA", "oB", "oA"]) };
     for request in [to_all(), to_list(&[]), excluding] {
         for validate_only in [true, false] {
@@ -174,10 +174,10 @@ async fn empty_audience_is_refused_and_nothing_is_stored() {
 
 #[tokio::test]
 async fn repeated_request_is_the_same_broadcast_even_after_its_end() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oA", 2).await;
-    rig.submit("oB", 2).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oA", 2).await;
+    fixture.submit("oB", 2).await;
     let to_both = BroadcastRequest { template_id: "template-2".into(), ..to_list(&["oA", "oB"]) };
     for (request_id, request) in [("r1", to_all()), ("r2", to_both)] {
         let request = BroadcastRequest { request_id: request_id.into(), ..request };
@@ -196,24 +196,24 @@ async fn repeated_request_is_the_same_broadcast_even_after_its_end() {
             assert_eq!(fields(&status), ["request_id"]);
         }
     }
-    assert_eq!(rig.delivered(), 4);
+    assert_eq!(fixture.delivered(), 4);
     // A request that was answered once gets the same answer, although no user is left to send to.
     let again = BroadcastRequest { request_id: "r1".into(), ..to_all() };
     for openid in ["oA", "oB"] {
-        rig.store.erase(&rig.app(), &OpenId::parse(openid).unwrap()).await.unwrap();
+        fixture.store.erase(&fixture.app(), &OpenId::parse(openid).unwrap()).await.unwrap();
     }
     assert_refused(&dispatcher.answer(to_all()).await.unwrap_err(), Code::FailedPrecondition, "EMPTY_AUDIENCE");
     assert_eq!(dispatcher.broadcast(again).await.unwrap().state(), BroadcastState::Done);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_repeated_requests_are_one_broadcast() {
-    let rig = Rig::patient().await;
-    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
+    let fixture = Fixture::patient().await;
+    let dispatchers = [fixture.dispatcher().await, fixture.dispatcher().await];
     // Two form ids for each user, so that a second message would be possible.
     for _ in 0..2 {
-        rig.submit_crowd(0..1500).await;
+        fixture.submit_crowd(0..1500).await;
     }
     let openids: Vec<String> = (0..1500).map(|user| format!("oUser{user}")).collect();
     let request = to_list(&openids.iter().map(String::as_str).collect::<Vec<_>>());
@@ -234,14 +234,14 @@ async fn concurrent_repeated_requests_are_one_broadcast() {
     assert_eq!(ids.len(), 1, "{ids:?}");
     let done = dispatchers[0].until(&ids[0], BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (1500, 1500));
-    assert_eq!(rig.delivered(), 1500);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.delivered(), 1500);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn broadcasts_are_listed_in_pages_newest_first() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let mut made = Vec::new();
     for number in 0..25 {
         let request = BroadcastRequest { hold: true, name: format!("number {number}"), ..to_list(&["oA"]) };
@@ -268,10 +268,10 @@ async fn broadcasts_are_listed_in_pages_newest_first() {
 
 #[tokio::test]
 async fn watch_ends_with_the_broadcast_and_hanging_up_changes_nothing() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..100).await;
-    rig.change(serde_json::json!({"latency_ms": 20}));
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..100).await;
+    fixture.change(serde_json::json!({"latency_ms": 20}));
     let id =
         dispatcher.broadcast(BroadcastRequest { messages_per_second: 100, ..to_all() }).await.unwrap().broadcast_id;
     let watch = WatchBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone(), interval: None };
@@ -294,5 +294,5 @@ async fn watch_ends_with_the_broadcast_and_hanging_up_changes_nothing() {
     assert_eq!((last.state(), tally(last).delivered), (BroadcastState::Done, 100));
     assert_eq!(&look(&mut dispatcher.client.clone(), &id).await.unwrap(), last);
     assert!(last.end_time.is_some() && last.start_time.is_some());
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use super::{tally, to_all};
-use crate::rig::{APP, Rig, Running, any_port, connect, serving};
+use crate::fixture::{APP, Fixture, Running, any_port, connect, serving};
 use sandbox::{FaultKind, Match, Reading, Rule};
 use server::proto::BroadcastState;
 use testing::tls::Authority;
@@ -54,7 +54,7 @@ impl Files {
     }
 }
 
-impl Rig {
+impl Fixture {
     fn text_of(&self, openid: &str) -> String {
         let reading = Reading { openid: Some(openid.into()), ..Reading::default() };
         self.sandbox.deliveries(APP, &reading).unwrap()[0].data["keyword1"].value.clone()
@@ -69,9 +69,9 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn file_of_users_with_their_own_data_is_sent_and_counted() {
-    let (rig, files) = (Rig::patient().await, Files::new());
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..40).await;
+    let (fixture, files) = (Fixture::patient().await, Files::new());
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..40).await;
     let mut list = String::from("oUser0 {\"keyword1\": \"you\"}\noUser1\t{\"keyword1\": {\"value\": \"and you\"}}\n\n");
     (2..40).for_each(|user| writeln!(list, "oUser{user}").unwrap());
     list.push_str("oNobody\noUser2\n");
@@ -85,41 +85,41 @@ async fn file_of_users_with_their_own_data_is_sent_and_counted() {
         "40 users, of whom 39 would get the message; 39 credentials would be spent\n        1 without a credential\n        \
          1 excluded\nat the configured rate it would take 3.900s\n"
     );
-    assert_eq!(rig.delivered(), 0);
+    assert_eq!(fixture.delivered(), 0);
 
     let (code, printed, beside) = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
     assert_eq!((code, &*printed), (Some(0), "done: 39 of 40 delivered\n        1 without a credential\n"), "{beside}");
     for part in ["1 lines repeat a user and are ignored", "(request id r1)"] {
         assert!(beside.contains(part), "{part} in {beside}");
     }
-    assert_eq!([0, 1, 2].map(|user| rig.text_of(&format!("oUser{user}"))), ["you", "and you", "hello"]);
+    assert_eq!([0, 1, 2].map(|user| fixture.text_of(&format!("oUser{user}"))), ["you", "and you", "hello"]);
 
     // A second run with the same request id finds the same broadcast.
     let again = run(&dispatcher.at(), &[&arguments[..], &["--request-id", "r1"]].concat()).await;
     assert_eq!((again.0, again.1), (Some(0), printed));
-    assert_eq!((rig.delivered(), rig.left("oUser39").await), (39, 1));
-    rig.assert_settled(0).await;
+    assert_eq!((fixture.delivered(), fixture.left("oUser39").await), (39, 1));
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn list_too_long_for_one_call_is_sent_in_several() {
-    let (rig, files) = (Rig::patient().await, Files::new());
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(9_990..10_020).await;
+    let (fixture, files) = (Fixture::patient().await, Files::new());
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(9_990..10_020).await;
     let list: String = (0..10_020).rev().map(|user| format!("oUser{user}\n")).collect();
     let exclude: String = (0..10_010).map(|user| format!("oUser{user}\n")).collect();
     let (list, exclude) = (files.write("list", &list), files.write("exclude", &exclude));
     let arguments = ["--template", "t1", "--list", &list, "--exclude", &exclude];
     let (code, printed, beside) = run(&dispatcher.at(), &arguments).await;
     assert_eq!((code, &*printed), (Some(0), "done: 10 of 10 delivered\n"), "{beside}");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn existing_broadcast_is_watched_paused_resumed_and_cancelled() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..20).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..20).await;
     let mut canary = to_all();
     canary.limit = 5;
     let id = dispatcher.broadcast(canary).await.unwrap().broadcast_id;
@@ -143,7 +143,7 @@ async fn existing_broadcast_is_watched_paused_resumed_and_cancelled() {
     let (code, printed, beside) = run(&dispatcher.at(), &["--resume", &id]).await;
     assert_eq!((code, &*printed), (Some(0), "done: 20 of 20 delivered\n"), "{beside}");
 
-    rig.submit_crowd(20..40).await;
+    fixture.submit_crowd(20..40).await;
     let mut slow = to_all();
     slow.messages_per_second = 1;
     let id = dispatcher.broadcast(slow).await.unwrap().broadcast_id;
@@ -161,18 +161,18 @@ async fn existing_broadcast_is_watched_paused_resumed_and_cancelled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_reconnects_when_its_dispatcher_stops() {
-    let rig = Rig::patient().await;
-    rig.submit_crowd(0..150).await;
+    let fixture = Fixture::patient().await;
+    fixture.submit_crowd(0..150).await;
     let port = any_port();
-    let mut first = rig.process(port);
+    let mut first = fixture.process(port);
     serving(connect(port).await, true).await;
     let address = format!("127.0.0.1:{port}");
     let arguments = ["--template", "t1", "--per-second", "50"];
     let watching = client(&address, &arguments).spawn().unwrap();
-    eventually("the broadcast has begun", Duration::from_secs(20), async || rig.delivered() > 10).await;
+    eventually("the broadcast has begun", Duration::from_secs(20), async || fixture.delivered() > 10).await;
     first.signal("TERM");
     assert_eq!(first.wait(Duration::from_secs(20)).await, Some(0));
-    let _second = rig.process(port);
+    let _second = fixture.process(port);
     let (code, printed, beside) =
         told(tokio::task::spawn_blocking(move || watching.wait_with_output()).await.unwrap().unwrap());
     assert_eq!((code, &*printed), (Some(0), "done: 150 of 150 delivered\n"), "{beside}");
@@ -180,14 +180,14 @@ async fn client_reconnects_when_its_dispatcher_stops() {
         beside.contains("lost the connection to the dispatcher") && beside.contains("reconnected to the dispatcher"),
         "{beside}"
     );
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_are_shown_with_their_reason() {
-    let (rig, files) = (Rig::patient().await, Files::new());
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..10).await;
+    let (fixture, files) = (Fixture::patient().await, Files::new());
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..10).await;
     let (code, printed, beside) = run(&dispatcher.at(), &["--template", "", "--page", &"p".repeat(2000)]).await;
     assert_eq!((code, &*printed), (Some(1), ""), "{beside}");
     for part in ["reason: INVALID_FIELDS", "template_id must not be empty", "page must not be longer"] {
@@ -203,7 +203,7 @@ async fn errors_are_shown_with_their_reason() {
     // A failure for one user is shown next to the deliveries.
     let matching = Match { openid: Some("oUser3".into()), ..Match::default() };
     let rule = Rule { matching, errcode: Some(40003), ..Rule::new(FaultKind::Answer) };
-    rig.sandbox.add_faults(vec![rule]).unwrap();
+    fixture.sandbox.add_faults(vec![rule]).unwrap();
     let (code, printed, beside) = run(&dispatcher.at(), &["--template", "t1"]).await;
     assert_eq!(
         (code, &*printed),
@@ -214,23 +214,23 @@ async fn errors_are_shown_with_their_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscription_messages_reach_the_users_with_a_grant() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.accept_crowd(0..5, "order-ready", 1).await;
-    rig.submit_crowd(5..9).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.accept_crowd(0..5, "order-ready", 1).await;
+    fixture.submit_crowd(5..9).await;
     let arguments =
         ["--template", "order-ready", "--delivery", "subscription", "--data", "thing1=hello", "--lang", "en_US"];
     let (code, printed, told) = run(&dispatcher.at(), &arguments).await;
     assert_eq!(code, Some(0), "{printed} {told}");
-    let received = rig.sandbox.deliveries(APP, &Reading::default()).unwrap();
+    let received = fixture.sandbox.deliveries(APP, &Reading::default()).unwrap();
     assert!(received.iter().all(|delivery| delivery.lang.as_deref() == Some("en_US")));
     assert_eq!(received.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_dispatcher_is_called_with_a_token_and_never_in_plaintext() {
-    let (rig, files, authority) = (Rig::patient().await, Files::new(), Authority::new("ours"));
-    rig.submit_crowd(0..5).await;
+    let (fixture, files, authority) = (Fixture::patient().await, Files::new(), Authority::new("ours"));
+    fixture.submit_crowd(0..5).await;
     let everything =
         "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'broadcast', 'broadcast_all']";
     let callers = CallersFile::new(&[("all", everything)]);
@@ -238,7 +238,7 @@ async fn tls_dispatcher_is_called_with_a_token_and_never_in_plaintext() {
     let (cert, key) = (files.write("cert", &server.cert), files.write("key", &server.key));
     let given = callers.flags();
     let flags = ["--tls-cert", &cert, "--tls-key", &key, &given[0], &given[1]];
-    let dispatcher = Running::start(rig.settings(&flags)).await;
+    let dispatcher = Running::start(fixture.settings(&flags)).await;
     let (ca, token) = (files.write("ca", &authority.pem), files.write("token", "all\n"));
     let start = ["--template", "t1", "--data", "keyword1=hello"];
     let to = |flags: &[&str]| client(&dispatcher.at(), &[flags, &start[..]].concat());
@@ -248,7 +248,7 @@ async fn tls_dispatcher_is_called_with_a_token_and_never_in_plaintext() {
 
     let done = of(to(&["--ca", &ca, "--token-file", &token])).await;
     assert_eq!((done.0, done.1.as_str()), (Some(0), "done: 5 of 5 delivered\n"), "{done:?}");
-    rig.submit_crowd(0..3).await;
+    fixture.submit_crowd(0..3).await;
     let mut by_environment = to(&["--ca", &ca]);
     by_environment.env("FORMID_TOKEN", "all");
     let done = of(by_environment).await;

@@ -1,7 +1,7 @@
 //! Recipient lists: duplicates, lists in several calls, and users who were not reached.
 
 use super::{assert_refused, recipient, tally, to_all, to_list, value};
-use crate::rig::{APP, Rig, fields};
+use crate::fixture::{APP, Fixture, fields};
 use domain::OpenId;
 use server::proto::broadcast_request::Audience;
 use server::proto::{BroadcastRequest, BroadcastState, ListUndeliveredRequest, Recipients};
@@ -10,25 +10,25 @@ use tonic::Code;
 
 #[tokio::test]
 async fn user_listed_twice_gets_one_message_and_counts_as_a_duplicate() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     for openid in ["oA", "oB", "oC"] {
-        rig.submit(openid, 3).await;
+        fixture.submit(openid, 3).await;
     }
     let request = BroadcastRequest { exclude: vec!["oC".into(); 2], ..to_list(&["oA", "oB", "oA", "oC", "oA"]) };
     let answer = dispatcher.answer(request).await.unwrap();
     assert_eq!(answer.duplicates, 2);
     let done = dispatcher.until(&answer.broadcast.unwrap().broadcast_id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (2, 2));
-    assert_eq!((rig.left("oA").await, rig.left("oB").await, rig.left("oC").await), (2, 2, 3));
-    rig.assert_settled(0).await;
+    assert_eq!((fixture.left("oA").await, fixture.left("oB").await, fixture.left("oC").await), (2, 2, 3));
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn list_is_added_in_several_calls_and_then_started() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..6).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..6).await;
     let held = BroadcastRequest { hold: true, exclude: vec!["oUser5".into()], ..to_list(&[]) };
     let held = dispatcher.broadcast(held).await.unwrap();
     let id = held.broadcast_id.as_str();
@@ -47,20 +47,20 @@ async fn list_is_added_in_several_calls_and_then_started() {
     let third = dispatcher.add(id, &[], &["oUser0", "oNobodyElse"]).await.unwrap();
     assert_eq!(counts(third), (0, 0, 0));
     assert_eq!(tally(&dispatcher.look(id).await).audience, 3, "oUser1, oUser2 and oNobody");
-    assert_eq!(rig.calls(), 0, "nothing is sent before the broadcast is started");
+    assert_eq!(fixture.calls(), 0, "nothing is sent before the broadcast is started");
 
     dispatcher.done("StartBroadcast", id).await;
     let done = dispatcher.until(id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered, tally(&done).no_credential), (3, 2, 1));
-    assert_eq!(rig.received().keys().collect::<Vec<_>>(), ["oUser1", "oUser2"]);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.received().keys().collect::<Vec<_>>(), ["oUser1", "oUser2"]);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn held_broadcast_to_all_accepts_exclusions_but_no_recipients() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..5).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..5).await;
     let held = dispatcher.broadcast(BroadcastRequest { hold: true, ..to_all() }).await.unwrap();
     let id = held.broadcast_id.as_str();
     let status = dispatcher.add(id, &["oUser1"], &[]).await.unwrap_err();
@@ -70,15 +70,15 @@ async fn held_broadcast_to_all_accepts_exclusions_but_no_recipients() {
     dispatcher.done("StartBroadcast", id).await;
     let done = dispatcher.until(id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (3, 3));
-    assert_eq!(rig.received().keys().collect::<Vec<_>>(), ["oUser0", "oUser3", "oUser4"]);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.received().keys().collect::<Vec<_>>(), ["oUser0", "oUser3", "oUser4"]);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn data_of_a_recipient_overrides_the_common_data() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..3).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..3).await;
     let mut list = ["oUser0", "oUser1"].map(recipient).to_vec();
     list[1].data.insert("keyword2".into(), value("your own"));
     list[1].data.insert("keyword3".into(), value("yours alone"));
@@ -102,7 +102,7 @@ async fn data_of_a_recipient_overrides_the_common_data() {
     dispatcher.client.clone().add_recipients(add).await.unwrap();
     dispatcher.done("StartBroadcast", &id).await;
     dispatcher.until(&id, BroadcastState::Done).await;
-    let mut deliveries = rig.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
+    let mut deliveries = fixture.sandbox.deliveries(APP, &sandbox::Reading::default()).unwrap();
     deliveries.sort_by(|a, b| a.openid.cmp(&b.openid));
     let texts: Vec<Vec<&str>> =
         deliveries.iter().map(|one| one.data.values().map(|keyword| keyword.value.as_str()).collect()).collect();
@@ -112,24 +112,24 @@ async fn data_of_a_recipient_overrides_the_common_data() {
     );
     assert!(deliveries.iter().all(|one| one.page.as_deref() == Some("pages/index?a=b")));
     assert!(deliveries.iter().all(|one| one.emphasis_keyword.as_deref() == Some("keyword1.DATA")));
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn undelivered_users_are_listed_with_a_reason_until_erased() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit("oReached", 1).await;
-    rig.submit("oRefused", 1).await;
-    rig.submit("oStranger", 1).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit("oReached", 1).await;
+    fixture.submit("oRefused", 1).await;
+    fixture.submit("oStranger", 1).await;
     // WeChat knows these users but not their form ids.
     let known = sandbox::Submission::form("oDead");
-    rig.sandbox.submit(APP, vec![known]).unwrap();
-    rig.collect_dead("oDead", 2).await;
+    fixture.sandbox.submit(APP, vec![known]).unwrap();
+    fixture.collect_dead("oDead", 2).await;
     for (openid, errcode) in [("oRefused", 43101), ("oStranger", 40003)] {
         let mut rule = sandbox::Rule { errcode: Some(errcode), ..sandbox::Rule::new(sandbox::FaultKind::Answer) };
         rule.matching.openid = Some(openid.into());
-        rig.sandbox.add_faults(vec![rule]).unwrap();
+        fixture.sandbox.add_faults(vec![rule]).unwrap();
     }
     let mut openids: Vec<String> = (0..20).map(|user| format!("oNobody{user}")).collect();
     openids.extend(["oReached", "oRefused", "oStranger", "oDead"].map(String::from));
@@ -165,44 +165,44 @@ async fn undelivered_users_are_listed_with_a_reason_until_erased() {
     assert_eq!(paged, listed.keys().cloned().collect::<Vec<_>>());
 
     for openid in ["oRefused", "oNobody7"] {
-        rig.store.erase(&rig.app(), &OpenId::parse(openid).unwrap()).await.unwrap();
+        fixture.store.erase(&fixture.app(), &OpenId::parse(openid).unwrap()).await.unwrap();
     }
     let rest = dispatcher.undelivered(&id).await;
     assert_eq!((rest.len(), rest.contains_key("oRefused"), rest.contains_key("oNobody7")), (21, false, false));
     assert_eq!(dispatcher.look(&id).await, done, "erasing does not change the tally");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn late_call_sends_no_second_message_and_loses_no_user() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let openids = ["oA", "oB", "oC", "oD"];
     for openid in openids {
-        rig.submit(openid, 3).await;
+        fixture.submit(openid, 3).await;
     }
     let request = BroadcastRequest { limit: 2, ..to_list(&openids) };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     let paused = dispatcher.until(&id, BroadcastState::Paused).await;
-    rig.no_lease_left().await;
+    fixture.no_lease_left().await;
     // A replica answered AddRecipients while the broadcast was PENDING, but executes it only now.
     let of = BroadcastId::parse(&id).unwrap();
     for openid in openids.map(|openid| OpenId::parse(openid).unwrap()) {
-        let bucket = rig.store.bucket_of(&openid);
+        let bucket = fixture.store.bucket_of(&openid);
         let late = [audience::Recipient { openid: openid.clone(), data: Vec::new() }];
-        let added = rig.store.part(&rig.app(), &of, bucket).add_recipients(&late, &[]).await.unwrap();
+        let added = fixture.store.part(&fixture.app(), &of, bucket).add_recipients(&late, &[]).await.unwrap();
         assert_eq!(added, audience::Added { late: true, ..audience::Added::default() });
     }
     assert_eq!(dispatcher.look(&id).await, paused);
     // A replica that saw no message in flight must not close a bucket that still has an audience.
     let mut left = 0;
-    for bucket in rig.store.buckets() {
-        left += u32::from(!rig.store.part(&rig.app(), &of, bucket).close(false).await.unwrap());
+    for bucket in fixture.store.buckets() {
+        left += u32::from(!fixture.store.part(&fixture.app(), &of, bucket).close(false).await.unwrap());
     }
     assert!((1..=2).contains(&left), "{left} buckets");
     dispatcher.done("ResumeBroadcast", &id).await;
     let done = dispatcher.until(&id, BroadcastState::Done).await;
     assert_eq!((tally(&done).audience, tally(&done).delivered), (4, 4));
-    assert_eq!(rig.received().values().max(), Some(&1));
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.received().values().max(), Some(&1));
+    fixture.assert_settled(0).await;
 }

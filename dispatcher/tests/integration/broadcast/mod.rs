@@ -17,7 +17,7 @@ mod storm;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use crate::rig::{APP, Rig, Running, connect, fact, reason, serving};
+use crate::fixture::{APP, Fixture, Running, connect, fact, reason, serving};
 use dispatcher::clock::Clock;
 use domain::{Credential, CredentialId, Grant, GrantUses, Kind, LIFETIME, OpenId, TemplateId};
 use sandbox::{Granting, Submission};
@@ -237,7 +237,7 @@ pub fn assert_wrong_state(status: &Status, state: &str) {
     assert_eq!(fact(status, "state").as_deref(), Some(state));
 }
 
-impl Rig {
+impl Fixture {
     /// Changes settings of the sandbox by the names that its README uses.
     pub fn change(&self, fields: serde_json::Value) {
         self.sandbox.change_settings(fields.as_object().cloned().unwrap()).unwrap();

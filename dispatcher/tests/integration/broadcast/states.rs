@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{assert_wrong_state, tally, to_all, to_list};
-use crate::rig::{APP, Rig};
+use crate::fixture::{APP, Fixture};
 use prost_types::Timestamp;
 use server::proto::{BroadcastRequest, BroadcastState, PauseReason, WatchBroadcastRequest};
 use testing::{eventually, now};
@@ -12,9 +12,9 @@ const MOVES: [&str; 5] = ["AddRecipients", "StartBroadcast", "PauseBroadcast", "
 
 #[tokio::test]
 async fn illegal_transition_names_the_state_and_a_repeat_changes_nothing() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..50).await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..50).await;
     let start = async |request| dispatcher.broadcast(request).await.unwrap().broadcast_id;
     // Tries all transitions but those in `others`. Those in `repeats` led to the state: repeating them succeeds and
     // changes nothing.
@@ -58,43 +58,43 @@ async fn illegal_transition_names_the_state_and_a_repeat_changes_nothing() {
     dispatcher.until(&canary, BroadcastState::Paused).await;
     permits(&canary, "PAUSED", &[], &["ResumeBroadcast", "CancelBroadcast"]).await;
     assert_eq!(dispatcher.look(&canary).await.pause_reason(), PauseReason::Canary);
-    rig.no_lease_left().await;
-    rig.assert_settled(0).await;
+    fixture.no_lease_left().await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn cancelled_broadcast_is_final_and_keeps_its_tally() {
-    let rig = Rig::patient().await;
-    let dispatchers = [rig.dispatcher().await, rig.dispatcher().await];
-    rig.submit_crowd(0..1000).await;
-    rig.change(serde_json::json!({"latency_ms": 5}));
+    let fixture = Fixture::patient().await;
+    let dispatchers = [fixture.dispatcher().await, fixture.dispatcher().await];
+    fixture.submit_crowd(0..1000).await;
+    fixture.change(serde_json::json!({"latency_ms": 5}));
     let dispatcher = &dispatchers[0];
     let request = BroadcastRequest { messages_per_second: 500, ..to_all() };
     let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&id, 100).await;
     dispatchers[1].done("CancelBroadcast", &id).await;
-    rig.no_lease_left().await;
+    fixture.no_lease_left().await;
     let ended = dispatcher.until(&id, BroadcastState::Cancelled).await;
     assert!(ended.end_time.is_some() && ended.pause_reason() == PauseReason::Unspecified);
     let (delivered, left) = (tally(&ended).delivered, tally(&ended).left);
-    assert_eq!((delivered, tally(&ended).in_flight), (rig.delivered(), 0));
+    assert_eq!((delivered, tally(&ended).in_flight), (fixture.delivered(), 0));
     assert_eq!((delivered + left, left > 0), (tally(&ended).audience, true));
-    nothing_to_look_after(&rig).await;
+    nothing_to_look_after(&fixture).await;
     // Another broadcast reaches exactly the remaining users, so none of their form ids was lost.
     let other = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
     let other = dispatcher.broadcast(other).await.unwrap().broadcast_id;
     let done = dispatcher.until(&other, BroadcastState::Done).await;
     assert_eq!(tally(&done).delivered, 1000 - delivered);
     assert_eq!(dispatcher.look(&id).await, ended);
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn paused_and_waiting_broadcasts_can_be_cancelled() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.submit_crowd(0..300).await;
-    rig.change(serde_json::json!({"latency_ms": 5}));
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.submit_crowd(0..300).await;
+    fixture.change(serde_json::json!({"latency_ms": 5}));
     let request = BroadcastRequest { messages_per_second: 150, ..to_all() };
     let paused = dispatcher.broadcast(request).await.unwrap().broadcast_id;
     dispatcher.until_delivered(&paused, 20).await;
@@ -117,18 +117,18 @@ async fn paused_and_waiting_broadcasts_can_be_cancelled() {
         waiting.push(tally(&ended).left);
     }
     assert_eq!(waiting, [0, 2, 0, 0, 2]);
-    rig.no_lease_left().await;
+    fixture.no_lease_left().await;
     let ended = dispatcher.look(&paused).await;
     assert_eq!(ended.state(), BroadcastState::Cancelled);
-    assert_eq!(tally(&ended).delivered, rig.delivered());
-    nothing_to_look_after(&rig).await;
-    rig.assert_settled(0).await;
+    assert_eq!(tally(&ended).delivered, fixture.delivered());
+    nothing_to_look_after(&fixture).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn watch_ends_with_the_cancellation() {
-    let rig = Rig::patient().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
     let held = dispatcher.broadcast(BroadcastRequest { hold: true, ..to_list(&["oA"]) }).await.unwrap();
     let watch = WatchBroadcastRequest { app_id: APP.into(), broadcast_id: held.broadcast_id.clone(), interval: None };
     let mut updates = dispatcher.client.clone().watch_broadcast(watch).await.unwrap().into_inner();
@@ -140,9 +140,9 @@ async fn watch_ends_with_the_cancellation() {
 }
 
 /// Waits until the replicas have no active broadcast left.
-async fn nothing_to_look_after(rig: &Rig) {
+async fn nothing_to_look_after(fixture: &Fixture) {
     eventually("no broadcast is active", Duration::from_secs(10), async || {
-        rig.store.running_broadcasts(&rig.app()).await.unwrap().is_empty()
+        fixture.store.running_broadcasts(&fixture.app()).await.unwrap().is_empty()
     })
     .await;
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{look, tally, to_all, undelivered};
-use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
+use crate::fixture::{APP, Fixture, LOST_ANSWERS, any_port, connect, serving};
 use crate::subscription::{TEMPLATE, data};
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use server::proto::{BroadcastInfo, BroadcastRequest, BroadcastState};
@@ -29,11 +29,11 @@ struct Fleet {
 }
 
 impl Fleet {
-    async fn start(rig: &Rig) -> Self {
+    async fn start(fixture: &Fixture) -> Self {
         let mut fleet = Self { dispatchers: Vec::new(), clients: Vec::new() };
         for _ in 0..3 {
             let port = any_port();
-            fleet.dispatchers.push((port, rig.process(port)));
+            fleet.dispatchers.push((port, fixture.process(port)));
             fleet.clients.push(DispatcherServiceClient::new(connect(port).await));
         }
         serving(connect(fleet.dispatchers[0].0).await, true).await;
@@ -41,10 +41,10 @@ impl Fleet {
     }
 
     /// Kills a dispatcher and restarts it.
-    fn strike(&mut self, rig: &Rig, number: usize) {
+    fn strike(&mut self, fixture: &Fixture, number: usize) {
         let (port, process) = &mut self.dispatchers[number % 3];
         process.kill();
-        *process = rig.process(*port);
+        *process = fixture.process(*port);
     }
 }
 
@@ -60,12 +60,13 @@ async fn look_through(clients: &mut [DispatcherServiceClient<Channel>], id: &str
 
 /// Kills one dispatcher after the other, each time after a further share of the `users` has its message. The last kill
 /// follows after three quarters.
-async fn strike_often(fleet: &mut Fleet, rig: &Rig, users: usize) {
+async fn strike_often(fleet: &mut Fleet, fixture: &Fixture, users: usize) {
     let kills = sized(6, 40);
     for number in 0..kills {
         let delivered = (users * (number + 1) * 3 / (4 * kills)) as u64;
-        eventually("more messages are delivered", Duration::from_secs(60), async || rig.delivered() >= delivered).await;
-        fleet.strike(rig, number);
+        eventually("more messages are delivered", Duration::from_secs(60), async || fixture.delivered() >= delivered)
+            .await;
+        fleet.strike(fixture, number);
     }
 }
 
@@ -84,101 +85,102 @@ async fn until_done(fleet: &Fleet, id: &str) -> BroadcastInfo {
 }
 
 /// What must hold at the end: one message per user in the tally, the ledger and the sandbox.
-async fn assert_everyone_got_one(rig: &Rig, done: &BroadcastInfo, users: u64, spare: u64) {
-    rig.no_lease_left().await;
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+async fn assert_everyone_got_one(fixture: &Fixture, done: &BroadcastInfo, users: u64, spare: u64) {
+    fixture.no_lease_left().await;
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     let tally = tally(done);
     assert_eq!((tally.audience, tally.delivered, tally.left), (users, users, 0), "{tally:?} {ledger:?}");
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered, books.delivered_twice), (users, 0), "{books:?}");
     assert_eq!((ledger.collected, ledger.consumed), (users + spare, users), "{ledger:?}");
     assert_eq!((ledger.discarded, ledger.expired, ledger.dropped), (0, 0, 0), "{ledger:?}");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_and_lost_answers_lose_no_message_and_send_none_twice() {
     let users = sized(2000, 20_000);
-    let rig = Rig::with_buckets(Redis::start(), buckets()).await;
-    rig.submit_crowd(0..users).await;
-    rig.weather(&LOST_ANSWERS);
-    let mut fleet = Fleet::start(&rig).await;
+    let fixture = Fixture::with_buckets(Redis::start(), buckets()).await;
+    fixture.submit_crowd(0..users).await;
+    fixture.inject_faults(&LOST_ANSWERS);
+    let mut fleet = Fleet::start(&fixture).await;
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
-    strike_often(&mut fleet, &rig, users).await;
+    strike_often(&mut fleet, &fixture, users).await;
     let done = until_done(&fleet, &started.broadcast_id).await;
-    assert_everyone_got_one(&rig, &done, users as u64, 0).await;
+    assert_everyone_got_one(&fixture, &done, users as u64, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_restart_loses_no_message_and_sends_none_twice() {
     let users = sized(2000, 20_000);
-    let mut rig = Rig::with_buckets(Redis::durable(), buckets()).await;
-    rig.submit_crowd(0..users).await;
-    rig.weather(&LOST_ANSWERS);
-    let mut fleet = Fleet::start(&rig).await;
+    let mut fixture = Fixture::with_buckets(Redis::durable(), buckets()).await;
+    fixture.submit_crowd(0..users).await;
+    fixture.inject_faults(&LOST_ANSWERS);
+    let mut fleet = Fleet::start(&fixture).await;
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
     for part in [0.2, 0.5] {
         let enough = (part * users as f64) as u64;
-        eventually("enough messages are delivered", Duration::from_secs(60), async || rig.delivered() > enough).await;
-        rig.redis.kill();
-        fleet.strike(&rig, 0);
-        rig.redis.resume();
+        eventually("enough messages are delivered", Duration::from_secs(60), async || fixture.delivered() > enough)
+            .await;
+        fixture.redis.kill();
+        fleet.strike(&fixture, 0);
+        fixture.redis.resume();
     }
     let done = until_done(&fleet, &started.broadcast_id).await;
-    assert_everyone_got_one(&rig, &done, users as u64, 0).await;
+    assert_everyone_got_one(&fixture, &done, users as u64, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn form_ids_that_arrive_meanwhile_cause_no_second_message_and_are_kept() {
     let users = sized(2000, 4000);
-    let rig = Arc::new(Rig::with_buckets(Redis::start(), buckets()).await);
-    rig.submit_crowd(0..users).await;
-    rig.weather(&LOST_ANSWERS);
-    let mut fleet = Fleet::start(&rig).await;
+    let fixture = Arc::new(Fixture::with_buckets(Redis::start(), buckets()).await);
+    fixture.submit_crowd(0..users).await;
+    fixture.inject_faults(&LOST_ANSWERS);
+    let mut fleet = Fleet::start(&fixture).await;
     let over = Arc::new(AtomicBool::new(false));
     let collecting = tokio::spawn({
-        let (rig, over) = (Arc::clone(&rig), Arc::clone(&over));
+        let (fixture, over) = (Arc::clone(&fixture), Arc::clone(&over));
         async move {
             let mut more = 0;
             while !over.load(Ordering::Relaxed) && more < 2 * users {
                 let from = more % users;
-                rig.submit_crowd(from..from + 100).await;
+                fixture.submit_crowd(from..from + 100).await;
                 more += 100;
             }
             more
         }
     });
     let started = fleet.clients[0].broadcast(to_all()).await.unwrap().into_inner().broadcast.unwrap();
-    strike_often(&mut fleet, &rig, users).await;
+    strike_often(&mut fleet, &fixture, users).await;
     let done = until_done(&fleet, &started.broadcast_id).await;
     over.store(true, Ordering::Relaxed);
     let more = collecting.await.unwrap() as u64;
     assert!(more > 0, "no form id was collected during the broadcast");
-    assert_everyone_got_one(&rig, &done, users as u64, more).await;
+    assert_everyone_got_one(&fixture, &done, users as u64, more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_grants_nobody_gets_two_and_whoever_may_have_got_none_is_counted_and_listed() {
     let users = sized(2000, 4000);
-    let rig = Rig::with_buckets(Redis::start(), buckets()).await.subscribed();
-    rig.accept_crowd(0..users, TEMPLATE, 2).await;
-    rig.weather(&LOST_ANSWERS);
-    let mut fleet = Fleet::start(&rig).await;
+    let fixture = Fixture::with_buckets(Redis::start(), buckets()).await.subscribed();
+    fixture.accept_crowd(0..users, TEMPLATE, 2).await;
+    fixture.inject_faults(&LOST_ANSWERS);
+    let mut fleet = Fleet::start(&fixture).await;
     let request = BroadcastRequest { template_id: TEMPLATE.into(), data: data("thing1", "spring"), ..to_all() };
     let started = fleet.clients[0].broadcast(request).await.unwrap().into_inner().broadcast.unwrap();
-    strike_often(&mut fleet, &rig, users).await;
+    strike_often(&mut fleet, &fixture, users).await;
     let done = until_done(&fleet, &started.broadcast_id).await;
-    rig.no_lease_left().await;
+    fixture.no_lease_left().await;
     let tally = tally(&done);
     let all = users as u64;
     assert_eq!((tally.audience, tally.delivered + tally.unknown, tally.left), (all, all, 0), "{tally:?}");
     assert!(tally.unknown > 0 && tally.unknown < all / 2, "{tally:?}");
-    let books = rig.sandbox.books(Some(APP)).unwrap();
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
     assert_eq!((books.delivered_twice, books.overlaps), (0, 0), "{books:?}");
     assert!((tally.delivered..=all).contains(&books.delivered), "{tally:?} {books:?}");
-    let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
     assert_eq!((ledger.collected, ledger.consumed, ledger.unknown), (2 * all, all, tally.unknown), "{ledger:?}");
-    let received = rig.received();
+    let received = fixture.received();
     assert!(received.values().all(|count| *count == 1));
     let mut client = fleet.clients.remove(0);
     let listed = undelivered(&mut client, &started.broadcast_id).await;
@@ -187,5 +189,5 @@ async fn with_grants_nobody_gets_two_and_whoever_may_have_got_none_is_counted_an
         let user = format!("oUser{user}");
         assert!(received.contains_key(&user) || listed.contains_key(&user), "{user} is neither reached nor listed");
     }
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }

@@ -15,27 +15,28 @@ use tonic::transport::Channel;
 
 use super::{TEMPLATE, message, request};
 use crate::crash::kill_often;
-use crate::rig::{APP, LOST_ANSWERS, Rig, any_port, connect, serving};
+use crate::fixture::{APP, Fixture, LOST_ANSWERS, any_port, connect, serving};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn message_of_a_dead_dispatcher_is_spent_and_unknown() {
     for repeatable in [true, false] {
-        let rig = Rig::new().await.subscribed();
-        rig.accept("oUser", TEMPLATE, 2).await;
+        let fixture = Fixture::new().await.subscribed();
+        fixture.accept("oUser", TEMPLATE, 2).await;
         let rule = Rule { hang_ms: Some(400), endpoint: Endpoint::Subscribe, ..Rule::new(FaultKind::HangAfter) };
-        rig.sandbox.add_faults(vec![Rule { times: Some(1), ..rule }]).unwrap();
+        fixture.sandbox.add_faults(vec![Rule { times: Some(1), ..rule }]).unwrap();
         let port = any_port();
-        let mut process = rig.process(port);
+        let mut process = fixture.process(port);
         let mut client = DispatcherServiceClient::new(connect(port).await);
         serving(connect(port).await, true).await;
         let order = if repeatable { request("oUser", "ready", "r1") } else { message("oUser", "ready") };
         let mut caller = client.clone();
         let sent = order.clone();
         let call = tokio::spawn(async move { caller.send_template(sent).await });
-        eventually("WeChat has delivered the message", Duration::from_secs(10), async || rig.delivered() == 1).await;
+        eventually("WeChat has delivered the message", Duration::from_secs(10), async || fixture.delivered() == 1)
+            .await;
         process.kill();
         assert!(call.await.unwrap().is_err());
-        let _process = rig.process(port);
+        let _process = fixture.process(port);
         serving(connect(port).await, true).await;
         if repeatable {
             let repeated = loop {
@@ -50,19 +51,19 @@ async fn message_of_a_dead_dispatcher_is_spent_and_unknown() {
             assert_eq!((repeated.outcome(), repeated.attempts), (Outcome::Unknown, 0));
         }
         eventually("no lease is left", Duration::from_secs(20), async || {
-            rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+            fixture.store.ledger(&fixture.app()).await.unwrap().leased == 0
         })
         .await;
-        let ledger = rig.store.ledger(&rig.app()).await.unwrap();
+        let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
         assert_eq!((ledger.consumed, ledger.unknown, ledger.available()), (1, 1, 1), "{ledger:?}");
-        assert_eq!((rig.granted("oUser", TEMPLATE).await, rig.delivered()), (1, 1));
+        assert_eq!((fixture.granted("oUser", TEMPLATE).await, fixture.delivered()), (1, 1));
         // A second message uses the second grant.
         eventually("the second message is delivered", Duration::from_secs(10), async || {
             client.clone().send_template(message("oUser", "next")).await.is_ok()
         })
         .await;
-        assert_eq!(rig.delivered(), 2);
-        rig.assert_settled(0).await;
+        assert_eq!(fixture.delivered(), 2);
+        fixture.assert_settled(0).await;
     }
 }
 
@@ -72,30 +73,31 @@ const CALLERS: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_and_lost_answers_send_no_message_twice() {
-    let rig = Rig::new().await.subscribed();
-    rig.weather(&LOST_ANSWERS);
+    let fixture = Fixture::new().await.subscribed();
+    fixture.inject_faults(&LOST_ANSWERS);
     for user in 0..USERS {
-        rig.accept(&format!("oUser{user}"), TEMPLATE, (MESSAGES / USERS) as u16 + 2).await;
+        fixture.accept(&format!("oUser{user}"), TEMPLATE, (MESSAGES / USERS) as u16 + 2).await;
     }
     let port = any_port();
-    let process = rig.process(port);
+    let process = fixture.process(port);
     let channel = connect(port).await;
     let (next, delivered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let callers: JoinSet<()> =
         (0..CALLERS).map(|_| call(channel.clone(), Arc::clone(&next), Arc::clone(&delivered))).collect();
-    let (_process, _) = tokio::join!(kill_often(&rig, process, port, MESSAGES, 5), callers.join_all());
+    let (_process, _) = tokio::join!(kill_often(&fixture, process, port, MESSAGES, 5), callers.join_all());
     eventually("no lease is left", Duration::from_secs(20), async || {
-        rig.store.ledger(&rig.app()).await.unwrap().leased == 0
+        fixture.store.ledger(&fixture.app()).await.unwrap().leased == 0
     })
     .await;
-    let (ledger, books) = (rig.store.ledger(&rig.app()).await.unwrap(), rig.sandbox.books(Some(APP)).unwrap());
+    let (ledger, books) =
+        (fixture.store.ledger(&fixture.app()).await.unwrap(), fixture.sandbox.books(Some(APP)).unwrap());
     let delivered = delivered.load(Ordering::Relaxed) as u64;
     // Each message spent one grant, was delivered at most once, and was answered with its outcome as far as it is
     // known.
     assert_eq!((ledger.consumed, ledger.unknown), (MESSAGES as u64, MESSAGES as u64 - delivered), "{ledger:?}");
     assert_eq!((books.delivered_twice, books.overlaps), (0, 0), "{books:?}");
     assert!((delivered..=MESSAGES as u64).contains(&books.delivered), "{delivered} {books:?}");
-    rig.assert_settled(0).await;
+    fixture.assert_settled(0).await;
 }
 
 /// Takes the next message and repeats its request until it is answered.

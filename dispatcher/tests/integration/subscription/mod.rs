@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use server::proto::{Delivery, SendTemplateRequest, TemplateValue};
 
-use crate::rig::APP;
+use crate::fixture::APP;
 
 pub const TEMPLATE: &str = "order-ready";
 

@@ -5,13 +5,13 @@ use tonic::Code;
 
 use super::{TEMPLATE, by_form_id, data, message};
 use crate::broadcast::{recipient, to_all, to_list};
-use crate::rig::{APP, Rig, fact, fields, reason};
+use crate::fixture::{APP, Fixture, fact, fields, reason};
 
 #[tokio::test]
 async fn values_that_wechat_always_refuses_are_named_and_spend_nothing() {
-    let rig = Rig::subscribing().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.accept("oUser", TEMPLATE, 1).await;
+    let fixture = Fixture::subscribing().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.accept("oUser", TEMPLATE, 1).await;
     let mut bad = SendTemplateRequest {
         miniprogram_state: "beta".into(),
         lang: "de_DE".into(),
@@ -40,40 +40,40 @@ async fn values_that_wechat_always_refuses_are_named_and_spend_nothing() {
     assert_eq!(fields(&dispatcher.send(by_form_id(odd)).await.unwrap_err()), ["miniprogram_state", "lang"]);
     let unknown = SendTemplateRequest { delivery: 9, ..message("oUser", "x") };
     assert_eq!(fields(&dispatcher.send(unknown).await.unwrap_err()), ["delivery"]);
-    let books = rig.sandbox.books(Some(APP)).unwrap();
-    assert_eq!((books.calls, books.subscribe_calls, rig.granted("oUser", TEMPLATE).await), (0, 0, 1));
+    let books = fixture.sandbox.books(Some(APP)).unwrap();
+    assert_eq!((books.calls, books.subscribe_calls, fixture.granted("oUser", TEMPLATE).await), (0, 0, 1));
 }
 
 #[tokio::test]
 async fn doubtful_value_is_sent_with_a_warning() {
-    let rig = Rig::subscribing().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.accept("oUser", TEMPLATE, 1).await;
+    let fixture = Fixture::subscribing().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.accept("oUser", TEMPLATE, 1).await;
     let doubtful = message("oUser", "十一个汉字是不是太多啊");
     let checked = dispatcher.send(SendTemplateRequest { validate_only: true, ..doubtful.clone() }).await.unwrap();
-    assert_eq!((checked.warnings.len(), rig.granted("oUser", TEMPLATE).await), (1, 1));
+    assert_eq!((checked.warnings.len(), fixture.granted("oUser", TEMPLATE).await), (1, 1));
     let sent = dispatcher.send(doubtful).await.unwrap();
     assert_eq!(sent.warnings, checked.warnings);
-    assert_eq!((sent.warnings[0].field.as_str(), rig.delivered()), ("data.thing1.value", 1));
+    assert_eq!((sent.warnings[0].field.as_str(), fixture.delivered()), ("data.thing1.value", 1));
 }
 
 #[tokio::test]
 async fn value_that_wechat_refuses_is_named_and_the_grant_returns() {
-    let rig = Rig::subscribing().await;
-    let dispatcher = rig.dispatcher().await;
-    rig.accept("oUser", TEMPLATE, 1).await;
+    let fixture = Fixture::subscribing().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.accept("oUser", TEMPLATE, 1).await;
     let doubtful = SendTemplateRequest { data: data("amount7", "USD 5"), ..message("oUser", "") };
     let refused = dispatcher.send(doubtful).await.unwrap_err();
     assert_eq!((reason(&refused), fact(&refused, "errcode")), ("MESSAGE_REFUSED".into(), Some("47003".into())));
     assert_eq!(fact(&refused, "field").as_deref(), Some("data.amount7.value"));
-    assert_eq!(rig.granted("oUser", TEMPLATE).await, 1);
-    rig.assert_settled(0).await;
+    assert_eq!(fixture.granted("oUser", TEMPLATE).await, 1);
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]
 async fn values_of_a_broadcast_and_of_each_user_are_checked() {
-    let rig = Rig::subscribing().await;
-    let dispatcher = rig.dispatcher().await;
+    let fixture = Fixture::subscribing().await;
+    let dispatcher = fixture.dispatcher().await;
     let long = data("thing1", "21 characters are too");
     let common = BroadcastRequest { template_id: TEMPLATE.into(), data: long.clone(), ..to_all() };
     assert_eq!(fields(&dispatcher.answer(common).await.unwrap_err()), ["data.thing1.value"]);

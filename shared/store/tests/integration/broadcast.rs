@@ -17,7 +17,7 @@ use store::delivery_failures::{LateFailure, MsgId};
 use store::keys::{Bucket, BucketKeys, PartKeys};
 use store::leases::{Lease, LeaseEnd, LeaseId, LeaseTerms};
 
-use crate::world::{BRIEF, TERMS, World, any_kind, form_id, user};
+use crate::fixture::{BRIEF, Fixture, TERMS, any_kind, form_id, user};
 
 /// More permits than any test sends messages.
 pub const MANY: u64 = 1_000_000;
@@ -26,18 +26,18 @@ pub const MANY: u64 = 1_000_000;
 pub const NOW_MS: u64 = 1_800_000_000_000;
 
 /// Runs every script of broadcasts at least once, on a broadcast that finishes and one that is cancelled.
-pub async fn two_whole_broadcasts(world: &World) {
+pub async fn two_whole_broadcasts(fixture: &Fixture) {
     let (anna, bob, request) = (user("oAnna"), user("oBob"), RequestId::parse("r1").unwrap());
-    let (store, app) = (&world.store, &world.app);
+    let (store, app) = (&fixture.store, &fixture.app);
     let budget = Budget { api: Api::Template, day: 1 };
     let bounds = Bounds { app_rate: 1000, broadcast_rate: 900, daily_quota: 1000, broadcast_share: 900 };
     let bucket = store.bucket_of(&anna);
     for cancelled in [false, true] {
-        world.collect(&anna, &[form_id("f1", 8), form_id("f2", 9)]).await;
+        fixture.collect(&anna, &[form_id("f1", 8), form_id("f2", 9)]).await;
         let draft = Draft { not_before_ms: Some(NOW_MS + 1), canary: Some(9), ..draft(false) };
         let request = (!cancelled).then_some((&request, [1; 16]));
         assert_eq!(store.create_broadcast(app, &draft, request).await.unwrap(), Created::New);
-        let broadcast = Broadcast { everyone: false, ..Broadcast::again(world, draft.id.clone()) };
+        let broadcast = Broadcast { everyone: false, ..Broadcast::again(fixture, draft.id.clone()) };
         let list = [&anna, &bob].map(|openid| Recipient { data: b"own".to_vec(), ..recipient(openid) });
         for recipient in list {
             broadcast.add_to(store.bucket_of(&recipient.openid), &[recipient], &[user("oCarol")]).await;
@@ -91,11 +91,11 @@ pub async fn two_whole_broadcasts(world: &World) {
         assert_eq!(state, Some(if cancelled { State::Cancelled } else { State::Done }));
         assert_eq!(broadcast.tally().await.ended("NO_CREDENTIAL"), 1);
     }
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 pub struct Broadcast<'a> {
-    pub world: &'a World,
+    pub fixture: &'a Fixture,
     pub id: BroadcastId,
     pub choice: Choice,
     pub everyone: bool,
@@ -115,36 +115,36 @@ pub fn end(ending: &str) -> Next {
 }
 
 impl<'a> Broadcast<'a> {
-    pub async fn new(world: &'a World, everyone: bool) -> Self {
-        Self::of(world, &draft(everyone)).await
+    pub async fn new(fixture: &'a Fixture, everyone: bool) -> Self {
+        Self::of(fixture, &draft(everyone)).await
     }
 
-    pub async fn of(world: &'a World, draft: &Draft) -> Self {
-        assert_eq!(world.store.create_broadcast(&world.app, draft, None).await.unwrap(), Created::New);
+    pub async fn of(fixture: &'a Fixture, draft: &Draft) -> Self {
+        assert_eq!(fixture.store.create_broadcast(&fixture.app, draft, None).await.unwrap(), Created::New);
         let choice = Choice { wanted: any_kind(), min_interval: 0 };
-        Self { world, id: draft.id.clone(), choice, everyone: draft.everyone }
+        Self { fixture, id: draft.id.clone(), choice, everyone: draft.everyone }
     }
 
     /// An existing broadcast to everyone.
-    pub fn again(world: &'a World, id: BroadcastId) -> Self {
+    pub fn again(fixture: &'a Fixture, id: BroadcastId) -> Self {
         let choice = Choice { wanted: any_kind(), min_interval: 0 };
-        Self { world, id, choice, everyone: true }
+        Self { fixture, id, choice, everyone: true }
     }
 
     /// A running broadcast to a list of users.
-    pub async fn to(world: &'a World, users: &[OpenId]) -> Self {
-        let broadcast = Self::new(world, false).await;
+    pub async fn to(fixture: &'a Fixture, users: &[OpenId]) -> Self {
+        let broadcast = Self::new(fixture, false).await;
         broadcast.add(users, &[]).await;
         broadcast.start().await;
         broadcast
     }
 
     pub async fn record(&self) -> Record {
-        self.world.store.broadcast(&self.world.app, &self.id).await.unwrap().unwrap()
+        self.fixture.store.broadcast(&self.fixture.app, &self.id).await.unwrap().unwrap()
     }
 
     pub async fn go(&self, to: &Move) -> Moved {
-        self.world.store.move_broadcast(&self.world.app, &self.id, to, NOW_MS).await.unwrap()
+        self.fixture.store.move_broadcast(&self.fixture.app, &self.id, to, NOW_MS).await.unwrap()
     }
 
     pub async fn start(&self) {
@@ -152,13 +152,13 @@ impl<'a> Broadcast<'a> {
     }
 
     pub fn part(&self, bucket: Bucket) -> Part<'_> {
-        self.world.store.part(&self.world.app, &self.id, bucket)
+        self.fixture.store.part(&self.fixture.app, &self.id, bucket)
     }
 
     /// Takes tasks that no replica has, and those of replicas that were silent for so long.
     pub async fn tasks(&self, consumer: &str, silence: Duration, count: usize) -> Vec<Task> {
         let take = TakeTasks { consumer, count, silence, most: count };
-        self.world.store.take_tasks(&self.world.app, &self.id, &take).await.unwrap()
+        self.fixture.store.take_tasks(&self.fixture.app, &self.id, &take).await.unwrap()
     }
 
     pub async fn add_to(&self, bucket: Bucket, recipients: &[Recipient], excluded: &[OpenId]) -> Added {
@@ -168,9 +168,9 @@ impl<'a> Broadcast<'a> {
     /// Adds users of any bucket.
     pub async fn add(&self, users: &[OpenId], excluded: &[OpenId]) -> Added {
         let mut sum = Added::default();
-        for bucket in self.world.store.buckets() {
+        for bucket in self.fixture.store.buckets() {
             let of = |users: &[OpenId]| -> Vec<_> {
-                users.iter().filter(|user| self.world.store.bucket_of(user) == bucket).cloned().collect()
+                users.iter().filter(|user| self.fixture.store.bucket_of(user) == bucket).cloned().collect()
             };
             let (users, excluded) = (of(users), of(excluded));
             if users.is_empty() && excluded.is_empty() {
@@ -191,7 +191,7 @@ impl<'a> Broadcast<'a> {
 
     /// Completes the snapshots of all buckets.
     pub async fn snapshot_all(&self) {
-        for bucket in self.world.store.buckets() {
+        for bucket in self.fixture.store.buckets() {
             while !self.snapshot(bucket).await {}
         }
     }
@@ -203,7 +203,7 @@ impl<'a> Broadcast<'a> {
     /// Takes all users of all buckets for one owner.
     pub async fn take_all(&self, owner: LeaseId, terms: &LeaseTerms) -> Vec<Ready> {
         let mut ready = Vec::new();
-        for bucket in self.world.store.buckets() {
+        for bucket in self.fixture.store.buckets() {
             loop {
                 let page = self.take(bucket, owner, 64, terms).await;
                 ready.extend(page.ready);
@@ -232,7 +232,7 @@ impl<'a> Broadcast<'a> {
     /// Settles one message.
     pub async fn settle(&self, user: &OpenId, owner: LeaseId, verdict: LeaseEnd, next: Next) -> Option<Lease> {
         let settlement = Settlement { openid: user.clone(), owner, verdict, next, msgid: None };
-        let mut leases = self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
+        let mut leases = self.try_settle(self.fixture.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
         leases.pop().map(|(_, lease)| lease)
     }
 
@@ -240,17 +240,17 @@ impl<'a> Broadcast<'a> {
     pub async fn deliver(&self, user: &OpenId, owner: LeaseId, msgid: MsgId) {
         let (openid, msgid) = (user.clone(), Some(msgid));
         let settlement = Settlement { openid, owner, verdict: LeaseEnd::Consume, next: end(DELIVERED), msgid };
-        self.try_settle(self.world.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
+        self.try_settle(self.fixture.store.bucket_of(user), &[settlement], &TERMS).await.unwrap();
     }
 
     /// Reports a delivery failure, as WeChat does. False if it was reported before.
     pub async fn fail_late(&self, user: &OpenId, msgid: MsgId) -> bool {
         let failure = LateFailure { errcode: 43101, status: "user refuse".to_owned() };
-        self.world.store.fail_late(&self.world.app, user, msgid, &failure).await.unwrap()
+        self.fixture.store.fail_late(&self.fixture.app, user, msgid, &failure).await.unwrap()
     }
 
     pub async fn tally(&self) -> Tally {
-        self.world.store.tally(&self.world.app, &self.record().await).await.unwrap()
+        self.fixture.store.tally(&self.fixture.app, &self.record().await).await.unwrap()
     }
 
     /// How many users are counted with this ending, in all buckets.
@@ -262,7 +262,7 @@ impl<'a> Broadcast<'a> {
     pub async fn undelivered(&self, count: usize) -> Vec<Undelivered> {
         let (mut all, mut from, record) = (Vec::new(), None, self.record().await);
         loop {
-            let asked = self.world.store.undelivered(&self.world.app, &record, from, count).await.unwrap();
+            let asked = self.fixture.store.undelivered(&self.fixture.app, &record, from, count).await.unwrap();
             let (page, next) = asked;
             assert!(page.len() == count || next.is_none(), "{} of {count}", page.len());
             assert!(!page.is_empty() || all.is_empty(), "an empty page follows one that promised more");
@@ -275,16 +275,16 @@ impl<'a> Broadcast<'a> {
     }
 
     pub fn keys_in(&self, bucket: Bucket) -> PartKeys {
-        BucketKeys::new(&self.world.app, bucket).broadcast(&self.id)
+        BucketKeys::new(&self.fixture.app, bucket).broadcast(&self.id)
     }
 
     /// The waiting users, the users in flight, and the counts, of all buckets.
     pub async fn places(&self) -> (BTreeSet<String>, BTreeSet<String>, BTreeMap<String, u64>) {
         let mut pipe = redis::pipe();
-        for part in self.world.store.buckets().map(|bucket| self.keys_in(bucket)) {
+        for part in self.fixture.store.buckets().map(|bucket| self.keys_in(bucket)) {
             pipe.cmd("SMEMBERS").arg(part.todo()).cmd("SMEMBERS").arg(part.flight()).cmd("HGETALL").arg(part.tally());
         }
-        let read: Vec<Vec<String>> = self.world.all(&pipe).await;
+        let read: Vec<Vec<String>> = self.fixture.all(&pipe).await;
         let (mut todo, mut flight, mut counts) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         for part in read.chunks_exact(3) {
             todo.extend(part[0].iter().cloned());

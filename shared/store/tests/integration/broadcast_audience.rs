@@ -13,7 +13,7 @@ use store::leases::{LeaseEnd, LeaseId};
 use testing::Redis;
 
 use crate::broadcast::{Broadcast, end, recipient};
-use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, prepay_id, user};
+use crate::fixture::{BRIEF, Fixture, HOUR, TERMS, any_kind, form_id, prepay_id, user};
 
 fn added(added: u32, excluded: u32) -> Added {
     Added { added, excluded, late: false }
@@ -21,8 +21,8 @@ fn added(added: u32, excluded: u32) -> Added {
 
 #[tokio::test]
 async fn recipients_count_once_and_excluded_users_stay_out() {
-    let world = World::new().await;
-    let broadcast = Broadcast::new(&world, false).await;
+    let fixture = Fixture::new().await;
+    let broadcast = Broadcast::new(&fixture, false).await;
     let users = ["oA", "oB", "oC", "oD"].map(user);
     assert_eq!(broadcast.add(&users[..2], &[]).await, added(2, 0));
     assert_eq!(broadcast.add(&[&users[..3], &users[..3]].concat(), &[]).await, added(1, 0), "also within one call");
@@ -36,34 +36,35 @@ async fn recipients_count_once_and_excluded_users_stay_out() {
 
 #[tokio::test]
 async fn list_of_thousands_is_added_in_one_call() {
-    let world = World::new().await;
-    let broadcast = Broadcast::new(&world, false).await;
-    let bucket = world.store.bucket_of(&user("oA"));
-    let users = world.crowd(bucket, 2000).await;
+    let fixture = Fixture::new().await;
+    let broadcast = Broadcast::new(&fixture, false).await;
+    let bucket = fixture.store.bucket_of(&user("oA"));
+    let users = fixture.crowd(bucket, 2000).await;
     let recipients: Vec<_> = users.iter().map(recipient).collect();
     assert_eq!(broadcast.add_to(bucket, &recipients, &users[1500..]).await, added(1500, 500));
     assert_eq!(broadcast.add_to(bucket, &recipients, &users[1000..]).await, added(0, 1000));
     assert_eq!(broadcast.tally().await.audience, 1000);
-    assert!(world.store.has_recipients(&world.app, &broadcast.id).await.unwrap());
+    assert!(fixture.store.has_recipients(&fixture.app, &broadcast.id).await.unwrap());
 }
 
 #[tokio::test]
 async fn late_additions_are_reported_and_change_nothing() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    let bucket = world.store.bucket_of(&anna);
-    let elsewhere = (0..).map(|number| user(&format!("o{number}"))).find(|user| world.store.bucket_of(user) != bucket);
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    let bucket = fixture.store.bucket_of(&anna);
+    let elsewhere =
+        (0..).map(|number| user(&format!("o{number}"))).find(|user| fixture.store.bucket_of(user) != bucket);
     let elsewhere = elsewhere.unwrap();
     let late = Added { late: true, ..Added::default() };
     // Everything except until when the parts of a bucket are known, which depends on the clock.
     let everything = async || {
-        let mut all = world.everything().await;
+        let mut all = fixture.everything().await;
         all.retain(|key, _| !key.ends_with("}:broadcasts"));
         all
     };
     for openid in [&anna, &elsewhere] {
-        world.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await;
+        fixture.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await;
     }
-    let broadcast = Broadcast::to(&world, std::slice::from_ref(&anna)).await;
+    let broadcast = Broadcast::to(&fixture, std::slice::from_ref(&anna)).await;
     let owner = LeaseId::random();
     assert_eq!(broadcast.take_all(owner, &TERMS).await.len(), 1);
     for settled in [false, true] {
@@ -79,39 +80,39 @@ async fn late_additions_are_reported_and_change_nothing() {
         assert!(broadcast.take_all(LeaseId::random(), &TERMS).await.is_empty());
     }
     // A call that read the broadcast before its start, and reaches the bucket after its part was found empty.
-    let broadcast = Broadcast::new(&world, true).await;
+    let broadcast = Broadcast::new(&fixture, true).await;
     broadcast.take_all(owner, &TERMS).await;
     assert_eq!(broadcast.add(std::slice::from_ref(&anna), &[]).await, late);
     assert_eq!(broadcast.counts_of("audience").await, 0);
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn snapshot_has_exactly_the_reachable_users_not_excluded() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let names = ["oForm", "oPrepay", "oBoth", "oTouched", "oSoon", "oGone", "oExcluded", "oLeased"];
     let [form, prepay, both, touched, soon, gone, excluded, leased] = names.map(user);
-    world.collect(&form, &[form_id("f1", 9)]).await;
-    world.collect(&prepay, &[prepay_id("p1", 2, 9)]).await;
-    world.collect(&both, &[form_id("f1", 9), prepay_id("p1", 2, 9)]).await;
+    fixture.collect(&form, &[form_id("f1", 9)]).await;
+    fixture.collect(&prepay, &[prepay_id("p1", 2, 9)]).await;
+    fixture.collect(&both, &[form_id("f1", 9), prepay_id("p1", 2, 9)]).await;
     for openid in [&touched, &leased] {
-        world.collect(openid, &[form_id("f1", 9)]).await;
-        let lease = world.lease(openid).await;
+        fixture.collect(openid, &[form_id("f1", 9)]).await;
+        let lease = fixture.lease(openid).await;
         if openid == &touched {
-            world.settle(openid, lease.id, LeaseEnd::Consume).await;
+            fixture.settle(openid, lease.id, LeaseEnd::Consume).await;
         }
     }
     // Within the margin.
     let expiry = (testing::now() + 60) as u32;
-    world.collect(&soon, &[domain::Credential { expiry, ..form_id("f1", 9) }]).await;
-    world.collect(&gone, &[form_id("f1", -1)]).await;
-    world.collect(&excluded, &[form_id("f1", 9)]).await;
+    fixture.collect(&soon, &[domain::Credential { expiry, ..form_id("f1", 9) }]).await;
+    fixture.collect(&gone, &[form_id("f1", -1)]).await;
+    fixture.collect(&excluded, &[form_id("f1", 9)]).await;
     for (of, wanted) in [
         (any_kind(), vec!["oBoth", "oForm", "oPrepay"]),
         (Eligibility::ids(Kinds::NONE.with(Kind::FormId)), vec!["oBoth", "oForm"]),
         (Eligibility::ids(Kinds::NONE.with(Kind::PrepayId)), vec!["oBoth", "oPrepay"]),
     ] {
-        let mut broadcast = Broadcast::new(&world, true).await;
+        let mut broadcast = Broadcast::new(&fixture, true).await;
         broadcast.choice = Choice { wanted: of, min_interval: 0 };
         let tally = broadcast.tally().await;
         assert_eq!((tally.audience, tally.estimated), (8, true), "all users with stored data");
@@ -132,11 +133,11 @@ async fn snapshot_has_exactly_the_reachable_users_not_excluded() {
 #[tokio::test]
 async fn snapshot_continues_and_misses_nobody_after_a_redis_restart() {
     for restart in [false, true] {
-        let mut world = World::on(Redis::durable_alone(), 120).await;
-        let bucket = world.store.bucket_of(&user("oA"));
-        let users = world.crowd(bucket, 1500).await;
+        let mut fixture = Fixture::on(Redis::durable_alone(), 120).await;
+        let bucket = fixture.store.bucket_of(&user("oA"));
+        let users = fixture.crowd(bucket, 1500).await;
         let id = {
-            let broadcast = Broadcast::new(&world, true).await;
+            let broadcast = Broadcast::new(&fixture, true).await;
             for _ in 0..8 {
                 assert!(!broadcast.snapshot(bucket).await);
             }
@@ -145,16 +146,16 @@ async fn snapshot_continues_and_misses_nobody_after_a_redis_restart() {
             broadcast.id
         };
         if restart {
-            world.redis.kill();
-            assert!(world.store.ping().await.is_err());
-            world.redis.resume();
+            fixture.redis.kill();
+            assert!(fixture.store.ping().await.is_err());
+            fixture.redis.resume();
             testing::eventually("the store reaches Redis again", std::time::Duration::from_secs(5), async || {
-                world.store.ping().await.is_ok()
+                fixture.store.ping().await.is_ok()
             })
             .await;
-            world.reconnect().await;
+            fixture.reconnect().await;
         }
-        let broadcast = Broadcast::again(&world, id);
+        let broadcast = Broadcast::again(&fixture, id);
         let mut calls = 1;
         while !broadcast.snapshot(bucket).await {
             calls += 1;
@@ -167,20 +168,20 @@ async fn snapshot_continues_and_misses_nobody_after_a_redis_restart() {
 
 #[tokio::test]
 async fn preview_predicts_the_pages_and_changes_nothing() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let users: Vec<_> = (0..40).map(|number| user(&format!("oU{number}"))).collect();
     for (number, openid) in users.iter().enumerate() {
         match number % 5 {
             0 | 2 => {}
-            1 => drop(world.collect(openid, &[prepay_id("p1", 2, 9)]).await),
-            _ => drop(world.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await),
+            1 => drop(fixture.collect(openid, &[prepay_id("p1", 2, 9)]).await),
+            _ => drop(fixture.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await),
         }
         if number % 5 == 4 {
-            let lease = world.lease(openid).await;
-            world.settle(openid, lease.id, LeaseEnd::Consume).await;
+            let lease = fixture.lease(openid).await;
+            fixture.settle(openid, lease.id, LeaseEnd::Consume).await;
         }
     }
-    world.advance(2).await;
+    fixture.advance(2).await;
     for (of, hours, wanted) in [
         (any_kind(), 0, (24, 16, 0)),
         (any_kind(), 1, (24, 16, 0)),
@@ -191,22 +192,22 @@ async fn preview_predicts_the_pages_and_changes_nothing() {
         let choice = Choice { wanted: of, min_interval: (hours * HOUR) as u32 };
         // Expired credentials are dropped when a page takes their user.
         for openid in users.iter().skip(2).step_by(5) {
-            world.collect(openid, &[form_id("f0", -1)]).await;
+            fixture.collect(openid, &[form_id("f0", -1)]).await;
         }
         let (mut all, mut list) = (Preview::default(), Preview::default());
-        let before = world.everything().await;
-        for bucket in world.store.buckets() {
-            all.add(world.store.preview_all(&world.app, bucket, &choice, &TERMS).await.unwrap());
-            let here: Vec<_> = users.iter().filter(|user| world.store.bucket_of(user) == bucket).cloned().collect();
-            list.add(world.store.preview_list(&world.app, bucket, &here, &choice, &TERMS).await.unwrap());
+        let before = fixture.everything().await;
+        for bucket in fixture.store.buckets() {
+            all.add(fixture.store.preview_all(&fixture.app, bucket, &choice, &TERMS).await.unwrap());
+            let here: Vec<_> = users.iter().filter(|user| fixture.store.bucket_of(user) == bucket).cloned().collect();
+            list.add(fixture.store.preview_list(&fixture.app, bucket, &here, &choice, &TERMS).await.unwrap());
         }
-        assert_eq!(world.everything().await, before);
+        assert_eq!(fixture.everything().await, before);
         assert_eq!((list.reached, list.no_credential, list.recently_messaged), wanted);
         // The preview of everyone does not know users without stored data.
         assert_eq!(all, Preview { no_credential: list.no_credential - 8, ..list });
 
         for everyone in [true, false] {
-            let mut broadcast = Broadcast::new(&world, everyone).await;
+            let mut broadcast = Broadcast::new(&fixture, everyone).await;
             broadcast.choice = choice.clone();
             if everyone {
                 broadcast.snapshot_all().await;
@@ -224,26 +225,26 @@ async fn preview_predicts_the_pages_and_changes_nothing() {
             }
         }
     }
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn store_tells_whether_there_are_users_and_recipients() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    let broadcast = Broadcast::new(&world, false).await;
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    let broadcast = Broadcast::new(&fixture, false).await;
     let has = async || {
-        let users = world.store.has_users(&world.app).await.unwrap();
-        (users, world.store.has_recipients(&world.app, &broadcast.id).await.unwrap())
+        let users = fixture.store.has_users(&fixture.app).await.unwrap();
+        (users, fixture.store.has_recipients(&fixture.app, &broadcast.id).await.unwrap())
     };
     broadcast.add(&[], std::slice::from_ref(&anna)).await;
     assert_eq!(has().await, (false, false), "an exclusion adds no recipient");
-    world.collect(&anna, &[form_id("f1", 1)]).await;
+    fixture.collect(&anna, &[form_id("f1", 1)]).await;
     broadcast.add(&[user("oBob")], &[]).await;
     assert_eq!(has().await, (true, true));
 }
 
 /// How many keys, fields, members and values in Redis contain an openid.
-async fn places(world: &World, openid: &OpenId) -> usize {
+async fn places(fixture: &Fixture, openid: &OpenId) -> usize {
     let name = openid.as_str().as_bytes();
     // A letter or digit after the name means a longer openid: in these tests nothing else that follows an openid starts
     // with one.
@@ -251,7 +252,7 @@ async fn places(world: &World, openid: &OpenId) -> usize {
         let ends = |at: usize| !bytes.get(at + name.len()).is_some_and(|byte| byte.is_ascii_alphanumeric());
         bytes.windows(name.len()).enumerate().any(|(at, window)| window == name && ends(at))
     };
-    let all = world.everything().await;
+    let all = fixture.everything().await;
     let entries = |entries: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>| -> usize {
         entries.iter().map(|(field, value)| usize::from(contains(field)) + usize::from(contains(value))).sum()
     };
@@ -260,17 +261,17 @@ async fn places(world: &World, openid: &OpenId) -> usize {
 
 #[tokio::test]
 async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    let bucket = world.store.bucket_of(&anna);
-    let alike = |openid: &OpenId| world.store.bucket_of(openid) == bucket;
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    let bucket = fixture.store.bucket_of(&anna);
+    let alike = |openid: &OpenId| fixture.store.bucket_of(openid) == bucket;
     let longer = (0..).map(|number| user(&format!("oAnna{number}"))).find(alike).unwrap();
     let users = [anna.clone(), longer.clone()];
     let mut broadcasts = Vec::new();
     for state in ["todo", "flight", "held", "undelivered", "delivered", "excluded", "closed"] {
         for openid in &users {
-            world.collect(openid, &[form_id(&format!("f-{state}"), 9)]).await;
+            fixture.collect(openid, &[form_id(&format!("f-{state}"), 9)]).await;
         }
-        let broadcast = Broadcast::new(&world, false).await;
+        let broadcast = Broadcast::new(&fixture, false).await;
         let list: Vec<_> =
             users.iter().map(|openid| Recipient { openid: openid.clone(), data: b"theirs".to_vec() }).collect();
         broadcast.add_to(bucket, &list, if state == "excluded" { &users } else { &[] }).await;
@@ -292,11 +293,11 @@ async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
         }
         broadcasts.push((state, broadcast));
     }
-    let longers = places(&world, &longer).await;
-    assert_eq!(places(&world, &anna).await, longers);
+    let longers = places(&fixture, &longer).await;
+    assert_eq!(places(&fixture, &anna).await, longers);
     assert!(longers > 10);
-    world.store.erase(&world.app, &anna).await.unwrap();
-    assert_eq!((places(&world, &anna).await, places(&world, &longer).await), (0, longers));
+    fixture.store.erase(&fixture.app, &anna).await.unwrap();
+    assert_eq!((places(&fixture, &anna).await, places(&fixture, &longer).await), (0, longers));
     for (state, broadcast) in broadcasts {
         let tally = broadcast.tally().await;
         let erased = u64::from(["todo", "flight", "held"].contains(&state));
@@ -304,22 +305,22 @@ async fn erasure_clears_one_openid_and_not_those_it_is_a_prefix_of() {
         assert_eq!((tally.ended("erased"), tally.left()), (erased, left), "{state}");
         assert_eq!(tally.audience, if state == "excluded" { 0 } else { 2 }, "{state}");
     }
-    world.store.erase(&world.app, &anna).await.unwrap();
-    assert_eq!(places(&world, &longer).await, longers);
-    world.assert_sound().await;
+    fixture.store.erase(&fixture.app, &anna).await.unwrap();
+    assert_eq!(places(&fixture, &longer).await, longers);
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for (everyone, count) in [(false, 0), (false, 1), (true, 47), (false, 60)] {
-        let broadcast = Broadcast::new(&world, everyone).await;
+        let broadcast = Broadcast::new(&fixture, everyone).await;
         // Openids that are prefixes of one another.
         let users: Vec<_> =
             (1..=count).map(|length| user(&format!("o{}", "A!".repeat(length)[..length].to_owned()))).collect();
         if everyone {
             for openid in &users {
-                world.collect(openid, &[form_id("f1", 9)]).await;
+                fixture.collect(openid, &[form_id("f1", 9)]).await;
             }
             broadcast.snapshot_all().await;
         } else {
@@ -339,7 +340,7 @@ async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
                 assert_eq!((all.len(), openids), (count, users.iter().map(OpenId::as_str).collect()), "{size}");
             }
             if !closed {
-                for bucket in world.store.buckets() {
+                for bucket in fixture.store.buckets() {
                     broadcast.part(bucket).close(true).await.unwrap();
                 }
             }
@@ -350,15 +351,15 @@ async fn undelivered_are_listed_once_for_any_page_size_also_closed() {
 
 #[tokio::test]
 async fn users_not_reached_by_a_cancelled_broadcast_count_as_left() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let users = ["oA", "oB", "oC", "oD", "oE"].map(user);
     for everyone in [false, true] {
         for openid in &users {
-            world.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await;
+            fixture.collect(openid, &[form_id("f1", 9), form_id("f2", 9)]).await;
         }
-        let broadcast = Broadcast::new(&world, everyone).await;
+        let broadcast = Broadcast::new(&fixture, everyone).await;
         broadcast.add(if everyone { &[] } else { &users }, &[]).await;
-        let first = world.store.bucket_of(&users[0]);
+        let first = fixture.store.bucket_of(&users[0]);
         if everyone {
             while !broadcast.snapshot(first).await {}
         }
@@ -367,15 +368,15 @@ async fn users_not_reached_by_a_cancelled_broadcast_count_as_left() {
         let page = broadcast.take(first, owner, 1, &TERMS).await;
         broadcast.settle(&page.ready[0].openid, owner, LeaseEnd::Consume, end("delivered")).await;
         broadcast.go(&Move::Cancel).await;
-        for bucket in world.store.buckets() {
+        for bucket in fixture.store.buckets() {
             broadcast.part(bucket).close(true).await.unwrap();
         }
         let tally = broadcast.tally().await;
-        let here = users.iter().filter(|user| world.store.bucket_of(user) == first).count() as u64;
+        let here = users.iter().filter(|user| fixture.store.bucket_of(user) == first).count() as u64;
         let audience = if everyone { here } else { 5 };
         assert_eq!((tally.audience, tally.ended("delivered"), tally.left()), (audience, 1, audience - 1));
         assert_eq!((tally.in_flight, tally.estimated), (0, false));
-        let unused: Vec<redis::Value> = world.raw(redis::cmd("KEYS").arg("*:todo")).await;
+        let unused: Vec<redis::Value> = fixture.raw(redis::cmd("KEYS").arg("*:todo")).await;
         assert!(unused.is_empty());
     }
 }

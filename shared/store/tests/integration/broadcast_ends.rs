@@ -4,21 +4,21 @@ use store::broadcast::records::{Draft, Move, Moved, State};
 use store::leases::{LeaseEnd, LeaseId};
 
 use crate::broadcast::{Broadcast, NOW_MS, draft, end};
-use crate::world::{TERMS, World, form_id, user};
+use crate::fixture::{Fixture, TERMS, form_id, user};
 
 #[tokio::test]
 async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
     for cancelled in [false, true] {
-        let (world, anna) = (World::new().await, user("oAnna"));
-        let (bucket, bob) = (world.store.bucket_of(&anna), world.neighbour(&anna));
+        let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+        let (bucket, bob) = (fixture.store.bucket_of(&anna), fixture.neighbour(&anna));
         for openid in [&anna, &bob] {
-            world.collect(openid, &[form_id("f1", 9)]).await;
+            fixture.collect(openid, &[form_id("f1", 9)]).await;
         }
-        let broadcast = Broadcast::to(&world, &[anna, bob]).await;
+        let broadcast = Broadcast::to(&fixture, &[anna, bob]).await;
         let close = async |cancelled| {
-            let before = world.everything().await;
+            let before = fixture.everything().await;
             let closed = broadcast.part(bucket).close(cancelled).await.unwrap();
-            assert!(closed || world.everything().await == before);
+            assert!(closed || fixture.everything().await == before);
             closed
         };
         let owner = LeaseId::random();
@@ -38,19 +38,19 @@ async fn bucket_closes_when_no_user_is_left_or_in_flight_if_cancelled() {
 
 #[tokio::test]
 async fn broadcast_cancelled_before_it_has_tasks_is_not_running() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for not_before_ms in [None, Some(NOW_MS + 1)] {
-        let broadcast = Broadcast::of(&world, &Draft { not_before_ms, ..draft(false) }).await;
+        let broadcast = Broadcast::of(&fixture, &Draft { not_before_ms, ..draft(false) }).await;
         if not_before_ms.is_some() {
             assert_eq!(broadcast.go(&Move::Start { everyone: false }).await, Moved::To(State::Pending));
         }
         assert_eq!(broadcast.go(&Move::Cancel).await, Moved::To(State::Cancelled));
-        assert_eq!(world.store.running_broadcasts(&world.app).await.unwrap(), []);
-        assert!(!world.everything().await.keys().any(|key| key.ends_with(":tasks")));
+        assert_eq!(fixture.store.running_broadcasts(&fixture.app).await.unwrap(), []);
+        assert!(!fixture.everything().await.keys().any(|key| key.ends_with(":tasks")));
     }
     // A list with recipients has tasks, so it is running until its buckets are closed.
-    let broadcast = Broadcast::new(&world, false).await;
+    let broadcast = Broadcast::new(&fixture, false).await;
     broadcast.add(&[user("oAnna")], &[]).await;
     broadcast.go(&Move::Cancel).await;
-    assert_eq!(world.store.running_broadcasts(&world.app).await.unwrap(), [broadcast.id]);
+    assert_eq!(fixture.store.running_broadcasts(&fixture.app).await.unwrap(), [broadcast.id]);
 }

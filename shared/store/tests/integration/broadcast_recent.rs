@@ -7,7 +7,7 @@ use store::eligibility::Eligibility;
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms, NewLease, Settle};
 
 use crate::broadcast::{Broadcast, end};
-use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, form_id, leased, prepay_id, request, template, user};
+use crate::fixture::{BRIEF, Fixture, HOUR, TERMS, any_kind, form_id, leased, prepay_id, request, template, user};
 
 /// How the earlier message is sent.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ fn rights() -> [(Eligibility, Option<Credential>); 3] {
 
 /// An earlier message to a user, and the owner of its lease.
 struct Earlier<'a> {
-    world: &'a World,
+    fixture: &'a Fixture,
     user: OpenId,
     sender: Sender,
     owner: LeaseId,
@@ -36,7 +36,7 @@ struct Earlier<'a> {
 
 impl<'a> Earlier<'a> {
     async fn send(
-        world: &'a World,
+        fixture: &'a Fixture,
         name: &str,
         sender: Sender,
         (wanted, credential): &(Eligibility, Option<Credential>),
@@ -44,10 +44,10 @@ impl<'a> Earlier<'a> {
     ) -> Self {
         let (user, owner) = (user(name), LeaseId::random());
         match credential {
-            Some(credential) => drop(world.collect(&user, std::slice::from_ref(credential)).await),
-            None => assert!(world.grant(&user, "t1", GrantUses::Count(1), None).await),
+            Some(credential) => drop(fixture.collect(&user, std::slice::from_ref(credential)).await),
+            None => assert!(fixture.grant(&user, "t1", GrantUses::Count(1), None).await),
         }
-        let mut broadcast = Broadcast::new(world, false).await;
+        let mut broadcast = Broadcast::new(fixture, false).await;
         broadcast.choice.wanted = wanted.clone();
         let request = request("r1", 1);
         match sender {
@@ -57,21 +57,21 @@ impl<'a> Earlier<'a> {
             }
             Sender::Single => {
                 let new = NewLease { id: owner, request: None, wanted };
-                drop(leased(world.store.lease(&world.app, &user, &new, terms).await.unwrap()))
+                drop(leased(fixture.store.lease(&fixture.app, &user, &new, terms).await.unwrap()))
             }
             Sender::WithRequest => {
                 let new = NewLease { id: owner, request: Some(&request), wanted };
-                let reply = world.store.lease(&world.app, &user, &new, terms).await;
+                let reply = fixture.store.lease(&fixture.app, &user, &new, terms).await;
                 leased(reply.unwrap());
             }
         }
         // The credential for the next message.
-        world.collect(&user, &[form_id("another", 99)]).await;
-        Self { world, user, sender, owner, broadcast }
+        fixture.collect(&user, &[form_id("another", 99)]).await;
+        Self { fixture, user, sender, owner, broadcast }
     }
 
     async fn settle(&self, verdict: LeaseEnd) {
-        let (store, app, user) = (&self.world.store, &self.world.app, &self.user);
+        let (store, app, user) = (&self.fixture.store, &self.fixture.app, &self.user);
         let request = request("r1", 1);
         let request = matches!(self.sender, Sender::WithRequest).then_some(&request);
         match (self.sender, verdict) {
@@ -91,8 +91,8 @@ impl<'a> Earlier<'a> {
 
     /// Whether a broadcast skips the user. Asserts that its preview and its pages agree.
     async fn skips(&self, hours: i64) -> bool {
-        let (store, app) = (&self.world.store, &self.world.app);
-        let (bucket, mut broadcast) = (store.bucket_of(&self.user), Broadcast::new(self.world, false).await);
+        let (store, app) = (&self.fixture.store, &self.fixture.app);
+        let (bucket, mut broadcast) = (store.bucket_of(&self.user), Broadcast::new(self.fixture, false).await);
         broadcast.add(std::slice::from_ref(&self.user), &[]).await;
         // Deadlines are at half hours, so this is between them.
         broadcast.choice = Choice { wanted: any_kind(), min_interval: (hours * HOUR + HOUR / 4) as u32 };
@@ -116,12 +116,12 @@ impl<'a> Earlier<'a> {
 async fn lease_counts_as_a_message_until_known_not_to_be_sent() {
     for sender in SENDERS {
         for right in rights() {
-            let world = World::new().await;
-            let sending = Earlier::send(&world, "oSending", sender, &right, &TERMS).await;
+            let fixture = Fixture::new().await;
+            let sending = Earlier::send(&fixture, "oSending", sender, &right, &TERMS).await;
             assert!(sending.skips(0).await, "{sender:?} {right:?}");
             sending.settle(LeaseEnd::Return).await;
             assert!(!sending.skips(100).await, "{sender:?} {right:?}: it was not sent");
-            world.assert_sound().await;
+            fixture.assert_sound().await;
         }
     }
 }
@@ -130,24 +130,24 @@ async fn lease_counts_as_a_message_until_known_not_to_be_sent() {
 async fn abandoned_lease_counts_from_its_deadline_reaped_or_not() {
     for sender in SENDERS {
         for right in rights() {
-            let world = World::new().await;
-            let left = Earlier::send(&world, "oLeft", sender, &right, &BRIEF).await;
+            let fixture = Fixture::new().await;
+            let left = Earlier::send(&fixture, "oLeft", sender, &right, &BRIEF).await;
             for reaped in [false, true, true] {
                 if reaped {
-                    world.reap(&TERMS).await;
+                    fixture.reap(&TERMS).await;
                 }
                 assert!(left.skips(0).await, "{sender:?} {right:?} {reaped}");
             }
-            world.advance(2).await;
+            fixture.advance(2).await;
             // Also if it is released only now: TERMS keep a request for three and a half hours.
             for _ in 0..2 {
                 assert!(left.skips(2).await && !left.skips(1).await, "{sender:?} {right:?}");
-                world.advance(2).await;
-                world.reap(&TERMS).await;
-                world.advance(-2).await;
+                fixture.advance(2).await;
+                fixture.reap(&TERMS).await;
+                fixture.advance(-2).await;
             }
             assert!(left.skips(2).await && !left.skips(1).await, "{sender:?} {right:?}");
-            world.assert_sound().await;
+            fixture.assert_sound().await;
         }
     }
 }
@@ -156,10 +156,10 @@ async fn abandoned_lease_counts_from_its_deadline_reaped_or_not() {
 async fn held_message_counts_from_when_its_owner_gave_up() {
     for sender in [Sender::WithRequest, Sender::Broadcast] {
         for right in rights() {
-            let world = World::new().await;
-            let held = Earlier::send(&world, "oHeld", sender, &right, &TERMS).await;
+            let fixture = Fixture::new().await;
+            let held = Earlier::send(&fixture, "oHeld", sender, &right, &TERMS).await;
             held.settle(LeaseEnd::Hold).await;
-            world.advance(2).await;
+            fixture.advance(2).await;
             assert!(held.skips(2).await && !held.skips(1).await, "{sender:?} {right:?}");
         }
     }
@@ -171,12 +171,12 @@ async fn unknown_outcome_counts_as_a_message_and_a_refusal_does_not() {
     for sender in SENDERS {
         for right in rights() {
             for verdict in unknown.into_iter().chain([LeaseEnd::Discard, LeaseEnd::Void]) {
-                let world = World::new().await;
-                let ended = Earlier::send(&world, "oEnded", sender, &right, &TERMS).await;
+                let fixture = Fixture::new().await;
+                let ended = Earlier::send(&fixture, "oEnded", sender, &right, &TERMS).await;
                 ended.settle(verdict).await;
                 let wanted = unknown.contains(&verdict);
                 assert_eq!(ended.skips(0).await, wanted, "{sender:?} {right:?} {verdict:?}");
-                world.assert_sound().await;
+                fixture.assert_sound().await;
             }
         }
     }

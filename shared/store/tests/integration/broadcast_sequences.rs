@@ -19,8 +19,8 @@ use store::keys::Bucket;
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms};
 
 use crate::broadcast::Broadcast;
+use crate::fixture::{BRIEF, Fixture, HOUR, TERMS, any_kind, cases, template, timeless, user};
 use crate::model::{self, Grant, Held, Item, Model, Step};
-use crate::world::{BRIEF, HOUR, TERMS, World, any_kind, cases, template, timeless, user};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 8] = ["oA", "oAB", "oB", "oC", "oD", "oE", "oF", "oG"];
@@ -106,7 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct Run<'a> {
-    world: &'a World,
+    fixture: &'a Fixture,
     users: Vec<OpenId>,
     model: Model,
     real: [Broadcast<'a>; 2],
@@ -136,7 +136,7 @@ impl Run<'_> {
     }
 
     fn bucket_of(&self, user: usize) -> Bucket {
-        self.world.store.bucket_of(&self.users[user])
+        self.fixture.store.bucket_of(&self.users[user])
     }
 
     async fn step(&mut self, op: &Op, again: bool) {
@@ -166,7 +166,7 @@ impl Run<'_> {
             Op::Grant(user, of, uses) => self.grant(*user, of, *uses).await,
             Op::Erase(user) => {
                 for _ in 0..times {
-                    let erased = self.world.store.erase(&self.world.app, &self.users[*user]).await.unwrap();
+                    let erased = self.fixture.store.erase(&self.fixture.app, &self.users[*user]).await.unwrap();
                     assert_eq!(erased, self.model.erase(*user));
                     for (number, broadcast) in self.models.iter_mut().enumerate() {
                         broadcast.forget(*user);
@@ -176,13 +176,13 @@ impl Run<'_> {
             }
             Op::Reap => {
                 for _ in 0..times {
-                    assert_eq!(self.world.reap(&TERMS).await, self.model.reap(&TERMS));
+                    assert_eq!(self.fixture.reap(&TERMS).await, self.model.reap(&TERMS));
                 }
             }
             Op::LetGo => {
                 for _ in 0..2 {
                     self.pass(4).await;
-                    assert_eq!(self.world.reap(&TERMS).await, self.model.reap(&TERMS));
+                    assert_eq!(self.fixture.reap(&TERMS).await, self.model.reap(&TERMS));
                 }
             }
             Op::Hours(hours) => self.pass(*hours).await,
@@ -192,7 +192,7 @@ impl Run<'_> {
     async fn pass(&mut self, hours: i64) {
         if self.hours + hours < MOST_HOURS {
             self.hours += hours;
-            self.world.advance(hours).await;
+            self.fixture.advance(hours).await;
             self.model.advance(hours * HOUR);
             // Msgids are kept for an hour.
             self.models.iter_mut().for_each(|broadcast| broadcast.sent.clear());
@@ -202,14 +202,14 @@ impl Run<'_> {
     /// Lets the send lock of a brief lease expire. Locks are kept in whole seconds, so this takes up to a second.
     async fn let_marks_go(&mut self, long: bool) {
         if !long {
-            self.world.pass(2).await;
+            self.fixture.pass(2).await;
             self.model.advance(2);
         }
     }
 
     async fn grant(&mut self, user: usize, of: &str, uses: Option<u16>) {
         let uses = uses.map_or(GrantUses::LongTerm, GrantUses::Count);
-        let new = self.world.grant(&self.users[user], of, uses, None).await;
+        let new = self.fixture.grant(&self.users[user], of, uses, None).await;
         let grant = Grant { template: of.to_owned(), uses, key: None };
         assert_eq!(new, self.model.collect(&[(user, Item::Grant(grant))]).is_empty());
     }
@@ -230,13 +230,13 @@ impl Run<'_> {
         self.collected.push((user, held.clone()));
         let (id, expiry) = (CredentialId::parse(held.id.as_str()).unwrap(), self.model.in_redis(held.expiry));
         let credential = Credential { kind: held.kind, id, uses: held.uses, expiry };
-        let duplicates = self.world.collect(&self.users[user], &[credential]).await;
+        let duplicates = self.fixture.collect(&self.users[user], &[credential]).await;
         assert_eq!(duplicates, self.model.collect(&[(user, Item::Id(held))]));
     }
 
     async fn add(&mut self, users: &[(usize, u8)], excluded: &[usize], everyone: bool) {
         let number = usize::from(!everyone);
-        for bucket in self.world.store.buckets() {
+        for bucket in self.fixture.store.buckets() {
             let here = |user: &usize| self.bucket_of(*user) == bucket;
             let excluded: Vec<_> = excluded.iter().copied().filter(here).collect();
             let users: Vec<_> = users.iter().filter(|(user, _)| here(user) && !everyone).collect();
@@ -314,19 +314,19 @@ impl Run<'_> {
 #[test]
 fn broadcasts_behave_like_the_model() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = runtime.block_on(World::with_cap(4));
+    let fixture = runtime.block_on(Fixture::with_cap(4));
     let config = cases(12, 150);
     let wanted =
         [any_kind(), Eligibility::grants(template("t1")), Eligibility { template: Some(template("t1")), ..any_kind() }];
     let wanted = prop::array::uniform2(prop::sample::select(wanted.to_vec()));
     proptest!(config, |(wanted in wanted, start in beginning(), ops in vec((op(), prop::bool::weighted(0.3)), 20..60))| {
         runtime.block_on(async {
-            world.raw::<()>(&redis::cmd("FLUSHALL")).await;
-            let real = [Broadcast::new(&world, true).await, Broadcast::new(&world, false).await];
+            fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
+            let real = [Broadcast::new(&fixture, true).await, Broadcast::new(&fixture, false).await];
             let mut records = [real[0].record().await, real[1].record().await];
             records.iter_mut().for_each(|record| (record.state, record.started_ms) = (State::Running, Some(1)));
             let mut run = Run {
-                world: &world,
+                fixture: &fixture,
                 users: USERS.map(user).into(),
                 model: Model::new(4, USERS.len(), testing::now()),
                 real,

@@ -10,7 +10,7 @@ use store::keys::{BroadcastKeys, Bucket};
 use tokio::task::JoinSet;
 
 use crate::broadcast::Broadcast;
-use crate::world::{World, user};
+use crate::fixture::{Fixture, user};
 
 /// No consumer is silent for so long in a test, unless [`silence`] makes it so.
 const SILENCE: Duration = Duration::from_secs(1800);
@@ -25,41 +25,41 @@ async fn take_over(broadcast: &Broadcast<'_>, consumer: &str, silence: Duration,
     broadcast.tasks(consumer, silence, count).await
 }
 
-async fn leave(world: &World, task: &Task, left: Left) -> Option<State> {
-    world.store.leave_task(&world.app, task, left).await.unwrap()
+async fn leave(fixture: &Fixture, task: &Task, left: Left) -> Option<State> {
+    fixture.store.leave_task(&fixture.app, task, left).await.unwrap()
 }
 
-async fn keep(world: &World, consumer: &str, task: &Task) -> bool {
-    world.store.keep_task(&world.app, consumer, task).await.unwrap()
+async fn keep(fixture: &Fixture, consumer: &str, task: &Task) -> bool {
+    fixture.store.keep_task(&fixture.app, consumer, task).await.unwrap()
 }
 
 /// Makes Redis record that the consumer was silent about these tasks for [`SILENCE`].
 async fn silence(broadcast: &Broadcast<'_>, consumer: &str, tasks: &[Task]) {
-    let key = BroadcastKeys::new(&broadcast.world.app).tasks(&broadcast.id);
+    let key = BroadcastKeys::new(&broadcast.fixture.app).tasks(&broadcast.id);
     let mut claim = redis::cmd("XCLAIM");
     claim.arg(key).arg("dispatchers").arg(consumer).arg(0);
     tasks.iter().for_each(|task| _ = claim.arg(&task.entry));
     let claimed: Vec<String> =
-        broadcast.world.raw(claim.arg("IDLE").arg(SILENCE.as_millis() as u64).arg("JUSTID")).await;
+        broadcast.fixture.raw(claim.arg("IDLE").arg(SILENCE.as_millis() as u64).arg("JUSTID")).await;
     assert_eq!(claimed.len(), tasks.len());
 }
 
-async fn running(world: &World) -> Broadcast<'_> {
-    let broadcast = Broadcast::new(world, true).await;
+async fn running(fixture: &Fixture) -> Broadcast<'_> {
+    let broadcast = Broadcast::new(fixture, true).await;
     broadcast.start().await;
     broadcast
 }
 
 /// The number of tasks, and how many of them belong to a consumer.
 async fn tasks(broadcast: &Broadcast<'_>) -> (u64, u64) {
-    let world = broadcast.world;
-    let key = BroadcastKeys::new(&world.app).tasks(&broadcast.id);
-    if !world.raw::<bool>(redis::cmd("EXISTS").arg(&key)).await {
+    let fixture = broadcast.fixture;
+    let key = BroadcastKeys::new(&fixture.app).tasks(&broadcast.id);
+    if !fixture.raw::<bool>(redis::cmd("EXISTS").arg(&key)).await {
         return (0, 0);
     }
     let pending: (u64, redis::Value, redis::Value, redis::Value) =
-        world.raw(redis::cmd("XPENDING").arg(&key).arg("dispatchers")).await;
-    (world.raw(redis::cmd("XLEN").arg(&key)).await, pending.0)
+        fixture.raw(redis::cmd("XPENDING").arg(&key).arg("dispatchers")).await;
+    (fixture.raw(redis::cmd("XLEN").arg(&key)).await, pending.0)
 }
 
 fn buckets(tasks: &[Task]) -> Vec<u16> {
@@ -70,15 +70,15 @@ fn buckets(tasks: &[Task]) -> Vec<u16> {
 
 #[tokio::test]
 async fn tasks_are_all_buckets_or_those_with_recipients_for_a_list() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let all = take(&broadcast, "a", 100).await;
     assert_eq!(buckets(&all), [0, 1, 2, 3]);
     assert!(all.iter().all(|task| task.broadcast == broadcast.id));
     let (anna, out) = (user("oAnna"), user("oBob"));
-    let Bucket(bucket) = world.store.bucket_of(&anna);
-    assert_ne!(world.store.bucket_of(&out).0, bucket);
-    let list = Broadcast::new(&world, false).await;
+    let Bucket(bucket) = fixture.store.bucket_of(&anna);
+    assert_ne!(fixture.store.bucket_of(&out).0, bucket);
+    let list = Broadcast::new(&fixture, false).await;
     list.add(&[anna], &[out]).await;
     list.start().await;
     assert_eq!(buckets(&take(&list, "a", 100).await), [bucket]);
@@ -86,14 +86,14 @@ async fn tasks_are_all_buckets_or_those_with_recipients_for_a_list() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_task_goes_to_one_of_many_concurrent_consumers() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let mut broadcasts = Vec::new();
     for _ in 0..25 {
-        broadcasts.push(running(&world).await.id);
+        broadcasts.push(running(&fixture).await.id);
     }
     let mut consumers = JoinSet::new();
     for number in 0..8 {
-        let (store, app, broadcasts) = (world.store.clone(), world.app.clone(), broadcasts.clone());
+        let (store, app, broadcasts) = (fixture.store.clone(), fixture.app.clone(), broadcasts.clone());
         consumers.spawn(async move {
             let mut mine = Vec::new();
             for _ in 0..4 {
@@ -113,8 +113,8 @@ async fn each_task_goes_to_one_of_many_concurrent_consumers() {
 #[tokio::test]
 async fn last_finished_bucket_ends_a_broadcast_unless_cancelled() {
     for state in [State::Running, State::Paused, State::Cancelled] {
-        let world = World::new().await;
-        let broadcast = running(&world).await;
+        let fixture = Fixture::new().await;
+        let broadcast = running(&fixture).await;
         let mine = take(&broadcast, "a", 100).await;
         match state {
             State::Paused => drop(broadcast.go(&Move::Pause(Pause::default())).await),
@@ -123,26 +123,26 @@ async fn last_finished_bucket_ends_a_broadcast_unless_cancelled() {
         }
         for task in &mine[..3] {
             for _ in 0..2 {
-                assert_eq!(leave(&world, task, Left::Done).await, Some(state), "also when it is repeated");
+                assert_eq!(leave(&fixture, task, Left::Done).await, Some(state), "also when it is repeated");
             }
         }
         let last = if state == State::Cancelled { state } else { State::Done };
-        assert_eq!(leave(&world, &mine[3], Left::Done).await, Some(last));
+        assert_eq!(leave(&fixture, &mine[3], Left::Done).await, Some(last));
         let record = broadcast.record().await;
         assert_eq!((record.state, record.ended_ms.is_some(), record.pause), (last, true, None));
         assert_eq!(tasks(&broadcast).await, (0, 0));
-        world.assert_sound().await;
+        fixture.assert_sound().await;
     }
 }
 
 #[tokio::test]
 async fn passed_tasks_go_to_others_and_stopped_tasks_do_not() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let mine = take(&broadcast, "a", 100).await;
     for task in &mine[..2] {
         for _ in 0..2 {
-            assert_eq!(leave(&world, task, Left::Passed).await, Some(State::Running));
+            assert_eq!(leave(&fixture, task, Left::Passed).await, Some(State::Running));
         }
     }
     assert_eq!(tasks(&broadcast).await, (4, 2));
@@ -150,44 +150,44 @@ async fn passed_tasks_go_to_others_and_stopped_tasks_do_not() {
     assert_eq!(buckets(&passed), buckets(&mine[..2]));
     broadcast.go(&Move::Pause(Pause::default())).await;
     for task in mine[2..].iter().chain(&passed) {
-        assert_eq!(leave(&world, task, Left::Stopped).await, Some(State::Paused));
+        assert_eq!(leave(&fixture, task, Left::Stopped).await, Some(State::Paused));
     }
     assert_eq!((tasks(&broadcast).await, take(&broadcast, "b", 100).await), ((0, 0), vec![]));
     // A task whose broadcast was deleted is removed without an error.
     broadcast.go(&Move::Resume { due: false }).await;
-    let keys = BroadcastKeys::new(&world.app);
-    world.raw::<()>(redis::cmd("DEL").arg(keys.record(&broadcast.id))).await;
+    let keys = BroadcastKeys::new(&fixture.app);
+    fixture.raw::<()>(redis::cmd("DEL").arg(keys.record(&broadcast.id))).await;
     for task in take(&broadcast, "b", 100).await {
-        assert_eq!(leave(&world, &task, Left::Passed).await, None);
+        assert_eq!(leave(&fixture, &task, Left::Passed).await, None);
     }
     assert_eq!(tasks(&broadcast).await, (0, 0));
 }
 
 #[tokio::test]
 async fn resume_hands_out_the_unfinished_buckets() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let mine = take(&broadcast, "a", 100).await;
     for task in &mine[..3] {
-        leave(&world, task, if task == &mine[0] { Left::Stopped } else { Left::Done }).await;
+        leave(&fixture, task, if task == &mine[0] { Left::Stopped } else { Left::Done }).await;
     }
     broadcast.go(&Move::Pause(Pause::default())).await;
-    leave(&world, &mine[3], Left::Stopped).await;
+    leave(&fixture, &mine[3], Left::Stopped).await;
     assert_eq!(broadcast.go(&Move::Resume { due: false }).await, Moved::To(State::Running));
     let open = take(&broadcast, "b", 100).await;
     assert_eq!(buckets(&open), buckets(&[mine[0].clone(), mine[3].clone()]));
-    assert_eq!(leave(&world, &open[0], Left::Done).await, Some(State::Running));
-    assert_eq!(leave(&world, &open[1], Left::Done).await, Some(State::Done));
+    assert_eq!(leave(&fixture, &open[0], Left::Done).await, Some(State::Running));
+    assert_eq!(leave(&fixture, &open[1], Left::Done).await, Some(State::Done));
 }
 
 #[tokio::test]
 async fn silent_tasks_are_taken_over_and_kept_tasks_are_not() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let mine = take(&broadcast, "a", 100).await;
     assert_eq!(take_over(&broadcast, "b", SILENCE, 100).await, []);
     silence(&broadcast, "a", &mine).await;
-    assert!(keep(&world, "a", &mine[1]).await);
+    assert!(keep(&fixture, "a", &mine[1]).await);
     let over = take_over(&broadcast, "b", SILENCE, 2).await;
     assert_eq!(over, [mine[0].clone(), mine[2].clone()]);
     assert_eq!(take_over(&broadcast, "c", SILENCE, 2).await, [mine[3].clone()], "not what was just taken over");
@@ -199,43 +199,43 @@ async fn silent_tasks_are_taken_over_and_kept_tasks_are_not() {
         ("b", &mine[3], false),
         ("c", &mine[3], true),
     ] {
-        assert_eq!(keep(&world, consumer, task).await, kept, "{consumer} {task:?}");
+        assert_eq!(keep(&fixture, consumer, task).await, kept, "{consumer} {task:?}");
     }
     // A finished task belongs to no consumer.
-    leave(&world, &mine[1], Left::Done).await;
-    assert!(!keep(&world, "a", &mine[1]).await);
+    leave(&fixture, &mine[1], Left::Done).await;
+    assert!(!keep(&fixture, "a", &mine[1]).await);
     assert_eq!(tasks(&broadcast).await, (3, 3));
 }
 
 #[tokio::test]
 async fn silent_task_is_found_behind_any_number_of_kept_ones() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let (alive, silent) = (take(&broadcast, "a", 3).await, take(&broadcast, "b", 100).await);
     assert_eq!((alive.len(), silent.len()), (3, 1));
     for (consumer, tasks) in [("a", &alive), ("b", &silent)] {
         silence(&broadcast, consumer, tasks).await;
     }
     for task in &alive {
-        assert!(keep(&world, "a", task).await);
+        assert!(keep(&fixture, "a", task).await);
     }
     assert_eq!(take_over(&broadcast, "c", SILENCE, 1).await, silent);
 }
 
 #[tokio::test]
 async fn broadcast_that_is_not_started_has_no_tasks() {
-    let world = World::new().await;
-    let pending = Broadcast::new(&world, true).await;
+    let fixture = Fixture::new().await;
+    let pending = Broadcast::new(&fixture, true).await;
     assert_eq!(take_over(&pending, "a", Duration::ZERO, 1).await, []);
 }
 
 #[tokio::test]
 async fn consumer_without_capacity_may_still_claim_silent_tasks() {
-    let world = World::new().await;
-    let broadcast = running(&world).await;
+    let fixture = Fixture::new().await;
+    let broadcast = running(&fixture).await;
     let silent = take(&broadcast, "a", 2).await;
     silence(&broadcast, "a", &silent).await;
-    let World { store, app, .. } = &world;
+    let Fixture { store, app, .. } = &fixture;
     let claim = async |most| {
         let take = TakeTasks { consumer: "b", count: 0, silence: SILENCE, most };
         store.take_tasks(app, &broadcast.id, &take).await.unwrap()

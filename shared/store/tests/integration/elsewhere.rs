@@ -14,9 +14,9 @@ use testing::tls::Authority;
 use testing::{Redis, eventually, store_config};
 
 use crate::broadcast::Broadcast;
+use crate::fixture::{Fixture, TERMS, form_id, user};
 use crate::redis::a_whole_life;
 use crate::twice;
-use crate::world::{TERMS, World, form_id, user};
 
 /// How long Redis may take to answer before the store looks for another connection.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -26,49 +26,49 @@ const FAILOVER: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn everything_works_on_a_cluster() {
-    let world = World::on(Redis::cluster(), 120).await;
-    a_whole_life(&world).await;
+    let fixture = Fixture::on(Redis::cluster(), 120).await;
+    a_whole_life(&fixture).await;
     // Both commands go to all masters.
-    world.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
-    world.raw::<()>(&redis::cmd("FLUSHALL")).await;
-    a_whole_life(&world).await;
+    fixture.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
+    fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
+    a_whole_life(&fixture).await;
 }
 
 #[tokio::test]
 async fn everything_works_with_sentinels() {
-    a_whole_life(&World::on(Redis::sentinel(), 120).await).await;
+    a_whole_life(&Fixture::on(Redis::sentinel(), 120).await).await;
 }
 
 #[tokio::test]
 async fn command_sent_twice_changes_nothing_the_second_time() {
-    let mut world = World::new().await;
-    world.store = Store::new(&store_config(twice::before(&world.redis).await)).unwrap();
-    world.store.prepare().await.unwrap();
+    let mut fixture = Fixture::new().await;
+    fixture.store = Store::new(&store_config(twice::before(&fixture.redis).await)).unwrap();
+    fixture.store.prepare().await.unwrap();
     // Also a grant without a dedup key.
     let eve = user("oEve");
-    assert!(world.grant(&eve, "t1", GrantUses::Count(3), None).await);
-    let inventory = world.store.inventory(&world.app, &eve, 0).await.unwrap();
+    assert!(fixture.grant(&eve, "t1", GrantUses::Count(3), None).await);
+    let inventory = fixture.store.inventory(&fixture.app, &eve, 0).await.unwrap();
     assert_eq!(inventory.values().map(|available| available.messages).collect::<Vec<_>>(), [3]);
-    a_whole_life(&world).await;
-    assert!(world.store.permit_forced_token(&world.app, FAILOVER).await.unwrap());
-    assert!(!world.store.permit_forced_token(&world.app, FAILOVER).await.unwrap());
-    assert!(world.store.lock_token(&world.app, "me", FAILOVER).await.unwrap());
-    assert!(!world.store.lock_token(&world.app, "you", FAILOVER).await.unwrap());
+    a_whole_life(&fixture).await;
+    assert!(fixture.store.permit_forced_token(&fixture.app, FAILOVER).await.unwrap());
+    assert!(!fixture.store.permit_forced_token(&fixture.app, FAILOVER).await.unwrap());
+    assert!(fixture.store.lock_token(&fixture.app, "me", FAILOVER).await.unwrap());
+    assert!(!fixture.store.lock_token(&fixture.app, "you", FAILOVER).await.unwrap());
 }
 
 #[tokio::test]
 async fn grant_without_a_key_counts_once_for_each_packing() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let eve = user("oEve");
-    let grant = domain::Grant { template: crate::world::template("t1"), uses: GrantUses::Count(2) };
+    let grant = domain::Grant { template: crate::fixture::template("t1"), uses: GrantUses::Count(2) };
     let packed = [Packed::grant(eve.clone(), &grant, None), Packed::grant(eve.clone(), &grant, None)];
-    let bucket = world.store.bucket_of(&eve);
-    let collect = async || world.store.collect(&world.app, bucket, &packed).await.unwrap();
+    let bucket = fixture.store.bucket_of(&eve);
+    let collect = async || fixture.store.collect(&fixture.app, bucket, &packed).await.unwrap();
     assert_eq!((collect().await, collect().await), (vec![], vec![0, 1]));
-    world.grant(&eve, "t1", GrantUses::Count(2), Some(OnceKey([1; 16]))).await;
-    let inventory = world.store.inventory(&world.app, &eve, 0).await.unwrap();
+    fixture.grant(&eve, "t1", GrantUses::Count(2), Some(OnceKey([1; 16]))).await;
+    let inventory = fixture.store.inventory(&fixture.app, &eve, 0).await.unwrap();
     assert_eq!(inventory.values().map(|available| available.messages).sum::<u32>(), 6);
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 /// The commands in shared/README.md that create the Redis user of the services.
@@ -85,22 +85,22 @@ fn acl(kind: &str) -> Vec<Cmd> {
 #[tokio::test]
 async fn the_user_of_the_readme_is_enough_for_everything() {
     for (kind, redis) in [("", Redis::alone()), ("a cluster", Redis::cluster()), ("by Sentinel", Redis::sentinel())] {
-        let mut world = World::on(redis, 120).await;
+        let mut fixture = Fixture::on(redis, 120).await;
         let commands = acl(kind);
         assert_eq!(commands.len(), 1 + usize::from(!kind.is_empty()), "{kind}");
-        for server in world.redis.servers().iter().filter(|server| !server.ask(&["ROLE"]).contains("sentinel")) {
+        for server in fixture.redis.servers().iter().filter(|server| !server.ask(&["ROLE"]).contains("sentinel")) {
             let client = redis::Client::open(server.url()).unwrap();
             let mut connection = client.get_multiplexed_async_connection().await.unwrap();
             for command in &commands {
                 let _: () = command.query_async(&mut connection).await.unwrap();
             }
         }
-        let url = world.redis.url().replacen("://", "://formid:PASSWORD@", 1);
-        world.store = Store::new(&store_config(url)).unwrap();
-        world.store.prepare().await.unwrap();
-        world.store.ping().await.unwrap();
-        a_whole_life(&world).await;
-        let url = world.redis.url().replacen("://", "://formid:wrong@", 1);
+        let url = fixture.redis.url().replacen("://", "://formid:PASSWORD@", 1);
+        fixture.store = Store::new(&store_config(url)).unwrap();
+        fixture.store.prepare().await.unwrap();
+        fixture.store.ping().await.unwrap();
+        a_whole_life(&fixture).await;
+        let url = fixture.redis.url().replacen("://", "://formid:wrong@", 1);
         assert!(Store::new(&store_config(url)).unwrap().prepare().await.is_err(), "{kind}");
     }
 }
@@ -116,10 +116,10 @@ async fn tls_redis_is_used_only_with_a_trusted_certificate() {
         };
         let trusting = store(Some(&ours.pem));
         trusting.prepare().await.unwrap();
-        let (world, anna) = (domain::AppId::parse("wx1").unwrap(), user("oAnna"));
+        let (fixture, anna) = (domain::AppId::parse("wx1").unwrap(), user("oAnna"));
         let packed = [Packed::new(anna.clone(), &form_id("f1", 1))];
-        trusting.collect(&world, trusting.bucket_of(&anna), &packed).await.unwrap();
-        assert_eq!(trusting.records(&world, &anna).await.unwrap().len(), 1);
+        trusting.collect(&fixture, trusting.bucket_of(&anna), &packed).await.unwrap();
+        assert_eq!(trusting.records(&fixture, &anna).await.unwrap().len(), 1);
         // The root certificates of the machine do not include the authority either.
         for ca in [Some(&*other.pem), None] {
             let refused = store(ca).prepare().await.unwrap_err();
@@ -130,34 +130,34 @@ async fn tls_redis_is_used_only_with_a_trusted_certificate() {
 }
 
 /// A fixture with a short timeout, for a Redis whose masters fail.
-async fn impatient(redis: Redis) -> World {
-    let mut world = World::on(redis, 120).await;
-    let config = store_config(world.redis.url());
+async fn impatient(redis: Redis) -> Fixture {
+    let mut fixture = Fixture::on(redis, 120).await;
+    let config = store_config(fixture.redis.url());
     let redis = RedisConfig { timeout: TIMEOUT, ..config.redis };
-    world.store = Store::new(&StoreConfig { redis, ..config }).unwrap();
-    world.store.prepare().await.unwrap();
-    world
+    fixture.store = Store::new(&StoreConfig { redis, ..config }).unwrap();
+    fixture.store.prepare().await.unwrap();
+    fixture
 }
 
 /// Stores a form id of a user, with retries until it succeeds.
-async fn store_patiently(world: &World, openid: &str, id: &str) {
+async fn store_patiently(fixture: &Fixture, openid: &str, id: &str) {
     let openid = user(openid);
     let packed = [Packed::new(openid.clone(), &form_id(id, 1))];
     eventually("the form id is stored", FAILOVER, async || {
-        world.store.collect(&world.app, world.store.bucket_of(&openid), &packed).await.is_ok()
+        fixture.store.collect(&fixture.app, fixture.store.bucket_of(&openid), &packed).await.is_ok()
     })
     .await;
 }
 
-fn users_key(world: &World, openid: &str) -> String {
-    BucketKeys::new(&world.app, world.store.bucket_of(&user(openid))).users()
+fn users_key(fixture: &Fixture, openid: &str) -> String {
+    BucketKeys::new(&fixture.app, fixture.store.bucket_of(&user(openid))).users()
 }
 
 /// A user of a bucket that belongs to another master.
-async fn user_elsewhere(world: &mut World, openid: &str) -> String {
-    let port = world.redis.master(&users_key(world, openid)).url();
+async fn user_elsewhere(fixture: &mut Fixture, openid: &str) -> String {
+    let port = fixture.redis.master(&users_key(fixture, openid)).url();
     let mut users = (0..).map(|number| format!("oElse{number}"));
-    users.find(|other| world.redis.master(&users_key_of(&world.store, &world.app, other)).url() != port).unwrap()
+    users.find(|other| fixture.redis.master(&users_key_of(&fixture.store, &fixture.app, other)).url() != port).unwrap()
 }
 
 fn users_key_of(store: &Store, app: &domain::AppId, openid: &str) -> String {
@@ -167,81 +167,81 @@ fn users_key_of(store: &Store, app: &domain::AppId, openid: &str) -> String {
 #[tokio::test]
 async fn replica_of_a_dead_master_is_found_and_gets_the_scripts() {
     for redis in [Redis::cluster(), Redis::sentinel()] {
-        let mut world = impatient(redis).await;
-        store_patiently(&world, "oAnna", "f1").await;
-        let key = users_key(&world, "oAnna");
-        world.redis.replicated_master(&key);
-        world.redis.master(&key).kill();
-        store_patiently(&world, "oAnna", "f2").await;
-        assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 2);
+        let mut fixture = impatient(redis).await;
+        store_patiently(&fixture, "oAnna", "f1").await;
+        let key = users_key(&fixture, "oAnna");
+        fixture.redis.replicated_master(&key);
+        fixture.redis.master(&key).kill();
+        store_patiently(&fixture, "oAnna", "f2").await;
+        assert_eq!(fixture.store.records(&fixture.app, &user("oAnna")).await.unwrap().len(), 2);
         // The old master returns as a replica, and no command goes to it.
-        world.redis.resume();
-        store_patiently(&world, "oAnna", "f3").await;
-        assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 3);
+        fixture.redis.resume();
+        store_patiently(&fixture, "oAnna", "f3").await;
+        assert_eq!(fixture.store.records(&fixture.app, &user("oAnna")).await.unwrap().len(), 3);
     }
 }
 
 #[tokio::test]
 async fn hanging_master_is_replaced_although_its_connections_stay() {
     for redis in [Redis::cluster(), Redis::sentinel()] {
-        let world = impatient(redis).await;
-        store_patiently(&world, "oAnna", "f1").await;
-        let key = users_key(&world, "oAnna");
-        let hanging = world.redis.servers().iter().position(|server| server.is_master_of(&key)).unwrap();
-        world.redis.servers()[hanging].hang();
-        store_patiently(&world, "oAnna", "f2").await;
-        world.redis.servers()[hanging].go_on();
-        store_patiently(&world, "oAnna", "f3").await;
+        let fixture = impatient(redis).await;
+        store_patiently(&fixture, "oAnna", "f1").await;
+        let key = users_key(&fixture, "oAnna");
+        let hanging = fixture.redis.servers().iter().position(|server| server.is_master_of(&key)).unwrap();
+        fixture.redis.servers()[hanging].hang();
+        store_patiently(&fixture, "oAnna", "f2").await;
+        fixture.redis.servers()[hanging].go_on();
+        store_patiently(&fixture, "oAnna", "f3").await;
     }
 }
 
 #[tokio::test]
 async fn other_masters_of_a_cluster_serve_while_one_is_down() {
-    let mut world = impatient(Redis::cluster_that_goes_on()).await;
-    let other = user_elsewhere(&mut world, "oAnna").await;
+    let mut fixture = impatient(Redis::cluster_that_goes_on()).await;
+    let other = user_elsewhere(&mut fixture, "oAnna").await;
     for openid in ["oAnna", &other] {
-        store_patiently(&world, openid, "f1").await;
+        store_patiently(&fixture, openid, "f1").await;
     }
-    let key = users_key(&world, "oAnna");
+    let key = users_key(&fixture, "oAnna");
     // No replica takes over until the master returns.
-    world.redis.everywhere("CONFIG SET cluster-replica-no-failover yes");
-    world.redis.master(&key).kill();
+    fixture.redis.everywhere("CONFIG SET cluster-replica-no-failover yes");
+    fixture.redis.master(&key).kill();
     for id in ["f2", "f3"] {
-        store_patiently(&world, &other, id).await;
+        store_patiently(&fixture, &other, id).await;
         let packed = [Packed::new(user("oAnna"), &form_id(id, 1))];
-        let stored = world.store.collect(&world.app, world.store.bucket_of(&user("oAnna")), &packed).await;
+        let stored = fixture.store.collect(&fixture.app, fixture.store.bucket_of(&user("oAnna")), &packed).await;
         assert!(matches!(stored, Err(Error::Unavailable(_) | Error::Redis(_))), "{stored:?}");
-        eventually("the store is ready", FAILOVER, async || world.store.ping().await.is_ok()).await;
+        eventually("the store is ready", FAILOVER, async || fixture.store.ping().await.is_ok()).await;
     }
-    world.redis.resume();
-    store_patiently(&world, "oAnna", "f4").await;
+    fixture.redis.resume();
+    store_patiently(&fixture, "oAnna", "f4").await;
 }
 
 #[tokio::test]
 async fn store_recovers_after_the_whole_cluster_was_down() {
-    let mut world = impatient(Redis::cluster()).await;
-    store_patiently(&world, "oAnna", "f1").await;
-    world.redis.kill();
-    assert!(world.store.ping().await.is_err());
-    world.redis.resume();
-    store_patiently(&world, "oAnna", "f2").await;
-    world.store.ping().await.unwrap();
+    let mut fixture = impatient(Redis::cluster()).await;
+    store_patiently(&fixture, "oAnna", "f1").await;
+    fixture.redis.kill();
+    assert!(fixture.store.ping().await.is_err());
+    fixture.redis.resume();
+    store_patiently(&fixture, "oAnna", "f2").await;
+    fixture.store.ping().await.unwrap();
 }
 
 #[tokio::test]
 async fn slot_that_moves_to_another_master_is_followed() {
-    let mut world = impatient(Redis::cluster()).await;
-    let other = user_elsewhere(&mut world, "oAnna").await;
-    store_patiently(&world, "oAnna", "f1").await;
-    let (key, other) = (users_key(&world, "oAnna"), users_key(&world, &other));
-    let slot = world.redis.master(&key).ask(&[&format!("CLUSTER KEYSLOT {key}")]);
+    let mut fixture = impatient(Redis::cluster()).await;
+    let other = user_elsewhere(&mut fixture, "oAnna").await;
+    store_patiently(&fixture, "oAnna", "f1").await;
+    let (key, other) = (users_key(&fixture, "oAnna"), users_key(&fixture, &other));
+    let slot = fixture.redis.master(&key).ask(&[&format!("CLUSTER KEYSLOT {key}")]);
     let slot = slot.trim_start_matches(':').lines().next().unwrap().to_owned();
     let [from, to] = [&key, &other].map(|key| {
-        let id = world.redis.master(key).ask(&["CLUSTER MYID"]).lines().nth(1).unwrap().to_owned();
-        (world.redis.master(key).url(), id)
+        let id = fixture.redis.master(key).ask(&["CLUSTER MYID"]).lines().nth(1).unwrap().to_owned();
+        (fixture.redis.master(key).url(), id)
     });
     let ask = |url: &str, command: String| {
-        let servers = world.redis.servers();
+        let servers = fixture.redis.servers();
         let answer = servers.iter().find(|server| server.url() == url).unwrap().ask(&[&command]);
         assert!(!answer.starts_with('-'), "{command}: {answer}");
         answer
@@ -255,24 +255,24 @@ async fn slot_that_moves_to_another_master_is_followed() {
     // The keys of a script are split between two masters. Until all have moved, it fails and changes nothing.
     ask(&from.0, format!("MIGRATE 127.0.0.1 {port} {} 0 5000", keys[0]));
     let packed = [Packed::new(user("oAnna"), &form_id("f2", 1))];
-    let bucket = world.store.bucket_of(&user("oAnna"));
-    assert!(world.store.collect(&world.app, bucket, &packed).await.is_err());
+    let bucket = fixture.store.bucket_of(&user("oAnna"));
+    assert!(fixture.store.collect(&fixture.app, bucket, &packed).await.is_err());
     for key in &keys[1..] {
         ask(&from.0, format!("MIGRATE 127.0.0.1 {port} {key} 0 5000"));
     }
     for url in [&to.0, &from.0] {
         ask(url, format!("CLUSTER SETSLOT {slot} NODE {}", to.1));
     }
-    assert!(world.collect(&user("oAnna"), &[form_id("f2", 1)]).await.is_empty());
-    assert_eq!(world.store.records(&world.app, &user("oAnna")).await.unwrap().len(), 2);
+    assert!(fixture.collect(&user("oAnna"), &[form_id("f2", 1)]).await.is_empty());
+    assert_eq!(fixture.store.records(&fixture.app, &user("oAnna")).await.unwrap().len(), 2);
 }
 
 #[tokio::test]
 async fn no_page_is_taken_before_the_snapshot_is_complete() {
-    let world = World::new().await;
-    let bucket = world.store.bucket_of(&user("oAnna"));
-    let crowd = world.crowd(bucket, 300).await;
-    let broadcast = Broadcast::new(&world, true).await;
+    let fixture = Fixture::new().await;
+    let bucket = fixture.store.bucket_of(&user("oAnna"));
+    let crowd = fixture.crowd(bucket, 300).await;
+    let broadcast = Broadcast::new(&fixture, true).await;
     assert!(!broadcast.snapshot(bucket).await, "one call scans only a part");
     let early = broadcast.take(bucket, LeaseId::random(), 64, &TERMS).await;
     assert_eq!((early.taken, early.ready.len()), (0, 0));

@@ -15,7 +15,7 @@ use store::record::{self, Record};
 use store::retention::KEEP_TOUCH;
 use store::stock::Count;
 
-use crate::world::{TERMS, World, cases, expiries, form_id, leased, user};
+use crate::fixture::{Fixture, TERMS, cases, expiries, form_id, leased, user};
 
 fn tail(credential: &Credential) -> Vec<u8> {
     let mut packed = Vec::new();
@@ -57,18 +57,18 @@ fn credentials() -> impl Strategy<Value = Vec<Credential>> {
 #[test]
 fn scripts_read_what_rust_packs() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (world, anna) = (runtime.block_on(World::with_cap(1000)), user("oAnna"));
+    let (fixture, anna) = (runtime.block_on(Fixture::with_cap(1000)), user("oAnna"));
     let config = cases(32, 400);
     proptest!(config, |(credentials in credentials(), consumed in vec(any::<bool>(), 24))| {
         runtime.block_on(async {
-            world.raw::<()>(&redis::cmd("FLUSHALL")).await;
-            assert!(world.collect(&anna, &credentials).await.is_empty());
-            assert_eq!(world.collect(&anna, &credentials).await, (0..credentials.len()).collect::<Vec<_>>());
+            fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
+            assert!(fixture.collect(&anna, &credentials).await.is_empty());
+            assert_eq!(fixture.collect(&anna, &credentials).await, (0..credentials.len()).collect::<Vec<_>>());
 
             // In order of expiry; those with equal expiry in the order of arrival.
             let mut wanted = credentials.clone();
             wanted.sort_by_key(|credential| credential.expiry);
-            let records = async || world.store.records(&world.app, &anna).await.unwrap();
+            let records = async || fixture.store.records(&fixture.app, &anna).await.unwrap();
             let as_records = |credentials: &[Credential]| -> Vec<_> {
                 credentials.iter().cloned().map(|credential| Record { credential, suspect: false, long_term: false }).collect()
             };
@@ -80,28 +80,28 @@ fn scripts_read_what_rust_packs() {
                 count.credentials += 1;
                 count.messages += u64::from(credential.uses);
             }
-            let bucket = world.store.bucket_of(&anna);
-            let stock = world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
+            let bucket = fixture.store.bucket_of(&anna);
+            let stock = fixture.store.sweep(&fixture.app, bucket, 0, Duration::ZERO).await.unwrap();
             assert_eq!((stock.reachable, stock.days), (1, days));
 
             // Each is leased in turn. Some are spent. The others return to their own records.
             let mut leases = Vec::new();
             for credential in wanted.iter().flat_map(|one| std::iter::repeat_n(one, one.uses.into())) {
-                let lease = world.lease(&anna).await;
+                let lease = fixture.lease(&anna).await;
                 let read = (&lease.credential, lease.kind, lease.expiry);
                 assert_eq!(read, (&credential.id, credential.kind, credential.expiry));
                 leases.push(lease);
             }
-            assert_eq!(world.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
+            assert_eq!(fixture.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
             let spent: HashSet<_> =
                 wanted.iter().zip(&consumed).filter(|(_, spent)| **spent).map(|(one, _)| one.id.clone()).collect();
             for lease in &leases {
                 let verdict = if spent.contains(&lease.credential) { LeaseEnd::Consume } else { LeaseEnd::Return };
-                world.settle(&anna, lease.id, verdict).await;
+                fixture.settle(&anna, lease.id, verdict).await;
             }
             wanted.retain(|credential| !spent.contains(&credential.id));
             assert_eq!(records().await, as_records(&wanted));
-            world.assert_sound().await;
+            fixture.assert_sound().await;
         });
     });
 }
@@ -116,9 +116,9 @@ fn rust_reads_the_last_message_time_that_scripts_write() {
         "return { now, keep_touch, touched_at(ARGV[1]) or -1, touch(ARGV[1], now) }",
     );
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = runtime.block_on(World::new());
+    let fixture = runtime.block_on(Fixture::new());
     let run = async |field: &[u8]| -> (u32, u64, i64, Vec<u8>) {
-        world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field)).await
+        fixture.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field)).await
     };
     let config = cases(32, 400);
     // Ids whose bytes look like a time of the last message, and an earlier such time or none.
@@ -154,7 +154,7 @@ fn rust_reads_the_last_message_time_that_scripts_write() {
 
 #[tokio::test]
 async fn ids_of_every_length_read_back_unchanged() {
-    let (world, anna) = (World::with_cap(1000).await, user("oAnna"));
+    let (fixture, anna) = (Fixture::with_cap(1000).await, user("oAnna"));
     let mut credentials = Vec::new();
     for length in 1..=128_usize {
         for (digits, hours) in [("0123456789abcdef", 1), ("0123456789ABCDEF", 2), ("x-_~!\"\\{}:", 3), ("0", 4)] {
@@ -165,31 +165,31 @@ async fn ids_of_every_length_read_back_unchanged() {
     let mut seen = HashSet::new();
     credentials.retain(|credential| seen.insert(credential.id.clone()));
     for part in credentials.chunks(128) {
-        assert!(world.collect(&anna, part).await.is_empty());
+        assert!(fixture.collect(&anna, part).await.is_empty());
     }
     for part in credentials.chunks(128) {
-        assert_eq!(world.collect(&anna, part).await.len(), part.len());
+        assert_eq!(fixture.collect(&anna, part).await.len(), part.len());
     }
     let mut leased_ids = HashSet::new();
     for _ in 0..credentials.len() {
-        leased_ids.insert(leased(world.ask(&anna, LeaseId::random(), &TERMS, None).await).credential);
+        leased_ids.insert(leased(fixture.ask(&anna, LeaseId::random(), &TERMS, None).await).credential);
     }
     assert_eq!(leased_ids, seen);
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn credential_contained_in_the_bytes_of_another_stays_distinct() {
-    let (world, anna) = (World::new().await, user("oAnna"));
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
     let victim = form_id("a", 2);
     let decoys = [form_id(&hex(&tail(&victim)), 1), form_id(&format!("ff{}ff", hex(&tail(&victim))), 3)];
-    world.collect(&anna, &decoys).await;
-    assert!(world.collect(&anna, std::slice::from_ref(&victim)).await.is_empty());
-    let (decoy, lease) = (world.lease(&anna).await, world.lease(&anna).await);
+    fixture.collect(&anna, &decoys).await;
+    assert!(fixture.collect(&anna, std::slice::from_ref(&victim)).await.is_empty());
+    let (decoy, lease) = (fixture.lease(&anna).await, fixture.lease(&anna).await);
     assert_eq!(lease.credential, victim.id);
-    world.settle(&anna, lease.id, LeaseEnd::Discard).await;
-    world.settle(&anna, decoy.id, LeaseEnd::Return).await;
-    let left: Vec<_> = world.stored(&anna).await.into_iter().map(|(id, ..)| id).collect();
+    fixture.settle(&anna, lease.id, LeaseEnd::Discard).await;
+    fixture.settle(&anna, decoy.id, LeaseEnd::Return).await;
+    let left: Vec<_> = fixture.stored(&anna).await.into_iter().map(|(id, ..)| id).collect();
     assert_eq!(left, ["6100", "ff6100ff"]);
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }

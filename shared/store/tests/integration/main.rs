@@ -13,7 +13,7 @@
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
 //! - [`redis`]: restarts, lost scripts, and the keys that scripts access; [`elsewhere`]: clusters, Sentinels, TLS, and
 //!   Redis users with few permissions;
-//! - [`world`], [`broadcast`], [`raw`], [`twice`]: fixtures.
+//! - [`fixture`], [`broadcast`], [`raw`], [`twice`]: fixtures.
 
 // A test that cannot continue must fail.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -31,6 +31,7 @@ mod broadcast_tasks;
 mod concurrency;
 mod elsewhere;
 mod erased;
+mod fixture;
 mod format;
 mod grants;
 mod late;
@@ -48,4 +49,3 @@ mod stock;
 mod touch;
 mod twice;
 mod void;
-mod world;

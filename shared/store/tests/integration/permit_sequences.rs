@@ -11,7 +11,7 @@ use store::keys::Bucket;
 use store::leases::{LeaseEnd, LeaseId};
 
 use crate::broadcast::{Broadcast, draft, end};
-use crate::world::{BRIEF, World, form_id, user};
+use crate::fixture::{BRIEF, Fixture, form_id, user};
 
 const USERS: usize = 24;
 const BUCKETS: u16 = 4;
@@ -50,7 +50,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct Run<'a> {
-    world: &'a World,
+    fixture: &'a Fixture,
     broadcast: Broadcast<'a>,
     bounds: Bounds,
     /// What the replica that works on each bucket knows of its permits.
@@ -78,7 +78,7 @@ impl Run<'_> {
                 let openid = user(&format!("oU{number}"));
                 // The message to a user in flight is sent nevertheless.
                 self.delivered += u64::from(self.broadcast.places().await.1.contains(openid.as_str()));
-                self.world.store.erase(&self.world.app, &openid).await.unwrap();
+                self.fixture.store.erase(&self.fixture.app, &openid).await.unwrap();
             }
         }
     }
@@ -127,7 +127,7 @@ impl Run<'_> {
     }
 
     async fn tell(&self) {
-        let (store, app, limit) = (&self.world.store, &self.world.app, self.bounds.daily_quota);
+        let (store, app, limit) = (&self.fixture.store, &self.fixture.app, self.bounds.daily_quota);
         let ended = store.ended_messages(app, TODAY).await.unwrap();
         store.set_quota(app, TODAY, limit, self.delivered, ended).await.unwrap();
     }
@@ -135,7 +135,7 @@ impl Run<'_> {
     /// How many messages have ended, and how many are in flight.
     async fn messages(&self) -> (u64, u64) {
         let mut sum = (0, 0);
-        for bucket in self.world.store.buckets() {
+        for bucket in self.fixture.store.buckets() {
             let part = self.broadcast.part(bucket);
             sum.0 += part.permits(0, false).await.unwrap().ended;
             sum.1 += part.in_flight().await.unwrap().len() as u64;
@@ -173,21 +173,21 @@ impl Run<'_> {
 #[test]
 fn exactly_the_permitted_messages_are_sent_despite_deaths() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = runtime.block_on(World::new());
+    let fixture = runtime.block_on(Fixture::new());
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
     let limits = (1..30_u64, prop::option::of(1..30_u32));
     proptest!(config, |((daily_quota, canary) in limits, ops in vec(op(), 1..40))| {
         runtime.block_on(async {
-            world.raw::<()>(&redis::cmd("FLUSHALL")).await;
+            fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
             let users: Vec<_> = (0..USERS).map(|number| user(&format!("oU{number}"))).collect();
             for openid in &users {
-                world.collect(openid, &[form_id("f1", 9)]).await;
+                fixture.collect(openid, &[form_id("f1", 9)]).await;
             }
-            let broadcast = Broadcast::of(&world, &Draft { canary, ..draft(false) }).await;
+            let broadcast = Broadcast::of(&fixture, &Draft { canary, ..draft(false) }).await;
             broadcast.add(&users, &[]).await;
             broadcast.start().await;
             let bounds = Bounds { app_rate: 0, broadcast_rate: 0, daily_quota, broadcast_share: 1000 };
-            let mut run = Run { world: &world, broadcast, bounds, permits: Default::default(), delivered: 0 };
+            let mut run = Run { fixture: &fixture, broadcast, bounds, permits: Default::default(), delivered: 0 };
             let most = canary.map_or(daily_quota, |canary| daily_quota.min(canary.into()));
             for op in &ops {
                 run.step(op).await;
@@ -199,7 +199,7 @@ fn exactly_the_permitted_messages_are_sent_despite_deaths() {
             let (todo, ..) = run.broadcast.places().await;
             assert!(in_flight == 0 && ended <= most, "{ended} of {most}");
             assert!(todo.is_empty() || ended == most, "{ended} of {most}, and {} wait", todo.len());
-            world.assert_sound().await;
+            fixture.assert_sound().await;
         });
     });
 }

@@ -21,7 +21,7 @@ use store::{Error, Store, StoreConfig};
 use testing::{Redis, eventually, store_config};
 
 use crate::broadcast::{draft, recipient, two_whole_broadcasts};
-use crate::world::{BRIEF, TERMS, World, any_kind, form_id, leased, next, prepay_id, request, template, user};
+use crate::fixture::{BRIEF, Fixture, TERMS, any_kind, form_id, leased, next, prepay_id, request, template, user};
 
 macro_rules! assert_unavailable {
     ($($call:expr),+ $(,)?) => {
@@ -30,72 +30,72 @@ macro_rules! assert_unavailable {
 }
 
 /// Runs every script at least once.
-pub async fn a_whole_life(world: &World) {
+pub async fn a_whole_life(fixture: &Fixture) {
     let (anna, bob, message) = (user("oAnna"), user("oBob"), request("r1", 1));
-    world.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), prepay_id("p1", 3, 3), form_id("old", -1)]).await;
-    leased(world.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
-    world.reap(&TERMS).await;
-    let over = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    let lease = next(world.settle_next(&anna, over.id, LeaseEnd::Discard, Some(&message), LeaseId::random()).await);
-    world.settle_request(&anna, lease.id, LeaseEnd::Hold, None, &message).await;
-    world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
-    assert!(matches!(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(_)));
-    leased(world.ask(&anna, LeaseId::random(), &BRIEF, None).await);
-    world.reap(&TERMS).await;
-    world.grant(&anna, "t1", GrantUses::Count(40), Some(OnceKey([1; 16]))).await;
-    world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
-    let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    world.settle(&anna, lease.id, LeaseEnd::Unknown).await;
-    assert_eq!(world.store.void(&world.app, &anna, &template("t1"), OnceKey([2; 16])).await.unwrap(), Some(40));
-    for bucket in world.store.buckets() {
-        world.store.sweep(&world.app, bucket, 0, Duration::ZERO).await.unwrap();
+    fixture.collect(&anna, &[form_id("f1", 1), form_id("f2", 2), prepay_id("p1", 3, 3), form_id("old", -1)]).await;
+    leased(fixture.ask(&anna, LeaseId::random(), &BRIEF, Some(&message)).await);
+    fixture.reap(&TERMS).await;
+    let over = leased(fixture.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    let lease = next(fixture.settle_next(&anna, over.id, LeaseEnd::Discard, Some(&message), LeaseId::random()).await);
+    fixture.settle_request(&anna, lease.id, LeaseEnd::Hold, None, &message).await;
+    fixture.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
+    assert!(matches!(fixture.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await, Leased::Finished(_)));
+    leased(fixture.ask(&anna, LeaseId::random(), &BRIEF, None).await);
+    fixture.reap(&TERMS).await;
+    fixture.grant(&anna, "t1", GrantUses::Count(40), Some(OnceKey([1; 16]))).await;
+    fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
+    let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    fixture.settle(&anna, lease.id, LeaseEnd::Unknown).await;
+    assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), OnceKey([2; 16])).await.unwrap(), Some(40));
+    for bucket in fixture.store.buckets() {
+        fixture.store.sweep(&fixture.app, bucket, 0, Duration::ZERO).await.unwrap();
     }
-    assert_eq!(world.store.erase(&world.app, &anna).await.unwrap(), 2);
-    assert_eq!(world.ask(&bob, LeaseId::random(), &TERMS, None).await, Leased::None);
-    assert!(!world.store.unlock_token(&world.app, "nobody").await.unwrap());
-    two_whole_broadcasts(world).await;
-    world.assert_sound().await;
+    assert_eq!(fixture.store.erase(&fixture.app, &anna).await.unwrap(), 2);
+    assert_eq!(fixture.ask(&bob, LeaseId::random(), &TERMS, None).await, Leased::None);
+    assert!(!fixture.store.unlock_token(&fixture.app, "nobody").await.unwrap());
+    two_whole_broadcasts(fixture).await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn scripts_that_redis_lost_are_loaded_again() {
-    let world = World::new().await;
-    a_whole_life(&world).await;
-    world.raw::<()>(&redis::cmd("FLUSHALL")).await;
-    world.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
-    a_whole_life(&world).await;
+    let fixture = Fixture::new().await;
+    a_whole_life(&fixture).await;
+    fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
+    fixture.raw::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
+    a_whole_life(&fixture).await;
 }
 
 #[tokio::test]
 async fn store_survives_a_restart_of_redis_with_all_its_data() {
-    let mut world = World::on(Redis::durable_alone(), 120).await;
+    let mut fixture = Fixture::on(Redis::durable_alone(), 120).await;
     let (anna, message) = (user("oAnna"), request("r1", 1));
-    world.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
-    let lease = leased(world.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
-    let before = world.everything().await;
-    world.redis.kill();
-    assert!(world.store.ping().await.is_err());
-    assert!(world.store.records(&world.app, &anna).await.is_err());
-    world.redis.resume();
+    fixture.collect(&anna, &[form_id("f1", 9), form_id("f2", 9)]).await;
+    let lease = leased(fixture.ask(&anna, LeaseId::random(), &TERMS, Some(&message)).await);
+    let before = fixture.everything().await;
+    fixture.redis.kill();
+    assert!(fixture.store.ping().await.is_err());
+    assert!(fixture.store.records(&fixture.app, &anna).await.is_err());
+    fixture.redis.resume();
     let mut tries = 0;
     eventually("the store reaches Redis again", Duration::from_secs(5), async || {
         tries += 1;
-        world.store.ping().await.is_ok()
+        fixture.store.ping().await.is_ok()
     })
     .await;
     assert!(tries <= 4, "a broken connection is detected once: {tries} tries");
-    world.reconnect().await;
-    assert_eq!(world.everything().await, before);
-    let settled = world.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
+    fixture.reconnect().await;
+    assert_eq!(fixture.everything().await, before);
+    let settled = fixture.settle_request(&anna, lease.id, LeaseEnd::Consume, Some(b"ok"), &message).await;
     assert_eq!(settled, store::leases::SettleReply::Done { messages_left: 1 });
-    world.lease(&anna).await;
-    world.assert_sound().await;
+    fixture.lease(&anna).await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn different_number_of_buckets_is_refused() {
-    let world = World::new().await;
-    let with = |buckets| Store::new(&StoreConfig { buckets, ..store_config(world.redis.url()) }).unwrap();
+    let fixture = Fixture::new().await;
+    let with = |buckets| Store::new(&StoreConfig { buckets, ..store_config(fixture.redis.url()) }).unwrap();
     let refused = with(8).prepare().await;
     assert!(matches!(refused, Err(Error::BucketCount { found: 4, wanted: 8 })), "{refused:?}");
     with(4).prepare().await.unwrap();
@@ -152,11 +152,11 @@ async fn assert_no_broadcast(store: &Store, app: &AppId, anna: &OpenId) {
 
 #[tokio::test]
 async fn unprepared_store_answers_only_pings_and_writes_nothing() {
-    let world = World::new().await;
-    let (app, anna, message, id) = (&world.app, user("oAnna"), request("r1", 1), LeaseId::random());
-    world.collect(&anna, &[form_id("f1", 1)]).await;
-    let before = world.everything().await;
-    let store = Store::new(&StoreConfig { buckets: 8, ..store_config(world.redis.url()) }).unwrap();
+    let fixture = Fixture::new().await;
+    let (app, anna, message, id) = (&fixture.app, user("oAnna"), request("r1", 1), LeaseId::random());
+    fixture.collect(&anna, &[form_id("f1", 1)]).await;
+    let before = fixture.everything().await;
+    let store = Store::new(&StoreConfig { buckets: 8, ..store_config(fixture.redis.url()) }).unwrap();
     // With another number of buckets than this Redis has, the store never becomes usable.
     for prepare in [false, true] {
         assert!(!prepare || store.prepare().await.is_err());
@@ -197,9 +197,9 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.stop(app, StopScope::App, &stop),
         );
         assert_no_broadcast(&store, app, &anna).await;
-        assert_eq!(world.everything().await, before);
+        assert_eq!(fixture.everything().await, before);
     }
-    let store = Store::new(&store_config(world.redis.url())).unwrap();
+    let store = Store::new(&store_config(fixture.redis.url())).unwrap();
     store.prepare().await.unwrap();
     store.prepared().await;
     assert_eq!(store.records(app, &anna).await.unwrap().len(), 1);
@@ -217,16 +217,16 @@ async fn keys_of_every_script_are_in_one_slot_of_a_cluster() {
         info.contains("cluster_state:ok")
     })
     .await;
-    a_whole_life(&World::on(redis, 120).await).await;
+    a_whole_life(&Fixture::on(redis, 120).await).await;
 }
 
 #[tokio::test]
 async fn scripts_access_only_the_keys_they_are_given() {
-    let world = World::new().await;
-    let client = redis::Client::open(world.redis.url()).unwrap();
+    let fixture = Fixture::new().await;
+    let client = redis::Client::open(fixture.redis.url()).unwrap();
     let monitor = client.get_async_monitor().await.unwrap();
-    a_whole_life(&world).await;
-    world.raw::<()>(redis::cmd("ECHO").arg("the end")).await;
+    a_whole_life(&fixture).await;
+    fixture.raw::<()>(redis::cmd("ECHO").arg("the end")).await;
     let mut lines = monitor.into_on_message::<String>();
     let (mut given, mut scripts, mut touched) = (HashSet::new(), HashSet::new(), 0);
     loop {

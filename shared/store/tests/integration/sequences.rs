@@ -17,10 +17,10 @@ use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Request, Se
 use store::retention::KEEP_TOUCH;
 use store::stock::Stock;
 
-use crate::model::{Grant, Held, Item, Model};
-use crate::world::{
-    HOUR, TERMS, World, any_kind, cases, marks, packed_grant, request, store, template, timeless, user,
+use crate::fixture::{
+    Fixture, HOUR, TERMS, any_kind, cases, marks, packed_grant, request, store, template, timeless, user,
 };
+use crate::model::{Grant, Held, Item, Model};
 
 /// More users than buckets, so that some share one.
 const USERS: [&str; 5] = ["oA", "oB", "oC", "oD", "oE"];
@@ -143,7 +143,7 @@ struct Asked {
 }
 
 struct Run<'a> {
-    world: &'a World,
+    fixture: &'a Fixture,
     store: &'a Store,
     users: Vec<OpenId>,
     model: Model,
@@ -208,23 +208,23 @@ impl Run<'_> {
             }
             Op::Recorded(user, (name, message)) => {
                 let request = request(&format!("r{name}"), *message);
-                let recorded = self.store.recorded(&self.world.app, &self.users[*user], &request).await.unwrap();
+                let recorded = self.store.recorded(&self.fixture.app, &self.users[*user], &request).await.unwrap();
                 assert_eq!(recorded, self.model.recorded(*user, &request));
             }
             Op::Erase(user) => {
                 for _ in 0..times {
-                    let erased = self.store.erase(&self.world.app, &self.users[*user]).await.unwrap();
+                    let erased = self.store.erase(&self.fixture.app, &self.users[*user]).await.unwrap();
                     assert_eq!(erased, self.model.erase(*user));
                 }
             }
             Op::Reap => {
                 for _ in 0..times {
-                    assert_eq!(self.world.reap(&TERMS).await, self.model.reap(&TERMS));
+                    assert_eq!(self.fixture.reap(&TERMS).await, self.model.reap(&TERMS));
                 }
             }
             Op::Sweep => self.sweep().await,
             Op::Hours(hours) => {
-                self.world.advance(*hours).await;
+                self.fixture.advance(*hours).await;
                 self.model.advance(hours * HOUR);
             }
         }
@@ -256,20 +256,20 @@ impl Run<'_> {
             models.push((*user, item));
         }
         for (bucket, (ours, models)) in by_bucket {
-            let duplicates = self.store.collect(&self.world.app, bucket, &ours).await.unwrap();
+            let duplicates = self.store.collect(&self.fixture.app, bucket, &ours).await.unwrap();
             assert_eq!(duplicates, self.model.collect(&models));
         }
     }
 
     async fn void(&mut self, user: usize, of: &str, key: u8) {
-        let (app, openid) = (&self.world.app, &self.users[user]);
+        let (app, openid) = (&self.fixture.app, &self.users[user]);
         let voided = self.store.void(app, openid, &template(of), once(user, key)).await.unwrap();
         assert_eq!(voided, self.model.void(user, of, key));
     }
 
     async fn lease(&mut self, asked: &Asked) {
         let Asked { id, user, wanted, terms, request } = asked;
-        let (app, openid) = (&self.world.app, &self.users[*user]);
+        let (app, openid) = (&self.fixture.app, &self.users[*user]);
         let new = NewLease { id: *id, request: request.as_ref(), wanted };
         let reply = self.store.lease(app, openid, &new, terms).await.unwrap();
         match (reply, self.model.lease(*user, &new, terms)) {
@@ -283,7 +283,7 @@ impl Run<'_> {
 
     async fn settle(&mut self, asked: &Asked, verdict: LeaseEnd, outcome: &[u8], next: Option<&Asked>) {
         let Asked { id, user, terms, request, .. } = asked;
-        let (app, openid, request) = (&self.world.app, &self.users[*user], request.as_ref());
+        let (app, openid, request) = (&self.fixture.app, &self.users[*user], request.as_ref());
         let (outcome, next) = ((!outcome.is_empty()).then_some(outcome), next.map(|next| (next.id, &next.wanted)));
         let settle = Settle { id: *id, request, end: verdict, outcome, next };
         let reply = self.store.settle(app, openid, &settle, terms).await.unwrap();
@@ -297,12 +297,12 @@ impl Run<'_> {
     async fn sweep(&mut self) {
         let mut sum = Stock::default();
         for bucket in self.store.buckets() {
-            let stock = self.store.sweep(&self.world.app, bucket, 7, Duration::ZERO).await.unwrap();
+            let stock = self.store.sweep(&self.fixture.app, bucket, 7, Duration::ZERO).await.unwrap();
             assert_eq!(stock.counted_at, 7);
             sum.add(&stock);
         }
         assert_eq!((sum.reachable, sum.days, sum.templates), self.model.sweep());
-        assert_eq!(self.store.users(&self.world.app).await.unwrap(), self.model.users());
+        assert_eq!(self.store.users(&self.fixture.app).await.unwrap(), self.model.users());
     }
 }
 
@@ -312,10 +312,10 @@ fn once(user: usize, key: u8) -> OnceKey {
 }
 
 /// Compares all that is stored of the users, and the ledger, with the model.
-pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Model) {
+pub async fn compare(fixture: &Fixture, store: &Store, users: &[OpenId], model: &Model) {
     let now = testing::now();
     let each =
-        users.iter().map(|openid| try_join(store.records(&world.app, openid), store.touched(&world.app, openid)));
+        users.iter().map(|openid| try_join(store.records(&fixture.app, openid), store.touched(&fixture.app, openid)));
     for (number, (records, touched)) in try_join_all(each).await.unwrap().into_iter().enumerate() {
         let openid = &users[number];
         // A record whose only use was leased when it expired counts for nothing. The next write to the user drops it.
@@ -328,7 +328,7 @@ pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Mod
             (Some(real), Some(wanted)) => assert!(real.abs_diff(wanted) < 600, "{real} {wanted}"),
             (real, wanted) => assert_eq!(real, wanted, "the time of the last message of {}", openid.as_str()),
         }
-        let real = marks(&world.field(openid).await).into_iter().find(|(expiry, _)| i64::from(*expiry) > now);
+        let real = marks(&fixture.field(openid).await).into_iter().find(|(expiry, _)| i64::from(*expiry) > now);
         match (real, model.mark(number)) {
             (Some((expiry, owner)), Some(wanted)) => {
                 assert_eq!(owner, wanted.owner, "the send lock of {}", openid.as_str());
@@ -337,25 +337,25 @@ pub async fn compare(world: &World, store: &Store, users: &[OpenId], model: &Mod
             (real, wanted) => assert_eq!((real, wanted), (None, None), "the send lock of {}", openid.as_str()),
         }
     }
-    assert_eq!(store.ledger(&world.app).await.unwrap(), model.ledger());
-    world.assert_sound().await;
+    assert_eq!(store.ledger(&fixture.app).await.unwrap(), model.ledger());
+    fixture.assert_sound().await;
 }
 
 #[test]
 fn store_behaves_like_the_model() {
     const CAPS: [u16; 4] = [1, 3, 5, 120];
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = runtime.block_on(World::new());
-    let stores = CAPS.map(|cap| store(&world.redis, cap));
+    let fixture = runtime.block_on(Fixture::new());
+    let stores = CAPS.map(|cap| store(&fixture.redis, cap));
     for store in &stores {
         runtime.block_on(store.prepare()).unwrap();
     }
     let config = cases(32, 400);
     proptest!(config, |(cap in 0..CAPS.len(), ops in vec((op(), prop::bool::weighted(0.2)), 1..60))| {
         runtime.block_on(async {
-            world.raw::<()>(&redis::cmd("FLUSHALL")).await;
+            fixture.raw::<()>(&redis::cmd("FLUSHALL")).await;
             let mut run = Run {
-                world: &world,
+                fixture: &fixture,
                 store: &stores[cap],
                 users: USERS.map(user).into(),
                 model: Model::new(CAPS[cap], USERS.len(), testing::now()),
@@ -364,7 +364,7 @@ fn store_behaves_like_the_model() {
             };
             for (op, again) in &ops {
                 run.step(op, *again).await;
-                compare(&world, run.store, &run.users, &run.model).await;
+                compare(&fixture, run.store, &run.users, &run.model).await;
             }
         });
     });

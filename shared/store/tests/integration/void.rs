@@ -5,50 +5,50 @@ use store::credentials::OnceKey;
 use store::leases::{LeaseEnd, LeaseId, Leased, SettleReply};
 use store::stock::Ledger;
 
-use crate::world::{TERMS, World, form_id, leased, template, user};
+use crate::fixture::{Fixture, TERMS, form_id, leased, template, user};
 
 const KEY: OnceKey = OnceKey([9; 16]);
 
-async fn ledger(world: &World) -> Ledger {
-    world.store.ledger(&world.app).await.unwrap()
+async fn ledger(fixture: &Fixture) -> Ledger {
+    fixture.store.ledger(&fixture.app).await.unwrap()
 }
 
 #[tokio::test]
 async fn rejection_revokes_all_grants_of_its_template_and_no_other() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    let bob = world.neighbour(&anna);
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    let bob = fixture.neighbour(&anna);
     for owner in [&anna, &bob] {
-        world.collect(owner, &[form_id("t1", 9)]).await;
-        world.grant(owner, "t1", GrantUses::Count(70), None).await;
-        world.grant(owner, "t1", GrantUses::LongTerm, None).await;
-        world.grant(owner, "t11", GrantUses::Count(2), None).await;
+        fixture.collect(owner, &[form_id("t1", 9)]).await;
+        fixture.grant(owner, "t1", GrantUses::Count(70), None).await;
+        fixture.grant(owner, "t1", GrantUses::LongTerm, None).await;
+        fixture.grant(owner, "t11", GrantUses::Count(2), None).await;
     }
-    let bobs = world.stored(&bob).await;
-    let void = async |of, key| world.store.void(&world.app, &anna, &template(of), key).await.unwrap();
+    let bobs = fixture.stored(&bob).await;
+    let void = async |of, key| fixture.store.void(&fixture.app, &anna, &template(of), key).await.unwrap();
     assert_eq!(void("t1", KEY).await, Some(71));
-    assert_eq!(world.stored(&anna).await, [("t1".to_owned(), 1, false), ("t11".to_owned(), 2, false)]);
-    assert_eq!(world.stored(&bob).await, bobs);
-    assert_eq!(ledger(&world).await, Ledger { collected: 148, discarded: 71, ..Ledger::default() });
-    world.grant(&anna, "t1", GrantUses::Count(1), None).await;
-    let before = world.everything().await;
+    assert_eq!(fixture.stored(&anna).await, [("t1".to_owned(), 1, false), ("t11".to_owned(), 2, false)]);
+    assert_eq!(fixture.stored(&bob).await, bobs);
+    assert_eq!(ledger(&fixture).await, Ledger { collected: 148, discarded: 71, ..Ledger::default() });
+    fixture.grant(&anna, "t1", GrantUses::Count(1), None).await;
+    let before = fixture.everything().await;
     assert_eq!(void("t1", KEY).await, None, "the key is known");
-    assert_eq!(world.everything().await, before);
+    assert_eq!(fixture.everything().await, before);
     assert_eq!(void("t1", OnceKey([10; 16])).await, Some(1));
     assert_eq!(void("t2", OnceKey([11; 16])).await, Some(0), "there is no such grant");
-    world.advance(25).await;
+    fixture.advance(25).await;
     assert_eq!(void("t11", KEY).await, Some(2), "the key is forgotten after a day");
-    world.assert_sound().await;
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
 async fn rejection_removes_a_user_without_other_credentials() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
-    assert_eq!(world.store.void(&world.app, &anna, &template("t1"), KEY).await.unwrap(), Some(1));
-    assert_eq!(world.store.users(&world.app).await.unwrap(), 0);
-    assert_eq!(world.store.void(&world.app, &user("oBob"), &template("t1"), KEY).await.unwrap(), Some(0));
-    assert_eq!(world.store.users(&world.app).await.unwrap(), 0);
-    world.assert_sound().await;
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
+    assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(1));
+    assert_eq!(fixture.store.users(&fixture.app).await.unwrap(), 0);
+    assert_eq!(fixture.store.void(&fixture.app, &user("oBob"), &template("t1"), KEY).await.unwrap(), Some(0));
+    assert_eq!(fixture.store.users(&fixture.app).await.unwrap(), 0);
+    fixture.assert_sound().await;
 }
 
 #[tokio::test]
@@ -62,18 +62,18 @@ async fn leased_grant_of_a_rejected_template_ends_as_wechat_answers() {
         (LeaseEnd::Discard, 0, 40, 0),
         (LeaseEnd::Void, 0, 40, 0),
     ] {
-        let world = World::new().await;
-        world.grant(&anna, "t1", GrantUses::Count(40), None).await;
-        let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-        assert_eq!(world.store.void(&world.app, &anna, &template("t1"), KEY).await.unwrap(), Some(39));
-        assert_eq!(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
-        world.assert_sound().await;
-        let settled = world.settle(&anna, lease.id, verdict).await;
+        let fixture = Fixture::new().await;
+        fixture.grant(&anna, "t1", GrantUses::Count(40), None).await;
+        let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+        assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(39));
+        assert_eq!(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
+        fixture.assert_sound().await;
+        let settled = fixture.settle(&anna, lease.id, verdict).await;
         assert_eq!(settled, SettleReply::Done { messages_left: left }, "{verdict:?}");
         let unknown = u64::from(verdict == LeaseEnd::Unknown);
         let wanted = Ledger { collected: 40, consumed, discarded, unknown, ..Ledger::default() };
-        assert_eq!(ledger(&world).await, wanted, "{verdict:?}");
-        world.assert_sound().await;
+        assert_eq!(ledger(&fixture).await, wanted, "{verdict:?}");
+        fixture.assert_sound().await;
     }
 }
 
@@ -88,38 +88,38 @@ async fn long_term_subscription_rejected_while_leased_stays_revoked() {
             (LeaseEnd::Suspect, 0, 1),
             (LeaseEnd::Discard, 0, 1),
         ] {
-            let world = World::new().await;
-            world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
-            let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-            assert_eq!(world.store.void(&world.app, &anna, &template("t1"), KEY).await.unwrap(), Some(0));
+            let fixture = Fixture::new().await;
+            fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
+            let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+            assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(0));
             if again {
-                assert!(world.grant(&anna, "t1", GrantUses::LongTerm, None).await, "accepted again");
+                assert!(fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await, "accepted again");
             }
             // A discard removes by name, and the new subscription has the same name.
             let (discarded, left) = match (again, verdict) {
                 (true, LeaseEnd::Discard) => (2, 0),
                 (again, _) => (discarded, u32::from(again)),
             };
-            let settled = world.settle(&anna, lease.id, verdict).await;
+            let settled = fixture.settle(&anna, lease.id, verdict).await;
             assert_eq!(settled, SettleReply::Done { messages_left: left }, "{verdict:?}");
             let (unknown, collected) = (u64::from(verdict == LeaseEnd::Unknown), 1 + u64::from(again));
             let wanted = Ledger { collected, consumed, discarded, unknown, ..Ledger::default() };
-            assert_eq!(ledger(&world).await, wanted, "{verdict:?}");
-            world.assert_sound().await;
+            assert_eq!(ledger(&fixture).await, wanted, "{verdict:?}");
+            fixture.assert_sound().await;
         }
     }
 }
 
 #[tokio::test]
 async fn refused_message_revokes_all_grants_of_its_template() {
-    let (world, anna) = (World::new().await, user("oAnna"));
-    world.grant(&anna, "t1", GrantUses::Count(70), None).await;
-    world.grant(&anna, "t1", GrantUses::LongTerm, None).await;
-    world.grant(&anna, "t2", GrantUses::Count(2), None).await;
-    let lease = leased(world.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-    assert_eq!(world.settle(&anna, lease.id, LeaseEnd::Void).await, SettleReply::Done { messages_left: 2 });
-    assert_eq!(world.stored(&anna).await, [("t2".to_owned(), 2, false)]);
-    assert_eq!(ledger(&world).await, Ledger { collected: 73, discarded: 71, ..Ledger::default() });
-    assert_eq!(world.store.touched(&world.app, &anna).await.unwrap(), None, "it was not delivered");
-    world.assert_sound().await;
+    let (fixture, anna) = (Fixture::new().await, user("oAnna"));
+    fixture.grant(&anna, "t1", GrantUses::Count(70), None).await;
+    fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
+    fixture.grant(&anna, "t2", GrantUses::Count(2), None).await;
+    let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
+    assert_eq!(fixture.settle(&anna, lease.id, LeaseEnd::Void).await, SettleReply::Done { messages_left: 2 });
+    assert_eq!(fixture.stored(&anna).await, [("t2".to_owned(), 2, false)]);
+    assert_eq!(ledger(&fixture).await, Ledger { collected: 73, discarded: 71, ..Ledger::default() });
+    assert_eq!(fixture.store.touched(&fixture.app, &anna).await.unwrap(), None, "it was not delivered");
+    fixture.assert_sound().await;
 }

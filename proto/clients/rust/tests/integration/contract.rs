@@ -10,7 +10,7 @@ use serde_json::Value;
 use server::rpc::reason::Reason;
 use testing::readme::blocks;
 
-use crate::rig::{root, text};
+use crate::fixture::{root, text};
 
 /// Error reasons and their codes.
 type Reasons = BTreeMap<String, String>;

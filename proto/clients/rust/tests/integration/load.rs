@@ -22,9 +22,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
+use crate::fixture::{APP, text};
 use crate::problem::Problem;
 use crate::replicas::{Replica, Replicas};
-use crate::rig::{APP, text};
 
 /// Interval between calls: 200 per second, while fewer than `IN_FLIGHT` are in flight.
 const PACE: Duration = Duration::from_millis(5);

@@ -10,9 +10,9 @@
 mod commands;
 mod contract;
 mod failover;
+mod fixture;
 mod load;
 mod policy;
-mod rig;
 mod torn;
 
 // Modules of the Rust client that replace the channel of a gRPC library.

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use sandbox::{FaultKind, Rule};
 
-use crate::rig::{Client, Ended, Rig};
+use crate::fixture::{Client, Ended, Fixture};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_policy_retries_only_unavailable() {
     // With one attempt, the dispatcher answers a busy WeChat with WECHAT_BUSY at once.
-    let rig = Rig::start(&["--attempts", "1"]).await;
+    let fixture = Fixture::start(&["--attempts", "1"]).await;
     // Each case: WeChat's errcode, how often it is answered, the result, and the number of calls.
     let cases = [
         (-1, 2, "delivered", 3),
@@ -17,14 +17,14 @@ async fn retry_policy_retries_only_unavailable() {
         (40037, 1, "failed: MESSAGE_REFUSED, errcode 40037", 1),
     ];
     for (errcode, times, ends, calls) in cases {
-        rig.sandbox.clear_faults();
+        fixture.sandbox.clear_faults();
         let busy = Rule { errcode: Some(errcode), times: Some(times), ..Rule::new(FaultKind::Answer) };
-        rig.sandbox.add_faults(vec![busy]).unwrap();
-        let Some(mut command) = rig.python() else { return };
+        fixture.sandbox.add_faults(vec![busy]).unwrap();
+        let Some(mut command) = fixture.python() else { return };
         command.arg("--policy-only");
-        let before = rig.books().calls;
+        let before = fixture.books().calls;
         // Each case has its own order, and so its own request id.
-        let order = format!("{times}-{errcode}-{}", rig.orders(1)[0]);
+        let order = format!("{times}-{errcode}-{}", fixture.orders(1)[0]);
         let begun = Instant::now();
         let Ended { lines, told, .. } = Client::start(command, vec![order], Duration::ZERO).end().await;
         // WECHAT_BUSY asks for one second before each retry, which is more than the policy would wait before the first
@@ -32,6 +32,6 @@ async fn retry_policy_retries_only_unavailable() {
         assert!(begun.elapsed() >= Duration::from_secs(calls - 1), "the client did not wait as RetryInfo asks");
         let ending = lines[0].split_once(": ").unwrap().1;
         assert!(ending.starts_with(ends), "{lines:?} {told}");
-        assert_eq!(rig.books().calls - before, calls, "{errcode} {lines:?}");
+        assert_eq!(fixture.books().calls - before, calls, "{errcode} {lines:?}");
     }
 }

@@ -12,7 +12,7 @@ use testing::http2::{DATA, GOAWAY, HEADERS, RST_STREAM};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::{APP, Client, Ended, Rig, Service, all_delivered};
+use crate::fixture::{APP, Client, Ended, Fixture, Service, all_delivered};
 
 const MESSAGES: usize = 6;
 /// The HTTP/2 error code with which a server rejects a peer that it considers an attacker.
@@ -60,26 +60,26 @@ async fn pass_on(client: TcpStream, to: SocketAddr, sandbox: Sandbox, torn: Arc<
     }
 }
 
-async fn repeats_what_was_torn(client: impl FnOnce(&Rig, &str) -> Option<Command>) {
-    let rig = Rig::start(&[]).await;
-    let (torn, dispatcher) = (Arc::default(), rig.addresses(Service::Dispatcher)[0].parse().unwrap());
-    let between = tearing(dispatcher, rig.sandbox.clone(), Arc::clone(&torn)).await;
-    let Some(mut command) = client(&rig, &between.to_string()) else { return };
+async fn repeats_what_was_torn(client: impl FnOnce(&Fixture, &str) -> Option<Command>) {
+    let fixture = Fixture::start(&[]).await;
+    let (torn, dispatcher) = (Arc::default(), fixture.addresses(Service::Dispatcher)[0].parse().unwrap());
+    let between = tearing(dispatcher, fixture.sandbox.clone(), Arc::clone(&torn)).await;
+    let Some(mut command) = client(&fixture, &between.to_string()) else { return };
     command.args(["--at-once", "1"]);
-    let Ended { well, lines, told, .. } = Client::start(command, rig.orders(MESSAGES), Duration::ZERO).end().await;
+    let Ended { well, lines, told, .. } = Client::start(command, fixture.orders(MESSAGES), Duration::ZERO).end().await;
     assert_eq!(lines, all_delivered(MESSAGES), "{told}");
     assert!(well);
     assert_eq!(torn.load(Ordering::Relaxed), MESSAGES as u64, "{told}");
-    let books = rig.books();
+    let books = fixture.books();
     assert_eq!((books.delivered, books.delivered_twice), (MESSAGES as u64, 0), "{books:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rust_client_retries_calls_of_a_lost_connection() {
-    repeats_what_was_torn(|rig, dispatcher| Some(rig.rust_by(dispatcher))).await;
+    repeats_what_was_torn(|fixture, dispatcher| Some(fixture.rust_by(dispatcher))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python_client_retries_calls_of_a_lost_connection() {
-    repeats_what_was_torn(|rig, dispatcher| rig.python_by(dispatcher)).await;
+    repeats_what_was_torn(|fixture, dispatcher| fixture.python_by(dispatcher)).await;
 }

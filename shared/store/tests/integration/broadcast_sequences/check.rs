@@ -13,7 +13,7 @@ type Read = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Run<'_> {
     pub async fn check(&self) {
-        compare(self.world, &self.world.store, &self.users, &self.model).await;
+        compare(self.fixture, &self.fixture.store, &self.users, &self.model).await;
         self.check_leases().await;
         for (real, model) in self.real.iter().zip(&self.models) {
             let names =
@@ -23,7 +23,7 @@ impl Run<'_> {
             assert!(model.todo.is_disjoint(&model.flight));
             assert!(!model.ended.keys().any(|user| model.todo.contains(user) || model.flight.contains(user)));
             let mut ended = 0;
-            for bucket in self.world.store.buckets() {
+            for bucket in self.fixture.store.buckets() {
                 let permits = real.part(bucket).permits(MANY, false).await.unwrap();
                 assert_eq!((permits.received, permits.returned), (MANY, 0));
                 ended += permits.ended;
@@ -39,10 +39,10 @@ impl Run<'_> {
     async fn check_leases(&self) {
         let (mut form_ids, mut messages) = (BTreeSet::new(), BTreeSet::new());
         let mut pipe = redis::pipe();
-        for bucket in self.world.store.buckets() {
-            pipe.cmd("HGETALL").arg(BucketKeys::new(&self.world.app, bucket).leases());
+        for bucket in self.fixture.store.buckets() {
+            pipe.cmd("HGETALL").arg(BucketKeys::new(&self.fixture.app, bucket).leases());
         }
-        for lease in self.world.all::<Vec<Read>>(&pipe).await.into_iter().flat_map(Read::into_values) {
+        for lease in self.fixture.all::<Vec<Read>>(&pipe).await.into_iter().flat_map(Read::into_values) {
             let (flags, who) = (lease[17], &lease[54..]);
             let (openid, rest) = who[1..].split_at(usize::from(who[0]));
             let (request, tail) = rest[1..].split_at(usize::from(rest[0]));
@@ -53,7 +53,7 @@ impl Run<'_> {
 
     /// Compares what the store answers about the broadcasts with the model.
     pub async fn check_answers(&self) {
-        let (app, store) = (&self.world.app, &self.world.store);
+        let (app, store) = (&self.fixture.app, &self.fixture.store);
         for (number, (record, model)) in self.records.iter().zip(&self.models).enumerate() {
             if number == 1 || self.seen[0].len() == store.buckets().len() {
                 let tally = store.tally(app, record).await.unwrap();

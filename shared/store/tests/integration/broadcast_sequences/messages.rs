@@ -11,8 +11,8 @@ use store::keys::Bucket;
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Settle, SettleReply};
 
 use super::{Run, USERS, VERDICTS, number_of};
+use crate::fixture::{TERMS, any_kind, template, timeless};
 use crate::model::{Message, Step};
-use crate::world::{TERMS, any_kind, template, timeless};
 
 /// WeChat's id of the message that this owner sends to this user.
 fn msgid(user: usize, owner: LeaseId) -> u64 {
@@ -48,18 +48,18 @@ impl Run<'_> {
             .collect();
         let settle = async |run: &Self| run.real[number].try_settle(bucket, &settlements, &TERMS).await;
         if messages.iter().any(|message| message.verdict == LeaseEnd::Hold && message.next != Next::Hold) {
-            let before = self.world.everything().await;
+            let before = self.fixture.everything().await;
             assert!(settle(self).await.is_err(), "a held message must stay in flight");
-            assert_eq!(self.world.everything().await, before);
+            assert_eq!(self.fixture.everything().await, before);
             return;
         }
         let reply = settle(self).await.unwrap();
         if again {
-            let before = self.world.everything().await;
+            let before = self.fixture.everything().await;
             assert_eq!(settle(self).await.unwrap().len(), reply.len());
             // A repeated hold restarts its time.
             if messages.iter().all(|message| message.next != Next::Hold) {
-                assert_eq!(self.world.everything().await, before, "a repeated settle");
+                assert_eq!(self.fixture.everything().await, before, "a repeated settle");
             }
         }
         let (mut wanted, mut settled) = (Vec::new(), BTreeSet::new());
@@ -116,7 +116,7 @@ impl Run<'_> {
     }
 
     pub(super) async fn single(&mut self, user: usize, verdict: Option<usize>, granted: bool) {
-        let (id, store, app, openid) = (self.fresh_id(), &self.world.store, &self.world.app, &self.users[user]);
+        let (id, store, app, openid) = (self.fresh_id(), &self.fixture.store, &self.fixture.app, &self.users[user]);
         let of = if granted { Eligibility::grants(template("t1")) } else { any_kind() };
         let new = NewLease { id, request: None, wanted: &of };
         let reply = store.lease(app, openid, &new, &TERMS).await.unwrap();
@@ -140,7 +140,8 @@ impl Run<'_> {
         let msgid = msgid(user, owner);
         let new = self.real[number].fail_late(&self.users[user], MsgId(msgid)).await;
         assert_eq!(new, self.model.fail_late(&mut self.models, user, msgid));
-        let failure = self.world.store.late_failure(&self.world.app, &self.users[user], MsgId(msgid)).await.unwrap();
+        let failure =
+            self.fixture.store.late_failure(&self.fixture.app, &self.users[user], MsgId(msgid)).await.unwrap();
         assert_eq!(failure.map(|failure| failure.errcode), self.model.failed(msgid).then_some(43101));
     }
 }

@@ -11,7 +11,7 @@ use store::record::{self, NEVER, Record};
 use store::retention::KEEP_TOUCH;
 
 use super::credentials;
-use crate::world::{World, cases, expiries, marks};
+use crate::fixture::{Fixture, cases, expiries, marks};
 
 /// A script that runs one function of the script heads on a field.
 const HEADS: &str = concat!(
@@ -60,9 +60,9 @@ fn without(records: &[Record], template: &str) -> Vec<Record> {
 #[test]
 fn rust_reads_grants_and_send_locks_that_scripts_write() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let world = runtime.block_on(World::new());
+    let fixture = runtime.block_on(Fixture::new());
     let run = async |field: &[u8], what: &str, a: &[u8], b: i64| -> (Vec<u8>, i64) {
-        world.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field).arg(what).arg(a).arg(b)).await
+        fixture.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field).arg(what).arg(a).arg(b)).await
     };
     let config = cases(24, 400);
     let grants = vec((0..TEMPLATES.len(), prop_oneof![1 => Just(0_u16), 5 => 1..40_u16, 1 => 100..1000_u16]), 1..8);

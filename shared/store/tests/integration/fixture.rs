@@ -19,7 +19,7 @@ use crate::raw::Raw;
 pub const HOUR: i64 = 3600;
 
 /// Leases of half an hour. No duration here is a whole number of hours, and time only advances by whole hours
-/// ([`World::advance`]), so no test depends on the exact time.
+/// ([`Fixture::advance`]), so no test depends on the exact time.
 pub const TERMS: LeaseTerms = LeaseTerms {
     duration: Duration::from_secs(30 * 60),
     margin: Duration::from_secs(10 * 60),
@@ -29,14 +29,14 @@ pub const TERMS: LeaseTerms = LeaseTerms {
 /// Leases that expire at once, or almost.
 pub const BRIEF: LeaseTerms = LeaseTerms { duration: Duration::ZERO, ..TERMS };
 
-pub struct World {
+pub struct Fixture {
     pub redis: Redis,
     pub store: Store,
     pub app: AppId,
     raw: Raw,
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Self {
         Self::with_cap(120).await
     }

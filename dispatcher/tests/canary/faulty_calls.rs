@@ -13,26 +13,26 @@ use server::proto::{
 use testing::Redis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::crowds::{self, list, recipient, to_all};
-use crate::liar::{Liar, Mood, Rid, TOKEN_MOODS};
-use crate::mishaps::with_password;
-use crate::secrets::{BODY, FORM_ID, OPENID, PASSWORD, PREPAY_ID, REQUEST_ID, SECRET, TOKEN, form_id, openid};
-use crate::world::{
-    APP, CLOSED, Collector, Dispatcher, NOWHERE, SOON, World, app_of, collector, dispatcher, port, serving,
+use crate::broadcasts::{self, list, recipient, to_all};
+use crate::failures::with_password;
+use crate::fixture::{
+    APP, CLOSED, Collector, Dispatcher, Fixture, NOWHERE, SOON, app_of, collector, dispatcher, port, serving,
 };
+use crate::lying_upstream::{Lie, LyingUpstream, Rid, TOKEN_LIES};
+use crate::secrets::{BODY, FORM_ID, OPENID, PASSWORD, PREPAY_ID, REQUEST_ID, SECRET, TOKEN, form_id, openid};
 
 pub const TEMPLATE: &str = "template-1";
 
-pub async fn all(world: &World, wechat: &Liar) {
+pub async fn all(fixture: &Fixture, wechat: &LyingUpstream) {
     let mut redis = Redis::durable_alone();
     let password = format!("CONFIG SET requirepass {PASSWORD}");
     redis_says(&redis, &[&password]).await;
     let (front, back) = (port(), port());
-    let (url, apps, tokens) = (with_password(&redis), world.apps_file(), world.callback_tokens());
+    let (url, apps, tokens) = (with_password(&redis), fixture.apps_file(), fixture.callback_tokens());
     let apps_here = format!("{APP},{NOWHERE}");
     let listen = [front, back].map(|port| format!("127.0.0.1:{port}"));
     let mut processes = [
-        world.collector(&[
+        fixture.collector(&[
             "--apps",
             &apps_here,
             "--redis-url",
@@ -44,7 +44,7 @@ pub async fn all(world: &World, wechat: &Liar) {
             "--small-app-users",
             "0",
         ]),
-        world.dispatcher(&[
+        fixture.dispatcher(&[
             "--apps-file",
             &apps,
             "--redis-url",
@@ -67,30 +67,30 @@ pub async fn all(world: &World, wechat: &Liar) {
         serving(port, true).await;
     }
     let (mut collector, mut dispatcher) = (collector(front).await, dispatcher(back).await);
-    collect(world, &mut collector).await;
-    events(world, &mut collector).await;
-    bad_input(world, &mut collector, &mut dispatcher).await;
-    sends(world, wechat, &mut dispatcher).await;
-    without_token(world, &mut dispatcher).await;
-    crowds::all(world, wechat, &mut dispatcher).await;
-    unreadable(world, &redis, &mut collector, &mut dispatcher).await;
+    collect(fixture, &mut collector).await;
+    events(fixture, &mut collector).await;
+    bad_input(fixture, &mut collector, &mut dispatcher).await;
+    sends(fixture, wechat, &mut dispatcher).await;
+    without_token(fixture, &mut dispatcher).await;
+    broadcasts::all(fixture, wechat, &mut dispatcher).await;
+    unreadable(fixture, &redis, &mut collector, &mut dispatcher).await;
 
     redis.kill();
     for port in [front, back] {
         serving(port, false).await;
     }
-    calls(world, &mut collector, &mut dispatcher).await;
+    calls(fixture, &mut collector, &mut dispatcher).await;
     redis.resume();
     redis_says(&redis, &["CONFIG SET requirepass another"]).await;
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        calls(world, &mut collector, &mut dispatcher).await;
+        calls(fixture, &mut collector, &mut dispatcher).await;
     }
     redis_says(&redis, &["AUTH another", &password]).await;
     for port in [front, back] {
         serving(port, true).await;
     }
-    world.read_pages().await;
+    fixture.read_pages().await;
     for process in &mut processes {
         process.signal("TERM");
         assert_eq!(process.wait(SOON).await, Some(0));
@@ -138,7 +138,7 @@ pub fn message(user: usize) -> SendTemplateRequest {
     }
 }
 
-async fn collect(world: &World, collector: &mut Collector) {
+async fn collect(fixture: &Fixture, collector: &mut Collector) {
     let mut credentials = Vec::new();
     for user in 0..60 {
         credentials.extend((0..8).map(|number| form(user, user * 8 + number)));
@@ -159,17 +159,17 @@ async fn collect(world: &World, collector: &mut Collector) {
     credentials.extend(bad());
     for some in credentials.chunks(300) {
         let request = CollectRequest { app_id: APP.into(), credentials: some.to_vec() };
-        world.note("Collect", collector.collect(request).await).unwrap();
+        fixture.note("Collect", collector.collect(request).await).unwrap();
     }
     let batches = vec![
         CollectStreamRequest { sequence: 1, app_id: APP.into(), credentials: bad() },
         CollectStreamRequest { sequence: 2, app_id: OPENID.into(), credentials: vec![form(1, 9002)] },
     ];
     let mut answers = collector.collect_stream(tokio_stream::iter(batches)).await.unwrap().into_inner();
-    while let Ok(Some(_)) = world.note("CollectStream", answers.message().await) {}
+    while let Ok(Some(_)) = fixture.note("CollectStream", answers.message().await) {}
 }
 
-async fn events(world: &World, collector: &mut Collector) {
+async fn events(fixture: &Fixture, collector: &mut Collector) {
     let created = testing::now();
     let json = |event: &str, list: String| {
         format!(
@@ -212,14 +212,14 @@ async fn events(world: &World, collector: &mut Collector) {
             let (timestamp, nonce, signature) = (REQUEST_ID.into(), OPENID.into(), SECRET.into());
             let body = body.clone().into_bytes();
             let request = ReportEventsRequest { app_id: app.into(), body, timestamp, nonce, signature };
-            let _ = world.note("ReportEvents", collector.report_events(request).await);
+            let _ = fixture.note("ReportEvents", collector.report_events(request).await);
         }
     }
     let request = ReportEventsRequest { app_id: NOWHERE.into(), body: vec![0xff, b'o'], ..Default::default() };
-    world.note("ReportEvents", collector.report_events(request).await).unwrap_err();
+    fixture.note("ReportEvents", collector.report_events(request).await).unwrap_err();
 }
 
-async fn bad_input(world: &World, collector: &mut Collector, dispatcher: &mut Dispatcher) {
+async fn bad_input(fixture: &Fixture, collector: &mut Collector, dispatcher: &mut Dispatcher) {
     let good = || message(1);
     let bad = format!("{OPENID} {FORM_ID} {SECRET} {REQUEST_ID} {BODY}\u{1}");
     for request in [
@@ -242,7 +242,7 @@ async fn bad_input(world: &World, collector: &mut Collector, dispatcher: &mut Di
             ..good()
         },
     ] {
-        world.note("a bad SendTemplate", dispatcher.send_template(request).await).unwrap_err();
+        fixture.note("a bad SendTemplate", dispatcher.send_template(request).await).unwrap_err();
     }
     for request in [
         BroadcastRequest { audience: None, name: bad.clone(), ..to_all() },
@@ -254,62 +254,62 @@ async fn bad_input(world: &World, collector: &mut Collector, dispatcher: &mut Di
         },
         BroadcastRequest { request_id: bad.clone(), page: bad.clone(), ..to_all() },
     ] {
-        world.note("a bad Broadcast", dispatcher.broadcast(request).await).unwrap_err();
+        fixture.note("a bad Broadcast", dispatcher.broadcast(request).await).unwrap_err();
     }
     for text in [&bad, &OPENID.to_owned()] {
         let (app_id, broadcast_id) = (APP.to_owned(), text.clone());
         let get = GetBroadcastRequest { app_id: app_id.clone(), broadcast_id: text.clone() };
-        world.note("GetBroadcast", dispatcher.get_broadcast(get).await).unwrap_err();
+        fixture.note("GetBroadcast", dispatcher.get_broadcast(get).await).unwrap_err();
         let page = ListBroadcastsRequest { app_id: app_id.clone(), page_token: text.clone(), ..Default::default() };
-        world.note("ListBroadcasts", dispatcher.list_broadcasts(page).await).unwrap_err();
+        fixture.note("ListBroadcasts", dispatcher.list_broadcasts(page).await).unwrap_err();
         let page_token = text.clone();
         let undelivered = ListUndeliveredRequest { app_id, broadcast_id, page_token, ..Default::default() };
-        world.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await).unwrap_err();
+        fixture.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await).unwrap_err();
         let (app_id, openid) = (APP.to_owned(), format!("{text} "));
         let inventory = GetInventoryRequest { app_id: app_id.clone(), openid: openid.clone() };
-        world.note("GetInventory", collector.get_inventory(inventory).await).unwrap_err();
-        world.note("EraseUser", collector.erase_user(EraseUserRequest { app_id, openid }).await).unwrap_err();
-        world.note("GetStock", collector.get_stock(GetStockRequest { app_id: text.clone() }).await).unwrap_err();
+        fixture.note("GetInventory", collector.get_inventory(inventory).await).unwrap_err();
+        fixture.note("EraseUser", collector.erase_user(EraseUserRequest { app_id, openid }).await).unwrap_err();
+        fixture.note("GetStock", collector.get_stock(GetStockRequest { app_id: text.clone() }).await).unwrap_err();
     }
 }
 
-async fn sends(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
-    let mut moods = vec![Mood::Quote(500), Mood::Quote(404), Mood::NotJson, Mood::OtherJson, Mood::Redirect];
-    moods.extend([Mood::Hang, Mood::Cut]);
+async fn sends(fixture: &Fixture, wechat: &LyingUpstream, dispatcher: &mut Dispatcher) {
+    let mut lie = vec![Lie::Quote(500), Lie::Quote(404), Lie::NotJson, Lie::OtherJson, Lie::Redirect];
+    lie.extend([Lie::Hang, Lie::Cut]);
     for rid in [Rid::Token, Rid::Secret, Rid::Openid, Rid::FormId] {
-        moods.extend([47003, 40003, 41028, 41030, 43101, -1, 99999, 43004].map(|code| Mood::Refuse(code, rid)));
+        lie.extend([47003, 40003, 41028, 41030, 43101, -1, 99999, 43004].map(|code| Lie::Refuse(code, rid)));
     }
-    moods.extend([Mood::Refuse(40001, Rid::Token), Mood::Refuse(45009, Rid::Secret), Mood::Fine]);
-    for (number, mood) in moods.into_iter().enumerate() {
-        wechat.sends(mood);
+    lie.extend([Lie::Refuse(40001, Rid::Token), Lie::Refuse(45009, Rid::Secret), Lie::Fine]);
+    for (number, lie) in lie.into_iter().enumerate() {
+        wechat.sends(lie);
         for delivery in [Delivery::FormId, Delivery::Subscription] {
             for request_id in [String::new(), format!("{REQUEST_ID}{number}{delivery:?}")] {
                 let request = SendTemplateRequest { request_id, delivery: delivery.into(), ..message(number) };
                 let sent = dispatcher.send_template(request).await;
-                let _ = world.note(&format!("SendTemplate, {mood:?}"), sent);
+                let _ = fixture.note(&format!("SendTemplate, {lie:?}"), sent);
             }
         }
     }
     let mut late = tonic::Request::new(message(50));
     late.set_timeout(Duration::from_millis(100));
-    wechat.sends(Mood::Hang);
-    world.note("a late SendTemplate", dispatcher.send_template(late).await).unwrap_err();
-    wechat.sends(Mood::Fine);
+    wechat.sends(Lie::Hang);
+    fixture.note("a late SendTemplate", dispatcher.send_template(late).await).unwrap_err();
+    wechat.sends(Lie::Fine);
 }
 
-async fn without_token(world: &World, dispatcher: &mut Dispatcher) {
+async fn without_token(fixture: &Fixture, dispatcher: &mut Dispatcher) {
     let mut apps = vec![NOWHERE.to_owned(), CLOSED.to_owned()];
-    apps.extend((0..TOKEN_MOODS.len()).flat_map(|mood| [app_of(mood, 0), app_of(mood, 1)]));
+    apps.extend((0..TOKEN_LIES.len()).flat_map(|lie| [app_of(lie, 0), app_of(lie, 1)]));
     for app_id in apps {
         let request = SendTemplateRequest { app_id: app_id.clone(), request_id: REQUEST_ID.into(), ..message(1) };
-        world.note("SendTemplate without a token", dispatcher.send_template(request).await).unwrap_err();
+        fixture.note("SendTemplate without a token", dispatcher.send_template(request).await).unwrap_err();
         let request = BroadcastRequest { app_id, audience: list([recipient(1)]), ..to_all() };
-        world.note("Broadcast without a token", dispatcher.broadcast(request).await).unwrap();
+        fixture.note("Broadcast without a token", dispatcher.broadcast(request).await).unwrap();
     }
 }
 
 /// Puts values into Redis that another release or another program could have left there.
-async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dispatcher: &mut Dispatcher) {
+async fn unreadable(fixture: &Fixture, redis: &Redis, collector: &mut Collector, dispatcher: &mut Dispatcher) {
     let (app, user) = (AppId::parse(APP).unwrap(), OpenId::parse(openid(40)).unwrap());
     let bucket = store::keys::BucketKeys::new(&app, store::keys::Bucket::of(&user, 4));
     let auth = format!("AUTH {PASSWORD}");
@@ -318,8 +318,8 @@ async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dis
     let unread = |number: usize| SendTemplateRequest { request_id: format!("{REQUEST_ID}u{number}"), ..message(40) };
     for number in 0..2 {
         let inventory = GetInventoryRequest { app_id: APP.into(), openid: openid(40) };
-        let _ = world.note("GetInventory of garbage", collector.get_inventory(inventory).await);
-        let _ = world.note("SendTemplate of garbage", dispatcher.send_template(unread(number)).await);
+        let _ = fixture.note("GetInventory of garbage", collector.get_inventory(inventory).await);
+        let _ = fixture.note("SendTemplate of garbage", dispatcher.send_template(unread(number)).await);
     }
     // Overwrites the outcomes of requests (after their digest), tokens, counts and broadcasts with a value of another
     // kind.
@@ -343,23 +343,23 @@ async fn unreadable(world: &World, redis: &Redis, collector: &mut Collector, dis
         for delivery in [Delivery::FormId, Delivery::Subscription] {
             let request_id = format!("{REQUEST_ID}{number}{delivery:?}");
             let request = SendTemplateRequest { request_id, delivery: delivery.into(), ..message(number) };
-            let _ = world.note("SendTemplate of a garbled request", dispatcher.send_template(request).await);
+            let _ = fixture.note("SendTemplate of a garbled request", dispatcher.send_template(request).await);
         }
     }
-    let _ = world.note("GetStock", collector.get_stock(GetStockRequest { app_id: APP.into() }).await);
+    let _ = fixture.note("GetStock", collector.get_stock(GetStockRequest { app_id: APP.into() }).await);
     let list = ListBroadcastsRequest { app_id: APP.into(), ..Default::default() };
-    let _ = world.note("ListBroadcasts", dispatcher.list_broadcasts(list).await);
+    let _ = fixture.note("ListBroadcasts", dispatcher.list_broadcasts(list).await);
 }
 
-async fn calls(world: &World, collector: &mut Collector, dispatcher: &mut Dispatcher) {
+async fn calls(fixture: &Fixture, collector: &mut Collector, dispatcher: &mut Dispatcher) {
     let request = CollectRequest { app_id: APP.into(), credentials: vec![form(1, 9500), grant(1, REQUEST_ID)] };
-    world.note("Collect", collector.collect(request).await).unwrap_err();
+    fixture.note("Collect", collector.collect(request).await).unwrap_err();
     let inventory = GetInventoryRequest { app_id: APP.into(), openid: openid(1) };
-    world.note("GetInventory", collector.get_inventory(inventory).await).unwrap_err();
+    fixture.note("GetInventory", collector.get_inventory(inventory).await).unwrap_err();
     let erase = EraseUserRequest { app_id: APP.into(), openid: openid(1) };
-    world.note("EraseUser", collector.erase_user(erase).await).unwrap_err();
+    fixture.note("EraseUser", collector.erase_user(erase).await).unwrap_err();
     let request = SendTemplateRequest { request_id: REQUEST_ID.into(), ..message(1) };
-    world.note("SendTemplate", dispatcher.send_template(request).await).unwrap_err();
+    fixture.note("SendTemplate", dispatcher.send_template(request).await).unwrap_err();
     let request = BroadcastRequest { request_id: REQUEST_ID.into(), audience: list([recipient(1)]), ..to_all() };
-    world.note("Broadcast", dispatcher.broadcast(request).await).unwrap_err();
+    fixture.note("Broadcast", dispatcher.broadcast(request).await).unwrap_err();
 }

@@ -9,14 +9,14 @@ use store::Store;
 use testing::eventually;
 use tokio::task::JoinSet;
 
+use crate::fixture::*;
 use crate::outages::assert_redis_unavailable;
-use crate::support::*;
 
 /// Number of callers.
 const CALLERS: usize = 8;
 
 /// The running callers.
-pub struct Crowd {
+pub struct Writers {
     watch: Arc<Watch>,
     callers: JoinSet<Vec<Acknowledged>>,
 }
@@ -35,7 +35,7 @@ struct Acknowledged {
     ids: Vec<(String, String)>,
 }
 
-impl Crowd {
+impl Writers {
     /// Starts the callers.
     pub async fn start(collector: &Collector) -> Self {
         let (watch, mut callers) = (Arc::<Watch>::default(), JoinSet::new());

@@ -68,14 +68,14 @@ async fn answer(wechat: Shared, force: bool, stable: bool) -> Json<Value> {
 }
 
 /// The Redis and the WeChat that the replicas share.
-pub struct Rig {
+pub struct Fixture {
     pub redis: Redis,
     wechat: Shared,
     url: String,
     endpoint: TokenEndpoint,
 }
 
-impl Rig {
+impl Fixture {
     pub async fn start() -> Self {
         let wechat = WeChat {
             life: 7200.0,

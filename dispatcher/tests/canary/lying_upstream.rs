@@ -15,7 +15,7 @@ use crate::secrets::{BODY, FORM_ID, OPENID, SECRET, TOKEN};
 
 /// How it answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mood {
+pub enum Lie {
     /// Answers as WeChat would.
     Fine,
     /// Answers with this HTTP status and echoes the request in the body and the headers.
@@ -43,28 +43,28 @@ pub enum Rid {
     FormId,
 }
 
-/// The first segment of the path selects how it answers a token request (an index into [`TOKEN_MOODS`]).
+/// The first segment of the path selects how it answers a token request (an index into [`TOKEN_LIES`]).
 #[derive(Clone, Default)]
-pub struct Liar {
-    sends: Arc<Mutex<Option<Mood>>>,
+pub struct LyingUpstream {
+    sends: Arc<Mutex<Option<Lie>>>,
     tokens: Arc<AtomicUsize>,
     asked: Arc<AtomicUsize>,
 }
 
 /// How the token endpoints answer, each below a path of its own.
-pub const TOKEN_MOODS: [Mood; 9] = [
-    Mood::Quote(500),
-    Mood::NotJson,
-    Mood::OtherJson,
-    Mood::Redirect,
-    Mood::Refuse(40001, Rid::Secret),
-    Mood::Refuse(45011, Rid::Secret),
-    Mood::Refuse(77777, Rid::Secret),
-    Mood::Hang,
-    Mood::Cut,
+pub const TOKEN_LIES: [Lie; 9] = [
+    Lie::Quote(500),
+    Lie::NotJson,
+    Lie::OtherJson,
+    Lie::Redirect,
+    Lie::Refuse(40001, Rid::Secret),
+    Lie::Refuse(45011, Rid::Secret),
+    Lie::Refuse(77777, Rid::Secret),
+    Lie::Hang,
+    Lie::Cut,
 ];
 
-impl Liar {
+impl LyingUpstream {
     pub async fn start(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -74,8 +74,8 @@ impl Liar {
     }
 
     /// Sets how it answers sends from now on.
-    pub fn sends(&self, mood: Mood) {
-        *self.sends.lock().unwrap() = Some(mood);
+    pub fn sends(&self, lie: Lie) {
+        *self.sends.lock().unwrap() = Some(lie);
     }
 
     /// Number of requests so far.
@@ -84,35 +84,35 @@ impl Liar {
     }
 }
 
-async fn answer(State(liar): State<Liar>, uri: Uri, body: Bytes) -> Response {
-    liar.asked.fetch_add(1, Ordering::Relaxed);
+async fn answer(State(lying_upstream): State<LyingUpstream>, uri: Uri, body: Bytes) -> Response {
+    lying_upstream.asked.fetch_add(1, Ordering::Relaxed);
     let said = format!("{uri} {} {SECRET} {TOKEN}", String::from_utf8_lossy(&body));
     let send = uri.path().ends_with("/send");
     let place = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
-    let mood = match place.parse::<usize>() {
-        Ok(number) => TOKEN_MOODS[number],
-        Err(_) if send => liar.sends.lock().unwrap().unwrap_or(Mood::Fine),
-        Err(_) => Mood::Fine,
+    let lie = match place.parse::<usize>() {
+        Ok(number) => TOKEN_LIES[number],
+        Err(_) if send => lying_upstream.sends.lock().unwrap().unwrap_or(Lie::Fine),
+        Err(_) => Lie::Fine,
     };
-    match mood {
-        Mood::Fine if send => json(serde_json::json!({"errcode": 0, "errmsg": "ok", "msgid": 7})),
-        Mood::Fine if uri.path().ends_with("/get") => json(serde_json::json!({"errcode": 48001, "errmsg": said})),
-        Mood::Fine => {
+    match lie {
+        Lie::Fine if send => json(serde_json::json!({"errcode": 0, "errmsg": "ok", "msgid": 7})),
+        Lie::Fine if uri.path().ends_with("/get") => json(serde_json::json!({"errcode": 48001, "errmsg": said})),
+        Lie::Fine => {
             // Each token is handed out twice, so that the second one may be a token that was already rejected.
-            let number = liar.tokens.fetch_add(1, Ordering::Relaxed) / 2;
+            let number = lying_upstream.tokens.fetch_add(1, Ordering::Relaxed) / 2;
             json(serde_json::json!({"access_token": format!("{TOKEN}{number}"), "expires_in": 7200}))
         }
-        Mood::Quote(status) => {
+        Lie::Quote(status) => {
             let head = [("x-quoted", said.replace(|byte: char| !byte.is_ascii_graphic(), "_"))];
             (StatusCode::from_u16(status).unwrap(), head, said).into_response()
         }
-        Mood::NotJson => said.into_response(),
-        Mood::OtherJson => json(serde_json::json!({"errcode": said, "access_token": [said], "errmsg": said})),
-        Mood::Redirect => {
+        Lie::NotJson => said.into_response(),
+        Lie::OtherJson => json(serde_json::json!({"errcode": said, "access_token": [said], "errmsg": said})),
+        Lie::Redirect => {
             let location = format!("http://{SECRET}.invalid/{OPENID}?{}", uri.query().unwrap_or(TOKEN));
             (StatusCode::FOUND, [(header::LOCATION, location)], said).into_response()
         }
-        Mood::Refuse(errcode, rid) => {
+        Lie::Refuse(errcode, rid) => {
             let rid = match rid {
                 Rid::Token => TOKEN.to_owned(),
                 Rid::Secret => SECRET.to_owned(),
@@ -122,11 +122,11 @@ async fn answer(State(liar): State<Liar>, uri: Uri, body: Bytes) -> Response {
             let errmsg = format!("data.{BODY}.value {said} rid: {rid}");
             json(serde_json::json!({"errcode": errcode, "errmsg": errmsg}))
         }
-        Mood::Hang => {
+        Lie::Hang => {
             tokio::time::sleep(Duration::from_secs(3)).await;
             said.into_response()
         }
-        Mood::Cut => {
+        Lie::Cut => {
             let broken = futures_util::stream::iter([Ok(Bytes::from(said)), Err(std::io::Error::other("cut"))]);
             ([(header::CONTENT_LENGTH, "100000")], Body::from_stream(broken)).into_response()
         }

@@ -10,10 +10,10 @@ use server::proto::{
 };
 use testing::eventually;
 
-use crate::liar::{Liar, Mood, Rid};
+use crate::faulty_calls::{TEMPLATE, data, value};
+use crate::fixture::{APP, Dispatcher, Fixture, SOON};
+use crate::lying_upstream::{Lie, LyingUpstream, Rid};
 use crate::secrets::{BODY, OPENID, REQUEST_ID, openid};
-use crate::troubles::{TEMPLATE, data, value};
-use crate::world::{APP, Dispatcher, SOON, World};
 
 pub fn recipient(user: usize) -> Recipient {
     Recipient { openid: openid(user), data: HashMap::from([("thing2".into(), value(BODY))]) }
@@ -34,19 +34,19 @@ pub fn to_all() -> BroadcastRequest {
     }
 }
 
-pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
-    for (number, mood) in [
-        Mood::Refuse(40003, Rid::Openid),
-        Mood::Refuse(47003, Rid::FormId),
-        Mood::Refuse(99999, Rid::Secret),
-        Mood::Quote(500),
-        Mood::Hang,
-        Mood::Fine,
+pub async fn all(fixture: &Fixture, wechat: &LyingUpstream, dispatcher: &mut Dispatcher) {
+    for (number, lie) in [
+        Lie::Refuse(40003, Rid::Openid),
+        Lie::Refuse(47003, Rid::FormId),
+        Lie::Refuse(99999, Rid::Secret),
+        Lie::Quote(500),
+        Lie::Hang,
+        Lie::Fine,
     ]
     .into_iter()
     .enumerate()
     {
-        wechat.sends(mood);
+        wechat.sends(lie);
         let request = BroadcastRequest {
             request_id: format!("{REQUEST_ID}b{number}"),
             audience: list((0..70).map(recipient)),
@@ -63,12 +63,12 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
             recipients: vec![recipient(80), Recipient { openid: format!("{OPENID} x"), data: data() }],
             exclude: vec![],
         };
-        world.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
+        fixture.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
         let start = server::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         // A broadcast that was not started yet cannot be resumed.
-        world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume.clone()).await).unwrap_err();
-        world.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap();
+        fixture.note("ResumeBroadcast", dispatcher.resume_broadcast(resume.clone()).await).unwrap_err();
+        fixture.note("StartBroadcast", dispatcher.start_broadcast(start).await).unwrap();
         let watch =
             WatchBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
         let mut watched = dispatcher.watch_broadcast(watch).await.unwrap().into_inner();
@@ -77,7 +77,7 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
         loop {
             tokio::select! {
                 () = &mut bound => break,
-                answer = watched.message() => match world.note("WatchBroadcast", answer) {
+                answer = watched.message() => match fixture.note("WatchBroadcast", answer) {
                     Ok(Some(answer)) if answer.broadcast.as_ref().is_some_and(|info| info.state() != BroadcastState::Running) => break,
                     Ok(Some(_)) => {}
                     _ => break,
@@ -85,12 +85,12 @@ pub async fn all(world: &World, wechat: &Liar, dispatcher: &mut Dispatcher) {
             }
         }
         // On a busy machine the broadcast may not have reached its first page yet.
-        eventually("a page of users is traced", SOON, async || !world.traces.named("page").is_empty()).await;
+        eventually("a page of users is traced", SOON, async || !fixture.traces.named("page").is_empty()).await;
         let undelivered =
             ListUndeliveredRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone(), ..Default::default() };
-        let _ = world.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await);
-        let _ = world.note("ResumeBroadcast", dispatcher.resume_broadcast(resume).await);
+        let _ = fixture.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await);
+        let _ = fixture.note("ResumeBroadcast", dispatcher.resume_broadcast(resume).await);
         let cancel = CancelBroadcastRequest { app_id, broadcast_id };
-        let _ = world.note("CancelBroadcast", dispatcher.cancel_broadcast(cancel).await);
+        let _ = fixture.note("CancelBroadcast", dispatcher.cancel_broadcast(cancel).await);
     }
 }

@@ -5,18 +5,18 @@ use testing::{Process, Redis, TraceCollector, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use crate::faulty_calls::{form, message, redis_says};
+use crate::fixture::{APP, Fixture, SOON, collector, dispatcher, port};
 use crate::secrets::{CALLBACK_TOKEN, EXPORTER, PASSWORD, SECRET};
-use crate::troubles::{form, message, redis_says};
-use crate::world::{APP, SOON, World, collector, dispatcher, port};
 
 /// Both services log this while no usable Redis answers.
 const WAITING: &str = "not serving: waiting for Redis";
 
-pub async fn all(world: &World) {
-    bad_settings(world).await;
-    bad_apps_files(world).await;
-    bad_callback_tokens(world).await;
-    bad_collector_of_traces(world).await;
+pub async fn all(fixture: &Fixture) {
+    bad_settings(fixture).await;
+    bad_apps_files(fixture).await;
+    bad_callback_tokens(fixture).await;
+    bad_collector_of_traces(fixture).await;
     let (closed, echo) = (format!("127.0.0.1:{}", port()), echo().await);
     let sentinel = format!("main?sentinel_user=watch&sentinel_password={PASSWORD}");
     for redis in [
@@ -29,32 +29,32 @@ pub async fn all(world: &World) {
         format!("redis-sentinel://app:{PASSWORD}@{closed},no-such-host.invalid:1/{sentinel}"),
         format!("redis-sentinel://app:{PASSWORD}@{echo}/{sentinel}"),
     ] {
-        with_redis(world, &redis, WAITING).await;
+        with_redis(fixture, &redis, WAITING).await;
     }
-    other_passwords(world).await;
+    other_passwords(fixture).await;
     // A Redis that quotes the rejected command in its error.
     let poor = Redis::alone_with(&["--save", "", "--rename-command", "EVALSHA", ""]);
     redis_says(&poor, &[&format!("CONFIG SET requirepass {PASSWORD}")]).await;
-    with_redis(world, &with_password(&poor), "Redis rejected a command").await;
+    with_redis(fixture, &with_password(&poor), "Redis rejected a command").await;
     // A Redis whose user lacks permissions.
     let strict = Redis::alone();
     redis_says(&strict, &[&format!("ACL SETUSER app on >{PASSWORD} ~* &* +@all -evalsha -eval")]).await;
-    with_redis(world, &as_user(&strict), "no permissions to run").await;
+    with_redis(fixture, &as_user(&strict), "no permissions to run").await;
 }
 
 /// The URL has another user or password than the Redis.
-async fn other_passwords(world: &World) {
+async fn other_passwords(fixture: &Fixture) {
     let alone = Redis::alone();
     redis_says(&alone, &["CONFIG SET requirepass another"]).await;
-    with_redis(world, &with_password(&alone), "Password authentication failed").await;
-    with_redis(world, &as_user(&alone), "Password authentication failed").await;
+    with_redis(fixture, &with_password(&alone), "Password authentication failed").await;
+    with_redis(fixture, &as_user(&alone), "Password authentication failed").await;
     let cluster = Redis::cluster();
     cluster.everywhere("CONFIG SET requirepass another");
-    with_redis(world, &cluster.url().replace("://", &format!("://app:{PASSWORD}@")), WAITING).await;
+    with_redis(fixture, &cluster.url().replace("://", &format!("://app:{PASSWORD}@")), WAITING).await;
     let sentinel = Redis::sentinel();
     sentinel.everywhere("CONFIG SET requirepass another");
     let asked = format!("?sentinel_user=watch&sentinel_password={PASSWORD}");
-    with_redis(world, &(sentinel.url().replace("://", &format!("://app:{PASSWORD}@")) + &asked), WAITING).await;
+    with_redis(fixture, &(sentinel.url().replace("://", &format!("://app:{PASSWORD}@")) + &asked), WAITING).await;
 }
 
 /// The URL of a Redis with a user and the password.
@@ -63,16 +63,16 @@ fn as_user(redis: &Redis) -> String {
 }
 
 /// The address for spans is a server that echoes the request headers in its answer.
-async fn bad_collector_of_traces(world: &World) {
+async fn bad_collector_of_traces(fixture: &Fixture) {
     let (redis, quoting, port) = (Redis::alone(), TraceCollector::quoting().await, port());
     let (url, listen, traces) = (redis.url(), format!("127.0.0.1:{port}"), quoting.url());
     let flags = ["--apps", APP, "--redis-url", &url, "--listen", &listen, "--otlp-endpoint", &traces];
-    let mut process = world.collector(&flags);
+    let mut process = fixture.collector(&flags);
     let mut collector = collector(port).await;
     eventually("traces are lost", SOON, async || {
         let credentials = vec![form(1, 1)];
         let _ = collector.collect(CollectRequest { app_id: APP.into(), credentials }).await;
-        world.printed().contains("traces are lost")
+        fixture.printed().contains("traces are lost")
     })
     .await;
     process.signal("TERM");
@@ -86,26 +86,26 @@ pub fn with_password(redis: &Redis) -> String {
 }
 
 /// Starts both services on a Redis that cannot be used, and calls them until both have logged `phrase`.
-async fn with_redis(world: &World, url: &str, phrase: &str) {
-    let before = world.printed().matches(phrase).count();
+async fn with_redis(fixture: &Fixture, url: &str, phrase: &str) {
+    let before = fixture.printed().matches(phrase).count();
     let (front, back) = (port(), port());
     let (apps, [listen_front, listen_back]) =
-        (world.apps_file(), [front, back].map(|port| format!("127.0.0.1:{port}")));
+        (fixture.apps_file(), [front, back].map(|port| format!("127.0.0.1:{port}")));
     let processes = [
-        world.collector(&["--apps", APP, "--redis-url", url, "--listen", &listen_front]),
-        world.dispatcher(&["--apps-file", &apps, "--redis-url", url, "--listen", &listen_back]),
+        fixture.collector(&["--apps", APP, "--redis-url", url, "--listen", &listen_front]),
+        fixture.dispatcher(&["--apps-file", &apps, "--redis-url", url, "--listen", &listen_back]),
     ];
     let (mut collector, mut dispatcher) = (collector(front).await, dispatcher(back).await);
     eventually(&format!("{phrase} on {url}"), SOON, async || {
         let credentials = vec![form(1, 1)];
         let collected = collector.collect(CollectRequest { app_id: APP.into(), credentials }).await;
-        let _ = world.note("a Collect without Redis", collected);
+        let _ = fixture.note("a Collect without Redis", collected);
         let sent = dispatcher.send_template(message(1)).await;
-        let _ = world.note("a SendTemplate without Redis", sent);
-        world.printed().matches(phrase).count() > before + 1
+        let _ = fixture.note("a SendTemplate without Redis", sent);
+        fixture.printed().matches(phrase).count() > before + 1
     })
     .await;
-    world.read_pages().await;
+    fixture.read_pages().await;
     for mut process in processes {
         process.signal("TERM");
         assert_eq!(process.wait(SOON).await, Some(0));
@@ -133,8 +133,8 @@ pub async fn refused(mut process: Process) {
     assert_eq!(process.wait(SOON).await, Some(2));
 }
 
-async fn bad_settings(world: &World) {
-    let apps = world.apps_file();
+async fn bad_settings(fixture: &Fixture) {
+    let apps = fixture.apps_file();
     for url in [
         "redis://:P@host:no-port",
         "http://:P@host",
@@ -149,15 +149,15 @@ async fn bad_settings(world: &World) {
         "redis-sentinel://host:1/main?sentinel_password=P&P",
     ] {
         let url = url.replace('P', PASSWORD);
-        refused(world.dispatcher(&["--apps-file", &apps, "--redis-url", &url])).await;
-        refused(world.collector(&["--apps", APP, "--redis-url", &url])).await;
+        refused(fixture.dispatcher(&["--apps-file", &apps, "--redis-url", &url])).await;
+        refused(fixture.collector(&["--apps", APP, "--redis-url", &url])).await;
     }
     let url = format!("http://user:{PASSWORD}@otel:4317");
-    refused(world.collector(&["--apps", APP, "--otlp-endpoint", &url])).await;
+    refused(fixture.collector(&["--apps", APP, "--otlp-endpoint", &url])).await;
 }
 
-async fn bad_apps_files(world: &World) {
-    let secret_file = world.file("secret", &format!("{SECRET} {SECRET}"));
+async fn bad_apps_files(fixture: &Fixture) {
+    let secret_file = fixture.file("secret", &format!("{SECRET} {SECRET}"));
     for (number, text) in [
         "[apps.wx1]\nsecret = \"S",
         "[apps.wx1]\nsecret = S",
@@ -187,12 +187,12 @@ async fn bad_apps_files(world: &World) {
     .enumerate()
     {
         let text = text.replace('S', SECRET).replace('F', &secret_file);
-        let apps = world.file(&format!("apps-{number}.toml"), &text);
-        refused(world.dispatcher(&["--apps-file", &apps])).await;
+        let apps = fixture.file(&format!("apps-{number}.toml"), &text);
+        refused(fixture.dispatcher(&["--apps-file", &apps])).await;
     }
 }
 
-async fn bad_callback_tokens(world: &World) {
+async fn bad_callback_tokens(fixture: &Fixture) {
     for (number, text) in [
         "[callback_tokens]\nwx0000000000000000 = \"S",
         "[callback_tokens]\nwx0000000000000000 = S",
@@ -209,7 +209,7 @@ async fn bad_callback_tokens(world: &World) {
     .into_iter()
     .enumerate()
     {
-        let file = world.file(&format!("callbacks-{number}.toml"), &text.replace('S', CALLBACK_TOKEN));
-        refused(world.collector(&["--apps", APP, "--callback-tokens", &file])).await;
+        let file = fixture.file(&format!("callbacks-{number}.toml"), &text.replace('S', CALLBACK_TOKEN));
+        refused(fixture.collector(&["--apps", APP, "--callback-tokens", &file])).await;
     }
 }

@@ -17,7 +17,7 @@ use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::liar::TOKEN_MOODS;
+use crate::lying_upstream::TOKEN_LIES;
 use crate::secrets::{BEARER, CALLBACK_TOKEN, EXPORTER, OPENID, SECRET, found};
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -43,8 +43,8 @@ pub fn port() -> u16 {
 }
 
 /// The app id for one way in which the token endpoint answers, for each of the two token endpoints.
-pub fn app_of(mood: usize, endpoint: usize) -> String {
-    format!("wx33333333{endpoint:04}{mood:04}")
+pub fn app_of(lie: usize, endpoint: usize) -> String {
+    format!("wx33333333{endpoint:04}{lie:04}")
 }
 
 /// The permissions of a caller that may call everything for all apps.
@@ -57,7 +57,7 @@ pub type Dispatcher = DispatcherServiceClient<Connection>;
 pub type Collector = CollectorServiceClient<Connection>;
 
 /// Collects all output of the services.
-pub struct World {
+pub struct Fixture {
     pub traces: TraceCollector,
     pub format: &'static str,
     wechat: String,
@@ -71,9 +71,9 @@ pub struct World {
     logs: Mutex<Vec<PathBuf>>,
 }
 
-impl World {
+impl Fixture {
     pub async fn new(format: &'static str, wechat: String) -> Self {
-        let world = Self {
+        let fixture = Self {
             traces: TraceCollector::start().await,
             format,
             wechat,
@@ -85,8 +85,8 @@ impl World {
             metrics: Mutex::default(),
             logs: Mutex::default(),
         };
-        world.keep_hashes(&world.callers);
-        world
+        fixture.keep_hashes(&fixture.callers);
+        fixture
     }
 
     /// Adds a secret to search for.
@@ -182,9 +182,9 @@ impl World {
         app(APP, &self.wechat, "stable_token");
         app(NOWHERE, "http://no-such-host.invalid", "token");
         app(CLOSED, &format!("http://127.0.0.1:{}", port()), "token");
-        for mood in 0..TOKEN_MOODS.len() {
+        for lie in 0..TOKEN_LIES.len() {
             for (endpoint, token) in ["stable_token", "token"].into_iter().enumerate() {
-                app(&app_of(mood, endpoint), &format!("{}/{mood}", self.wechat), token);
+                app(&app_of(lie, endpoint), &format!("{}/{lie}", self.wechat), token);
             }
         }
         self.file("apps.toml", &text)

@@ -48,7 +48,7 @@ pub fn python() -> Option<String> {
     Some(python)
 }
 
-pub struct Rig {
+pub struct Fixture {
     pub sandbox: Sandbox,
     redis: Redis,
     folder: tempfile::TempDir,
@@ -74,7 +74,7 @@ pub enum Service {
     Dispatcher,
 }
 
-impl Rig {
+impl Fixture {
     /// Starts with additional flags for the dispatchers.
     pub async fn start(flags: &[&str]) -> Self {
         Self::start_with(Flags { dispatchers: owned(flags), ..Flags::default() }).await
@@ -100,12 +100,12 @@ impl Rig {
         );
         std::fs::write(folder.path().join("apps.toml"), apps).unwrap();
         let down = || [(); 2].map(|()| (free_port(), None));
-        let mut rig = Self { collectors: down(), dispatchers: down(), sandbox, redis, folder, flags };
+        let mut fixture = Self { collectors: down(), dispatchers: down(), sandbox, redis, folder, flags };
         for service in [Service::Collector, Service::Dispatcher] {
-            rig.start_replica(service, 0).await;
-            rig.start_replica(service, 1).await;
+            fixture.start_replica(service, 0).await;
+            fixture.start_replica(service, 1).await;
         }
-        rig
+        fixture
     }
 
     fn replica(&mut self, service: Service, which: usize) -> &mut Replica {

@@ -13,33 +13,33 @@ use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::crowds::{list, recipient, to_all};
-use crate::mishaps::refused;
+use crate::broadcasts::{list, recipient, to_all};
+use crate::failures::refused;
+use crate::faulty_calls::{form, message};
+use crate::fixture::{APP, EVERYTHING, Fixture, Metadata, NOWHERE, SOON, port};
 use crate::secrets::{BEARER, OPENID};
-use crate::troubles::{form, message};
-use crate::world::{APP, EVERYTHING, Metadata, NOWHERE, SOON, World, port};
 
-pub async fn all(world: &World) {
+pub async fn all(fixture: &Fixture) {
     let ours = Authority::new("ours");
     let pair = ours.server();
-    world.keep_key(&pair.key);
-    bad_files(world, &ours, &pair).await;
+    fixture.keep_key(&pair.key);
+    bad_files(fixture, &ours, &pair).await;
 
     let (redis, callers) = (Redis::alone(), callers());
-    world.keep_hashes(&callers);
+    fixture.keep_hashes(&callers);
     let [front, back] = [port(), port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    let (cert, key) = (world.file("door-cert", &pair.cert), world.file("door-key", &pair.key));
-    let (ca, apps, url) = (world.file("door-ca", &ours.pem), world.apps_file(), redis.url());
+    let (cert, key) = (fixture.file("door-cert", &pair.cert), fixture.file("door-key", &pair.key));
+    let (ca, apps, url) = (fixture.file("door-ca", &ours.pem), fixture.apps_file(), redis.url());
     let [flag, file] = callers.flags();
     let edge = ["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &ca, &flag, &file, "--redis-url", &url];
     let listen = [front, back].map(|address| address.to_string());
     let apps_here = format!("{APP},{NOWHERE}");
     let processes = [
-        world.collector(&[&edge[..], &["--apps", &apps_here, "--listen", &listen[0]]].concat()),
-        world.dispatcher(&[&edge[..], &["--apps-file", &apps, "--listen", &listen[1]]].concat()),
+        fixture.collector(&[&edge[..], &["--apps", &apps_here, "--listen", &listen[0]]].concat()),
+        fixture.dispatcher(&[&edge[..], &["--apps-file", &apps, "--listen", &listen[1]]].concat()),
     ];
     let known = ours.client("spiffe://test/canary");
-    world.keep_key(&known.key);
+    fixture.keep_key(&known.key);
     for address in [front, back] {
         eventually("the service is healthy over TLS", SOON, async || {
             let channel = channel(address, &ours.pem, Some(&known));
@@ -59,16 +59,16 @@ pub async fn all(world: &World) {
         (narrow, None),
         (everything, None),
     ] {
-        let codes = calls(world, connect(Some(&known)), shown).await;
+        let codes = calls(fixture, connect(Some(&known)), shown).await;
         if let Some(expected) = expected {
             assert_eq!(codes, [Some(expected); 5]);
         }
     }
     // Connections with a missing, foreign or expired client certificate.
     let stranger = Authority::new("theirs").client(&format!("spiffe://test/{BEARER}"));
-    world.keep_key(&stranger.key);
+    fixture.keep_key(&stranger.key);
     for pair in [None, Some(&stranger), Some(&ours.expired("spiffe://test/canary"))] {
-        calls(world, connect(pair), everything).await;
+        calls(fixture, connect(pair), everything).await;
     }
     for address in [front, back] {
         in_plain_text(address).await;
@@ -77,14 +77,14 @@ pub async fn all(world: &World) {
     // The files become invalid: the last valid content stays in use.
     let hash = std::fs::read_to_string(callers.path()).unwrap();
     callers.write_text(&format!("{hash}\n[callers.{BEARER}]\ntoken_sha256 = ['{BEARER}']\n{BEARER} = '{BEARER}"));
-    world.file("door-key", &pair.key.replace("PRIVATE KEY", BEARER));
+    fixture.file("door-key", &pair.key.replace("PRIVATE KEY", BEARER));
     tokio::time::sleep(server::reload::INTERVAL * 3).await;
     callers.write_text(&format!("{hash}\n[callers.{BEARER}]\ntoken_sha256 = ['{BEARER}']\n{BEARER} = '{BEARER}'"));
-    world.file("door-key", &format!("{}{}", pair.cert, pair.key.replace("END", BEARER)));
+    fixture.file("door-key", &format!("{}{}", pair.cert, pair.key.replace("END", BEARER)));
     tokio::time::sleep(server::reload::INTERVAL * 3).await;
-    calls(world, connect(Some(&known)), everything).await;
+    calls(fixture, connect(Some(&known)), everything).await;
 
-    world.read_pages().await;
+    fixture.read_pages().await;
     for mut process in processes {
         process.signal("TERM");
         assert_eq!(process.wait(SOON).await, Some(0));
@@ -106,11 +106,11 @@ fn callers() -> CallersFile {
 }
 
 /// Files with which the services refuse to start.
-async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
-    let (cert, key) = (world.file("good-cert", &pair.cert), world.file("good-key", &pair.key));
-    let garbled = world.file("garbled-key", &pair.key.replace("END", BEARER));
-    let ca = world.file("good-ca", &ours.pem);
-    let apps = world.apps_file();
+async fn bad_files(fixture: &Fixture, ours: &Authority, pair: &Pair) {
+    let (cert, key) = (fixture.file("good-cert", &pair.cert), fixture.file("good-key", &pair.key));
+    let garbled = fixture.file("garbled-key", &pair.key.replace("END", BEARER));
+    let ca = fixture.file("good-ca", &ours.pem);
+    let apps = fixture.apps_file();
     for flags in [
         ["--tls-cert", &key, "--tls-key", &cert],
         ["--tls-cert", &key, "--tls-key", &key],
@@ -118,13 +118,13 @@ async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
         ["--tls-cert", &ca, "--tls-key", &key],
         ["--tls-key", &key, "--tls-client-ca", &key],
     ] {
-        refused(world.collector(&[&flags[..], &["--apps", APP]].concat())).await;
-        refused(world.dispatcher(&[&flags[..], &["--apps-file", &apps]].concat())).await;
+        refused(fixture.collector(&[&flags[..], &["--apps", APP]].concat())).await;
+        refused(fixture.dispatcher(&[&flags[..], &["--apps-file", &apps]].concat())).await;
     }
     // A key file is given in place of each other file.
-    refused(world.collector(&["--apps", APP, "--callers-file", &key])).await;
-    refused(world.collector(&["--apps", APP, "--callback-tokens", &key])).await;
-    refused(world.dispatcher(&["--apps-file", &key])).await;
+    refused(fixture.collector(&["--apps", APP, "--callers-file", &key])).await;
+    refused(fixture.collector(&["--apps", APP, "--callback-tokens", &key])).await;
+    refused(fixture.dispatcher(&["--apps-file", &key])).await;
     for (number, text) in [
         "[callers.a]\ntoken_sha256 = ['S'",
         "[callers.a]\ntoken_sha256 = ['S']",
@@ -142,13 +142,13 @@ async fn bad_files(world: &World, ours: &Authority, pair: &Pair) {
     .into_iter()
     .enumerate()
     {
-        let callers = world.file(&format!("callers-{number}.toml"), &text.replace('S', BEARER));
-        refused(world.collector(&["--apps", APP, "--callers-file", &callers])).await;
+        let callers = fixture.file(&format!("callers-{number}.toml"), &text.replace('S', BEARER));
+        refused(fixture.collector(&["--apps", APP, "--callers-file", &callers])).await;
     }
 }
 
 /// Makes calls to both services that carry all kinds of secrets. Returns the code that each call ended with.
-async fn calls(world: &World, [front, back]: [Channel; 2], shown: Metadata) -> [Option<Code>; 5] {
+async fn calls(fixture: &Fixture, [front, back]: [Channel; 2], shown: Metadata) -> [Option<Code>; 5] {
     let mut collector = CollectorServiceClient::with_interceptor(front, shown);
     let mut dispatcher = DispatcherServiceClient::with_interceptor(back, shown);
     let collect = CollectRequest { app_id: APP.into(), credentials: vec![form(1, 9700)] };
@@ -157,11 +157,11 @@ async fn calls(world: &World, [front, back]: [Channel; 2], shown: Metadata) -> [
     let order = server::proto::BroadcastRequest { audience: list([recipient(1)]), ..to_all() };
     let what = |call: &str| format!("{call} with other credentials");
     [
-        ended(world.note(&what("Collect"), collector.collect(collect).await)),
-        ended(world.note(&what("GetStock"), collector.get_stock(GetStockRequest { app_id: NOWHERE.into() }).await)),
-        ended(world.note(&what("ReportEvents"), collector.report_events(events).await)),
-        ended(world.note(&what("SendTemplate"), dispatcher.send_template(message(1)).await)),
-        ended(world.note(&what("Broadcast"), dispatcher.broadcast(order).await)),
+        ended(fixture.note(&what("Collect"), collector.collect(collect).await)),
+        ended(fixture.note(&what("GetStock"), collector.get_stock(GetStockRequest { app_id: NOWHERE.into() }).await)),
+        ended(fixture.note(&what("ReportEvents"), collector.report_events(events).await)),
+        ended(fixture.note(&what("SendTemplate"), dispatcher.send_template(message(1)).await)),
+        ended(fixture.note(&what("Broadcast"), dispatcher.broadcast(order).await)),
     ]
 }
 

@@ -37,7 +37,7 @@ pub const LOST_ANSWERS: [FaultKind; 6] = [
 ];
 
 /// A Redis, a sandbox, and the settings for dispatchers that use them.
-pub struct Rig {
+pub struct Fixture {
     pub redis: Redis,
     pub store: Store,
     pub sandbox: Sandbox,
@@ -55,22 +55,22 @@ pub struct Rig {
 /// Waits that are long enough for a busy machine.
 const PATIENT: [&str; 3] = ["20s", "20s", "60s"];
 
-impl Rig {
+impl Fixture {
     pub async fn new() -> Self {
         Self::on(Redis::start()).await
     }
 
-    /// A rig whose dispatchers do not treat an answer as lost on a busy machine: for tests in which no answer is lost.
+    /// A fixture whose dispatchers do not treat an answer as lost on a busy machine: for tests in which no answer is lost.
     pub async fn patient() -> Self {
         Self::new().await.patiently()
     }
 
-    /// Sets the waits of [`Rig::patient`].
+    /// Sets the waits of [`Fixture::patient`].
     pub fn patiently(self) -> Self {
         Self { waits: PATIENT, ..self }
     }
 
-    /// A patient rig whose app sends subscription messages by default.
+    /// A patient fixture whose app sends subscription messages by default.
     pub async fn subscribing() -> Self {
         Self::patient().await.subscribed()
     }
@@ -245,7 +245,7 @@ impl Rig {
     }
 
     /// Adds latency, and injects each of these faults into one call in fifty.
-    pub fn weather(&self, faults: &[FaultKind]) {
+    pub fn inject_faults(&self, faults: &[FaultKind]) {
         let rules = faults.iter().enumerate().map(|(seed, kind)| Rule {
             probability: Some(0.02),
             seed: Some(seed as u64),
