@@ -279,7 +279,7 @@ pub fn probe(number: usize) -> String {
 }
 
 /// Hash: the app stops: what WeChat refuses for the app at present, and until when.
-pub fn gates(app: &AppId) -> String {
+pub fn stops(app: &AppId) -> String {
     format!("formid:{{{app}}}:gates")
 }
 

@@ -84,7 +84,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
-    use super::super::keys::{BUCKETS, BroadcastKeys, Bucket, BucketKeys, gates, token, token_forced, token_lock};
+    use super::super::keys::{BUCKETS, BroadcastKeys, Bucket, BucketKeys, stops, token, token_forced, token_lock};
     use super::*;
     use domain::{AppId, OpenId, RequestId};
 
@@ -127,7 +127,7 @@ mod tests {
             ("string", token(&app)),
             ("string", token_lock(&app)),
             ("string", token_forced(&app)),
-            ("hash", gates(&app)),
+            ("hash", stops(&app)),
             ("string", BUCKETS.to_owned()),
         ];
         for (holds, key) in &expected {

@@ -47,14 +47,14 @@ pub struct Stop {
 impl Store {
     /// All stops of an app, including those that are over.
     pub async fn stops(&self, app: &AppId) -> Result<HashMap<StopScope, Stop>, Error> {
-        let fields: HashMap<String, String> = self.redis()?.run(redis::cmd("HGETALL").arg(keys::gates(app))).await?;
+        let fields: HashMap<String, String> = self.redis()?.run(redis::cmd("HGETALL").arg(keys::stops(app))).await?;
         let source = |name: &str| StopScope::ALL.iter().find(|(_, known)| *known == name).map(|(source, _)| *source);
         Ok(fields.iter().filter_map(|(name, stop)| Some((source(name)?, serde_json::from_str(stop).ok()?))).collect())
     }
 
     /// Stores a stop of an app, which all replicas read. The record expires at the latest a day after the stop ends.
     pub async fn stop(&self, app: &AppId, source: StopScope, stop: &Stop) -> Result<(), Error> {
-        let key = keys::gates(app);
+        let key = keys::stops(app);
         let text = serde_json::to_string(stop)?;
         self.redis()?.run::<()>(redis::cmd("HSET").arg(&key).arg(source.name()).arg(text)).await?;
         self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(KEEP_STOPS.as_secs())).await

@@ -58,7 +58,7 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
     pair.write(&path("cert"), &path("key"));
     std::fs::write(path("ca"), &authority.pem).unwrap();
     let table = format!("token_sha256 = ['TOKEN({TOKEN})']\napps = ['*']\npermissions = ['read', 'erase']");
-    let callers = CallersFile::new(&[("privacy-desk", &table)]);
+    let callers = CallersFile::new(&[("privacy-team", &table)]);
     let hash = std::fs::read_to_string(callers.path()).unwrap().split('\'').nth(1).unwrap().to_owned();
     assert_eq!(hash.len(), 64);
 
@@ -101,7 +101,7 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
 
     let log = std::fs::read_to_string(path("log")).unwrap();
     let audit = log.lines().find(|line| line.contains("EraseUser")).expect("no audit event");
-    assert!(audit.contains("privacy-desk") && audit.contains(APP), "{audit}");
+    assert!(audit.contains("privacy-team") && audit.contains(APP), "{audit}");
     let key_lines = pair.key.lines().chain(client_pair.key.lines()).filter(|line| !line.starts_with("-----"));
     for secret in ["CANARY", &hash, &hash.to_uppercase()].into_iter().chain(key_lines) {
         let found = log.lines().find(|line| line.contains(secret));
