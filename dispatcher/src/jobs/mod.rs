@@ -2,9 +2,11 @@
 //!
 //! - [`reaper`]: settles leases that expired
 //! - [`gauges`]: updates the gauges of the quota and of broadcasts
+//! - [`send_counts`]: reports the single messages of this replica
 
 mod gauges;
 mod reaper;
+mod send_counts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,6 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 
 use crate::context::AppContext;
-use crate::send::count;
 use crate::stops::REFRESH;
 
 impl AppContext {
@@ -24,7 +25,7 @@ impl AppContext {
             self.tokens.clone().renew_forever().boxed(),
             reaper::reap_forever(context(), reap_interval).boxed(),
             follow_stops(context()).boxed(),
-            count::report_forever(context()).boxed(),
+            send_counts::report_forever(context()).boxed(),
         ];
         if metrics_enabled {
             work.extend([gauges::follow_quota(context()).boxed(), gauges::follow_broadcasts(context()).boxed()]);

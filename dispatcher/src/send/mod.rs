@@ -117,7 +117,7 @@ impl AppContext {
             self.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
             match self.settle(order, lease, result, &mut progress).await? {
                 AfterSettle::Done(sent) => {
-                    self.counts.add(order.message.delivery);
+                    self.counts.add(order.message.delivery, 1);
                     return Ok(SendResult::Sent(sent));
                 }
                 AfterSettle::Failed(error) => return Err(error),
