@@ -33,7 +33,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// WeChat's two endpoints for access tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenEndpoint {
     /// `stable_token`: another call returns the same token, so no token becomes invalid.

@@ -70,7 +70,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     let listeners = listeners.into();
     let metrics_enabled = listeners.metrics.is_some();
-    let metrics = Metrics::new()?;
+    let metrics = Arc::new(Metrics::new()?);
     // Metrics stay readable until the drain is complete.
     let _page = Page::open(listeners.metrics, &metrics.service.registry);
     let store = Store::counted(&settings.store, Arc::new(metrics.service.redis.clone()))?;

@@ -1,5 +1,7 @@
-//! The dispatcher's metrics: sends, calls to WeChat, stops, the daily quota, and broadcasts. There is one struct per
-//! topic, created per app, so that each part of the program gets only its own.
+//! The dispatcher's metrics: sends, calls to WeChat, stops, the daily quota, and broadcasts. Each app has its
+//! own [`AppMetrics`].
+
+use std::sync::Arc;
 
 use domain::AppId;
 use server::proto::dispatcher_service_server::SERVICE_NAME;
@@ -7,7 +9,7 @@ use server::telemetry::metrics::registry::WECHAT_SECONDS;
 use server::telemetry::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
-use server::telemetry::outage::{Operation, Outage, Outages};
+use server::telemetry::outage::{Operation, Outage};
 use store::stops::StopScope;
 
 use crate::broadcast::reason::{self, Ending, PauseReason};
@@ -38,17 +40,21 @@ pub struct Metrics {
     left: IntGaugeVec,
 }
 
+/// The metrics of one app.
 #[derive(Clone)]
 pub struct AppMetrics {
-    pub sends: SendMetrics,
     pub wechat: WechatMetrics,
     pub stops: StopMetrics,
-    pub quota: QuotaMetrics,
-    pub broadcasts: BroadcastMetrics,
-    /// Paused broadcasts, and the progress of all that have not ended.
-    pub pauses: PauseMetrics,
-    /// Repeated operations that concern all apps.
     pub loops: Loops,
+    app: AppId,
+    all: Arc<Metrics>,
+    /// Counter of the most common outcome, by delivery. Kept here to avoid a lookup by label.
+    delivered: [IntCounter; 2],
+    attempts: [IntCounter; 2],
+    endings: [IntCounter; Ending::ALL.len()],
+    other_ending: IntCounter,
+    running: IntGauge,
+    quota_outages: [Outage; 2],
 }
 
 impl Metrics {
@@ -118,20 +124,15 @@ impl Metrics {
         })
     }
 
-    pub fn app(&self, app: &AppId) -> AppMetrics {
-        let (id, app, outages) = (app, app.as_str(), &self.service.outages);
+    pub fn app(self: &Arc<Self>, id: &AppId) -> AppMetrics {
+        let (app, outages) = (id.as_str(), &self.service.outages);
         let deliveries = Delivery::ALL.map(Delivery::name);
+        let ending = |name: &str| self.messages.with_label_values(&[app, &name.to_ascii_lowercase()]);
         let quota =
             |_| outages.outage_of(id, "quota", "WeChat does not tell the quota", "WeChat tells the quota again");
         let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
         let fetched = |result| self.fetches.with_label_values(&[app, result]);
         AppMetrics {
-            sends: SendMetrics {
-                app: id.clone(),
-                sends: self.sends.clone(),
-                delivered: deliveries.map(|name| self.sends.with_label_values(&[app, name, DELIVERED, "0"])),
-                attempts: deliveries.map(|name| self.attempts.with_label_values(&[app, name])),
-            },
             wechat: WechatMetrics {
                 sends: ["template_send", "subscribe_send"].map(seconds),
                 quota: seconds("quota"),
@@ -145,48 +146,79 @@ impl Metrics {
                 stopped: StopScope::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
                 sharing: self.loops.stop_shares.clone(),
             },
-            quota: QuotaMetrics { app: id.clone(), limit: self.quota_limit.clone(), used: self.quota_used.clone() },
-            broadcasts: BroadcastMetrics {
-                endings: Ending::ALL
-                    .map(|(_, name)| self.messages.with_label_values(&[app, &name.to_ascii_lowercase()])),
-                other: self.messages.with_label_values(&[app, OTHER]),
-                running: self.running.with_label_values(&[app]),
-                quotas: Delivery::ALL.map(quota),
-                outages: outages.clone(),
-            },
-            pauses: PauseMetrics {
-                app: id.clone(),
-                paused: self.paused.clone(),
-                audience: self.audience.clone(),
-                left: self.left.clone(),
-            },
             loops: self.loops.clone(),
+            delivered: deliveries.map(|name| self.sends.with_label_values(&[app, name, DELIVERED, "0"])),
+            attempts: deliveries.map(|name| self.attempts.with_label_values(&[app, name])),
+            endings: Ending::ALL.map(|(_, name)| ending(name)),
+            other_ending: ending(OTHER),
+            running: self.running.with_label_values(&[app]),
+            quota_outages: Delivery::ALL.map(quota),
+            app: id.clone(),
+            all: Arc::clone(self),
         }
     }
 }
 
-#[derive(Clone)]
-pub struct SendMetrics {
-    app: AppId,
-    sends: IntCounterVec,
-    /// Counter of the most common outcome, by delivery. Kept here to avoid a lookup by label.
-    delivered: [IntCounter; 2],
-    attempts: [IntCounter; 2],
-}
-
-impl SendMetrics {
-    /// Counts the calls to WeChat for a message.
+impl AppMetrics {
+    /// Counts the calls to WeChat for a single message.
     pub fn attempted(&self, delivery: Delivery, attempts: u32) {
         self.attempts[delivery as usize].inc_by(attempts.into());
     }
 
-    /// Counts a message by its outcome, or by the reason of its error.
-    pub fn ended(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
+    /// Counts a single message by its outcome, or by the reason of its error.
+    pub fn sent(&self, delivery: Delivery, outcome: &str, errcode: Option<i32>) {
         if (outcome, errcode) == (DELIVERED, Some(0)) {
             return self.delivered[delivery as usize].inc();
         }
         let labels = [self.app.as_str(), delivery.name(), &outcome.to_ascii_lowercase(), &label_of(errcode)];
-        self.sends.with_label_values(&labels).inc();
+        self.all.sends.with_label_values(&labels).inc();
+    }
+
+    /// Shows the daily quota over all replicas. The gauges are absent until it was read, because a zero would be wrong.
+    pub fn show_quota(&self, delivery: Delivery, limit: u64, used: u64) {
+        for (gauges, value) in [(&self.all.quota_limit, limit), (&self.all.quota_used, used)] {
+            set(gauges, &[self.app.as_str(), delivery.name()], value);
+        }
+    }
+
+    pub fn quota_outage(&self, delivery: Delivery) -> &Outage {
+        &self.quota_outages[delivery as usize]
+    }
+
+    /// Counts ended messages of broadcasts, by their endings as stored.
+    pub fn ended(&self, endings: &[(String, u64)]) {
+        for (ending, count) in endings {
+            let known = Ending::parse(reason::split(ending).0);
+            known.map_or(&self.other_ending, |known| &self.endings[known as usize]).inc_by(*count);
+        }
+    }
+
+    /// A broadcast that cannot be processed. Others are not affected.
+    pub fn unusable_broadcast(&self) -> Operation {
+        let (begins, ends) = ("a broadcast cannot be processed", "a broadcast is processed again");
+        self.all.service.outages.outage("broadcast_record", begins, ends).operation()
+    }
+
+    pub fn show_running(&self, running: usize) {
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+
+    /// Shows the numbers of paused broadcasts. `paused` has one stored reason per broadcast. The gauges are absent
+    /// until they were counted.
+    pub fn show_paused<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
+        let paused = paused.map(PauseReason::parse);
+        let show = |label: &str, counted: Option<PauseReason>| {
+            let count = paused.clone().filter(|reason| *reason == counted).count();
+            set(&self.all.paused, &[self.app.as_str(), &label.to_ascii_lowercase()], count as u64);
+        };
+        PauseReason::ALL.iter().for_each(|(reason, name)| show(name, Some(*reason)));
+        show(OTHER, None);
+    }
+
+    /// Shows the number of users in the audiences of running and paused broadcasts, and how many of them are left.
+    pub fn show_progress(&self, audience: u64, left: u64) {
+        set(&self.all.audience, &[self.app.as_str()], audience);
+        set(&self.all.left, &[self.app.as_str()], left);
     }
 }
 
@@ -224,87 +256,8 @@ impl StopMetrics {
     }
 }
 
-/// The daily quota. Absent until it was read, because a zero would be wrong.
-#[derive(Clone)]
-pub struct QuotaMetrics {
-    app: AppId,
-    limit: IntGaugeVec,
-    used: IntGaugeVec,
-}
-
-impl QuotaMetrics {
-    /// Sets the numbers of a generation, over all replicas.
-    pub fn show(&self, delivery: Delivery, limit: u64, used: u64) {
-        for (gauges, value) in [(&self.limit, limit), (&self.used, used)] {
-            set(gauges, &[self.app.as_str(), delivery.name()], value);
-        }
-    }
-}
-
 fn set(gauges: &IntGaugeVec, labels: &[&str], value: u64) {
     gauges.with_label_values(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-}
-
-#[derive(Clone)]
-pub struct BroadcastMetrics {
-    endings: [IntCounter; Ending::ALL.len()],
-    other: IntCounter,
-    running: IntGauge,
-    quotas: [Outage; 2],
-    outages: Outages,
-}
-
-impl BroadcastMetrics {
-    /// Counts ended messages, by their endings as stored.
-    pub fn ended(&self, endings: &[(String, u64)]) {
-        for (ending, count) in endings {
-            let known = Ending::parse(reason::split(ending).0);
-            known.map_or(&self.other, |known| &self.endings[known as usize]).inc_by(*count);
-        }
-    }
-
-    pub fn quota(&self, delivery: Delivery) -> &Outage {
-        &self.quotas[delivery as usize]
-    }
-
-    /// A broadcast that cannot be processed. Others are not affected.
-    pub fn unusable(&self) -> Operation {
-        let (begins, ends) = ("a broadcast cannot be processed", "a broadcast is processed again");
-        self.outages.outage("broadcast_record", begins, ends).operation()
-    }
-
-    pub fn show_running(&self, running: usize) {
-        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
-    }
-}
-
-/// Paused broadcasts of one app, and the progress of all that have not ended. Absent until they were counted, like the
-/// daily quota.
-#[derive(Clone)]
-pub struct PauseMetrics {
-    app: AppId,
-    paused: IntGaugeVec,
-    audience: IntGaugeVec,
-    left: IntGaugeVec,
-}
-
-impl PauseMetrics {
-    /// Sets the numbers of paused broadcasts. `paused` has one stored reason per broadcast.
-    pub fn show<'a>(&self, paused: impl Iterator<Item = &'a str> + Clone) {
-        let paused = paused.map(PauseReason::parse);
-        let show = |label: &str, counted: Option<PauseReason>| {
-            let count = paused.clone().filter(|reason| *reason == counted).count();
-            set(&self.paused, &[self.app.as_str(), &label.to_ascii_lowercase()], count as u64);
-        };
-        PauseReason::ALL.iter().for_each(|(reason, name)| show(name, Some(*reason)));
-        show(OTHER, None);
-    }
-
-    /// Sets the number of users in the audiences of running and paused broadcasts, and how many of them are left.
-    pub fn show_progress(&self, audience: u64, left: u64) {
-        set(&self.audience, &[self.app.as_str()], audience);
-        set(&self.left, &[self.app.as_str()], left);
-    }
 }
 
 #[cfg(test)]
@@ -321,10 +274,10 @@ mod tests {
 
     #[test]
     fn endings_are_counted_by_reason_and_unknown_ones_as_other() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
         let app = metrics.app(&AppId::parse("wx1").unwrap());
         let endings = [("delivered", 5), ("USER_REFUSED 43101", 2), ("USER_REFUSED 40003", 1), ("NEW 77777", 1)];
-        app.broadcasts.ended(&endings.map(|(ending, count)| (ending.to_owned(), count)));
+        app.ended(&endings.map(|(ending, count)| (ending.to_owned(), count)));
         let text = metrics.service.registry.text().unwrap();
         for (ending, count) in [("delivered", 5), ("user_refused", 3), ("other", 1), ("no_credential", 0)] {
             let line = format!("formid_broadcast_messages_total{{app=\"wx1\",ending=\"{ending}\"}} {count}\n");
@@ -334,17 +287,17 @@ mod tests {
 
     #[test]
     fn paused_broadcasts_are_counted_under_every_reason() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
         let app = metrics.app(&AppId::parse("wx1").unwrap());
         assert!(!metrics.service.registry.text().unwrap().contains("formid_broadcasts_paused{"));
-        app.pauses.show(["QUOTA", "CANARY", "QUOTA", "OF_A_NEWER_RELEASE"].into_iter());
+        app.show_paused(["QUOTA", "CANARY", "QUOTA", "OF_A_NEWER_RELEASE"].into_iter());
         let text = metrics.service.registry.text().unwrap();
         for (reason, count) in [("quota", 2), ("canary", 1), ("other", 1), ("caller", 0), ("token_refused", 0)] {
             let line = format!("formid_broadcasts_paused{{app=\"wx1\",reason=\"{reason}\"}} {count}\n");
             assert!(text.contains(&line), "{line} in {text}");
         }
         assert_eq!(text.matches("formid_broadcasts_paused{").count(), PauseReason::ALL.len() + 1);
-        app.pauses.show([].into_iter());
+        app.show_paused([].into_iter());
         assert!(!metrics.service.registry.text().unwrap().contains("reason=\"quota\"} 2"));
     }
 }

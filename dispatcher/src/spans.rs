@@ -263,7 +263,6 @@ struct Sample(AtomicU64);
 impl Sample {
     const ALL: u64 = 16;
 
-    /// Returns whether the next item would be sampled.
     fn would_take(&self) -> bool {
         Self::takes(self.0.load(Ordering::Relaxed) + 1)
     }

@@ -25,63 +25,59 @@ pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
     if body.contains_key("Encrypt") && !body.contains_key("MsgType") {
         return Err(Fault::Encrypted.of(Location::Body));
     }
-    let fields = Fields { tree: body, place: Location::Field };
+    let fields = Fields { tree: body, item: None };
     let mut name = fields.text("MsgType")?;
     if name == "event" {
         name = fields.text("Event")?;
         if let Some(event) = Event::ALL.into_iter().find(|event| event.name() == name) {
-            return pushed(event, body, &fields).map(Report::Subscription);
+            return pushed(event, &fields).map(Report::Subscription);
         }
     }
     let name = visible(name, MAX_NAME).is_ok().then(|| name.into());
     Ok(Report::Other { name })
 }
 
-fn pushed(
-    event: Event,
-    body: &Tree,
-    fields: &Fields<'_, impl Fn(&'static str) -> Location>,
-) -> Result<Pushed, EventError> {
+fn pushed(event: Event, fields: &Fields<'_>) -> Result<Pushed, EventError> {
     let openid = fields.parsed("FromUserName", OpenId::parse)?;
     let created = fields.whole::<i64>("CreateTime")?;
     if !(0..=LAST_SECOND).contains(&created) {
-        return Err(Fault::OutOfRange.of(Location::Field("CreateTime")));
+        return Err(fields.wrong("CreateTime", Fault::OutOfRange));
     }
-    let list = list(event, body)?;
+    let list = list(event, fields)?;
     if list.len() > MAX_ITEMS {
-        return Err(Fault::TooManyItems.of(Location::Field("List")));
+        return Err(fields.wrong("List", Fault::TooManyItems));
     }
-    let items = list.iter().enumerate().map(|(place, value)| item(event, place, value)).collect();
+    let items = list.iter().enumerate().map(|(index, value)| item(event, index, value)).collect();
     Ok(Pushed { event, openid, created, items })
 }
 
 /// The items. In XML they are in an element named after the event, in JSON at the top level. A single item may come
 /// without a list around it.
-fn list(event: Event, body: &Tree) -> Result<&[Value], EventError> {
-    let list = match body.get(event.element()) {
-        Some(Value::Object(fields)) => fields.get("List"),
+fn list<'a>(event: Event, fields: &Fields<'a>) -> Result<&'a [Value], EventError> {
+    let list = match fields.tree.get(event.element()) {
+        Some(Value::Object(element)) => element.get("List"),
         // An empty XML element.
         Some(Value::String(text)) if text.is_empty() => return Ok(&[]),
-        Some(_) => return Err(Fault::NotFields.of(Location::Field(event.element()))),
-        None => body.get("List"),
+        Some(_) => return Err(fields.wrong(event.element(), Fault::NotFields)),
+        None => fields.tree.get("List"),
     };
     match list {
         Some(Value::Array(items)) => Ok(items),
         Some(Value::String(text)) if text.is_empty() => Ok(&[]),
         Some(item @ Value::Object(_)) => Ok(slice::from_ref(item)),
-        Some(_) => Err(Fault::NotFields.of(Location::Field("List"))),
-        None => Err(Fault::Missing.of(Location::Field("List"))),
+        Some(_) => Err(fields.wrong("List", Fault::NotFields)),
+        None => Err(fields.wrong("List", Fault::Missing)),
     }
 }
 
-fn item(event: Event, place: usize, value: &Value) -> Result<Item, EventError> {
-    let tree = value.as_object().ok_or(Fault::NotFields.of(Location::Item(place)))?;
-    let fields = Fields { tree, place: |name| Location::ItemField(place, name) };
+fn item(event: Event, index: usize, value: &Value) -> Result<Item, EventError> {
+    let tree = value.as_object().ok_or(Fault::NotFields.of(Location::Item(index)))?;
+    let fields = Fields { tree, item: Some(index) };
     let template = fields.parsed("TemplateId", TemplateId::parse)?;
     let status = |known: &[Status], fault: Fault| {
         let word = fields.text("SubscribeStatusString")?;
         let status = known.iter().copied().find(|status| status.word() == word);
-        status.ok_or(fault.of(Location::ItemField(place, "SubscribeStatusString")))
+        status.ok_or_else(|| fields.wrong("SubscribeStatusString", fault))
     };
     match event {
         Event::Popup => {
@@ -108,13 +104,13 @@ fn item(event: Event, place: usize, value: &Value) -> Result<Item, EventError> {
     }
 }
 
-/// The fields of the body or of an item, and the function that makes their places for errors.
-struct Fields<'a, P> {
+/// The fields of the body, or of the item with this index.
+struct Fields<'a> {
     tree: &'a Tree,
-    place: P,
+    item: Option<usize>,
 }
 
-impl<'a, P: Fn(&'static str) -> Location> Fields<'a, P> {
+impl<'a> Fields<'a> {
     fn get(&self, name: &'static str) -> Result<&'a Value, EventError> {
         self.tree.get(name).ok_or_else(|| self.wrong(name, Fault::Missing))
     }
@@ -138,7 +134,7 @@ impl<'a, P: Fn(&'static str) -> Location> Fields<'a, P> {
     }
 
     fn wrong(&self, name: &'static str, fault: Fault) -> EventError {
-        fault.of((self.place)(name))
+        fault.of(self.item.map_or(Location::Field(name), |item| Location::ItemField(item, name)))
     }
 }
 

@@ -30,7 +30,7 @@ use server::rpc::status::Failure;
 use store::Store;
 use store::credentials::Packed;
 use store::keys::Bucket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit as QueueSlot, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::metrics::Intake;
@@ -57,7 +57,7 @@ pub(crate) type Duplicates = Vec<u32>;
 pub(crate) struct Ingest {
     // The channel is unbounded, but each batch holds a semaphore permit for every credential in it.
     batches: mpsc::UnboundedSender<Batch>,
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -79,7 +79,7 @@ struct Call {
     /// `None` once the call is answered. A failure answers it before the other credentials are done.
     answer: Option<oneshot::Sender<Result<Duplicates, Failure>>>,
     /// Queue capacity, held until the batch is answered.
-    _slot: OwnedSemaphorePermit,
+    _slot: QueueSlot,
 }
 
 impl Ingest {
@@ -87,7 +87,7 @@ impl Ingest {
     pub fn start(store: Store, apps: Arc<[AppId]>, intake: Arc<[Intake]>) -> (Self, Batcher) {
         let (sender, batches) = mpsc::unbounded_channel();
         let task = tokio::spawn(gather(store, apps, intake, batches));
-        (Self { batches: sender, room: Arc::new(Semaphore::new(ROOM)) }, Batcher(task))
+        (Self { batches: sender, capacity: Arc::new(Semaphore::new(ROOM)) }, Batcher(task))
     }
 
     /// Stores a batch of the app with this index in the list of apps, and returns once Redis holds all of it.
@@ -101,22 +101,14 @@ impl Ingest {
     }
 
     /// Waits for queue capacity for this many credentials; fails at shutdown.
-    pub fn slot(
-        &self,
-        credentials: usize,
-    ) -> impl Future<Output = Result<OwnedSemaphorePermit, Failure>> + Send + 'static {
+    pub fn slot(&self, credentials: usize) -> impl Future<Output = Result<QueueSlot, Failure>> + Send + 'static {
         let permits = u32::try_from(credentials.min(ROOM)).unwrap_or(u32::MAX);
-        let slot = Arc::clone(&self.room).acquire_many_owned(permits);
+        let slot = Arc::clone(&self.capacity).acquire_many_owned(permits);
         async move { slot.await.map_err(|_| Failure::shutting_down()) }
     }
 
     /// Like [`Ingest::collect`], for a batch whose capacity was acquired by [`Ingest::slot`].
-    pub async fn store(
-        &self,
-        app: usize,
-        credentials: Vec<Packed>,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Duplicates, Failure> {
+    pub async fn store(&self, app: usize, credentials: Vec<Packed>, slot: QueueSlot) -> Result<Duplicates, Failure> {
         if credentials.is_empty() {
             return Ok(Duplicates::new());
         }

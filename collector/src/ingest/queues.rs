@@ -32,7 +32,6 @@ pub(super) struct Answer {
     pub(super) outcome: Result<Vec<usize>, Error>,
 }
 
-/// The queue of one bucket of one app.
 #[derive(Debug, Default)]
 struct BucketQueue {
     /// All groups but the last are full.

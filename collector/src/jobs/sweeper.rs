@@ -19,10 +19,10 @@ use tracing::{debug, warn};
 use crate::clock::unix_time;
 
 /// Pause between two pages of a bucket, so that Redis can serve calls in between.
-const PAUSE: Duration = Duration::from_millis(2);
+const PAGE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Pause after a failure of Redis.
-const RESPITE: Duration = Duration::from_secs(1);
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: Outages) -> Infallible {
     let buckets: Vec<(&AppId, Bucket)> =
@@ -51,7 +51,7 @@ pub async fn sweep(store: Store, apps: Arc<[AppId]>, period: Duration, outages: 
             sweeping.note(&result);
             match result {
                 Ok(mine) => swept += usize::from(mine),
-                Err(_) => sleep(RESPITE).await,
+                Err(_) => sleep(ERROR_PAUSE).await,
             }
         }
         debug!(swept, of = buckets.len(), "swept");
@@ -66,6 +66,6 @@ async fn sweep_one(store: &Store, app: &AppId, bucket: Bucket, period: Duration)
     if !store.claim_sweep(app, bucket, period * 3 / 4).await? {
         return Ok(false);
     }
-    store.sweep(app, bucket, unix_time(), PAUSE).await?;
+    store.sweep(app, bucket, unix_time(), PAGE_PAUSE).await?;
     Ok(true)
 }

@@ -12,7 +12,7 @@ use server::auth::Caller;
 use server::proto::{CollectStreamRequest, CollectStreamResponse};
 use server::rpc::status::{Failure, refused_by_tonic};
 use server::serve::closing::ConnectionClosing;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit as QueueSlot;
 use tonic::{Status, Streaming};
 
 use super::Inner;
@@ -28,7 +28,7 @@ struct WaitingBatch {
     sequence: u64,
     app: usize,
     sorted: Sorted,
-    slot: BoxFuture<'static, Result<OwnedSemaphorePermit, Failure>>,
+    slot: BoxFuture<'static, Result<QueueSlot, Failure>>,
 }
 
 struct Flow {
@@ -111,7 +111,7 @@ impl Flow {
     }
 
     /// Sends the batch that waited for queue capacity.
-    fn send(&mut self, slot: Result<OwnedSemaphorePermit, Failure>) {
+    fn send(&mut self, slot: Result<QueueSlot, Failure>) {
         let Some(batch) = self.waiting.take() else { return };
         let WaitingBatch { sequence, app, sorted: Sorted { good, refused }, .. } = batch;
         match slot {
@@ -133,6 +133,6 @@ impl Flow {
     }
 }
 
-async fn slot(waiting: &mut Option<WaitingBatch>) -> Option<Result<OwnedSemaphorePermit, Failure>> {
+async fn slot(waiting: &mut Option<WaitingBatch>) -> Option<Result<QueueSlot, Failure>> {
     Some((&mut waiting.as_mut()?.slot).await)
 }

@@ -109,7 +109,7 @@ impl CollectorService for Service {
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
         let caller = Caller::of(&request)?;
         let CollectRequest { app_id, credentials } = request.into_inner();
-        let twice = credentials.iter().any(credentials::counts_again);
+        let repeatable = !credentials.iter().any(credentials::counts_again);
         let (app, index, Sorted { good, refused }) = self.inner.sort(&caller, app_id, credentials)?;
         rpc::note_app(app);
         let count = good.len();
@@ -122,7 +122,7 @@ impl CollectorService for Service {
             store::spans::failed_as(&span, failure.reason());
         }
         drop(span);
-        let duplicates = stored.map_err(|failure| if twice { failure.perhaps_done() } else { failure })?;
+        let duplicates = stored.map_err(|failure| if repeatable { failure } else { failure.perhaps_done() })?;
         Ok(Response::new(credentials::results(count, &duplicates, refused)))
     }
 

@@ -14,16 +14,15 @@ use store::keys::Bucket;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::completion::{Signal, stopped, token_refused};
+use super::completion::{Signal, pause_of};
 use super::limiter::AdaptiveLimit;
 use super::quota;
 use super::reason::PauseReason;
 use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
 use crate::context::AppContext;
-use crate::send::outcome::{SendError, WechatAnswer};
+use crate::send::outcome::WechatAnswer;
 use crate::spans::BroadcastTrace;
-use crate::wechat::error::TokenError;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
 /// that of the calls in progress.
@@ -93,16 +92,15 @@ impl ActiveBroadcast {
     /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
-        match self.context.ready_with_all(self.choice.wanted.kinds).await {
-            Ok(()) => {}
-            Err(SendError::Stopped { answer, .. }) => {
-                self.pause(stopped(&answer, self.context.clock.next_day_ms())).await;
-                return Ok(0);
+        if let Err(error) = self.context.ready_with_all(self.choice.wanted.kinds).await {
+            match pause_of(&error, self.context.clock.next_day_ms()) {
+                Some(pause) => self.pause(pause).await,
+                None => {
+                    debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");
+                    tokio::time::sleep(STATE_INTERVAL).await;
+                }
             }
-            Err(error) => {
-                self.wait_for_token(error).await;
-                return Ok(0);
-            }
+            return Ok(0);
         }
         let left = usize::try_from(permits.left).unwrap_or(usize::MAX);
         let why = self.ask_permit(bucket, permits, wanted.saturating_sub(left)).await?;
@@ -110,7 +108,7 @@ impl ActiveBroadcast {
             *self.waiting() = None;
         }
         match why {
-            Some(Held::State(state)) => self.enter(state.unwrap_or(State::Cancelled)),
+            Some(Held::State(state)) => self.set_state(state.unwrap_or(State::Cancelled)),
             _ if permits.usable() > 0 => {
                 return Ok(usize::try_from(permits.usable()).unwrap_or(usize::MAX).min(wanted));
             }
@@ -249,30 +247,22 @@ impl ActiveBroadcast {
             Ok(Moved::To(state)) => {
                 let Pause { reason, errcode, rid, .. } = pause;
                 info!(app = %app.id, broadcast = %self.id, reason, errcode, rid, "broadcast paused");
-                self.enter(state);
+                self.set_state(state);
             }
-            Ok(Moved::Wrong(state)) => self.enter(state),
-            Ok(Moved::Missing) => self.enter(State::Cancelled),
+            Ok(Moved::Wrong(state)) => self.set_state(state),
+            Ok(Moved::Missing) => self.set_state(State::Cancelled),
             // The cause persists, so the pause is tried again.
             Err(error) => self.context.metrics.loops.broadcasts.failed(&error),
         }
     }
 
-    async fn wait_for_token(&self, error: SendError) {
-        if let SendError::Token(TokenError::Refused { errcode, rid, .. }) = error {
-            return self.pause(token_refused(errcode, rid)).await;
-        }
-        debug!(broadcast = %self.id, %error, "a broadcast waits for an access token");
-        tokio::time::sleep(STATE_INTERVAL).await;
-    }
-
     pub async fn refresh(&self) -> Result<(), store::Error> {
         let state = self.context.store.broadcast_state(&self.context.app.id, &self.id).await?;
-        self.enter(state.unwrap_or(State::Cancelled));
+        self.set_state(state.unwrap_or(State::Cancelled));
         Ok(())
     }
 
-    fn enter(&self, state: State) {
+    fn set_state(&self, state: State) {
         self.state.send_if_modified(|known| {
             let new = *known != state;
             *known = state;

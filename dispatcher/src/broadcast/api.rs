@@ -57,7 +57,6 @@ pub struct BroadcastView {
     pub tally: Option<Tally>,
 }
 
-/// Result of a call that changes the state of a broadcast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
     pub view: Arc<BroadcastView>,
@@ -122,7 +121,7 @@ impl Broadcasts {
             }
         };
         // An earlier call with this request id may have failed anywhere between here and the start.
-        let record = self.record(&id).await?;
+        let record = self.context.broadcast(&id).await?;
         if record.state == State::Pending && !record.scheduled {
             let recipients = match &new.audience {
                 Audience::Everyone => &[][..],
@@ -221,7 +220,7 @@ impl Broadcasts {
         recipients: &[Recipient],
         exclude: &[OpenId],
     ) -> Result<Added, Failure> {
-        let record = self.record(id).await?;
+        let record = self.context.broadcast(id).await?;
         if record.state != State::Pending || record.scheduled {
             return Err(wrong_state(record.state, record.scheduled));
         }
@@ -233,7 +232,7 @@ impl Broadcasts {
         let added = self.add(id, recipients, exclude).await?;
         if added.late {
             // It was started in the meantime.
-            let record = self.record(id).await?;
+            let record = self.context.broadcast(id).await?;
             return Err(wrong_state(record.state, record.scheduled));
         }
         Ok(added)
@@ -271,7 +270,7 @@ impl Broadcasts {
     }
 
     pub async fn start(&self, id: &BroadcastId) -> Result<Transition, Failure> {
-        let record = self.record(id).await?;
+        let record = self.context.broadcast(id).await?;
         let AppContext { app, store, .. } = &*self.context;
         let waits = record.state == State::Pending;
         if waits && record.scheduled {

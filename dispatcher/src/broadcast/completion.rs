@@ -68,13 +68,10 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
         }
         AttemptResult::InDoubt => (LeaseEnd::Hold, Next::Hold, Signal::OutOfReach),
         AttemptResult::NotSpent(error) | AttemptResult::SourceStopped(error) => {
-            let (next, signal) = match error {
-                SendError::Stopped { answer, .. } => (Next::Again, Signal::Stop(stopped(&answer, next_day_ms))),
-                SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                    (Next::Again, Signal::Stop(token_refused(errcode, rid)))
-                }
+            let (next, signal) = match (pause_of(&error, next_day_ms), error) {
+                (Some(pause), _) => (Next::Again, Signal::Stop(pause)),
                 // A message is not put back forever.
-                SendError::Busy(answer) if is_busy(&answer) && rounds >= BUSY_ROUNDS => {
+                (None, SendError::Busy(answer)) if is_busy(&answer) && rounds >= BUSY_ROUNDS => {
                     (end(Ending::WechatBusy), Signal::Failed)
                 }
                 _ => (Next::Again, Signal::OutOfReach),
@@ -91,15 +88,20 @@ pub fn is_busy(answer: &WechatAnswer) -> bool {
     answer.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
 }
 
-pub fn stopped(answer: &WechatAnswer, next_day_ms: u64) -> Pause {
-    let quota = answer.errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
-    let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
-    let resume_ms = quota.then_some(next_day_ms);
-    Pause { errcode: answer.errcode, rid: answer.rid.clone(), resume_ms, ..reason.into() }
-}
-
-pub fn token_refused(errcode: i32, rid: String) -> Pause {
-    Pause { errcode: Some(errcode), rid, ..PauseReason::TokenRefused.into() }
+/// The pause that an error demands; `None` if waiting may help.
+pub fn pause_of(error: &SendError, next_day_ms: u64) -> Option<Pause> {
+    match error {
+        SendError::Stopped { answer: WechatAnswer { errcode, rid, .. }, .. } => {
+            let quota = errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
+            let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
+            let resume_ms = quota.then_some(next_day_ms);
+            Some(Pause { errcode: *errcode, rid: rid.clone(), resume_ms, ..reason.into() })
+        }
+        SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
+            Some(Pause { errcode: Some(*errcode), rid: rid.clone(), ..PauseReason::TokenRefused.into() })
+        }
+        _ => None,
+    }
 }
 
 /// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight

@@ -22,7 +22,7 @@ impl Broadcasts {
         let (context, key) = (Arc::clone(&self.context), id.clone());
         let turn = context.store.turn(Scan::Tally, &context.app.id);
         let read = async move {
-            let record = record(&context, &key).await?;
+            let record = context.broadcast(&key).await?;
             let tally = context.store.tally(&context.app.id, &record).await?;
             Ok(Arc::new(BroadcastView { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) }))
         };
@@ -30,7 +30,7 @@ impl Broadcasts {
     }
 
     pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
-        Ok(Spec::decode(&self.record(id).await?.spec)?.message.delivery)
+        Ok(Spec::decode(&self.context.broadcast(id).await?.spec)?.message.delivery)
     }
 
     /// Lists broadcasts without tallies and values, newest first, starting with those older than `before`.
@@ -60,17 +60,15 @@ impl Broadcasts {
         from: Option<Cursor>,
         count: usize,
     ) -> Result<(Vec<Undelivered>, Option<Cursor>), Failure> {
-        let record = self.record(id).await?;
+        let record = self.context.broadcast(id).await?;
         let AppContext { app, store, .. } = &*self.context;
         let _turn = store.turn(Scan::List, &app.id).await;
         Ok(store.undelivered(&app.id, &record, from, count).await?)
     }
-
-    pub(super) async fn record(&self, id: &BroadcastId) -> Result<Record, Failure> {
-        record(&self.context, id).await
-    }
 }
 
-async fn record(context: &AppContext, id: &BroadcastId) -> Result<Record, Failure> {
-    context.store.broadcast(&context.app.id, id).await?.ok_or_else(not_found)
+impl AppContext {
+    pub(super) async fn broadcast(&self, id: &BroadcastId) -> Result<Record, Failure> {
+        self.store.broadcast(&self.app.id, id).await?.ok_or_else(not_found)
+    }
 }

@@ -53,7 +53,7 @@ async fn update(context: &AppContext, delivery: Delivery) -> bool {
     let budget = Budget { api: delivery.api(), day: clock.day() };
     let Ok(token) = tokens.get().await else { return false };
     let Ok(ended) = store.ended_messages(&app.id, budget).await else { return false };
-    let outage = metrics.broadcasts.quota(delivery);
+    let outage = metrics.quota_outage(delivery);
     match client.quota(delivery, token.value()).await {
         Ok(quota) => {
             outage.succeeded();

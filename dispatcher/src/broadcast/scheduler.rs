@@ -76,12 +76,12 @@ impl Scheduler {
         let (app, now_ms) = (&context.app.id, context.clock.now_ms());
         let due = context.store.due_broadcasts(app, now_ms).await?;
         for id in &due {
-            let begun = self.begin(id, now_ms).await;
+            let begun = self.start_due(id, now_ms).await;
             self.note(id, begun)?;
         }
         let running = context.store.running_broadcasts(app).await?;
         self.unusable.retain(|id, _| due.contains(id) || running.contains(id));
-        context.metrics.broadcasts.show_running(running.len());
+        context.metrics.show_running(running.len());
         if !running.is_empty() && self.quota_asked.elapsed() >= QUOTA_INTERVAL {
             self.quota_asked = Instant::now();
             let sent = |delivery| {
@@ -95,7 +95,7 @@ impl Scheduler {
         }
         self.active.retain(|id, on_replica| on_replica.buckets > 0 || running.contains(id));
         for id in &running {
-            let taken = self.take_part(id, now_ms).await;
+            let taken = self.take_tasks(id, now_ms).await;
             self.note(id, taken)?;
         }
         Ok(())
@@ -109,7 +109,7 @@ impl Scheduler {
             Err(error) if !error.is_lasting() => return Err(error),
             Err(error) => {
                 let broadcast =
-                    self.unusable.entry(id.clone()).or_insert_with(|| self.context.metrics.broadcasts.unusable());
+                    self.unusable.entry(id.clone()).or_insert_with(|| self.context.metrics.unusable_broadcast());
                 broadcast.failed(&format_args!("{}, broadcast {id}: {error}", self.context.app.id));
             }
         }
@@ -117,7 +117,7 @@ impl Scheduler {
     }
 
     /// Takes as many tasks of a broadcast as there is capacity for.
-    async fn take_part(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+    async fn take_tasks(&mut self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let context = Arc::clone(&self.context);
         let app = &context.app.id;
         let on_replica = self.active.get(id);
@@ -138,13 +138,13 @@ impl Scheduler {
             context.store.move_broadcast(app, id, &Move::Cancel, now_ms).await?;
         }
         for task in tasks {
-            self.start(task).await?;
+            self.spawn_worker(task).await?;
         }
         Ok(())
     }
 
     /// Starts or resumes a broadcast that is due.
-    async fn begin(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
+    async fn start_due(&self, id: &BroadcastId, now_ms: u64) -> Result<(), store::Error> {
         let (store, app) = (&self.context.store, &self.context.app.id);
         let Some(record) = store.broadcast(app, id).await? else {
             // Requesting any transition removes it from the list.
@@ -159,7 +159,7 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn start(&mut self, task: Task) -> Result<(), store::Error> {
+    async fn spawn_worker(&mut self, task: Task) -> Result<(), store::Error> {
         let id = task.broadcast.clone();
         let Some(active) = self.load(&id).await? else {
             return self.context.store.leave_task(&self.context.app.id, &task, Left::Stopped).await.map(drop);

@@ -14,7 +14,6 @@ use crate::wechat::message::{Delivery, Message, Value};
 /// Parameters of a broadcast, without its audience.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Name for people.
     pub name: String,
     pub message: Arc<Message>,
     /// Messages per second over all replicas; 0 for as many as the app's limit permits.

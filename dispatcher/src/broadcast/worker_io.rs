@@ -14,7 +14,6 @@ use tracing::debug;
 use super::active::ActiveBroadcast;
 use super::completion;
 
-/// Pause before Redis is called again.
 const REDIS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Pause while other messages to the same users are in flight: about as long as a call takes.
@@ -101,7 +100,7 @@ impl BucketIo {
                 *permits = page.permits;
                 let traced = active.trace.page_taken(span, page.ready.len());
                 active.context.metrics.loops.broadcasts.succeeded();
-                active.context.metrics.broadcasts.ended(&page.endings);
+                active.context.metrics.ended(&page.endings);
                 if page.ready.is_empty() && page.busy > 0 {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
@@ -125,7 +124,7 @@ impl BucketIo {
         let (requested_at, mut ready) = (Instant::now(), Vec::new());
         for chunk in openids.chunks(PAGE) {
             let found = part.take_over(owner, chunk, terms).await?;
-            active.context.metrics.broadcasts.ended(&found.endings);
+            active.context.metrics.ended(&found.endings);
             ready.extend(found.ready);
         }
         Ok(Fetched::Recovered { ready, requested_at })
@@ -144,7 +143,7 @@ impl BucketIo {
         let (owner, requested_at, mut found) = (LeaseId::random(), Instant::now(), TakenOver::default());
         for chunk in openids.chunks(PAGE) {
             let page = part.take_over(owner, chunk, terms).await?;
-            active.context.metrics.broadcasts.ended(&page.endings);
+            active.context.metrics.ended(&page.endings);
             found.wait = found.wait.into_iter().chain(page.wait).min();
             found.ready.extend(page.ready);
             if found.ready.len() >= PAGE / 2 {
@@ -203,7 +202,7 @@ impl BucketIo {
             settling.note(&settled);
             match settled {
                 Ok(settled) => {
-                    active.context.metrics.broadcasts.ended(&settled.endings);
+                    active.context.metrics.ended(&settled.endings);
                     return Ok(settled.next);
                 }
                 Err(error) if error.is_lasting() => return Err(error),

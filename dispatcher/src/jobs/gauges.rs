@@ -32,7 +32,7 @@ pub async fn follow_quota(context: Arc<AppContext>) {
             let quota = store.quota(&app.id, budget).await;
             reading.note(&quota);
             if let Ok((limit, used)) = quota {
-                metrics.quota.show(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used);
+                metrics.show_quota(delivery, limit.unwrap_or(app.bounds(delivery).daily_quota), used);
             }
         }
         tokio::time::sleep(INTERVAL).await;
@@ -41,14 +41,14 @@ pub async fn follow_quota(context: Arc<AppContext>) {
 
 /// Counts broadcasts, including those that callers and other replicas paused. Never returns.
 pub async fn follow_broadcasts(context: Arc<AppContext>) {
-    let metrics = &context.metrics.pauses;
+    let metrics = &context.metrics;
     let mut reading = context.metrics.loops.gauges.operation();
     let mut seen = Seen::default();
     loop {
         let reasons = seen.update(&context).await;
         reading.note(&reasons);
         if let Ok(reasons) = reasons {
-            metrics.show(reasons.iter().map(String::as_str));
+            metrics.show_paused(reasons.iter().map(String::as_str));
             let sum = |part: fn(&Progress) -> u64| seen.open.values().map(part).sum();
             metrics.show_progress(sum(|progress| progress.audience), sum(|progress| progress.left));
         }

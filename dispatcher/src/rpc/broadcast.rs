@@ -29,7 +29,6 @@ use crate::wechat::message::Delivery;
 /// Maximum number of users in the list, or in the exclude list, of one call.
 const MAX_LIST: usize = 10_000;
 const MAX_NAME: usize = 128;
-/// Maximum rate in messages per second.
 const MAX_RATE: u32 = 1_000_000;
 /// Maximum length of a page token in bytes: a bucket, and in hex an openid and how its message ended.
 const MAX_PAGE_TOKEN: usize = 512;

@@ -146,8 +146,8 @@ impl DispatcherService for Service {
         }
         let created = broadcasts.create(&new).await;
         // Without a request id, a repeated call would create another broadcast.
-        let once = |failure: Failure| if new.request_id.is_none() { failure.perhaps_done() } else { failure };
-        let view = created.map_err(once)?;
+        let repeatable = new.request_id.is_some();
+        let view = created.map_err(|failure| if repeatable { failure } else { failure.perhaps_done() })?;
         rpc::note_broadcast(&view.record.id);
         let created = Transition { view, moved: true };
         let broadcast = Some(after_transition("Broadcast", &caller, broadcasts, &created));

@@ -51,7 +51,6 @@ impl Service {
     }
 }
 
-/// Parses the request id; `None` if it is empty.
 pub(super) fn request_id(fields: &mut Fields, text: &str) -> Option<RequestId> {
     if text.is_empty() { None } else { fields.take("request_id", RequestId::parse(text)) }
 }

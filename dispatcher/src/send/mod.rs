@@ -78,17 +78,16 @@ impl AppContext {
 
     async fn send_and_count(&self, order: &SendRequest) -> Result<Sent, Failure> {
         let delivery = order.message.delivery;
-        let metrics = &self.metrics.sends;
         match self.try_send(order).await {
             Ok(SendResult::Sent(sent)) => {
-                metrics.ended(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
+                self.metrics.sent(delivery, sent.outcome.end.name(), sent.outcome.answer.errcode);
                 Ok(sent)
             }
             Ok(SendResult::Lost) => Ok(lost()),
             Ok(SendResult::Recorded(outcome)) => self.repeat(order, &outcome).await.map_err(Failure::from),
             Err(error) => {
                 let failure = Failure::from(error);
-                metrics.ended(delivery, failure.reason(), failure.errcode());
+                self.metrics.sent(delivery, failure.reason(), failure.errcode());
                 Err(failure)
             }
         }
@@ -114,7 +113,7 @@ impl AppContext {
         loop {
             let before = progress.attempts;
             let result = self.try_credential(order, &lease, &mut progress).await;
-            self.metrics.sends.attempted(order.message.delivery, progress.attempts - before);
+            self.metrics.attempted(order.message.delivery, progress.attempts - before);
             match self.settle(order, lease, result, &mut progress).await? {
                 AfterSettle::Done(sent) => {
                     self.counts.add(order.message.delivery, 1);

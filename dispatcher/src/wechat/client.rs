@@ -25,20 +25,11 @@ use crate::metrics::WechatMetrics;
 use crate::outages::WechatOutages;
 use crate::spans;
 
-/// Path of a send. WeChat also uses it as the name of the quota.
-fn path(delivery: Delivery) -> &'static [&'static str] {
-    match delivery {
-        Delivery::FormId => &["cgi-bin", "message", "wxopen", "template", "send"],
-        Delivery::Subscription => &["cgi-bin", "message", "subscribe", "send"],
-    }
-}
-
-fn name(delivery: Delivery) -> &'static str {
-    match delivery {
-        Delivery::FormId => "template/send",
-        Delivery::Subscription => "subscribe/send",
-    }
-}
+/// By delivery: the name of a send in traces, and its path. WeChat also uses the path as the name of the quota.
+const SENDS: [(&str, &[&str]); 2] = [
+    ("template/send", &["cgi-bin", "message", "wxopen", "template", "send"]),
+    ("subscribe/send", &["cgi-bin", "message", "subscribe", "send"]),
+];
 
 /// Maximum length of an answer in bytes. WeChat's answers have less than a kilobyte.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -84,8 +75,7 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE);
         let http = tls(builder, &app)?.build().map_err(|error| ClientError::Tls(error_chain(&error.without_url())))?;
-        let send = |delivery| endpoint(&app.base_url, path(delivery));
-        let sends = [send(Delivery::FormId)?, send(Delivery::Subscription)?];
+        let [template, subscribe] = SENDS.map(|(_, path)| endpoint(&app.base_url, path));
         let quota = endpoint(&app.base_url, &["cgi-bin", "openapi", "quota", "get"])?;
         let token = match app.token_endpoint {
             TokenEndpoint::Stable => endpoint(&app.base_url, &["cgi-bin", "stable_token"])?,
@@ -93,7 +83,7 @@ impl Client {
         };
         let outages = metrics.as_ref().map(|metrics| metrics.outages.clone());
         let outages = outages.unwrap_or_else(|| WechatOutages::new(&app.id, &Outages::default()));
-        let inner = Inner { http, app, sends, quota, token, metrics, outages };
+        let inner = Inner { http, app, sends: [template?, subscribe?], quota, token, metrics, outages };
         Ok(Self { inner: Arc::new(inner), traced: true })
     }
 
@@ -114,11 +104,9 @@ impl Client {
 
     /// Calls `template/send` or `subscribe/send` once. The body is [`super::message::Message::body`].
     pub async fn send(&self, delivery: Delivery, token: &str, body: Vec<u8>) -> Reply {
-        let url = &self.inner.sends[delivery as usize];
-        let (begun, span) = (Instant::now(), self.span(name(delivery), "POST"));
-        let answer = self.call(post(with_token(url, token), body), &span).await;
-        self.observe(begun, |metrics| &metrics.sends[delivery as usize]);
-        let reply = Reply::parse(answer);
+        let (url, span) = (&self.inner.sends[delivery as usize], self.span(SENDS[delivery as usize].0, "POST"));
+        let request = post(with_token(url, token), body);
+        let reply = Reply::parse(self.call(request, &span, |metrics| &metrics.sends[delivery as usize]).await);
         match &reply {
             Reply::Answered { errcode, rid, .. } => {
                 spans::errcode(&span, *errcode, rid);
@@ -140,11 +128,10 @@ impl Client {
     /// the caller must cope with an error. WeChat limits this call too: do not make it before each message.
     pub async fn quota(&self, delivery: Delivery, token: &str) -> Result<Quota, QuotaError> {
         // WeChat's own path, even if a gateway has the API under another path.
-        let body = serde_json::json!({ "cgi_path": format!("/{}", path(delivery).join("/")) });
+        let body = serde_json::json!({ "cgi_path": format!("/{}", SENDS[delivery as usize].1.join("/")) });
         let request = post(with_token(&self.inner.quota, token), body.to_string().into_bytes());
-        let (begun, span) = (Instant::now(), self.span("quota/get", "POST"));
-        let answer = self.call(request, &span).await;
-        self.observe(begun, |metrics| &metrics.quota);
+        let span = self.span("quota/get", "POST");
+        let answer = self.call(request, &span, |metrics| &metrics.quota).await;
         let quota = answer.map_err(QuotaError::from).and_then(|body| Quota::parse(&body));
         match &quota {
             Ok(_) => {}
@@ -161,9 +148,8 @@ impl Client {
             TokenEndpoint::Stable => ("stable_token", "POST"),
             TokenEndpoint::Plain => ("token", "GET"),
         };
-        let (begun, span) = (Instant::now(), self.span(api, method));
-        let answer = self.call(self.token_request(force_refresh), &span).await;
-        self.observe(begun, |metrics| &metrics.token);
+        let span = self.span(api, method);
+        let answer = self.call(self.token_request(force_refresh), &span, |metrics| &metrics.token).await;
         let fetched = answer.map_err(TokenError::from).and_then(|body| FetchedToken::parse(&body));
         match &fetched {
             Err(TokenError::Refused { errcode, rid, .. }) => spans::errcode(&span, *errcode, rid),
@@ -179,12 +165,6 @@ impl Client {
             .inc();
         }
         fetched
-    }
-
-    fn observe(&self, begun: Instant, histogram: impl FnOnce(&WechatMetrics) -> &Histogram) {
-        if let Some(metrics) = &self.inner.metrics {
-            histogram(metrics).observe(begun.elapsed().as_secs_f64());
-        }
     }
 
     fn token_request(&self, force_refresh: bool) -> Request {
@@ -210,8 +190,23 @@ impl Client {
         }
     }
 
-    /// Returns the body of a successful response. Only the two connect causes mean that nothing was sent.
-    async fn call(&self, request: Request, span: &Span) -> Result<Vec<u8>, Cause> {
+    /// Returns the body of a successful response. `histogram` gets the duration.
+    async fn call(
+        &self,
+        request: Request,
+        span: &Span,
+        histogram: impl FnOnce(&WechatMetrics) -> &Histogram,
+    ) -> Result<Vec<u8>, Cause> {
+        let begun = Instant::now();
+        let answer = self.exchange(request, span).await;
+        if let Some(metrics) = &self.inner.metrics {
+            histogram(metrics).observe(begun.elapsed().as_secs_f64());
+        }
+        answer
+    }
+
+    /// Only the two connect causes mean that nothing was sent.
+    async fn exchange(&self, request: Request, span: &Span) -> Result<Vec<u8>, Cause> {
         let response = self.inner.http.execute(request).await.map_err(|error| cause_of(&error))?;
         let status = response.status();
         spans::status(span, status);

@@ -31,7 +31,6 @@ impl Delivery {
         }
     }
 
-    /// Kinds of credentials that its messages spend.
     pub fn kinds(self) -> Kinds {
         match self {
             Self::FormId => Kinds::IDS,
@@ -39,7 +38,6 @@ impl Delivery {
         }
     }
 
-    /// The generation whose messages spend credentials of this kind.
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::FormId | Kind::PrepayId => Self::FormId,

@@ -17,7 +17,6 @@ const MAX_GROUP: usize = 12;
 /// Upper limit for the lifetime of a token. WeChat gives two hours.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// Result of sending a message.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Reply {
     Answered {
@@ -63,7 +62,6 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// A token as WeChat returned it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FetchedToken {
     pub token: String,

@@ -161,7 +161,6 @@ impl Inner {
     }
 }
 
-/// Why no token was obtained through Redis.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 enum Missing {
