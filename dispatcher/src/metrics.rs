@@ -61,15 +61,14 @@ impl Metrics {
     pub fn new() -> Result<Self, Error> {
         let service = ServiceMetrics::new(SERVICE_NAME, store::commands())?;
         let registry = &service.registry;
-        let counters = |name, help, labels| registry.counters(name, help, labels);
         let gauges = |name, help| registry.gauges(name, help, &["app"]);
         Ok(Self {
-            sends: counters(
+            sends: registry.counters(
                 "formid_sends_total",
                 "Messages of SendTemplate by outcome, without those answered from the record of an earlier call",
                 &["app", "delivery", "outcome", "errcode"],
             )?,
-            attempts: counters(
+            attempts: registry.counters(
                 "formid_send_attempts_total",
                 "Calls to WeChat for messages of SendTemplate",
                 &["app", "delivery"],
@@ -80,7 +79,7 @@ impl Metrics {
                 &["app", "endpoint"],
                 WECHAT_SECONDS,
             )?,
-            fetches: counters(
+            fetches: registry.counters(
                 "formid_token_fetches_total",
                 "Calls to WeChat for an access token: ok, refused (an operator has to act), or failed (temporary)",
                 &["app", "result"],
@@ -100,7 +99,7 @@ impl Metrics {
                 "Messages that the app has sent today, over all replicas, by message generation",
                 &["app", "delivery"],
             )?,
-            messages: counters(
+            messages: registry.counters(
                 "formid_broadcast_messages_total",
                 "Messages of broadcasts that this replica settled, by how they ended",
                 &["app", "ending"],

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use domain::AppId;
+use domain::{AppId, Kind};
 use store::Store;
 use store::eligibility::Kinds;
 use store::stops::{Stop, StopScope};
@@ -61,9 +61,14 @@ impl AppStops {
         if let Some(stop) = stopped(StopScope::App) {
             return (Kinds::NONE, Some(stop.clone()));
         }
-        let (stopped_kinds, usable): (Vec<_>, Vec<_>) =
-            wanted.iter().partition(|kind| stopped(StopScope::Kind(*kind)).is_some());
-        (usable.into_iter().collect(), stopped_kinds.first().and_then(|kind| stopped(StopScope::Kind(*kind))).cloned())
+        let mut first = None;
+        let is_usable = |kind: &Kind| {
+            let stop = stopped(StopScope::Kind(*kind));
+            first = first.or(stop);
+            stop.is_none()
+        };
+        let usable = wanted.iter().filter(is_usable).collect();
+        (usable, first.cloned())
     }
 
     /// Stops sources of the app. This applies here at once, and on other replicas within [`REFRESH`].

@@ -29,8 +29,6 @@ pub mod tokens;
 mod xml;
 
 #[cfg(test)]
-mod garbled;
-#[cfg(test)]
 mod tests;
 
 use domain::{OpenId, TemplateId};

@@ -54,11 +54,10 @@ impl AppContext {
             age: age(lease),
             retry_unknown: order.retry_unknown,
         };
-        if lease.taken_over && lease.kind != Kind::FormId && !order.retry_unknown {
-            return AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
-        }
-        if lease.taken_over && i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64 {
-            // WeChat answers 41028 for an expired form id, used or not, so the answer would prove nothing.
+        let at_most_once = lease.kind != Kind::FormId && !order.retry_unknown;
+        // WeChat answers 41028 for an expired form id, used or not, so the answer would prove nothing.
+        let expires = i64::from(lease.expiry) <= lease.now + self.limits.terms.duration.as_secs() as i64;
+        if lease.taken_over && (at_most_once || expires) {
             return AttemptResult::End(End::Unknown, LeaseEnd::Unknown);
         }
         let body = order.message.body(&order.openid, &lease.credential);

@@ -1,5 +1,7 @@
 //! Valid bodies as WeChat posts them, and invalid ones.
 
+mod garbled;
+
 use std::time::Duration;
 
 use super::*;

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::*;
+use super::super::*;
 
 /// Used as the openid in every body, so that an error that quotes the body is found.
 const CANARY: &str = "oC4nary7f3a";
