@@ -8,10 +8,7 @@ use domain::{AppId, OpenId};
 use prost_types::{Duration as ProtoDuration, Timestamp};
 use server::auth::Caller;
 use server::proto::broadcast_request::Audience as ProtoAudience;
-use server::proto::{
-    self, AddRecipientsRequest, BroadcastRequest, ListBroadcastsRequest, ListUndeliveredRequest, ValueWarning,
-    WatchBroadcastRequest,
-};
+use server::proto::{self, BroadcastRequest, ListBroadcastsRequest, ValueWarning};
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use store::broadcast::BroadcastId;
@@ -44,9 +41,7 @@ pub(super) struct Parsed<'a> {
     pub(super) validate_only: bool,
 }
 
-pub(super) struct MoreRecipients<'a> {
-    pub(super) broadcasts: &'a Broadcasts,
-    pub(super) id: BroadcastId,
+pub(super) struct MoreRecipients {
     pub(super) recipients: Vec<Recipient>,
     pub(super) exclude: Vec<OpenId>,
     pub(super) duplicates: u32,
@@ -118,22 +113,6 @@ impl Service {
         Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
     }
 
-    pub(super) fn parse_recipients(
-        &self,
-        caller: &Caller,
-        request: AddRecipientsRequest,
-    ) -> Result<MoreRecipients<'_>, Failure> {
-        let mut fields = Fields::default();
-        let app = fields.take("app_id", AppId::parse(request.app_id));
-        let id = id(&mut fields, &request.broadcast_id);
-        let mut values = Fields::default();
-        let (recipients, duplicates) = recipients(&mut fields, &mut values, "recipients", request.recipients);
-        let exclude = openids(&mut fields, "exclude", request.exclude);
-        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
-        let id = id.ok_or_else(Failure::internal)?;
-        Ok(MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values })
-    }
-
     /// Parses `ListBroadcasts`: the id to continue after, and the page size.
     pub(super) fn parse_list(
         &self,
@@ -149,42 +128,34 @@ impl Service {
         };
         Ok((&self.finish(caller, fields, app)?.broadcasts, before, size))
     }
+}
 
-    pub(super) fn parse_watch(
-        &self,
-        caller: &Caller,
-        request: WatchBroadcastRequest,
-    ) -> Result<(&Arc<Broadcasts>, BroadcastId, Duration), Failure> {
-        let mut fields = Fields::default();
-        let app = fields.take("app_id", AppId::parse(request.app_id));
-        let id = id(&mut fields, &request.broadcast_id);
-        let (default, least, most) = INTERVALS;
-        let interval =
-            request.interval.map_or(default, |interval| span(&mut fields, "interval", interval, least, most));
-        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
-        Ok((broadcasts, id.ok_or_else(Failure::internal)?, interval))
-    }
+/// Parses the lists of `AddRecipients`.
+pub(super) fn more_recipients(
+    fields: &mut Fields,
+    list: Vec<proto::Recipient>,
+    exclude: Vec<String>,
+) -> MoreRecipients {
+    let mut values = Fields::default();
+    let (recipients, duplicates) = recipients(fields, &mut values, "recipients", list);
+    MoreRecipients { recipients, exclude: openids(fields, "exclude", exclude), duplicates, values }
+}
 
-    /// Parses `ListUndelivered`: the position to continue at, and the page size.
-    pub(super) fn parse_undelivered(
-        &self,
-        caller: &Caller,
-        request: ListUndeliveredRequest,
-    ) -> Result<(&Broadcasts, BroadcastId, Option<Cursor>, usize), Failure> {
-        let mut fields = Fields::default();
-        let app = fields.take("app_id", AppId::parse(request.app_id));
-        let id = id(&mut fields, &request.broadcast_id);
-        let size = page_size(&mut fields, request.page_size, 100, 1000);
-        let from = match request.page_token.as_str() {
-            "" => None,
-            token if fields.fits("page_token", token, MAX_PAGE_TOKEN) => {
-                fields.take("page_token", cursor_of(token).ok_or(BAD_TOKEN))
-            }
-            _ => None,
-        };
-        let broadcasts = &self.finish(caller, fields, app)?.broadcasts;
-        Ok((broadcasts, id.ok_or_else(Failure::internal)?, from, size))
-    }
+/// Parses the interval of `WatchBroadcast`.
+pub(super) fn interval(fields: &mut Fields, given: Option<ProtoDuration>) -> Duration {
+    let (default, least, most) = INTERVALS;
+    given.map_or(default, |interval| span(fields, "interval", interval, least, most))
+}
+
+/// Parses the page of `ListUndelivered`: the position to continue at, and the size.
+pub(super) fn undelivered_page(fields: &mut Fields, size: u32, token: &str) -> (Option<Cursor>, usize) {
+    let size = page_size(fields, size, 100, 1000);
+    let from = if !token.is_empty() && fields.fits("page_token", token, MAX_PAGE_TOKEN) {
+        fields.take("page_token", cursor_of(token).ok_or(BAD_TOKEN))
+    } else {
+        None
+    };
+    (from, size)
 }
 
 const BAD_TOKEN: &str = "must be the next_page_token of an earlier response";
@@ -205,10 +176,6 @@ fn cursor_of(token: &str) -> Option<Cursor> {
     let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
     let after = String::from_utf8(bytes?).ok()?;
     Some(Cursor { bucket: Bucket(bucket.parse().ok()?), after })
-}
-
-pub(super) fn id(fields: &mut Fields, text: &str) -> Option<BroadcastId> {
-    fields.take("broadcast_id", BroadcastId::parse(text).ok_or("must be a broadcast_id that Broadcast returned"))
 }
 
 /// Returns each user of a list once, and the number of duplicate entries. Values that subscription messages do not

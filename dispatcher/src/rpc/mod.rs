@@ -74,19 +74,23 @@ impl Service {
         Ok(service)
     }
 
-    /// Returns the handler of the app and the broadcast id that a request names.
-    fn broadcast_of(
+    /// Returns the handler of the app and the broadcast id that a request names, and what `parse` returns for its other
+    /// fields; or a failure that lists every bad field.
+    fn broadcast_and<T>(
         &self,
         caller: &Caller,
         app_id: String,
         broadcast_id: &str,
-    ) -> Result<(&Broadcasts, BroadcastId), Failure> {
+        parse: impl FnOnce(&mut Fields) -> T,
+    ) -> Result<(&Arc<Broadcasts>, BroadcastId, T), Failure> {
         let mut fields = Fields::default();
         let app = fields.take("app_id", AppId::parse(app_id));
-        let id = broadcast::id(&mut fields, broadcast_id);
+        let id = BroadcastId::parse(broadcast_id).ok_or("must be a broadcast_id that Broadcast returned");
+        let id = fields.take("broadcast_id", id);
+        let others = parse(&mut fields);
         let service = self.finish(caller, fields, app)?;
         // Without an id, `fields` has reported a bad field.
-        Ok((&service.broadcasts, id.ok_or_else(Failure::internal)?))
+        Ok((&service.broadcasts, id.ok_or_else(Failure::internal)?, others))
     }
 
     /// Moves a broadcast to another state. `call` is the name of the call in the audit log.
@@ -97,7 +101,7 @@ impl Service {
         (app_id, broadcast_id): (String, String),
         to: Move,
     ) -> Result<Option<BroadcastInfo>, Status> {
-        let (broadcasts, id) = self.broadcast_of(caller, app_id, &broadcast_id)?;
+        let (broadcasts, id, ()) = self.broadcast_and(caller, app_id, &broadcast_id, |_| ())?;
         Ok(Some(after_transition(call, caller, broadcasts, &broadcasts.transition(&id, to).await?)))
     }
 }
@@ -156,8 +160,10 @@ impl DispatcherService for Service {
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
         let caller = Caller::of(&request)?;
-        let parsed = self.parse_recipients(&caller, request.into_inner())?;
-        let broadcast::MoreRecipients { broadcasts, id, recipients, exclude, duplicates, values } = parsed;
+        let AddRecipientsRequest { app_id, broadcast_id, recipients, exclude } = request.into_inner();
+        let parse = |fields: &mut Fields| broadcast::more_recipients(fields, recipients, exclude);
+        let (broadcasts, id, parsed) = self.broadcast_and(&caller, app_id, &broadcast_id, parse)?;
+        let broadcast::MoreRecipients { recipients, exclude, duplicates, values } = parsed;
         if !values.is_empty() && broadcasts.delivery_of(&id).await? == Delivery::Subscription {
             values.finish()?;
         }
@@ -172,7 +178,7 @@ impl DispatcherService for Service {
     async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {
         let caller = Caller::of(&request)?;
         let StartBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let (broadcasts, id, ()) = self.broadcast_and(&caller, app_id, &broadcast_id, |_| ())?;
         let broadcast = Some(after_transition("StartBroadcast", &caller, broadcasts, &broadcasts.start(&id).await?));
         Ok(Response::new(StartBroadcastResponse { broadcast }))
     }
@@ -180,7 +186,7 @@ impl DispatcherService for Service {
     async fn get_broadcast(&self, request: Request<GetBroadcastRequest>) -> Answer<GetBroadcastResponse> {
         let caller = Caller::of(&request)?;
         let GetBroadcastRequest { app_id, broadcast_id } = request.into_inner();
-        let (broadcasts, id) = self.broadcast_of(&caller, app_id, &broadcast_id)?;
+        let (broadcasts, id, ()) = self.broadcast_and(&caller, app_id, &broadcast_id, |_| ())?;
         let view = broadcasts.get(&id).await?;
         let broadcast = Some(info::of(&broadcasts.context.app.id, &view));
         Ok(Response::new(GetBroadcastResponse { broadcast }))
@@ -203,7 +209,9 @@ impl DispatcherService for Service {
 
     async fn watch_broadcast(&self, request: Request<WatchBroadcastRequest>) -> Answer<Self::WatchBroadcastStream> {
         let (caller, connection, drain) = (Caller::of(&request)?, ConnectionClosing::of(&request), self.drain.clone());
-        let (broadcasts, id, interval) = self.parse_watch(&caller, request.into_inner())?;
+        let WatchBroadcastRequest { app_id, broadcast_id, interval } = request.into_inner();
+        let parse = |fields: &mut Fields| broadcast::interval(fields, interval);
+        let (broadcasts, id, interval) = self.broadcast_and(&caller, app_id, &broadcast_id, parse)?;
         // A missing broadcast is reported before the stream starts, not within it.
         broadcasts.get(&id).await?;
         let revoked = caller.revoked(Some(broadcasts.context.app.id.clone()));
@@ -242,7 +250,9 @@ impl DispatcherService for Service {
 
     async fn list_undelivered(&self, request: Request<ListUndeliveredRequest>) -> Answer<ListUndeliveredResponse> {
         let caller = Caller::of(&request)?;
-        let (broadcasts, id, from, size) = self.parse_undelivered(&caller, request.into_inner())?;
+        let ListUndeliveredRequest { app_id, broadcast_id, page_size, page_token } = request.into_inner();
+        let parse = |fields: &mut Fields| broadcast::undelivered_page(fields, page_size, &page_token);
+        let (broadcasts, id, (from, size)) = self.broadcast_and(&caller, app_id, &broadcast_id, parse)?;
         let (found, next) = broadcasts.undelivered(&id, from, size).await?;
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();
