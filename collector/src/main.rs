@@ -3,20 +3,20 @@
 use std::process::ExitCode;
 
 use collector::StartError;
-use collector::settings::{Flags, Settings};
+use collector::settings::{Args, Settings};
 use server::listen::Listeners;
 use server::serve;
 use server::telemetry;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let flags: Flags = match telemetry::parse() {
-        Ok(flags) => flags,
+    let args: Args = match telemetry::parse() {
+        Ok(args) => args,
         Err(code) => return code,
     };
-    let settings = match Settings::read(&flags) {
+    let settings = match Settings::read(&args) {
         Ok(settings) => settings,
-        Err(error) => return telemetry::refuse(&error, flags.common.log_json()),
+        Err(error) => return telemetry::refuse(&error, args.common.log_json()),
     };
     let telemetry = telemetry::start("formid-collector", &settings.common.log, &settings.common.traces);
     let ended = start(settings).await;

@@ -30,7 +30,7 @@ const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 /// them in Redis
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version)]
-pub struct Flags {
+pub struct Args {
     /// Address to listen on for gRPC calls (IP address:port)
     #[arg(long, env = "FORMID_COLLECTOR_LISTEN", default_value = "127.0.0.1:7001", value_parser = setting(SocketAddr::from_str))]
     pub listen: Setting<SocketAddr>,
@@ -91,16 +91,16 @@ pub struct Settings {
 
 impl Settings {
     /// Reads the flags; fails with all errors together.
-    pub fn read(flags: &Flags) -> Result<Self, SettingsError> {
+    pub fn read(args: &Args) -> Result<Self, SettingsError> {
         let mut errors = ConfigErrors::default();
-        let common = flags.common.read(&flags.listen, &mut errors);
-        let store = flags.store.read(&mut errors);
-        let apps = read_apps(&flags.apps, &mut errors);
-        let tokens = errors.take(&flags.callback_tokens);
+        let common = args.common.read(&args.listen, &mut errors);
+        let store = args.store.read(&mut errors);
+        let apps = read_apps(&args.apps, &mut errors);
+        let tokens = errors.take(&args.callback_tokens);
         let callback_tokens = tokens.map(|path| tokens::read(&path, &apps, &mut errors)).unwrap_or_default().into();
-        let callback_max_age = MaxAge(errors.take(&flags.callback_max_age));
-        let (prepay_uses, lease_margin) = (errors.take(&flags.prepay_uses), errors.take(&flags.lease_margin));
-        let (sweep_period, small_app_users) = (errors.take(&flags.sweep_period), errors.take(&flags.small_app_users));
+        let callback_max_age = MaxAge(errors.take(&args.callback_max_age));
+        let (prepay_uses, lease_margin) = (errors.take(&args.prepay_uses), errors.take(&args.lease_margin));
+        let (sweep_period, small_app_users) = (errors.take(&args.sweep_period), errors.take(&args.small_app_users));
         let store = errors.finish(store)?;
         Ok(Self {
             common,
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn read(flags: &[&str]) -> Result<Settings, SettingsError> {
-        Settings::read(&Flags::parse_from(std::iter::once(&"collector").chain(flags)))
+        Settings::read(&Args::parse_from(std::iter::once(&"collector").chain(flags)))
     }
 
     fn problems(flags: &[&str]) -> Vec<String> {
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn readme_has_each_flag_with_its_variable_and_default() {
-        let amiss = testing::flags_amiss(&<Flags as clap::CommandFactory>::command());
+        let amiss = testing::flags_amiss(&<Args as clap::CommandFactory>::command());
         assert!(amiss.is_empty(), "{amiss:#?}");
     }
 }

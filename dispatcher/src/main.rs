@@ -19,7 +19,7 @@ async fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let settings = match args.read() {
+    let settings = match Settings::read(&args) {
         Ok(settings) => settings,
         Err(error) => return telemetry::refuse(&error, args.common.log_json()),
     };

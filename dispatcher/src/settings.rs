@@ -62,10 +62,8 @@ pub struct Args {
     /// Percentage of the last 1000 messages that may fail before a broadcast pauses
     #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50", value_parser = number::<u8>(1..=100))]
     pub broadcast_failures: Setting<u8>,
-    #[allow(missing_docs)]
     #[command(flatten)]
     pub common: CommonArgs,
-    #[allow(missing_docs)]
     #[command(flatten)]
     pub store: StoreArgs,
 }
@@ -108,26 +106,26 @@ pub struct Limits {
     pub broadcast_failures: f64,
 }
 
-impl Args {
+impl Settings {
     /// Reads all flags and the apps file. All errors and contradictions are reported together.
-    pub fn read(&self) -> Result<Settings, SettingsError> {
+    pub fn read(args: &Args) -> Result<Self, SettingsError> {
         let mut errors = ConfigErrors::default();
-        let terms = self.terms(&mut errors);
+        let terms = args.terms(&mut errors);
         let lease = Some(terms.duration).filter(|_| errors.is_empty());
         let limits = Limits {
             terms,
-            attempts: errors.take(&self.attempts),
-            credentials: errors.take(&self.credentials_per_message),
-            backoff: errors.take(&self.backoff),
-            stop: errors.take(&self.stop),
-            broadcast_in_flight: errors.take(&self.broadcast_in_flight),
-            broadcast_tasks: errors.take(&self.broadcast_tasks),
-            broadcast_failures: f64::from(errors.take(&self.broadcast_failures)) / 100.0,
+            attempts: errors.take(&args.attempts),
+            credentials: errors.take(&args.credentials_per_message),
+            backoff: errors.take(&args.backoff),
+            stop: errors.take(&args.stop),
+            broadcast_in_flight: errors.take(&args.broadcast_in_flight),
+            broadcast_tasks: errors.take(&args.broadcast_tasks),
+            broadcast_failures: f64::from(errors.take(&args.broadcast_failures)) / 100.0,
         };
-        let reap_interval = errors.take(&self.reap_interval);
-        let common = self.common.read(&self.listen, &mut errors);
-        let store = self.store.read(&mut errors);
-        let apps = Apps::read(&self.apps_file, &mut errors);
+        let reap_interval = errors.take(&args.reap_interval);
+        let common = args.common.read(&args.listen, &mut errors);
+        let store = args.store.read(&mut errors);
+        let apps = Apps::read(&args.apps_file, &mut errors);
         for app in apps.iter().flat_map(Apps::iter) {
             if let Some(lease) = lease.filter(|lease| *lease <= app.timeout) {
                 errors.add(format!(
@@ -138,9 +136,11 @@ impl Args {
             }
         }
         let (store, apps) = errors.finish(store.zip(apps))?;
-        Ok(Settings { common, store, apps, limits, reap_interval, clock: Clock::default() })
+        Ok(Self { common, store, apps, limits, reap_interval, clock: Clock::default() })
     }
+}
 
+impl Args {
     fn terms(&self, errors: &mut ConfigErrors) -> LeaseTerms {
         let (duration, margin) = (errors.take(&self.lease), errors.take(&self.lease_margin));
         let keep = errors.take(&self.keep_requests);

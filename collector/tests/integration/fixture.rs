@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use collector::StartError;
-use collector::settings::{Flags, Settings};
+use collector::settings::{Args, Settings};
 use domain::{AppId, OpenId};
 use prost_types::Timestamp;
 use server::proto::collector_service_client::CollectorServiceClient;
@@ -48,7 +48,7 @@ impl Collector {
         // A long timeout, because the machine may be busy.
         let more = [["--apps", APP], ["--redis-timeout", "20s"]].into_iter().filter(|[flag, _]| !flags.contains(flag));
         let flags: Vec<_> = usual.into_iter().chain(more.flatten()).chain(flags.iter().copied()).collect();
-        let settings = Settings::read(&Flags::parse_from(flags)).unwrap();
+        let settings = Settings::read(&Args::parse_from(flags)).unwrap();
         let (listeners, [address, metrics]) = testing::listeners().await;
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or(()) };

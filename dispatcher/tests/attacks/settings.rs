@@ -1,14 +1,14 @@
 //! Settings that would panic or overflow later.
 
 use clap::{CommandFactory as _, Parser as _};
-use dispatcher::settings::Args;
+use dispatcher::settings::{Args, Settings};
 
 /// The error for these settings, if there is one.
 fn refused(app: &str, flags: &[&str]) -> Option<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("[apps.wx1]\nsecret = 's'\n{app}")).unwrap();
     let given = ["dispatcher", "--apps-file", file.path().to_str().unwrap()];
-    Args::parse_from(given.iter().chain(flags)).read().err().map(|error| error.to_string())
+    Settings::read(&Args::parse_from(given.iter().chain(flags))).err().map(|error| error.to_string())
 }
 
 #[test]

@@ -104,7 +104,7 @@ async fn nothing_leaks(log_format: &'static str) {
 #[ignore = "started by the other test as a process"]
 async fn collector_process() {
     let Ok(flags) = std::env::var("CANARY_COLLECTOR") else { return };
-    let flags = collector::settings::Flags::parse_from(std::iter::once("collector").chain(flags.split('\n')));
+    let flags = collector::settings::Args::parse_from(std::iter::once("collector").chain(flags.split('\n')));
     let settings = match collector::settings::Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => {

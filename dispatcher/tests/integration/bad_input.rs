@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broadcast::to_all;
 use crate::fixture::{Fixture, Running, fields, message, reason};
 use clap::Parser as _;
-use dispatcher::settings::Args;
+use dispatcher::settings::{Args, Settings};
 use domain::dependency::Dependency as _;
 use server::proto::{BroadcastRequest, Outcome, TemplateValue};
 use server::rpc::status::PUSHBACK;
@@ -151,7 +151,7 @@ fn all_invalid_settings_are_reported_at_once() {
     std::fs::write(&path, "[apps.wx1]\nsecret = \"very-secret\"\ncolour = \"red\"\n").unwrap();
     let flags =
         ["dispatcher", "--apps-file", path.to_str().unwrap(), "--lease", "soon", "--attempts", "0", "--listen", "here"];
-    let told = Args::parse_from(flags).read().err().unwrap().to_string();
+    let told = Settings::read(&Args::parse_from(flags)).err().unwrap().to_string();
     for part in ["colour", "--lease", "--attempts", "--listen"] {
         assert!(told.contains(part), "{part} in {told}");
     }
@@ -164,10 +164,12 @@ fn contradictory_settings_are_refused() {
     let path = folder.path().join("apps.toml");
     std::fs::write(&path, "[apps.wx1]\nsecret = \"s\"\ntimeout = \"40s\"\n").unwrap();
     let path = path.to_str().unwrap();
-    let told = Args::parse_from(["dispatcher", "--apps-file", path]).read().err().unwrap().to_string();
+    let told = Settings::read(&Args::parse_from(["dispatcher", "--apps-file", path])).err().unwrap().to_string();
     assert!(told.contains("--lease is 30s") && told.contains("wx1"), "{told}");
-    let told =
-        Args::parse_from(["dispatcher", "--apps-file", path, "--lease", "90s"]).read().err().unwrap().to_string();
+    let told = Settings::read(&Args::parse_from(["dispatcher", "--apps-file", path, "--lease", "90s"]))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(told.contains("--lease-margin"), "{told}");
 }
 

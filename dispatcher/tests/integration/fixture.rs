@@ -154,7 +154,7 @@ impl Fixture {
     }
 
     pub fn settings(&self, extra: &[&str]) -> Settings {
-        Args::parse_from(std::iter::once("dispatcher".to_owned()).chain(self.flags(extra))).read().unwrap()
+        Settings::read(&Args::parse_from(std::iter::once("dispatcher".to_owned()).chain(self.flags(extra)))).unwrap()
     }
 
     /// A dispatcher in this process.

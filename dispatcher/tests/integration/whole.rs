@@ -38,7 +38,7 @@ impl Collector {
         let (url, buckets) = (fixture.redis.url(), fixture.store.buckets().len().to_string());
         let usual = ["collector", "--apps", APP, "--buckets", &buckets, "--redis-url", &url, "--drain-wait", "0s"];
         let usual = [&usual[..], &["--redis-timeout", "20s"]].concat();
-        let flags = collector::settings::Flags::parse_from(usual.iter().chain(flags));
+        let flags = collector::settings::Args::parse_from(usual.iter().chain(flags));
         let settings = collector::settings::Settings::read(&flags).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,15 +1,11 @@
-//! Code that both services share.
+//! What surrounds the handlers of both services. It knows neither Redis nor WeChat.
 //!
-//! - [`credential`]: the domain types, parsed at the rpc edge;
-//! - [`store`]: all data in Redis; no other module uses Redis directly;
-//! - [`proto`]: the code generated from the protos;
-//! - [`auth`]: who may call what;
-//! - [`status`]: errors as callers see them; [`fields`]: collects the invalid fields of a request;
-//! - [`metrics`]: Prometheus metrics; [`traces`]: spans of calls and their duration;
-//! - [`outage`]: logs work that is retried until it succeeds;
-//! - [`problems`]: collects configuration errors and reports them together;
-//! - [`listeners`], [`settings`], [`telemetry`], [`serve`], [`deadline`], [`reload`]: start, serving and shutdown of a
-//!   service.
+//! - [`config`]: the flags that both services have; [`listen`]: the addresses that they name;
+//! - [`serve`]: the life of a service: connections, admission, health, reflection and the drain;
+//! - [`auth`]: who may call which method;
+//! - [`rpc`]: errors as a caller sees them, bad fields of a request, deadlines; [`proto`]: the generated protocol;
+//! - [`telemetry`]: logs, metrics and traces;
+//! - [`reload`]: files that are read again while a service runs.
 
 pub mod auth;
 pub mod config;

@@ -164,7 +164,7 @@ fn deadline_of_a_send_suffices_for_a_default_dispatcher() {
     let apps = folder.path().join("apps.toml");
     std::fs::write(&apps, "[apps.wx0123456789abcdef]\nsecret = \"secret\"\n").unwrap();
     let args = clap::Parser::parse_from(["dispatcher", "--apps-file", &apps.display().to_string()]);
-    let settings = dispatcher::settings::Args::read(&args).unwrap();
+    let settings = dispatcher::settings::Settings::read(&args).unwrap();
     let timeout = settings.apps.iter().next().unwrap().timeout;
     let pauses: Duration =
         (1..settings.limits.attempts).map(|tries| settings.limits.backoff * (1 << (tries - 1))).sum();
