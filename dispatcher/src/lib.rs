@@ -5,8 +5,8 @@
 //!   answer, from the meaning of WeChat's codes ([`wechat::errcode`]). `send::outcome` lists how a send can end and what
 //!   its caller receives.
 //! - `broadcast` sends one message to many users, independently of single sends.
-//! - `context` holds what both share for an app. `jobs` runs beside calls; its reaper settles expired leases. `stops` holds
-//!   the app stops: which credentials WeChat does not accept at present.
+//! - `context` holds what both share for an app. `jobs` runs beside calls; its reaper settles expired leases. `stops`
+//!   holds the app stops: the kinds of credentials that WeChat currently does not accept from the app.
 //! - `metrics` counts, `spans` traces, and `outages` limits the log lines of operations that fail repeatedly.
 
 pub mod app;
@@ -62,7 +62,7 @@ pub enum StartError {
     Client(#[from] ClientError),
 }
 
-/// Runs the dispatcher on `listeners` until `shutdown`, then drains. At least one listener takes calls.
+/// Runs the dispatcher on `listeners` until `shutdown`, then drains.
 pub async fn run(
     listeners: impl Into<Listeners>,
     settings: Settings,
@@ -93,7 +93,8 @@ pub async fn run(
     let config = &settings.common.serve;
     let service = DispatcherServiceServer::new(Service::new(apps, in_flight.clone(), drain.clone()));
     let routes = Routes::new(service.max_decoding_message_size(config.max_message_bytes));
-    // Signal the drain to broadcasts and to their watchers before the server stops: both have state to hand over.
+    // The drain is signaled before the server stops: broadcasts hand their tasks over to other replicas, and
+    // WatchBroadcast streams end with SHUTTING_DOWN.
     let shutdown = async {
         shutdown.await;
         drain.cancel();
@@ -106,7 +107,7 @@ pub async fn run(
     let late = "drain timed out with broadcasts in progress; other replicas will resume them";
     within(config.drain_timeout, runtime.handed_over(), late).await;
     // Sends whose callers disconnected still run; wait for them too.
-    let late = "drain timed out with sends in progress; repeat a request id to learn its outcome";
+    let late = "drain timed out with sends in progress; a call with the same request id returns the outcome";
     within(config.drain_timeout, in_flight.close(), late).await;
     Ok(())
 }

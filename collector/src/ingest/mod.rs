@@ -1,22 +1,24 @@
-//! The hot path: collects the credentials of all calls and stores them in Redis with few, large scripts.
+//! The hot path: gathers the credentials of all calls and stores them in Redis with a few large script calls.
 //!
-//! A script that stores many credentials of one bucket costs Redis a third, per credential, of a script that stores
-//! one. So one task, the batcher, receives the batches of all calls and splits them into queues, one for each bucket of
-//! each app:
+//! If one script call stores many credentials of a bucket, the cost for Redis per credential is a third of the cost of
+//! storing them one by one. So one task, the batcher, receives the batches of all calls and splits them into queues,
+//! one for each bucket of each app:
 //!
-//! - A queue has at most one script in flight. Credentials that arrive meanwhile wait and go together in the next
-//!   script. So groups grow with the load, and an idle queue sends at once: there is no timer.
+//! - A queue has at most one script in flight. Credentials that arrive meanwhile wait and are stored together by the
+//!   next script. So groups grow with the load. There is no timer: an idle queue sends immediately.
 //! - At most [`SCRIPTS_IN_FLIGHT`] scripts are in flight in total, enough to keep Redis busy. The queues take turns.
 //! - A call is answered when Redis has answered for the last of its credentials.
 //! - One script per queue also keeps the order: if a call has the same credential twice, the second is the duplicate.
 //!
-//! If a script fails, every call with a credential in it fails. Redis may have stored some of them; they are duplicates
-//! when the caller tries again. If Redis is unavailable, all waiting calls fail with the script instead of waiting for
-//! one timeout each. If a caller disconnects, its credentials are stored nevertheless.
+//! If a script fails, every call with a credential in it fails. Redis may have stored some of these credentials. They
+//! are reported as duplicates when the caller tries again. If Redis is unavailable, the first script that fails also
+//! fails all waiting calls, so that they do not wait for one timeout each. The credentials of a caller that disconnects
+//! are still stored.
 //!
-//! The queues hold at most [`ROOM`] credentials. Calls and streams that find them full wait in one line. A stream waits
-//! without a limit: it does not read meanwhile, which slows its caller down. A call waits at most [`PATIENCE`] and is
-//! then refused. So neither memory nor response time grows with the number of waiting callers.
+//! The queues hold at most [`ROOM`] credentials. If they are full, calls and streams wait in the order in which they
+//! arrived. A stream waits without a time limit: it does not read meanwhile, which slows its caller down. A call waits
+//! at most [`PATIENCE`] and is then refused. So the number of waiting callers increases neither memory nor response
+//! time.
 
 mod queues;
 

@@ -1,7 +1,7 @@
-//! The worker of one task: one bucket of users of one broadcast, from its audience to the outcome of each message.
+//! The worker of one task. It sends the message of one broadcast to the users of one bucket.
 //!
-//! One loop does several things concurrently. It takes users page by page with a lease each, sends as many messages as
-//! the adaptive limit permits, and settles ended messages in batches.
+//! One loop does three things concurrently. It takes users from the audience page by page and leases a credential for
+//! each, sends as many messages as the adaptive limit permits, and settles ended messages in batches.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::send::Progress;
 /// Messages are settled in batches of this size, if that many end within [`SETTLE_WAIT`].
 const SETTLE_BATCH: usize = 48;
 
-/// Longest time that an ended message waits for others to be settled with.
+/// Maximum time that an ended message waits for others to be settled in the same batch.
 const SETTLE_WAIT: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +45,11 @@ struct BucketWorker {
     stage: Stage,
     finished: bool,
     unusable: bool,
-    /// Other workers left more messages in flight than were taken over at once.
+    /// Whether other workers may have left more messages in flight than the last takeover returned.
     more_in_flight: bool,
-    /// Factor of the page size. It grows while few users of a page can be sent to.
+    /// Multiplier of the page size. It grows while only few users of each page can get the message now.
     page_factor: usize,
-    /// Owner of leases that a page may have made although its reply was lost.
+    /// Owner id of a page whose reply was lost. The page may have made leases.
     lost_page: Option<LeaseId>,
     /// Permits of the bucket, as last read.
     permits: Permits,
@@ -59,7 +59,7 @@ struct BucketWorker {
     sending: FuturesUnordered<BoxFuture<'static, Sent>>,
     ended: Vec<(Message, Settlement)>,
     ended_since: Instant,
-    /// How often WeChat was busy, per user.
+    /// Number of busy answers of WeChat, per user.
     busy: HashMap<OpenId, u32>,
 }
 
@@ -71,8 +71,8 @@ pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, 
     let BucketIo { active, task } = &io;
     let (store, app) = (&active.context.store, &active.context.app.id);
     let left = match stop {
-        // Unusable: the task is taken over once it has been idle for one lease, here or elsewhere, until the data is
-        // repaired.
+        // If unusable: this or another replica takes the task over after it has been idle for one lease duration. This
+        // repeats until the data is repaired.
         Stop::TakenAway | Stop::Unusable => return,
         Stop::Drain => Left::Passed,
         Stop::State(State::Cancelled) => {
@@ -89,7 +89,7 @@ pub async fn work(active: Arc<ActiveBroadcast>, task: Task, consumer: Arc<str>, 
         active.give_back(task.bucket, worker.permits).await?;
         store.leave_task(app, task, left).await
     };
-    // If this fails, the task is taken over once it is idle.
+    // If this fails, a worker takes the task over after it has been idle for one lease duration.
     if let Err(error) = left.await {
         debug!(broadcast = %task.broadcast, %error, "a task could not be released; it is taken over later");
     }
@@ -184,7 +184,8 @@ impl BucketWorker {
         }
     }
 
-    /// Starts as many sends as the adaptive limit permits. Returns how long it is closed, if it is.
+    /// Starts as many sends as the adaptive limit permits. Returns how long the limit stays closed, if it is closed for
+    /// a known time.
     fn launch(&mut self) -> Option<Duration> {
         while let Some(message) = self.ready.pop_front() {
             // An old lease could expire during the call.
@@ -206,7 +207,7 @@ impl BucketWorker {
         None
     }
 
-    /// How many users are taken at once: about as many as can be sent to soon.
+    /// Number of users to take with one page: about as many as can be sent to soon.
     fn page_size(&self) -> usize {
         (self.io.active.limit.cap() * 2 * self.page_factor).clamp(1, self.io.active.largest_page())
     }
@@ -261,7 +262,7 @@ impl BucketWorker {
         }
     }
 
-    /// If the page is traced, only its first message is.
+    /// If the page is traced, only its first message is traced.
     fn enqueue(&mut self, ready: Vec<Ready>, leased_at: Instant, traced: bool) {
         for (number, ready) in ready.into_iter().enumerate() {
             self.own.insert(ready.openid.clone());
@@ -269,7 +270,7 @@ impl BucketWorker {
         }
     }
 
-    /// Ends a message that is not sent now.
+    /// Ends a message without sending it now.
     fn put_back(&mut self, message: Message) {
         let (lease_end, next) = completion::unsent(message.ready.lease.taken_over);
         self.end(message, lease_end, next);
@@ -328,7 +329,7 @@ impl BucketWorker {
                     self.ready.push_front(message);
                     continue;
                 }
-                // It was the message's last credential.
+                // There is no next credential, so the message failed.
                 (Next::Credential(..), None) => self.io.active.on_signal(Signal::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,
                 (Next::Hold, _) => self.more_in_flight = false,

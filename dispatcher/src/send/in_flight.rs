@@ -37,8 +37,8 @@ struct RunningSend {
 }
 
 impl InFlight {
-    /// Allows at most `bound` sends at once. Sends whose callers disconnected count as well. Otherwise calls that are
-    /// given up early and repeated would accumulate without limit while WeChat is slow.
+    /// Allows at most `bound` sends at the same time. Sends whose callers disconnected count as well. Otherwise the
+    /// sends of callers that time out early and repeat their calls would accumulate without limit while WeChat is slow.
     pub fn new(bound: usize) -> Self {
         Self { bound, tasks: TaskTracker::new(), requests: Arc::default() }
     }

@@ -22,7 +22,8 @@ use crate::send::outcome::{End, Outcome, SendError, WechatAnswer};
 use crate::spans;
 use crate::wechat::message::Message;
 
-/// Bounds of the pauses while another message to the same user is in flight. A call takes some 10 ms to 100 ms.
+/// Shortest and longest pause while another message to the same user is in flight. A call to WeChat takes about 10 ms
+/// to 100 ms.
 const FIRST_BUSY_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_BUSY_PAUSE: Duration = Duration::from_millis(160);
 
@@ -30,7 +31,7 @@ const LONGEST_BUSY_PAUSE: Duration = Duration::from_millis(160);
 pub struct SendRequest {
     pub openid: OpenId,
     pub message: Arc<Message>,
-    /// Request id and fingerprint; `None` if the call cannot be repeated.
+    /// Request id and fingerprint; `None` if the call has no request id and so cannot be repeated.
     pub request: Option<Request>,
     /// If the outcome is unknown, send again: the caller prefers a duplicate over a lost message.
     pub retry_unknown: bool,
@@ -57,9 +58,9 @@ pub enum AttemptResult {
     NextCredential,
     /// The outcome is unknown. Only another attempt with the same credential can determine it.
     InDoubt,
-    /// Nothing was spent, for this reason.
+    /// The credential was not spent. Contains the reason.
     NotSpent(SendError),
-    /// Nothing was spent. A credential from another source may work.
+    /// The credential was not spent, because WeChat stopped its source. A credential from another source may work.
     SourceStopped(SendError),
 }
 
@@ -125,7 +126,8 @@ impl AppContext {
         }
     }
 
-    /// The answer while nothing can be sent: the recorded outcome of the request, otherwise `obstacle`.
+    /// Answers a request while nothing can be sent: with its recorded outcome if there is one, otherwise with
+    /// `obstacle`.
     async fn recall(&self, order: &SendRequest, obstacle: SendError) -> Result<SendResult, SendError> {
         let Some(request) = &order.request else { return Err(obstacle) };
         match self.store.recorded(&self.app.id, &order.openid, request).await? {

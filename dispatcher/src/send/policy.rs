@@ -1,14 +1,14 @@
-//! Decides what to do after each answer, such that a message is delivered once. Pure functions, so that every case can
-//! be tested.
+//! Decides the next step after each answer of WeChat, so that a message is delivered only once. All functions are pure,
+//! so that every case can be tested.
 //!
 //! A form id works once, so it serves as its own idempotency key. If an answer is lost, the same message is sent again
-//! with the same form id, never with another one. Then 0 means that it is delivered now, 41029 that it was delivered
-//! before, and 41028 that it was never delivered. As long as the outcome is unknown, the form id stays reserved for its
-//! message.
+//! with the same form id, never with another one. In that case errcode 0 means that the message is delivered now, 41029
+//! that it was delivered before, and 41028 that it was never delivered. As long as the outcome is unknown, the form id
+//! stays reserved for its message.
 //!
-//! This does not work for other kinds. A prepay id permits several messages, and WeChat does not report the balance of
-//! a grant. For these the use counts as spent if an answer is lost, unless the caller allows a duplicate with
-//! `retry_unknown`.
+//! This does not work for the other kinds of credentials. A prepay id permits several messages, and WeChat does not
+//! report the balance of a grant. If an answer is lost for one of these kinds, the use counts as spent, unless the
+//! caller allows a duplicate with `retry_unknown`.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use domain::Kind;
 
 use crate::wechat::errcode::Meaning;
 
-/// WeChat's servers may not all know a prepay id younger than this, so 41028 does not prove that it is wrong. Users
-/// report a delay of about 10 seconds.
+/// Some of WeChat's servers may not know a prepay id that is younger than this, so 41028 does not prove that it is
+/// wrong. Users report a delay of about 10 seconds.
 pub const YOUNG: Duration = Duration::from_secs(12);
 
 /// The state of a message and its credential before an attempt's result is known.
@@ -26,7 +26,7 @@ pub struct Situation {
     pub kind: Kind,
     /// An earlier attempt of this message with this credential was not answered: it may have been delivered.
     pub in_doubt: bool,
-    /// Another message, which was given up, may have used the credential.
+    /// An earlier message may have used the credential, and ended with its outcome unknown.
     pub suspect: bool,
     /// Time since the user handed out the credential.
     pub age: Duration,
@@ -51,11 +51,11 @@ pub enum Step {
     UnknownAndDead,
     /// The credential is unusable and the message was not delivered: discard it and take the next.
     NextCredential,
-    /// The credential is not spent. WeChat refuses the message or its user for good.
+    /// The credential is not spent. WeChat refuses the message or its user permanently.
     Refused,
     /// Like [`Step::Refused`], and the user's grants of the template are revoked.
     Voided,
-    /// The credential is not spent. WeChat stopped the app or one of its sources.
+    /// The credential is not spent. WeChat stopped the app or one of its credential sources.
     Stopped,
     /// Try again with the same credential. When no attempts are left, see [`Situation::exhausted`].
     Again(Pause),
@@ -116,7 +116,7 @@ impl Situation {
             Meaning::CredentialUsed => match (self.in_doubt, self.kind, self.suspect) {
                 (false, ..) => Step::NextCredential,
                 (true, Kind::FormId, false) => Step::Delivered,
-                // Used up by this message or by the other one.
+                // Used up by this message or by the earlier one.
                 (true, ..) => Step::UnknownAndDead,
             },
             Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
@@ -132,8 +132,9 @@ impl Situation {
         }
     }
 
-    /// Returns what holds if the message ends here: no attempts or no time left, or WeChat refused something other than
-    /// the credential. None of these says what happened to an earlier, unanswered attempt.
+    /// Returns the result if the message ends without another attempt: no attempts or no time is left, or WeChat
+    /// refused something other than the credential. None of these reveals the outcome of an earlier, unanswered
+    /// attempt.
     pub fn exhausted(self) -> Exhausted {
         match (self.in_doubt, self.kind) {
             (false, _) => Exhausted::NotDelivered,

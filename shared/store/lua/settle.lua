@@ -5,19 +5,19 @@
 -- ARGV  1 openid  2 name of the lease  3 who (see leases.lua)  4 cap on records per user
 --       5 how the lease ends for the credential:
 --           consume  the message was delivered: the use is spent, and the user's last-messaged record is set. The use
---                    of a long-term subscription returns, and counts as collected once more
+--                    of a long-term subscription returns to stock, and the ledger counts it as collected again
 --           unknown  like consume, for a message that may have been delivered; also counted separately
 --           unknown_discard, unknown_void  like unknown for the leased use, and like discard or void for the rest
 --           return   the use was not spent: it returns to stock
---           suspect  the use returns to stock, but its message is gone and may have used it: the user's last-messaged
---                    record is set. A form id that has expired by now is spent as with unknown
+--           suspect  the outcome is unknown and nobody can repeat the message: the use returns to stock, marked as
+--                    suspect, and the user's last-messaged record is set. An expired form id is spent as with unknown
 --           discard  the message was not delivered, and WeChat rejected the credential as invalid: it is deleted with
 --                    all its uses
 --           void     the message was not delivered, and the user refuses the template: all grants of it are deleted
---           hold     the outcome is unknown: the credential stays with its request, which may be repeated at once
+--           hold     the outcome is unknown: the credential stays with its request, which may be repeated immediately
 --       6 the outcome to keep under the request id ('' keeps none, so that the request may be retried)
 --       7 seconds to keep the outcome, or to hold the lease
---       then only with a next lease: 8 its name  9 who  10 lease in ms  11 margin in s  12 kinds
+--       then, if a next lease is requested: 8 its name  9 who  10 lease in ms  11 margin in s  12 kinds
 --       13 the template whose grants may be leased, or ''. While another owner is sending with a grant to the user,
 --         there is no next lease
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120
@@ -25,7 +25,7 @@
 -- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
 --- @include head/records head/leases head/mark head/take head/release
 assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
-assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: only a request can be repeated, and so be held for')
+assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: hold requires a request id')
 
 local users, leases, ledger = KEYS[1], KEYS[2], KEYS[3]
 local openid, name, who = ARGV[1], ARGV[2], ARGV[3]
@@ -36,7 +36,7 @@ local held = redis.call('HGET', leases, name)
 local state, flags, expiry, tail, holder
 if held then state, flags, expiry, tail, holder = unpack_lease(held) end
 if holder ~= sub(who, 1, 16) then
-  -- A repetition whose first reply was lost: the next lease exists already, unless its user was erased since.
+  -- Perhaps a repeated call whose first reply was lost. Then the next lease exists already, unless the user was erased.
   local following = next_who and redis.call('HGET', leases, next_name)
   if following then
     state, flags, expiry, tail, holder = unpack_lease(following)
@@ -47,13 +47,13 @@ if holder ~= sub(who, 1, 16) then
   return { 'stale', 0 }
 end
 
--- Stores what the request id returns from now on.
+-- Stores the outcome that a repetition of the request returns.
 local function keep_outcome()
   if outcome ~= '' and KEYS[4] then redis.call('SET', KEYS[4], sub(who, 17, 32) .. outcome, 'EX', keep) end
 end
 
 if state >= 4 then
-  -- The user was erased meanwhile. The outcome may still be returned to a caller that repeats the request.
+  -- The user was erased while the message was in flight. A caller that repeats the request still gets the outcome.
   if outcome ~= '' then
     keep_outcome()
     redis.call('HDEL', leases, name)

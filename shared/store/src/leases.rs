@@ -12,7 +12,8 @@ use domain::{AppId, CredentialId, Kind, OpenId, RequestId};
 /// The position of the message fingerprint in a packed lease, see head/leases.lua.
 const FINGERPRINT: std::ops::Range<usize> = 38..54;
 
-/// Identifies a lease and its owner. The caller chooses it at random, so that repeating the call is harmless.
+/// Identifies a lease and its owner. The caller chooses it at random. A repeated call with the same id returns the same
+/// lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub [u8; 16]);
 
@@ -37,9 +38,9 @@ pub struct Request {
 pub struct LeaseTerms {
     /// How long the owner has the lease exclusively.
     pub duration: Duration,
-    /// A credential that expires sooner than this is not leased.
+    /// A credential with a shorter remaining lifetime is not leased.
     pub margin: Duration,
-    /// How long a request id is remembered.
+    /// How long a request id and its outcome are kept.
     pub keep: Duration,
 }
 
@@ -54,13 +55,13 @@ pub struct Lease {
     pub kind: Kind,
     /// When the credential expires, in seconds since 1970 by Redis' clock.
     pub expiry: u32,
-    /// The time of the lease by the same clock.
+    /// When the lease was made, by the same clock.
     pub now: i64,
-    /// The credential was leased before, for a message that is gone and may have used it.
+    /// The credential was leased before for another message, which ended with its outcome unknown and may have used it.
     pub suspect: bool,
     /// This message was in flight before with this credential, and its outcome is unknown.
     pub taken_over: bool,
-    /// Number of messages that can still be sent to the user beside this one.
+    /// Number of messages that can still be sent to the user after this one.
     pub messages_left: u32,
 }
 
@@ -107,7 +108,7 @@ pub enum Recorded {
     Reused,
 }
 
-/// How a lease ends for its credential.
+/// How the end of a lease affects its credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseEnd {
     /// The message was delivered: the use is spent, and the time of the last message is set.
@@ -120,15 +121,15 @@ pub enum LeaseEnd {
     UnknownVoid,
     /// The use was not spent: it returns to stock.
     Return,
-    /// The message is gone and may have used the credential: it returns to stock marked as suspect, and the time of the
-    /// last message is set.
+    /// The message ended with its outcome unknown and may have used the credential. The credential returns to stock,
+    /// marked as suspect, and the time of the last message is set.
     Suspect,
     /// WeChat rejected the credential as invalid: it is deleted with all remaining uses.
     Discard,
     /// The user refuses the template: the grant is deleted with all others of that template.
     Void,
-    /// The outcome is unknown: the credential stays with its message, which may be repeated at once. Requires a request
-    /// id.
+    /// The outcome is unknown: the credential stays reserved for its message, which the caller may repeat immediately.
+    /// Requires a request id.
     Hold,
 }
 
@@ -148,16 +149,16 @@ impl LeaseEnd {
     }
 }
 
-/// What to settle for a message.
+/// Parameters of settling a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct Settle<'a> {
     /// The id of its lease.
     pub id: LeaseId,
     /// The request of the message, if the call may be repeated.
     pub request: Option<&'a Request>,
-    /// How the lease ends for the credential.
+    /// How the end of the lease affects the credential.
     pub end: LeaseEnd,
-    /// Kept under the request id. Without an outcome the request is forgotten and may be retried.
+    /// The outcome to store under the request id. If `None`, the request is forgotten and may be retried.
     pub outcome: Option<&'a [u8]>,
     /// A lease of the next credential for the same message, made in the same step.
     pub next: Option<(LeaseId, &'a Eligibility)>,
@@ -183,7 +184,7 @@ pub enum SettleReply {
 /// What the reaper did in one bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reaped {
-    /// Leases held for their message, which may be repeated.
+    /// Leases that stay reserved for their message, which the caller may repeat.
     pub pinned: u32,
     /// Form ids returned to stock, marked as suspect.
     pub suspect: u32,
@@ -243,7 +244,7 @@ impl Store {
         })
     }
 
-    /// Settles a lease, and leases the next credential if that is wanted.
+    /// Settles a lease. If `settle.next` is given, leases the next credential in the same step.
     pub async fn settle(
         &self,
         app: &AppId,
@@ -327,7 +328,7 @@ fn lease_names(command: &mut Cmd, openid: &OpenId, id: LeaseId, request: Option<
     command.arg(who);
 }
 
-/// Appends how long the lease of a new credential lasts, and which may be leased.
+/// Appends the duration of a new lease, and the arguments of [`eligible`].
 pub(super) fn lease_terms(command: &mut Cmd, terms: &LeaseTerms, wanted: &Eligibility) {
     command.arg(terms.duration.as_millis() as u64);
     eligible(command, terms, wanted);

@@ -1,4 +1,5 @@
-//! Serves a service: authentication, limits, health, reflection, deadlines, and a drain that cuts no call short.
+//! Serves a service: authentication, limits, health, reflection, deadlines, and a drain that lets calls in progress
+//! finish.
 //!
 //! - `accept`: accepts connections and limits their number; [`connections`]: TLS, and how connections end; [`closing`]:
 //!   how their streams end; [`tls`]: certificates;
@@ -53,7 +54,7 @@ pub struct ServeConfig {
     pub drain_timeout: Duration,
     /// The maximum size of a received message, in bytes.
     pub max_message_bytes: usize,
-    /// Who may call; everybody if `None`.
+    /// The configured callers; if `None`, calls need no authentication.
     pub callers: Option<Arc<Callers>>,
     /// TLS; plaintext if `None`.
     pub tls: Option<Tls>,
@@ -65,22 +66,23 @@ pub struct ServeConfig {
     pub connections: ConnectionLimits,
 }
 
-/// What is served.
+/// The API to serve.
 #[derive(Debug)]
 pub struct Api<D> {
     /// The full name of the gRPC service. Health is reported under it, beside `""`.
     pub service: &'static str,
     /// Its calls.
     pub routes: Routes,
-    /// What it needs to be ready.
+    /// The store that readiness depends on.
     pub store: D,
 }
 
 /// Serves until `shutdown`, then drains: reports NOT_SERVING, waits until load balancers have seen it, stops accepting,
-/// and lets calls in progress finish, all within a bound. `metrics` counts the calls of the service and the state of its files.
+/// and lets calls in progress finish, within `drain_wait` and `drain_timeout`. `metrics` has the metrics of calls and
+/// of reloaded files.
 ///
-/// Returns the probes, which must be dropped only when everything else is done. Fails if the address for probes is not
-/// available, or if this Redis cannot be used.
+/// Returns the probes. Drop them only when everything else is done. Fails if the address for probes is not available,
+/// or if the service cannot work with this Redis.
 pub async fn serve(
     listener: TcpListener,
     Api { service, routes, store }: Api<impl Dependency>,
@@ -138,7 +140,7 @@ pub async fn serve(
     Ok(probes)
 }
 
-/// Completes at the first SIGTERM or SIGINT. A second signal ends the process at once.
+/// Completes at the first SIGTERM or SIGINT. A second signal ends the process immediately.
 pub fn signals() -> io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -151,7 +153,7 @@ pub fn signals() -> io::Result<impl Future<Output = ()>> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            warn!("second signal: exiting at once");
+            warn!("second signal: exiting immediately");
             std::process::exit(130);
         });
     })
