@@ -40,15 +40,15 @@ pub struct Args {
     /// How many messages a prepay id permits
     #[arg(long, env = "FORMID_PREPAY_USES", default_value = "3", value_parser = number::<u8>(1..=MAX_USES))]
     pub prepay_uses: Setting<u8>,
-    /// Minimum remaining lifetime of a credential: below it, the credential is refused and not counted as available
-    /// (duration)
+    /// Minimum remaining lifetime of a credential (duration); below it, the credential is refused and not counted as
+    /// available
     #[arg(long, env = "FORMID_LEASE_MARGIN", default_value = "60s", value_parser = setting(lease_margin))]
     pub lease_margin: Setting<u32>,
     /// Time in which the sweep visits every user to delete expired credentials (duration)
     #[arg(long, env = "FORMID_SWEEP_PERIOD", default_value = "1h", value_parser = duration_within(SHORTEST_PERIOD..=LONGEST))]
     pub sweep_period: Setting<Duration>,
-    /// Maximum number of users of an app for which GetStock counts during the call; above, it answers from the last
-    /// sweep
+    /// Maximum number of users of an app for which GetStock counts during the call; for more users, it returns the
+    /// counts of the last sweep
     #[arg(long, env = "FORMID_SMALL_APP_USERS", default_value = "20000", value_parser = number::<u64>(0..=100_000_000))]
     pub small_app_users: Setting<u64>,
     /// File with the token of each app's callback, to verify WeChat's signatures (path); without it, signatures are not
@@ -120,7 +120,7 @@ impl Settings {
 fn lease_margin(text: &str) -> Result<u32, String> {
     let margin = parse_duration(text, &(Duration::ZERO..=LONGEST))?;
     if margin >= LIFETIME {
-        return Err("must be less than the 7 days that a credential lives, or all would be refused".into());
+        return Err("must be less than 7 days, the lifetime of a credential; otherwise all would be refused".into());
     }
     Ok(margin.as_secs() as u32)
 }

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once() {
+    fn all_errors_are_reported_together() {
         let problems = parse(
             "other = 1\n[apps.wx1]\nsecret = 'a'\nsecret_file = 'b'\ncolour = 'x'\nbase_url = 'ftp://x'\ntoken = 'best'\n\
              [apps.wx2]\nsecret = 7\ntimeout = '1s'\n[apps.'w x']\nsecret = ''\nconnect_timeout = '0s'\ntimeout = '5'\n\

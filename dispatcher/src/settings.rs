@@ -15,8 +15,8 @@ use store::{StoreArgs, StoreConfig};
 use crate::apps_file::Apps;
 use crate::clock::Clock;
 
-/// The shortest lease. Expired leases are looked for several times within one lease, and Redis counts leases in
-/// milliseconds.
+/// The shortest lease. The dispatcher looks for expired leases several times within one lease duration, and Redis
+/// counts leases in milliseconds.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// Sends template messages to users of WeChat mini programs, over gRPC
@@ -50,13 +50,13 @@ pub struct Args {
     /// Pause before the second attempt (duration); it doubles with each further attempt
     #[arg(long, env = "FORMID_BACKOFF", default_value = "100ms", value_parser = duration())]
     pub backoff: Setting<Duration>,
-    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time (duration)
+    /// How long an app stop lasts, if WeChat does not say when it ends (duration); until then the app sends nothing
     #[arg(long, env = "FORMID_STOP", default_value = "10m", value_parser = duration())]
     pub stop: Setting<Duration>,
-    /// Maximum number of messages of one broadcast in flight at once, on this replica
+    /// Maximum number of messages of one broadcast in flight, on this replica
     #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128", value_parser = number::<usize>(1..=10_000))]
     pub broadcast_in_flight: Setting<usize>,
-    /// Number of user buckets of one broadcast processed at once, on this replica
+    /// Number of user buckets of one broadcast processed at the same time, on this replica
     #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4", value_parser = number::<usize>(1..=64))]
     pub broadcast_tasks: Setting<usize>,
     /// Percentage of the last 1000 messages that may fail before a broadcast pauses
@@ -96,11 +96,11 @@ pub struct Limits {
     pub credentials: u32,
     /// Pause before the second attempt. It doubles with each further attempt, up to 4 s.
     pub backoff: Duration,
-    /// How long nothing is sent for an app that WeChat stopped, if WeChat gives no time.
+    /// How long an app stop lasts, if WeChat does not say when it ends.
     pub stop: Duration,
-    /// Maximum number of messages of one broadcast in flight at once.
+    /// Maximum number of messages of one broadcast in flight.
     pub broadcast_in_flight: usize,
-    /// Number of buckets of one broadcast processed at once.
+    /// Number of buckets of one broadcast processed at the same time.
     pub broadcast_tasks: usize,
     /// Ratio of the last 1000 messages that may fail before a broadcast pauses.
     pub broadcast_failures: f64,

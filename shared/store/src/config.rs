@@ -21,7 +21,8 @@ pub struct StoreArgs {
     /// CA certificates for Redis over TLS: a PEM file; the system's root certificates if not given
     #[arg(long, env = "FORMID_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
-    /// Number of connections to each Redis master, shared by all calls; one is the fastest if Redis is near
+    /// Number of connections to each Redis master, shared by all calls; one is fastest if the network latency to Redis
+    /// is low
     #[arg(long, env = "FORMID_REDIS_CONNECTIONS", default_value = "1", value_parser = number::<usize>(1..=256))]
     pub redis_connections: Setting<usize>,
     /// How long Redis may take to answer (duration)

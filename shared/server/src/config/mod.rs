@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_reported_at_once_and_by_name() {
+    fn all_errors_are_reported_together_and_name_their_flag() {
         let flags = ["--max-message-bytes", "0", "--drain-timeout", "2", "--log-format", "xml", "--drain-wait=-1s"];
         let Err(SettingsError(problems)) = read(&flags) else { panic!("accepted") };
         for flag in ["--max-message-bytes", "--drain-timeout", "--log-format", "--drain-wait"] {

@@ -1,4 +1,4 @@
-//! Server settings: who may call, TLS, and the limits of calls and connections.
+//! Server settings: callers, TLS, and the limits of calls and connections.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,13 +32,13 @@ pub struct ServerArgs {
     /// How long to continue serving after health reports NOT_SERVING, so that load balancers notice (duration)
     #[arg(long, env = "FORMID_DRAIN_WAIT", default_value = "1s", value_parser = duration())]
     pub drain_wait: Setting<Duration>,
-    /// How long calls in progress may take to finish at a stop (duration)
+    /// How long calls in progress may take to finish at shutdown (duration)
     #[arg(long, env = "FORMID_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration())]
     pub drain_timeout: Setting<Duration>,
-    /// File with the callers, and what each may do (TOML)
+    /// File with the callers and their permissions (TOML)
     #[arg(long, env = "FORMID_CALLERS_FILE", default_value = "", hide_default_value = true, value_parser = optional(PathBuf::from_str))]
     pub callers_file: Setting<Option<PathBuf>>,
-    /// Let everybody do everything, from any address: only for networks in which every client is trusted
+    /// Allow all calls without authentication, from any address: only for networks in which every client is trusted
     #[arg(long, env = "FORMID_INSECURE", value_parser = FalseyValueParser::new())]
     pub insecure: bool,
     /// Certificate of this service, with its chain up to the CA (PEM)
@@ -47,7 +47,7 @@ pub struct ServerArgs {
     /// Private key of that certificate (PEM)
     #[arg(long, env = "FORMID_TLS_KEY", default_value = "", hide_default_value = true, value_parser = optional(PathBuf::from_str))]
     pub tls_key: Setting<Option<PathBuf>>,
-    /// CA certificates that client certificates must be issued by (PEM); if not given, clients need no certificate
+    /// CA certificates that must have issued the client certificates (PEM); if not given, clients need no certificate
     #[arg(long, env = "FORMID_TLS_CLIENT_CA", default_value = "", hide_default_value = true, value_parser = optional(PathBuf::from_str))]
     pub tls_client_ca: Setting<Option<PathBuf>>,
     /// Additional address that serves health in plaintext, for probes that use no TLS (IP address:port)
@@ -77,10 +77,10 @@ pub struct ServerArgs {
     /// How long the answer to a keepalive ping may take, before the connection is closed (duration)
     #[arg(long, env = "FORMID_KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = duration_within(SHORTEST_KEEPALIVE..=LONGEST))]
     pub keepalive_timeout: Setting<Duration>,
-    /// Age at which clients are told to open another connection, plus or minus a tenth (duration; 0s: never)
+    /// Age of a connection at which the client is asked to open another one, plus or minus 10% (duration; 0s: never)
     #[arg(long, env = "FORMID_MAX_CONNECTION_AGE", default_value = "10m", value_parser = duration())]
     pub max_connection_age: Setting<Duration>,
-    /// How much longer streams may continue on such a connection (duration)
+    /// How much longer streams may continue on a connection after --max-connection-age (duration)
     #[arg(long, env = "FORMID_MAX_CONNECTION_AGE_GRACE", default_value = "30s", value_parser = duration())]
     pub max_connection_age_grace: Setting<Duration>,
 }
@@ -93,8 +93,8 @@ impl ServerArgs {
         if bytes < least_bytes(max_message_bytes) {
             errors.add(format!(
                 "--max-bytes-in-flight is {bytes}, but must be at least {} for the messages of {max_message_bytes} \
-                 bytes that --max-message-bytes permits: a message needs twice its size, and may use half of the \
-                 memory at most",
+                 bytes that --max-message-bytes permits: a message needs twice its size, and may use at most half \
+                 of the memory",
                 least_bytes(max_message_bytes)
             ));
         }
@@ -135,7 +135,7 @@ impl ServerArgs {
             if !self.insecure && !listen.ip().is_loopback() {
                 errors.add(format!(
                     "--listen is {listen}, which other machines can reach: configure callers with --callers-file, \
-                     or let everybody do everything with --insecure"
+                     or allow all calls without authentication with --insecure"
                 ));
             }
             return None;
