@@ -4,8 +4,8 @@ use sha1_smol::Sha1;
 use store::credentials::OnceKey;
 
 /// The first 16 bytes of the SHA-1 of the parts, each preceded by its length in bytes as a big-endian u32. This is part
-/// of the stored format: other versions of this program must compute the same key. The first part names what the key is
-/// for.
+/// of the stored format: other versions of this program must compute the same key. The first part names the purpose of
+/// the key.
 pub fn key(parts: &[&str]) -> OnceKey {
     let [key @ .., _, _, _, _] = Sha1::from(join(parts)).digest().bytes();
     OnceKey(key)

@@ -130,9 +130,9 @@ pub fn unanswered(span: &Span, cause: Cause) {
 /// created the broadcast. Every span has the ids of the app and of the broadcast.
 ///
 /// A long broadcast has millions of steps, but a useful trace has a few hundred spans. So the trace contains the first
-/// steps of each kind, then ever fewer: the number of spans grows with the logarithm of the number of messages. For
-/// each page in the trace it contains one of the page's messages, with its calls to WeChat. If no user was taken, there
-/// is no trace.
+/// steps of each kind, then fewer and fewer: the number of spans grows with the logarithm of the number of messages.
+/// For each page in the trace it contains one of the page's messages, with its calls to WeChat. If no user was taken,
+/// there is no trace.
 pub struct BroadcastTrace {
     root: Span,
     app: AppId,

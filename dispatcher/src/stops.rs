@@ -3,7 +3,7 @@
 //!
 //! A stop expires after some time. Then sends try again: the codes that stop an app spend nothing, so at worst WeChat
 //! answers with the same code. Every replica reads the shared stops once a second; a stop that it sets itself applies
-//! at once.
+//! immediately.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +36,7 @@ impl AppStops {
         Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
     }
 
-    /// Returns the kinds out of `wanted` that may be used now. Fails with the stop if there are none.
+    /// Returns those kinds of `wanted` that may be used now. If none may be used, fails with the stop.
     pub fn usable(&self, wanted: Kinds) -> Result<Kinds, Stop> {
         let (usable, stop) = self.split(wanted);
         match stop {
@@ -71,7 +71,7 @@ impl AppStops {
         (usable, first.cloned())
     }
 
-    /// Stops sources of the app. This applies here at once, and on other replicas within [`REFRESH`].
+    /// Stops sources of the app. This applies on this replica immediately, and on other replicas within [`REFRESH`].
     pub async fn stop(&self, store: &Store, sources: &[StopScope], stop: Stop) {
         // All messages in flight may get the same answer. Only the first one is logged.
         if self.insert(sources, &stop) {

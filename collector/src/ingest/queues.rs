@@ -136,7 +136,7 @@ impl BucketQueues {
         }
     }
 
-    /// Answers each of these calls with the failure at once.
+    /// Answers each of these calls immediately with the failure.
     fn fail(&mut self, tickets: &[Ticket], failure: &Failure) {
         for ticket in tickets {
             if let Some(answer) = self.calls[ticket.call].answer.take() {

@@ -113,7 +113,7 @@ async fn endless_messages_stay_within_the_memory_budget() {
         }
     }
     let mut client = Client::new(connect(collector.address).await);
-    // The memory of a call is freed at its timeout, or at once when its caller disconnects.
+    // The memory of a call is freed at its timeout, or immediately when its caller disconnects.
     let status = collect(&mut client, vec![form("oUser", "f")]).await.unwrap_err();
     assert_eq!(reason(&status), "OVERLOADED");
     drop(peers);

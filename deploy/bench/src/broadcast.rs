@@ -136,8 +136,8 @@ async fn broadcast(users: usize) -> Figures {
     Figures { rate, peak_mb: peak_mb(stage.dispatcher.id()), slowest_ms: slowest as f64 / 1000.0 }
 }
 
-/// Messages per second of a broadcast at a pace. The messages that may be sent at once, a fifth of a second's worth,
-/// are not counted.
+/// Messages per second of a broadcast at a pace. The initial burst, the messages of a fifth of a second, is not
+/// counted.
 pub async fn paced(users: usize, pace: u32) -> f64 {
     let stage = stage(users, 0).await;
     let mut client = DispatcherServiceClient::new(stage.channels[0].clone());

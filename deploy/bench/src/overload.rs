@@ -220,8 +220,8 @@ async fn ten_times_too_much(what: &str, process: &Process, call: impl Fn() -> Ca
     table.figure(&row("usual again after"), "s", recovery, Bar::AtMost(2.0));
 }
 
-/// The median duration in microseconds of the served calls of 300 callers. A caller calls again at once, or after the
-/// retry delay if it was refused.
+/// The median duration in microseconds of the served calls of 300 callers. A caller calls again immediately, or after
+/// the retry delay if it was refused.
 async fn median_of_300_callers(at_once: usize) -> f64 {
     let redis = Redis::alone();
     let (_collector, channels) = collector(&redis.url(), at_once).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Counts of ids or uses. `issued = spent + left`; what has expired or is blocked counts as left.
+/// Counts of ids or uses. `issued = spent + left`; expired and blocked ones count as left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Number issued.
@@ -61,8 +61,8 @@ impl GrantCounts {
     }
 }
 
-/// Counts of events by what happened to them. Events counted only in `made` are still queued, or no callback was set
-/// when they were made.
+/// Counts of events by their result. Events counted only in `made` are still queued, or no callback was set when they
+/// were made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventCounts {
     /// Number of events made.

@@ -20,7 +20,7 @@ const LANES: usize = 8;
 /// Most events in one queue.
 const LONGEST_LANE: usize = 10_000;
 
-/// Number of attempts to post an event before it is given up.
+/// Number of attempts to post an event before it is dropped.
 const ATTEMPTS: usize = 3;
 
 /// Timeout of the callback's answer.

@@ -1,4 +1,4 @@
-//! What the keywords of a subscription message may contain. The name of a key is its kind and a number: `thing3` is a
+//! Rules for the keyword values of a subscription message. The name of a key is its kind and a number: `thing3` is a
 //! `thing`.
 //!
 //! Every character counts as one. Where WeChat's rule says digits, the decimal point does not count.

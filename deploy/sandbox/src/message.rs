@@ -1,4 +1,4 @@
-//! The body of a send, checked as strictly as WeChat ever does.
+//! The body of a send, checked as strictly as WeChat does at its strictest.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};

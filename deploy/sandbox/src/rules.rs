@@ -29,7 +29,7 @@ pub enum FaultKind {
     NotJsonAfter,
     /// Closes the connection without an answer after [`Rule::hang_ms`]. The call is not processed.
     HangBefore,
-    /// Processes the call at once, and answers after [`Rule::hang_ms`].
+    /// Processes the call immediately, and answers after [`Rule::hang_ms`].
     HangAfter,
     /// Answers HTTP 302 to [`Rule::location`]. The call is not processed.
     Redirect,

@@ -237,7 +237,7 @@ impl ActiveBroadcast {
         }
     }
 
-    /// Pauses the broadcast. This applies here at once, and on other replicas soon.
+    /// Pauses the broadcast. This applies on this replica immediately, and on other replicas soon.
     async fn pause(&self, pause: Pause) {
         if *self.state.borrow() != State::Running {
             return;

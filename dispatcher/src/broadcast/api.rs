@@ -24,7 +24,8 @@ use crate::wechat::message::fingerprint;
 /// Number of buckets written or read concurrently.
 const CONCURRENCY: usize = 32;
 
-/// If an app has no more users than this, its stock is counted at once. For others the count is up to one hour old.
+/// If an app has no more users than this, its stock is counted during the call. For other apps the count is up to one
+/// hour old.
 const SMALL_APP_USERS: u64 = 3600;
 
 #[derive(Debug, Clone)]

@@ -104,14 +104,14 @@ pub fn pause_of(error: &SendError, next_day_ms: u64) -> Option<Pause> {
     }
 }
 
-/// What happens to a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
+/// The end of a message that is not sent because its broadcast stops or its lease is too old. If it was in flight
 /// before, it may have been delivered.
 pub fn unsent(in_doubt: bool) -> (LeaseEnd, Next) {
     if in_doubt { (LeaseEnd::Hold, Next::Hold) } else { (LeaseEnd::Return, Next::Again) }
 }
 
-/// What happens to a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so
-/// the credential counts as spent. If its form id were used for another message, that message could end as unknown too.
+/// The end of a message whose outcome is unknown when its broadcast is cancelled. WeChat is not called again, so the
+/// credential counts as spent. If its form id were used for another message, that message could end as unknown too.
 pub fn abandoned() -> (LeaseEnd, Next) {
     (LeaseEnd::Unknown, Next::End(Ending::Unknown.with_errcode(None)))
 }

@@ -1,4 +1,4 @@
-//! Keeps the app's daily message count in line with WeChat's, by requesting WeChat's numbers from time to time.
+//! Keeps the app's daily message count equal to WeChat's, by requesting WeChat's numbers periodically.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! HTTP calls to WeChat. The result says what came back, or whether it is certain that nothing was sent.
+//! HTTP calls to WeChat. The result contains the answer, or whether it is certain that nothing was sent.
 //!
 //! This is the only module that holds a URL with a token or a secret. reqwest's errors print the URL that they failed
 //! on, so none of them leaves this file. They are converted to [`Cause`], which cannot hold text from outside.
@@ -141,7 +141,7 @@ impl Client {
         quota
     }
 
-    /// Fetches a token from the configured endpoint. `force_refresh` invalidates the present token at once. Only
+    /// Fetches a token from the configured endpoint. `force_refresh` invalidates the current token immediately. Only
     /// `stable_token` supports it, and WeChat permits it 20 times a day, at least 30 seconds apart.
     pub async fn fetch_token(&self, force_refresh: bool) -> Result<FetchedToken, TokenError> {
         let (api, method) = match self.inner.app.token_endpoint {

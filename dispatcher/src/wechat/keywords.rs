@@ -6,7 +6,7 @@
 //! characters count. Here each character counts as one, and a warning is given if the value would be too long with wide
 //! characters counted as two.
 
-/// What WeChat is expected to do with a value.
+/// How WeChat is expected to treat a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
     Fine,

@@ -1,5 +1,5 @@
-//! What the codes of the token endpoints mean. This table is separate from [`crate::wechat::errcode`], because a code
-//! can have another meaning here: 40001 is a wrong secret, not an invalid token.
+//! The meaning of the codes of the token endpoints. This table is separate from [`crate::wechat::errcode`], because a
+//! code can have another meaning here: 40001 is a wrong secret, not an invalid token.
 
 /// Whether waiting helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub const TABLE: &[Row] = &[
     row(
         40002,
         Weight::Final,
-        "the grant type is refused: check that base_url leads to WeChat or to a gateway that speaks like it",
+        "the grant type is refused: check that base_url leads to WeChat or to a gateway with the same API",
     ),
     row(40013, Weight::Final, "the app id is wrong: correct it in the apps file"),
     row(40125, Weight::Final, "the secret is not valid: copy it again from the WeChat console"),

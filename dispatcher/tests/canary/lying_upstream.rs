@@ -26,7 +26,7 @@ pub enum Lie {
     OtherJson,
     /// Redirects to another host, with secrets in the location.
     Redirect,
-    /// Answers with this errcode. The errmsg contains the request, and a secret stands in place of the rid.
+    /// Answers with this errcode. The errmsg contains the request, and a secret replaces the rid.
     Refuse(i32, Rid),
     /// Does not answer within the timeout.
     Hang,

@@ -1,4 +1,4 @@
-//! No secret leaks: no log line at any level, no status, no trace and no metric contains one, whichever failure occurs.
+//! No secret leaks: no log line at any level, no status, no trace and no metric contains one, in any failure.
 //!
 //! Each kind of secret is a unique string that occurs nowhere else (`secrets`). Both services run as processes that log
 //! at `trace` and export a trace of every call. They use a WeChat that echoes each request (`lying_upstream`), and meet the

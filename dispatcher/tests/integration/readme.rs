@@ -12,7 +12,7 @@ use crate::whole::Collector;
 /// Starts the services in the state that the quickstart leaves, in which alice, bob and 300 more users have a form id
 /// each; runs the commands, and compares what they print with what the README shows.
 async fn run(steps: Steps) -> (Fixture, Vec<Ran>) {
-    // As many buckets as the services have unless told otherwise.
+    // 512 is the default number of buckets.
     let fixture = Fixture::with_buckets(Redis::start(), 512).await;
     let collector = Collector::start(&fixture, &[]).await;
     let dispatcher = fixture.dispatcher_with(&["--lease", "30s"]).await;

@@ -40,7 +40,7 @@ impl ConfigErrors {
         self.0.is_empty()
     }
 
-    /// Returns what was read, or all errors. If nothing was read, an error must have been added.
+    /// Returns the value that was read, or all errors. If it is `None`, an error must have been added.
     pub fn finish<T>(self, read: Option<T>) -> Result<T, SettingsError> {
         match read {
             Some(read) if self.0.is_empty() => Ok(read),

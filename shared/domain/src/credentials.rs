@@ -25,11 +25,11 @@ pub enum Kind {
     /// From a submitted form: one message. WeChat answers a second use with 41029, which makes a resend safe.
     #[serde(rename = "f")]
     FormId = 0,
-    /// From a payment: several messages. A resend cannot be told apart from a second message.
+    /// From a payment: several messages. A resend cannot be distinguished from a second message.
     #[serde(rename = "p")]
     PrepayId = 1,
     /// From an accepted subscription request: messages of one template, without an expiry. WeChat does not report how
-    /// many are left, so here too a resend cannot be told apart from a second message.
+    /// many are left, so here too a resend cannot be distinguished from a second message.
     #[serde(rename = "g")]
     Grant = 2,
 }

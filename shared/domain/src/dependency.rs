@@ -1,5 +1,6 @@
-//! What the server knows of the store that a service depends on: whether it is ready, what kind of error it returned, and
-//! how its commands end. The store implements these traits and the server uses them, so that neither depends on the other.
+//! The server's view of the store that a service depends on: whether it is ready, what kind of error it returned, and
+//! how its commands end. The store implements these traits and the server uses them, so that neither depends on the
+//! other.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -23,7 +24,7 @@ pub trait Dependency: Send + Sync {
 
 /// An error of a dependency, in the words that a caller of the service and the log need.
 pub trait Fault: Error {
-    /// What kind of error it is.
+    /// The kind of the error.
     fn kind(&self) -> FaultKind;
 }
 

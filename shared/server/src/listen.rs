@@ -1,4 +1,5 @@
-//! Opens the listening sockets of a service. This happens first, so that an unavailable address is reported at once.
+//! Opens the listening sockets of a service. This happens first, so that an unavailable address is reported
+//! immediately.
 
 use std::io;
 use std::net::SocketAddr;

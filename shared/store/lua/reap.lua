@@ -1,8 +1,8 @@
 -- Ends the leases of one bucket whose owner did not settle them. All replicas may run it concurrently.
 --
 -- A lease with a request id is held for that request as long as the request may be repeated: only the same message with
--- the same credential can reveal whether it was delivered. After that time, or at once without a request id, the
--- message is gone and its outcome is unknown. The form id of a single message then returns to stock as suspect, unless
+-- the same credential can reveal whether it was delivered. After that time, or immediately without a request id, the
+-- message ends and its outcome stays unknown. The form id of a single message then returns to stock as suspect, unless
 -- it has expired. Everything else is spent: a use of another kind, and the form id of a message of a broadcast, which
 -- ends as UNKNOWN. The user's last-messaged record is set, since the message may have been sent at any time until the
 -- deadline.

@@ -65,7 +65,7 @@ impl Api {
     }
 }
 
-/// What messages are counted under: WeChat has a quota for each API and day.
+/// The counter for messages: WeChat has a quota for each API and day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// The API.

@@ -77,7 +77,7 @@ impl Stock {
     }
 }
 
-/// What became of everything that was ever collected, in number of uses (one use permits one message).
+/// The current state of all uses that were ever collected (one use permits one message).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Uses collected.

@@ -1,5 +1,5 @@
-//! App stops, shared by all replicas. A stop records what WeChat refuses for an app at present; nothing of that is sent
-//! until the stop is over.
+//! App stops, shared by all replicas. A stop records that WeChat currently refuses messages of an app: all of them, or
+//! those with one kind of credential. Such messages are not sent until the stop is over.
 
 use std::collections::HashMap;
 

@@ -11,7 +11,7 @@ const SLOTS: [&str; 3] = ["0-5460", "5461-10922", "10923-16383"];
 /// Starts a cluster. A node that does not answer for `node_timeout` counts as failed. This takes about 0.2 s.
 ///
 /// The nodes know each other from their `nodes.conf`. A master that has just started serves no commands for two
-/// seconds, but a replica does, so the replicas take over at once.
+/// seconds, but a replica does, so the replicas take over immediately.
 pub(crate) fn start(settings: &[String], node_timeout: Duration, authority: Option<&Authority>) -> Vec<Server> {
     let servers = start_on_free_ports(|ports: [u16; 18]| {
         let (ports, more) = ports.split_at(6);

@@ -1,5 +1,5 @@
-//! More calls than a service accepts at the same time, and what must hold then. The benchmark measures how fast it is
-//! then.
+//! Overload: more calls than a service accepts at the same time, and the properties that must hold then. The benchmark
+//! measures the speed in that case.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ use crate::tls::{Authority, Pair};
 /// busy.
 const USUAL: Duration = Duration::from_secs(20);
 
-/// How many sets of ports are tried, if a redis-server ends at once.
+/// How many sets of ports are tried, if a redis-server exits immediately.
 const TRIES: usize = 20;
 
 /// A redis-server, which can be stopped and restarted.
@@ -72,7 +72,7 @@ impl Server {
         answer.starts_with("+PONG") && answer.lines().any(|line| line == mine)
     }
 
-    /// Whether it ended by itself, as it does at once if its port is taken.
+    /// Whether it exited by itself. It exits immediately if its port is taken.
     pub(crate) fn ended(&mut self) -> bool {
         self.process.as_mut().is_none_or(Process::ended)
     }
@@ -148,7 +148,7 @@ impl Server {
     }
 }
 
-/// Starts servers together. If one of them ends at once, kills all and returns false.
+/// Starts servers together. If one of them exits immediately, kills all and returns false.
 pub(crate) fn start_all(servers: &mut [Server]) -> bool {
     servers.iter_mut().for_each(Server::spawn);
     let mut wait = Wait::new("redis-server answers", USUAL);
@@ -171,7 +171,7 @@ pub(crate) fn start_on_free_ports<const PORTS: usize>(make: impl Fn([u16; PORTS]
             return servers;
         }
     }
-    panic!("redis-server ended at once, {TRIES} times");
+    panic!("redis-server exited immediately, {TRIES} times");
 }
 
 /// Waits without a timeout until a condition holds.

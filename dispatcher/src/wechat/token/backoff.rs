@@ -26,8 +26,8 @@ pub(super) const REDIS_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_FORCED_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_FORCED_PAUSE: Duration = Duration::from_secs(2 * 3600);
 
-/// This many rejected tokens are replaced at once, and after that one in each [`REPLACEMENT_INTERVAL`]. That is below the 2000
-/// calls a day that `token` permits.
+/// This many rejected tokens are replaced without a pause, and after that one in each [`REPLACEMENT_INTERVAL`]. That is
+/// below the 2000 calls a day that `token` permits.
 const MAX_REPLACEMENTS: u32 = 10;
 const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -96,8 +96,8 @@ impl FetchState {
     }
 }
 
-/// Logs an error when it appears, at the level of what has to be done about it. Repetitions are logged at debug level
-/// only.
+/// Logs an error when it appears. The level depends on the action that an operator has to take. Repetitions are logged
+/// at debug level only.
 fn log_error(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
     match (error, before) {
         (TokenError::Refused { errcode, .. }, Some(TokenError::Refused { errcode: known, .. })) if errcode == known => {

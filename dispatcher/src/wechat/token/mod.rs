@@ -4,9 +4,9 @@
 //! process reads Redis. If Redis has none either, one of all replicas calls WeChat, under a lock. In the background the
 //! token is renewed before it expires, and the old one is used until the new one is there.
 //!
-//! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that nobody drops the fresh token
-//!   of another replica. It is also remembered as rejected, since `stable_token` may return it again. Then a forced
-//!   refresh invalidates it for good.
+//! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that no replica drops the fresh
+//!   token of another. It is also remembered as rejected, since `stable_token` may return it again. Then a forced
+//!   refresh invalidates it permanently.
 //! - Without Redis, the token in memory is used until it expires. After that, `stable_token` is called directly,
 //!   because it gives all replicas the same token. `token` is not called, because each call invalidates the other
 //!   replicas' token.

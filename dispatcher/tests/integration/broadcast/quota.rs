@@ -94,13 +94,13 @@ async fn configured_quota_applies_if_wechat_returns_none() {
     for number in 0..10 {
         dispatcher.send(message("oSingle", &format!("{number}"))).await.unwrap();
     }
-    // Slow enough that the single messages are counted before the broadcast comes near the limit.
+    // Slow enough that the single messages are counted before the broadcast approaches the limit.
     let id = dispatcher.broadcast(BroadcastRequest { messages_per_second: 40, ..to_all() }).await.unwrap().broadcast_id;
     let paused = dispatcher.until(&id, BroadcastState::Paused).await;
     assert_eq!((paused.pause_reason(), paused.errcode), (PauseReason::Quota, None));
     fixture.no_lease_left().await;
     assert_eq!(fixture.delivered(), 50);
-    dispatcher.send(message("oSingle", "single messages go on")).await.unwrap();
+    dispatcher.send(message("oSingle", "single messages are still sent")).await.unwrap();
     dispatcher.done("CancelBroadcast", &id).await;
     fixture.assert_settled(0).await;
 }

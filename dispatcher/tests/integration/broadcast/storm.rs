@@ -1,9 +1,9 @@
 //! Broadcasts under many failures: dispatchers that are killed, a Redis that restarts, and lost answers of WeChat.
 //! Every user still gets one message, and no user gets two.
 //!
-//! The kills are what proves it. Each kill affects a few hundred messages of two or three dispatchers, which are at
-//! every step between the lease and the settlement. The audience need only be so large that several buckets with
-//! several pages each are left at the last kill. A larger one allows more kills: see `./deploy/test.sh --soak`.
+//! The kills provide the evidence. Each kill affects a few hundred messages of two or three dispatchers, at every step
+//! between lease and settlement. The audience need only be so large that several buckets with several pages each are
+//! left at the last kill. A larger one allows more kills: see `./deploy/test.sh --soak`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

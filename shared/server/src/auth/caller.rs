@@ -20,7 +20,7 @@ use domain::AppId;
 #[derive(Clone)]
 pub struct Caller {
     entry: Arc<CallerConfig>,
-    /// `None` if no callers file is configured; then everybody may do everything.
+    /// `None` if no callers file is configured; then all calls are allowed.
     pass: Option<Arc<Session>>,
 }
 

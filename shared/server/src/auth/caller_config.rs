@@ -1,4 +1,4 @@
-//! What the callers file says of one caller.
+//! One caller as configured in the callers file.
 
 use std::collections::BTreeSet;
 use std::fmt;

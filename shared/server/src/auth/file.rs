@@ -1,4 +1,4 @@
-//! Parses the callers file: who may call, how callers are identified, and what each may do.
+//! Parses the callers file: the callers, how they are identified, and their permissions.
 //!
 //! ```toml
 //! [callers.orders]

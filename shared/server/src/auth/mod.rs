@@ -2,7 +2,7 @@
 //! may use the app of a request.
 //!
 //! - [`permission`]: the permissions; [`methods`]: which of them each RPC needs, as a table;
-//! - [`file`](mod@file): the callers file; [`caller_config`]: what it says of one caller;
+//! - [`file`](mod@file): the callers file; [`caller_config`]: one caller as configured there;
 //! - [`callers`]: maps tokens and certificates to callers, and reloads the file;
 //! - [`caller`]: the caller of a request, and the checks that handlers make on it;
 //! - [`certificate`]: the names in a client's certificate; [`rate`]: calls per second; [`audit`]: the audit log.

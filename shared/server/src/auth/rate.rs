@@ -39,7 +39,7 @@ impl Rate {
             return Ok(());
         }
         *bucket = (left, now.max(since));
-        // Rounded up, so that a caller that waited this long is not told to wait another nanosecond.
+        // Rounded up, so that a caller that waited this long does not have to wait another nanosecond.
         let wait = Duration::try_from_secs_f64((1.0 - left) / self.per_second).unwrap_or(Duration::MAX);
         Err(wait.saturating_add(Duration::from_millis(1)))
     }

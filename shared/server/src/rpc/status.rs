@@ -78,7 +78,7 @@ impl Failure {
         self
     }
 
-    /// Adds an invalid field and what is wrong with it. As many fields are sent as fit into a status; the others are
+    /// Adds an invalid field and its problem. As many fields are sent as fit into a status; the others are only
     /// counted.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
@@ -175,8 +175,8 @@ impl Facts {
             return Some(NEVER);
         }
         let delay = self.retry_after?;
-        // With other codes, the error persists until somebody fixes its cause. RetryInfo then only says how long to
-        // wait after the fix.
+        // With other codes, the error persists until its cause is fixed. RetryInfo then only says how long to wait
+        // after the fix.
         let passes = matches!(self.reason.code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
         let soon = (passes && delay <= LONGEST_PUSHBACK).then(|| delay.as_micros().div_ceil(1000));
         Some(soon.and_then(|soon| i64::try_from(soon).ok()).unwrap_or(NEVER))

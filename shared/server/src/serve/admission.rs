@@ -2,8 +2,8 @@
 //! the concurrency limits permit the call. The checks are in this order so that an unauthenticated call takes no
 //! permit, and each is cheap.
 //!
-//! There is no queue here. A call over a limit is rejected at once with RESOURCE_EXHAUSTED and a hint when to retry. In
-//! a queue, its deadline would be used up by the time of its turn, and it would delay the calls behind it.
+//! There is no queue here. A call over a limit is rejected immediately with RESOURCE_EXHAUSTED and a hint when to
+//! retry. In a queue, its deadline would be used up by the time of its turn, and it would delay the calls behind it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ pub(super) enum Kind {
 }
 
 impl Admission {
-    /// Without `callers`, everybody may do everything. `message_bytes` is the maximum size of a
+    /// Without `callers`, all calls are allowed without authentication. `message_bytes` is the maximum size of a
     /// message.
     pub(super) fn new(callers: Option<Arc<Callers>>, limits: &Limits, message_bytes: usize, shed: IntCounter) -> Self {
         let (requests, streams) = (Arc::new(Semaphore::new(limits.requests)), Streams::new(limits.streams));

@@ -1,4 +1,4 @@
-//! The memory budget: how much memory requests may use at once, over all connections.
+//! The memory budget: how much memory the requests of all connections may use together.
 //!
 //! Each message that arrives is charged for its estimated memory: twice its size, because it is in memory both as
 //! received and as decoded, and a fixed amount for each element of a list or map, however small the element is on the

@@ -165,7 +165,7 @@ impl Record {
     }
 }
 
-/// What a call holds until its response is sent or dropped.
+/// Resources that a call holds until its response is sent or dropped.
 type Held = (accept::Call, Charge, Option<Permit>);
 
 /// The body of a response. Its trailers have the code of the call.

@@ -15,11 +15,11 @@
 //! Callers that share a connection must not harm each other by ending calls early. A peer that does so on purpose must
 //! not get more than its share of resources:
 //!
-//! - What a peer sends on a stream that was answered early is read and discarded ([`discard`](super::discard)), so that
-//!   it does not count among the 1024 errors after which HTTP/2 ends a connection. That limit stays, as a protection
-//!   against peers that break the protocol on purpose to make the service reset streams. Correct clients do not reach
-//!   it.
-//! - A peer may open a stream and reset it at once; such streams do not count against the number of calls on a
+//! - Data that a peer sends on a stream that was answered early is read and discarded ([`discard`](super::discard)), so
+//!   that it does not count among the 1024 errors after which HTTP/2 ends a connection. That limit stays, as a
+//!   protection against peers that break the protocol on purpose to make the service reset streams. Correct clients do
+//!   not reach it.
+//! - A peer may open a stream and reset it immediately; such streams do not count against the number of calls on a
 //!   connection. HTTP/2 counts the streams that were reset before they were begun, and ends the connection at a limit.
 //!   Callers that cancel calls early would reach a low limit. Reading in turns ([`paced`](super::paced)) keeps the
 //!   number of such streams, and so their memory, below a limit that is never reached. A call that has begun then costs
@@ -56,7 +56,7 @@ use super::tls::Tls;
 
 /// The timeout of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long streams may take to end after they were told to.
+/// How long streams may take to end after the signal to end.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a closing connection is checked, and after how many checks without a call it is closed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ pub struct ConnectionLimits {
     pub keepalive_timeout: Duration,
     /// The age after which a connection gets a GOAWAY, with a random deviation of up to a tenth. Never if `None`.
     pub age: Option<Duration>,
-    /// How much longer calls may take after that, before streams are told to end.
+    /// How much longer calls may take after that, before streams get the signal to end.
     pub grace: Duration,
     /// The limits of all connections of a listener.
     pub bounds: Bounds,
@@ -122,7 +122,7 @@ struct Signals {
     close: CancellationToken,
     /// Finish the calls in progress.
     stop: CancellationToken,
-    /// Close at once.
+    /// Close immediately.
     cut: CancellationToken,
 }
 
@@ -180,7 +180,7 @@ enum Phase {
     Open,
     /// GOAWAY was sent; calls in progress finish.
     Old,
-    /// Streams were told to end.
+    /// Streams got the signal to end.
     Ending,
     /// The service stops; the drain sets the bound.
     Stopping,

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::auth::Caller;
 
 /// The open streams of all callers. A caller may open another stream as long as it has fewer than are still free. So it
-/// gets half of all streams if nobody else has any, and half of the rest if another caller has taken its half. It
+/// gets half of all streams if no other caller has any, and half of the rest if another caller has taken its half. It
 /// always gets one while one is free.
 #[derive(Debug, Clone)]
 pub(super) struct Streams {

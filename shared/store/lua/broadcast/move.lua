@@ -8,7 +8,7 @@
 --                 time
 --         pause   reason, errcode or '', rid, resume time in ms or ''. Reason CANARY only while there is a canary: the
 --                 call may be late, after the canary was reached and the broadcast resumed
---         resume  'due' if only because its resume time has come, by that clock
+--         resume  'due' if only because its resume time has passed, by that clock
 --         cancel  nothing
 --       last: the consumer group of the tasks
 -- Reply  moved STATE | wrong STATE (nothing changed) | missing

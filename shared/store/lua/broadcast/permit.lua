@@ -33,8 +33,8 @@ local received, returned, ended = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
--- What changed for the bucket's permits since its last report. If the bucket's numbers expired here or were lost, its
--- permits were counted when they were granted.
+-- Computes the change of the bucket's permits since its last report. If the bucket's numbers expired here or were lost,
+-- its permits were counted when they were granted.
 local known = redis.call('HGET', permits, bucket)
 local old = { granted = received, returned = returned, ended = received - returned, day = '' }
 if known then

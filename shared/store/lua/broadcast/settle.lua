@@ -60,8 +60,8 @@ for n, openid in ipairs(openids) do
   elseif not held or holder == owner then
     local field, expired = drop_expired(fields[n] or '')
     tally(ledger, 'expired', expired)
-    -- Without a lease, the message was given up long ago, or its user was erased. No message may follow then, because
-    -- another replica may have sent it meanwhile.
+    -- Without a lease, the message ended long ago, or its user was erased. No message may follow then, because another
+    -- replica may have sent it meanwhile.
     local landing = what == 'end' or what == 'again' or not held
     if held then
       if flags >= 128 then field = marks().take_off(field, owner) end

@@ -23,8 +23,8 @@ local function lease_head(deadline, turn, state, flags, expiry)
   return struct.pack('>ddBB', deadline, turn, state, flags) .. expiry
 end
 
--- What a packed lease says, the parts that are needed most first: state, flags and expiry (four bytes) of the record,
--- tail, owner, deadline, openid, request id, fingerprint, turn.
+-- Unpacks a lease. The parts that are needed most come first: state, flags and expiry (four bytes) of the record, tail,
+-- owner, deadline, openid, request id, fingerprint, turn.
 local function unpack_lease(held)
   local deadline, turn, state, flags, expiry, owner, fingerprint, openid, request, tail =
     struct.unpack('>ddBBc4c16c16Bc0Bc0', held)

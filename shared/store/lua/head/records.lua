@@ -1,5 +1,5 @@
 -- The format of a user's field, and functions that read it. Its twin in Rust is record.rs, and a property test checks
--- that both agree. A head is short, because each of its functions is created anew in every call of a script.
+-- that both agree. A head is short, because every call of a script creates each of its functions again.
 --
 -- A field is the concatenation of the user's records, latest expiry first. The newest record is therefore at the front
 -- and the one to spend next at the back, and neither needs a search. A record is read backward from its last byte:

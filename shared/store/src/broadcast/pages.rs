@@ -43,7 +43,7 @@ pub struct Page {
     /// Number of the taken users who were put back into the audience, because another subscription message to them is
     /// in flight.
     pub busy: usize,
-    /// The taken users whose messages ended at once.
+    /// The taken users whose messages ended without being sent.
     pub endings: Endings,
     /// The taken users with a leased credential.
     pub ready: Vec<Ready>,

@@ -141,8 +141,8 @@ impl Part<'_> {
 }
 
 impl Store {
-    /// Counts messages that were sent without a permit. Single messages are sent at once, and broadcasts slow down in
-    /// return.
+    /// Counts messages that were sent without a permit. Single messages are sent immediately, and broadcasts slow down
+    /// in return.
     pub async fn count_messages(&self, app: &AppId, budget: Budget, messages: u64) -> Result<(), Error> {
         let keys = BroadcastKeys::new(app);
         self.redis()?

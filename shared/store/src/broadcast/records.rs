@@ -123,7 +123,7 @@ pub enum Created {
 /// A transition from one state to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
-    /// From PENDING: to RUNNING at once, or at its start time.
+    /// From PENDING to RUNNING: immediately, or at its start time.
     Start {
         /// Whether the audience is every user.
         everyone: bool,
@@ -132,7 +132,7 @@ pub enum Move {
     Pause(Pause),
     /// From PAUSED to RUNNING.
     Resume {
-        /// Only if the broadcast has a resume time, and that time has come.
+        /// Only if the broadcast has a resume time, and that time has passed.
         due: bool,
     },
     /// To CANCELLED, from any state that is not final.
@@ -310,7 +310,7 @@ impl Store {
         }
     }
 
-    /// Broadcasts whose start or resume time has come by `now_ms`.
+    /// Broadcasts whose start or resume time is at or before `now_ms`.
     pub async fn due_broadcasts(&self, app: &AppId, now_ms: u64) -> Result<Vec<BroadcastId>, Error> {
         let mut command = redis::cmd("ZRANGEBYSCORE");
         command.arg(BroadcastKeys::new(app).due()).arg("-inf").arg(now_ms).arg("LIMIT").arg(0).arg(100);

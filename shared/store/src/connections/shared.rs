@@ -79,7 +79,7 @@ where
         Ok(result?)
     }
 
-    /// A clone of the connection whose turn it is. What comes of using it goes to [`Self::look_at`].
+    /// A clone of the next connection in turn. Pass the result of using it to [`Self::look_at`].
     pub(super) async fn lend(&self) -> Result<Lent<'_, M>, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let slot = &self.slots[number % self.slots.len()];
@@ -129,7 +129,7 @@ where
             return;
         }
         let (slot, pool, number) = (Arc::clone(slot), self.pool.clone(), self.next.fetch_add(1, Ordering::Relaxed));
-        // Nobody waits for it, and it may have to pass over servers that do not answer.
+        // No command waits for it, and it may have to skip servers that do not answer.
         let patience = Timeouts { create: Some(2 * self.timeout), ..pool.timeouts() };
         tokio::spawn(async move {
             match pool.timeout_get(&patience).await {
@@ -159,7 +159,7 @@ impl<M: Manager<Type: Clone>> Slot<M> {
     }
 }
 
-/// Removes a lost connection from the pool for good, because the pool would lend it again before it notices the
+/// Removes a lost connection from the pool permanently, because the pool would lend it again before it notices the
 /// failure.
 fn discard<M: Manager>(lost: Option<Shared<M>>) {
     drop(lost.map(|shared| Object::take(shared.loan)));

@@ -181,7 +181,7 @@ async fn scheduled_start_waits_until_it_is_due() {
     other.go(&START).await;
     other.go(&Move::Cancel).await;
     assert_eq!((due(&fixture, later).await, other.record().await.scheduled), (vec![], false));
-    // A broadcast whose time has passed starts at once.
+    // A broadcast whose start time has passed starts immediately.
     let past = Broadcast::of(&fixture, &Draft { not_before_ms: Some(NOW_MS), ..draft(true) }).await;
     assert_eq!(past.go(&START).await, Moved::To(State::Running));
 }

@@ -363,6 +363,6 @@ async fn owner_fetches_a_lost_page_again_unless_it_was_held_since() {
     assert_eq!(fixture.reap(&TERMS).await.pinned, 1);
     assert!(again().await.ready[0].lease.taken_over);
     fixture.advance(1).await;
-    assert_eq!(fixture.reap(&TERMS).await.pinned, 1, "it is held again and not released at once");
+    assert_eq!(fixture.reap(&TERMS).await.pinned, 1, "it is held again and not released immediately");
     fixture.assert_sound().await;
 }

@@ -75,7 +75,7 @@ async fn used(fixture: &Fixture) -> u64 {
     fixture.raw::<Option<u64>>(redis::cmd("HGET").arg(key).arg("used")).await.unwrap_or(0)
 }
 
-/// Stores the quota as if WeChat was asked and answered at once.
+/// Stores the quota as if WeChat was asked and answered immediately.
 async fn tell(fixture: &Fixture, limit: u64, used: u64) {
     let ended = fixture.store.ended_messages(&fixture.app, TODAY).await.unwrap();
     fixture.store.set_quota(&fixture.app, TODAY, limit, used, ended).await.unwrap();
@@ -126,7 +126,8 @@ async fn over_time(
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_stay_within_each_rate_and_get_more_after_waiting() {
     let fixture = Arc::new(Fixture::new().await);
-    // The lowest of the three rates applies, also if its burst is smaller than what is wanted at once.
+    // The lowest of the three rates applies, also if its burst is smaller than the number of permits requested
+    // together.
     for (app_rate, broadcast_rate, rate, wanted) in
         [(400, 900, 0, 7), (900, 400, 0, 7), (900, 0, 400, 7), (0, 0, 400, 100), (400, 400, 400, 1)]
     {

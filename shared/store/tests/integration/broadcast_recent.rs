@@ -19,7 +19,7 @@ enum Sender {
 
 const SENDERS: [Sender; 3] = [Sender::Single, Sender::WithRequest, Sender::Broadcast];
 
-/// What the earlier message is sent with: a form id, a prepay id, or a grant.
+/// The credential of the earlier message: a form id, a prepay id, or a grant.
 fn rights() -> [(Eligibility, Option<Credential>); 3] {
     let grants = Eligibility::grants(template("t1"));
     [(any_kind(), Some(form_id("c1", 90))), (any_kind(), Some(prepay_id("c1", 2, 90))), (grants, None)]

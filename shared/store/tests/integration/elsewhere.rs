@@ -1,5 +1,5 @@
 //! The store on other kinds of Redis than one plain server with full permissions: a cluster, Sentinels, TLS, a Redis
-//! user with few permissions. And what happens there when a master is lost.
+//! user with few permissions. Also the loss of a master.
 
 use std::time::Duration;
 

@@ -26,7 +26,7 @@ pub const TERMS: LeaseTerms = LeaseTerms {
     keep: Duration::from_secs(3 * 3600 + 30 * 60),
 };
 
-/// Leases that expire at once, or almost.
+/// Leases that expire immediately or almost immediately.
 pub const BRIEF: LeaseTerms = LeaseTerms { duration: Duration::ZERO, ..TERMS };
 
 pub struct Fixture {

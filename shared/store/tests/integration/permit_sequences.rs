@@ -93,7 +93,7 @@ impl Run<'_> {
         permit.why
     }
 
-    /// Takes a page. Returns how many users were taken. Their leases expire at once, so that any replica can settle
+    /// Takes a page. Returns how many users were taken. Their leases expire immediately, so that any replica can settle
     /// them.
     async fn page(&mut self, bucket: u16, count: usize, lost: bool) -> usize {
         let broadcast = &self.broadcast;

@@ -8,7 +8,7 @@ use crate::fixture::{Client, Ended, Fixture};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_policy_retries_only_unavailable() {
-    // With one attempt, the dispatcher answers a busy WeChat with WECHAT_BUSY at once.
+    // With one attempt, the dispatcher answers WECHAT_BUSY immediately if WeChat is busy.
     let fixture = Fixture::start(&["--attempts", "1"]).await;
     // Each case: WeChat's errcode, how often it is answered, the result, and the number of calls.
     let cases = [
