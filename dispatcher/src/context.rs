@@ -1,4 +1,4 @@
-//! What the sends and the broadcasts of one app share.
+//! State that the sends and the broadcasts of one app share.
 
 use std::sync::Arc;
 

@@ -5,8 +5,8 @@
 //!   answer, from the meaning of WeChat's codes ([`wechat::errcode`]). `send::outcome` lists how a send can end and what
 //!   its caller receives.
 //! - `broadcast` sends one message to many users, independently of single sends.
-//! - `context` holds what both share for an app. `jobs` runs beside calls; its reaper settles expired leases. `stops`
-//!   holds the app stops: the kinds of credentials that WeChat currently does not accept from the app.
+//! - `context` holds the state of an app that both share. `jobs` are background jobs; the reaper settles expired
+//!   leases. `stops` holds the app stops: the kinds of credentials that WeChat currently does not accept from the app.
 //! - `metrics` counts, `spans` traces, and `outages` limits the log lines of operations that fail repeatedly.
 
 pub mod app;

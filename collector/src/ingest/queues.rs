@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn all_waiting_calls_fail_at_once_when_redis_is_unavailable() {
+    fn all_waiting_calls_fail_immediately_if_redis_is_unavailable() {
         let (mut queues, room) = (queues(), Arc::new(Semaphore::new(300)));
         let calls: Vec<_> = ["oA", "oB", "oC", "oD", "oE", "oF"].map(|openid| call(&room, openid, 40)).into();
         let mut answers = Vec::new();

@@ -1,4 +1,4 @@
-//! What runs beside calls: each job repeats until the collector stops.
+//! Background jobs: each job repeats until the collector stops.
 //!
 //! - [`sweeper`]: deletes expired credentials and counts the stock; [`gauges`]: updates the metrics of the stock.
 

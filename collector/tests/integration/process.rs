@@ -62,7 +62,7 @@ async fn sigterm_drains_and_exits_with_0_despite_an_open_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn second_signal_exits_at_once() {
+async fn second_signal_exits_immediately() {
     let redis = Redis::start();
     let (mut process, address) = start(&redis, program().args(["--drain-wait", "1h"])).await;
     process.signal("TERM");

@@ -29,7 +29,7 @@ use crate::table::{Bar, Table, median};
 const USERS: (usize, usize) = (200_000, 20_000);
 /// Number of messages in flight.
 const IN_FLIGHT: usize = 64;
-/// Single messages sent beside the broadcast: their rate per second, and their number.
+/// Single messages sent during the broadcast: their rate per second, and their number.
 const SENDS: (f64, usize) = (200.0, 2000);
 /// Redis commands that take longer are logged, in microseconds.
 const SLOW: u64 = 1000;
@@ -146,7 +146,7 @@ pub async fn paced(users: usize, pace: u32) -> f64 {
     (users as f64 - f64::from(pace) / 5.0) / (seconds(done.end_time) - seconds(done.create_time))
 }
 
-/// The p99 latency of single messages sent at a steady rate, alone or beside a broadcast at a pace.
+/// The p99 latency of single messages sent at a steady rate, alone or during a broadcast at a pace.
 async fn beside(pace: Option<u32>) -> Duration {
     let (a_second, singles) = SENDS;
     let crowd = pace.map_or(0, |pace| (f64::from(pace) * singles as f64 / a_second * 2.0) as usize);

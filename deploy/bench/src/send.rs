@@ -28,7 +28,7 @@ struct Figures {
     p99: Duration,
 }
 
-/// What the calls of a measurement have in `request_id`.
+/// The `request_id` of the calls of a measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Requests {
     /// Nothing: the calls cannot be repeated.

@@ -49,7 +49,7 @@ pub(crate) struct Sending {
     pub(crate) turn: Turn,
 }
 
-/// What the decision about a send needs beside the app's own ledger.
+/// Further input for the decision about a send, in addition to the app's ledger.
 pub(crate) struct Means<'a> {
     pub(crate) prints: &'a Fingerprints,
     pub(crate) msgids: &'a MsgIds,

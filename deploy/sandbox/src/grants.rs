@@ -30,7 +30,7 @@ impl Subscription {
     }
 }
 
-/// What a user accepted in the mini program's pop-up.
+/// A user's accepted request in the mini program's pop-up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Granting {
@@ -38,7 +38,7 @@ pub struct Granting {
     pub openid: String,
     /// The template whose messages it allows.
     pub template_id: String,
-    /// How often the user accepted, once in each pop-up. Each accept allows one message more. Default: 1.
+    /// How often the user accepted, once in each pop-up. Each acceptance allows one more message. Default: 1.
     #[serde(default = "once")]
     pub count: u32,
     /// A long-term grant: allows any number of messages. Excludes a count.

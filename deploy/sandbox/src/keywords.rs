@@ -3,7 +3,7 @@
 //!
 //! Every character counts as one. Where WeChat's rule says digits, the decimal point does not count.
 
-/// What a kind of keyword accepts.
+/// The values that a kind of keyword accepts.
 enum Rule {
     /// At most this many characters, all of which match.
     Characters(usize, fn(char) -> bool),

@@ -322,7 +322,7 @@ impl Sandbox {
         &self.0.callback
     }
 
-    /// What the decision about a send needs beside the app.
+    /// Further input for the decision about a send, in addition to the app.
     pub(crate) fn means<'a>(&'a self, now_ms: u64, settings: &'a Settings) -> Means<'a> {
         Means { prints: &self.0.prints, msgids: &self.0.msgids, now_ms, settings }
     }

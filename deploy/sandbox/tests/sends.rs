@@ -1,4 +1,4 @@
-//! What `template/send` accepts, and which code it answers to the rest.
+//! The requests that `template/send` accepts, and its errcode for each invalid one.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod fixture;

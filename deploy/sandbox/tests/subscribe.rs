@@ -1,4 +1,4 @@
-//! What `subscribe/send` accepts, and which code it answers to the rest.
+//! The requests that `subscribe/send` accepts, and its errcode for each invalid one.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test should end it")]
 
 mod fixture;

@@ -39,7 +39,7 @@ const PERMIT_INTERVAL: Duration = Duration::from_millis(200);
 /// taken over, one until their own lease expires.
 const PERMIT_WAIT: u32 = 4;
 
-/// What the workers of a broadcast share on this replica.
+/// State that the workers of a broadcast share on this replica.
 pub struct ActiveBroadcast {
     pub context: Arc<AppContext>,
     pub id: BroadcastId,

@@ -65,7 +65,7 @@ pub struct Transition {
     pub moved: bool,
 }
 
-/// What a broadcast would do.
+/// The expected result of a broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
     /// Numbers of users by whether they could be reached.

@@ -14,7 +14,7 @@ use crate::wechat::error::TokenError;
 /// How often a message is put back because WeChat is busy, before it counts as failed.
 pub const BUSY_ROUNDS: u32 = 3;
 
-/// What the end of a message means for its broadcast.
+/// The effect of a message's end on its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
     None,
@@ -27,7 +27,7 @@ pub enum Signal {
     Stop(Pause),
 }
 
-/// What happens to a message, its credential and its broadcast.
+/// The end of a message: its effect on the message, its credential and its broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disposition {
     pub lease_end: LeaseEnd,

@@ -1,4 +1,4 @@
-//! What a broadcast sends and how, as stored in Redis.
+//! The message and the options of a broadcast, as stored in Redis.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What runs beside calls: each job repeats until the dispatcher stops.
+//! Background jobs: each job repeats until the dispatcher stops.
 //!
 //! - [`reaper`]: settles leases that expired
 //! - [`gauges`]: updates the gauges of the quota and of broadcasts

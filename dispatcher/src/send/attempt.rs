@@ -1,4 +1,4 @@
-//! What single messages and broadcasts have in common: whether the app can send now, and the calls to WeChat with one
+//! Functions that single messages and broadcasts share: whether the app can send now, and the calls to WeChat with one
 //! credential until there is a result.
 
 use std::time::Duration;

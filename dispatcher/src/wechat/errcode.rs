@@ -1,10 +1,10 @@
-//! What WeChat's codes mean. No other module knows these codes. WeChat changes the texts of its errors, so only codes
-//! are matched.
+//! The meaning of WeChat's codes. No other module knows these codes. WeChat changes the texts of its errors, so only
+//! codes are matched.
 
 use domain::Kind;
 
-/// What an errcode invalidates, and with it what a correct sender does. Mostly ordered from the smallest scope to the
-/// largest.
+/// The scope that an errcode invalidates, which determines how a correct sender reacts. Mostly ordered from the
+/// smallest scope to the largest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
     /// Accepted; one use is spent.

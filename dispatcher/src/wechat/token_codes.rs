@@ -16,7 +16,7 @@ pub enum Weight {
 pub struct Row {
     pub errcode: i32,
     pub weight: Weight,
-    /// What is wrong and, where an operator can fix it, how.
+    /// The problem and, if an operator can fix it, the fix.
     pub sentence: &'static str,
 }
 

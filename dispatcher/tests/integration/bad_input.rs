@@ -14,7 +14,7 @@ use testing::{Redis, eventually};
 use tonic::Code;
 
 #[tokio::test]
-async fn every_bad_field_is_named_at_once() {
+async fn all_invalid_fields_are_reported_together() {
     let fixture = Fixture::patient().await;
     let dispatcher = fixture.dispatcher().await;
     let mut request = message("", "x");
@@ -145,7 +145,7 @@ async fn health_follows_redis() {
 }
 
 #[test]
-fn all_invalid_settings_are_reported_at_once() {
+fn all_invalid_settings_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("apps.toml");
     std::fs::write(&path, "[apps.wx1]\nsecret = \"very-secret\"\ncolour = \"red\"\n").unwrap();

@@ -147,7 +147,7 @@ async fn drain_finishes_sends_in_flight() {
 }
 
 #[tokio::test]
-async fn dispatcher_without_redis_stops_at_once() {
+async fn dispatcher_without_redis_stops_immediately() {
     let mut fixture = Fixture::new().await;
     fixture.redis.kill();
     let port = any_port();

@@ -277,8 +277,8 @@ impl Fixture {
         inventory.values().map(|available| available.messages).sum()
     }
 
-    /// Asserts what must hold when no message is in flight: only the `in_doubt` leases are left, the ledger matches the
-    /// stock, and no message was delivered twice.
+    /// Asserts the invariants that hold when no message is in flight: only the `in_doubt` leases are left, the ledger
+    /// matches the stock, and no message was delivered twice.
     pub async fn assert_settled(&self, in_doubt: u64) {
         let ledger = self.store.ledger(&self.app()).await.unwrap();
         assert_eq!(ledger.leased, in_doubt, "{ledger:?}");

@@ -1,4 +1,4 @@
-//! What the dispatcher logs as a process: during outages of Redis and WeChat, and when it refuses to start.
+//! Log lines of the dispatcher as a process: during outages of Redis and WeChat, and when it refuses to start.
 
 use std::path::PathBuf;
 use std::time::Duration;

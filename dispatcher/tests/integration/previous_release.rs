@@ -81,7 +81,7 @@ fn fill(redis: &Redis) {
 }
 
 impl Fixture {
-    /// What a user has of one kind; for grants of the template `welcome`.
+    /// A user's credentials of one kind; for grants, of the template `welcome`.
     async fn available(&self, openid: &str, kind: Kind) -> Available {
         let template = (kind == Kind::Grant).then(|| TemplateId::parse("welcome").unwrap());
         let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now()).await.unwrap();

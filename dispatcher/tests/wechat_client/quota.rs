@@ -66,7 +66,7 @@ async fn invalid_quota_answer_yields_no_quota() {
 }
 
 #[tokio::test]
-async fn quota_of_a_strict_wechat_is_read_and_refusals_are_told_apart() {
+async fn quota_of_a_strict_wechat_is_read_and_refusals_are_distinguished() {
     let wechat = sandbox::Sandbox::new(sandbox::Settings { daily_quota: 3, ..Default::default() });
     wechat.add_app("wx1", SECRET).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What the server does with each request.
+/// How the server answers each request.
 #[derive(Clone)]
 pub enum Habit {
     /// Writes this and keeps the connection open.

@@ -28,7 +28,7 @@ pub trait Fault: Error {
     fn kind(&self) -> FaultKind;
 }
 
-/// What an error of a dependency means for a call.
+/// The effect of a dependency's error on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// The dependency does not answer. It may answer later, so the call can be repeated.

@@ -1,4 +1,4 @@
-//! What surrounds the handlers of both services. It knows neither Redis nor WeChat.
+//! The gRPC server around the handlers of both services. It knows neither Redis nor WeChat.
 //!
 //! - [`config`]: the flags that both services have; [`listen`]: the addresses that they name;
 //! - [`serve`]: the life of a service: connections, admission, health, reflection and the drain;

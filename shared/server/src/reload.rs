@@ -52,7 +52,7 @@ impl Watched {
     }
 
     /// Watches the files forever and passes their contents to `change` when they change. If `change` rejects a version,
-    /// the error is logged, and the version is not tried again until the contents change once more. `what` is how log
+    /// the error is logged, and the version is not tried again until the contents change again. `what` is how log
     /// messages call the files. `in_use` is 1 while the current contents are in use, and 0 while they are rejected or
     /// cannot be read.
     pub async fn follow<E: Display>(

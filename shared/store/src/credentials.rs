@@ -56,10 +56,10 @@ impl Packed {
     }
 }
 
-/// What is counted together for a user: a kind, and for grants each template separately.
+/// The unit of a user's counts: a kind, and for grants each template separately.
 pub type StockKey = (Kind, Option<TemplateId>);
 
-/// What is available to one user under one [`StockKey`].
+/// The messages available to one user under one [`StockKey`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Available {
     /// Number of credentials.
@@ -118,7 +118,7 @@ impl Store {
         Ok(field.unwrap_or_default())
     }
 
-    /// What is available to a user at `now` (seconds since 1970).
+    /// The messages available to a user at `now` (seconds since 1970).
     pub async fn inventory(
         &self,
         app: &AppId,

@@ -95,7 +95,7 @@ pub enum Leased {
     Busy(Duration),
 }
 
-/// What is known about a request.
+/// The known state of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
     /// Nothing is recorded: the request never got a lease, or its record has expired.
@@ -181,7 +181,7 @@ pub enum SettleReply {
     NoNext,
 }
 
-/// What the reaper did in one bucket.
+/// Result of the reaper in one bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reaped {
     /// Leases that stay reserved for their message, which the caller may repeat.

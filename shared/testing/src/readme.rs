@@ -93,7 +93,7 @@ fn run_by(above: &str) -> RunBy {
     }
 }
 
-/// What one test runs of a file: its blocks, in order.
+/// The blocks of a file that one test runs, in order.
 pub struct Steps {
     blocks: Vec<Block>,
     before: String,
@@ -106,7 +106,7 @@ pub struct Ran {
     pub block: Block,
     /// The exit code of the last command that failed; 0 if all succeeded.
     pub code: i32,
-    /// What the commands printed, standard error included.
+    /// The output of the commands, standard error included.
     pub output: String,
 }
 

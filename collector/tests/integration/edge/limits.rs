@@ -17,7 +17,7 @@ fn assert_overloaded(status: &Status) {
 }
 
 #[tokio::test]
-async fn call_over_the_limit_is_refused_at_once_and_health_is_not() {
+async fn call_over_the_limit_is_refused_immediately_and_health_is_not() {
     let redis = Redis::alone();
     let (collector, mut client) = collector(&redis, &["--max-requests", "3", "--redis-timeout", "10m"]).await;
     // While Redis hangs, none of the three calls below can end.

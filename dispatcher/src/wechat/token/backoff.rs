@@ -34,7 +34,7 @@ const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(60);
 /// Upper limit for the lifetime of a token, even if a clock is wrong.
 pub(super) const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// What the task that obtains a token knows about earlier attempts.
+/// Earlier attempts to obtain a token, as known to the task that obtains it.
 pub(super) struct FetchState {
     cached: Option<CachedError>,
     pub(super) forced: Forced,

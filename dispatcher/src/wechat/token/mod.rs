@@ -1,8 +1,8 @@
 //! The access token of an app. All replicas share one token through Redis, and one replica at a time fetches it.
 //!
 //! A send takes the token from memory, without Redis and without waiting. If there is none in memory, one task of the
-//! process reads Redis. If Redis has none either, one of all replicas calls WeChat, under a lock. In the background the
-//! token is renewed before it expires, and the old one is used until the new one is there.
+//! process reads Redis. If Redis has none either, one replica calls WeChat, under a lock. In the background the token
+//! is renewed before it expires, and the old one is used until the new one is there.
 //!
 //! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that no replica drops the fresh
 //!   token of another. It is also remembered as rejected, since `stable_token` may return it again. Then a forced

@@ -18,7 +18,7 @@ use tonic::Code;
 const NOBODYS: &str = "0192a3b4c5d-01234567";
 
 #[tokio::test]
-async fn every_bad_field_is_named_at_once() {
+async fn all_invalid_fields_are_reported_together() {
     let fixture = Fixture::patient().await;
     let dispatcher = fixture.dispatcher().await;
     let bad = BroadcastRequest {

@@ -67,7 +67,7 @@ async fn few_refusals_among_deliveries_do_not_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn code_that_stops_the_app_pauses_at_once() {
+async fn code_that_stops_the_app_pauses_immediately() {
     let fixture = Fixture::patient().await;
     let (dispatcher, clock) = fixture.dispatcher_and_clock(&[]).await;
     fixture.submit_crowd(0..400).await;

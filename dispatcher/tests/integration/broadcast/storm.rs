@@ -2,7 +2,7 @@
 //! Every user still gets one message, and no user gets two.
 //!
 //! The kills provide the evidence. Each kill affects a few hundred messages of two or three dispatchers, at every step
-//! between lease and settlement. The audience need only be so large that several buckets with several pages each are
+//! between lease and settlement. The audience only has to be so large that several buckets with several pages each are
 //! left at the last kill. A larger one allows more kills: see `./deploy/test.sh --soak`.
 
 use std::sync::Arc;
@@ -84,7 +84,7 @@ async fn until_done(fleet: &Fleet, id: &str) -> BroadcastInfo {
     done.unwrap()
 }
 
-/// What must hold at the end: one message per user in the tally, the ledger and the sandbox.
+/// Asserts at the end: one message per user in the tally, the ledger and the sandbox.
 async fn assert_everyone_got_one(fixture: &Fixture, done: &BroadcastInfo, users: u64, spare: u64) {
     fixture.no_lease_left().await;
     let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();

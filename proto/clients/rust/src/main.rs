@@ -67,7 +67,7 @@ struct Args {
     ca: Option<String>,
 }
 
-/// What the processing of every line needs.
+/// State that the processing of every line needs.
 struct Clerk {
     args: Args,
     collectors: Replicas,

@@ -1,4 +1,4 @@
-//! What both services share of their gRPC calls.
+//! Code for gRPC calls that both services share.
 //!
 //! - [`status`]: errors as a caller sees them; [`reason`]: their reasons, as a table;
 //! - [`fields`]: reads the fields of a request and collects every bad one;

@@ -39,7 +39,7 @@ pub struct Limits {
     pub bytes: usize,
 }
 
-/// What a call's connection tells of its client.
+/// Facts about the client that the call's connection provides.
 #[derive(Debug)]
 pub(super) struct Peer {
     /// The names in the client's certificate. Empty without mutual TLS.

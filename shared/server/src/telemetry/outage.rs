@@ -137,7 +137,7 @@ impl Outage {
         self.log_failure(begins, error);
     }
 
-    /// Reports a success. Returns whether it ended an outage at once.
+    /// Reports a success. Returns whether it ended an outage immediately.
     pub fn succeeded(&self) -> bool {
         if !self.0.open.load(Ordering::Relaxed) {
             return false;
@@ -284,7 +284,7 @@ impl Operation {
         self.outage.note_failure(if first { self.weight } else { 0 })
     }
 
-    /// Reports a successful attempt. Returns whether it ended an outage at once.
+    /// Reports a successful attempt. Returns whether it ended an outage immediately.
     pub fn succeeded(&mut self) -> bool {
         if std::mem::replace(&mut self.failing, false) {
             self.outage.state().failing -= 1;

@@ -9,7 +9,7 @@
 -- KEYS  1 record  2 pace of the app  3 pace of the broadcast  4 quota of the day
 --       5 permits of the broadcast: for each bucket the numbers granted, returned and ended, and their day; and the
 --         number of open permits
--- ARGV  1 bucket  2 number of permits wanted beside those that are left in the bucket
+-- ARGV  1 bucket  2 number of permits wanted in addition to those left in the bucket
 --       the bucket's totals: 3 received  4 returned  5 ended
 --       6 the day of the quota
 --       7 messages per second of the app (0: no limit)  8 the part of them that broadcasts may use

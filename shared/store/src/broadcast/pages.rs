@@ -71,7 +71,7 @@ pub struct PageSettleReply {
     pub endings: Endings,
 }
 
-/// What happens next to a message.
+/// The next step of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// It ends with this ending.
@@ -84,14 +84,14 @@ pub enum Next {
     Credential(LeaseId, String),
 }
 
-/// What to settle for one message.
+/// Parameters of settling one message.
 #[derive(Debug, Clone)]
 pub struct Settlement {
     /// The recipient.
     pub openid: OpenId,
     /// The owner of its lease.
     pub owner: LeaseId,
-    /// How the lease ends for the credential.
+    /// How the end of the lease affects the credential.
     pub verdict: LeaseEnd,
     /// What happens next.
     pub next: Next,

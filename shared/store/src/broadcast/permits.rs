@@ -84,8 +84,8 @@ pub enum Held {
 }
 
 impl Part<'_> {
-    /// Grants permits for up to `wanted` messages of a bucket of a broadcast, beside the permits that are left there.
-    /// `rate` is the broadcast's own limit of messages per second (0 for no limit).
+    /// Grants permits for up to `wanted` messages of a bucket of a broadcast, in addition to the permits that are left
+    /// there. `rate` is the broadcast's own limit of messages per second (0 for no limit).
     pub async fn permit(
         &self,
         permits: &Permits,

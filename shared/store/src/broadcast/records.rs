@@ -72,7 +72,7 @@ pub const CANARY: &str = "CANARY";
 pub struct Draft {
     /// Its id.
     pub id: BroadcastId,
-    /// What to send and how, in the dispatcher's format. The store does not parse it.
+    /// The message and the options, in the dispatcher's format. The store does not parse it.
     pub spec: Vec<u8>,
     /// Whether the audience is every reachable user; otherwise it is a recipient list.
     pub everyone: bool,

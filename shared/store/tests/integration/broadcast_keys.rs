@@ -31,7 +31,7 @@ async fn no_key_of_an_ended_broadcast_stays() {
     let (expire, stay) = keys(&fixture).await;
     assert!(expire.iter().any(|key| key.ends_with(":tally")));
     assert!(!stay.iter().any(|key| key.contains("broadcast")), "{stay:?}");
-    // Who was not reached is listed for a week, and no longer.
+    // Users who were not reached are listed for a week, and no longer.
     days(&fixture, 6).await;
     assert!(keys(&fixture).await.0.iter().any(|key| key.ends_with(":undelivered")));
     days(&fixture, 1).await;

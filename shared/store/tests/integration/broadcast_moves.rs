@@ -148,7 +148,7 @@ async fn broadcasts_are_listed_newest_first_without_expired_ones() {
     assert_eq!(list(Some(&ids[6]), 3).await, []);
     fixture.advance(KEEP_ENDED.as_secs() as i64 / 3600 + 1).await;
     let open: Vec<_> = ids.iter().step_by(2).cloned().collect();
-    assert_eq!(list(None, 3).await, open[..3], "the page is full nevertheless");
+    assert_eq!(list(None, 3).await, open[..3], "the page is still full");
     assert_eq!(list(None, 100).await, open);
     fixture.advance(KEEP_OPEN.as_secs() as i64 / 3600).await;
     assert_eq!(list(None, 100).await, []);

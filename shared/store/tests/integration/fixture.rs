@@ -208,8 +208,8 @@ impl Fixture {
         all
     }
 
-    /// Asserts what must hold at any moment, also during other calls: nothing is lost or counted twice, records are in
-    /// order of expiry, and every key has an expiry or a bounded size.
+    /// Asserts the invariants that hold at any time, also during other calls: nothing is lost or counted twice, records
+    /// are in order of expiry, and every key has an expiry or a bounded size.
     pub async fn assert_sound(&self) {
         for bucket in self.store.buckets() {
             let keys = BucketKeys::new(&self.app, bucket);

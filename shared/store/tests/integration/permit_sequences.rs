@@ -53,7 +53,7 @@ struct Run<'a> {
     fixture: &'a Fixture,
     broadcast: Broadcast<'a>,
     bounds: Bounds,
-    /// What the replica that works on each bucket knows of its permits.
+    /// The permits of each bucket, as known to the replica that works on it.
     permits: [Permits; BUCKETS as usize],
     /// Messages that WeChat has counted.
     delivered: u64,
@@ -76,7 +76,7 @@ impl Run<'_> {
             Op::Tell => self.tell().await,
             Op::Erase(number) => {
                 let openid = user(&format!("oU{number}"));
-                // The message to a user in flight is sent nevertheless.
+                // A message in flight to such a user is still sent.
                 self.delivered += u64::from(self.broadcast.places().await.1.contains(openid.as_str()));
                 self.fixture.store.erase(&self.fixture.app, &openid).await.unwrap();
             }

@@ -112,7 +112,7 @@ async fn next_lease_after_a_takeover_is_not_taken_over() {
 }
 
 #[tokio::test]
-async fn message_with_unknown_outcome_may_be_taken_over_at_once() {
+async fn message_with_unknown_outcome_may_be_taken_over_immediately() {
     let (fixture, anna, message) = (Fixture::new().await, user("oAnna"), request("r1", 1));
     fixture.collect(&anna, &[form_id("f1", 1), form_id("f2", 2)]).await;
     let id = LeaseId::random();

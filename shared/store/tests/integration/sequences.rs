@@ -55,7 +55,7 @@ const VERDICTS: [LeaseEnd; 9] = [
 ];
 const OUTCOMES: [&[u8]; 2] = [b"", b"delivered"];
 
-/// What a lease may ask for; the most common cases are first.
+/// The credentials that a lease may request; the most common cases are first.
 fn wanted() -> [Eligibility; 7] {
     let only = |kind| Eligibility::ids(Kinds::NONE.with(kind));
     let [a, b, c] = TEMPLATES.map(template);
@@ -70,7 +70,7 @@ fn wanted() -> [Eligibility; 7] {
     ]
 }
 
-/// One of the leases that were asked for so far; `None` is the last one.
+/// One of the leases that were requested so far; `None` is the last one.
 type Which = Option<prop::sample::Index>;
 
 /// A credential to collect.
@@ -87,11 +87,11 @@ enum Op {
     Collect(Vec<(usize, What)>),
     /// User, template, dedup key.
     Void(usize, usize, u8),
-    /// User, what is asked for, request id and message, whether the lease is long.
+    /// User, requested credentials, request id and message, whether the lease is long.
     Lease(usize, usize, Option<(u8, u8)>, bool),
     /// Repeats an earlier call for a lease with the same lease id.
     LeaseAgain(Which),
-    /// A lease that was asked for before, in any state; how it ends, outcome, what is asked for next.
+    /// A lease that was requested before, in any state; how it ends, outcome, the next request.
     Settle(Which, usize, usize, Option<usize>),
     /// User, request id and message.
     Recorded(usize, (u8, u8)),

@@ -44,7 +44,7 @@ async fn stock_counts_users_credentials_messages_by_day_and_kind() {
 }
 
 #[tokio::test]
-async fn few_users_are_counted_at_once_many_by_the_last_sweep() {
+async fn few_users_are_counted_immediately_many_by_the_last_sweep() {
     let fixture = Fixture::new().await;
     for name in ["oA", "oB", "oC"] {
         fixture.collect(&user(name), &[form_id("f1", 30)]).await;

@@ -1,9 +1,9 @@
 //! A continuous load of calls, made as a gRPC library with proto/service-config.json makes them.
 //!
 //! tonic has no service config, so this module implements it. Each call goes to the next replica. A call that never
-//! left is made once more with another replica (a transparent retry in gRPC's terms). UNAVAILABLE is retried as the
-//! config says. The load is stricter than a library in one point: it does not check health, so it calls a draining
-//! replica until the end.
+//! left is repeated with another replica (a transparent retry in gRPC's terms). UNAVAILABLE is retried as the config
+//! says. The load is stricter than a library in one point: it does not check health, so it calls a draining replica
+//! until the end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

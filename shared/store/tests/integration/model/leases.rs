@@ -11,7 +11,7 @@ use store::record::MAX_USES;
 
 use super::{Finished, Held, InFlight, LONG_TERM, Mark, Model, Name};
 
-/// What may be leased for a user.
+/// The credentials that may be leased for a user.
 pub(super) enum Found {
     /// The record at this index.
     At(usize),
