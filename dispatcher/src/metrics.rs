@@ -128,7 +128,7 @@ impl Metrics {
         let deliveries = Delivery::ALL.map(Delivery::name);
         let ending = |name: &str| self.messages.with_label_values(&[app, &name.to_ascii_lowercase()]);
         let quota =
-            |_| outages.outage_of(id, "quota", "WeChat does not tell the quota", "WeChat tells the quota again");
+            |_| outages.outage_of(id, "quota", "WeChat does not report the quota", "WeChat reports the quota again");
         let seconds = |endpoint| self.wechat.with_label_values(&[app, endpoint]);
         let fetched = |result| self.fetches.with_label_values(&[app, result]);
         AppMetrics {

@@ -119,7 +119,10 @@ impl ActiveBroadcast {
             Some(Held::Quota { .. }) => self.limit_reached(false).await,
             Some(Held::Open { canary, permits: open }) => {
                 if self.waited_too_long(open) {
-                    warn!(app = %self.context.app.id, broadcast = %self.id, open, "broadcast pauses with messages in doubt");
+                    warn!(
+                        app = %self.context.app.id, broadcast = %self.id, open,
+                        "broadcast pauses with messages of unknown outcome"
+                    );
                     self.limit_reached(canary).await;
                     return Ok(0);
                 }
@@ -208,7 +211,7 @@ impl ActiveBroadcast {
                 if self.streak_seen.swap(false, Ordering::Relaxed)
                     && let Err(error) = self.context.store.end_streak(&self.context.app.id, &self.id).await
                 {
-                    debug!(broadcast = %self.id, %error, "the streak of refusals could not be reset");
+                    debug!(broadcast = %self.id, %error, "the count of consecutive refusals could not be reset");
                 }
                 false
             }

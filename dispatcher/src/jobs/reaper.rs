@@ -1,4 +1,4 @@
-//! Settles leases that expired because their owner did not come back. All replicas do so; the script makes this safe.
+//! Settles expired leases that their owners did not settle. All replicas do so; the script makes this safe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +49,7 @@ async fn reap(context: &AppContext) -> Result<(), Error> {
     // One line for all buckets: after an outage of Redis, each may have some.
     if all != Reaped::default() {
         let Reaped { pinned, suspect, spent } = all;
-        warn!(%app, pinned, suspect, spent, "settled expired leases whose owners did not come back");
+        warn!(%app, pinned, suspect, spent, "settled expired leases that their owners did not settle");
     }
     result
 }

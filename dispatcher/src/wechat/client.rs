@@ -1,12 +1,13 @@
-//! HTTP calls to WeChat. The result contains the answer, or whether it is certain that nothing was sent.
+//! HTTP calls to WeChat. The result contains the answer, or an error that says whether it is certain that nothing was
+//! sent.
 //!
 //! This is the only module that holds a URL with a token or a secret. reqwest's errors print the URL that they failed
 //! on, so none of them leaves this file. They are converted to [`Cause`], which cannot hold text from outside.
 //!
-//! Nothing here is retried. Only the caller can tell whether sending a message twice does harm, so reqwest's own
-//! retries are off. Redirects are off, because they would carry the token to another host. The proxies of the
-//! environment are not used: a proxy that was set for something else must not see tokens and messages. An app that
-//! needs a gateway names it as its base URL.
+//! Nothing here is retried. Only the caller knows whether a message may be sent twice, so reqwest's own retries are
+//! off. Redirects are off, because they would carry the token to another host. The proxies of the environment are not
+//! used: a proxy that was set for something else must not see tokens and messages. An app that needs a gateway names it
+//! as its base URL.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -43,7 +43,7 @@ pub enum QuotaError {
     /// WeChat answered with an errcode. The codes for the token and for a busy WeChat mean the same as for a send, see
     /// [`crate::wechat::errcode`]. 48001 (not permitted), 76021 (unknown path) and 76022 (wrong kind of account) mean
     /// that the quota is not available at all.
-    #[error("WeChat does not tell the quota (errcode {errcode})")]
+    #[error("WeChat does not report the quota (errcode {errcode})")]
     Refused {
         errcode: i32,
         /// Id of the call (rid), which WeChat's support asks for; empty if WeChat gave none.

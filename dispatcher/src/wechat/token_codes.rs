@@ -42,7 +42,7 @@ pub const TABLE: &[Row] = &[
     row(
         40164,
         Weight::Final,
-        "this address is not on the app's IP list: add the address that WeChat sees to it in the WeChat console",
+        "the dispatcher's IP address, as WeChat sees it, is not on the app's IP list: add it in the WeChat console",
     ),
     row(
         40243,
@@ -55,7 +55,7 @@ pub const TABLE: &[Row] = &[
     row(
         61004,
         Weight::Final,
-        "this address is not on the app's IP list: add the address that WeChat sees to it in the WeChat console",
+        "the dispatcher's IP address, as WeChat sees it, is not on the app's IP list: add it in the WeChat console",
     ),
     row(89503, Weight::Final, "this address is waiting for approval by an administrator of the app in WeChat"),
 ];

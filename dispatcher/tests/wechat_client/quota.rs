@@ -35,7 +35,7 @@ async fn quota_refusal_carries_the_code_but_not_wechats_text() {
         let server = Server::start(ok(body)).await;
         let error = quota(&server.url).await.unwrap_err();
         assert_eq!(error, QuotaError::Refused { errcode, rid: rid.into() }, "{body}");
-        assert_eq!(error.to_string(), format!("WeChat does not tell the quota (errcode {errcode})"));
+        assert_eq!(error.to_string(), format!("WeChat does not report the quota (errcode {errcode})"));
         assert_eq!(server.requests().len(), 1, "{body}: asked again");
     }
 }

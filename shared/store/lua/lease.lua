@@ -43,7 +43,8 @@ if held then
   busy = granted and marks().busy_for(field, owner, holder)
   if busy then return { 'busy', busy } end
   if holder ~= owner then
-    -- The owner did not come back, and bytes may have been sent: the same message continues with the same credential.
+    -- The owner did not settle the lease, and bytes may have been sent: the same message continues with the same
+    -- credential.
     state = 2
     redis.call('HSET', leases, name, lease_head(deadline, deadline, state, flags, expiry) .. who .. tail)
     if granted then

@@ -18,7 +18,8 @@ pub async fn buf_curl(arguments: &[&str]) -> Output {
     run("FORMID_BUF", "buf", &["curl", "--protocol", "grpc", "--http2-prior-knowledge"], arguments).await
 }
 
-/// Runs the program that an environment variable names, which deploy/test.sh sets, or else the one in the search path.
+/// Runs the program that an environment variable names, which deploy/test.sh sets, otherwise the one in the search
+/// path.
 async fn run(variable: &str, name: &str, first: &[&str], arguments: &[&str]) -> Output {
     let program = std::env::var(variable).unwrap_or_else(|_| name.into());
     let mut command = Command::new(&program);

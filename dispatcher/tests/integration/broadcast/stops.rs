@@ -1,4 +1,4 @@
-//! Broadcasts that pause by themselves before they do harm.
+//! Broadcasts that pause automatically when further messages would fail.
 
 use std::time::Duration;
 

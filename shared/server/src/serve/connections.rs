@@ -12,8 +12,8 @@
 //!   at the same time, so that no client reconnects to this listener. An idle connection then closes by itself. If its
 //!   peer does not react, it is closed soon.
 //!
-//! Callers that share a connection must not harm each other by ending calls early. A peer that does so on purpose must
-//! not get more than its share of resources:
+//! A caller that ends calls early must not affect other callers on the same connection. A peer that does so on purpose
+//! must not get more than its share of resources:
 //!
 //! - Data that a peer sends on a stream that was answered early is read and discarded ([`discard`](super::discard)), so
 //!   that it does not count among the 1024 errors after which HTTP/2 ends a connection. That limit stays, as a
