@@ -10,7 +10,6 @@ use crate::setting::Setting;
 pub struct ConfigErrors(Vec<String>);
 
 impl ConfigErrors {
-    /// Adds an error.
     pub fn add(&mut self, problem: impl Into<String>) {
         self.0.push(problem.into());
     }
@@ -35,7 +34,6 @@ impl ConfigErrors {
         setting.value.clone()
     }
 
-    /// Returns whether there is no error so far.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -49,7 +47,6 @@ impl ConfigErrors {
     }
 }
 
-/// All errors in the settings.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SettingsError(pub Vec<String>);
 

@@ -35,7 +35,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds.
     pub const ALL: [Self; 3] = [Self::FormId, Self::PrepayId, Self::Grant];
 
     /// The name in metrics.
@@ -77,7 +76,6 @@ impl CredentialId {
         }
     }
 
-    /// The id as text, for the request to WeChat.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -96,12 +94,9 @@ impl fmt::Debug for CredentialId {
     }
 }
 
-/// One credential of one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// The kind of the credential.
     pub kind: Kind,
-    /// The id that WeChat knows the credential by.
     pub id: CredentialId,
     /// How many more messages it permits.
     pub uses: u8,
@@ -124,52 +119,36 @@ pub const MAX_GRANT: u16 = 1000;
 /// The right to send one user messages of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The template of the messages.
     pub template: TemplateId,
-    /// How many messages it permits.
     pub uses: GrantUses,
 }
 
-/// Why a credential is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The openid is invalid.
     #[error("openid {0}")]
     BadOpenId(Malformed),
-    /// The id is missing.
     #[error("none of form_id, prepay_id and grant is given, or it is empty")]
     EmptyId,
-    /// The id is longer than [`MAX_ID`].
     #[error("the id is longer than {MAX_ID} bytes")]
     IdTooLong,
-    /// The id has characters that are not allowed.
     #[error("the id must consist of visible ASCII characters, without spaces")]
     BadCharacters,
-    /// WeChat's developer tools give mock form ids.
     #[error("a mock form id: WeChat's developer tools give no real ones")]
     MockFormId,
-    /// A version of the mini program that is not released gives no form ids.
     #[error("develop and trial versions of a mini program give no form ids")]
     DevelopVersion,
-    /// WeChat's client library failed to get a form id.
     #[error("requestFormId:fail is WeChat's error text, not a form id")]
     RequestFailed,
-    /// The submission time is not a valid timestamp.
     #[error("obtained_at is not a valid timestamp")]
     BadTime,
-    /// The submission time is in the future.
     #[error("obtained_at lies in the future")]
     InTheFuture,
-    /// The credential expired, or expires too soon to be used.
     #[error("obtained_at is so long ago that the credential can no longer be used")]
     TooOld,
-    /// The template id of the grant is invalid.
     #[error("grant.template_id {0}")]
     BadTemplateId(Malformed),
-    /// The count is greater than [`MAX_GRANT`], or is given together with `unlimited`.
     #[error("grant.count must be at most {MAX_GRANT}, and 0 beside unlimited")]
     BadCount,
-    /// The grant key is invalid.
     #[error("grant.grant_key {0}")]
     BadGrantKey(Malformed),
 }

@@ -12,19 +12,16 @@ pub const TRACE_TARGET: &str = "formid::traces";
 
 /// Readiness follows a dependency: a service is ready while its dependency answers.
 pub trait Dependency: Send + Sync {
-    /// The error of a check.
     type Error: Fault;
 
     /// Makes the dependency usable. Called at the start, and again after each time that it did not answer.
     fn prepare(&self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Checks that the dependency answers.
     fn ping(&self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
 /// An error of a dependency, in the words that a caller of the service and the log need.
 pub trait Fault: Error {
-    /// The kind of the error.
     fn kind(&self) -> FaultKind;
 }
 
@@ -35,10 +32,7 @@ pub enum FaultKind {
     Unavailable,
     /// Repeating does not help until an operator repairs the data or the program changes. `log` is the line that the
     /// server logs with the error; `None` if the dependency has logged it already.
-    Lasting {
-        /// The message of the log line.
-        log: Option<&'static str>,
-    },
+    Lasting { log: Option<&'static str> },
     /// The service is configured for another dependency than this one. It must not start.
     Misconfigured,
 }
@@ -48,7 +42,6 @@ pub trait CommandObserver: Send + Sync {
     /// A command ended after this time, with an answer or by its timeout.
     fn took(&self, command: &str, time: Duration);
 
-    /// A command succeeded.
     fn succeeded(&self);
 
     /// A command was refused with an error that repeating it does not change.

@@ -22,16 +22,12 @@ pub const MAX_REQUEST_ID: usize = 128;
 /// Why a string is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The string is empty.
     #[error("must not be empty")]
     Empty,
-    /// The string has more bytes than this maximum.
     #[error("must not be longer than {0} bytes")]
     TooLong(usize),
-    /// The string has a space, a control character or a non-ASCII character.
     #[error("must consist of visible ASCII characters, without spaces")]
     BadCharacters,
-    /// The app id has characters other than letters, digits, `_` and `-`.
     #[error("must consist of ASCII letters, digits, '_' and '-'")]
     NotAnAppId,
 }
@@ -62,7 +58,6 @@ impl AppId {
         }
     }
 
-    /// The app id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -92,7 +87,6 @@ impl OpenId {
         Ok(Self(text))
     }
 
-    /// The openid as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -125,7 +119,6 @@ impl TemplateId {
         Ok(Self(text))
     }
 
-    /// The template id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -143,7 +136,6 @@ impl RequestId {
         Ok(Self(text))
     }
 
-    /// The request id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -45,7 +45,6 @@ where
     setting(move |text: &str| if text.is_empty() { Ok(None) } else { parse(text).map(Some) })
 }
 
-/// Parses a number within a range.
 pub fn number<T>(range: RangeInclusive<T>) -> impl TypedValueParser<Value = Setting<T>>
 where
     T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
@@ -61,7 +60,6 @@ pub fn duration() -> impl TypedValueParser<Value = Setting<Duration>> {
     duration_within(Duration::ZERO..=LONGEST)
 }
 
-/// Parses a duration with its unit, within a range.
 pub fn duration_within(range: RangeInclusive<Duration>) -> impl TypedValueParser<Value = Setting<Duration>> {
     setting(move |text: &str| parse_duration(text, &range))
 }

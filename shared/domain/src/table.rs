@@ -22,7 +22,6 @@ impl ConfigErrors {
     }
 }
 
-/// Reads the keys of one table.
 pub struct TableReader<'a> {
     place: String,
     table: &'a Table,
@@ -44,12 +43,10 @@ impl<'a> TableReader<'a> {
         Some(reader)
     }
 
-    /// Adds an error.
     pub fn wrong(&mut self, sentence: impl Display) {
         self.errors.add(format!("{}: {sentence}", self.place));
     }
 
-    /// Adds an error of one key.
     pub fn wrong_key(&mut self, key: &str, sentence: impl Display) {
         self.errors.add(format!("{} {key}: {sentence}", self.place));
     }
@@ -59,7 +56,6 @@ impl<'a> TableReader<'a> {
         self.errors.add(format!("{} {key} is {value:?}: {error}", self.place));
     }
 
-    /// Returns a value, or `None` if it is not given.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.table.get(key)
     }

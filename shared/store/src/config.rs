@@ -36,10 +36,8 @@ pub struct StoreArgs {
     pub records_per_user: Setting<u16>,
 }
 
-/// Settings of the store.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// How to connect to Redis.
     pub redis: RedisConfig,
     /// Number of buckets that the users of each app are spread over. It is fixed for the lifetime of a Redis.
     pub buckets: u16,

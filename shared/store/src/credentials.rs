@@ -23,21 +23,17 @@ pub fn collect_script() -> &'static str {
 /// A credential ready to be stored.
 #[derive(Debug, Clone)]
 pub struct Packed {
-    /// The user.
     pub openid: OpenId,
-    /// The kind of credential.
     pub kind: Kind,
     record: Box<[u8]>,
     once: Option<OnceKey>,
 }
 
 impl Packed {
-    /// The bytes of the record that are stored.
     pub fn record(&self) -> &[u8] {
         &self.record
     }
 
-    /// Packs a credential of a user.
     pub fn new(openid: OpenId, credential: &Credential) -> Self {
         let mut record = Vec::new();
         record::pack(credential, &mut record);
@@ -62,15 +58,12 @@ pub type StockKey = (Kind, Option<TemplateId>);
 /// The messages available to one user under one [`StockKey`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Available {
-    /// Number of credentials.
     pub credentials: u32,
     /// Number of messages they permit. A long-term subscription counts as one.
     pub messages: u32,
     /// When the first of them expires, in seconds since 1970. For grants, [`record::NEVER`].
     pub soonest_expiry: u32,
-    /// When the last of them expires.
     pub latest_expiry: u32,
-    /// Whether there is a long-term subscription among them.
     pub long_term: bool,
 }
 
@@ -111,7 +104,6 @@ impl Store {
         Ok(record::touched(&self.field(app, openid).await?)?)
     }
 
-    /// The packed field of a user.
     async fn field(&self, app: &AppId, openid: &OpenId) -> Result<Vec<u8>, Error> {
         let users = self.keys(app, openid).users();
         let field: Option<_> = self.redis()?.run(redis::cmd("HGET").arg(users).arg(openid.as_str())).await?;

@@ -7,14 +7,12 @@ use domain::{Kind, TemplateId};
 pub struct Kinds(u8);
 
 impl Kinds {
-    /// The empty set.
     pub const NONE: Self = Self(0);
     /// The kinds that template messages spend.
     pub const IDS: Self = Self::NONE.with(Kind::FormId).with(Kind::PrepayId);
     /// The kind that subscription messages spend.
     pub const GRANTS: Self = Self::NONE.with(Kind::Grant);
 
-    /// Adds `kind` to the set.
     #[must_use]
     pub const fn with(self, kind: Kind) -> Self {
         Self(self.0 | 1 << kind as u8)
@@ -25,12 +23,10 @@ impl Kinds {
         self.0
     }
 
-    /// The kinds in the set.
     pub fn iter(self) -> impl Iterator<Item = Kind> {
         Kind::ALL.into_iter().filter(move |kind| self.0 & (1 << *kind as u8) != 0)
     }
 
-    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -45,7 +41,6 @@ impl FromIterator<Kind> for Kinds {
 /// Which credentials may be leased: any of some kinds, and grants only of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Eligibility {
-    /// The allowed kinds.
     pub kinds: Kinds,
     /// The template of the message, if grants are allowed.
     pub template: Option<TemplateId>,
@@ -57,12 +52,10 @@ impl Eligibility {
         Self { kinds, template: None }
     }
 
-    /// Grants of a template.
     pub fn grants(template: TemplateId) -> Self {
         Self { kinds: Kinds::GRANTS, template: Some(template) }
     }
 
-    /// Restricts the allowed kinds to `kinds`.
     #[must_use]
     pub fn only(&self, kinds: Kinds) -> Self {
         Self { kinds, ..self.clone() }

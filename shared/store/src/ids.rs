@@ -17,7 +17,6 @@ impl BroadcastId {
         Self(format!("{now_ms:011x}-{:08x}", rand::random::<u32>()).into())
     }
 
-    /// Parses an id; `None` if the text is not a valid id.
     pub fn parse(text: &str) -> Option<Self> {
         let sound = text.len() == ID_LENGTH
             && text
@@ -27,7 +26,6 @@ impl BroadcastId {
         sound.then(|| Self(text.into()))
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -68,7 +66,6 @@ impl Api {
 /// The counter for messages: WeChat has a quota for each API and day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// The API.
     pub api: Api,
     /// WeChat's day, in days since 1970 in UTC+8.
     pub day: u64,

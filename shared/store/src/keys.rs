@@ -40,14 +40,12 @@ impl Bucket {
     }
 }
 
-/// The keys of one bucket of one app.
 #[derive(Debug, Clone)]
 pub struct BucketKeys {
     tag: String,
 }
 
 impl BucketKeys {
-    /// The keys of `bucket` of `app`.
     pub fn new(app: &AppId, bucket: Bucket) -> Self {
         Self { tag: format!("formid:{{{app}:{}}}:", bucket.0) }
     }
@@ -95,7 +93,6 @@ impl BucketKeys {
         self.key("broadcasts")
     }
 
-    /// The keys of a broadcast's part in this bucket.
     pub fn broadcast(&self, broadcast: &BroadcastId) -> PartKeys {
         PartKeys { tag: self.key(&format!("broadcast:{broadcast}:")) }
     }
@@ -170,7 +167,6 @@ pub struct BroadcastKeys {
 }
 
 impl BroadcastKeys {
-    /// The keys for the broadcasts of `app`.
     pub fn new(app: &AppId) -> Self {
         Self { tag: format!("formid:{{{app}}}:") }
     }

@@ -50,7 +50,6 @@ pub struct KeyKind {
 }
 
 impl KeyKind {
-    /// The kind of a key; `None` if no kind matches.
     pub(crate) fn of(key: &str) -> Option<Self> {
         let name = match key.split_once("}:") {
             Some((_, name)) => name,

@@ -18,7 +18,6 @@ const FINGERPRINT: std::ops::Range<usize> = 38..54;
 pub struct LeaseId(pub [u8; 16]);
 
 impl LeaseId {
-    /// A new random id.
     pub fn random() -> Self {
         Self(rand::random())
     }
@@ -27,13 +26,11 @@ impl LeaseId {
 /// The request that a message belongs to, for calls that may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The caller's id for the message.
     pub id: RequestId,
     /// A digest of the message. Reusing a request id for another message is an error.
     pub fingerprint: [u8; 16],
 }
 
-/// Parameters of a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTerms {
     /// How long the owner has the lease exclusively.
@@ -47,11 +44,9 @@ pub struct LeaseTerms {
 /// One use of one credential, held for one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The id of the lease.
     pub id: LeaseId,
     /// The credential to send to WeChat; for a grant, its template.
     pub credential: CredentialId,
-    /// The kind of credential.
     pub kind: Kind,
     /// When the credential expires, in seconds since 1970 by Redis' clock.
     pub expiry: u32,
@@ -65,21 +60,16 @@ pub struct Lease {
     pub messages_left: u32,
 }
 
-/// A lease to make for a message.
 #[derive(Debug, Clone, Copy)]
 pub struct NewLease<'a> {
-    /// The id of the lease.
     pub id: LeaseId,
     /// The request of the message, if the call may be repeated.
     pub request: Option<&'a Request>,
-    /// The credentials that may be leased.
     pub wanted: &'a Eligibility,
 }
 
-/// Result of a lease call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leased {
-    /// A credential was leased.
     Lease(Lease),
     /// The user has no credential of an allowed kind.
     None,
@@ -149,14 +139,11 @@ impl LeaseEnd {
     }
 }
 
-/// Parameters of settling a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct Settle<'a> {
-    /// The id of its lease.
     pub id: LeaseId,
     /// The request of the message, if the call may be repeated.
     pub request: Option<&'a Request>,
-    /// How the end of the lease affects the credential.
     pub end: LeaseEnd,
     /// The outcome to store under the request id. If `None`, the request is forgotten and may be retried.
     pub outcome: Option<&'a [u8]>,
@@ -164,12 +151,9 @@ pub struct Settle<'a> {
     pub next: Option<(LeaseId, &'a Eligibility)>,
 }
 
-/// Result of settling a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettleReply {
-    /// The lease was settled.
     Done {
-        /// Number of messages that can still be sent to the user.
         messages_left: u32,
     },
     /// The lease was gone: taken over, reaped or erased. Nothing changed.

@@ -58,7 +58,6 @@ use reply::Reply;
 use scans::{ScanLimits, SingleFlight};
 use stock::{Ledger, Stock};
 
-/// An error of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis answered with an error, or did not answer. It is unknown whether a write took place.
@@ -67,27 +66,14 @@ pub enum Error {
     /// There is no connection to Redis. Nothing was written.
     #[error("Redis is not reachable: {0}")]
     Unavailable(String),
-    /// A key holds a value of another type than the store writes there.
     #[error("{key} in Redis holds a {found}; expected a {}", .key.holds)]
-    WrongType {
-        /// The kind of key, with its app and bucket.
-        key: KeyKind,
-        /// The type that Redis reports for the key.
-        found: String,
-    },
-    /// Redis returned data that is not in the format of this release.
+    WrongType { key: KeyKind, found: String },
     #[error("Redis returned data that this release cannot read: {0}")]
     Corrupt(String),
-    /// This Redis was first used with another number of buckets.
     #[error(
         "this Redis has {found} buckets per app, but the setting is {wanted}: users would be looked up in the wrong bucket"
     )]
-    BucketCount {
-        /// Number of buckets stored in Redis.
-        found: u16,
-        /// Number of buckets in the setting.
-        wanted: u16,
-    },
+    BucketCount { found: u16, wanted: u16 },
 }
 
 impl Error {
@@ -284,7 +270,6 @@ impl Store {
         BucketKeys::new(app, self.bucket_of(openid))
     }
 
-    /// All buckets of an app.
     pub fn buckets(&self) -> impl ExactSizeIterator<Item = Bucket> + use<> {
         (0..self.inner.buckets).map(Bucket)
     }

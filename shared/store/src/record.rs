@@ -34,16 +34,12 @@ pub struct Record {
     pub long_term: bool,
 }
 
-/// Why a stored record cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
-    /// The field ends in the middle of a record.
     #[error("a record is truncated")]
     CutOff,
-    /// This release does not know the kind.
     #[error("a record of unknown kind {0}")]
     UnknownKind(u8),
-    /// The id is not text.
     #[error("an id that is not text")]
     BadId,
 }

@@ -37,7 +37,6 @@ pub(super) fn is_wrong_type(error: &RedisError) -> bool {
         || (error.code() == Some("ERR") && error.detail().is_some_and(|words| words.contains(CODE)))
 }
 
-/// The error for a pool that gave no connection.
 pub(super) fn no_connection(error: &PoolError) -> Error {
     match error {
         PoolError::Backend(error) => Error::Unavailable(Redacted(error).to_string()),

@@ -18,12 +18,10 @@ impl Reply {
         Self(values.into_iter())
     }
 
-    /// Whether all values were read.
     pub(super) fn is_empty(&self) -> bool {
         self.0.len() == 0
     }
 
-    /// The next value.
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, Error> {
         let value = self.0.next().ok_or_else(|| unexpected("too few values"))?;
         Ok(T::from_redis_value(value)?)

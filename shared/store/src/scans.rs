@@ -31,7 +31,6 @@ pub enum Scan {
     Recipients,
 }
 
-/// The semaphores of each kind of work.
 #[derive(Debug, Default)]
 pub(super) struct ScanLimits([KindLimits; 5]);
 

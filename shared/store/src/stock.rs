@@ -17,7 +17,6 @@ use domain::{AppId, Kind, TemplateId};
 /// WeChat's day begins at midnight in UTC+8.
 pub const DAY_OFFSET: i64 = 8 * 3600;
 
-/// Seconds of a day.
 pub const DAY: i64 = 24 * 3600;
 
 /// Approximate number of users that one call of the sweep processes.
@@ -29,9 +28,7 @@ const ASKED_AT_ONCE: usize = 32;
 /// Number of credentials and of the messages they permit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// Number of credentials.
     pub credentials: u64,
-    /// Number of messages they permit.
     pub messages: u64,
 }
 
@@ -53,14 +50,12 @@ pub struct Stock {
     pub reachable: u64,
     /// Form ids and prepay ids, by day of expiry (days since 1970 in UTC+8) and kind.
     pub days: BTreeMap<(i64, Kind), Count>,
-    /// Grants, by template.
     pub templates: BTreeMap<TemplateId, Granted>,
     /// When the oldest part was counted, in seconds since 1970.
     pub counted_at: i64,
 }
 
 impl Stock {
-    /// Adds another count.
     pub fn add(&mut self, other: &Self) {
         self.reachable += other.reachable;
         for (day, count) in &other.days {
@@ -80,15 +75,12 @@ impl Stock {
 /// The current state of all uses that were ever collected (one use permits one message).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Uses collected.
     pub collected: u64,
     /// Uses held by messages in flight or with unknown outcome.
     pub leased: u64,
-    /// Uses spent.
     pub consumed: u64,
     /// Uses deleted because WeChat rejected the credential or the user refused the template.
     pub discarded: u64,
-    /// Uses that expired before they were spent.
     pub expired: u64,
     /// Uses dropped by the cap on records per user.
     pub dropped: u64,

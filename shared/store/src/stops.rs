@@ -10,7 +10,6 @@ use super::retention::KEEP_STOPS;
 use super::{Error, Store, keys};
 use domain::{AppId, Kind};
 
-/// The scope of a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StopScope {
     /// All messages of the app.
@@ -20,7 +19,6 @@ pub enum StopScope {
 }
 
 impl StopScope {
-    /// All scopes with their names.
     pub const ALL: [(Self, &str); 4] = [
         (Self::App, "app"),
         (Self::Kind(Kind::FormId), "form_id"),
@@ -33,7 +31,6 @@ impl StopScope {
     }
 }
 
-/// A stop, with its cause and its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// When sending may be retried, in milliseconds since 1970.

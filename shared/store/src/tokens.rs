@@ -7,7 +7,6 @@ use deadpool_redis::redis;
 use super::{Error, Store, keys, scripts};
 use domain::AppId;
 
-/// A shared access token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedToken {
     /// The token, which goes into the URL of a call. A secret.
@@ -28,7 +27,6 @@ impl SharedToken {
 }
 
 impl Store {
-    /// The shared token, if there is one.
     pub async fn token(&self, app: &AppId) -> Result<Option<SharedToken>, Error> {
         let text: Option<String> = self.redis()?.run(redis::cmd("GET").arg(keys::token(app))).await?;
         Ok(text.as_deref().and_then(SharedToken::decode))
@@ -56,7 +54,6 @@ impl Store {
         self.take_turn(&keys::token_forced(app), pause).await
     }
 
-    /// Releases the lock for fetching a token.
     pub async fn unlock_token(&self, app: &AppId, owner: &str) -> Result<bool, Error> {
         self.drop_if(&keys::token_lock(app), owner).await
     }

@@ -27,10 +27,8 @@ pub struct Choice {
     pub min_interval: u32,
 }
 
-/// One user of a recipient list.
 #[derive(Debug, Clone)]
 pub struct Recipient {
-    /// The user.
     pub openid: OpenId,
     /// The user's own data for the message, in the dispatcher's format; empty if there is none.
     pub data: Vec<u8>,
@@ -39,9 +37,7 @@ pub struct Recipient {
 /// Result of adding users to a recipient list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Added {
-    /// Number of users added to the audience.
     pub added: u32,
-    /// Number of users left out because they are excluded.
     pub excluded: u32,
     /// The broadcast was started before: some or all of the users were not processed.
     pub late: bool,
@@ -50,11 +46,8 @@ pub struct Added {
 /// How a broadcast would treat some users.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preview {
-    /// Number of users who would get the message.
     pub reached: u64,
-    /// Number of users without a credential that may be used.
     pub no_credential: u64,
-    /// Number of users who got a message too recently.
     pub recently_messaged: u64,
 }
 
@@ -210,7 +203,6 @@ impl Store {
         Ok((cursor, Preview { reached, no_credential, recently_messaged }))
     }
 
-    /// Whether any user of the app is stored.
     pub async fn has_users(&self, app: &AppId) -> Result<bool, Error> {
         for bucket in self.buckets() {
             let users = BucketKeys::new(app, bucket).users();
@@ -221,7 +213,6 @@ impl Store {
         Ok(false)
     }
 
-    /// Whether any bucket holds a part of the recipient list of a broadcast.
     pub async fn has_recipients(&self, app: &AppId, id: &BroadcastId) -> Result<bool, Error> {
         self.redis()?.run(redis::cmd("EXISTS").arg(BroadcastKeys::new(app).open(id))).await
     }
@@ -260,7 +251,6 @@ impl Store {
 }
 
 impl Added {
-    /// Adds the result of another call.
     pub fn add(&mut self, other: Self) {
         self.added += other.added;
         self.excluded += other.excluded;
@@ -269,7 +259,6 @@ impl Added {
 }
 
 impl Preview {
-    /// Adds another preview.
     pub fn add(&mut self, other: Self) {
         self.reached += other.reached;
         self.no_credential += other.no_credential;

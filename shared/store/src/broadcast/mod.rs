@@ -31,14 +31,12 @@ pub struct Part<'a> {
 }
 
 impl Store {
-    /// The part of a broadcast in a bucket.
     pub fn part<'a>(&'a self, app: &'a AppId, id: &'a BroadcastId, bucket: Bucket) -> Part<'a> {
         Part { store: self, app, id, bucket }
     }
 }
 
 impl Part<'_> {
-    /// The keys of the bucket, and those of the part.
     fn keys(&self) -> (BucketKeys, PartKeys) {
         let keys = BucketKeys::new(self.app, self.bucket);
         let part = keys.broadcast(self.id);

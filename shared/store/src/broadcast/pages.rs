@@ -21,9 +21,7 @@ pub const PAGE: usize = 64;
 /// A message that is ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// The recipient.
     pub openid: OpenId,
-    /// The lease of the credential to send with.
     pub lease: Lease,
     /// The user's own data for the message; empty if there is none.
     pub data: Vec<u8>,
@@ -36,7 +34,6 @@ pub type Endings = Vec<(String, u64)>;
 /// Result of taking users out of a bucket's audience.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// Number of users taken.
     pub taken: usize,
     /// No user of the audience waits any more.
     pub through: bool,
@@ -62,16 +59,13 @@ pub struct TakenOver {
     pub endings: Endings,
 }
 
-/// Result of settling messages.
 #[derive(Debug, Default)]
 pub struct PageSettleReply {
     /// Messages that continue with their next credential.
     pub next: Vec<(OpenId, Lease)>,
-    /// Messages that ended.
     pub endings: Endings,
 }
 
-/// The next step of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// It ends with this ending.
@@ -84,16 +78,12 @@ pub enum Next {
     Credential(LeaseId, String),
 }
 
-/// Parameters of settling one message.
 #[derive(Debug, Clone)]
 pub struct Settlement {
-    /// The recipient.
     pub openid: OpenId,
-    /// The owner of its lease.
     pub owner: LeaseId,
     /// How the end of the lease affects the credential.
     pub verdict: LeaseEnd,
-    /// What happens next.
     pub next: Next,
     /// WeChat's id of the message, if WeChat returned one. A later delivery failure refers to the message by it, see
     /// [`delivery_failures`](crate::delivery_failures).

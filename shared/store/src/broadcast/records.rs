@@ -11,7 +11,6 @@ use crate::retention::{KEEP_ENDED, KEEP_OPEN};
 use crate::{Error, Reply, Store, scripts, unexpected};
 use domain::{AppId, RequestId};
 
-/// The state of a broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Stored. It waits to be started, or for its start time.
@@ -40,7 +39,6 @@ impl State {
         Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
     }
 
-    /// Whether the state can no longer change.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Cancelled | Self::Done)
     }
@@ -51,7 +49,6 @@ impl State {
     }
 }
 
-/// Why a broadcast is paused.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pause {
     /// The reason in capitals. The dispatcher defines the reasons.
@@ -67,10 +64,8 @@ pub struct Pause {
 /// The reason of a pause at the end of a canary. Resuming the broadcast removes the canary's limit.
 pub const CANARY: &str = "CANARY";
 
-/// A broadcast to be stored.
 #[derive(Debug, Clone)]
 pub struct Draft {
-    /// Its id.
     pub id: BroadcastId,
     /// The message and the options, in the dispatcher's format. The store does not parse it.
     pub spec: Vec<u8>,
@@ -85,21 +80,15 @@ pub struct Draft {
 /// A broadcast as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its id.
     pub id: BroadcastId,
-    /// As in [`Draft`].
     pub spec: Vec<u8>,
-    /// As in [`Draft`].
     pub everyone: bool,
-    /// As in [`Draft`].
     pub not_before_ms: Option<u64>,
     /// As in [`Draft`]. `None` after the canary was reached and the broadcast resumed.
     pub canary: Option<u32>,
-    /// The state.
     pub state: State,
     /// It was started and waits for its start time.
     pub scheduled: bool,
-    /// Why it is paused.
     pub pause: Option<Pause>,
     /// When it was stored, in milliseconds since 1970.
     pub created_ms: u64,
@@ -109,10 +98,8 @@ pub struct Record {
     pub ended_ms: Option<u64>,
 }
 
-/// Result of storing a broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
-    /// The broadcast was stored.
     New,
     /// The same request stored this broadcast before.
     Exists(BroadcastId),
@@ -120,14 +107,10 @@ pub enum Created {
     Reused,
 }
 
-/// A transition from one state to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
     /// From PENDING to RUNNING: immediately, or at its start time.
-    Start {
-        /// Whether the audience is every user.
-        everyone: bool,
-    },
+    Start { everyone: bool },
     /// From RUNNING to PAUSED.
     Pause(Pause),
     /// From PAUSED to RUNNING.
@@ -139,14 +122,12 @@ pub enum Move {
     Cancel,
 }
 
-/// Result of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
     /// The broadcast is in this state now.
     To(State),
     /// The transition is not allowed in this state. Nothing changed.
     Wrong(State),
-    /// There is no such broadcast.
     Missing,
 }
 
@@ -209,7 +190,6 @@ impl Store {
         }
     }
 
-    /// Reads one broadcast.
     pub async fn broadcast(&self, app: &AppId, id: &BroadcastId) -> Result<Option<Record>, Error> {
         let key = BroadcastKeys::new(app).record(id);
         let fields: HashMap<String, Vec<u8>> = self.redis()?.run(redis::cmd("HGETALL").arg(key)).await?;
@@ -237,7 +217,6 @@ impl Store {
         Ok(ids.iter().filter_map(|id| BroadcastId::parse(id)).collect())
     }
 
-    /// Only the state of a broadcast.
     pub async fn broadcast_state(&self, app: &AppId, id: &BroadcastId) -> Result<Option<State>, Error> {
         let key = BroadcastKeys::new(app).record(id);
         let state: Option<String> = self.redis()?.run(redis::cmd("HGET").arg(key).arg("state")).await?;

@@ -23,7 +23,6 @@ pub const ERASED: &str = "erased";
 /// The progress of an audience. `audience` is the sum of all endings and of `left`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Number of users in the audience.
     pub audience: u64,
     /// Whether the audience is an estimate: a bucket that the broadcast has not reached counts with its number of
     /// stored users.
@@ -35,7 +34,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Number of users with this ending.
     pub fn ended(&self, ending: &str) -> u64 {
         self.endings.get(ending).copied().unwrap_or_default()
     }
@@ -55,10 +53,8 @@ impl Tally {
     }
 }
 
-/// A user to whom the message was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// The user.
     pub openid: String,
     /// The reason, with an optional errcode.
     pub ending: String,
@@ -67,14 +63,12 @@ pub struct Undelivered {
 /// A cursor in the list of undelivered users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// The bucket.
     pub bucket: Bucket,
     /// The last member read in this bucket; empty for its beginning.
     pub after: String,
 }
 
 impl Store {
-    /// The tally of a broadcast.
     pub async fn tally(&self, app: &AppId, record: &Record) -> Result<Tally, Error> {
         let buckets = self.buckets_of(app, record).await?;
         stream::iter(buckets)

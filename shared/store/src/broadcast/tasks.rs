@@ -19,9 +19,7 @@ use domain::AppId;
 pub struct Task {
     /// The id of the entry in the stream.
     pub entry: String,
-    /// The broadcast.
     pub broadcast: BroadcastId,
-    /// The bucket.
     pub bucket: Bucket,
 }
 

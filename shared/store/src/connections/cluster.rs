@@ -28,7 +28,6 @@ const PAUSES: (u64, u64) = (20, 250);
 /// Number of keys, spread over the cluster, that are read to check whether it accepts commands.
 const PROBES: usize = 8;
 
-/// Creates clients of a cluster.
 pub(super) struct Cluster(ClusterClient);
 
 impl Cluster {

@@ -48,10 +48,8 @@ pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HL
     SMEMBERS TYPE XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
     ZREVRANGEBYLEX";
 
-/// How to connect to Redis.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// The address of Redis.
     pub url: RedisUrl,
     /// Number of connections to each master that all tasks share.
     pub connections: usize,
@@ -59,7 +57,6 @@ pub struct RedisConfig {
     pub timeout: Duration,
 }
 
-/// The connections to Redis, with their metrics.
 pub(super) struct Connections {
     backend: Backend,
     observer: Option<Arc<dyn CommandObserver>>,
@@ -67,11 +64,8 @@ pub(super) struct Connections {
 }
 
 enum Backend {
-    /// To one address.
     One(SharedConnections<deadpool_redis::Manager>),
-    /// To the current master of a Sentinel set.
     Sentinel(SharedConnections<Sentinels>),
-    /// To all masters of a cluster.
     Cluster(SharedConnections<Cluster>),
 }
 
@@ -107,7 +101,6 @@ impl Connections {
         Ok(Self { wrong_types: self.wrong_types.clone(), ..Self::new(config, self.observer.clone())? })
     }
 
-    /// The metrics, if commands are counted.
     pub(super) fn observer(&self) -> Option<&dyn CommandObserver> {
         self.observer.as_deref()
     }
@@ -132,7 +125,6 @@ impl Connections {
         }
     }
 
-    /// Counts a command under this name.
     fn count<T>(&self, name: &str, begun: Instant, result: &Result<T, Error>) {
         let Some(observer) = &self.observer else { return };
         // A command that got no connection took no time in Redis.
@@ -203,7 +195,6 @@ impl Connections {
     }
 }
 
-/// The name of a command.
 fn name_of(command: &Cmd) -> &str {
     match command.args_iter().next() {
         Some(redis::Arg::Simple(name)) => str::from_utf8(name).unwrap_or_default(),

@@ -71,7 +71,6 @@ impl Connections {
     }
 }
 
-/// The keys of a command.
 fn keys_of(command: &Cmd) -> impl Iterator<Item = &str> {
     let text = |argument| match argument {
         Arg::Simple(bytes) => str::from_utf8(bytes).unwrap_or_default(),

@@ -19,36 +19,27 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-/// Why a [`RedisUrl`] is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// The scheme is unknown.
     #[error(
         "expected a URL that begins with redis://, redis-sentinel:// or redis-cluster://, the same with rediss, or unix://"
     )]
     Scheme,
-    /// The rest does not match the scheme.
     #[error("expected redis://[user:password@]host[:port][/db]")]
     One,
     /// A host in the list is invalid. Counted from 1.
     #[error("host number {0} is invalid: expected host:port")]
     Host(usize),
-    /// There is text after the hosts of a cluster.
     #[error("unexpected text after the hosts: a cluster has only database 0 and no parameters")]
     Rest,
-    /// A Sentinel URL without the name of the master.
     #[error("the name of the master is missing: expected redis-sentinel://host:port[,host:port...]/MASTER[/db]")]
     Master,
-    /// The database after the master is not a number.
     #[error("the database after the name of the master is invalid: expected a number")]
     Database,
-    /// There is an unknown parameter.
     #[error("unknown parameter: expected sentinel_user or sentinel_password")]
     Parameter,
-    /// A CA is set for a URL without TLS.
     #[error("a CA needs an encrypted URL: rediss://, rediss-sentinel:// or rediss-cluster://")]
     NotEncrypted,
-    /// The CA file has no valid certificate.
     #[error("the CA file has no certificate in PEM, or one that cannot be read")]
     Ca,
 }
@@ -60,7 +51,6 @@ impl BadUrl {
     }
 }
 
-/// The address of Redis.
 #[derive(Clone)]
 pub struct RedisUrl {
     pub(super) address: Address,
@@ -68,7 +58,6 @@ pub struct RedisUrl {
     ca: Option<Vec<u8>>,
 }
 
-/// The three kinds of address.
 #[derive(Clone)]
 pub(super) enum Address {
     One(ConnectionInfo),
@@ -84,7 +73,6 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// The connection info for a host and port.
     pub(super) fn at(&self, host: &str, port: u16) -> RedisResult<ConnectionInfo> {
         let host = host.to_owned();
         let address = if self.encrypted {
@@ -122,7 +110,6 @@ impl RedisUrl {
         Ok(Self { address, ca: ca.map(<[u8]>::to_vec) })
     }
 
-    /// A client for one address, with the trusted certificates.
     pub(super) fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {
         match self.certificates() {
             Some(certificates) => Client::build_with_tls(info, certificates),
