@@ -79,7 +79,6 @@ impl Caller {
         request.extensions().get::<Self>().cloned().ok_or_else(Failure::internal)
     }
 
-    /// The name of the caller, for logs.
     pub fn name(&self) -> &str {
         &self.entry.name
     }

@@ -26,7 +26,6 @@ impl TokenHash {
         Some(Self(hash))
     }
 
-    /// Hashes a token.
     pub fn of(token: &[u8]) -> Self {
         let mut hash = [0; SHA256_OUTPUT_LEN];
         hash.copy_from_slice(digest(&SHA256, token).as_ref());
@@ -45,12 +44,10 @@ impl fmt::Debug for TokenHash {
 pub enum Apps {
     /// All apps that the service is configured for.
     All,
-    /// Only these apps.
     These(BTreeSet<AppId>),
 }
 
 impl Apps {
-    /// Returns whether the caller may use an app.
     pub fn contain(&self, app: &AppId) -> bool {
         match self {
             Self::All => true,
@@ -84,7 +81,6 @@ impl CallerConfig {
         Self { name, tokens, certificate_names, apps, permissions, rate }
     }
 
-    /// Returns whether this caller has a permission.
     pub fn may(&self, permission: Permission) -> bool {
         self.permissions.contains(&permission)
     }

@@ -21,7 +21,6 @@ use domain::config_errors::{ConfigErrors, SettingsError};
 /// The identity that a call presents.
 #[derive(Debug, Clone)]
 pub(super) enum Identity {
-    /// The hash of its token.
     Token(TokenHash),
     /// The names in its client certificate, which the TLS handshake has verified.
     Certificate(Arc<[String]>),

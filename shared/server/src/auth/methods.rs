@@ -7,7 +7,6 @@ use super::permission::Permission::{Broadcast, Collect, Erase, Read, Send};
 /// One RPC and the permissions that it needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
-    /// The gRPC path.
     pub path: &'static str,
     /// The caller needs at least one of these permissions.
     pub needs: &'static [Permission],
@@ -68,7 +67,6 @@ pub enum MethodAccess {
     Nothing,
 }
 
-/// Returns the access rule of a path.
 pub fn method_access(path: &str) -> MethodAccess {
     match METHODS.iter().find(|method| method.path == path) {
         Some(method) => MethodAccess::Method(method),

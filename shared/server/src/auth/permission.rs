@@ -24,7 +24,6 @@ impl Permission {
     pub const ALL: [Self; 6] =
         [Self::Collect, Self::Read, Self::Erase, Self::Send, Self::Broadcast, Self::BroadcastAll];
 
-    /// The name in the callers file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Collect => "collect",
@@ -36,7 +35,6 @@ impl Permission {
         }
     }
 
-    /// Parses the name of a permission.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|permission| permission.name() == name)
     }

@@ -17,7 +17,6 @@ impl Rate {
         Self { per_second, left: Mutex::new((per_second.max(1.0), Instant::now())) }
     }
 
-    /// The rate that the bucket was created with.
     pub fn per_second(&self) -> f64 {
         self.per_second
     }

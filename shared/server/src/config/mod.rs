@@ -44,13 +44,9 @@ pub struct CommonArgs {
 pub struct Common {
     /// The address for calls.
     pub listen: SocketAddr,
-    /// The settings of the server.
     pub serve: ServeConfig,
-    /// The address for metrics, if they are enabled.
     pub metrics_listen: Option<SocketAddr>,
-    /// The settings of the log.
     pub log: LogConfig,
-    /// The settings of traces.
     pub traces: TraceConfig,
 }
 

@@ -19,7 +19,6 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Adds an error of a field.
     pub fn refuse(&mut self, field: impl Into<String>, problem: impl Display) {
         if self.problems.len() < MAX_FIELDS {
             self.problems.push((field.into(), problem.to_string()));
@@ -50,13 +49,11 @@ impl Fields {
         }
     }
 
-    /// Adds the errors of another collection.
     pub fn extend(&mut self, others: Self) {
         others.problems.into_iter().for_each(|(field, problem)| self.refuse(field, problem));
         self.more += others.more;
     }
 
-    /// Returns whether there are no errors so far.
     pub fn is_empty(&self) -> bool {
         self.problems.is_empty()
     }

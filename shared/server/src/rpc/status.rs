@@ -63,7 +63,6 @@ struct Facts {
 }
 
 impl Failure {
-    /// Creates a failure with its reason and a message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let message = clipped(message.into(), MAX_MESSAGE);
         let (metadata, fields, more_fields) = (Vec::new(), Vec::new(), 0);
@@ -93,7 +92,6 @@ impl Failure {
         self
     }
 
-    /// Sets when a retry makes sense.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.0.retry_after = Some(delay);
@@ -118,7 +116,6 @@ impl Failure {
         self
     }
 
-    /// The stable name of the reason.
     pub fn reason(&self) -> &'static str {
         self.0.reason.name
     }
@@ -129,12 +126,10 @@ impl Failure {
         errcode.parse().ok()
     }
 
-    /// The service is not configured for this app.
     pub fn unknown_app() -> Self {
         Self::new(Reason::UNKNOWN_APP, format!("app_id {UNKNOWN_APP}")).field("app_id", UNKNOWN_APP)
     }
 
-    /// The service is stopping; the call can be retried on another replica.
     pub fn shutting_down() -> Self {
         Self::new(Reason::SHUTTING_DOWN, "this replica is shutting down; try again")
     }
@@ -150,18 +145,15 @@ impl Failure {
         Self::new(Reason::MESSAGE_TOO_LARGE, sentence)
     }
 
-    /// The bytes are not a message of the method's request type.
     pub fn malformed() -> Self {
         Self::new(Reason::MALFORMED_MESSAGE, "the bytes are not a request message of this method")
     }
 
-    /// The caller has reached its share of the open streams.
     pub fn share_taken() -> Self {
         let sentence = "this caller has reached its share of open streams; close one, or try again";
         Self::new(Reason::OVERLOADED, sentence)
     }
 
-    /// An unexpected error; its cause is in the log.
     pub fn internal() -> Self {
         Self::new(Reason::INTERNAL, "internal error; the cause is in the log of the service")
     }

@@ -177,7 +177,6 @@ impl Open {
 }
 
 impl Opened {
-    /// How the connection is used.
     pub(crate) fn usage(&self) -> &Arc<Usage> {
         &self.usage
     }
@@ -210,7 +209,6 @@ impl Drop for Opened {
 }
 
 impl Usage {
-    /// Begins a call.
     pub(crate) fn begin(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
         Call(Arc::clone(self))

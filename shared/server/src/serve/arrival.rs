@@ -49,7 +49,6 @@ pub(super) struct Bounds {
 pub(super) struct Account {
     pub(super) budget: Arc<Budget>,
     pub(super) charge: Charge,
-    /// The method of the call.
     pub(super) method: &'static Method,
 }
 
@@ -129,7 +128,6 @@ impl<B> Arriving<B> {
         }
     }
 
-    /// Begins a message of `size` bytes.
     fn begin(&mut self, size: usize) -> Result<At, Failure> {
         if size > self.bounds.largest {
             return Err(Failure::too_large());

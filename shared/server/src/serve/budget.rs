@@ -88,7 +88,6 @@ impl Charge {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Replaces the held permits with these.
     pub(super) fn replace(&self, permit: Option<OwnedSemaphorePermit>) {
         *self.lock() = permit;
     }

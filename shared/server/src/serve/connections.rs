@@ -76,7 +76,6 @@ const HEALTH_CALLS: usize = 8;
 /// Effectively never.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The limits of one connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
     /// The maximum number of calls in progress on one connection. A client that needs more waits or opens another.
@@ -115,7 +114,6 @@ pub(super) struct Connections {
 /// runtime requests. Without it, connections that arrive meanwhile could keep the listener open.
 const DOORSTEP: usize = 1024;
 
-/// The signals to the connections.
 #[derive(Debug, Clone, Default)]
 struct Signals {
     /// Stop accepting.
@@ -174,7 +172,6 @@ struct Connection {
     opened: Opened,
 }
 
-/// The phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,

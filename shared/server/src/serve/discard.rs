@@ -68,7 +68,6 @@ impl<B: HttpBody + Unpin + Send + 'static> Drop for DiscardRest<B> {
     }
 }
 
-/// The rest of a body.
 struct Rest<B> {
     body: B,
     left: usize,

@@ -129,12 +129,10 @@ impl Scanner {
         Some(Self { open: (shape, size as u64), outer: Vec::new(), state: State::Key(0, 0), elements: 0 })
     }
 
-    /// The number of elements so far.
     pub(super) fn elements(&self) -> usize {
         self.elements
     }
 
-    /// Scans the next bytes.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
         while let Some((&byte, rest)) = bytes.split_first() {
             if let State::Value(left) = self.state {

@@ -45,14 +45,12 @@ use connections::{ConnectionLimits, Connections};
 use health::{LIVENESS, Probes, follow_redis, show};
 use tls::Tls;
 
-/// The settings of [`serve`].
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
     /// How long to continue serving after health reports NOT_SERVING.
     pub drain_wait: Duration,
     /// How long calls in progress may take to finish.
     pub drain_timeout: Duration,
-    /// The maximum size of a received message, in bytes.
     pub max_message_bytes: usize,
     /// The configured callers; if `None`, calls need no authentication.
     pub callers: Option<Arc<Callers>>,
@@ -60,9 +58,7 @@ pub struct ServeConfig {
     pub tls: Option<Tls>,
     /// An additional address that answers probes in plaintext.
     pub probe_listen: Option<SocketAddr>,
-    /// Concurrency limits.
     pub limits: Limits,
-    /// The limits of each connection.
     pub connections: ConnectionLimits,
 }
 
@@ -71,7 +67,6 @@ pub struct ServeConfig {
 pub struct Api<D> {
     /// The full name of the gRPC service. Health is reported under it, beside `""`.
     pub service: &'static str,
-    /// Its calls.
     pub routes: Routes,
     /// The store that readiness depends on.
     pub store: D,

@@ -47,7 +47,6 @@ impl Streams {
         Self { room: Arc::new(Semaphore::new(streams)), held: Arc::default() }
     }
 
-    /// Takes a permit for one more stream of a caller.
     pub(super) fn open(&self, caller: &Caller) -> Result<Permit, Full> {
         // Held until the end, so that two concurrent calls of a caller do not both count on the same free stream.
         let mut held = lock(&self.held);

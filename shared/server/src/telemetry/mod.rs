@@ -20,7 +20,6 @@ use crate::telemetry::traces::lines::WithTraceId;
 use domain::config_errors::SettingsError;
 use traces::{Exporting, TraceConfig};
 
-/// The log filter and format.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
     /// JSON instead of lines for people.
@@ -148,7 +147,6 @@ fn with_audit(filter: EnvFilter, text: &str) -> EnvFilter {
     }
 }
 
-/// Checks whether a filter can be parsed.
 pub fn check_filter(filter: &str) -> Result<String, String> {
     EnvFilter::try_new(filter).map(|_| filter.to_owned()).map_err(|error| error.to_string())
 }

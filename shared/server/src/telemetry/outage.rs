@@ -31,7 +31,6 @@ pub struct Outages {
 }
 
 impl Outages {
-    /// Registers the metric.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let help = "Failed attempts of work that is retried until it succeeds, by kind of work";
         Ok(Self { failures: Some(registry.counters("formid_retries_total", help, &["operation"])?) })
@@ -98,7 +97,6 @@ struct Episode {
     given_up: u64,
 }
 
-/// The state of an episode.
 enum Progress {
     /// Still failing, or there is no episode.
     Failing,
@@ -261,7 +259,6 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Reports the result of an attempt.
     pub fn note<T, E: Display>(&mut self, attempt: &Result<T, E>) {
         match attempt {
             Ok(_) => _ = self.succeeded(),
@@ -269,7 +266,6 @@ impl Operation {
         }
     }
 
-    /// Reports a failed attempt.
     pub fn failed(&mut self, error: &dyn Display) {
         let begins = self.fails();
         self.outage.log_failure(begins, error);

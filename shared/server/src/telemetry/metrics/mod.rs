@@ -34,13 +34,9 @@ use crate::telemetry::outage::Outages;
 pub struct ServiceMetrics {
     /// The registry of these metrics; a service adds its own metrics.
     pub registry: Registry,
-    /// Calls of the service.
     pub calls: Calls,
-    /// Redis commands.
     pub redis: RedisMetrics,
-    /// Files that are reloaded while the service runs.
     pub files: FileMetrics,
-    /// Work that is retried until it succeeds.
     pub outages: Outages,
 }
 

@@ -25,22 +25,18 @@ pub const REDIS_SECONDS: &[f64] =
 pub struct Registry(prometheus::Registry);
 
 impl Registry {
-    /// Registers a counter.
     pub fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
         self.add(IntCounter::new(name, help)?)
     }
 
-    /// Registers a counter for each combination of label values.
     pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    /// Registers a gauge.
     pub fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
         self.add(IntGauge::new(name, help)?)
     }
 
-    /// Registers a gauge for each combination of label values.
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }

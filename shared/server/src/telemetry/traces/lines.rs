@@ -11,9 +11,7 @@ use super::current_id;
 
 /// Formats lines with another format, and appends `trace_id` as the last field if the call is traced.
 pub(crate) struct WithTraceId<F> {
-    /// The other format.
     pub(crate) lines: F,
-    /// Whether the lines are JSON objects.
     pub(crate) json: bool,
     /// Whether traces are enabled. If not, no trace id is looked up.
     pub(crate) traced: bool,

@@ -104,7 +104,6 @@ impl Drop for CallSpan {
     }
 }
 
-/// The headers of the request.
 struct Metadata<'a>(&'a HeaderMap);
 
 impl Extractor for Metadata<'_> {
