@@ -36,7 +36,6 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The call counts of the app at this endpoint.
     pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
         &mut self.paces[api as usize]
     }
@@ -57,7 +56,6 @@ pub(crate) struct Means<'a> {
     pub(crate) settings: &'a Settings,
 }
 
-/// A send that was accepted.
 #[derive(Debug)]
 pub(crate) enum Accepted {
     Template,

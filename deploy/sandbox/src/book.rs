@@ -12,25 +12,19 @@ use crate::message::{Keyword, Message, More};
 use crate::rights::Kind;
 use crate::{Books, Reading, Refused, Settings, clock};
 
-/// One delivered message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     /// Number of the delivery within the app. Starts at 1, without gaps.
     pub number: u64,
     /// The app whose token it was sent with.
     pub app_id: String,
-    /// The user.
     pub openid: String,
     /// The form id or prepay id that it spent. Empty if it spent a grant, which has no id.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub form_id: String,
-    /// The kind of the credential that it spent.
     pub kind: Kind,
-    /// The template.
     pub template_id: String,
-    /// The page that it opens, if any.
     pub page: Option<String>,
-    /// The keywords.
     pub data: BTreeMap<String, Keyword>,
     /// The emphasized keyword, as `<key>.DATA`, if any.
     pub emphasis_keyword: Option<String>,

@@ -7,11 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Counts of ids or uses. `issued = spent + left`; expired and blocked ones count as left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Number issued.
     pub issued: u64,
     /// Number spent by delivered messages. An id is spent when all its uses are.
     pub spent: u64,
-    /// Number not spent.
     pub left: u64,
 }
 
@@ -42,7 +40,6 @@ pub struct GrantCounts {
     pub spent: u64,
     /// Number that ended unused because the user rejected or withdrew.
     pub voided: u64,
-    /// Number not spent and not ended.
     pub left: u64,
     /// Number of current long-term grants.
     pub long_term: u64,
@@ -65,7 +62,6 @@ impl GrantCounts {
 /// were made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventCounts {
-    /// Number of events made.
     pub made: u64,
     /// Number that the callback accepted with a 2xx.
     pub pushed: u64,
@@ -106,7 +102,6 @@ pub struct Books {
     /// Number of `subscribe/send` calls that arrived while another for the same user was in progress. None of them was
     /// accepted. A sender that makes one call at a time for a user causes none.
     pub overlaps: u64,
-    /// Number of messages delivered to users.
     pub delivered: u64,
     /// Number of messages that were accepted and spent a grant, but were not delivered:
     /// [`crate::Settings::sent_failures`].
@@ -132,9 +127,7 @@ pub struct Books {
     pub ids: Counts,
     /// Counts of the messages that these ids allow.
     pub uses: Counts,
-    /// Counts of grants.
     pub grants: GrantCounts,
-    /// Counts of events.
     pub events: EventCounts,
 }
 

@@ -9,7 +9,6 @@ use crate::Settings;
 use crate::clock::SECOND;
 use crate::kept::Entry;
 
-/// Format of the bodies of events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventFormat {
@@ -34,11 +33,8 @@ impl EventFormat {
 pub struct Event {
     /// Number of the event within the app. Starts at 1, without gaps.
     pub number: u64,
-    /// User that the event is about.
     pub openid: String,
-    /// Format of the body.
     pub format: EventFormat,
-    /// Body of the request.
     pub body: String,
     /// The query parameter `timestamp`: unix seconds on the sandbox's clock.
     pub timestamp: u64,

@@ -19,12 +19,10 @@ const MOST_ACCEPTS: u64 = 1_000_000;
 pub struct Subscription {
     /// The user. The app knows this openid from its first answer to a pop-up on.
     pub openid: String,
-    /// The template.
     pub template_id: String,
 }
 
 impl Subscription {
-    /// Creates the subscription of a user to a template.
     pub fn new(openid: impl Into<String>, template_id: impl Into<String>) -> Self {
         Self { openid: openid.into(), template_id: template_id.into() }
     }
@@ -36,7 +34,6 @@ impl Subscription {
 pub struct Granting {
     /// The user. The app knows this openid from its first answer to a pop-up on.
     pub openid: String,
-    /// The template whose messages it allows.
     pub template_id: String,
     /// How often the user accepted, once in each pop-up. Each acceptance allows one more message. Default: 1.
     #[serde(default = "once")]

@@ -22,7 +22,6 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Default limit of entries in one reading.
     pub const LIMIT: usize = 1000;
 }
 

@@ -18,10 +18,8 @@ const STATES: &[&str] = &["developer", "trial", "formal"];
 /// The languages of the text around a subscription message.
 const LANGUAGES: &[&str] = &["zh_CN", "en_US", "zh_HK", "zh_TW"];
 
-/// One keyword of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Keyword {
-    /// The text.
     pub value: String,
     /// A color, which `template/send` accepts and ignores, and `subscribe/send` refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,6 @@ use crate::clock::SECOND;
 use crate::users::Users;
 use crate::{Refused, Settings};
 
-/// The kind of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {

@@ -36,7 +36,6 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// Name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Answer => "answer",
@@ -122,7 +121,6 @@ impl Match {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The fault.
     pub kind: FaultKind,
     /// Name of the rule in the books. Default: the name of its kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]

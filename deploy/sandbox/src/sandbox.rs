@@ -237,7 +237,6 @@ impl Sandbox {
         Ok(sums)
     }
 
-    /// The current settings.
     pub fn settings(&self) -> Settings {
         Settings::clone(&self.current())
     }
@@ -297,7 +296,6 @@ impl Sandbox {
         self.0.faults.list()
     }
 
-    /// Removes all fault rules.
     pub fn clear_faults(&self) {
         self.0.faults.clear();
     }

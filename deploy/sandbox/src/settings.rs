@@ -78,7 +78,6 @@ pub struct Settings {
     /// The token that signs events: `signature` is the SHA-1 in hex of this token, the timestamp and the nonce, sorted
     /// and joined. 3 to 32 letters and digits. Required with a `callback_url`.
     pub callback_token: String,
-    /// Format of the bodies of events.
     pub callback_format: EventFormat,
     /// Delay before a failed event is posted again, in milliseconds. An event is posted three times at most.
     pub callback_retry_ms: u64,
