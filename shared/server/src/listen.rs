@@ -6,12 +6,9 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
-/// The open listening sockets of a service.
 #[derive(Debug)]
 pub struct Listeners {
-    /// For calls.
     pub calls: TcpListener,
-    /// For Prometheus, if metrics are enabled.
     pub metrics: Option<TcpListener>,
 }
 

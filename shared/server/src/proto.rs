@@ -1,6 +1,6 @@
 //! The generated protocol, package `formid.v1`. Generated types are used only in each service's rpc module.
 
-#![allow(unused_qualifications, clippy::all, clippy::pedantic)]
+#![allow(unused_qualifications, clippy::all)]
 
 use domain::Kind;
 

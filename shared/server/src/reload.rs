@@ -23,13 +23,10 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 /// The contents of the files, in the order of the paths.
 pub type Contents = Vec<Vec<u8>>;
 
-/// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{} cannot be read: {error}", path.display())]
 pub struct Unreadable {
-    /// The path of the file.
     pub path: PathBuf,
-    /// The cause.
     pub error: io::Error,
 }
 

@@ -105,7 +105,6 @@ impl Directory {
 pub struct Callers {
     file: Watched,
     book: RwLock<Arc<Directory>>,
-    /// Notifies of each new version that is in use.
     changed: watch::Sender<()>,
 }
 

@@ -61,7 +61,6 @@ pub enum MethodAccess {
     Open,
     /// Reflection: any authenticated caller. It is a stream.
     Reflection,
-    /// An RPC of the table.
     Method(&'static Method),
     /// No such RPC. Only authenticated callers get this answer.
     Nothing,

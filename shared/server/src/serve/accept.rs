@@ -30,7 +30,6 @@ const QUIET: Duration = Duration::from_secs(5);
 pub struct Bounds {
     /// The name of the listener in logs.
     pub listener: &'static str,
-    /// The maximum number of connections.
     pub connections: usize,
     /// How long a connection may be open without a call.
     pub idle: Duration,

@@ -125,7 +125,6 @@ struct Signals {
 }
 
 impl Connections {
-    /// Starts accepting connections.
     pub(super) fn accept(
         listener: TcpListener,
         tls: Option<Tls>,

@@ -82,7 +82,6 @@ pub enum Next {
 pub struct Settlement {
     pub openid: OpenId,
     pub owner: LeaseId,
-    /// How the end of the lease affects the credential.
     pub verdict: LeaseEnd,
     pub next: Next,
     /// WeChat's id of the message, if WeChat returned one. A later delivery failure refers to the message by it, see

@@ -13,7 +13,6 @@ pub struct FileMetrics {
 }
 
 impl FileMetrics {
-    /// Registers the metrics, without any file.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         Ok(Self {
             in_use: registry.gauges(

@@ -39,7 +39,6 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// How long the export of the remaining spans may delay a stop: an export that hangs, and the last one.
 const FLUSH: Duration = Duration::from_secs(7);
 
-/// Exports the spans of this process.
 #[derive(Debug)]
 pub(crate) struct Exporting {
     provider: SdkTracerProvider,
