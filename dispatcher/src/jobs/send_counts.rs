@@ -14,6 +14,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 pub async fn report_forever(context: Arc<AppContext>) {
     let AppContext { app, store, clock, counts, metrics, .. } = &*context;
     let mut reporting = metrics.loops.counts.operation();
+    let mut day = clock.day();
     loop {
         tokio::time::sleep(REPORT_INTERVAL).await;
         for delivery in Delivery::ALL {
@@ -21,12 +22,14 @@ pub async fn report_forever(context: Arc<AppContext>) {
             if messages == 0 {
                 continue;
             }
-            let budget = Budget { api: delivery.api(), day: clock.day() };
-            let counted = store.count_messages(&app.id, budget, messages).await;
+            let counted = store.count_messages(&app.id, Budget { api: delivery.api(), day }, messages).await;
             reporting.note(&counted);
             if counted.is_err() {
                 counts.add(delivery, messages);
             }
         }
+        // Messages count on the day on which their interval began: those of the last moments of a day must not take
+        // anything from the next day's quota.
+        day = clock.day();
     }
 }
