@@ -4,7 +4,7 @@
 //! storing them one by one. So one task, the batcher, receives the batches of all calls and splits them into queues,
 //! one for each bucket of each app:
 //!
-//! - A queue has at most one script in flight. Credentials that arrive meanwhile wait and are stored together by the
+//! - A queue has at most one script in flight. Credentials that arrive while it runs wait and are stored together by the
 //!   next script. So groups grow with the load. There is no timer: an idle queue sends immediately.
 //! - At most [`SCRIPTS_IN_FLIGHT`] scripts are in flight in total, enough to keep Redis busy. The queues take turns.
 //! - A call is answered when Redis has answered for the last of its credentials.
@@ -16,8 +16,8 @@
 //! are still stored.
 //!
 //! The queues hold at most [`ROOM`] credentials. If they are full, calls and streams wait in the order in which they
-//! arrived. A stream waits without a time limit: it does not read meanwhile, which slows its caller down. A call waits
-//! at most [`PATIENCE`] and is then refused. So the number of waiting callers increases neither memory nor response
+//! arrived. A stream waits without a time limit. While it waits, it reads nothing, which slows its caller down. A call
+//! waits at most [`PATIENCE`] and is then refused. So the number of waiting callers increases neither memory nor response
 //! time.
 
 mod queues;

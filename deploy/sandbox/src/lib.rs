@@ -88,7 +88,7 @@ pub use settings::{SentFailure, Settings};
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` completes, then answers calls in progress for at most one second more. Events are posted to
-/// the callback meanwhile. Events that still wait at the end are lost.
+/// the callback until then. Events that still wait at the end are lost.
 ///
 /// # Errors
 /// The server failed on its listener.

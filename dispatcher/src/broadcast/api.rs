@@ -184,7 +184,7 @@ impl Broadcasts {
         Ok(Estimate { preview, excluded, credentials, duration })
     }
 
-    /// Rejects a broadcast that would reach nobody, or that would start after all credentials have expired.
+    /// Rejects a broadcast that would reach no user, or that would start after all credentials have expired.
     async fn check(&self, new: &NewBroadcast) -> Result<(), Failure> {
         let AppContext { app, store, clock, .. } = &*self.context;
         let nobody = match &new.audience {

@@ -1,4 +1,4 @@
-//! Broadcasts: one message to each user of an audience, even if replicas crash or Redis fails meanwhile.
+//! Broadcasts: one message to each user of an audience, even if replicas crash or Redis fails before it is done.
 //!
 //! Calls arrive at [`api`], which stores the broadcast ([`spec`]). From then on the scheduler ([`scheduler`]) of each
 //! replica takes tasks, each for one bucket of users. A worker ([`worker`]; `worker_io` holds its Redis calls)

@@ -24,6 +24,9 @@ const fn row(errcode: i32, weight: Weight, sentence: &'static str) -> Row {
     Row { errcode, weight, sentence }
 }
 
+const NOT_ON_IP_LIST: &str =
+    "the dispatcher's IP address, as WeChat sees it, is not on the app's IP list: add it in the WeChat console";
+
 /// All known codes, in ascending order.
 pub const TABLE: &[Row] = &[
     row(-1, Weight::Transient, "WeChat is busy"),
@@ -39,11 +42,7 @@ pub const TABLE: &[Row] = &[
     ),
     row(40013, Weight::Final, "the app id is wrong: correct it in the apps file"),
     row(40125, Weight::Final, "the secret is not valid: copy it again from the WeChat console"),
-    row(
-        40164,
-        Weight::Final,
-        "the dispatcher's IP address, as WeChat sees it, is not on the app's IP list: add it in the WeChat console",
-    ),
+    row(40164, Weight::Final, NOT_ON_IP_LIST),
     row(
         40243,
         Weight::Final,
@@ -52,11 +51,7 @@ pub const TABLE: &[Row] = &[
     row(45009, Weight::Transient, "the daily number of token calls is used up"),
     row(45011, Weight::Transient, "too many token calls in a short time"),
     row(50004, Weight::Final, "the app may not fetch tokens: check the state of the account in the WeChat console"),
-    row(
-        61004,
-        Weight::Final,
-        "the dispatcher's IP address, as WeChat sees it, is not on the app's IP list: add it in the WeChat console",
-    ),
+    row(61004, Weight::Final, NOT_ON_IP_LIST),
     row(89503, Weight::Final, "this address is waiting for approval by an administrator of the app in WeChat"),
 ];
 

@@ -111,33 +111,37 @@ impl Connections {
     }
 
     async fn send<T: FromRedisValue>(&self, name: &str, command: &Cmd) -> Result<T, Error> {
-        let begun = Instant::now();
-        let result = match &self.backend {
-            Backend::One(connections) => connections.run(command).await,
-            Backend::Sentinel(connections) => connections.run(command).await,
-            // Boxed, so that the future of every caller stays small.
-            Backend::Cluster(connections) => Box::pin(connections.run(command)).await,
+        let running = async {
+            match &self.backend {
+                Backend::One(connections) => connections.run(command).await,
+                Backend::Sentinel(connections) => connections.run(command).await,
+                // Boxed, so that the future of every caller stays small.
+                Backend::Cluster(connections) => Box::pin(connections.run(command)).await,
+            }
         };
-        self.count(name, begun, &result);
-        match result {
+        match self.observed(name, running).await {
             Err(Error::Redis(error)) if is_wrong_type(&error) => Err(self.find_wrong_type(command, error).await),
             result => result,
         }
     }
 
-    fn count<T>(&self, name: &str, begun: Instant, result: &Result<T, Error>) {
-        let Some(observer) = &self.observer else { return };
+    /// Runs a command and reports its duration and its outcome to the observer.
+    async fn observed<T>(&self, name: &str, running: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let begun = Instant::now();
+        let result = running.await;
+        let Some(observer) = &self.observer else { return result };
         // A command that got no connection took no time in Redis.
         if !matches!(result, Err(Error::Unavailable(_))) {
             observer.took(name, begun.elapsed());
         }
-        match result {
+        match &result {
             Ok(_) => observer.succeeded(),
             Err(error) if is_missing_script(error) => {}
             // Where CONFIG is forbidden, the services work without it.
             Err(error) if error.is_lasting() || name == "CONFIG" => observer.refused(),
             Err(error) => observer.failed(error),
         }
+        result
     }
 
     /// Runs a script, also if Redis does not know it: a new Redis, a replica that was promoted to master, or a flushed
@@ -172,12 +176,7 @@ impl Connections {
     pub(super) async fn ping(&self) -> Result<(), Error> {
         match &self.backend {
             Backend::One(_) | Backend::Sentinel(_) => self.run::<String>(&redis::cmd("PING")).await.map(drop),
-            Backend::Cluster(cluster) => {
-                let begun = Instant::now();
-                let result = Box::pin(cluster.ping()).await;
-                self.count("PING", begun, &result);
-                result
-            }
+            Backend::Cluster(cluster) => self.observed("PING", Box::pin(cluster.ping())).await,
         }
     }
 
@@ -185,12 +184,7 @@ impl Connections {
     pub(super) async fn everywhere(&self, command: &Cmd) -> Result<Vec<Value>, Error> {
         match &self.backend {
             Backend::One(_) | Backend::Sentinel(_) => Ok(vec![self.run(command).await?]),
-            Backend::Cluster(cluster) => {
-                let begun = Instant::now();
-                let result = Box::pin(cluster.everywhere(command)).await;
-                self.count(name_of(command), begun, &result);
-                result
-            }
+            Backend::Cluster(cluster) => self.observed(name_of(command), Box::pin(cluster.everywhere(command))).await,
         }
     }
 }
