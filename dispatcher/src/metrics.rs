@@ -142,7 +142,8 @@ impl Metrics {
                 outages: WechatOutages::new(id, outages),
             },
             stops: StopMetrics {
-                stopped: StopScope::ALL.map(|(source, name)| (source, self.stopped.with_label_values(&[app, name]))),
+                stopped: StopScope::NAMED.map(|(scope, name)| (scope, self.stopped.with_label_values(&[app, name]))),
+                templates: self.stopped.with_label_values(&[app, "template"]),
                 sharing: self.loops.stop_shares.clone(),
             },
             loops: self.loops.clone(),
@@ -245,13 +246,18 @@ pub struct WechatMetrics {
 
 #[derive(Debug, Clone)]
 pub struct StopMetrics {
-    stopped: [(StopScope, IntGauge); StopScope::ALL.len()],
+    stopped: [(StopScope, IntGauge); StopScope::NAMED.len()],
+    /// Number of stopped templates.
+    templates: IntGauge,
     pub sharing: Outage,
 }
 
 impl StopMetrics {
-    pub fn show(&self, is_stopped: impl Fn(StopScope) -> bool) {
-        self.stopped.iter().for_each(|(source, gauge)| gauge.set(is_stopped(*source).into()));
+    /// Shows which scopes are stopped.
+    pub fn show<'a>(&self, stopped: impl Iterator<Item = &'a StopScope>) {
+        let (templates, stopped): (Vec<_>, Vec<_>) = stopped.partition(|scope| matches!(scope, StopScope::Template(_)));
+        self.templates.set(i64::try_from(templates.len()).unwrap_or(i64::MAX));
+        self.stopped.iter().for_each(|(scope, gauge)| gauge.set(stopped.contains(&scope).into()));
     }
 }
 

@@ -92,7 +92,8 @@ impl ActiveBroadcast {
     /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
-        if let Err(error) = self.context.ready_with_all(self.choice.wanted.kinds).await {
+        if let Err(error) = self.context.ready_with_all(self.choice.wanted.kinds, &self.spec.message.template_id).await
+        {
             match pause_of(&error, self.context.clock.next_day_ms()) {
                 Some(pause) => self.pause(pause).await,
                 None => {

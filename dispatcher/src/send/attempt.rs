@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use domain::{Kind, LIFETIME};
+use domain::{Kind, LIFETIME, TemplateId};
 use store::eligibility::Kinds;
 use store::leases::{Lease, LeaseEnd};
 use store::stops::{Stop, StopScope};
@@ -24,17 +24,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 const NEW_TOKENS: u32 = 2;
 
 impl AppContext {
-    /// Returns the kinds out of `wanted` that may be used now. Fails if there are none or if there is no access token:
-    /// then a credential must not be taken out of stock.
-    pub async fn ready(&self, wanted: Kinds) -> Result<Kinds, SendError> {
-        let usable = self.stops.usable(wanted).map_err(|stop| self.stopped_by(stop))?;
+    /// Returns the kinds out of `wanted` that messages of the template may use now. Fails if there are none or if there
+    /// is no access token: then a credential must not be taken out of stock.
+    pub async fn ready(&self, wanted: Kinds, template: &TemplateId) -> Result<Kinds, SendError> {
+        let usable = self.stops.usable(wanted, template).map_err(|stop| self.stopped_by(stop))?;
         self.tokens.get().await.map_err(SendError::Token)?;
         Ok(usable)
     }
 
-    /// Fails if any kind of `wanted` may not be used now, or if there is no access token.
-    pub async fn ready_with_all(&self, wanted: Kinds) -> Result<(), SendError> {
-        self.stops.check_all(wanted).map_err(|stop| self.stopped_by(stop))?;
+    /// Fails if messages of the template may not use any kind of `wanted` now, or if there is no access token.
+    pub async fn ready_with_all(&self, wanted: Kinds, template: &TemplateId) -> Result<(), SendError> {
+        self.stops.check_all(wanted, template).map_err(|(_, stop)| self.stopped_by(stop))?;
         self.tokens.get().await.map(drop).map_err(SendError::Token)
     }
 
@@ -163,7 +163,7 @@ impl AppContext {
             Meaning::QuotaReached => self.clock.next_day_ms(),
             _ => now + self.limits.stop.as_millis() as u64,
         };
-        let sources: Vec<StopScope> = match meaning {
+        let scopes: Vec<StopScope> = match meaning {
             Meaning::SourceBarred(kind) => vec![StopScope::Kind(kind)],
             // To WeChat, template and subscription messages are separate APIs with separate quotas.
             Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
@@ -171,7 +171,8 @@ impl AppContext {
             }
             _ => vec![StopScope::App],
         };
-        self.stops.stop(&self.store, &sources, Stop { until_ms, errcode, rid: answer.rid.clone() }).await;
+        let stop = Stop { until_ms, errcode, rid: answer.rid.clone(), address: None };
+        self.stops.stop(&self.store, &scopes, stop).await;
         let error = SendError::Stopped { answer: answer.clone(), lasts: Duration::from_millis(until_ms - now) };
         match (situation.in_doubt, meaning) {
             (false, Meaning::SourceBarred(_)) => AttemptResult::SourceStopped(error),

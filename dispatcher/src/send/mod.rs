@@ -95,7 +95,7 @@ impl AppContext {
     }
 
     async fn try_send(&self, order: &SendRequest) -> Result<SendResult, SendError> {
-        let kinds = match self.ready(order.message.delivery.kinds()).await {
+        let kinds = match self.ready(order.message.delivery.kinds(), &order.message.template_id).await {
             Ok(kinds) => kinds,
             Err(obstacle) => return self.recall(order, obstacle).await,
         };

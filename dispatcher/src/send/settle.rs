@@ -43,7 +43,7 @@ impl AppContext {
             AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };
-        let next = match self.stops.usable(order.message.delivery.kinds()) {
+        let next = match self.stops.usable(order.message.delivery.kinds(), &order.message.template_id) {
             Ok(kinds) if needs_next => Some((LeaseId::random(), order.message.eligibility(kinds))),
             _ => None,
         };

@@ -168,7 +168,7 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
         let new = NewLease { id, request: some, wanted: &wanted };
         let settle = Settle { id, request: some, end: LeaseEnd::Consume, outcome: Some(b"ok"), next: None };
         let failure = LateFailure { errcode: 1, status: String::new() };
-        let stop = Stop { errcode: 45009, rid: String::new(), until_ms: 0 };
+        let stop = Stop { errcode: 45009, rid: String::new(), until_ms: 0, address: None };
         assert_unavailable!(
             store.collect(app, bucket, &credentials),
             store.records(app, &anna),
@@ -194,7 +194,8 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.permit_forced_token(app, day),
             store.unlock_token(app, "me"),
             store.stops(app),
-            store.stop(app, StopScope::App, &stop),
+            store.stop(app, &StopScope::App, &stop),
+            store.lift_stop(app, &StopScope::App),
         );
         assert_no_broadcast(&store, app, &anna).await;
         assert_eq!(fixture.everything().await, before);
