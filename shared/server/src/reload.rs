@@ -129,8 +129,8 @@ mod tests {
 
         let (watched, contents) = Watched::read([file.clone()]).unwrap();
         assert_eq!(contents, [b"1"]);
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let tell = Arc::clone(&told);
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let tell = Arc::clone(&reported);
         let following = tokio::spawn(async move {
             let change = |contents: Contents| {
                 let text = String::from_utf8(contents.concat()).unwrap();
@@ -141,11 +141,11 @@ mod tests {
             watched.follow("the file", &in_use, &Outages::default(), change).await;
         });
         two_looks().await;
-        assert!(told.lock().unwrap().is_empty());
+        assert!(reported.lock().unwrap().is_empty());
         let becomes = async |all: &[&str]| {
-            let holds = async || told.lock().unwrap().len() >= all.len();
+            let holds = async || reported.lock().unwrap().len() >= all.len();
             testing::eventually("the change is reported", INTERVAL * 10, holds).await;
-            assert_eq!(*told.lock().unwrap(), all);
+            assert_eq!(*reported.lock().unwrap(), all);
         };
         point("2");
         becomes(&["2"]).await;

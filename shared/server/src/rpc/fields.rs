@@ -68,19 +68,19 @@ impl Fields {
     }
 
     fn sentence(&self) -> String {
-        let (mut sentence, mut told) = (String::new(), 0);
+        let (mut sentence, mut named) = (String::new(), 0);
         for (field, problem) in &self.problems {
-            if told > 0 {
+            if named > 0 {
                 if sentence.len() + field.len() + problem.len() > SENTENCE {
                     break;
                 }
                 sentence.push_str("; ");
             }
-            told += 1;
+            named += 1;
             // Writing into a string cannot fail.
             let _ = write!(sentence, "{field} {problem}");
         }
-        match self.problems.len() + self.more - told {
+        match self.problems.len() + self.more - named {
             0 => sentence,
             more => sentence + &format!("; and {more} more"),
         }

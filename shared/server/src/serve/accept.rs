@@ -14,16 +14,15 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
+
+use crate::telemetry::outage::{Outage, QUIET};
 
 /// How long to wait before accepting again after the system refused.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a connection with calls in progress is checked again.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// A condition ends when it has not occurred for this long.
-const QUIET: Duration = Duration::from_secs(5);
 
 /// The limits of the connections of one listener.
 #[derive(Debug, Clone)]
@@ -43,8 +42,10 @@ pub struct Bounds {
 pub(crate) struct Acceptor {
     listener: TcpListener,
     open: Arc<Open>,
-    refused: Condition,
-    full: Condition,
+    /// The system refuses to accept connections.
+    refused: Outage,
+    /// The limit of connections is reached.
+    full: Outage,
 }
 
 /// The open connections of a listener.
@@ -82,31 +83,26 @@ pub(crate) struct Call(Arc<Usage>);
 impl Acceptor {
     pub(crate) fn new(listener: TcpListener, bounds: Bounds) -> Self {
         let open = Open { bounds, connections: Mutex::default(), next: Mutex::default() };
-        let [refused, full] = [(); 2].map(|()| Condition { last: None, quiet: QUIET });
+        let outage = |begins: &'static str, ends: &'static str| {
+            Outage::new(open.bounds.listener, None, begins.into(), ends.into(), None, QUIET)
+        };
+        let refused = outage("connections cannot be accepted", "connections are accepted again");
+        let full = outage("the limit of connections is reached", "the number of connections is below the limit again");
         Self { listener, open: Arc::new(open), refused, full }
     }
 
     /// Returns the next connection. This future may be dropped at any time.
     pub(crate) async fn next(&mut self) -> (TcpStream, Opened) {
-        let Bounds { listener, connections, .. } = self.open.bounds;
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = self.refused.over() => {
-                    info!(listener, "connections are accepted again");
-                    continue;
-                }
-                () = self.full.over() => {
-                    info!(listener, "the number of connections is below the limit again");
-                    continue;
-                }
-            };
-            match accepted {
+            match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    self.refused.succeeded();
                     let (opened, full) = self.open.admit();
-                    if full && self.full.happens() {
+                    if full {
                         let how = if opened.is_some() { "idle ones are closed" } else { "new ones are closed" };
-                        warn!(listener, connections, "the limit of connections is reached: {how}");
+                        self.full.failed(&how);
+                    } else {
+                        self.full.succeeded();
                     }
                     if let Some(opened) = opened {
                         return (stream, opened);
@@ -114,9 +110,7 @@ impl Acceptor {
                 }
                 Err(error) if of_one_peer(&error) => debug!(%error, "a connection failed while it was accepted"),
                 Err(error) => {
-                    if self.refused.happens() {
-                        warn!(listener, %error, "connections cannot be accepted");
-                    }
+                    self.refused.failed(&error);
                     sleep(PAUSE).await;
                 }
             }
@@ -230,31 +224,6 @@ impl Drop for Call {
     }
 }
 
-/// A condition that lasts for a while. It is logged when it begins and when it ends.
-#[derive(Debug)]
-struct Condition {
-    /// When the condition last occurred; `None` after its end.
-    last: Option<Instant>,
-    /// The condition ends when it has not occurred for this long.
-    quiet: Duration,
-}
-
-impl Condition {
-    /// Records that the condition occurred. Returns whether it began.
-    fn happens(&mut self) -> bool {
-        self.last.replace(Instant::now()).is_none()
-    }
-
-    /// Waits until the condition ends. Completes once for each time that it began.
-    async fn over(&mut self) {
-        match self.last {
-            None => std::future::pending().await,
-            Some(last) => sleep_until(last + self.quiet).await,
-        }
-        self.last = None;
-    }
-}
-
 /// Errors of a single connection that its peer caused. They do not concern the listener.
 fn of_one_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
@@ -353,16 +322,6 @@ mod tests {
         drop(call);
         idle.await;
         assert!(start.elapsed() >= Duration::from_millis(50));
-    }
-
-    #[tokio::test]
-    async fn condition_is_reported_at_its_beginning_and_at_its_end() {
-        let mut condition = Condition { last: None, quiet: Duration::from_millis(20) };
-        for _ in 0..3 {
-            assert!(condition.happens());
-            assert!(!condition.happens());
-            condition.over().await;
-        }
     }
 
     #[test]

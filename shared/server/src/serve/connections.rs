@@ -57,7 +57,7 @@ use super::tls::Tls;
 /// The timeout of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long streams may take to end after the signal to end.
-const FAREWELL: Duration = Duration::from_secs(5);
+const STREAM_GRACE: Duration = Duration::from_secs(5);
 /// How often a closing connection is checked, and after how many checks without a call it is closed.
 const LOOK: Duration = Duration::from_secs(1);
 const IDLE_LOOKS: u32 = 3;
@@ -112,7 +112,7 @@ pub(super) struct Connections {
 
 /// The maximum number of connections that are taken from the backlog at a stop: the length of the backlog that the
 /// runtime requests. Without it, connections that arrive meanwhile could keep the listener open.
-const DOORSTEP: usize = 1024;
+const BACKLOG: usize = 1024;
 
 #[derive(Debug, Clone, Default)]
 struct Signals {
@@ -133,25 +133,25 @@ impl Connections {
     ) -> Self {
         let handler = Arc::new(handler);
         let (signals, tasks) = (Signals::default(), TaskTracker::new());
-        let (told, spawner) = (signals.clone(), tasks.clone());
+        let (closing, spawner) = (signals.clone(), tasks.clone());
         let mut acceptor = Acceptor::new(listener, limits.bounds.clone());
+        let of_connection = signals.clone();
         let open = move |(stream, opened)| {
-            let connection = Connection { signals: told.clone(), limits: limits.clone(), opened };
+            let connection = Connection { signals: of_connection.clone(), limits: limits.clone(), opened };
             spawner.spawn(connection.secured(stream, tls.clone(), Arc::clone(&handler)));
         };
-        let told = signals.clone();
         tasks.spawn(async move {
             loop {
                 tokio::select! {
                     accepted = acceptor.next() => open(accepted),
-                    () = told.close.cancelled() => break,
-                    () = told.cut.cancelled() => break,
+                    () = closing.close.cancelled() => break,
+                    () = closing.cut.cancelled() => break,
                 }
             }
-            if !told.cut.is_cancelled() {
-                acceptor.waiting().take(DOORSTEP).for_each(open);
+            if !closing.cut.is_cancelled() {
+                acceptor.waiting().take(BACKLOG).for_each(open);
             }
-            told.stop.cancel();
+            closing.stop.cancel();
         });
         let cut = signals.cut.clone().drop_guard();
         Self { signals, tasks, _cut: cut }
@@ -272,7 +272,7 @@ impl Connection {
                     Phase::Old => {
                         phase = Phase::Ending;
                         ending.cancel();
-                        timer.as_mut().reset(Instant::now() + FAREWELL);
+                        timer.as_mut().reset(Instant::now() + STREAM_GRACE);
                     }
                     Phase::Ending | Phase::Stopping => return,
                 },
@@ -336,9 +336,9 @@ mod tests {
             client.write_all(HELLO).unwrap();
             client
         });
-        let told = tokio::task::spawn_blocking(|| clients.map(frames));
+        let received = tokio::task::spawn_blocking(|| clients.map(frames));
         assert!(connections.drain(Duration::from_secs(20)).await);
-        for frames in told.await.unwrap() {
+        for frames in received.await.unwrap() {
             assert!(frames.contains(&GOAWAY), "{frames:?}");
         }
     }

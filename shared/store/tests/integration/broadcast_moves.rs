@@ -199,8 +199,8 @@ async fn only_a_pause_with_an_end_becomes_due() {
     assert_eq!(resume(&RESUME, NOW_MS).await, Moved::To(State::Running));
 
     broadcast.go(&pause("QUOTA", Some(later))).await;
-    let told = broadcast.record().await.pause.unwrap();
-    assert_eq!(Move::Pause(told), pause("QUOTA", Some(later)));
+    let recorded = broadcast.record().await.pause.unwrap();
+    assert_eq!(Move::Pause(recorded), pause("QUOTA", Some(later)));
     assert_eq!((due(&fixture, later - 1).await, due(&fixture, later).await), (vec![], vec![broadcast.id.clone()]));
     assert_eq!(resume(&DUE, later - 1).await, Moved::Wrong(State::Paused), "listed for an earlier pause");
     assert_eq!(resume(&DUE, later).await, Moved::To(State::Running));

@@ -98,11 +98,11 @@ async fn each_ending_is_returned_once_by_the_call_that_recorded_it() {
     let broadcast = Broadcast::new(&fixture, false).await;
     broadcast.add(&[anna.clone(), bob], &[]).await;
     broadcast.start().await;
-    let (owner, mut told) = (LeaseId::random(), Vec::new());
+    let (owner, mut endings) = (LeaseId::random(), Vec::new());
     for bucket in fixture.store.buckets() {
-        told.extend(broadcast.take(bucket, owner, 64, &TERMS).await.endings);
+        endings.extend(broadcast.take(bucket, owner, 64, &TERMS).await.endings);
     }
-    assert_eq!(told, [("NO_CREDENTIAL".to_owned(), 1)]);
+    assert_eq!(endings, [("NO_CREDENTIAL".to_owned(), 1)]);
     let bucket = fixture.store.bucket_of(&anna);
     let settle = async |owner, next| {
         let settlement = Settlement { openid: anna.clone(), owner, verdict: LeaseEnd::Consume, next, msgid: None };

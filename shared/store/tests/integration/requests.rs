@@ -196,9 +196,9 @@ async fn reading_the_record_of_a_request_changes_nothing() {
     let recorded = async || {
         let before = fixture.everything().await;
         let of = async |user, request| fixture.store.recorded(&fixture.app, user, request).await.unwrap();
-        let told = [of(&anna, &message).await, of(&anna, &other).await, of(&bob, &message).await];
+        let answers = [of(&anna, &message).await, of(&anna, &other).await, of(&bob, &message).await];
         assert_eq!(fixture.everything().await, before);
-        told
+        answers
     };
     let nothing = || [Recorded::Nothing, Recorded::Nothing, Recorded::Nothing];
     let under_way = || [Recorded::UnderWay, Recorded::Reused, Recorded::Nothing];

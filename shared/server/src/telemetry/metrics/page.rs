@@ -32,7 +32,7 @@ const BOUNDS: Bounds =
     Bounds { listener: "metrics", connections: 32, idle: Duration::from_secs(120), replace_busy: true };
 
 /// How long a connection may take to finish its response when it is closed.
-const FAREWELL: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The metrics endpoint. When this is dropped, it accepts no more connections, closes idle ones, and finishes
 /// responses.
@@ -95,7 +95,7 @@ async fn drive(stream: TcpStream, opened: Opened, routes: Router, stop: Cancella
     tokio::select! {
         _ = connection => {}
         () = opened.replaced() => {}
-        () = sleep(FAREWELL) => {}
+        () = sleep(CLOSE_TIMEOUT) => {}
     }
 }
 
