@@ -16,15 +16,17 @@ async fn becomes(channel: &Channel, token: &str, outcome: &str) {
 #[tokio::test]
 async fn callers_file_is_reloaded_and_a_broken_file_is_ignored() {
     let redis = Redis::start();
-    let (_collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
+    let (collector, channel, file) = guarded(&redis, &[ALL], &[]).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "UNAUTHENTICATED"]);
     file.write(&[ALL, NEW]);
     becomes(&channel, "new", "OK").await;
     file.write_text("[callers.new\n");
-    tokio::time::sleep(server::reload::INTERVAL * 3).await;
+    until_in_use(collector.metrics, "callers", false).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
+    file.write(&[ALL, NEW]);
+    until_in_use(collector.metrics, "callers", true).await;
     std::fs::remove_file(file.path()).unwrap();
-    tokio::time::sleep(server::reload::INTERVAL * 3).await;
+    until_in_use(collector.metrics, "callers", false).await;
     assert_eq!([stock(&channel, "all").await, stock(&channel, "new").await], ["OK", "OK"]);
     file.write(&[NEW]);
     becomes(&channel, "all", "UNAUTHENTICATED").await;

@@ -11,8 +11,10 @@ mod probes;
 mod readme;
 mod tls;
 
+use std::net::SocketAddr;
+
 use server::proto::GetStockRequest;
-use testing::{CallersFile, bearer, reason};
+use testing::{CallersFile, Scrape, bearer, eventually, reason};
 use tonic::transport::Channel;
 
 use crate::fixture::*;
@@ -38,6 +40,14 @@ async fn guarded(
     let (collector, _) = collector(redis, &all).await;
     let channel = connect(collector.address()).await;
     (collector, channel, file)
+}
+
+/// Waits until the metrics say whether the current content of a reloaded file is in use.
+async fn until_in_use(metrics: SocketAddr, file: &str, in_use: bool) {
+    eventually("the file was read", SOON, async || {
+        Scrape::of(metrics).await.value("formid_reload_successful", &[("file", file)]) == u64::from(in_use)
+    })
+    .await;
 }
 
 /// Calls GetStock with a token; returns OK or the reason of the error.

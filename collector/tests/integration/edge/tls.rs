@@ -115,9 +115,11 @@ async fn new_connections_get_the_new_certificate_old_ones_stay() {
     // A certificate with another key and an invalid key file change nothing.
     for (cert, key) in [(secured.authority.server().cert, second.key.clone()), (second.cert.clone(), "none".into())] {
         Pair { cert, key }.write(&secured.path("cert"), &secured.path("key"));
-        tokio::time::sleep(server::reload::INTERVAL * 3).await;
+        until_in_use(secured.metrics, "tls", false).await;
         assert!(is_second().await);
         assert_eq!(secured.stock(None, "all").await, "OK");
+        second.write(&secured.path("cert"), &secured.path("key"));
+        until_in_use(secured.metrics, "tls", true).await;
     }
     let third = secured.authority.server();
     third.write(&secured.path("cert"), &secured.path("key"));
