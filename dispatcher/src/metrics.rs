@@ -28,6 +28,7 @@ pub struct Metrics {
     loops: Loops,
     sends: IntCounterVec,
     attempts: IntCounterVec,
+    unknown_errcodes: IntCounterVec,
     wechat: HistogramVec,
     fetches: IntCounterVec,
     stopped: IntGaugeVec,
@@ -51,6 +52,7 @@ pub struct AppMetrics {
     /// Counter of the most common outcome, by delivery. Kept here to avoid a lookup by label.
     delivered: [IntCounter; 2],
     attempts: [IntCounter; 2],
+    pub unknown_errcodes: IntCounter,
     endings: [IntCounter; Ending::ALL.len()],
     other_ending: IntCounter,
     running: IntGauge,
@@ -72,6 +74,11 @@ impl Metrics {
                 "formid_send_attempts_total",
                 "Calls to WeChat for messages of SendTemplate",
                 &["app", "delivery"],
+            )?,
+            unknown_errcodes: registry.counters(
+                "formid_unknown_errcodes_total",
+                "Answers to messages with an errcode that the dispatcher does not know",
+                &["app"],
             )?,
             wechat: registry.histograms(
                 "formid_wechat_seconds",
@@ -149,6 +156,7 @@ impl Metrics {
             loops: self.loops.clone(),
             delivered: deliveries.map(|name| self.sends.with_label_values(&[app, name, DELIVERED, "0"])),
             attempts: deliveries.map(|name| self.attempts.with_label_values(&[app, name])),
+            unknown_errcodes: self.unknown_errcodes.with_label_values(&[app]),
             endings: Ending::ALL.map(|(_, name)| ending(name)),
             other_ending: ending(OTHER),
             running: self.running.with_label_values(&[app]),

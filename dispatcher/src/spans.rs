@@ -239,7 +239,7 @@ impl Drop for BroadcastTrace {
 pub fn ended(span: &Span, next: &Next, attempts: u32) {
     let outcome = match next {
         Next::End(ending) => {
-            let (name, _) = reason::split(ending);
+            let (name, ..) = reason::split(ending);
             match Ending::parse(name) {
                 Some(Ending::Delivered) => "delivered",
                 Some(Ending::Unknown) => "unknown",

@@ -18,6 +18,7 @@ use tracing::{error, info};
 
 use crate::clock::Clock;
 use crate::metrics::StopMetrics;
+use crate::wechat::errcode::row_of;
 
 /// Interval at which each replica reads the stops of an app.
 pub const REFRESH: Duration = Duration::from_secs(1);
@@ -87,7 +88,9 @@ impl AppStops {
     pub async fn stop(&self, store: &Store, scopes: &[StopScope], stop: Stop) {
         // All messages in flight may get the same answer. Only the first one is logged.
         if self.insert(scopes, &stop) {
-            error!(app = %self.app, errcode = stop.errcode, rid = stop.rid, ?scopes, until_ms = stop.until_ms, "WeChat stopped the app");
+            let (address, why) = (stop.address.map(tracing::field::display), row_of(stop.errcode).sentence);
+            let Stop { until_ms, errcode, rid, .. } = &stop;
+            error!(app = %self.app, errcode, rid, ?scopes, until_ms, address, why, "WeChat stopped the app");
         }
         for scope in scopes {
             let stored = store.stop(&self.app, scope, &stop).await;

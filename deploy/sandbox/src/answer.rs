@@ -17,6 +17,8 @@ pub(crate) mod code {
     pub(crate) const NO_SUCH_URL: i32 = 40066;
     pub(crate) const WRONG_SECRET: i32 = 40125;
     pub(crate) const TOKEN_MISSING: i32 = 41001;
+    pub(crate) const SAME_MESSAGE: i32 = 40241;
+    pub(crate) const IN_REVIEW: i32 = 40252;
     pub(crate) const APP_MISSING: i32 = 41002;
     pub(crate) const SECRET_MISSING: i32 = 41004;
     pub(crate) const FORM_ID_WRONG: i32 = 41028;
@@ -28,6 +30,7 @@ pub(crate) mod code {
     pub(crate) const POST_REQUIRED: i32 = 43002;
     pub(crate) const NO_GRANT: i32 = 43101;
     pub(crate) const USER_BUSY: i32 = 43108;
+    pub(crate) const TEMPLATE_BANNED: i32 = 43116;
     pub(crate) const QUOTA_REACHED: i32 = 45009;
     pub(crate) const TOO_FAST: i32 = 45011;
     pub(crate) const BODY_WRONG: i32 = 47001;
@@ -37,21 +40,33 @@ pub(crate) mod code {
 }
 
 /// WeChat's texts of the errcodes, for people who read an answer. A caller must not match on them: WeChat changes them.
+/// `{}` is the detail of a refusal, or what [`EXAMPLES`] has for it.
 const TEXTS: &[(i32, &str)] = &[
     (-1, "system error"),
+    (20001, "system error"),
     (code::TOKEN_UNKNOWN, "invalid credential, access_token is invalid or not latest"),
     (code::WRONG_GRANT_TYPE, "invalid grant_type"),
     (code::OPENID_UNKNOWN, "invalid openid"),
     (code::APP_UNKNOWN, "invalid appid"),
     (40014, "invalid access_token"),
+    (40033, "invalid charset. please check your request, if include \\uxxxx will create fail!"),
+    (40035, "invalid parameter"),
+    (40036, "invalid template_id size"),
     (code::TEMPLATE_UNKNOWN, "invalid template_id"),
     (code::NO_SUCH_URL, "invalid url"),
+    (40097, "invalid args"),
     (code::WRONG_SECRET, "invalid appsecret"),
-    (40164, "invalid ip 127.0.0.1, not in whitelist"),
+    (40164, "invalid ip {} ipv6 ::ffff:{}, not in whitelist"),
+    (code::SAME_MESSAGE, "the same message was sent within 60 seconds"),
     (40243, "AppSecret is frozen"),
+    (40249, "invalid message content"),
+    (40250, "invalid message content"),
+    (40251, "reach today's limit because of violations"),
+    (code::IN_REVIEW, "the message is in review, and is sent when it passes"),
     (code::TOKEN_MISSING, "access_token missing"),
     (code::APP_MISSING, "appid missing"),
     (code::SECRET_MISSING, "appsecret missing"),
+    (41018, "api not authorized"),
     (code::FORM_ID_WRONG, "invalid form id"),
     (code::FORM_ID_USED, "form id used count reach limit"),
     (code::PAGE_WRONG, "invalid page"),
@@ -62,22 +77,54 @@ const TEXTS: &[(i32, &str)] = &[
     (code::TOKEN_EXPIRED, "access_token expired"),
     (code::GET_REQUIRED, "require GET method"),
     (code::POST_REQUIRED, "require POST method"),
+    (43003, "require https"),
+    (43004, "require subscribe"),
+    (43005, "require friend relations"),
+    (43019, "require remove blacklist"),
     (code::NO_GRANT, "user refuse to accept the msg"),
+    (43104, "no permission to send subscribe message"),
+    (43107, "the ability of subscribe messages is banned"),
     (code::USER_BUSY, "concurrent request for the same openid"),
+    (code::TEMPLATE_BANNED, "this template is banned"),
+    (43117, "send too frequently to the same user"),
+    (44002, "empty post data"),
+    (45002, "content size out of limit"),
     (code::QUOTA_REACHED, "reach max api daily quota limit"),
     (code::TOO_FAST, "api minute-quota reach limit, must slower, retry next minute"),
+    (45029, "reach the message limit of today"),
+    (45035, "access clientip {} is not registered, requestIP: {}"),
+    (45102, "the app is blocked"),
     (45103, "this api has been retired"),
     (45168, "hit sensitive words"),
+    (45501, "the app is blocked"),
     (code::BODY_WRONG, "data format error"),
-    (code::ARGUMENT_WRONG, "argument invalid!"),
+    (code::ARGUMENT_WRONG, "argument invalid! {}"),
     (code::NOT_PERMITTED, "api unauthorized"),
+    (48002, "user block receive message"),
+    (48004, "api forbidden for irregularities, view detail on mp.weixin.qq.com"),
+    (50001, "user unauthorized api"),
     (50002, "user limited"),
     (50004, "api forbidden for this account"),
-    (61004, "access clientip is not registered"),
+    (50005, "user unsubscribe"),
+    (50007, "account is frozen"),
+    (61003, "component is not authorized by this account"),
+    (61004, "access clientip is not registered requestIP: {}"),
+    (61007, "api is unauthorized to component"),
+    (61014, "must use component token for component api"),
+    (61016, "must use api(api_component_token) to get token for component acct"),
+    (61024, "must use component token for component api"),
+    (61450, "system error"),
     (code::CGI_PATH_UNKNOWN, "cgi_path not found, please check"),
     (76022, "could not use this cgi_path, no permission"),
+    (89501, "this ip {} is waiting for the administrator's confirmation"),
     (89503, "this call needs the administrator's confirmation"),
+    (89506, "this ip {} was refused by the administrator twice within 24 hours"),
+    (89507, "this ip {} was refused by the administrator within an hour"),
 ];
+
+/// What a text names if the refusal has no detail, as in an answer of a fault rule. Other texts name the address of the
+/// caller.
+const EXAMPLES: &[(i32, &str)] = &[(code::ARGUMENT_WRONG, "data.thing1.value invalid")];
 
 /// A refusal by WeChat: the errcode, and which argument is wrong, if known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,14 +143,31 @@ impl No {
         Self { code: code::ARGUMENT_WRONG, detail: path.into() }
     }
 
+    /// A refusal with a text from outside.
+    pub(crate) fn with(code: i32, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+
+    /// WeChat's text, with the detail in its place, or after it.
+    fn text(&self) -> String {
+        let of =
+            |table: &[(i32, &'static str)]| table.iter().find(|(code, _)| *code == self.code).map(|(_, text)| *text);
+        let text = of(TEXTS).unwrap_or("refused");
+        match (text.contains("{}"), self.detail.as_str()) {
+            (true, "") => text.replace("{}", of(EXAMPLES).unwrap_or("127.0.0.1")),
+            (true, detail) => text.replace("{}", detail),
+            (false, "") => text.to_owned(),
+            (false, detail) => format!("{text} {detail}"),
+        }
+    }
+
     fn message(&self) -> String {
-        let text = TEXTS.iter().find(|(code, _)| *code == self.code).map_or("refused", |(_, text)| text);
-        let gap = if self.detail.is_empty() { "" } else { " " };
+        let text = self.text();
         // WeChat's own request ids also begin with the time.
         let random: u64 = rand::random();
         let seconds = clock::real_ms() / 1000;
         let (high, low) = (random >> 32, random & 0xffff_ffff);
-        format!("{text}{gap}{} rid: {seconds:08x}-{high:08x}-{low:08x}", self.detail)
+        format!("{text} rid: {seconds:08x}-{high:08x}-{low:08x}")
     }
 }
 
@@ -151,6 +215,24 @@ mod tests {
         let parts: Vec<&str> = rid.split('-').collect();
         assert_eq!(parts.len(), 3);
         assert!(parts.iter().all(|part| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit())), "{rid}");
+    }
+
+    #[test]
+    fn texts_name_the_address_or_the_argument() {
+        for (no, text) in [
+            (No::code(40164), "invalid ip 127.0.0.1 ipv6 ::ffff:127.0.0.1, not in whitelist"),
+            (No::with(61004, "203.0.113.7"), "access clientip is not registered requestIP: 203.0.113.7"),
+            (No::code(47003), "argument invalid! data.thing1.value invalid"),
+            (No::with(47003, "data.number2.value is empty"), "argument invalid! data.number2.value is empty"),
+            (No::with(43116, "since today"), "this template is banned since today"),
+        ] {
+            assert_eq!(no.text(), text);
+        }
+    }
+
+    #[test]
+    fn texts_are_sorted() {
+        assert!(TEXTS.is_sorted_by(|(one, _), (other, _)| one < other));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! One mini program: its secret, and everything that a send changes, under one lock.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::answer::{No, code};
 use crate::api::Api;
 use crate::book::{Book, Sent};
+use crate::clock::SECOND;
 use crate::events::{Event, News};
 use crate::grants::Grants;
 use crate::kept::Kept;
@@ -33,11 +35,31 @@ pub(crate) struct Ledger {
     pub(crate) grants: Grants,
     pub(crate) book: Book,
     paces: [Pace; Api::ALL.len()],
+    /// When a message was last accepted, by its fingerprint. Only while [`Settings::same_message_seconds`] is set.
+    accepted: HashMap<u128, u64>,
 }
 
 impl Ledger {
     pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
         &mut self.paces[api as usize]
+    }
+
+    /// Fails if the message repeats one that was accepted not long ago.
+    fn check_repeat(&mut self, fingerprint: u128, now_ms: u64, settings: &Settings) -> Result<(), No> {
+        let ms = settings.same_message_seconds.saturating_mul(SECOND);
+        let repeats = self.accepted.get(&fingerprint).is_some_and(|at| now_ms.saturating_sub(*at) < ms);
+        if repeats { Err(No::code(code::SAME_MESSAGE)) } else { Ok(()) }
+    }
+
+    fn note_accepted(&mut self, fingerprint: u128, now_ms: u64, settings: &Settings) {
+        let ms = settings.same_message_seconds.saturating_mul(SECOND);
+        // Now and then, so that the old ones do not accumulate.
+        if self.accepted.len().is_multiple_of(4096) {
+            self.accepted.retain(|_, at| now_ms.saturating_sub(*at) < ms);
+        }
+        if ms > 0 {
+            self.accepted.insert(fingerprint, now_ms);
+        }
     }
 }
 
@@ -75,6 +97,7 @@ impl App {
             grants: Grants::default(),
             book: Book::new(Some(id.to_owned())),
             paces: Default::default(),
+            accepted: HashMap::new(),
         };
         Self {
             id: id.to_owned(),
@@ -143,13 +166,16 @@ impl App {
         let fingerprint = prints.of(&message);
 
         let mut ledger = self.ledger();
+        ledger.check_repeat(fingerprint, now_ms, settings)?;
         if let More::Template { form_id, .. } = &message.more {
             let kind = ledger.rights.spend(form_id, &message.openid, now_ms, settings)?;
+            ledger.note_accepted(fingerprint, now_ms, settings);
             let sent = Sent { message, fingerprint, kind, msgid: None };
             ledger.book.deliver(&self.id, sent, now_ms, settings);
             return Ok(Accepted::Template);
         }
         ledger.grants.spend(&message.openid, &message.template_id)?;
+        ledger.note_accepted(fingerprint, now_ms, settings);
         let msgid = msgids.next();
         let (openid, template_id) = (message.openid.clone(), message.template_id.clone());
         let failure = settings.sent_failure(&self.id, &openid, &template_id);

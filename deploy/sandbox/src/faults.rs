@@ -16,6 +16,7 @@ pub(crate) struct Fault {
     pub(crate) name: String,
     pub(crate) kind: FaultKind,
     pub(crate) errcode: i32,
+    pub(crate) detail: String,
     pub(crate) hang_ms: u64,
     pub(crate) location: String,
 }
@@ -78,6 +79,7 @@ impl Faults {
             name: rule.name.clone().unwrap_or_else(|| rule.kind.name().to_owned()),
             kind: rule.kind,
             errcode: rule.errcode.unwrap_or_default(),
+            detail: rule.detail.clone().unwrap_or_default(),
             hang_ms: rule.hang_ms.unwrap_or_default(),
             location: rule.location.clone().unwrap_or_default(),
         })
@@ -156,6 +158,8 @@ mod tests {
             Rule { probability: Some(f64::NAN), ..cut() },
             Rule { name: Some(String::new()), ..cut() },
             Rule { errcode: Some(45009), ..cut() },
+            Rule { detail: Some("203.0.113.7".into()), ..cut() },
+            Rule { detail: Some(String::new()), ..answer(Some(40164)) },
             Rule { hang_ms: Some(5), ..cut() },
             Rule { location: Some("http://elsewhere".into()), ..cut() },
             Rule { endpoint: Endpoint::Token, matching: of_user(), ..cut() },

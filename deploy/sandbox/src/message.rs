@@ -158,6 +158,9 @@ impl Draft {
         if !settings.knows_template(&template_id) {
             return Err(No::code(code::TEMPLATE_UNKNOWN));
         }
+        if settings.bans_template(&template_id) {
+            return Err(No::code(code::TEMPLATE_BANNED));
+        }
         let page = self.page.filter(|page| !page.is_empty());
         if page.as_deref().is_some_and(|page| !is_page(page)) {
             return Err(No::code(code::PAGE_WRONG));

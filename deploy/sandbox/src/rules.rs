@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// Answers [`Rule::errcode`]. The call is not processed.
+    /// Answers [`Rule::errcode`]. The call is not processed. A send that is answered with 40252 is in review: it is
+    /// processed after [`crate::Settings::review_ms`].
     Answer,
     /// Answers HTTP 500. The call is not processed.
     #[serde(rename = "http_500_before")]
@@ -140,6 +141,10 @@ pub struct Rule {
     /// The errcode of [`FaultKind::Answer`]: any but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errcode: Option<i32>,
+    /// What the errmsg of [`FaultKind::Answer`] names, such as `data.number2.value is empty` for 47003, or the address
+    /// for 40164. Default: an example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// How long the hanging kinds hang, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hang_ms: Option<u64>,
@@ -162,6 +167,7 @@ impl Rule {
             endpoint: Endpoint::Send,
             matching: Match::default(),
             errcode: None,
+            detail: None,
             hang_ms: None,
             location: None,
             seed: None,
@@ -185,6 +191,12 @@ impl Rule {
                 return Err("errcode is required for the kind answer, and not allowed for other kinds");
             }
             _ => {}
+        }
+        if self.detail.is_some() && self.kind != FaultKind::Answer {
+            return Err("detail is only for the kind answer");
+        }
+        if self.detail.as_deref().is_some_and(|detail| detail.is_empty() || detail.contains(char::is_control)) {
+            return Err("detail must be a text without control characters");
         }
         let hangs = matches!(self.kind, FaultKind::HangBefore | FaultKind::HangAfter);
         if self.hang_ms.is_some() != hangs {

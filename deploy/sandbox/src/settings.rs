@@ -67,6 +67,13 @@ pub struct Settings {
     pub subscribe_answer: i32,
     /// The template ids that exist. If empty, every non-empty id exists.
     pub templates: Vec<String>,
+    /// Template ids that are banned: sends answer 43116.
+    pub banned_templates: Vec<String>,
+    /// A message that repeats one of this many seconds before (same user, template, page and data) answers 40241.
+    /// WeChat refuses such messages for 60 seconds. 0 means off.
+    pub same_message_seconds: u64,
+    /// How long a message is in review whose send was answered with 40252.
+    pub review_ms: u64,
     /// Number of deliveries kept in full per app. The oldest are dropped first. Totals are not affected.
     pub keep_deliveries: usize,
     /// Number of events kept in full per app. The oldest are dropped first. Events queued for the callback are not
@@ -111,6 +118,9 @@ impl Default for Settings {
             answer: 0,
             subscribe_answer: 0,
             templates: Vec::new(),
+            banned_templates: Vec::new(),
+            same_message_seconds: 0,
+            review_ms: 1000,
             keep_deliveries: 100_000,
             keep_events: 10_000,
             callback_url: String::new(),
@@ -156,6 +166,7 @@ impl Settings {
             ("token_grace_seconds", self.token_grace_seconds),
             ("right_life_seconds", self.right_life_seconds),
             ("young_prepay_seconds", self.young_prepay_seconds),
+            ("same_message_seconds", self.same_message_seconds),
             ("clock_ahead_seconds", self.clock_ahead_seconds),
         ] {
             if seconds > LONGEST_SECONDS {
@@ -166,6 +177,7 @@ impl Settings {
             ("latency_ms", self.latency_ms),
             ("jitter_ms", self.jitter_ms),
             ("callback_retry_ms", self.callback_retry_ms),
+            ("review_ms", self.review_ms),
         ] {
             if wait > LONGEST_WAIT_MS {
                 return Err(Refused::invalid(format!("{name} must be at most ten minutes")));
@@ -185,8 +197,10 @@ impl Settings {
                 return Err(Refused::invalid(format!("{name} must be an errcode, or 0 to turn it off")));
             }
         }
-        if self.templates.iter().any(String::is_empty) {
-            return Err(Refused::invalid("templates must not contain an empty id"));
+        for (name, ids) in [("templates", &self.templates), ("banned_templates", &self.banned_templates)] {
+            if ids.iter().any(String::is_empty) {
+                return Err(Refused::invalid(format!("{name} must not contain an empty id")));
+            }
         }
         self.check_callback()
     }
@@ -229,6 +243,10 @@ impl Settings {
     pub(crate) fn sent_failure(&self, app_id: &str, openid: &str, template_id: &str) -> Option<&SentFailure> {
         let fits = |failure: &&SentFailure| failure.matching.fits(Some(app_id), Some(openid), Some(template_id));
         self.sent_failures.iter().find(fits)
+    }
+
+    pub(crate) fn bans_template(&self, id: &str) -> bool {
+        self.banned_templates.iter().any(|banned| banned == id)
     }
 
     pub(crate) fn knows_template(&self, id: &str) -> bool {
@@ -281,6 +299,8 @@ mod tests {
             serde_json::json!({"sent_failures": [{"error_code": 43101, "error_status": ""}]}),
             serde_json::json!({"sent_failures": [{"error_code": 43101, "error_status": "x", "match": {"user": "u"}}]}),
             serde_json::json!({"templates": ["ok", ""]}),
+            serde_json::json!({"banned_templates": [""]}),
+            serde_json::json!({"review_ms": 600_001}),
             serde_json::json!({"keep_deliveries": 0.5}),
         ] {
             assert!(change(wrong.clone()).is_err(), "{wrong} was accepted");

@@ -32,11 +32,15 @@ fn paused(info: &BroadcastInfo) -> String {
         PauseReason::MessageRefused => ": WeChat refused several messages in a row because of their content",
         PauseReason::FailureRatio => ": too many messages failed",
         PauseReason::TokenRefused => ": WeChat refuses an access token",
+        PauseReason::TemplateStopped => ": WeChat banned the template",
     };
     let mut text = format!("paused{why}");
     if let Some(errcode) = info.errcode {
         let _ = write!(text, " (errcode {errcode}");
-        let _ = if info.rid.is_empty() { write!(text, ")") } else { write!(text, ", rid {})", info.rid) };
+        for (name, value) in [("field", &info.field), ("rid", &info.rid)] {
+            let _ = if value.is_empty() { Ok(()) } else { write!(text, ", {name} {value}") };
+        }
+        text.push(')');
     }
     if let Some(at) = info.resume_time {
         let _ = write!(text, ", until {at}");

@@ -21,7 +21,7 @@ use super::reason::PauseReason;
 use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
 use crate::context::AppContext;
-use crate::send::outcome::WechatAnswer;
+use crate::send::outcome::{WechatAnswer, field_of};
 use crate::spans::BroadcastTrace;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
@@ -234,8 +234,9 @@ impl ActiveBroadcast {
         match self.context.store.lengthen_streak(&self.context.app.id, &self.id).await {
             Ok(streak) if streak < STREAK => {}
             Ok(_) => {
-                let WechatAnswer { errcode, rid, .. } = answer;
-                self.pause(Pause { errcode, rid, ..PauseReason::MessageRefused.into() }).await;
+                let WechatAnswer { errcode, rid, key, .. } = answer;
+                let field = key.as_deref().map(field_of).unwrap_or_default();
+                self.pause(Pause { errcode, rid, field, ..PauseReason::MessageRefused.into() }).await;
             }
             Err(error) => debug!(broadcast = %self.id, %error, "a refusal could not be counted"),
         }
@@ -249,8 +250,8 @@ impl ActiveBroadcast {
         let AppContext { app, store, clock, .. } = &*self.context;
         match store.move_broadcast(&app.id, &self.id, &Move::Pause(pause.clone()), clock.now_ms()).await {
             Ok(Moved::To(state)) => {
-                let Pause { reason, errcode, rid, .. } = pause;
-                info!(app = %app.id, broadcast = %self.id, reason, errcode, rid, "broadcast paused");
+                let Pause { reason, errcode, rid, field, .. } = pause;
+                info!(app = %app.id, broadcast = %self.id, reason, errcode, rid, field, "broadcast paused");
                 self.set_state(state);
             }
             Ok(Moved::Wrong(state)) => self.set_state(state),

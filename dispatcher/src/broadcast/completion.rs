@@ -48,15 +48,19 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
         AttemptResult::End(End::Unknown, lease_end) if progress.attempts == 0 => {
             (lease_end, end(Ending::Unknown), Signal::None)
         }
-        AttemptResult::End(End::Unknown, lease_end) => (lease_end, end(Ending::Unknown), Signal::Failed),
+        AttemptResult::End(End::Unknown, lease_end) => {
+            // WeChat has accepted a message that it reviews.
+            let reviewed = last.meaning() == Some(Meaning::InReview);
+            (lease_end, end(Ending::Unknown), if reviewed { Signal::None } else { Signal::Failed })
+        }
         AttemptResult::End(End::Refused, lease_end) => {
-            let (ending, signal) = match last.errcode.map(|errcode| row_of(errcode).meaning) {
+            let (ending, signal) = match last.meaning() {
                 // The user's choice, not a failure.
-                Some(Meaning::RefusedByUser) => (Ending::UserRefused, Signal::None),
+                Some(Meaning::RefusedByUser | Meaning::Unfollowed) => (Ending::UserRefused, Signal::None),
                 Some(Meaning::UserWrong) => (Ending::UserRefused, Signal::Failed),
                 _ => (Ending::MessageRefused, Signal::MessageRefused(last.clone())),
             };
-            (lease_end, end(ending), signal)
+            (lease_end, Next::End(ending.with_answer(last)), signal)
         }
         AttemptResult::NextCredential => {
             let ending = Ending::CredentialsDead.with_errcode(last.errcode);
@@ -66,7 +70,9 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
                 (LeaseEnd::Discard, Next::End(ending), Signal::Failed)
             }
         }
-        AttemptResult::InDoubt => (LeaseEnd::Hold, Next::Hold, Signal::OutOfReach),
+        AttemptResult::InDoubt(error) => {
+            (LeaseEnd::Hold, Next::Hold, pause_of(&error, next_day_ms).map_or(Signal::OutOfReach, Signal::Stop))
+        }
         AttemptResult::NotSpent(error) | AttemptResult::SourceStopped(error) => {
             let (next, signal) = match (pause_of(&error, next_day_ms), error) {
                 (Some(pause), _) => (Next::Again, Signal::Stop(pause)),
@@ -74,6 +80,9 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
                 (None, SendError::Busy(answer)) if is_busy(&answer) && rounds >= BUSY_ROUNDS => {
                     (end(Ending::WechatBusy), Signal::Failed)
                 }
+                // It concerns only this user: no failure of the broadcast, and no reason to send less to others.
+                (None, SendError::UserBusy { .. }) if rounds >= BUSY_ROUNDS => (end(Ending::WechatBusy), Signal::None),
+                (None, SendError::UserBusy { .. }) => (Next::Again, Signal::None),
                 _ => (Next::Again, Signal::OutOfReach),
             };
             (LeaseEnd::Return, next, signal)
@@ -85,16 +94,18 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
 /// Returns true if WeChat answers that it is too busy for this message. Other codes do not count against the message:
 /// the app sends too fast, or its token is invalid.
 pub fn is_busy(answer: &WechatAnswer) -> bool {
-    answer.errcode.is_some_and(|errcode| matches!(row_of(errcode).meaning, Meaning::Busy | Meaning::OneAtATime))
+    matches!(answer.meaning(), Some(Meaning::Busy | Meaning::OneAtATime | Meaning::UserBusy))
 }
 
 /// The pause that an error demands; `None` if waiting may help.
 pub fn pause_of(error: &SendError, next_day_ms: u64) -> Option<Pause> {
     match error {
         SendError::Stopped { answer: WechatAnswer { errcode, rid, .. }, .. } => {
-            let quota = errcode.is_some_and(|errcode| row_of(errcode).meaning == Meaning::QuotaReached);
-            let reason = if quota { PauseReason::Quota } else { PauseReason::AppStopped };
-            let resume_ms = quota.then_some(next_day_ms);
+            let (reason, resume_ms) = match errcode.map(|errcode| row_of(errcode).meaning) {
+                Some(Meaning::QuotaReached) => (PauseReason::Quota, Some(next_day_ms)),
+                Some(Meaning::TemplateBanned) => (PauseReason::TemplateStopped, None),
+                _ => (PauseReason::AppStopped, None),
+            };
             Some(Pause { errcode: *errcode, rid: rid.clone(), resume_ms, ..reason.into() })
         }
         SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
@@ -120,7 +131,11 @@ pub fn abandoned() -> (LeaseEnd, Next) {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use domain::{Kind, TemplateId};
+
     use super::*;
+    use crate::send::policy::{Attempt, Situation, Step, stop_scopes};
+    use crate::wechat::errcode::TABLE;
 
     fn after(errcode: i32, credentials: u32) -> Progress {
         let last = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
@@ -142,6 +157,9 @@ mod tests {
             )
         };
         assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
+        for errcode in [43004, 43005, 43019, 48002, 50005] {
+            assert_eq!(refused(errcode), (Next::End(format!("USER_REFUSED {errcode}")), true, false));
+        }
         assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
         assert_eq!(refused(40037), (Next::End("MESSAGE_REFUSED 40037".into()), false, true));
         assert_eq!(refused(99999), (Next::End("MESSAGE_REFUSED 99999".into()), false, true));
@@ -157,10 +175,8 @@ mod tests {
     #[test]
     fn quota_pause_resumes_by_itself_and_a_ban_does_not() {
         let stop = |errcode| {
-            let answer = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
-            let error = SendError::Stopped { answer, lasts: Duration::ZERO };
             let Disposition { lease_end: LeaseEnd::Return, next: Next::Again, signal: Signal::Stop(pause) } =
-                ended(AttemptResult::NotSpent(error), errcode)
+                ended(AttemptResult::NotSpent(stopped(errcode)), errcode)
             else {
                 panic!("the broadcast is not stopped")
             };
@@ -168,6 +184,60 @@ mod tests {
         };
         assert_eq!(stop(45009), ("QUOTA".into(), Some(99)));
         assert_eq!(stop(48001), ("APP_STOPPED".into(), None));
+        assert_eq!(stop(43116), ("TEMPLATE_STOPPED".into(), None));
+    }
+
+    fn stopped(errcode: i32) -> SendError {
+        let answer = WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() };
+        SendError::Stopped { answer, lasts: Duration::ZERO }
+    }
+
+    #[test]
+    fn code_that_stops_ends_no_message_also_after_an_unanswered_attempt() {
+        let template = TemplateId::parse("order-ready").unwrap();
+        for row in TABLE {
+            let situation = Situation {
+                kind: Kind::FormId,
+                in_doubt: false,
+                suspect: false,
+                age: Duration::ZERO,
+                retry_unknown: false,
+            };
+            if situation.step(Attempt::Answered(row.meaning)) != Step::Stopped {
+                continue;
+            }
+            assert!(!stop_scopes(row.meaning, situation.kind, &template).is_empty(), "{}", row.errcode);
+            for in_doubt in [false, true] {
+                let error = stopped(row.errcode);
+                let result = if in_doubt { AttemptResult::InDoubt(error) } else { AttemptResult::NotSpent(error) };
+                let disposition = ended(result, row.errcode);
+                let expected = if in_doubt { Next::Hold } else { Next::Again };
+                assert_eq!(disposition.next, expected, "{}", row.errcode);
+                assert!(matches!(disposition.signal, Signal::Stop(pause) if pause.errcode == Some(row.errcode)));
+            }
+        }
+    }
+
+    #[test]
+    fn user_who_gets_messages_too_often_affects_no_one_else() {
+        let busy = |rounds| {
+            let last = after(43117, 1);
+            let error = SendError::UserBusy { lasts: Duration::ZERO, answer: last.last.clone() };
+            let disposition = of(AttemptResult::NotSpent(error), &last, rounds, 5, 99);
+            assert_eq!((disposition.lease_end, disposition.signal), (LeaseEnd::Return, Signal::None));
+            disposition.next
+        };
+        assert!(is_busy(&after(43117, 1).last));
+        assert_eq!((busy(0), busy(BUSY_ROUNDS)), (Next::Again, Next::End("WECHAT_BUSY 43117".into())));
+    }
+
+    #[test]
+    fn message_in_review_ends_as_unknown_and_is_no_failure() {
+        let disposition = ended(AttemptResult::End(End::Unknown, LeaseEnd::Unknown), 40252);
+        assert_eq!(
+            (disposition.lease_end, disposition.next, disposition.signal),
+            (LeaseEnd::Unknown, Next::End("UNKNOWN 40252".into()), Signal::None)
+        );
     }
 
     #[test]
@@ -192,8 +262,11 @@ mod tests {
 
     #[test]
     fn unknown_outcome_keeps_the_credential_with_the_message() {
-        let disposition = ended(AttemptResult::InDoubt, 0);
-        assert_eq!((disposition.lease_end, disposition.next), (LeaseEnd::Hold, Next::Hold));
+        let disposition = ended(AttemptResult::InDoubt(SendError::Unreachable), 0);
+        assert_eq!(
+            (disposition.lease_end, disposition.next, disposition.signal),
+            (LeaseEnd::Hold, Next::Hold, Signal::OutOfReach)
+        );
         assert_eq!(unsent(true), (LeaseEnd::Hold, Next::Hold));
         assert_eq!(unsent(false), (LeaseEnd::Return, Next::Again));
         assert_eq!(abandoned(), (LeaseEnd::Unknown, Next::End("UNKNOWN".into())));

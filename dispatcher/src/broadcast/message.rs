@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use store::broadcast::pages::Ready;
+use store::broadcast::pages::{Next, Ready};
 use tracing::{Instrument as _, warn};
 
 use super::active::ActiveBroadcast;
@@ -10,6 +10,11 @@ use super::completion::{self, Disposition};
 use super::limiter::Slot;
 use crate::send::{AttemptResult, Progress, SendRequest};
 use crate::spans;
+use crate::wechat::errcode::Meaning;
+
+/// First pause before a message is put back because its user gets messages too often, in `--backoff`. It doubles with
+/// each round.
+const USER_BUSY_PAUSE: u32 = 10;
 
 /// A message that is leased and not settled yet.
 pub(super) struct Message {
@@ -50,5 +55,10 @@ async fn attempt(active: Arc<ActiveBroadcast>, mut message: Message, rounds: u32
     drop(slot);
     let disposition =
         completion::of(result, &message.progress, rounds, context.limits.credentials, context.clock.next_day_ms());
+    if disposition.next == Next::Again && message.progress.last.meaning() == Some(Meaning::UserBusy) {
+        // Without a pause, all rounds of the message would be over in a moment.
+        let pause = context.limits.backoff * (USER_BUSY_PAUSE << rounds.min(completion::BUSY_ROUNDS));
+        tokio::time::sleep(pause.min(context.limits.terms.duration / 4)).await;
+    }
     Sent { message, disposition }
 }

@@ -3,6 +3,8 @@
 use store::broadcast::records::{CANARY, Pause};
 use store::broadcast::tallies::DELIVERED;
 
+use crate::send::outcome::WechatAnswer;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PauseReason {
     /// A caller called PauseBroadcast.
@@ -15,10 +17,12 @@ pub enum PauseReason {
     MessageRefused,
     FailureRatio,
     TokenRefused,
+    /// WeChat banned the template.
+    TemplateStopped,
 }
 
 impl PauseReason {
-    pub const ALL: [(Self, &str); 7] = [
+    pub const ALL: [(Self, &str); 8] = [
         (Self::Caller, "CALLER"),
         (Self::Canary, CANARY),
         (Self::Quota, "QUOTA"),
@@ -26,6 +30,7 @@ impl PauseReason {
         (Self::MessageRefused, "MESSAGE_REFUSED"),
         (Self::FailureRatio, "FAILURE_RATIO"),
         (Self::TokenRefused, "TOKEN_REFUSED"),
+        (Self::TemplateStopped, "TEMPLATE_STOPPED"),
     ];
 
     pub fn name(self) -> &'static str {
@@ -88,18 +93,26 @@ impl Ending {
         }
     }
 
+    /// The stored form of an ending by WeChat's answer, with the data key that it names.
+    pub fn with_answer(self, answer: &WechatAnswer) -> String {
+        let ending = self.with_errcode(answer.errcode);
+        match &answer.key {
+            Some(key) if answer.errcode.is_some() => format!("{ending} {key}"),
+            _ => ending,
+        }
+    }
+
     /// `None` for an ending that only another release knows, and for users who were erased.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(ending, _)| *ending)
     }
 }
 
-/// Splits a stored ending into its name and WeChat's errcode.
-pub fn split(stored: &str) -> (&str, Option<i32>) {
-    match stored.split_once(' ') {
-        Some((name, errcode)) => (name, errcode.parse().ok()),
-        None => (stored, None),
-    }
+/// Splits a stored ending into its name, WeChat's errcode, and the data key that WeChat named.
+pub fn split(stored: &str) -> (&str, Option<i32>, Option<&str>) {
+    let mut parts = stored.splitn(3, ' ');
+    let name = parts.next().unwrap_or_default();
+    (name, parts.next().and_then(|errcode| errcode.parse().ok()), parts.next())
 }
 
 #[cfg(test)]
@@ -110,5 +123,19 @@ mod tests {
     fn tables_are_in_the_order_of_their_enums() {
         assert!(PauseReason::ALL.iter().enumerate().all(|(index, (reason, _))| *reason as usize == index));
         assert!(Ending::ALL.iter().enumerate().all(|(index, (ending, _))| *ending as usize == index));
+    }
+
+    #[test]
+    fn stored_ending_is_split_back() {
+        let answer = |key: Option<&str>, errcode| WechatAnswer {
+            errcode,
+            key: key.map(str::to_owned),
+            ..WechatAnswer::default()
+        };
+        for (key, errcode) in [(Some("thing3"), Some(47003)), (None, Some(-1)), (None, None)] {
+            let stored = Ending::MessageRefused.with_answer(&answer(key, errcode));
+            assert_eq!(split(&stored), ("MESSAGE_REFUSED", errcode, key), "{stored}");
+        }
+        assert_eq!(Ending::MessageRefused.with_answer(&answer(Some("thing3"), None)), "MESSAGE_REFUSED");
     }
 }

@@ -19,6 +19,7 @@ use tonic::Status;
 
 use crate::broadcast::api::{BroadcastView, Broadcasts, Estimate};
 use crate::broadcast::reason::{Ending, PauseReason, split};
+use crate::send::outcome::field_of;
 use crate::wechat::errcode::{Meaning, row_of};
 
 pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
@@ -34,6 +35,7 @@ pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
         pause_reason: pause_reason(&pause.reason).into(),
         errcode: pause.errcode,
         rid: pause.rid,
+        field: pause.field,
         resume_time: pause.resume_ms.map(time),
         create_time: Some(time(record.created_ms)),
         not_before: record.not_before_ms.map(time),
@@ -59,8 +61,9 @@ pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
 }
 
 pub(super) fn undelivered(found: Undelivered) -> proto::Undelivered {
-    let (reason, errcode) = split(&found.ending);
-    proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode }
+    let (reason, errcode, key) = split(&found.ending);
+    let field = key.map(field_of).unwrap_or_default();
+    proto::Undelivered { openid: found.openid, reason: reason.to_owned(), errcode, field }
 }
 
 /// Streams a broadcast, once at first and then at each change. Ends when the broadcast ends, or with the failure that
@@ -108,12 +111,12 @@ pub(super) fn watch(
 fn tally_of(tally: &Tally) -> BroadcastTally {
     let (mut refused_by_user, mut unknown, mut failed) = (0, 0, Vec::new());
     for (ending, count) in &tally.endings {
-        let (name, errcode) = split(ending);
+        let (name, errcode, _) = split(ending);
         match Ending::parse(name) {
             Some(Ending::Delivered | Ending::NoCredential | Ending::RecentlyMessaged) => {}
             None if name == ERASED => {}
             Some(Ending::Unknown) => unknown += count,
-            Some(Ending::UserRefused) if errcode.is_some_and(|code| row_of(code).meaning == Meaning::RefusedByUser) => {
+            Some(Ending::UserRefused) if errcode.is_some_and(is_users_choice) => {
                 refused_by_user += count;
             }
             _ => failed.push(BroadcastFailure { reason: name.to_owned(), errcode, count: *count }),
@@ -132,6 +135,10 @@ fn tally_of(tally: &Tally) -> BroadcastTally {
         left: tally.left(),
         in_flight: tally.in_flight,
     }
+}
+
+fn is_users_choice(errcode: i32) -> bool {
+    matches!(row_of(errcode).meaning, Meaning::RefusedByUser | Meaning::Unfollowed)
 }
 
 fn state(state: State) -> BroadcastState {
@@ -153,6 +160,7 @@ fn pause_reason(name: &str) -> proto::PauseReason {
         Some(PauseReason::MessageRefused) => proto::PauseReason::MessageRefused,
         Some(PauseReason::FailureRatio) => proto::PauseReason::FailureRatio,
         Some(PauseReason::TokenRefused) => proto::PauseReason::TokenRefused,
+        Some(PauseReason::TemplateStopped) => proto::PauseReason::TemplateStopped,
         None => proto::PauseReason::Unspecified,
     }
 }

@@ -12,9 +12,9 @@ use tracing::{debug, error, warn};
 use super::{AttemptResult, Progress, SendRequest};
 use crate::context::AppContext;
 use crate::send::outcome::{End, SendError, WechatAnswer};
-use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG};
-use crate::wechat::errcode::{Meaning, blamed_key, row_of};
-use crate::wechat::message::{Delivery, Message};
+use crate::send::policy::{Attempt, Exhausted, Pause, Situation, Step, YOUNG, stop_scopes};
+use crate::wechat::errcode::{Meaning, blamed_key, is_key, row_of, seen_address};
+use crate::wechat::message::Message;
 use crate::wechat::reply::Reply;
 
 /// Longest pause between two attempts.
@@ -22,6 +22,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// Maximum number of times that a new access token is obtained for one message with one credential.
 const NEW_TOKENS: u32 = 2;
+
+/// When another message may be tried for a user who gets messages too often. WeChat does not document how long it
+/// refuses them.
+const USER_BUSY: Duration = Duration::from_secs(60);
 
 impl AppContext {
     /// Returns the kinds out of `wanted` that messages of the template may use now. Fails if there are none or if there
@@ -40,7 +44,12 @@ impl AppContext {
 
     fn stopped_by(&self, stop: Stop) -> SendError {
         SendError::Stopped {
-            answer: WechatAnswer { errcode: Some(stop.errcode), rid: stop.rid, ..WechatAnswer::default() },
+            answer: WechatAnswer {
+                errcode: Some(stop.errcode),
+                rid: stop.rid,
+                address: stop.address,
+                ..WechatAnswer::default()
+            },
             lasts: Duration::from_millis(stop.until_ms.saturating_sub(self.clock.now_ms())),
         }
     }
@@ -64,9 +73,18 @@ impl AppContext {
         let (mut attempts, mut new_tokens) = (0, 0);
         loop {
             pause_for(self.stops.wait()).await;
+            // The stop may be newer than the lease: of another message, or while the credential was held.
+            let kinds = std::iter::once(lease.kind).collect();
+            if let Err((scope, stop)) = self.stops.check_all(kinds, &order.message.template_id) {
+                let error = self.stopped_by(stop);
+                return match scope {
+                    StopScope::Kind(_) if !situation.in_doubt => AttemptResult::SourceStopped(error),
+                    _ => blocked(situation, error),
+                };
+            }
             let token = match self.tokens.get().await {
                 Ok(token) => token,
-                Err(error) => return stuck(situation, SendError::Token(error)),
+                Err(error) => return blocked(situation, SendError::Token(error)),
             };
             progress.attempts += 1;
             attempts += 1;
@@ -85,11 +103,14 @@ impl AppContext {
                 // The answer says nothing about an earlier, unanswered attempt.
                 Step::Voided if situation.in_doubt => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownVoid),
                 Step::Voided => return AttemptResult::End(End::Refused, LeaseEnd::Void),
-                Step::Stopped => return self.stopped(situation, &progress.last).await,
+                Step::UserBusy => {
+                    return stuck(situation, SendError::UserBusy { lasts: USER_BUSY, answer: progress.last.clone() });
+                }
+                Step::Stopped => return self.stopped(situation, &order.message, &progress.last).await,
                 Step::Again(Pause::NewToken) => {
                     new_tokens += 1;
                     if new_tokens > NEW_TOKENS {
-                        return stuck(situation, SendError::Busy(progress.last.clone()));
+                        return blocked(situation, SendError::Busy(progress.last.clone()));
                     }
                     self.tokens.failed(&token).await;
                     // The token was the reason, so this attempt does not count.
@@ -125,9 +146,17 @@ impl AppContext {
         match reply {
             Reply::Answered { errcode, errmsg, rid, msgid } => {
                 let meaning = row_of(*errcode).meaning;
-                // Errmsg is text from outside. It is passed on only where it is one of the message's own keys.
-                let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key)).map(str::to_owned);
-                progress.last = WechatAnswer { errcode: Some(*errcode), rid: rid.clone(), key, msgid: *msgid };
+                // Errmsg is text from outside. It is passed on only where it is one of the message's own keys, looks
+                // like a key that the message lacks, or is an address.
+                let key = blamed_key(errmsg).filter(|key| message.data.contains_key(*key) || is_key(key));
+                let address = (meaning == Meaning::AddressRefused).then(|| seen_address(errmsg)).flatten();
+                progress.last = WechatAnswer {
+                    errcode: Some(*errcode),
+                    rid: rid.clone(),
+                    key: key.map(str::to_owned),
+                    msgid: *msgid,
+                    address,
+                };
                 progress.congested |= meaning == Meaning::RateReached;
                 match meaning {
                     Meaning::Delivered => {}
@@ -135,6 +164,7 @@ impl AppContext {
                         error!(app = %self.app.id, errcode, rid, "a call was sent without an access token")
                     }
                     Meaning::Unknown => {
+                        self.metrics.unknown_errcodes.inc();
                         warn!(app = %self.app.id, errcode, rid, "WeChat answered with an unknown errcode")
                     }
                     Meaning::CredentialBlocked => warn!(app = %self.app.id, errcode, rid, "WeChat blocked a form id"),
@@ -153,9 +183,9 @@ impl AppContext {
         }
     }
 
-    /// WeChat stopped the app or one of its sources. All replicas learn of it. The message ends, or continues with
-    /// another source.
-    async fn stopped(&self, situation: Situation, answer: &WechatAnswer) -> AttemptResult {
+    /// WeChat stopped the app, or a part of it. All replicas learn of it. The message ends, or continues with another
+    /// source.
+    async fn stopped(&self, situation: Situation, message: &Message, answer: &WechatAnswer) -> AttemptResult {
         let errcode = answer.errcode.unwrap_or_default();
         let meaning = row_of(errcode).meaning;
         let now = self.clock.now_ms();
@@ -163,20 +193,13 @@ impl AppContext {
             Meaning::QuotaReached => self.clock.next_day_ms(),
             _ => now + self.limits.stop.as_millis() as u64,
         };
-        let scopes: Vec<StopScope> = match meaning {
-            Meaning::SourceBarred(kind) => vec![StopScope::Kind(kind)],
-            // To WeChat, template and subscription messages are separate APIs with separate quotas.
-            Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
-                Delivery::of(situation.kind).kinds().iter().map(StopScope::Kind).collect()
-            }
-            _ => vec![StopScope::App],
-        };
-        let stop = Stop { until_ms, errcode, rid: answer.rid.clone(), address: None };
+        let scopes = stop_scopes(meaning, situation.kind, &message.template_id);
+        let stop = Stop { until_ms, errcode, rid: answer.rid.clone(), address: answer.address };
         self.stops.stop(&self.store, &scopes, stop).await;
         let error = SendError::Stopped { answer: answer.clone(), lasts: Duration::from_millis(until_ms - now) };
         match (situation.in_doubt, meaning) {
             (false, Meaning::SourceBarred(_)) => AttemptResult::SourceStopped(error),
-            _ => stuck(situation, error),
+            _ => blocked(situation, error),
         }
     }
 
@@ -190,10 +213,15 @@ impl AppContext {
 /// The result when nothing more can be done with the credential now.
 fn stuck(situation: Situation, why: SendError) -> AttemptResult {
     match situation.exhausted() {
-        Exhausted::NotDelivered => AttemptResult::NotSpent(why),
-        Exhausted::InDoubt => AttemptResult::InDoubt,
         Exhausted::Unknown => AttemptResult::End(End::Unknown, LeaseEnd::Unknown),
+        Exhausted::NotDelivered | Exhausted::InDoubt => blocked(situation, why),
     }
+}
+
+/// The result when something other than the message and its user prevents the next attempt. It does not end the
+/// message: after an unanswered attempt, the message may be repeated with the same credential, whatever its kind.
+fn blocked(situation: Situation, why: SendError) -> AttemptResult {
+    if situation.in_doubt { AttemptResult::InDoubt(why) } else { AttemptResult::NotSpent(why) }
 }
 
 /// Skips the timer for a zero pause: even that would wait for the timer's next tick.

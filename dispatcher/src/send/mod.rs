@@ -56,8 +56,9 @@ pub enum AttemptResult {
     End(End, LeaseEnd),
     /// The credential is unusable and the message was not delivered.
     NextCredential,
-    /// The outcome is unknown. Only another attempt with the same credential can determine it.
-    InDoubt,
+    /// The outcome is unknown. Only another attempt with the same credential can determine it. Contains the reason why
+    /// there was none.
+    InDoubt(SendError),
     /// The credential was not spent. Contains the reason.
     NotSpent(SendError),
     /// The credential was not spent, because WeChat stopped its source. A credential from another source may work.
@@ -108,7 +109,7 @@ impl AppContext {
             Leased::UnderWay(lasts) => return Err(SendError::InProgress(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),
             Leased::Lost => return Ok(SendResult::Lost),
-            Leased::Busy(lasts) => return Err(SendError::UserBusy(lasts)),
+            Leased::Busy(lasts) => return Err(SendError::UserBusy { lasts, answer: WechatAnswer::default() }),
         };
         let mut progress = Progress::new(requested_at);
         loop {

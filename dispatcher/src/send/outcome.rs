@@ -1,5 +1,6 @@
 //! How a send ends: the answer to its caller, and the record kept under its request id.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use domain::Kind;
@@ -9,7 +10,7 @@ use server::rpc::status::Failure;
 use store::delivery_failures::MsgId;
 
 use crate::wechat::errcode::{Meaning, row_of};
-use crate::wechat::error::TokenError;
+use crate::wechat::error::{TokenError, seen};
 
 /// WeChat's answer to a message, as far as there was one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ pub struct WechatAnswer {
     /// WeChat's id of an accepted subscription message.
     #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
     pub msgid: Option<MsgId>,
+    /// The dispatcher's address as WeChat saw it, if it refuses this address. It is not stored: such an answer ends no
+    /// message.
+    #[serde(skip)]
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,17 +91,18 @@ pub enum SendError {
     CredentialsDead { tried: u32, answer: WechatAnswer },
     #[error("WeChat refused: {}", sentence(.0))]
     Refused(WechatAnswer),
-    /// WeChat refuses the app, or one of its sources of credentials, for some time.
-    #[error("WeChat refuses this app for now: {}", sentence(.answer))]
+    /// WeChat refuses the app, the template, or one of the app's sources of credentials, for some time.
+    #[error("WeChat refuses this {} for now: {}", stopped(.answer), sentence(.answer))]
     Stopped { answer: WechatAnswer, lasts: Duration },
     #[error("request_id was used for another message to this user")]
     RequestReused,
     /// Another replica holds the lease of this request; it expires within this time.
     #[error("another replica is sending this request_id")]
     InProgress(Duration),
-    /// WeChat takes one subscription message per user at a time, and another one is in flight.
-    #[error("another message to this user is in flight; nothing was spent")]
-    UserBusy(Duration),
+    /// WeChat takes one subscription message per user at a time, and another one is in flight; or, with an errcode,
+    /// WeChat answers that the user gets messages too often.
+    #[error("{}; nothing was spent", busy(.answer))]
+    UserBusy { lasts: Duration, answer: WechatAnswer },
     /// WeChat did not answer. Repeating the request determines the outcome.
     #[error(
         "WeChat did not answer: repeat with the same request_id to learn the outcome; it will not be delivered twice"
@@ -114,8 +120,28 @@ pub enum SendError {
 
 fn sentence(answer: &WechatAnswer) -> String {
     let Some(errcode) = answer.errcode else { return "WeChat did not answer".into() };
-    let place = answer.key.as_ref().map(|key| format!(", data.{key}.value")).unwrap_or_default();
-    format!("{} ({errcode}{place})", row_of(errcode).sentence)
+    let place = answer.key.as_ref().map(|key| format!(", {}", field_of(key))).unwrap_or_default();
+    format!("{} ({errcode}{place}){}", row_of(errcode).sentence, seen(answer.address))
+}
+
+fn stopped(answer: &WechatAnswer) -> &'static str {
+    if answer.meaning() == Some(Meaning::TemplateBanned) { "template" } else { "app" }
+}
+
+fn busy(answer: &WechatAnswer) -> String {
+    if answer.errcode.is_some() { sentence(answer) } else { "another message to this user is in flight".into() }
+}
+
+/// The field of a request that a data key stands for.
+pub fn field_of(key: &str) -> String {
+    format!("data.{key}.value")
+}
+
+impl WechatAnswer {
+    /// The meaning of the errcode; `None` if there was no answer.
+    pub fn meaning(&self) -> Option<Meaning> {
+        self.errcode.map(|errcode| row_of(errcode).meaning)
+    }
 }
 
 impl From<SendError> for Failure {
@@ -127,14 +153,15 @@ impl From<SendError> for Failure {
                 with_answer(Self::new(Reason::CREDENTIALS_DEAD, message), &answer)
             }
             SendError::Refused(answer) => {
-                let reason = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
-                    Some(Meaning::UserWrong | Meaning::RefusedByUser) => Reason::USER_REFUSED,
+                let reason = match answer.meaning() {
+                    Some(Meaning::UserWrong | Meaning::RefusedByUser | Meaning::Unfollowed) => Reason::USER_REFUSED,
                     _ => Reason::MESSAGE_REFUSED,
                 };
                 with_answer(Self::new(reason, message), &answer)
             }
             SendError::Stopped { answer, lasts } => {
-                let failure = match answer.errcode.map(|errcode| row_of(errcode).meaning) {
+                let failure = match answer.meaning() {
+                    Some(Meaning::TemplateBanned) => Self::new(Reason::TEMPLATE_STOPPED, message),
                     Some(Meaning::QuotaReached) => Self::new(Reason::QUOTA_REACHED, message)
                         .quota("WeChat's daily quota of the app", "used up until midnight of UTC+8"),
                     _ => Self::new(Reason::APP_STOPPED, message),
@@ -145,12 +172,14 @@ impl From<SendError> for Failure {
                 Self::new(Reason::REQUEST_ID_REUSED, message.clone()).field("request_id", message)
             }
             SendError::InProgress(lasts) => Self::new(Reason::REQUEST_UNDER_WAY, message).retry_after(lasts),
-            SendError::UserBusy(lasts) => Self::new(Reason::USER_BUSY, message).retry_after(lasts),
+            SendError::UserBusy { lasts, answer } => {
+                with_answer(Self::new(Reason::USER_BUSY, message), &answer).retry_after(lasts)
+            }
             SendError::InDoubt(answer) => with_answer(Self::new(Reason::IN_DOUBT, message), &answer),
             SendError::Busy(answer) => with_answer(Self::new(Reason::WECHAT_BUSY, message), &answer),
             SendError::Unreachable => Self::new(Reason::WECHAT_UNREACHABLE, message),
-            SendError::Token(TokenError::Refused { errcode, rid, .. }) => {
-                let answer = WechatAnswer { errcode: Some(errcode), rid, ..WechatAnswer::default() };
+            SendError::Token(TokenError::Refused { errcode, rid, address, .. }) => {
+                let answer = WechatAnswer { errcode: Some(errcode), rid, address, ..WechatAnswer::default() };
                 with_answer(Self::new(Reason::TOKEN_REFUSED, message), &answer)
             }
             SendError::Token(_) => Self::new(Reason::TOKEN_UNAVAILABLE, message),
@@ -165,7 +194,11 @@ fn with_answer(failure: Failure, answer: &WechatAnswer) -> Failure {
         None => failure,
     };
     let failure = match &answer.key {
-        Some(key) => failure.with("field", format_args!("data.{key}.value")),
+        Some(key) => failure.with("field", field_of(key)),
+        None => failure,
+    };
+    let failure = match answer.address {
+        Some(address) => failure.with("address", address),
         None => failure,
     };
     if answer.rid.is_empty() { failure } else { failure.with("rid", &answer.rid) }
@@ -178,7 +211,8 @@ mod tests {
     #[test]
     fn outcome_survives_encoding_and_decoding() {
         let msgid = Some(MsgId(u64::MAX));
-        let answer = WechatAnswer { errcode: Some(41029), rid: "5f-1".into(), key: Some("thing3".into()), msgid };
+        let key = Some("thing3".into());
+        let answer = WechatAnswer { errcode: Some(41029), rid: "5f-1".into(), key, msgid, address: None };
         for end in [End::Delivered, End::Unknown, End::Refused] {
             let outcome = Outcome { end, answer: answer.clone(), attempts: 2, kind: Some(Kind::FormId) };
             assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
@@ -200,6 +234,24 @@ mod tests {
             Failure::from(SendError::Refused(WechatAnswer { errcode: Some(errcode), ..WechatAnswer::default() }))
                 .reason()
         };
-        assert_eq!((reason(40003), reason(40037)), ("USER_REFUSED", "MESSAGE_REFUSED"));
+        assert_eq!((reason(40003), reason(43004), reason(40037)), ("USER_REFUSED", "USER_REFUSED", "MESSAGE_REFUSED"));
+    }
+
+    #[test]
+    fn stop_says_what_is_stopped_and_the_address_that_wechat_saw() {
+        let stopped = |errcode| {
+            let address = (errcode == 40164).then(|| [203, 0, 113, 7].into());
+            let answer = WechatAnswer { errcode: Some(errcode), address, ..WechatAnswer::default() };
+            let failure = Failure::from(SendError::Stopped { answer, lasts: Duration::from_secs(600) });
+            (failure.reason(), tonic::Status::from(failure).message().to_owned())
+        };
+        let (reason, text) = stopped(43116);
+        assert!(reason == "TEMPLATE_STOPPED" && text.contains("this template"), "{text}");
+        let (reason, text) = stopped(40164);
+        assert!(reason == "APP_STOPPED" && text.ends_with("(40164); WeChat saw 203.0.113.7"), "{text}");
+        assert_eq!(
+            (stopped(45009).0, stopped(45029).0, stopped(40066).0),
+            ("QUOTA_REACHED", "QUOTA_REACHED", "APP_STOPPED")
+        );
     }
 }

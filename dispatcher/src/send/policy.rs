@@ -6,15 +6,20 @@
 //! that it was delivered before, and 41028 that it was never delivered. As long as the outcome is unknown, the form id
 //! stays reserved for its message.
 //!
+//! A code whose scope is wider than the message (the template, the source, the generation, the app) never ends the
+//! message: it says nothing about it.
+//!
 //! This does not work for the other kinds of credentials. A prepay id permits several messages, and WeChat does not
 //! report the balance of a grant. If an answer is lost for one of these kinds, the use counts as spent, unless the
 //! caller allows a duplicate with `retry_unknown`.
 
 use std::time::Duration;
 
-use domain::Kind;
+use domain::{Kind, TemplateId};
+use store::stops::StopScope;
 
 use crate::wechat::errcode::Meaning;
+use crate::wechat::message::Delivery;
 
 /// Some of WeChat's servers may not know a prepay id that is younger than this, so 41028 does not prove that it is
 /// wrong. Users report a delay of about 10 seconds.
@@ -55,7 +60,9 @@ pub enum Step {
     Refused,
     /// Like [`Step::Refused`], and the user's grants of the template are revoked.
     Voided,
-    /// The credential is not spent. WeChat stopped the app or one of its credential sources.
+    /// The credential is not spent. The user gets messages too often for now.
+    UserBusy,
+    /// The credential is not spent. WeChat stopped the app, or a part of it: see [`stop_scopes`].
     Stopped,
     /// Try again with the same credential. When no attempts are left, see [`Situation::exhausted`].
     Again(Pause),
@@ -122,25 +129,47 @@ impl Situation {
             Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
             Meaning::CredentialBlocked => Step::NextCredential,
             Meaning::RefusedByUser if self.kind == Kind::Grant => Step::Voided,
-            Meaning::RefusedByUser | Meaning::UserWrong | Meaning::MessageWrong | Meaning::Unknown => Step::Refused,
-            Meaning::SourceBarred(_)
+            Meaning::RefusedByUser | Meaning::Unfollowed | Meaning::UserWrong => Step::Refused,
+            Meaning::UserBusy => Step::UserBusy,
+            // WeChat has the message already: the unanswered attempt had arrived.
+            Meaning::Duplicate if self.in_doubt => Step::Delivered,
+            Meaning::Duplicate | Meaning::MessageWrong | Meaning::Unknown => Step::Refused,
+            Meaning::InReview => Step::Unknown,
+            Meaning::TemplateBanned
+            | Meaning::SourceBarred(_)
             | Meaning::QuotaReached
             | Meaning::AppBlocked
             | Meaning::ApiForbidden
             | Meaning::AppForbidden
+            | Meaning::AddressRefused
+            | Meaning::Misconfigured
             | Meaning::Retired => Step::Stopped,
         }
     }
 
     /// Returns the result if the message ends without another attempt: no attempts or no time is left, or WeChat
-    /// refused something other than the credential. None of these reveals the outcome of an earlier, unanswered
-    /// attempt.
+    /// refused the message or its user. None of these reveals the outcome of an earlier, unanswered attempt.
     pub fn exhausted(self) -> Exhausted {
         match (self.in_doubt, self.kind) {
             (false, _) => Exhausted::NotDelivered,
             (true, Kind::FormId) => Exhausted::InDoubt,
             (true, Kind::PrepayId | Kind::Grant) => Exhausted::Unknown,
         }
+    }
+}
+
+/// What a code with [`Step::Stopped`] stops, when it answers a message of `template` with a credential of `kind`.
+pub fn stop_scopes(meaning: Meaning, kind: Kind, template: &TemplateId) -> Vec<StopScope> {
+    match meaning {
+        Meaning::TemplateBanned => vec![StopScope::Template(template.clone())],
+        // WeChat may name another source than that of the message: then neither works.
+        Meaning::SourceBarred(source) if source != kind => vec![StopScope::Kind(source), StopScope::Kind(kind)],
+        Meaning::SourceBarred(source) => vec![StopScope::Kind(source)],
+        // To WeChat, template and subscription messages are separate APIs with separate quotas.
+        Meaning::Retired | Meaning::ApiForbidden | Meaning::QuotaReached => {
+            Delivery::of(kind).kinds().iter().map(StopScope::Kind).collect()
+        }
+        _ => vec![StopScope::App],
     }
 }
 
@@ -167,16 +196,83 @@ mod tests {
         for row in TABLE {
             let expected = match row.errcode {
                 0 => Step::Delivered,
-                -1 | 43108 => Step::Again(Pause::Backoff),
+                -1 | 20001 | 43108 | 61450 => Step::Again(Pause::Backoff),
                 45011 => Step::Again(Pause::SlowDown),
                 40001 | 40014 | 41001 | 42001 => Step::Again(Pause::NewToken),
                 41028 | 41029 | 41031 => Step::NextCredential,
-                40003 | 40037 | 41030 | 43101 | 45168 | 47001 | 47003 => Step::Refused,
+                40252 => Step::Unknown,
+                43117 => Step::UserBusy,
+                40003 | 43004 | 43005 | 43019 | 43101 | 48002 | 50005 => Step::Refused,
+                40033 | 40035 | 40036 | 40037 | 40097 | 40241 | 40249 | 40250 => Step::Refused,
+                41030 | 45002 | 45168 | 47001 | 47003 => Step::Refused,
                 _ => Step::Stopped,
             };
             assert_eq!(answered(FRESH, row.errcode), expected, "{}", row.errcode);
         }
         assert_eq!(answered(FRESH, 12345), Step::Refused);
+    }
+
+    #[test]
+    fn every_code_that_stops_has_its_scope() {
+        let template = TemplateId::parse("order-ready").unwrap();
+        let kinds = |kinds: &[Kind]| kinds.iter().map(|kind| StopScope::Kind(*kind)).collect::<Vec<_>>();
+        let stops = TABLE.iter().filter(|row| answered(FRESH, row.errcode) == Step::Stopped);
+        for (row, kind) in stops.flat_map(|row| [Kind::FormId, Kind::PrepayId, Kind::Grant].map(|kind| (row, kind))) {
+            let expected = match row.errcode {
+                43116 => vec![StopScope::Template(template.clone())],
+                41032 | 41034 if kind == Kind::FormId => kinds(&[kind]),
+                41032 | 41034 => kinds(&[Kind::FormId, kind]),
+                41035 if kind == Kind::PrepayId => kinds(&[kind]),
+                41035 => kinds(&[Kind::PrepayId, kind]),
+                40251 | 41018 | 43104 | 43107 | 45009 | 45029 | 45103 | 48001 | 48004 | 50001 | 61003 | 61007
+                | 61014 | 61016 => match kind {
+                    Kind::Grant => kinds(&[Kind::Grant]),
+                    Kind::FormId | Kind::PrepayId => kinds(&[Kind::FormId, Kind::PrepayId]),
+                },
+                40013 | 40066 | 40164 | 41002 | 43001 | 43002 | 43003 | 44002 | 45035 | 45102 | 45501 | 50002
+                | 61004 => {
+                    vec![StopScope::App]
+                }
+                other => panic!("{other} stops, and has no expected scope"),
+            };
+            assert_eq!(stop_scopes(row.meaning, kind, &template), expected, "{} {kind:?}", row.errcode);
+        }
+    }
+
+    #[test]
+    fn code_of_a_wider_scope_says_nothing_about_an_unanswered_attempt() {
+        for row in TABLE {
+            for situation in [FRESH, PREPAY, Situation { kind: Kind::Grant, ..FRESH }] {
+                let doubt = Situation { retry_unknown: true, ..situation }.after(Attempt::Unanswered);
+                let stops = answered(situation, row.errcode) == Step::Stopped;
+                assert_eq!(
+                    answered(doubt, row.errcode) == Step::Stopped,
+                    stops,
+                    "{} {:?}",
+                    row.errcode,
+                    situation.kind
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn same_message_proves_the_delivery_only_after_an_unanswered_attempt() {
+        for kind in [Kind::FormId, Kind::PrepayId, Kind::Grant] {
+            let situation = Situation { kind, retry_unknown: true, ..FRESH };
+            assert_eq!(answered(situation, 40241), Step::Refused);
+            assert_eq!(answered(situation.after(Attempt::NotSent), 40241), Step::Refused);
+            assert_eq!(answered(situation.after(Attempt::Unanswered), 40241), Step::Delivered);
+        }
+    }
+
+    #[test]
+    fn message_in_review_is_never_sent_again() {
+        for kind in [Kind::FormId, Kind::PrepayId, Kind::Grant] {
+            let situation = Situation { kind, retry_unknown: true, ..FRESH };
+            assert_eq!(answered(situation, 40252), Step::Unknown);
+            assert_eq!(answered(situation.after(Attempt::Unanswered), 40252), Step::Unknown);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use domain::Kind;
 use store::leases::{Lease, LeaseEnd, LeaseId, Settle, SettleReply};
 
 use super::{AfterSettle, AttemptResult, Progress, SendRequest, Sent};
@@ -34,12 +35,15 @@ impl AppContext {
             AttemptResult::NextCredential => {
                 (LeaseEnd::Discard, None, Err(dead()), progress.credentials < self.limits.credentials)
             }
-            AttemptResult::InDoubt if order.request.is_some() => {
+            AttemptResult::InDoubt(_) if order.request.is_some() => {
                 (LeaseEnd::Hold, None, Err(SendError::InDoubt(progress.last.clone())), false)
             }
             // Without a request id nobody can repeat the message, so another message may use its form id. It is marked
-            // as suspect because it may be used up.
-            AttemptResult::InDoubt => (LeaseEnd::Suspect, None, Ok(outcome(End::Unknown)), false),
+            // as suspect because it may be used up. For the other kinds, this would not be found out: the use is spent.
+            AttemptResult::InDoubt(_) if lease.kind == Kind::FormId => {
+                (LeaseEnd::Suspect, None, Ok(outcome(End::Unknown)), false)
+            }
+            AttemptResult::InDoubt(_) => (LeaseEnd::Unknown, None, Ok(outcome(End::Unknown)), false),
             AttemptResult::NotSpent(error) => (LeaseEnd::Return, None, Err(error), false),
             AttemptResult::SourceStopped(error) => (LeaseEnd::Return, None, Err(error), true),
         };

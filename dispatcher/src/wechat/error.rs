@@ -1,6 +1,8 @@
 //! Errors of calls to WeChat, and of obtaining an access token. None of them quotes text from WeChat or from a gateway
 //! in its place: such text may contain a secret.
 
+use std::net::IpAddr;
+
 use crate::wechat::token_codes;
 
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +61,21 @@ pub enum TokenError {
     /// May be temporary. Repeated requests within a short time are answered from memory.
     #[error("no access token for now: {0}")]
     Transient(Trouble),
-    /// An operator has to change something first. WeChat is called again only every few minutes.
-    #[error("WeChat refuses an access token (errcode {errcode}): {sentence}")]
-    Refused { errcode: i32, rid: String, sentence: &'static str },
+    /// An operator has to change something first, or the errcode is unknown. WeChat is called again only every few
+    /// minutes.
+    #[error("WeChat refuses an access token (errcode {errcode}): {sentence}{}", seen(*.address))]
+    Refused {
+        errcode: i32,
+        rid: String,
+        sentence: &'static str,
+        /// The address that WeChat saw, if the refusal is about this address.
+        address: Option<IpAddr>,
+    },
+}
+
+/// The end of a sentence about an address that WeChat refuses.
+pub(crate) fn seen(address: Option<IpAddr>) -> String {
+    address.map(|address| format!("; WeChat saw {address}")).unwrap_or_default()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

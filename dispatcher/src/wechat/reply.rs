@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use store::delivery_failures::MsgId;
 
+use super::errcode::seen_address;
 use super::error::{Cause, QuotaError, TokenError};
 use super::token_codes::{self, Weight};
 
@@ -74,10 +75,12 @@ impl FetchedToken {
         match parse(body)? {
             TokenAnswer { errcode: Some(errcode), errmsg, .. } if errcode != 0 => {
                 let row = token_codes::row_of(errcode);
+                let (errmsg, rid) = split_errmsg(errmsg);
                 Err(match row.weight {
-                    Weight::Transient | Weight::Unknown => Cause::Refused(errcode).into(),
+                    Weight::Transient => Cause::Refused(errcode).into(),
                     Weight::Final => {
-                        TokenError::Refused { errcode, rid: split_errmsg(errmsg).1, sentence: row.sentence }
+                        let address = row.about_address.then(|| seen_address(&errmsg)).flatten();
+                        TokenError::Refused { errcode, rid, sentence: row.sentence, address }
                     }
                 })
             }

@@ -277,7 +277,7 @@ async fn sends(fixture: &Fixture, wechat: &LyingUpstream, dispatcher: &mut Dispa
     let mut lie = vec![Lie::Quote(500), Lie::Quote(404), Lie::NotJson, Lie::OtherJson, Lie::Redirect];
     lie.extend([Lie::Hang, Lie::Cut]);
     for rid in [Rid::Token, Rid::Secret, Rid::Openid, Rid::FormId] {
-        lie.extend([47003, 40003, 41028, 41030, 43101, -1, 99999, 43004].map(|code| Lie::Refuse(code, rid)));
+        lie.extend([47003, 43004, 41028, 40252, 43101, -1, 99999, 43117].map(|code| Lie::Refuse(code, rid)));
     }
     lie.extend([Lie::Refuse(40001, Rid::Token), Lie::Refuse(45009, Rid::Secret), Lie::Fine]);
     for (number, lie) in lie.into_iter().enumerate() {

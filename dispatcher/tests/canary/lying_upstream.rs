@@ -52,7 +52,7 @@ pub struct LyingUpstream {
 }
 
 /// How the token endpoints answer, each below a path of its own.
-pub const TOKEN_LIES: [Lie; 9] = [
+pub const TOKEN_LIES: [Lie; 10] = [
     Lie::Quote(500),
     Lie::NotJson,
     Lie::OtherJson,
@@ -60,6 +60,7 @@ pub const TOKEN_LIES: [Lie; 9] = [
     Lie::Refuse(40001, Rid::Secret),
     Lie::Refuse(45011, Rid::Secret),
     Lie::Refuse(77777, Rid::Secret),
+    Lie::Refuse(61004, Rid::Secret),
     Lie::Hang,
     Lie::Cut,
 ];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sandbox::{FaultKind, Rule};
+use sandbox::{Endpoint, FaultKind, Rule};
 use serde_json::{Value, json};
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use server::proto::{BroadcastRequest, BroadcastState};
@@ -212,6 +212,37 @@ async fn app_stop_that_many_messages_meet_is_logged_once() {
     }
     assert!(fixture.calls() > 1, "only one message was in flight");
     assert_eq!(dispatcher.said("WeChat stopped the app").len(), 1);
+}
+
+#[tokio::test]
+async fn refused_address_is_logged_with_what_to_do() {
+    let fixture = Fixture::patient().await;
+    let answer = |errcode, endpoint| Rule {
+        errcode: Some(errcode),
+        endpoint,
+        detail: Some("203.0.113.7".into()),
+        times: Some(1),
+        ..Rule::new(FaultKind::Answer)
+    };
+    for (errcode, endpoint, line, advice) in [
+        (61004, Endpoint::Token, "WeChat refuses an access token: nothing is sent for this app", "todo"),
+        (40164, Endpoint::Send, "WeChat stopped the app", "why"),
+    ] {
+        // A token is fetched at the start.
+        fixture.sandbox.add_faults(vec![answer(errcode, endpoint)]).unwrap();
+        let dispatcher = Logging::start(&fixture).await;
+        fixture.submit("oUser", 1).await;
+        dispatcher.client.clone().send_template(message("oUser", "x")).await.unwrap_err();
+        dispatcher.until_said(line).await;
+        let said = dispatcher.said(line);
+        assert_eq!(said.len(), 1, "{said:?}");
+        let fields = &said[0]["fields"];
+        assert_eq!(
+            (fields["errcode"].as_i64(), fields["address"].as_str()),
+            (Some(errcode.into()), Some("203.0.113.7"))
+        );
+        assert!(fields[advice].as_str().unwrap().contains("IP list"), "{fields}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 mod bad_input;
 mod broadcast;
 mod callers;
+mod codes;
 mod crash;
 mod doubt;
 mod failover;

@@ -147,7 +147,7 @@ async fn lasting_error_is_reported_and_spends_nothing() {
 
 #[tokio::test]
 async fn stopped_app_is_not_called_again_and_keeps_its_credentials() {
-    for errcode in [40013, 43104, 43107, 43116, 45102, 45103, 45501, 48001, 48004, 50002] {
+    for errcode in [40013, 43104, 43107, 45102, 45103, 45501, 48001, 48004, 50002] {
         let fixture = Fixture::patient().await;
         let dispatcher = fixture.dispatcher().await;
         fixture.submit("oUser", 1).await;

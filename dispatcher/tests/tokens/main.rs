@@ -166,8 +166,8 @@ async fn final_refusal_carries_advice_and_is_not_retried() {
     let tokens = fixture.replica().await;
     let renewal = tokio::spawn(tokens.clone().renew_forever());
     for error in join_all((0..100).map(|_| tokens.get())).await {
-        let TokenError::Refused { errcode, rid, sentence } = error.unwrap_err() else { panic!("not refused") };
-        assert_eq!((errcode, rid.as_str()), (40164, "5f-1"));
+        let TokenError::Refused { errcode, rid, sentence, address } = error.unwrap_err() else { panic!("not refused") };
+        assert_eq!((errcode, rid.as_str(), address), (40164, "5f-1", Some([1, 2, 3, 4].into())));
         assert!(sentence.contains("IP list"), "{sentence}");
     }
     assert_eq!(fixture.calls(), 1);
@@ -176,6 +176,20 @@ async fn final_refusal_carries_advice_and_is_not_retried() {
     assert_eq!(value(&fixture.replica().await).await, "CANARY-1");
     eventually("the shared token is in use", SOON, async || tokens.get().await.is_ok()).await;
     assert_eq!(fixture.calls(), 2);
+    renewal.abort();
+}
+
+#[tokio::test]
+async fn unknown_errcode_is_not_retried_within_seconds() {
+    let fixture = Fixture::start().await;
+    fixture.set(|wechat| wechat.refusal = Some(json!({"errcode": 77777, "errmsg": "what it means is unknown"})));
+    let tokens = fixture.replica().await;
+    let renewal = tokio::spawn(tokens.clone().renew_forever());
+    for _ in 0..100 {
+        let error = tokens.get().await.unwrap_err();
+        assert!(matches!(error, TokenError::Refused { errcode: 77777, address: None, .. }), "{error:?}");
+    }
+    assert_eq!(fixture.calls(), 1);
     renewal.abort();
 }
 

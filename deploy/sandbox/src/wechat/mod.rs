@@ -61,6 +61,13 @@ trait Call {
     fn process(self, sandbox: &Sandbox) -> Response;
     /// Records a call that a fault ended: with this errcode, or with no answer from WeChat.
     fn skip(&self, sandbox: &Sandbox, answered: Option<i32>);
+    /// Takes a call whose message WeChat reviews: it is processed later. Other calls are skipped.
+    fn review(self, sandbox: &Sandbox)
+    where
+        Self: Sized,
+    {
+        self.skip(sandbox, Some(code::IN_REVIEW));
+    }
 }
 
 async fn run(sandbox: &Sandbox, wire: MaybeWire, call: impl Call) -> Response {
@@ -76,9 +83,12 @@ async fn misbehave(sandbox: &Sandbox, wire: MaybeWire, call: impl Call, fault: F
     let answer = if fault.kind.processes() {
         call.process(sandbox)
     } else {
-        let errcode = (fault.kind == FaultKind::Answer).then_some(fault.errcode);
-        call.skip(sandbox, errcode);
-        answer::refusal(&No::code(fault.errcode))
+        match (fault.kind, fault.errcode) {
+            (FaultKind::Answer, code::IN_REVIEW) => call.review(sandbox),
+            (FaultKind::Answer, errcode) => call.skip(sandbox, Some(errcode)),
+            _ => call.skip(sandbox, None),
+        }
+        answer::refusal(&No::with(fault.errcode, fault.detail))
     };
     match fault.kind {
         FaultKind::Answer => answer,

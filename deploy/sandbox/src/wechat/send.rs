@@ -2,6 +2,7 @@
 //! allows one call at a time for a user.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -106,6 +107,16 @@ impl Call for Send {
             }
             Err(no) => answer::refusal(&no),
         }
+    }
+
+    /// The call counts when it is processed, by the errcode that is decided then.
+    fn review(mut self, sandbox: &Sandbox) {
+        self.sending.turn = Turn::Free;
+        let (sandbox, wait) = (sandbox.clone(), Duration::from_millis(self.settings.review_ms));
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            self.process(&sandbox);
+        });
     }
 
     fn skip(&self, sandbox: &Sandbox, answered: Option<i32>) {

@@ -8,14 +8,13 @@ use server::telemetry::outage::Operation;
 use tracing::{debug, error, warn};
 
 use crate::outages::WechatOutages;
-use crate::wechat::error::{Cause, TokenError, Trouble};
-use crate::wechat::token_codes::{self, Weight};
+use crate::wechat::error::TokenError;
 
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// First pause after an error that an operator has to fix.
-const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(120);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
 /// Interval at which Redis is read during such a pause.
@@ -103,13 +102,10 @@ fn log_error(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
         (TokenError::Refused { errcode, .. }, Some(TokenError::Refused { errcode: known, .. })) if errcode == known => {
             debug!(%app, errcode, "WeChat still refuses an access token");
         }
-        (TokenError::Refused { errcode, rid, sentence }, _) => {
-            error!(%app, errcode, rid, todo = sentence, "WeChat refuses an access token: nothing is sent for this app");
-        }
-        (TokenError::Transient(Trouble::WeChat(Cause::Refused(errcode))), before)
-            if token_codes::row_of(*errcode).weight == Weight::Unknown && before != Some(error) =>
-        {
-            error!(%app, errcode, "WeChat refuses an access token with an unknown errcode");
+        (TokenError::Refused { errcode, rid, sentence, address }, _) => {
+            let address = address.map(tracing::field::display);
+            let todo = sentence;
+            error!(%app, errcode, rid, address, todo, "WeChat refuses an access token: nothing is sent for this app");
         }
         (TokenError::Transient(trouble), Some(TokenError::Transient(_))) => {
             debug!(%app, %trouble, "there is still no access token");
@@ -170,6 +166,7 @@ mod tests {
     use server::telemetry::outage::Outages;
 
     use super::*;
+    use crate::wechat::error::{Cause, Trouble};
 
     fn app() -> AppId {
         AppId::parse("wx1").unwrap()
@@ -177,7 +174,7 @@ mod tests {
 
     #[test]
     fn refusals_are_cached_for_minutes_other_errors_for_seconds() {
-        let refused = TokenError::Refused { errcode: 40164, rid: String::new(), sentence: "" };
+        let refused = TokenError::Refused { errcode: 40164, rid: String::new(), sentence: "", address: None };
         let trouble = TokenError::Transient(Trouble::WeChat(Cause::Timeout));
         for (error, first, longest) in
             [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]

@@ -37,6 +37,7 @@ reasons! {
     MESSAGE_REFUSED FailedPrecondition;
     USER_REFUSED FailedPrecondition;
     APP_STOPPED FailedPrecondition;
+    TEMPLATE_STOPPED FailedPrecondition;
     TOKEN_REFUSED FailedPrecondition;
     QUOTA_REACHED ResourceExhausted;
     REQUEST_UNDER_WAY Aborted;

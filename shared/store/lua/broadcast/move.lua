@@ -6,8 +6,8 @@
 --       then by move:
 --         start   the number of buckets if the audience is every user; else 0. Becomes RUNNING, or waits for its start
 --                 time
---         pause   reason, errcode or '', rid, resume time in ms or ''. Reason CANARY only while there is a canary: the
---                 call may be late, after the canary was reached and the broadcast resumed
+--         pause   reason, errcode or '', rid, resume time in ms or '', refused field or ''. Reason CANARY only while
+--                 there is a canary: the call may be late, after the canary was reached and the broadcast resumed
 --         resume  'due' if only because its resume time has passed, by that clock
 --         cancel  nothing
 --       last: the consumer group of the tasks
@@ -61,19 +61,19 @@ if move == 'start' then
 elseif move == 'pause' then
   become('PAUSED')
   redis.call('SREM', running, id)
-  redis.call('HSET', record, 'reason', ARGV[5], 'errcode', ARGV[6], 'rid', ARGV[7])
+  redis.call('HSET', record, 'reason', ARGV[5], 'errcode', ARGV[6], 'rid', ARGV[7], 'field', ARGV[9])
   if ARGV[8] ~= '' then
     redis.call('HSET', record, 'resume_ms', ARGV[8])
     redis.call('ZADD', due, ARGV[8], id)
   end
 elseif move == 'resume' then
   if redis.call('HGET', record, 'reason') == 'CANARY' then redis.call('HDEL', record, 'canary', 'limit') end
-  redis.call('HDEL', record, 'reason', 'errcode', 'rid', 'resume_ms', 'streak')
+  redis.call('HDEL', record, 'reason', 'errcode', 'rid', 'resume_ms', 'field', 'streak')
   redis.call('ZREM', due, id)
   become('RUNNING')
   hand_out()
 else
-  redis.call('HDEL', record, 'reason', 'errcode', 'rid', 'resume_ms')
+  redis.call('HDEL', record, 'reason', 'errcode', 'rid', 'resume_ms', 'field')
   redis.call('HSET', record, 'ended_ms', now_ms)
   redis.call('ZREM', due, id)
   become('CANCELLED')

@@ -3,7 +3,8 @@
 -- The lease of a broadcast's message is named after the broadcast and the user, so that any replica that continues the
 -- bucket finds it. Its request begins with a space, which no caller's request id contains. A user is in exactly one
 -- place: in `todo`, in `flight`, or ended. An ended user is counted once in the tally under the ending. An ending is
--- "delivered", or a reason with an optional WeChat errcode ("CREDENTIALS_DEAD 41028").
+-- "delivered", or a reason with an optional WeChat errcode ("CREDENTIALS_DEAD 41028"), after which the data key that
+-- WeChat refused may follow ("MESSAGE_REFUSED 47003 thing3"). The tally counts without the key.
 
 local function message_name(id, openid)
   return ' ' .. id .. ':' .. openid
@@ -27,7 +28,8 @@ local function count_endings(tally, undelivered, keep, endings)
   local counts, members = {}, {}
   for i = 1, #endings, 2 do
     local ending = endings[i + 1]
-    counts[ending] = (counts[ending] or 0) + 1
+    local counted = string.match(ending, '^%S+ %S+') or ending
+    counts[counted] = (counts[counted] or 0) + 1
     if ending ~= 'delivered' then
       members[#members + 1] = 0
       members[#members + 1] = endings[i] .. ' ' .. ending

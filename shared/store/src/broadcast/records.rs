@@ -59,6 +59,8 @@ pub struct Pause {
     pub rid: String,
     /// When it resumes by itself, in milliseconds since 1970.
     pub resume_ms: Option<u64>,
+    /// The field of the message that WeChat refused, if it named one.
+    pub field: String,
 }
 
 /// The reason of a pause at the end of a canary. Resuming the broadcast removes the canary's limit.
@@ -273,7 +275,8 @@ impl Store {
                         .arg(&pause.reason)
                         .arg(pause.errcode.map(|errcode| errcode.to_string()).unwrap_or_default())
                         .arg(&pause.rid)
-                        .arg(pause.resume_ms.map(|ms| ms.to_string()).unwrap_or_default()),
+                        .arg(pause.resume_ms.map(|ms| ms.to_string()).unwrap_or_default())
+                        .arg(&pause.field),
                     Move::Resume { due } => command.arg(if *due { "due" } else { "" }),
                     Move::Cancel => command,
                 };
@@ -330,6 +333,7 @@ fn read(id: &BroadcastId, fields: &HashMap<String, Vec<u8>>) -> Result<Record, E
         errcode: text("errcode").and_then(|errcode| errcode.parse().ok()),
         rid: text("rid").unwrap_or_default().to_owned(),
         resume_ms: number("resume_ms"),
+        field: text("field").unwrap_or_default().to_owned(),
     });
     Ok(Record {
         id: id.clone(),

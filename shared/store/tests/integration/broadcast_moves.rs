@@ -19,7 +19,8 @@ const DUE: Move = Move::Resume { due: true };
 const HOUR_MS: u64 = 3_600_000;
 
 fn pause(reason: &str, resume_ms: Option<u64>) -> Move {
-    Move::Pause(Pause { reason: reason.to_owned(), errcode: Some(45009), rid: "rid1".to_owned(), resume_ms })
+    let (rid, field) = ("rid1".to_owned(), "data.thing3.value".to_owned());
+    Move::Pause(Pause { reason: reason.to_owned(), errcode: Some(45009), rid, resume_ms, field })
 }
 
 /// A broadcast to everyone in this state. If it is done, it has no tasks left.
