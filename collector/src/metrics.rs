@@ -195,6 +195,7 @@ mod tests {
             "bad_template_id",
             "bad_count",
             "bad_grant_key",
+            "no_value",
         ];
         assert_eq!(labels, expected);
         assert_eq!(reasons().next(), Some(RefusalReason::Unspecified));

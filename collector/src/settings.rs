@@ -58,6 +58,10 @@ pub struct Args {
     /// Maximum age of an event of WeChat, and of the timestamp of its signature (duration, 1m to 30d)
     #[arg(long, env = "FORMID_CALLBACK_MAX_AGE", default_value = "24h", value_parser = duration_within(CALLBACK_AGES))]
     pub callback_max_age: Setting<Duration>,
+    /// The app ids, separated by commas, whose users are erased when WeChat reports user_authorization_revoke or
+    /// user_authorization_cancellation
+    #[arg(long, env = "FORMID_ERASE_ON_REVOKE", default_value = "")]
+    pub erase_on_revoke: String,
     /// Settings of both services.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -87,6 +91,8 @@ pub struct Settings {
     pub callback_tokens: Arc<HashMap<AppId, CallbackToken>>,
     /// The maximum age of an event.
     pub callback_max_age: MaxAge,
+    /// Those of `apps` whose users are erased when they take back an authorization.
+    pub erase_on_revoke: Arc<[AppId]>,
 }
 
 impl Settings {
@@ -96,6 +102,10 @@ impl Settings {
         let common = args.common.read(&args.listen, &mut errors);
         let store = args.store.read(&mut errors);
         let apps = read_apps(&args.apps, &mut errors);
+        let erase_on_revoke = read_list("--erase-on-revoke", &args.erase_on_revoke, &mut errors);
+        for app in erase_on_revoke.iter().filter(|app| !apps.contains(app)) {
+            errors.add(format!("--erase-on-revoke has {:?}, which is not one of --apps", app.as_str()));
+        }
         let tokens = errors.take(&args.callback_tokens);
         let callback_tokens = tokens.map(|path| tokens::read(&path, &apps, &mut errors)).unwrap_or_default().into();
         let callback_max_age = MaxAge(errors.take(&args.callback_max_age));
@@ -112,6 +122,7 @@ impl Settings {
             small_app_users,
             callback_tokens,
             callback_max_age,
+            erase_on_revoke: erase_on_revoke.into(),
         })
     }
 }
@@ -125,16 +136,22 @@ fn lease_margin(text: &str) -> Result<u32, String> {
     Ok(margin.as_secs() as u32)
 }
 
-/// Parses the list of apps. Invalid and duplicate ids and an empty list are added to `problems`.
-fn read_apps(list: &str, problems: &mut ConfigErrors) -> Arc<[AppId]> {
+/// Parses a list of apps, which may be empty. Invalid and duplicate ids are added to `problems`.
+fn read_list(flag: &str, list: &str, problems: &mut ConfigErrors) -> Vec<AppId> {
     let mut apps = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         match AppId::parse(text) {
-            Ok(app) if apps.contains(&app) => problems.add(format!("--apps has {text:?} more than once")),
+            Ok(app) if apps.contains(&app) => problems.add(format!("{flag} has {text:?} more than once")),
             Ok(app) => apps.push(app),
-            Err(error) => problems.add(format!("--apps has {text:?}: an app id {error}")),
+            Err(error) => problems.add(format!("{flag} has {text:?}: an app id {error}")),
         }
     }
+    apps
+}
+
+/// Parses the list of apps. Invalid and duplicate ids and an empty list are added to `problems`.
+fn read_apps(list: &str, problems: &mut ConfigErrors) -> Arc<[AppId]> {
+    let apps = read_list("--apps", list, problems);
     if list.split(',').all(|text| text.trim().is_empty()) {
         problems.add("--apps must name at least one app id");
     }
@@ -177,6 +194,20 @@ mod tests {
         assert_eq!(with_token, ["wx2"]);
         let problems = problems(&["--apps", "wx1", "--callback-tokens", path]);
         assert_eq!(problems, ["the callback tokens file, [callback_tokens] wx2: the app is not one of --apps"]);
+    }
+
+    #[test]
+    fn apps_that_erase_users_are_among_the_apps() {
+        let settings = read(&["--apps", "wx1,wx2", "--erase-on-revoke", "wx2"]).unwrap();
+        assert_eq!(*settings.erase_on_revoke, [AppId::parse("wx2").unwrap()]);
+        assert!(read(&["--apps", "wx1"]).unwrap().erase_on_revoke.is_empty());
+        let problems = problems(&["--apps", "wx1", "--erase-on-revoke", "wx2,wx1,wx:1,wx1"]);
+        let expected = [
+            "--erase-on-revoke has \"wx:1\": an app id must consist of ASCII letters, digits, '_' and '-'",
+            "--erase-on-revoke has \"wx1\" more than once",
+            "--erase-on-revoke has \"wx2\", which is not one of --apps",
+        ];
+        assert_eq!(problems, expected);
     }
 
     #[test]

@@ -2,20 +2,32 @@
 
 use store::credentials::OnceKey;
 
-use super::{Item, Pushed};
+use super::{Item, Pushed, Revoked, Status};
 use crate::dedup;
 
 impl Pushed {
     /// The dedup key of a decision within its app, by which it is processed once. `None` for [`Item::Outcome`], which
-    /// its `msgid` identifies. `item` must be an item of this event.
+    /// its `msgid` identifies, and where the user was not asked. `item` must be an item of this event.
     ///
     /// The parts of the key are the name of the event, the openid, the template id, `accept` or `reject`, and
     /// `CreateTime` in decimal digits. The scene is not a part: where the popup was shown does not make it a different
     /// decision. Two decisions of one user about one template within one second count as one.
     pub fn once_key(&self, item: &Item) -> Option<OnceKey> {
         let Item::Decision { template, status, scene: _ } = item else { return None };
+        let word = match status {
+            Status::Accept => "accept",
+            Status::Reject => "reject",
+            Status::NotAsked => return None,
+        };
         let created = self.created.to_string();
-        Some(dedup::key(&[self.event.name(), self.openid.as_str(), template.as_str(), status.word(), &created]))
+        Some(dedup::key(&[self.event.name(), self.openid.as_str(), template.as_str(), word, &created]))
+    }
+}
+
+impl Revoked {
+    /// The dedup key of the event of this name.
+    pub fn once_key(&self, name: &str) -> OnceKey {
+        dedup::key(&[name, self.openid.as_str(), &self.created.to_string()])
     }
 }
 
@@ -65,7 +77,17 @@ mod tests {
     }
 
     #[test]
-    fn delivery_result_has_no_dedup_key() {
+    fn dedup_key_of_a_revocation_is_part_of_the_stored_format() {
+        let revoked = Revoked { openid: OpenId::parse("o1").unwrap(), created: 10 };
+        let key = hex(revoked.once_key("user_authorization_revoke"));
+        assert_eq!(key, "6eb1784cd64fdbbc2c8147e454ac44ae");
+        assert_ne!(hex(revoked.once_key("user_authorization_cancellation")), key);
+        assert_ne!(hex(Revoked { created: 11, ..revoked }.once_key("user_authorization_revoke")), key);
+    }
+
+    #[test]
+    fn item_without_a_decision_of_the_user_has_no_dedup_key() {
+        assert_eq!(pushed(Event::Popup, "o1", 10).once_key(&decision("t1", Status::NotAsked, None)), None);
         let template = TemplateId::parse("t").unwrap();
         let outcome = Item::Outcome { template, msgid: 1, error_code: 0, error_status: "".into() };
         assert_eq!(pushed(Event::Sent, "o1", 10).once_key(&outcome), None);

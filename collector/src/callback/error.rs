@@ -39,8 +39,6 @@ impl fmt::Display for Location {
 /// The kind of an error. Its text continues a sentence that begins with the place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("must not be empty")]
-    Empty,
     #[error("must not be longer than {MAX_BODY} bytes")]
     TooLong,
     #[error("is not UTF-8")]
@@ -77,7 +75,7 @@ pub enum Fault {
     OutOfRange,
     #[error("{0}")]
     Malformed(Malformed),
-    #[error("is neither accept nor reject")]
+    #[error("is not a word that WeChat documents, such as accept, reject or ban")]
     NotAStatus,
     /// A change event with another status than reject. WeChat documents only reject. An accept must not be counted as a
     /// grant here, because it would be one grant too many.

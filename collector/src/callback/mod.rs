@@ -1,5 +1,5 @@
 //! Parses the events that WeChat pushes about subscription messages: decisions of users about templates, and delivery
-//! results of messages.
+//! results of messages. Also those about users who take back what they authorized.
 //!
 //! WeChat posts events to the one callback URL of an app, in XML or JSON depending on the app's configuration. Teams
 //! pass the body on unchanged. [`parse`] reads it:
@@ -9,10 +9,11 @@
 //! | `subscribe_msg_popup_event` | the user's decision in the popup | `TemplateId`, `SubscribeStatusString`, `PopupScene` |
 //! | `subscribe_msg_change_event` | the user revoked a permission | `TemplateId`, `SubscribeStatusString`: reject |
 //! | `subscribe_msg_sent_event` | the delivery result of a message | `TemplateId`, `MsgID`, `ErrorCode`, `ErrorStatus` |
+//! | `user_authorization_revoke`, `user_authorization_cancellation` | the app must delete the user's data | none: the user is in `OpenID` |
 //!
 //! Both formats are converted to one tree of fields, and the same code reads the tree. So an event gives the same
-//! [`Report`] in either format. Everything else that the callback receives is [`Report::Other`]. Nothing here uses
-//! Redis or gRPC.
+//! [`Report`] in either format, in each of the shapes that WeChat's documents show (`read::list`). Everything else that
+//! the callback receives is [`Report::Other`]. Nothing here uses Redis or gRPC.
 //!
 //! - [`signature`]: verifies that a request to the callback came from WeChat;
 //! - `xml`: converts a body in XML to a tree; `read`: converts the tree to a report;
@@ -46,11 +47,31 @@ pub const MAX_ITEMS: usize = 100;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     Subscription(Pushed),
-    /// Something else. This is not an error: an app has one callback URL for everything that WeChat pushes.
+    /// A user took back what they authorized.
+    Revocation {
+        /// WeChat's name, one of [`REVOCATIONS`].
+        name: &'static str,
+        /// The user. An error matters only to an app that erases users on these events.
+        of: Result<Revoked, EventError>,
+    },
+    /// Something else. This is not an error: an app has one callback URL for everything that WeChat pushes. Also an
+    /// empty body: WeChat sends one to verify the URL.
     Other {
         /// The `Event`, or the `MsgType` if the body is not an event; `None` if it is not short, visible ASCII.
         name: Option<Box<str>>,
     },
+}
+
+/// WeChat's names of the events after which the app must delete the user's data: the user revoked an authorization, or
+/// closed the account.
+pub const REVOCATIONS: [&str; 2] = ["user_authorization_revoke", "user_authorization_cancellation"];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// The user: `OpenID`.
+    pub openid: OpenId,
+    /// See [`Pushed::created`].
+    pub created: i64,
 }
 
 /// An event about subscription messages: one user, and one item for each template.
@@ -103,7 +124,7 @@ pub enum Item {
     /// The user's decision, in [`Event::Popup`] and [`Event::Change`].
     Decision {
         template: TemplateId,
-        /// Accept or reject; always reject in [`Event::Change`].
+        /// Never accept in [`Event::Change`].
         status: Status,
         /// Where the popup was shown, as WeChat's number: 0 is a page of the mini program. `None` in [`Event::Change`].
         scene: Option<u32>,
@@ -126,14 +147,18 @@ pub enum Status {
     Accept,
     /// No message is permitted.
     Reject,
+    /// WeChat banned the template, or filtered it because of its title. The user was not asked.
+    NotAsked,
 }
 
 impl Status {
-    /// WeChat's word for the status, in `SubscribeStatusString`.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Accept => "accept",
-            Self::Reject => "reject",
+    /// Parses WeChat's word, in `SubscribeStatusString`.
+    fn of(word: &str) -> Option<Self> {
+        match word {
+            "accept" | "acceptWithAudio" | "acceptWithAlert" | "acceptWithForcePush" => Some(Self::Accept),
+            "reject" => Some(Self::Reject),
+            "ban" | "filter" => Some(Self::NotAsked),
+            _ => None,
         }
     }
 }
@@ -157,7 +182,7 @@ pub fn parse(body: &[u8]) -> Result<Report, EventError> {
             serde_json::from_str(text).map_err(|error| Fault::NotJson { line: error.line(), column: error.column() })
         }
         Some(_) => Err(Fault::NeitherXmlNorJson),
-        None => Err(Fault::Empty),
+        None => return Ok(Report::Other { name: None }),
     };
     read::report(&tree.map_err(|fault| fault.of(Location::Body))?)
 }

@@ -6,7 +6,9 @@ use std::slice;
 use domain::{OpenId, visible};
 use serde_json::{Map, Value};
 
-use super::{Event, EventError, Fault, Item, Location, MAX_ITEMS, Pushed, Report, Status, TemplateId};
+use super::{
+    Event, EventError, Fault, Item, Location, MAX_ITEMS, Pushed, REVOCATIONS, Report, Revoked, Status, TemplateId,
+};
 
 /// The longest name of an unrelated event that is kept, in bytes.
 const MAX_NAME: usize = 64;
@@ -32,6 +34,9 @@ pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
         if let Some(event) = Event::ALL.into_iter().find(|event| event.name() == name) {
             return pushed(event, &fields).map(Report::Subscription);
         }
+        if let Some(name) = REVOCATIONS.into_iter().find(|known| *known == name) {
+            return Ok(Report::Revocation { name, of: revoked(&fields) });
+        }
     }
     let name = visible(name, MAX_NAME).is_ok().then(|| name.into());
     Ok(Report::Other { name })
@@ -39,10 +44,7 @@ pub(super) fn report(body: &Tree) -> Result<Report, EventError> {
 
 fn pushed(event: Event, fields: &Fields<'_>) -> Result<Pushed, EventError> {
     let openid = fields.parsed("FromUserName", OpenId::parse)?;
-    let created = fields.whole::<i64>("CreateTime")?;
-    if !(0..=LAST_SECOND).contains(&created) {
-        return Err(fields.wrong("CreateTime", Fault::OutOfRange));
-    }
+    let created = created(fields)?;
     let list = list(event, fields)?;
     if list.len() > MAX_ITEMS {
         return Err(fields.wrong("List", Fault::TooManyItems));
@@ -51,22 +53,36 @@ fn pushed(event: Event, fields: &Fields<'_>) -> Result<Pushed, EventError> {
     Ok(Pushed { event, openid, created, items })
 }
 
-/// The items. In XML they are in an element named after the event, in JSON at the top level. A single item may come
-/// without a list around it.
+fn revoked(fields: &Fields<'_>) -> Result<Revoked, EventError> {
+    // To erase a user whom an older release took in.
+    let openid = fields.parsed("OpenID", OpenId::existing)?;
+    Ok(Revoked { openid, created: created(fields)? })
+}
+
+fn created(fields: &Fields<'_>) -> Result<i64, EventError> {
+    let created = fields.whole("CreateTime")?;
+    if (0..=LAST_SECOND).contains(&created) { Ok(created) } else { Err(fields.wrong("CreateTime", Fault::OutOfRange)) }
+}
+
+/// The items. In XML they are the `List`s of an element named after the event. In JSON, `List` is there or at the top,
+/// or the items are right in a field of that name. In an older sample of WeChat's, the element of a change event has the
+/// name of the popup event. A single item may come without an array around it.
 fn list<'a>(event: Event, fields: &Fields<'a>) -> Result<&'a [Value], EventError> {
-    let list = match fields.tree.get(event.element()) {
-        Some(Value::Object(element)) => element.get("List"),
-        // An empty XML element.
-        Some(Value::String(text)) if text.is_empty() => return Ok(&[]),
-        Some(_) => return Err(fields.wrong(event.element(), Fault::NotFields)),
-        None => fields.tree.get("List"),
+    let elements = [event.element(), Event::Popup.element()];
+    let elements = if event == Event::Change { &elements[..] } else { &elements[..1] };
+    let found = elements.iter().find_map(|name| Some((*name, fields.tree.get(*name)?)));
+    let (name, list) = match found {
+        Some((_, Value::Object(element))) if !element.contains_key("TemplateId") => ("List", element.get("List")),
+        Some((name, items)) => (name, Some(items)),
+        None => ("List", fields.tree.get("List")),
     };
     match list {
         Some(Value::Array(items)) => Ok(items),
+        // An empty XML element.
         Some(Value::String(text)) if text.is_empty() => Ok(&[]),
         Some(item @ Value::Object(_)) => Ok(slice::from_ref(item)),
-        Some(_) => Err(fields.wrong("List", Fault::NotFields)),
-        None => Err(fields.wrong("List", Fault::Missing)),
+        Some(_) => Err(fields.wrong(name, Fault::NotFields)),
+        None => Err(fields.wrong(name, Fault::Missing)),
     }
 }
 
@@ -74,20 +90,21 @@ fn item(event: Event, index: usize, value: &Value) -> Result<Item, EventError> {
     let tree = value.as_object().ok_or(Fault::NotFields.of(Location::Item(index)))?;
     let fields = Fields { tree, item: Some(index) };
     let template = fields.parsed("TemplateId", TemplateId::parse)?;
-    let status = |known: &[Status], fault: Fault| {
-        let word = fields.text("SubscribeStatusString")?;
-        let status = known.iter().copied().find(|status| status.word() == word);
-        status.ok_or_else(|| fields.wrong("SubscribeStatusString", fault))
+    let status = |event: Event| {
+        let fault = match (event, Status::of(fields.text("SubscribeStatusString")?)) {
+            (Event::Change, Some(Status::Accept)) => Fault::NotReject,
+            (_, Some(status)) => return Ok(status),
+            (_, None) => Fault::NotAStatus,
+        };
+        Err(fields.wrong("SubscribeStatusString", fault))
     };
     match event {
         Event::Popup => {
-            let status = status(&[Status::Accept, Status::Reject], Fault::NotAStatus)?;
+            let status = status(event)?;
             let scene = tree.contains_key("PopupScene").then(|| fields.whole("PopupScene")).transpose()?;
             Ok(Item::Decision { template, status, scene })
         }
-        Event::Change => {
-            Ok(Item::Decision { template, status: status(&[Status::Reject], Fault::NotReject)?, scene: None })
-        }
+        Event::Change => Ok(Item::Decision { template, status: status(event)?, scene: None }),
         Event::Sent => Ok(Item::Outcome {
             template,
             msgid: fields.whole("MsgID")?,

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use domain::{CredentialId, GrantUses, Kind, MAX_GRANT, OpenId, Refusal, TemplateId, visible};
+use domain::{CredentialId, GrantUses, Kind, MAX_GRANT, OpenId, Refusal, TemplateId, given};
 use prost_types::Timestamp;
 use server::proto::credential::Right;
 use server::proto::{
@@ -47,13 +47,13 @@ pub(super) fn sort(credentials: Vec<Credential>, now: i64, settings: &Settings) 
 
 fn read(wire: Credential, now: i64, settings: &Settings) -> Result<Packed, Refusal> {
     let openid = OpenId::parse(wire.openid).map_err(Refusal::BadOpenId)?;
-    let (kind, uses, id) = match wire.right {
-        Some(Right::FormId(id)) => (Kind::FormId, 1, id),
-        Some(Right::PrepayId(id)) => (Kind::PrepayId, settings.prepay_uses, id),
+    let (kind, id) = match wire.right {
+        Some(Right::FormId(id)) => CredentialId::parse_as(Kind::FormId, id)?,
+        Some(Right::PrepayId(id)) => CredentialId::parse_as(Kind::PrepayId, id)?,
         Some(Right::Grant(grant)) => return read_grant(openid, grant),
         None => return Err(Refusal::EmptyId),
     };
-    let id = CredentialId::parse(id)?;
+    let uses = if kind == Kind::PrepayId { settings.prepay_uses } else { 1 };
     let obtained = wire.obtained_at.map_or(Ok(now), seconds)?;
     let expiry = domain::expiry(obtained, now, settings.lease_margin)?;
     Ok(Packed::new(openid, &domain::Credential { kind, id, uses, expiry }))
@@ -70,7 +70,7 @@ fn read_grant(openid: OpenId, wire: Grant) -> Result<Packed, Refusal> {
     let once = match wire.grant_key.as_str() {
         "" => None,
         key => {
-            visible(key, MAX_GRANT_KEY).map_err(Refusal::BadGrantKey)?;
+            given(key, MAX_GRANT_KEY).map_err(Refusal::BadGrantKey)?;
             Some(dedup::key(&["grant", openid.as_str(), key]))
         }
     };
@@ -97,6 +97,7 @@ pub(super) fn reason(refusal: Refusal) -> RefusalReason {
         Refusal::BadTemplateId(_) => RefusalReason::BadTemplateId,
         Refusal::BadCount => RefusalReason::BadCount,
         Refusal::BadGrantKey(_) => RefusalReason::BadGrantKey,
+        Refusal::NoValue(_) => RefusalReason::NoValue,
     }
 }
 
@@ -173,9 +174,10 @@ mod tests {
             Refusal::BadTemplateId(Malformed::Empty),
             Refusal::BadCount,
             Refusal::BadGrantKey(Malformed::Empty),
+            Refusal::NoValue("null"),
         ];
         let reasons: BTreeSet<i32> = refusals.into_iter().map(|refusal| reason(refusal).into()).collect();
-        assert_eq!(reasons, (1..=13).collect());
+        assert_eq!(reasons, (1..=14).collect());
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Inner {
 
     fn user(&self, caller: &Caller, app: String, openid: String) -> Result<(&AppId, OpenId), Failure> {
         let mut fields = Fields::default();
-        let openid = fields.take("openid", OpenId::parse(openid));
+        // To look up and erase a user whom an older release took in.
+        let openid = fields.take("openid", OpenId::existing(openid));
         let (app, _) = self.app(caller, app, fields)?;
         rpc::note_app(app);
         // The openid is missing only if it was a bad field, which has failed above.
@@ -174,7 +175,7 @@ impl CollectorService for Service {
         let EraseUserRequest { app_id, openid } = request.into_inner();
         let (app, openid) = self.inner.user(&caller, app_id, openid)?;
         let messages = self.inner.store.erase(app, &openid).await.map_err(Failure::from)?;
-        audit::erased(&caller, app, messages);
+        audit::erased("EraseUser", &caller, app, messages);
         Ok(Response::new(EraseUserResponse { messages }))
     }
 }

@@ -1,9 +1,12 @@
 //! Invalid requests: the error names every invalid field.
 
+use domain::{CredentialId, Grant, GrantUses, Kind, OpenId, TemplateId};
 use prost_types::Timestamp;
 use server::proto::{
-    CollectRequest, CollectStatus, Credential, EraseUserRequest, GetInventoryRequest, GetStockRequest, RefusalReason,
+    CollectRequest, CollectStatus, Credential, CredentialKind, EraseUserRequest, GetInventoryRequest, GetStockRequest,
+    RefusalReason,
 };
+use store::credentials::Packed;
 use testing::Redis;
 use tonic::Code;
 
@@ -24,6 +27,16 @@ async fn bad_credentials_are_refused_and_good_ones_are_stored() {
         (form("o User", "f"), RefusalReason::BadOpenid),
         (form("oUser\u{7}", "f"), RefusalReason::BadOpenid),
         (form("oÜser", "f"), RefusalReason::BadOpenid),
+        (form("undefined", "f"), RefusalReason::BadOpenid),
+        (prepay("null", "wx1"), RefusalReason::BadOpenid),
+        (form("[object Object]", "f"), RefusalReason::BadOpenid),
+        (form("oUser", "undefined"), RefusalReason::NoValue),
+        (form("oUser", "null"), RefusalReason::NoValue),
+        (prepay("oUser", "NaN"), RefusalReason::NoValue),
+        (form("oUser", "[object Object]"), RefusalReason::NoValue),
+        (prepay("oUser", "prepay_id="), RefusalReason::EmptyId),
+        (prepay("oUser", "prepay_id=undefined"), RefusalReason::NoValue),
+        (prepay("oUser", "requestFormId:fail"), RefusalReason::RequestFailed),
         (form("oUser", ""), RefusalReason::EmptyId),
         (prepay("oUser", ""), RefusalReason::EmptyId),
         (Credential { right: None, ..form("oUser", "") }, RefusalReason::EmptyId),
@@ -57,6 +70,63 @@ async fn bad_credentials_are_refused_and_good_ones_are_stored() {
     let store = redis.store().await;
     assert_eq!(stored(&store, "oGood").await.len(), bad.len());
     assert!(stored(&store, "oUser").await.is_empty());
+}
+
+#[tokio::test]
+async fn refused_text_for_a_missing_value_is_named() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let credentials = vec![form("undefined", "f"), form("oUser", "null")];
+    let results = client.collect(request(credentials)).await.unwrap().into_inner().results;
+    let messages: Vec<_> = results.iter().map(|result| result.message.as_str()).collect();
+    let expected = [
+        "openid must not be \"undefined\", which programs write for a missing value",
+        "the id must not be \"null\", which programs write for a missing value",
+    ];
+    assert_eq!(messages, expected);
+}
+
+#[tokio::test]
+async fn prefix_of_the_payment_api_makes_a_prepay_id() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let credentials = vec![
+        prepay("oUser", "prepay_id=wx1"),
+        form("oUser", "prepay_id=wx2"),
+        prepay("oUser", "wx1"),
+        form("oUser", "wx2"),
+    ];
+    use CollectStatus::{Duplicate, Stored};
+    assert_eq!(collect(&mut client, credentials).await.unwrap(), [Stored, Stored, Duplicate, Duplicate]);
+    let mut ids = stored(&redis.store().await, "oUser").await;
+    ids.sort();
+    assert_eq!(ids, ["wx1", "wx2"]);
+    let kinds = inventory(&mut client, "oUser").await.kinds;
+    assert_eq!(kinds.len(), 1);
+    assert_eq!((kinds[0].kind(), kinds[0].credentials, kinds[0].messages), (CredentialKind::PrepayId, 2, 6));
+}
+
+/// Older releases stored what is refused now. It can be looked at and erased.
+#[tokio::test]
+async fn user_whom_an_older_release_took_in_can_be_read_and_erased() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    let store = redis.store().await;
+    let openid = OpenId::existing("undefined").unwrap();
+    let old = |id: &str, kind| {
+        let id = CredentialId::existing(id).unwrap();
+        let expiry = (testing::now() + DAY) as u32;
+        Packed::new(openid.clone(), &domain::Credential { kind, id, uses: 1, expiry })
+    };
+    let grant = Grant { template: TemplateId::existing("null").unwrap(), uses: GrantUses::Count(2) };
+    let stored =
+        [old("null", Kind::FormId), old("prepay_id=wx1", Kind::PrepayId), Packed::grant(openid.clone(), &grant, None)];
+    store.collect(&app(), store.bucket_of(&openid), &stored).await.unwrap();
+    assert_eq!(inventory(&mut client, "undefined").await.messages, 4);
+    let stock = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap().into_inner();
+    assert_eq!((stock.reachable_users, stock.templates[0].template_id.as_str()), (1, "null"));
+    let request = EraseUserRequest { app_id: APP.into(), openid: "undefined".into() };
+    assert_eq!(client.erase_user(request).await.unwrap().into_inner().messages, 4);
 }
 
 #[tokio::test]

@@ -10,7 +10,10 @@ use domain::{AppId, OpenId};
 use prost_types::Timestamp;
 use server::proto::collector_service_client::CollectorServiceClient;
 use server::proto::credential::Right;
-use server::proto::{CollectRequest, CollectResponse, CollectStatus, CollectStreamRequest, Credential};
+use server::proto::{
+    CollectRequest, CollectResponse, CollectStatus, CollectStreamRequest, Credential, EventAction, GetInventoryRequest,
+    GetInventoryResponse, ReportEventsRequest, ReportEventsResponse,
+};
 use store::Store;
 use store::record::Record;
 use testing::Redis;
@@ -132,6 +135,21 @@ pub fn batch(sequence: u64, credentials: Vec<Credential>) -> CollectStreamReques
 pub async fn collect(client: &mut Client, credentials: Vec<Credential>) -> Result<Vec<CollectStatus>, Status> {
     let CollectResponse { results } = client.collect(request(credentials)).await?.into_inner();
     Ok(results.iter().map(|result| result.status()).collect())
+}
+
+pub async fn inventory(client: &mut Client, openid: &str) -> GetInventoryResponse {
+    let request = GetInventoryRequest { app_id: APP.into(), openid: openid.into() };
+    client.get_inventory(request).await.unwrap().into_inner()
+}
+
+/// Calls ReportEvents without a signature.
+pub async fn report(client: &mut Client, body: &str) -> Result<ReportEventsResponse, Status> {
+    let request = ReportEventsRequest { app_id: APP.into(), body: body.into(), ..ReportEventsRequest::default() };
+    client.report_events(request).await.map(tonic::Response::into_inner)
+}
+
+pub fn actions(response: &ReportEventsResponse) -> Vec<(EventAction, u32)> {
+    response.results.iter().map(|result| (result.action(), result.messages)).collect()
 }
 
 /// The ids of the credentials that the store holds for a user.

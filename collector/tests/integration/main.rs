@@ -4,6 +4,7 @@
 mod bad_input;
 mod collecting;
 mod edge;
+mod events;
 mod failover;
 mod fixture;
 mod grants;

@@ -9,6 +9,7 @@
 //! | `POST rejections` | `{app_id, rejections: [Subscription]}` | `{}` |
 //! | `POST withdrawals` | `{app_id, withdrawals: [Subscription]}` | `{}` |
 //! | `GET deliveries` | `?app_id=&openid=&after=&limit=` | `{deliveries: [Delivery]}` |
+//! | `POST events` | `{app_id, events: [Push]}` | `{}` |
 //! | `GET events` | `?app_id=&openid=&after=&limit=` | `{events: [Event]}` |
 //! | `GET books` | `?app_id=`, or nothing for all | [`Books`](crate::Books) |
 //! | `GET settings` | | [`Settings`](crate::Settings) |
@@ -29,7 +30,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Granting, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer};
+use crate::{Granting, Push, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer};
 
 /// Large enough for several 100,000 submissions or grants in one call.
 const LARGEST_BODY: usize = 128 * 1024 * 1024;
@@ -45,7 +46,7 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/sandbox/rejections", post(reject))
         .route("/sandbox/withdrawals", post(withdraw))
         .route("/sandbox/deliveries", get(deliveries))
-        .route("/sandbox/events", get(events))
+        .route("/sandbox/events", get(events).post(push))
         .route("/sandbox/books", get(books))
         .route("/sandbox/settings", get(settings).put(change_settings))
         .route("/sandbox/faults", get(faults).post(add_faults).delete(clear_faults))
@@ -149,6 +150,19 @@ struct Withdrawals {
 async fn withdraw(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
     let Withdrawals { app_id, withdrawals } = read(&body)?;
     sandbox.withdraw(&app_id, withdrawals)?;
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Events {
+    app_id: String,
+    events: Vec<Push>,
+}
+
+async fn push(State(sandbox): State<Sandbox>, body: Bytes) -> Outcome {
+    let Events { app_id, events } = read(&body)?;
+    sandbox.push(&app_id, events)?;
     done()
 }
 

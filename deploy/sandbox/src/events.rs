@@ -2,17 +2,19 @@
 
 use std::fmt::Write as _;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha1_smol::Sha1;
 
 use crate::Settings;
 use crate::clock::SECOND;
 use crate::kept::Entry;
+use crate::push::{CHANGE, POPUP, Push};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventFormat {
-    /// `{"ToUserName": .., "List": ..}`. The list is an object if it has one item. Numbers are strings.
+    /// `{"ToUserName": .., "List": ..}`.
     #[default]
     Json,
     /// `<xml><ToUserName>..`. Each item is an element inside one that is named after the event.
@@ -26,6 +28,23 @@ impl EventFormat {
             Self::Xml => "text/xml; charset=utf-8",
         }
     }
+}
+
+/// Where the items of an event are. WeChat's documents show all of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventShape {
+    /// In JSON in `List`, which is an object if there is one item. In XML as in [`EventShape::Nested`].
+    #[default]
+    List,
+    /// In JSON in `List`, which is always an array.
+    Array,
+    /// In JSON in an array that is named after the event.
+    Direct,
+    /// In JSON and in XML in `List`, inside what is named after the event.
+    Nested,
+    /// As in [`EventShape::Nested`], but in a change event inside what is named after the popup event.
+    Old,
 }
 
 /// An event as it is posted to the callback.
@@ -63,18 +82,23 @@ pub(crate) enum News {
     Change { templates: Vec<String> },
     /// The result of the delivery of an accepted message.
     Sent { template_id: String, msgid: u64, error_code: i32, error_status: String },
+    /// What a caller of the control API asked for.
+    Asked(Push),
 }
 
+type Field = (&'static str, String);
+
 /// The fields of one item of the list, in WeChat's order.
-type Item = Vec<(&'static str, String)>;
+type Item = Vec<Field>;
 
 impl News {
-    /// The name of the event, and of the element that holds the list in XML.
-    fn names(&self) -> (&'static str, &'static str) {
+    /// The name of the event, and of the element that holds the list in XML, if there is a list.
+    fn names(&self) -> (&str, Option<&'static str>) {
         match self {
-            Self::Popup { .. } => ("subscribe_msg_popup_event", "SubscribeMsgPopupEvent"),
-            Self::Change { .. } => ("subscribe_msg_change_event", "SubscribeMsgChangeEvent"),
-            Self::Sent { .. } => ("subscribe_msg_sent_event", "SubscribeMsgSentEvent"),
+            Self::Popup { .. } => (POPUP.0, Some(POPUP.1)),
+            Self::Change { .. } => (CHANGE.0, Some(CHANGE.1)),
+            Self::Sent { .. } => ("subscribe_msg_sent_event", Some("SubscribeMsgSentEvent")),
+            Self::Asked(push) => (&push.event, push.element()),
         }
     }
 
@@ -82,17 +106,21 @@ impl News {
         let answered = |template_id: &String, status: &str| {
             vec![("TemplateId", template_id.clone()), ("SubscribeStatusString", status.to_owned())]
         };
+        let asked = |template_id, status| {
+            let mut item = answered(template_id, status);
+            // Scene 0: a page of the mini program opened the pop-up.
+            item.push(("PopupScene", "0".to_owned()));
+            item
+        };
         match self {
             Self::Popup { templates, accepted } => {
                 let status = if *accepted { "accept" } else { "reject" };
-                let item = |template_id| {
-                    let mut item = answered(template_id, status);
-                    // Scene 0: a page of the mini program opened the pop-up.
-                    item.push(("PopupScene", "0".to_owned()));
-                    item
-                };
-                templates.iter().map(item).collect()
+                templates.iter().map(|template_id| asked(template_id, status)).collect()
             }
+            Self::Asked(push) if push.event == POPUP.0 => {
+                push.decisions.iter().map(|one| asked(&one.template_id, &one.status)).collect()
+            }
+            Self::Asked(push) => push.decisions.iter().map(|one| answered(&one.template_id, &one.status)).collect(),
             Self::Change { templates } => templates.iter().map(|template_id| answered(template_id, "reject")).collect(),
             Self::Sent { template_id, msgid, error_code, error_status } => vec![vec![
                 ("TemplateId", template_id.clone()),
@@ -109,17 +137,23 @@ impl Event {
         let timestamp = now_ms / SECOND;
         let nonce = rand::random::<u32>().to_string();
         let (event, element) = news.names();
-        let head = vec![
+        let created = if let News::Asked(push) = news { push.created_at } else { None };
+        let mut head = vec![
             ("ToUserName", account(app_id)),
             ("FromUserName", openid.to_owned()),
-            ("CreateTime", timestamp.to_string()),
+            ("CreateTime", created.unwrap_or(timestamp).to_string()),
             ("MsgType", "event".to_owned()),
             ("Event", event.to_owned()),
         ];
-        let format = settings.callback_format;
+        if element.is_none() {
+            head.push(("OpenID", openid.to_owned()));
+        }
+        let (format, shape) = (settings.callback_format, settings.callback_shape);
+        let is_old = shape == EventShape::Old && element == Some(CHANGE.1);
+        let list = element.map(|element| (if is_old { POPUP.1 } else { element }, news.items()));
         let body = match format {
-            EventFormat::Json => json(&head, &news.items()),
-            EventFormat::Xml => xml(&head, element, &news.items()),
+            EventFormat::Json => json(&head, list, shape, settings.callback_numbers),
+            EventFormat::Xml => xml(&head, list),
         };
         let signature = signature(&settings.callback_token, &timestamp.to_string(), &nonce);
         Self { number, openid: openid.to_owned(), format, body, timestamp, nonce, signature }
@@ -140,52 +174,57 @@ fn signature(token: &str, timestamp: &str, nonce: &str) -> String {
     Sha1::from(parts.concat()).digest().to_string()
 }
 
-/// Serializes fields as a JSON object, in their order.
-struct Fields<'a>(&'a [(&'static str, String)]);
-
-impl Serialize for Fields<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+fn json(head: &[Field], list: Option<(&str, Vec<Item>)>, shape: EventShape, numbers: bool) -> String {
+    let mut fields = values(head, numbers);
+    if let Some((element, items)) = list {
+        let mut items: Vec<_> = items.iter().map(|item| object(&values(item, numbers))).collect();
+        let list = match &mut items[..] {
+            [only] if shape == EventShape::List => std::mem::take(only),
+            several => format!("[{}]", several.join(",")),
+        };
+        fields.push(match shape {
+            EventShape::List | EventShape::Array => ("List", list),
+            EventShape::Direct => (element, list),
+            EventShape::Nested | EventShape::Old => (element, object(&[("List", list)])),
+        });
     }
+    object(&fields)
 }
 
-fn json(head: &[(&'static str, String)], items: &[Item]) -> String {
-    #[derive(Serialize)]
-    #[serde(untagged)]
-    enum List<'a> {
-        One(Fields<'a>),
-        Several(Vec<Fields<'a>>),
-    }
-    #[derive(Serialize)]
-    struct Body<'a> {
-        #[serde(flatten)]
-        head: Fields<'a>,
-        #[serde(rename = "List")]
-        list: List<'a>,
-    }
-    let list = match items {
-        [only] => List::One(Fields(only)),
-        several => List::Several(several.iter().map(|item| Fields(item)).collect()),
+/// The fields, with their values as JSON.
+fn values(fields: &[Field], numbers: bool) -> Vec<(&str, String)> {
+    const NUMBERS: [&str; 4] = ["CreateTime", "PopupScene", "MsgID", "ErrorCode"];
+    let is_number = |name| numbers && NUMBERS.contains(&name);
+    let json = |name, text: &String| {
+        if is_number(name) { text.clone() } else { Value::from(text.as_str()).to_string() }
     };
-    // Cannot fail: the body is only strings under the names of fields.
-    serde_json::to_string(&Body { head: Fields(head), list }).unwrap_or_default()
+    fields.iter().map(|(name, text)| (*name, json(*name, text))).collect()
 }
 
-fn xml(head: &[(&'static str, String)], element: &str, items: &[Item]) -> String {
+/// An object with these fields, in their order. The values are JSON already.
+fn object(fields: &[(&str, String)]) -> String {
+    let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+fn xml(head: &[Field], list: Option<(&str, Vec<Item>)>) -> String {
     let mut text = String::from("<xml>");
     write_elements(&mut text, head);
-    _ = write!(text, "<{element}>");
-    for item in items {
-        text.push_str("<List>");
-        write_elements(&mut text, item);
-        text.push_str("</List>");
+    if let Some((element, items)) = list {
+        _ = write!(text, "<{element}>");
+        for item in items {
+            text.push_str("<List>");
+            write_elements(&mut text, &item);
+            text.push_str("</List>");
+        }
+        _ = write!(text, "</{element}>");
     }
-    _ = write!(text, "</{element}></xml>");
+    text.push_str("</xml>");
     text
 }
 
 /// Writes texts as character data, as WeChat does, and numbers without it.
-fn write_elements(text: &mut String, fields: &[(&'static str, String)]) {
+fn write_elements(text: &mut String, fields: &[Field]) {
     for (name, value) in fields {
         // Writing to a string cannot fail.
         _ = if value.bytes().all(|b| b.is_ascii_digit()) {
@@ -204,7 +243,11 @@ mod tests {
     const AT: u64 = 1_714_036_504;
 
     fn body(format: EventFormat, news: &News) -> String {
-        let settings = Settings { callback_format: format, ..Settings::default() };
+        shaped(Settings { callback_format: format, ..Settings::default() }, news)
+    }
+
+    /// The body after its first fields.
+    fn shaped(settings: Settings, news: &News) -> String {
         let event = Event::new(1, "wx1", "openid-1", news, AT * SECOND + 999, &settings);
         assert_eq!((event.timestamp, event.openid.as_str()), (AT, "openid-1"));
         let head = format!(
@@ -288,5 +331,55 @@ mod tests {
             "<ErrorStatus><![CDATA[user_refuse]]></ErrorStatus></List></SubscribeMsgSentEvent></xml>"
         );
         assert!(xml.ends_with(expected), "{xml}");
+    }
+    #[test]
+    fn items_are_where_the_shape_has_them() {
+        let news = News::Change { templates: templates(&["a"]) };
+        let item = r#"{"TemplateId":"a","SubscribeStatusString":"reject"}"#;
+        for (shape, expected) in [
+            (EventShape::List, format!(r#""List":{item}"#)),
+            (EventShape::Array, format!(r#""List":[{item}]"#)),
+            (EventShape::Direct, format!(r#""SubscribeMsgChangeEvent":[{item}]"#)),
+            (EventShape::Nested, format!(r#""SubscribeMsgChangeEvent":{{"List":[{item}]}}"#)),
+            (EventShape::Old, format!(r#""SubscribeMsgPopupEvent":{{"List":[{item}]}}"#)),
+        ] {
+            let settings = Settings { callback_shape: shape, ..Settings::default() };
+            let expected = format!(r#""Event":"subscribe_msg_change_event",{expected}}}"#);
+            assert_eq!(shaped(settings, &news), expected);
+            let settings = Settings { callback_shape: shape, callback_format: EventFormat::Xml, ..Settings::default() };
+            let xml = shaped(settings, &news);
+            assert_eq!(xml.contains("<SubscribeMsgPopupEvent><List><TemplateId>"), shape == EventShape::Old, "{xml}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_numbers_in_json_if_asked() {
+        let (template_id, error_status) = ("7".to_owned(), "refuse \"me\"".to_owned());
+        let news = News::Sent { template_id, msgid: u64::MAX, error_code: -1, error_status };
+        let settings = Settings { callback_numbers: true, ..Settings::default() };
+        let event = Event::new(1, "wx1", "1", &news, AT * SECOND, &settings);
+        let body: Value = serde_json::from_str(&event.body).unwrap();
+        let list = serde_json::json!({
+            "TemplateId": "7", "MsgID": u64::MAX, "ErrorCode": -1, "ErrorStatus": "refuse \"me\"",
+        });
+        assert_eq!((&body["CreateTime"], &body["FromUserName"], &body["List"]), (&AT.into(), &"1".into(), &list));
+    }
+
+    #[test]
+    fn asked_event_has_its_words_and_time() {
+        let decisions = vec![crate::Decision { template_id: "a".into(), status: "acceptWithAudio".into() }];
+        let popup = Push { decisions, created_at: Some(7), ..Push::new(POPUP.0, "openid-1") };
+        let event = Event::new(1, "wx1", "openid-1", &News::Asked(popup), AT * SECOND, &Settings::default());
+        let sent: Value = serde_json::from_str(&event.body).unwrap();
+        assert_eq!((event.timestamp, &sent["CreateTime"]), (AT, &"7".into()), "the signature is made now");
+        let item = serde_json::json!({
+            "TemplateId": "a", "SubscribeStatusString": "acceptWithAudio", "PopupScene": "0",
+        });
+        assert_eq!(sent["List"], item);
+        let revoked = News::Asked(Push::new("user_authorization_revoke", "openid-1"));
+        let expected = r#""Event":"user_authorization_revoke","OpenID":"openid-1"}"#;
+        assert_eq!(body(EventFormat::Json, &revoked), expected);
+        let xml = body(EventFormat::Xml, &revoked);
+        assert!(xml.ends_with("</Event><OpenID><![CDATA[openid-1]]></OpenID></xml>"), "{xml}");
     }
 }

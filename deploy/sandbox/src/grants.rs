@@ -132,7 +132,7 @@ impl Grants {
 }
 
 /// Events contain both texts, and XML cannot represent control characters.
-fn check(openid: &str, template_id: &str) -> Result<(), &'static str> {
+pub(crate) fn check(openid: &str, template_id: &str) -> Result<(), &'static str> {
     match (openid, template_id) {
         ("", _) => Err("openid is empty"),
         (_, "") => Err("template_id is empty"),

@@ -38,7 +38,7 @@
 //! - `message`: the bodies of both. `keywords`: what the values of a subscription message may be.
 //! - `msgids`: message ids.
 //! - `answer`: errcodes, and answers as JSON.
-//! - `events`: WeChat's events. `callback`: posts them.
+//! - `events`: WeChat's events. `push`: those that a caller asks for. `callback`: posts them.
 //! - `rules`, `faults`: fault rules, and which of them fires. `wire`: connections that break on request.
 //! - `kept`: bounded numbered lists. `settings`, `clock`, `lock`.
 
@@ -59,6 +59,7 @@ mod lock;
 mod message;
 mod msgids;
 mod pace;
+mod push;
 mod rights;
 mod rules;
 mod sandbox;
@@ -75,10 +76,11 @@ use tokio::net::TcpListener;
 
 pub use book::Delivery;
 pub use books::{Books, Counts, EventCounts, GrantCounts};
-pub use events::{Event, EventFormat};
+pub use events::{Event, EventFormat, EventShape};
 pub use grants::{Granting, Subscription};
 pub use kept::Reading;
 pub use message::Keyword;
+pub use push::{Decision, Push};
 pub use rights::{Kind, Submission};
 pub use rules::{Endpoint, FaultKind, Match, Rule};
 pub use sandbox::{Refused, Sandbox};

@@ -17,6 +17,7 @@ use crate::grants::popups;
 use crate::lock::lock;
 use crate::message::Fingerprints;
 use crate::msgids::MsgIds;
+use crate::push::{self, Push};
 use crate::tokens::Tokens;
 use crate::{
     Books, Delivery, Event, Granting, Reading, Rule, Settings, Submission, Subscription, clock, control, wechat,
@@ -155,6 +156,21 @@ impl Sandbox {
     /// The app does not exist, or a withdrawal is invalid (the error names its index).
     pub fn withdraw(&self, app_id: &str, withdrawals: Vec<Subscription>) -> Result<(), Refused> {
         self.end_grants(app_id, "withdrawals", &withdrawals, |templates| News::Change { templates })
+    }
+
+    /// Pushes these events as they are, and changes nothing else. If one is invalid, none is pushed.
+    ///
+    /// # Errors
+    /// The app does not exist, or an event is invalid (the error names its index).
+    pub fn push(&self, app_id: &str, events: Vec<Push>) -> Result<(), Refused> {
+        let app = self.known(app_id)?;
+        push::check_all(&events)?;
+        for event in events {
+            let (openid, times) = (event.openid.clone(), event.times);
+            let news = News::Asked(event);
+            (0..times).for_each(|_| self.tell(&app, &openid, &news));
+        }
+        Ok(())
     }
 
     fn end_grants(

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::api::Api;
-use crate::{EventFormat, Match, Refused};
+use crate::{EventFormat, EventShape, Match, Refused};
 
 /// Selects subscription messages that are accepted, but whose event then reports a failed delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,10 @@ pub struct Settings {
     /// and joined. 3 to 32 letters and digits. Required with a `callback_url`.
     pub callback_token: String,
     pub callback_format: EventFormat,
+    /// Where the body of an event has its items.
+    pub callback_shape: EventShape,
+    /// Whether numbers are numbers in JSON, and not strings.
+    pub callback_numbers: bool,
     /// Delay before a failed event is posted again, in milliseconds. An event is posted three times at most.
     pub callback_retry_ms: u64,
     /// Subscription messages that are accepted but not delivered. The first entry that matches decides.
@@ -126,6 +130,8 @@ impl Default for Settings {
             callback_url: String::new(),
             callback_token: String::new(),
             callback_format: EventFormat::default(),
+            callback_shape: EventShape::default(),
+            callback_numbers: false,
             callback_retry_ms: 1000,
             sent_failures: Vec::new(),
             keep_messages: 20_000_000,

@@ -12,7 +12,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use fixture::*;
-use sandbox::{EventCounts, EventFormat, Granting, Reading, Settings, Subscription};
+use sandbox::{Decision, EventCounts, EventFormat, EventShape, Granting, Push, Reading, Settings, Subscription};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -139,6 +139,35 @@ async fn stored_events_equal_posted_ones_and_need_no_callback() {
     let events = answer["events"].as_array().unwrap();
     assert_eq!((events.len(), &events[0]["number"], &events[0]["format"]), (1, &json!(4), &json!("json")));
     assert_eq!((wechat.books().events.made, server.told().len()), (4, 2));
+}
+
+#[tokio::test]
+async fn asked_events_are_posted_as_they_are_and_change_nothing_else() {
+    let (wechat, server) =
+        telling(Server::default(), json!({"callback_shape": "direct", "callback_numbers": true})).await;
+    let popup = json!({"event": "subscribe_msg_popup_event", "openid": USER, "created_at": 7, "times": 2, "decisions": [
+        {"template_id": "template", "status": "acceptWithAudio"}, {"template_id": "other", "status": "ban"}]});
+    let revoked = json!({"event": "user_authorization_revoke", "openid": USER});
+    let answer = wechat.post("/sandbox/events", json!({"app_id": APP, "events": [popup, revoked]})).await;
+    assert_eq!(answer, json!({}));
+    eventually("all events are accepted", || taken(&wechat, 3)).await;
+    let bodies = server.bodies();
+    let item = |id: &str, status: &str| json!({"TemplateId": id, "SubscribeStatusString": status, "PopupScene": 0});
+    let items = json!([item("template", "acceptWithAudio"), item("other", "ban")]);
+    assert_eq!((&bodies[0]["SubscribeMsgPopupEvent"], &bodies[0]["CreateTime"]), (&items, &json!(7)));
+    assert_eq!(bodies[1], bodies[0]);
+    assert_eq!((&bodies[2]["Event"], &bodies[2]["OpenID"]), (&json!("user_authorization_revoke"), &json!(USER)));
+
+    let token = wechat.stable_token(false).await;
+    assert_eq!(wechat.subscribe(&token, wechat.subscription(USER)).await, 40003, "the user did nothing in the sandbox");
+    let decisions = vec![Decision { template_id: "t".into(), status: "reject".into() }];
+    let change = Push { decisions, ..Push::new("subscribe_msg_change_event", USER) };
+    wechat.sandbox.set_settings(Settings { callback_shape: EventShape::Old, ..Settings::default() }).unwrap();
+    wechat.sandbox.push(APP, vec![change]).unwrap();
+    let events = wechat.sandbox.events(APP, &Reading::default()).unwrap();
+    let body: Value = serde_json::from_str(&events.last().unwrap().body).unwrap();
+    let item = json!({"TemplateId": "t", "SubscribeStatusString": "reject"});
+    assert_eq!((events.len(), &body["SubscribeMsgPopupEvent"]["List"]), (4, &json!([item])));
 }
 
 #[tokio::test]

@@ -212,7 +212,7 @@ fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
         fields.refuse(field, format_args!("must not have more than {MAX_LIST} users"));
         return Vec::new();
     }
-    let parse = |(at, openid): (usize, String)| fields.take(&format!("{field}[{at}]"), OpenId::parse(openid));
+    let parse = |(at, openid): (usize, String)| fields.take(&format!("{field}[{at}]"), OpenId::existing(openid));
     list.into_iter().enumerate().filter_map(parse).collect()
 }
 

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::broadcast::to_all;
+use crate::broadcast::{tally, to_all};
 use crate::fixture::{Fixture, Running, fields, message, reason};
 use clap::Parser as _;
 use dispatcher::settings::{Args, Settings};
 use domain::dependency::Dependency as _;
-use server::proto::{BroadcastRequest, Outcome, TemplateValue};
+use domain::{Credential, CredentialId, Kind, LIFETIME, OpenId};
+use server::proto::{BroadcastRequest, BroadcastState, Outcome, TemplateValue};
 use server::rpc::status::PUSHBACK;
-use testing::{Redis, eventually};
+use store::credentials::Packed;
+use testing::{Redis, eventually, now};
 use tonic::Code;
 
 #[tokio::test]
@@ -72,6 +74,45 @@ async fn each_string_is_checked_for_emptiness_size_and_control_characters() {
         }
     }
     assert_eq!(fixture.left("oUser").await, 1);
+}
+
+#[tokio::test]
+async fn text_for_a_missing_value_is_no_openid_and_no_template() {
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    for bad in ["undefined", "null", "NaN", "[object Object]"] {
+        let mut request = message(bad, "x");
+        request.template_id = bad.into();
+        let status = dispatcher.send(request).await.unwrap_err();
+        assert_eq!(
+            (status.code(), fields(&status)),
+            (Code::InvalidArgument, vec!["openid".into(), "template_id".into()])
+        );
+        assert!(status.message().contains("which programs write for a missing value"), "{status:?}");
+    }
+}
+
+/// The door refuses such a user today.
+#[tokio::test]
+async fn user_whom_an_older_release_took_in_stops_no_broadcast() {
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    let openid = OpenId::existing("undefined").unwrap();
+    let expiry = (now() as u64 + LIFETIME.as_secs()) as u32;
+    let id = CredentialId::existing("null").unwrap();
+    let packed = [Packed::new(openid.clone(), &Credential { kind: Kind::FormId, id, uses: 1, expiry })];
+    fixture.store.collect(&fixture.app(), fixture.store.bucket_of(&openid), &packed).await.unwrap();
+    for user in 0..20 {
+        fixture.submit(&format!("oUser{user}"), 2).await;
+    }
+    let excluding = BroadcastRequest { exclude: vec!["undefined".into()], ..to_all() };
+    for (request, delivered, failed) in [(excluding, 20, 0), (to_all(), 20, 1)] {
+        let id = dispatcher.broadcast(request).await.unwrap().broadcast_id;
+        dispatcher.until(&id, BroadcastState::Done).await;
+        let info = dispatcher.look(&id).await;
+        let failures: u64 = tally(&info).failed.iter().map(|one| one.count).sum();
+        assert_eq!((tally(&info).delivered, failures), (delivered, failed), "{info:?}");
+    }
 }
 
 #[tokio::test]

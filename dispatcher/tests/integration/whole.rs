@@ -11,7 +11,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use clap::Parser as _;
-use sandbox::{EventFormat, Granting, Match, SentFailure, Subscription};
+use sandbox::{Decision, EventFormat, EventShape, Granting, Match, Push, SentFailure, Subscription};
 use server::proto::collector_service_client::CollectorServiceClient;
 use server::proto::{BroadcastRequest, BroadcastState, ReportEventsRequest};
 use testing::eventually;
@@ -80,7 +80,7 @@ async fn callback(client: CollectorServiceClient<Channel>) -> String {
 async fn connected(format: EventFormat) -> (Fixture, Collector) {
     let fixture = Fixture::subscribing().await;
     let tokens = fixture.file("callback-tokens.toml", &format!("[callback_tokens]\n{APP} = \"{TOKEN}\"\n"));
-    let collector = Collector::start(&fixture, &["--callback-tokens", &tokens]).await;
+    let collector = Collector::start(&fixture, &["--callback-tokens", &tokens, "--erase-on-revoke", APP]).await;
     let settings = sandbox::Settings {
         callback_url: callback(collector.client.clone()).await,
         callback_token: TOKEN.into(),
@@ -126,6 +126,46 @@ async fn events_deliver_user_decisions_and_delivery_failures() {
         assert_eq!(reason(&dispatcher.send(message("oUser", "no")).await.unwrap_err()), "NO_CREDENTIAL");
         fixture.assert_settled(0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_shape_that_the_sandbox_pushes_is_understood() {
+    let (fixture, _collector) = connected(EventFormat::Json).await;
+    let formats = [(EventFormat::Json, false), (EventFormat::Json, true), (EventFormat::Xml, false)];
+    let shapes = [EventShape::List, EventShape::Array, EventShape::Direct, EventShape::Nested, EventShape::Old];
+    let all = formats.into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
+    for (number, ((format, numbers), shape)) in all.enumerate() {
+        let settings = fixture.sandbox.settings();
+        let settings =
+            sandbox::Settings { callback_format: format, callback_shape: shape, callback_numbers: numbers, ..settings };
+        fixture.sandbox.set_settings(settings).unwrap();
+        let user = format!("oUser{number}");
+        let at = |seconds: i64| Some((testing::now() + seconds) as u64);
+        let push = |event: &str, seconds, decisions: &[(&str, &str)]| {
+            let decision = |(template, status): &(&str, &str)| Decision {
+                template_id: (*template).into(),
+                status: (*status).into(),
+            };
+            let decisions = decisions.iter().map(decision).collect();
+            Push { created_at: at(seconds), decisions, times: 2, ..Push::new(event, &user) }
+        };
+        let (popup, change) = ("subscribe_msg_popup_event", "subscribe_msg_change_event");
+        let events = vec![
+            push(popup, -90, &[("t1", "accept"), ("t2", "acceptWithAlert"), ("t3", "ban"), ("t4", "nonsense")]),
+            push(change, -80, &[("t1", "reject")]),
+            // Older than what the user said last.
+            push(popup, -85, &[("t1", "acceptWithAudio"), ("t2", "acceptWithForcePush")]),
+            push(popup, -70, &[("last", "accept")]),
+        ];
+        fixture.sandbox.push(APP, events).unwrap();
+        eventually("the last event is processed", SOON, async || fixture.granted(&user, "last").await == 1).await;
+        for (template, messages) in [("t1", 0), ("t2", 2), ("t3", 0), ("t4", 0)] {
+            assert_eq!(fixture.granted(&user, template).await, messages, "{template}, {format:?} {shape:?}");
+        }
+        fixture.sandbox.push(APP, vec![push("user_authorization_revoke", 0, &[])]).unwrap();
+        eventually("the user is erased", SOON, async || fixture.granted(&user, "t2").await == 0).await;
+    }
+    assert_eq!(fixture.sandbox.books(Some(APP)).unwrap().events.given_up, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

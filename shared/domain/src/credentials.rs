@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Malformed, TemplateId, visible};
+use crate::ids::{Malformed, TemplateId, given, visible};
 
 /// How long WeChat accepts a form id or a prepay id, counted from the form submission or the payment.
 pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -51,6 +51,9 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CredentialId(Box<str>);
 
+/// What the payment API puts before a prepay id, in the `package` that it returns.
+const PREPAY_PREFIX: &str = "prepay_id=";
+
 /// Texts that WeChat's client library gives a mini program in place of a form id, and why each is refused.
 const NO_FORM_IDS: [(&str, Refusal); 3] = [
     ("the formId is a mock one", Refusal::MockFormId),
@@ -59,7 +62,8 @@ const NO_FORM_IDS: [(&str, Refusal); 3] = [
 ];
 
 impl CredentialId {
-    /// Parses the id of a credential, and refuses the texts that WeChat gives in place of one.
+    /// Parses the id of a credential that a caller sends, and refuses the texts that WeChat, or a program, gives in
+    /// place of one.
     ///
     /// The length is not fixed: 32 hex digits, 13 digits, 36 characters on iOS, and `wx` with 30 or more digits have
     /// all been seen.
@@ -68,12 +72,30 @@ impl CredentialId {
         if let Some((_, refusal)) = NO_FORM_IDS.iter().find(|(start, _)| text.starts_with(start)) {
             return Err(*refusal);
         }
-        match visible(&text, MAX_ID) {
+        match given(&text, MAX_ID) {
             Ok(()) => Ok(Self(text)),
             Err(Malformed::Empty) => Err(Refusal::EmptyId),
             Err(Malformed::TooLong(_)) => Err(Refusal::IdTooLong),
+            Err(Malformed::NoValue(text)) => Err(Refusal::NoValue(text)),
             Err(Malformed::BadCharacters | Malformed::NotAnAppId) => Err(Refusal::BadCharacters),
         }
+    }
+
+    /// Parses a form id or prepay id. With the prefix of the payment API, which is taken off, it is a prepay id,
+    /// whatever the caller took it for.
+    pub fn parse_as(kind: Kind, text: impl Into<Box<str>>) -> Result<(Kind, Self), Refusal> {
+        let text = text.into();
+        if let Some(id) = text.strip_prefix(PREPAY_PREFIX) {
+            return Ok((Kind::PrepayId, Self::parse(id)?));
+        }
+        Ok((kind, Self::parse(text)?))
+    }
+
+    /// Reads an id from Redis, where an older release may have stored one that [`CredentialId::parse`] refuses.
+    pub fn existing(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
+        let text = text.into();
+        visible(&text, MAX_ID)?;
+        Ok(Self(text))
     }
 
     pub fn as_str(&self) -> &str {
@@ -139,6 +161,8 @@ pub enum Refusal {
     DevelopVersion,
     #[error("requestFormId:fail is WeChat's error text, not a form id")]
     RequestFailed,
+    #[error("the id must not be {0:?}, which programs write for a missing value")]
+    NoValue(&'static str),
     #[error("obtained_at is not a valid timestamp")]
     BadTime,
     #[error("obtained_at lies in the future")]
@@ -200,9 +224,38 @@ mod tests {
             ("with space", Refusal::BadCharacters),
             ("bell\u{7}", Refusal::BadCharacters),
             ("é", Refusal::BadCharacters),
+            ("undefined", Refusal::NoValue("undefined")),
+            ("null", Refusal::NoValue("null")),
+            ("NaN", Refusal::NoValue("NaN")),
+            ("[object Object]", Refusal::NoValue("[object Object]")),
         ] {
             assert_eq!(CredentialId::parse(text).unwrap_err(), refusal, "{text:?}");
+            for kind in [Kind::FormId, Kind::PrepayId] {
+                assert_eq!(CredentialId::parse_as(kind, text).unwrap_err(), refusal, "{text:?}");
+                let prefixed = format!("prepay_id={text}");
+                assert_eq!(CredentialId::parse_as(kind, prefixed.as_str()).unwrap_err(), refusal, "{prefixed:?}");
+            }
         }
+    }
+
+    #[test]
+    fn prefix_of_the_payment_api_is_taken_off() {
+        let id = "wx201410272009395522657a690389285100";
+        for kind in [Kind::FormId, Kind::PrepayId] {
+            let parsed =
+                |text: &str| CredentialId::parse_as(kind, text).map(|(kind, id)| (kind, id.as_str().to_owned()));
+            assert_eq!(parsed(id), Ok((kind, id.to_owned())));
+            assert_eq!(parsed(&format!("prepay_id={id}")), Ok((Kind::PrepayId, id.to_owned())));
+            assert_eq!(parsed(&format!("prepay_id={}", "x".repeat(MAX_ID))), Ok((Kind::PrepayId, "x".repeat(MAX_ID))));
+        }
+    }
+
+    #[test]
+    fn refused_id_that_an_older_release_stored_is_read_back() {
+        for text in ["undefined", "null", "requestFormId:fail", "prepay_id=wx1"] {
+            assert_eq!(CredentialId::existing(text).unwrap().as_str(), text);
+        }
+        assert_eq!(CredentialId::existing("a b").unwrap_err(), Malformed::BadCharacters);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Values of these types are valid by construction: requests are parsed once, at the rpc edge, and the code behind it
 //! relies on that. `Debug` shows no openid, so that a log line cannot leak one by accident.
+//!
+//! The door has the stricter rule: `parse` also refuses what programs write for a missing value. An older release may
+//! have stored such a text, so what Redis returns, and a user who is looked up or erased, is read by `existing`.
 
 use std::fmt;
 
@@ -19,6 +22,9 @@ pub const MAX_TEMPLATE_ID: usize = 64;
 /// The maximum length of a request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 128;
 
+/// Texts that programs write in place of a missing value, and send as if they were an id.
+const NO_VALUES: [&str; 4] = ["undefined", "null", "NaN", "[object Object]"];
+
 /// Why a string is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
@@ -30,6 +36,8 @@ pub enum Malformed {
     BadCharacters,
     #[error("must consist of ASCII letters, digits, '_' and '-'")]
     NotAnAppId,
+    #[error("must not be {0:?}, which programs write for a missing value")]
+    NoValue(&'static str),
 }
 
 /// Checks the rule that all of WeChat's ids follow: visible ASCII, from one byte to `bound` bytes.
@@ -39,6 +47,14 @@ pub fn visible(text: &str, bound: usize) -> Result<(), Malformed> {
         _ if text.len() > bound => Err(Malformed::TooLong(bound)),
         _ if !text.bytes().all(|byte| byte.is_ascii_graphic()) => Err(Malformed::BadCharacters),
         _ => Ok(()),
+    }
+}
+
+/// Checks an id that a caller sends: [`visible`], and not a text that programs write for a missing value.
+pub fn given(text: &str, bound: usize) -> Result<(), Malformed> {
+    match NO_VALUES.iter().find(|no_value| **no_value == text) {
+        Some(no_value) => Err(Malformed::NoValue(no_value)),
+        None => visible(text, bound),
     }
 }
 
@@ -80,8 +96,15 @@ impl fmt::Debug for AppId {
 pub struct OpenId(Box<str>);
 
 impl OpenId {
-    /// Parses an openid: visible ASCII, at most [`MAX_OPENID`] bytes.
+    /// Parses an openid that a caller sends: visible ASCII, at most [`MAX_OPENID`] bytes, no [`Malformed::NoValue`].
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
+        let text = text.into();
+        given(&text, MAX_OPENID)?;
+        Ok(Self(text))
+    }
+
+    /// Reads an openid that may be in Redis, where an older release may have stored a [`Malformed::NoValue`].
+    pub fn existing(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_OPENID)?;
         Ok(Self(text))
@@ -106,14 +129,23 @@ pub struct TemplateId(Box<str>);
 impl TryFrom<String> for TemplateId {
     type Error = Malformed;
 
+    /// Reads the template of a stored broadcast.
     fn try_from(text: String) -> Result<Self, Malformed> {
-        Self::parse(text)
+        Self::existing(text)
     }
 }
 
 impl TemplateId {
-    /// Parses a template id: visible ASCII, at most [`MAX_TEMPLATE_ID`] bytes.
+    /// Parses a template id that a caller sends: visible ASCII, at most [`MAX_TEMPLATE_ID`] bytes, no
+    /// [`Malformed::NoValue`].
     pub fn parse(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
+        let text = text.into();
+        given(&text, MAX_TEMPLATE_ID)?;
+        Ok(Self(text))
+    }
+
+    /// Reads a template id that may be in Redis, where an older release may have stored a [`Malformed::NoValue`].
+    pub fn existing(text: impl Into<Box<str>>) -> Result<Self, Malformed> {
         let text = text.into();
         visible(&text, MAX_TEMPLATE_ID)?;
         Ok(Self(text))
@@ -154,6 +186,23 @@ mod tests {
     #[test]
     fn debug_output_hides_openids() {
         assert_eq!(format!("{:?}", OpenId::parse("oABC").unwrap()), "OpenId(..)");
+    }
+
+    #[test]
+    fn text_for_a_missing_value_is_refused_at_the_door_and_read_back() {
+        for text in ["undefined", "null", "NaN"] {
+            let refused = Malformed::NoValue(text);
+            assert_eq!(OpenId::parse(text), Err(refused));
+            assert_eq!(TemplateId::parse(text), Err(refused));
+            assert_eq!(OpenId::existing(text).unwrap().as_str(), text);
+            assert_eq!(TemplateId::existing(text).unwrap().as_str(), text);
+        }
+        let sentence = OpenId::parse("[object Object]").unwrap_err().to_string();
+        assert_eq!(sentence, "must not be \"[object Object]\", which programs write for a missing value");
+        assert_eq!(OpenId::existing("[object Object]"), Err(Malformed::BadCharacters), "no release stored a space");
+        for text in ["Undefined", "nullable", "oNaN", "null0"] {
+            assert!(OpenId::parse(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

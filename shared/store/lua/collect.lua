@@ -1,14 +1,19 @@
 -- Stores credentials of users of one bucket. Repeating the call changes nothing, because stored records are recognized.
 -- A grant adds uses to the grants of its template, so it needs a dedup key, unless it is a long-term subscription. The
--- key is the caller's, or one made for this call. The latter is kept while the call may be resent.
+-- key is the caller's, or one made for this call. The latter is kept while the call may be resent. A use that the user
+-- accepted before a known rejection is not stored; see void.lua for the user's decisions about a template. The times of
+-- acceptances are kept for an hour: WeChat gives up an event within a minute, so only a caller's own queue delays one
+-- for longer, and a million acceptances a day would need 200 MB more.
 --
--- KEYS  1 users  2 ledger  then the dedup key of each grant that has one
+-- KEYS  1 users  2 ledger  then the dedup key of each grant that has one, followed by the user's decisions if WeChat
+--       reported it
 -- ARGV  1 cap on records per user  2 seconds to keep the dedup key of a grant
 --       then for each credential: openid, and its record (see records.lua). The record of a grant has the number of
 --       uses to add in place of the expiry (0: it is a long-term subscription). Its flags are 128 without a dedup key,
---       160 with the caller's, and 161 with one made for this call. Its id is the template.
+--       160 with the caller's, and 161 with one made for this call. They are 162 for one use that WeChat reported: then
+--       the time when the user accepted is in place of the expiry. Its id is the template.
 --       e.g. EVALSHA sha 2 formid:{wx1:7}:users formid:{wx1:7}:ledger 120 86400 oUser1 <record> oUser2 <record>
--- Reply  the indexes (from 0, in the order given) of those that were stored already
+-- Reply  the indexes (from 0, in the order given) of those that were stored already, or rejected later
 --- @include head/records head/stock head/cap head/grants
 assert(#KEYS >= 2 and #ARGV >= 4 and #ARGV % 2 == 0, 'collect: wrong number of arguments')
 
@@ -25,13 +30,23 @@ for i = 1, count do
   local field = changed[openid] or fields[i]
   if flags >= 128 then
     -- Becomes the field with the added uses, or nil if the grant was collected before.
-    local new, left, uses = true
-    if flags >= 160 then
+    local new, left, uses = true, nil, expiry_at(record, 1)
+    if flags == 162 then
+      local once, decided, at = KEYS[keys_used + 1], KEYS[keys_used + 2], uses
+      keys_used, uses = keys_used + 2, 1
+      local rejected = tonumber(redis.call('ZSCORE', decided, 'reject') or 0)
+      new = at >= rejected and redis.call('SET', once, 1, 'NX', 'EX', ARGV[2])
+      if new and at > rejected then
+        redis.call('ZADD', decided, at, at)
+        -- The rejection is the first.
+        redis.call('ZREMRANGEBYRANK', decided, 1, -128)
+        if redis.call('TTL', decided) < 3600 then redis.call('EXPIRE', decided, 3600) end
+      end
+    elseif flags >= 160 then
       keys_used = keys_used + 1
       new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', flags == 161 and 60 or ARGV[2])
     end
     if new then
-      uses = expiry_at(record, 1)
       new, left = add_uses(field or '', sub(record, 6, -2), uses)
     end
     if new then

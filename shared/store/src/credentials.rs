@@ -27,6 +27,8 @@ pub struct Packed {
     pub kind: Kind,
     record: Box<[u8]>,
     once: Option<OnceKey>,
+    /// The template of an acceptance that WeChat reported, which counts only if no later rejection is known.
+    accepted: Option<TemplateId>,
 }
 
 impl Packed {
@@ -37,7 +39,7 @@ impl Packed {
     pub fn new(openid: OpenId, credential: &Credential) -> Self {
         let mut record = Vec::new();
         record::pack(credential, &mut record);
-        Self { openid, kind: credential.kind, record: record.into(), once: None }
+        Self { openid, kind: credential.kind, record: record.into(), once: None, accepted: None }
     }
 
     /// Packs a grant for a user. With a dedup key, the grant counts once. Without a key, each packed grant counts, but
@@ -48,7 +50,14 @@ impl Packed {
             (None, GrantUses::Count(_)) => (Known::Call, Some(OnceKey(rand::random()))),
             (None, GrantUses::LongTerm) => (Known::Itself, None),
         };
-        Self { openid, kind: Kind::Grant, record: record::pack_grant(grant, known).into(), once }
+        Self { openid, kind: Kind::Grant, record: record::pack_grant(grant, known).into(), once, accepted: None }
+    }
+
+    /// Packs one use of a template that the user accepted at this time, in seconds since 1970. It counts once, and not
+    /// if a later rejection is known ([`Store::void`]).
+    pub fn accept(openid: OpenId, template: TemplateId, once: OnceKey, at: u32) -> Self {
+        let record = record::pack_accept(&template, at).into();
+        Self { openid, kind: Kind::Grant, record, once: Some(once), accepted: Some(template) }
     }
 }
 
@@ -77,13 +86,14 @@ impl Store {
         debug_assert!(credentials.len() <= MAX_COLLECT);
         let keys = BucketKeys::new(app, bucket);
         let (users, ledger) = (keys.users(), keys.ledger());
-        let once: Vec<_> = credentials.iter().filter_map(|credential| credential.once).collect();
+        let mut dedup = Vec::new();
+        for credential in credentials {
+            dedup.extend(credential.once.map(|key| keys.once(key)));
+            dedup.extend(credential.accepted.as_ref().map(|template| keys.decided(&credential.openid, template)));
+        }
         self.redis()?
             .invoke(&scripts::COLLECT, |command| {
-                command.arg(2 + once.len()).arg(&users).arg(&ledger);
-                for key in &once {
-                    command.arg(keys.once(*key));
-                }
+                command.arg(2 + dedup.len()).arg(&users).arg(&ledger).arg(&dedup);
                 command.arg(self.inner.cap).arg(self.inner.keep_once.as_secs());
                 for credential in credentials {
                     command.arg(credential.openid.as_str()).arg(&*credential.record);
@@ -123,7 +133,7 @@ impl Store {
                 continue;
             }
             let template = match credential.kind {
-                Kind::Grant => TemplateId::parse(credential.id.as_str()).ok(),
+                Kind::Grant => TemplateId::existing(credential.id.as_str()).ok(),
                 Kind::FormId | Kind::PrepayId => None,
             };
             let available = inventory.entry((credential.kind, template)).or_default();
@@ -138,25 +148,52 @@ impl Store {
         Ok(inventory)
     }
 
-    /// Revokes the grants of a template because the user rejected it. Returns how many messages they permitted. A
-    /// leased use of them ends by WeChat's answer to its message. Returns `None`, and changes nothing, if the same
-    /// event was reported before.
+    /// Revokes the grants of a template because the user rejected it at this time, in seconds since 1970. Returns how
+    /// many messages they permitted. As many as the user is known to have accepted since then stay. A leased use ends
+    /// by WeChat's answer to its message. Returns `None`, and changes nothing, if the same event was reported before.
     pub async fn void(
         &self,
         app: &AppId,
         openid: &OpenId,
         template: &TemplateId,
         once: OnceKey,
+        at: u32,
     ) -> Result<Option<u32>, Error> {
         let keys = self.keys(app, openid);
         let voided: i64 = self
             .redis()?
             .invoke(&scripts::VOID, |command| {
-                command.arg(3).arg(keys.users()).arg(keys.ledger()).arg(keys.once(once));
-                command.arg(openid.as_str()).arg(template.as_str()).arg(self.inner.keep_once.as_secs());
+                command.arg(4).arg(keys.users()).arg(keys.ledger()).arg(keys.once(once));
+                command.arg(keys.decided(openid, template));
+                command.arg(openid.as_str()).arg(template.as_str()).arg(self.inner.keep_once.as_secs()).arg(at);
             })
             .await?;
         Ok(u32::try_from(voided).ok())
+    }
+
+    /// Whether the user is known to have rejected the template after this time, in seconds since 1970.
+    pub async fn rejected_after(
+        &self,
+        app: &AppId,
+        openid: &OpenId,
+        template: &TemplateId,
+        at: u32,
+    ) -> Result<bool, Error> {
+        let key = self.keys(app, openid).decided(openid, template);
+        let rejected: Option<f64> = self.redis()?.run(redis::cmd("ZSCORE").arg(key).arg("reject")).await?;
+        Ok(rejected.is_some_and(|rejected| rejected > f64::from(at)))
+    }
+
+    /// Whether an event about the user was processed before ([`Store::set_processed`]).
+    pub async fn is_processed(&self, app: &AppId, openid: &OpenId, once: OnceKey) -> Result<bool, Error> {
+        self.redis()?.run(redis::cmd("EXISTS").arg(self.keys(app, openid).once(once))).await
+    }
+
+    /// Records that an event about the user was processed. For an event whose processing is safe to repeat until then.
+    pub async fn set_processed(&self, app: &AppId, openid: &OpenId, once: OnceKey) -> Result<(), Error> {
+        let mut command = redis::cmd("SET");
+        command.arg(self.keys(app, openid).once(once)).arg(1).arg("EX").arg(self.inner.keep_once.as_secs());
+        self.redis()?.run(&command).await
     }
 
     /// Deletes everything stored for a user. Returns how many messages it permitted.

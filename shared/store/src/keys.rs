@@ -11,6 +11,7 @@
 //! | `..:leases` | messages in flight or with unknown outcome; the reaper ends each |
 //! | `..:ledger` | eight counters |
 //! | `..:request:ID` | expires, by default after 24 h |
+//! | `..:decided:USER:TEMPLATE` | at most 128 members; expires after an hour, after a rejection as `..:once:KEY` |
 //! | `..:once:KEY`, `..:failed:MSGID` | expire after one day and two days, or later if older events are still accepted |
 //! | `..:stock`, `..:swept` | expire |
 //! | `..:broadcast:ID:*` | a broadcast's part in the bucket: audience, in flight, tally, undelivered, permits, msgids of an hour; expire |
@@ -23,7 +24,7 @@
 //! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted` | expire |
 
 use super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
-use domain::{AppId, OpenId, RequestId};
+use domain::{AppId, OpenId, RequestId, TemplateId};
 
 /// Holds the number of buckets that this Redis was first used with. The bucket of a user must never change.
 pub const BUCKETS: &str = "formid:buckets";
@@ -81,6 +82,12 @@ impl BucketKeys {
     pub fn once(&self, key: OnceKey) -> String {
         let hex: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
         self.key(&format!("once:{hex}"))
+    }
+
+    /// Sorted set: when a user last rejected a template, and when the user accepted it since, see `collect.lua` and
+    /// `void.lua`. The openid is hashed as in [`request_name`].
+    pub fn decided(&self, openid: &OpenId, template: &TemplateId) -> String {
+        self.key(&format!("decided:{:016x}:{}", fnv1a(openid.as_str()), template.as_str()))
     }
 
     /// String: the delivery failure that WeChat reported for this message.
@@ -309,6 +316,7 @@ mod tests {
             let mut names =
                 vec![keys.leases(), keys.ledger(), keys.request(&user, &request), keys.stock(), keys.swept()];
             names.extend([keys.once(OnceKey([7; 16])), keys.failed(MsgId(u64::MAX))]);
+            names.push(keys.decided(&user, &TemplateId::parse("{t}").unwrap()));
             let part = keys.broadcast(&broadcast);
             names.extend([part.todo(), part.flight(), part.tally(), part.data(), part.undelivered(), part.excluded()]);
             names.extend([part.sent(), part.permits(), keys.broadcasts()]);

@@ -5,13 +5,14 @@ use std::fmt;
 
 /// The Redis type of each kind of key. A kind is the name after the hash tag, by parts: `*` matches any part, and at
 /// the end all remaining parts.
-const KINDS: [(&str, &str); 31] = [
+const KINDS: [(&str, &str); 32] = [
     ("buckets", "string"),
     ("users", "hash"),
     ("leases", "hash"),
     ("ledger", "hash"),
     ("request:*", "string"),
     ("once:*", "string"),
+    ("decided:*", "zset"),
     ("failed:*", "string"),
     ("stock", "string"),
     ("swept", "string"),
@@ -85,7 +86,7 @@ mod tests {
     use super::super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
     use super::super::keys::{BUCKETS, BroadcastKeys, Bucket, BucketKeys, stops, token, token_forced, token_lock};
     use super::*;
-    use domain::{AppId, OpenId, RequestId};
+    use domain::{AppId, OpenId, RequestId, TemplateId};
 
     #[test]
     fn every_key_has_a_kind_that_reveals_no_user() {
@@ -100,6 +101,7 @@ mod tests {
             ("hash", keys.ledger()),
             ("string", keys.request(&user, &request)),
             ("string", keys.once(OnceKey([7; 16]))),
+            ("zset", keys.decided(&user, &TemplateId::parse("t:1").unwrap())),
             ("string", keys.failed(MsgId(7))),
             ("string", keys.stock()),
             ("string", keys.swept()),

@@ -69,19 +69,31 @@ pub enum Known {
     Key = SUSPECT as isize,
     /// By a key made for one call, which is kept while that call may be resent.
     Call = SUSPECT as isize + 1,
+    /// By the dedup key of an event of WeChat, see [`pack_accept`].
+    Event = SUSPECT as isize + 2,
 }
 
 /// Packs a grant in the form that the collect script takes. It has the count in place of the expiry, unlike a stored
 /// record.
 pub fn pack_grant(grant: &Grant, known: Known) -> Vec<u8> {
-    let template = grant.template.as_str().as_bytes();
     let count = match grant.uses {
         // A count of 0 would be read as a long-term subscription.
         GrantUses::Count(count) => u32::from(count.clamp(1, MAX_GRANT)),
         GrantUses::LongTerm => 0,
     };
+    pack_item(count, known, &grant.template)
+}
+
+/// Packs one use that the user accepted at this time, in seconds since 1970, in the form that the collect script takes.
+/// It has the time in place of the count.
+pub fn pack_accept(template: &TemplateId, at: u32) -> Vec<u8> {
+    pack_item(at, Known::Event, template)
+}
+
+fn pack_item(number: u32, known: Known, template: &TemplateId) -> Vec<u8> {
+    let template = template.as_str().as_bytes();
     let mut item = Vec::with_capacity(OVERHEAD + template.len());
-    item.extend_from_slice(&count.to_be_bytes());
+    item.extend_from_slice(&number.to_be_bytes());
     item.push(((Kind::Grant as u8) << KIND_SHIFT) | known as u8);
     item.extend_from_slice(template);
     item.push((template.len() - 1) as u8);
@@ -154,7 +166,7 @@ pub fn read(flags: u8, expiry: u32, tail: &[u8]) -> Result<Record, Corrupt> {
 
 fn template_of(bytes: &[u8]) -> Result<TemplateId, Corrupt> {
     let text = std::str::from_utf8(bytes).map_err(|_| Corrupt::BadId)?;
-    TemplateId::parse(text).map_err(|_| Corrupt::BadId)
+    TemplateId::existing(text).map_err(|_| Corrupt::BadId)
 }
 
 fn id_of(bytes: &[u8], hex: bool) -> Result<CredentialId, Corrupt> {
@@ -163,7 +175,7 @@ fn id_of(bytes: &[u8], hex: bool) -> Result<CredentialId, Corrupt> {
     } else {
         String::from_utf8(bytes.to_vec()).map_err(|_| Corrupt::BadId)?
     };
-    CredentialId::parse(text).map_err(|_| Corrupt::BadId)
+    CredentialId::existing(text).map_err(|_| Corrupt::BadId)
 }
 
 fn is_lowercase_hex(id: &str) -> bool {
@@ -248,6 +260,19 @@ mod tests {
             assert_eq!(item(GrantUses::Count(uses), Known::Call), [&count.to_be_bytes()[..], b"\xa1t1\x01"].concat());
         }
         assert_eq!(item(GrantUses::LongTerm, Known::Key), [&[0; 4][..], b"\xa0t1\x01"].concat());
+        assert_eq!(pack_accept(&template, 7), [&7_u32.to_be_bytes()[..], b"\xa2t1\x01"].concat());
+    }
+
+    #[test]
+    fn id_that_an_older_release_accepted_is_read_back() {
+        for id in ["undefined", "null", "NaN", "requestFormId:fail", "prepay_id=wx1"] {
+            let mut field = Vec::new();
+            let id = CredentialId::existing(id).unwrap();
+            pack(&Credential { kind: Kind::PrepayId, id: id.clone(), uses: 1, expiry: 1 }, &mut field);
+            field.extend([&[255; 4][..], b"\x81undefined\x80\x09"].concat());
+            let ids: Vec<_> = unpack(&field).map(|record| record.unwrap().credential.id).collect();
+            assert_eq!(ids, [CredentialId::existing("undefined").unwrap(), id]);
+        }
     }
 
     proptest! {

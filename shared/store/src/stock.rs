@@ -279,7 +279,7 @@ impl Store {
 }
 
 fn template(id: String) -> Result<TemplateId, Error> {
-    TemplateId::parse(id).map_err(|_| super::record::Corrupt::BadId.into())
+    TemplateId::existing(id).map_err(|_| super::record::Corrupt::BadId.into())
 }
 
 fn kind(number: u8) -> Result<Kind, Error> {

@@ -23,7 +23,19 @@ struct Sample {
 
 fn sample() -> impl Strategy<Value = Sample> {
     let template = "[!-~]{1,64}|[ -~é]{0,70}";
-    let word = select(vec!["accept", "reject", "ban", "0", "-1", "43101", "18446744073709551615", "1e3", "a < b & c"]);
+    let word = select(vec![
+        "accept",
+        "acceptWithAudio",
+        "reject",
+        "ban",
+        "maybe",
+        "0",
+        "-1",
+        "43101",
+        "18446744073709551615",
+        "1e3",
+        "a < b & c",
+    ]);
     let item = (template, [word.clone(), word.clone(), word]);
     let item = item.prop_map(|(template, words)| (template.trim_ascii().to_owned(), words.map(str::to_owned)));
     (select(Event::ALL.to_vec()), -1..=5_000_000_000_i64, vec(item, 1..5)).prop_map(|(event, created, items)| Sample {
@@ -139,6 +151,7 @@ fn check(error: EventError) -> Result<(), TestCaseError> {
 fn read(body: &[u8]) -> Result<(), TestCaseError> {
     match parse(body) {
         Err(error) => check(error)?,
+        Ok(Report::Revocation { of, .. }) => of.err().map_or(Ok(()), check)?,
         Ok(Report::Other { name }) => {
             prop_assert!(name.is_none_or(|name| domain::visible(&name, 64).is_ok()))
         }
@@ -146,7 +159,10 @@ fn read(body: &[u8]) -> Result<(), TestCaseError> {
             prop_assert!(pushed.items.len() <= MAX_ITEMS && pushed.created >= 0);
             for item in &pushed.items {
                 match item {
-                    Ok(item) => prop_assert_eq!(pushed.once_key(item).is_none(), matches!(item, Item::Outcome { .. })),
+                    Ok(item) => {
+                        let decided = matches!(item, Item::Decision { status: Status::Accept | Status::Reject, .. });
+                        prop_assert_eq!(pushed.once_key(item).is_some(), decided);
+                    }
                     Err(error) => check(*error)?,
                 }
             }

@@ -1,6 +1,7 @@
 //! Valid bodies as WeChat posts them, and invalid ones.
 
 mod garbled;
+mod shapes;
 
 use std::time::Duration;
 
@@ -155,8 +156,6 @@ fn only_predefined_xml_references_are_resolved() {
 fn unreadable_bodies_give_specific_errors() {
     let long = format!("{{{}}}", " ".repeat(MAX_BODY));
     for (body, sentence) in [
-        ("", "body must not be empty"),
-        (" \n", "body must not be empty"),
         ("success", "body is neither XML nor JSON: it must begin with '<' or '{'"),
         ("[{}]", "body is neither XML nor JSON: it must begin with '<' or '{'"),
         (&long, "body must not be longer than 65536 bytes"),
@@ -194,7 +193,8 @@ fn fields_that_all_items_need_are_checked() {
         ("1610969440", "1610969440000", "body.CreateTime is out of range"),
         ("\"List\"", "\"Lists\"", "body.List is missing"),
         ("[]", "null", "body.List is not an object with fields"),
-        ("[]", "[],\"SubscribeMsgPopupEvent\":[]", "body.SubscribeMsgPopupEvent is not an object with fields"),
+        ("[]", "[],\"SubscribeMsgPopupEvent\":7", "body.SubscribeMsgPopupEvent is not an object with fields"),
+        ("[]", "[],\"SubscribeMsgPopupEvent\":{}", "body.List is missing"),
     ] {
         assert_eq!(error(good.replace(from, to)), sentence);
     }
@@ -229,14 +229,32 @@ fn invalid_item_is_reported_by_place_and_others_are_kept() {
 }
 
 #[test]
-fn change_event_is_reject_and_popup_event_is_accept_or_reject() {
-    let item = |status: &str| format!(r#"{{"TemplateId":"t","SubscribeStatusString":"{status}"}}"#);
-    for status in ["accept", "ban"] {
-        let sentence = "body.List[0].SubscribeStatusString is not reject, the only status of this event";
-        assert_eq!(item_error(&json(Event::Change, &item(status))), sentence);
+fn each_word_of_wechat_is_a_status_and_any_other_a_bad_item() {
+    let item = |word: &str| format!(r#"{{"TemplateId":"t","SubscribeStatusString":"{word}"}}"#);
+    for (word, status) in [
+        ("accept", Status::Accept),
+        ("acceptWithAudio", Status::Accept),
+        ("acceptWithAlert", Status::Accept),
+        ("acceptWithForcePush", Status::Accept),
+        ("reject", Status::Reject),
+        ("ban", Status::NotAsked),
+        ("filter", Status::NotAsked),
+    ] {
+        assert_eq!(pushed(&json(Event::Popup, &item(word))).items, [decision("t", status, None)], "{word}");
+        let change = json(Event::Change, &item(word));
+        if status == Status::Accept {
+            let sentence = "body.List[0].SubscribeStatusString is not reject, the only status of this event";
+            assert_eq!(item_error(&change), sentence, "{word}");
+        } else {
+            assert_eq!(pushed(&change).items, [decision("t", status, None)], "{word}");
+        }
     }
-    let sentence = "body.List[0].SubscribeStatusString is neither accept nor reject";
-    assert_eq!(item_error(&json(Event::Popup, &item("ban"))), sentence);
+    let unknown =
+        "body.List[0].SubscribeStatusString is not a word that WeChat documents, such as accept, reject or ban";
+    for (event, word) in [(Event::Popup, "maybe"), (Event::Popup, "Accept"), (Event::Popup, ""), (Event::Change, "no")]
+    {
+        assert_eq!(item_error(&json(event, &item(word))), unknown, "{word}");
+    }
     let scene = json(Event::Popup, r#"{"TemplateId":"t","SubscribeStatusString":"accept","PopupScene":"x"}"#);
     assert_eq!(item_error(&scene), "body.List[0].PopupScene is not a whole number");
 }

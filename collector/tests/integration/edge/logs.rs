@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use server::proto::EraseUserRequest;
+use server::proto::{EraseUserRequest, ReportEventsRequest};
 use testing::tls::{Authority, channel};
 use testing::{CallersFile, Process, Redis, bearer, eventually, free_port};
 
@@ -57,7 +57,7 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
     let pair = authority.server();
     pair.write(&path("cert"), &path("key"));
     std::fs::write(path("ca"), &authority.pem).unwrap();
-    let table = format!("token_sha256 = ['TOKEN({TOKEN})']\napps = ['*']\npermissions = ['read', 'erase']");
+    let table = format!("token_sha256 = ['TOKEN({TOKEN})']\napps = ['*']\npermissions = ['read', 'erase', 'collect']");
     let callers = CallersFile::new(&[("privacy-team", &table)]);
     let hash = std::fs::read_to_string(callers.path()).unwrap().split('\'').nth(1).unwrap().to_owned();
     assert_eq!(hash.len(), 64);
@@ -73,6 +73,8 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
         "trace",
         "--drain-wait",
         "0s",
+        "--erase-on-revoke",
+        APP,
     ]);
     command.args(callers.flags()).stderr(Stdio::from(File::create(path("log")).unwrap()));
     for (flag, name) in [("--tls-cert", "cert"), ("--tls-key", "key"), ("--tls-client-ca", "ca")] {
@@ -83,6 +85,12 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
     let mut client = Client::new(channel(address, &authority.pem, Some(&client_pair)));
     let erase = || EraseUserRequest { app_id: APP.into(), openid: "oCANARYuser".into() };
     eventually("it serves", SOON, async || client.erase_user(bearer(TOKEN, erase())).await.is_ok()).await;
+    let body = format!(
+        r#"{{"MsgType":"event","Event":"user_authorization_revoke","OpenID":"oCANARYuser","CreateTime":{}}}"#,
+        testing::now()
+    );
+    let event = ReportEventsRequest { app_id: APP.into(), body: body.into(), ..ReportEventsRequest::default() };
+    client.report_events(bearer(TOKEN, event)).await.unwrap();
     client.erase_user(bearer("CANARYwrong", erase())).await.unwrap_err();
     client.erase_user(erase()).await.unwrap_err();
     let strange = Authority::new("other").client("spiffe://test/CANARYother");
@@ -100,8 +108,10 @@ async fn log_has_no_tokens_hashes_or_keys_but_who_erased() {
     assert_eq!(process.wait(SOON).await, Some(0));
 
     let log = std::fs::read_to_string(path("log")).unwrap();
-    let audit = log.lines().find(|line| line.contains("EraseUser")).expect("no audit event");
-    assert!(audit.contains("privacy-team") && audit.contains(APP), "{audit}");
+    for did in ["EraseUser", "user_authorization_revoke"] {
+        let audit = log.lines().find(|line| line.contains(did)).expect("no audit event");
+        assert!(audit.contains("privacy-team") && audit.contains(APP), "{audit}");
+    }
     let key_lines = pair.key.lines().chain(client_pair.key.lines()).filter(|line| !line.starts_with("-----"));
     for secret in ["CANARY", &hash, &hash.to_uppercase()].into_iter().chain(key_lines) {
         let found = log.lines().find(|line| line.contains(secret));

@@ -16,7 +16,8 @@ pub fn broadcast(did: &'static str, caller: &Caller, app: &AppId, id: &str, ever
     info!(target: "audit", did, caller, app, broadcast = id, everyone, audience, "audit");
 }
 
-/// Logs that all data of a user was erased. `messages` is how many messages the erased credentials permitted.
-pub fn erased(caller: &Caller, app: &AppId, messages: u32) {
-    info!(target: "audit", did = "EraseUser", caller = caller.name(), app = app.as_str(), messages, "audit");
+/// Logs that all data of a user was erased, by EraseUser or by an event of WeChat. `messages` is how many messages the
+/// erased credentials permitted.
+pub fn erased(did: &'static str, caller: &Caller, app: &AppId, messages: u32) {
+    info!(target: "audit", did, caller = caller.name(), app = app.as_str(), messages, "audit");
 }

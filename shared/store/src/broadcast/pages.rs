@@ -125,7 +125,10 @@ impl Part<'_> {
     pub async fn in_flight(&self) -> Result<Vec<OpenId>, Error> {
         let (_, part) = self.keys();
         let openids: Vec<String> = self.store.redis()?.run(redis::cmd("SMEMBERS").arg(part.flight())).await?;
-        openids.into_iter().map(|openid| OpenId::parse(openid).map_err(|_| unexpected("an invalid openid"))).collect()
+        openids
+            .into_iter()
+            .map(|openid| OpenId::existing(openid).map_err(|_| unexpected("an invalid openid")))
+            .collect()
     }
 
     /// Takes over the messages of these users whose leases are past their deadline, at most [`PAGE`] users. If the
@@ -211,7 +214,7 @@ fn page_keys(command: &mut Cmd, keys: &BucketKeys, part: &PartKeys) {
 fn ready(mut reply: Reply, owner: LeaseId) -> Result<Vec<Ready>, Error> {
     let mut found = Vec::new();
     while !reply.is_empty() {
-        let openid = OpenId::parse(reply.next::<String>()?).map_err(|_| unexpected("an invalid openid"))?;
+        let openid = OpenId::existing(reply.next::<String>()?).map_err(|_| unexpected("an invalid openid"))?;
         found.push(Ready { openid, lease: reply.lease(owner)?, data: reply.next()? });
     }
     Ok(found)

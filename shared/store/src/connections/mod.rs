@@ -46,7 +46,7 @@ pub use url::{BadUrl, RedisUrl};
 /// The plain commands that the store uses, as they are named in metrics.
 pub(super) const COMMANDS: &str = "CONFIG EXISTS EXPIRE GET HDEL HGET HGETALL HLEN HMGET HSET PING SCARD SCRIPT SET SETNX \
     SMEMBERS TYPE XAUTOCLAIM XCLAIM XPENDING XREADGROUP ZADD ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZREM ZREMRANGEBYSCORE ZREVRANGE \
-    ZREVRANGEBYLEX";
+    ZREVRANGEBYLEX ZSCORE";
 
 #[derive(Clone)]
 pub struct RedisConfig {

@@ -18,6 +18,9 @@ use crate::raw::Raw;
 
 pub const HOUR: i64 = 3600;
 
+/// When users decide about templates in tests where that does not matter.
+pub const DECIDED: u32 = 1_800_000_000;
+
 /// Leases of half an hour. No duration here is a whole number of hours, and time only advances by whole hours
 /// ([`Fixture::advance`]), so no test depends on the exact time.
 pub const TERMS: LeaseTerms = LeaseTerms {
@@ -75,6 +78,12 @@ impl Fixture {
     /// Collects a grant. False if it is a duplicate.
     pub async fn grant(&self, user: &OpenId, id: &str, uses: GrantUses, once: Option<OnceKey>) -> bool {
         let packed = packed_grant(user, id, uses, once);
+        self.store.collect(&self.app, self.store.bucket_of(user), &[packed]).await.unwrap().is_empty()
+    }
+
+    /// Collects a use of a template that WeChat reported. False if it does not count.
+    pub async fn accept(&self, user: &OpenId, id: &str, once: OnceKey, at: u32) -> bool {
+        let packed = Packed::accept(user.clone(), template(id), once, at);
         self.store.collect(&self.app, self.store.bucket_of(user), &[packed]).await.unwrap().is_empty()
     }
 

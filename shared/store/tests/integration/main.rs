@@ -4,7 +4,7 @@
 //! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, compared with [`model`], a store in plain Rust;
 //!   [`permit_sequences`]: random sequences about the number of permitted messages;
 //! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the guarantees one by one;
-//! - [`grants`], [`long_term`], [`void`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
+//! - [`grants`], [`long_term`], [`void`], [`decisions`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
 //!   failures;
 //! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: states, tasks and rates of a broadcast;
 //!   [`broadcast_audience`], [`broadcast_pages`], [`broadcast_recent`]: its audience, and how each message ends;
@@ -29,6 +29,7 @@ mod broadcast_recent;
 mod broadcast_sequences;
 mod broadcast_tasks;
 mod concurrency;
+mod decisions;
 mod elsewhere;
 mod erased;
 mod fixture;

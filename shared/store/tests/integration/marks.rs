@@ -9,7 +9,7 @@ use store::eligibility::Eligibility;
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Reaped, Request, Settle, SettleReply};
 
 use crate::broadcast::{Broadcast, end};
-use crate::fixture::{Fixture, TERMS, form_id, leased, marks, next, request, template, user};
+use crate::fixture::{DECIDED, Fixture, TERMS, form_id, leased, marks, next, request, template, user};
 
 const VERDICTS: [LeaseEnd; 7] = [
     LeaseEnd::Consume,
@@ -211,7 +211,7 @@ async fn user_with_only_a_send_lock_is_not_reachable() {
         fixture.grant(&anna, "t1", GrantUses::Count(1), None).await;
         let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
         let key = OnceKey([u8::from(comes_back); 16]);
-        assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), key).await.unwrap(), Some(0));
+        assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), key, DECIDED).await.unwrap(), Some(0));
         assert_eq!(reachable().await, (0, 1));
         assert_eq!(fixture.stored(&anna).await, []);
         assert_eq!(fixture.store.inventory(&fixture.app, &anna, 0).await.unwrap().len(), 0);

@@ -21,7 +21,9 @@ use store::{Error, Store, StoreConfig};
 use testing::{Redis, eventually, store_config};
 
 use crate::broadcast::{draft, recipient, two_whole_broadcasts};
-use crate::fixture::{BRIEF, Fixture, TERMS, any_kind, form_id, leased, next, prepay_id, request, template, user};
+use crate::fixture::{
+    BRIEF, DECIDED, Fixture, TERMS, any_kind, form_id, leased, next, prepay_id, request, template, user,
+};
 
 macro_rules! assert_unavailable {
     ($($call:expr),+ $(,)?) => {
@@ -46,7 +48,14 @@ pub async fn a_whole_life(fixture: &Fixture) {
     fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
     let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
     fixture.settle(&anna, lease.id, LeaseEnd::Unknown).await;
-    assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), OnceKey([2; 16])).await.unwrap(), Some(40));
+    assert!(fixture.accept(&anna, "t1", OnceKey([3; 16]), DECIDED - 1).await);
+    let voided = fixture.store.void(&fixture.app, &anna, &template("t1"), OnceKey([2; 16]), DECIDED).await.unwrap();
+    assert_eq!(voided, Some(41));
+    assert!(fixture.store.rejected_after(&fixture.app, &anna, &template("t1"), DECIDED - 1).await.unwrap());
+    assert!(!fixture.accept(&anna, "t1", OnceKey([4; 16]), DECIDED - 1).await);
+    assert!(!fixture.store.is_processed(&fixture.app, &anna, OnceKey([5; 16])).await.unwrap());
+    fixture.store.set_processed(&fixture.app, &anna, OnceKey([5; 16])).await.unwrap();
+    assert!(fixture.store.is_processed(&fixture.app, &anna, OnceKey([5; 16])).await.unwrap());
     for bucket in fixture.store.buckets() {
         fixture.store.sweep(&fixture.app, bucket, 0, Duration::ZERO).await.unwrap();
     }
@@ -174,7 +183,10 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.records(app, &anna),
             store.touched(app, &anna),
             store.inventory(app, &anna, 0),
-            store.void(app, &anna, &template("t1"), OnceKey([1; 16])),
+            store.void(app, &anna, &template("t1"), OnceKey([1; 16]), DECIDED),
+            store.rejected_after(app, &anna, &template("t1"), DECIDED),
+            store.is_processed(app, &anna, OnceKey([1; 16])),
+            store.set_processed(app, &anna, OnceKey([1; 16])),
             store.fail_late(app, &anna, MsgId(1), &failure),
             store.late_failure(app, &anna, MsgId(1)),
             store.erase(app, &anna),

@@ -18,7 +18,7 @@ use store::retention::KEEP_TOUCH;
 use store::stock::Stock;
 
 use crate::fixture::{
-    Fixture, HOUR, TERMS, any_kind, cases, marks, packed_grant, request, store, template, timeless, user,
+    DECIDED, Fixture, HOUR, TERMS, any_kind, cases, marks, packed_grant, request, store, template, timeless, user,
 };
 use crate::model::{Grant, Held, Item, Model};
 
@@ -263,7 +263,7 @@ impl Run<'_> {
 
     async fn void(&mut self, user: usize, of: &str, key: u8) {
         let (app, openid) = (&self.fixture.app, &self.users[user]);
-        let voided = self.store.void(app, openid, &template(of), once(user, key)).await.unwrap();
+        let voided = self.store.void(app, openid, &template(of), once(user, key), DECIDED).await.unwrap();
         assert_eq!(voided, self.model.void(user, of, key));
     }
 

@@ -5,7 +5,7 @@ use store::credentials::OnceKey;
 use store::leases::{LeaseEnd, LeaseId, Leased, SettleReply};
 use store::stock::Ledger;
 
-use crate::fixture::{Fixture, TERMS, form_id, leased, template, user};
+use crate::fixture::{DECIDED, Fixture, TERMS, form_id, leased, template, user};
 
 const KEY: OnceKey = OnceKey([9; 16]);
 
@@ -24,7 +24,7 @@ async fn rejection_revokes_all_grants_of_its_template_and_no_other() {
         fixture.grant(owner, "t11", GrantUses::Count(2), None).await;
     }
     let bobs = fixture.stored(&bob).await;
-    let void = async |of, key| fixture.store.void(&fixture.app, &anna, &template(of), key).await.unwrap();
+    let void = async |of, key| fixture.store.void(&fixture.app, &anna, &template(of), key, DECIDED).await.unwrap();
     assert_eq!(void("t1", KEY).await, Some(71));
     assert_eq!(fixture.stored(&anna).await, [("t1".to_owned(), 1, false), ("t11".to_owned(), 2, false)]);
     assert_eq!(fixture.stored(&bob).await, bobs);
@@ -44,9 +44,9 @@ async fn rejection_revokes_all_grants_of_its_template_and_no_other() {
 async fn rejection_removes_a_user_without_other_credentials() {
     let (fixture, anna) = (Fixture::new().await, user("oAnna"));
     fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
-    assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(1));
+    assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY, DECIDED).await.unwrap(), Some(1));
     assert_eq!(fixture.store.users(&fixture.app).await.unwrap(), 0);
-    assert_eq!(fixture.store.void(&fixture.app, &user("oBob"), &template("t1"), KEY).await.unwrap(), Some(0));
+    assert_eq!(fixture.store.void(&fixture.app, &user("oBob"), &template("t1"), KEY, DECIDED).await.unwrap(), Some(0));
     assert_eq!(fixture.store.users(&fixture.app).await.unwrap(), 0);
     fixture.assert_sound().await;
 }
@@ -65,7 +65,7 @@ async fn leased_grant_of_a_rejected_template_ends_as_wechat_answers() {
         let fixture = Fixture::new().await;
         fixture.grant(&anna, "t1", GrantUses::Count(40), None).await;
         let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-        assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(39));
+        assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY, DECIDED).await.unwrap(), Some(39));
         assert_eq!(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await, Leased::None);
         fixture.assert_sound().await;
         let settled = fixture.settle(&anna, lease.id, verdict).await;
@@ -91,7 +91,7 @@ async fn long_term_subscription_rejected_while_leased_stays_revoked() {
             let fixture = Fixture::new().await;
             fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await;
             let lease = leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t1").await);
-            assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY).await.unwrap(), Some(0));
+            assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), KEY, DECIDED).await.unwrap(), Some(0));
             if again {
                 assert!(fixture.grant(&anna, "t1", GrantUses::LongTerm, None).await, "accepted again");
             }
