@@ -1,5 +1,5 @@
-//! Parses the lists of users of Broadcast and AddRecipients. A bad user is refused alone: in a long list from a database
-//! there is often one. If no user of a list is good, the whole call is refused, because nothing would be done.
+//! Parses the lists of users of Broadcast and AddRecipients. A bad user is refused alone, because a long list from a
+//! database often has one. If no user of a list is good, the whole call is refused, because nothing would be done.
 
 use std::collections::{HashMap, HashSet};
 

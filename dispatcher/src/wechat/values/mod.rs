@@ -2,8 +2,8 @@
 //! `amount3`) and refuses a message with 47003 if a value does not fit its kind. A failed send could cost a grant, so
 //! values that WeChat certainly refuses are reported before sending.
 //!
-//! What WeChat documents is fine. What its documents exclude and senders report as refused, and what cannot be right, is
-//! wrong. Everything else passes with a warning: senders report values that pass although they are not documented.
+//! What WeChat documents is fine. What its documents exclude and senders report as refused, and what cannot be right,
+//! is wrong. Everything else passes with a warning: senders report values that pass although they are not documented.
 //! Reports also say how WeChat counts: each character as one, Chinese or not.
 
 mod moment;
@@ -41,8 +41,8 @@ struct Length {
     /// The same for a value that has a Chinese character.
     with_chinese: usize,
     longer: Judgement,
-    /// Whether a longer text may be cut: people read it, and understand its beginning. A number, a time, a code or a word
-    /// of a list means something else when it is cut.
+    /// Whether a longer text may be cut: people read it, and understand its beginning. A number, a time, a code or a
+    /// word of a list means something else when it is cut.
     cut: bool,
 }
 
@@ -262,7 +262,8 @@ fn is_digit(c: char) -> bool {
 
 /// Chinese characters, including the extensions.
 fn is_chinese(c: char) -> bool {
-    matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}' | '〇')
+    matches!(c,
+        '〇' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{323af}')
 }
 
 /// True for visible characters that are not letters, digits or emoji.

@@ -1,4 +1,4 @@
-//! Dates and times as WeChat documents them: `2019年10月1日`, `2019年10月`, `10月1日`, or the same numbers with `-`, `/` or
+//! Dates and times as WeChat documents them: `2019年10月1日`, `2019年10月`, `10月1日`, or the numbers with `-`, `/` or
 //! `.` between them; `15:01` or `15:01:30`, alone or after a date; and two of these with `~` between.
 
 /// What a date, a time, or a range of them consists of.
