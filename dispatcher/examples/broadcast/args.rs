@@ -87,6 +87,9 @@ pub struct Args {
     /// Language of the mini program's frame; subscription messages only
     #[arg(long, requires = "template", value_name = "LANG")]
     pub lang: Option<String>,
+    /// Cuts texts that are longer than WeChat permits; subscription messages only
+    #[arg(long, requires = "template")]
+    pub fit: bool,
     /// Sends a message again if its outcome is unknown
     #[arg(long, requires = "template")]
     pub retry_unknown: bool,

@@ -32,8 +32,9 @@ pub async fn preview(client: &mut Client, args: &Args) -> Result<BroadcastPrevie
         return Err("--validate-only checks a single call: at most 10000 users in --list, and in --exclude".into());
     }
     let request = BroadcastRequest { validate_only: true, ..order.first() };
-    let response = client.broadcast(request).await.map_err(|status| words::status(&status))?;
-    Ok(response.into_inner().preview.unwrap_or_default())
+    let response = client.broadcast(request).await.map_err(|status| words::status(&status))?.into_inner();
+    eprint!("{}", words::refused(&response.refused, response.refused_count, 0));
+    Ok(response.preview.unwrap_or_default())
 }
 
 /// Starts the broadcast. Returns its id.
@@ -43,7 +44,9 @@ pub async fn start(client: &mut Client, args: &Args) -> Result<String, String> {
     let request_id = request.request_id.clone();
     let again = |problem| format!("{problem}\nstart again with --request-id {request_id}: nothing is sent twice");
     let response = patiently(async || client.clone().broadcast(request.clone()).await).await.map_err(again)?;
-    let info = response.into_inner().broadcast.unwrap_or_default();
+    let response = response.into_inner();
+    eprint!("{}", words::refused(&response.refused, response.refused_count, 0));
+    let info = response.broadcast.unwrap_or_default();
     eprintln!("broadcast {} (request id {request_id})", info.broadcast_id);
     // Unless the request id found a broadcast that has been started already.
     if !order.fits()
@@ -78,11 +81,17 @@ impl Order {
         // Excluded users first, so that they are never in the audience.
         let mut more: Vec<_> = self.exclude.iter().skip(1).map(|part| add(Vec::new(), part.clone())).collect();
         more.extend(self.list.iter().flatten().skip(1).map(|part| add(part.clone(), Vec::new())));
+        let mut place = self.list.iter().flatten().next().map_or(0, Vec::len);
         for request in more {
             match patiently(async || ok_or_wrong_state(client.clone().add_recipients(request.clone()).await)).await? {
-                Some(added) => eprintln!("{} more users", added.into_inner().added),
+                Some(added) => {
+                    let added = added.into_inner();
+                    eprintln!("{} more users", added.added);
+                    eprint!("{}", words::refused(&added.refused, added.refused_count, place));
+                }
                 None => return Ok(false),
             }
+            place += request.recipients.len();
         }
         let request = StartBroadcastRequest { app_id: self.head.app_id.clone(), broadcast_id: id.to_owned() };
         let mut calls = 0;
@@ -132,6 +141,7 @@ fn order(args: &Args) -> Result<Order, String> {
         delivery: args.delivery.map_or(proto::Delivery::Unspecified, Into::into).into(),
         miniprogram_state: args.miniprogram_state.clone().unwrap_or_default(),
         lang: args.lang.clone().unwrap_or_default(),
+        fit: args.fit,
         ..BroadcastRequest::default()
     };
     Ok(Order { head, list, exclude })

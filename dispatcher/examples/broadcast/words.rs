@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use server::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, PauseReason};
+use server::proto::{BroadcastFailure, BroadcastInfo, BroadcastPreview, BroadcastState, PauseReason, RefusedRecipient};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -106,6 +106,7 @@ pub fn preview(preview: &BroadcastPreview) -> String {
         ("without a credential", preview.no_credential),
         ("messaged not long ago", preview.recently_messaged),
         ("excluded", preview.excluded),
+        ("refused", preview.refused),
     ] {
         if count > 0 {
             let _ = write!(text, "\n{count:>9} {what}");
@@ -113,6 +114,22 @@ pub fn preview(preview: &BroadcastPreview) -> String {
     }
     if let Some(duration) = preview.duration {
         let _ = write!(text, "\nat the configured rate it would take {duration}");
+    }
+    text
+}
+
+/// Number of refused users that are shown.
+const SHOWN: usize = 10;
+
+/// The users of a part of the list who are refused. `place` is the number of users before the part.
+pub fn refused(refused: &[RefusedRecipient], count: u32, place: usize) -> String {
+    let mut text = String::new();
+    if count > 0 {
+        let _ = writeln!(text, "{count} of the list are refused and get no message:");
+    }
+    for RefusedRecipient { index, field, description } in refused.iter().take(SHOWN) {
+        let field = field.split_once("].").map_or(field.as_str(), |(_, field)| field);
+        let _ = writeln!(text, "  user {} of the list: {field} {description}", place + *index as usize + 1);
     }
     text
 }

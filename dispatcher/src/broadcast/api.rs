@@ -214,17 +214,23 @@ impl Broadcasts {
         Ok(())
     }
 
-    /// Adds users to the list of a held broadcast.
-    pub async fn add_recipients(
-        &self,
-        id: &BroadcastId,
-        recipients: &[Recipient],
-        exclude: &[OpenId],
-    ) -> Result<Added, Failure> {
+    /// Returns a broadcast whose list can still be added to, without its tally.
+    pub async fn held(&self, id: &BroadcastId) -> Result<BroadcastView, Failure> {
         let record = self.context.broadcast(id).await?;
         if record.state != State::Pending || record.scheduled {
             return Err(wrong_state(record.state, record.scheduled));
         }
+        Ok(BroadcastView { spec: Spec::decode(&record.spec)?, record, tally: None })
+    }
+
+    /// Adds users to the list of a held broadcast.
+    pub async fn add_recipients(
+        &self,
+        BroadcastView { record, .. }: &BroadcastView,
+        recipients: &[Recipient],
+        exclude: &[OpenId],
+    ) -> Result<Added, Failure> {
+        let id = &record.id;
         if record.everyone && !recipients.is_empty() {
             let sentence = "recipients must be empty: this broadcast goes to every user who can be reached";
             return Err(Failure::new(Reason::INVALID_FIELDS, sentence)

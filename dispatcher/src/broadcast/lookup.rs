@@ -11,7 +11,6 @@ use store::scans::Scan;
 use super::api::{BroadcastView, Broadcasts, not_found};
 use super::spec::Spec;
 use crate::context::AppContext;
-use crate::wechat::message::Delivery;
 
 /// How many broadcasts of a list are read at once. Each is read with its message, at most a quarter of a megabyte.
 const LISTED_AT_ONCE: usize = 8;
@@ -27,10 +26,6 @@ impl Broadcasts {
             Ok(Arc::new(BroadcastView { spec: Spec::decode(&record.spec)?, record, tally: Some(tally) }))
         };
         self.reads.join(id.clone(), turn, read).await
-    }
-
-    pub async fn delivery_of(&self, id: &BroadcastId) -> Result<Delivery, Failure> {
-        Ok(Spec::decode(&self.context.broadcast(id).await?.spec)?.message.delivery)
     }
 
     /// Lists broadcasts without tallies and values, newest first, starting with those older than `before`.

@@ -22,6 +22,9 @@ pub struct Spec {
     pub min_interval: Duration,
     /// If the outcome is unknown, send again: the caller prefers a duplicate over a lost message.
     pub retry_unknown: bool,
+    /// Texts that are too long are cut before they are stored, also those of users who are added later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fit: bool,
     /// Trace of the call that created the broadcast, if there was one: see [`server::telemetry::traces::link`]. Not a parameter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordered_by: Option<String>,
@@ -82,7 +85,8 @@ mod tests {
         let message = Message { page: "p".into(), data, ..plain };
         let (rate, min_interval) = (7, Duration::from_secs(3600));
         let (message, ordered_by) = (Arc::new(message), Some("00-1-2-01".into()));
-        let spec = Spec { name: "spring".into(), message, rate, min_interval, retry_unknown: true, ordered_by };
+        let name = "spring".into();
+        let spec = Spec { name, message, rate, min_interval, retry_unknown: true, fit: false, ordered_by };
         assert_eq!(Spec::decode(&spec.encode()).unwrap(), spec);
         assert_eq!(spec.message_for(b"").unwrap(), spec.message);
         let own = OwnData::from([("thing2".into(), value("mine"))]);

@@ -1,6 +1,5 @@
 //! Parses the requests about broadcasts. All bad fields of a call are reported together.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,23 +7,22 @@ use domain::{AppId, OpenId};
 use prost_types::{Duration as ProtoDuration, Timestamp};
 use server::auth::Caller;
 use server::proto::broadcast_request::Audience as ProtoAudience;
-use server::proto::{self, BroadcastRequest, ListBroadcastsRequest, ValueWarning};
+use server::proto::{BroadcastRequest, ListBroadcastsRequest};
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
 use store::broadcast::BroadcastId;
-use store::broadcast::audience::Recipient;
 use store::broadcast::tallies::Cursor;
 use store::keys::Bucket;
 use store::retention::KEEP_TOUCH;
 
-use super::message::{self, Parts};
+use super::message::{self, Parts, Warnings};
+use super::recipients::{Recipients, Refused};
 use super::{Service, send};
 use crate::broadcast::api::{Audience, Broadcasts, NewBroadcast};
-use crate::broadcast::spec::{Spec, encode_own};
-use crate::wechat::message::Delivery;
+use crate::broadcast::spec::Spec;
 
 /// Maximum number of users in the list, or in the exclude list, of one call.
-const MAX_LIST: usize = 10_000;
+pub(super) const MAX_LIST: usize = 10_000;
 const MAX_NAME: usize = 128;
 const MAX_RATE: u32 = 1_000_000;
 /// Maximum length of a page token in bytes: a bucket, and in hex an openid and how its message ended.
@@ -37,16 +35,9 @@ pub(super) struct Parsed<'a> {
     pub(super) broadcasts: &'a Broadcasts,
     pub(super) new: NewBroadcast,
     pub(super) duplicates: u32,
-    pub(super) warnings: Vec<ValueWarning>,
+    pub(super) refused: Refused,
+    pub(super) warnings: Warnings,
     pub(super) validate_only: bool,
-}
-
-pub(super) struct MoreRecipients {
-    pub(super) recipients: Vec<Recipient>,
-    pub(super) exclude: Vec<OpenId>,
-    pub(super) duplicates: u32,
-    /// Errors in the values; they apply only to subscription messages.
-    pub(super) values: Fields,
 }
 
 impl Service {
@@ -62,15 +53,15 @@ impl Service {
             emphasis_keyword: request.emphasis_keyword,
             miniprogram_state: request.miniprogram_state,
             lang: request.lang,
+            fit: request.fit,
         };
         let default = self.default_delivery(caller, app.as_ref());
-        let message = message::read(&mut fields, parts, default);
-        let delivery = message.as_ref().map_or(default, |(message, _)| message.delivery);
+        let mut message = message::read(&mut fields, parts, default);
         fields.text("name", &request.name, MAX_NAME);
         if request.messages_per_second > MAX_RATE {
             fields.refuse("messages_per_second", format_args!("must not be more than {MAX_RATE}"));
         }
-        let mut duplicates = 0;
+        let (mut duplicates, mut refused) = (0, Refused::default());
         let audience = match request.audience {
             None => {
                 fields.refuse("audience", "must be given: all_reachable, or recipients");
@@ -78,13 +69,14 @@ impl Service {
             }
             Some(ProtoAudience::AllReachable(_)) => Audience::Everyone,
             Some(ProtoAudience::Recipients(list)) => {
-                let mut values = Fields::default();
-                let (list, twice) = recipients(&mut fields, &mut values, "recipients.list", list.list);
-                if delivery == Delivery::Subscription {
-                    fields.extend(values);
-                }
-                duplicates = twice;
-                Audience::List(list)
+                let list = Recipients::read(&mut fields, "recipients.list", list.list);
+                // Without a message, `fields` has reported a bad field.
+                let list = message
+                    .as_mut()
+                    .map(|(message, warnings)| list.check(&mut fields, message.delivery, request.fit, warnings));
+                let list = list.unwrap_or_default();
+                (duplicates, refused) = (list.duplicates, list.refused);
+                Audience::List(list.recipients)
             }
         };
         let exclude = openids(&mut fields, "exclude", request.exclude);
@@ -106,11 +98,12 @@ impl Service {
             rate: request.messages_per_second,
             min_interval,
             retry_unknown: request.retry_unknown,
+            fit: request.fit,
             ordered_by: None,
         };
         let canary = (request.limit > 0).then_some(request.limit);
         let new = NewBroadcast { spec, audience, exclude, canary, not_before_ms, hold: request.hold, request_id };
-        Ok(Parsed { broadcasts, new, duplicates, warnings, validate_only: request.validate_only })
+        Ok(Parsed { broadcasts, new, duplicates, refused, warnings, validate_only: request.validate_only })
     }
 
     /// Parses `ListBroadcasts`: the id to continue after, and the page size.
@@ -128,17 +121,6 @@ impl Service {
         };
         Ok((&self.finish(caller, fields, app)?.broadcasts, before, size))
     }
-}
-
-/// Parses the lists of `AddRecipients`.
-pub(super) fn more_recipients(
-    fields: &mut Fields,
-    list: Vec<proto::Recipient>,
-    exclude: Vec<String>,
-) -> MoreRecipients {
-    let mut values = Fields::default();
-    let (recipients, duplicates) = recipients(fields, &mut values, "recipients", list);
-    MoreRecipients { recipients, exclude: openids(fields, "exclude", exclude), duplicates, values }
 }
 
 /// Parses the interval of `WatchBroadcast`.
@@ -178,36 +160,7 @@ fn cursor_of(token: &str) -> Option<Cursor> {
     Some(Cursor { bucket: Bucket(bucket.parse().ok()?), after })
 }
 
-/// Returns each user of a list once, and the number of duplicate entries. Values that subscription messages do not
-/// permit are reported in `values`.
-fn recipients(
-    fields: &mut Fields,
-    values: &mut Fields,
-    field: &str,
-    list: Vec<proto::Recipient>,
-) -> (Vec<Recipient>, u32) {
-    let (mut found, mut seen, mut duplicates) = (Vec::new(), HashSet::new(), 0);
-    if list.len() > MAX_LIST {
-        fields.refuse(field, format_args!("must not have more than {MAX_LIST} users: add more with AddRecipients"));
-        return (found, 0);
-    }
-    for (at, recipient) in list.into_iter().enumerate() {
-        let Some(openid) = fields.take(&format!("{field}[{at}].openid"), OpenId::parse(recipient.openid)) else {
-            continue;
-        };
-        if !seen.insert(openid.clone()) {
-            duplicates += 1;
-            continue;
-        }
-        let path = format!("{field}[{at}].data");
-        message::check_data(fields, &path, &recipient.data);
-        message::check_values(values, &path, &recipient.data, &mut Vec::new());
-        found.push(Recipient { openid, data: encode_own(&message::values(recipient.data)) });
-    }
-    (found, duplicates)
-}
-
-fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
+pub(super) fn openids(fields: &mut Fields, field: &str, list: Vec<String>) -> Vec<OpenId> {
     if list.len() > MAX_LIST {
         fields.refuse(field, format_args!("must not have more than {MAX_LIST} users"));
         return Vec::new();
@@ -262,16 +215,5 @@ mod tests {
         for bad in ["x", "1", "1.0", "1.zz", "1.+1", "70000.00", "1.é", "-1.00", "1.ff"] {
             assert_eq!(cursor_of(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn duplicate_users_are_taken_once_and_bad_ones_are_reported() {
-        let list = ["oA", "oB", "oA", "o B", ""]
-            .map(|openid| proto::Recipient { openid: openid.into(), ..proto::Recipient::default() });
-        let mut fields = Fields::default();
-        let (found, duplicates) = recipients(&mut fields, &mut Fields::default(), "recipients", list.to_vec());
-        assert_eq!((found.len(), duplicates), (2, 1));
-        let refused = format!("{:?}", fields.finish().unwrap_err());
-        assert!(refused.contains("recipients[3].openid") && refused.contains("recipients[4].openid"), "{refused}");
     }
 }

@@ -47,7 +47,8 @@ pub(super) fn of(app: &AppId, view: &BroadcastView) -> BroadcastInfo {
     }
 }
 
-pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
+/// `refused` is the number of recipients that the audience lacks because they are bad.
+pub(super) fn preview(estimate: &Estimate, refused: u32) -> BroadcastPreview {
     let Estimate { preview, excluded, credentials, duration } = *estimate;
     BroadcastPreview {
         audience: preview.reached + preview.no_credential + preview.recently_messaged,
@@ -57,6 +58,7 @@ pub(super) fn preview(estimate: &Estimate) -> BroadcastPreview {
         excluded,
         credentials,
         duration: duration.and_then(|duration| duration.try_into().ok()),
+        refused: refused.into(),
     }
 }
 

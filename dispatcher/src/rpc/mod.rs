@@ -1,10 +1,11 @@
 //! The gRPC edge of the dispatcher: each RPC converts the request, calls one function, and converts the result.
-//! [`send`] parses single sends, [`broadcast`] parses broadcasts, [`info`] converts broadcasts for callers, and
-//! [`message`] parses the message of both.
+//! [`send`] parses single sends, [`broadcast`] parses broadcasts, [`recipients`] their lists, [`info`] converts
+//! broadcasts for callers, and [`message`] parses the message of both.
 
 mod broadcast;
 mod info;
 mod message;
+mod recipients;
 mod send;
 
 use std::collections::HashMap;
@@ -33,6 +34,8 @@ use store::broadcast::records::Move;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use self::message::Warnings;
+use self::recipients::Recipients;
 use crate::broadcast::api::{Broadcasts, Transition};
 use crate::broadcast::reason::PauseReason;
 use crate::context::AppContext;
@@ -143,10 +146,19 @@ impl DispatcherService for Service {
             caller.needs(Permission::BroadcastAll)?;
         }
         let parsed = self.parse_broadcast(&caller, request.into_inner())?;
-        let broadcast::Parsed { broadcasts, new, duplicates, warnings, validate_only } = parsed;
+        let broadcast::Parsed { broadcasts, new, duplicates, refused, warnings, validate_only } = parsed;
+        let refused_count = refused.count;
+        let response = BroadcastResponse {
+            duplicates,
+            warnings: warnings.list,
+            more_warnings: warnings.more,
+            refused: refused.list,
+            refused_count,
+            ..BroadcastResponse::default()
+        };
         if validate_only {
-            let preview = Some(info::preview(&broadcasts.preview(&new).await?));
-            return Ok(Response::new(BroadcastResponse { broadcast: None, preview, duplicates, warnings }));
+            let preview = info::preview(&broadcasts.preview(&new).await?, refused_count);
+            return Ok(Response::new(BroadcastResponse { preview: Some(preview), ..response }));
         }
         let created = broadcasts.create(&new).await;
         // Without a request id, a repeated call would create another broadcast.
@@ -155,24 +167,33 @@ impl DispatcherService for Service {
         rpc::note_broadcast(&view.record.id);
         let created = Transition { view, moved: true };
         let broadcast = Some(after_transition("Broadcast", &caller, broadcasts, &created));
-        Ok(Response::new(BroadcastResponse { broadcast, preview: None, duplicates, warnings }))
+        Ok(Response::new(BroadcastResponse { broadcast, ..response }))
     }
 
     async fn add_recipients(&self, request: Request<AddRecipientsRequest>) -> Answer<AddRecipientsResponse> {
         let caller = Caller::of(&request)?;
         let AddRecipientsRequest { app_id, broadcast_id, recipients, exclude } = request.into_inner();
-        let parse = |fields: &mut Fields| broadcast::more_recipients(fields, recipients, exclude);
-        let (broadcasts, id, parsed) = self.broadcast_and(&caller, app_id, &broadcast_id, parse)?;
-        let broadcast::MoreRecipients { recipients, exclude, duplicates, values } = parsed;
-        if !values.is_empty() && broadcasts.delivery_of(&id).await? == Delivery::Subscription {
-            values.finish()?;
-        }
-        let added = broadcasts.add_recipients(&id, &recipients, &exclude).await?;
+        let parse = |fields: &mut Fields| {
+            let list = Recipients::read(fields, "recipients", recipients);
+            (list, broadcast::openids(fields, "exclude", exclude))
+        };
+        let (broadcasts, id, (list, exclude)) = self.broadcast_and(&caller, app_id, &broadcast_id, parse)?;
+        let held = broadcasts.held(&id).await?;
+        let (mut fields, mut warnings) = (Fields::default(), Warnings::default());
+        let list = list.check(&mut fields, held.spec.message.delivery, held.spec.fit, &mut warnings);
+        fields.finish()?;
+        let added = broadcasts.add_recipients(&held, &list.recipients, &exclude).await?;
         // Users who were neither added nor excluded were in the list already.
-        let known = (recipients.len() as u32).saturating_sub(added.added + added.excluded);
-        let response =
-            AddRecipientsResponse { added: added.added, duplicates: duplicates + known, excluded: added.excluded };
-        Ok(Response::new(response))
+        let known = (list.recipients.len() as u32).saturating_sub(added.added + added.excluded);
+        Ok(Response::new(AddRecipientsResponse {
+            added: added.added,
+            duplicates: list.duplicates + known,
+            excluded: added.excluded,
+            warnings: warnings.list,
+            more_warnings: warnings.more,
+            refused: list.refused.list,
+            refused_count: list.refused.count,
+        }))
     }
 
     async fn start_broadcast(&self, request: Request<StartBroadcastRequest>) -> Answer<StartBroadcastResponse> {

@@ -36,6 +36,7 @@ impl Service {
             emphasis_keyword: request.emphasis_keyword,
             miniprogram_state: request.miniprogram_state,
             lang: request.lang,
+            fit: request.fit,
         };
         let message = message::read(&mut fields, parts, self.default_delivery(caller, app.as_ref()));
         let service = self.finish(caller, fields, app)?;
@@ -47,7 +48,7 @@ impl Service {
             message: Arc::new(message),
             retry_unknown: request.retry_unknown,
         };
-        Ok(Parsed { context: &service.context, order, warnings, validate_only: request.validate_only })
+        Ok(Parsed { context: &service.context, order, warnings: warnings.list, validate_only: request.validate_only })
     }
 }
 

@@ -2,15 +2,15 @@
 //!
 //! - [`errcode`]: what its codes mean
 //! - [`message`]: the body of a message
-//! - [`keywords`]: which values a subscription message may have
+//! - [`values`]: which values a subscription message may have
 //! - [`client`]: HTTP calls; [`reply`]: the answers; [`error`]: the errors
 //! - [`token`]: the access token
 
 pub mod client;
 pub mod errcode;
 pub mod error;
-pub(crate) mod keywords;
 pub mod message;
 pub mod reply;
 pub mod token;
 pub mod token_codes;
+pub(crate) mod values;

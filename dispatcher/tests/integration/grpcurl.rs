@@ -73,6 +73,19 @@ async fn grpcurl_shows_why_a_send_failed() {
 }
 
 #[tokio::test]
+async fn values_are_strings_and_neither_numbers_nor_null() {
+    let fixture = Fixture::subscribing().await;
+    let dispatcher = fixture.dispatcher().await;
+    let address = dispatcher.address.to_string();
+    for (value, told) in [(json!(7), "want string"), (json!(null), "data.number1.value must not be empty")] {
+        let data = json!({"number1": {"value": value}});
+        let body = json!({"app_id": APP, "openid": "oUser", "template_id": "t", "data": data});
+        let output = grpcurl(&["-d", &body.to_string(), &address, SEND]).await;
+        assert!(!output.status.success() && complained(&output).contains(told), "{}", complained(&output));
+    }
+}
+
+#[tokio::test]
 async fn grpcurl_broadcasts_watches_and_lists_the_undelivered() {
     let fixture = Fixture::patient().await;
     let dispatcher = fixture.dispatcher().await;

@@ -198,6 +198,10 @@ async fn errors_are_shown_with_their_reason() {
     let list = files.write("list", "oUser1\noUser2 {\"keyword1\": 7}\n");
     let bad = run(&dispatcher.at(), &["--template", "t1", "--list", &list]).await;
     assert!(bad.0 == Some(1) && bad.2.contains("line 2: each value must be a text"), "{bad:?}");
+    let list = files.write("list", "oUser1\nöUser\n");
+    let refused = run(&dispatcher.at(), &["--template", "t1", "--list", &list, "--validate-only"]).await;
+    assert!(refused.0 == Some(0) && refused.1.contains("1 refused"), "{refused:?}");
+    assert!(refused.2.contains("\n  user 2 of the list: openid must consist of visible ASCII"), "{refused:?}");
     assert_eq!(run(&dispatcher.at(), &["--page", "index"]).await.0, Some(2));
 
     // A failure for one user is shown next to the deliveries.

@@ -2,6 +2,7 @@
 
 mod broadcasts;
 mod crash;
+mod recipients;
 mod sends;
 mod stops;
 mod turns;

@@ -58,6 +58,11 @@ impl Fields {
         self.problems.is_empty()
     }
 
+    /// The first error: the field and the problem.
+    pub fn first(&self) -> Option<&(String, String)> {
+        self.problems.first()
+    }
+
     /// Returns the failure that names the invalid fields, if there are any.
     pub fn finish(self) -> Result<(), Failure> {
         if self.is_empty() {
