@@ -33,6 +33,7 @@ pub(crate) mod code {
     pub(crate) const BODY_WRONG: i32 = 47001;
     pub(crate) const ARGUMENT_WRONG: i32 = 47003;
     pub(crate) const NOT_PERMITTED: i32 = 48001;
+    pub(crate) const CLEARED_TOO_OFTEN: i32 = 48006;
     pub(crate) const CGI_PATH_UNKNOWN: i32 = 76021;
 }
 
@@ -71,6 +72,7 @@ const TEXTS: &[(i32, &str)] = &[
     (code::BODY_WRONG, "data format error"),
     (code::ARGUMENT_WRONG, "argument invalid!"),
     (code::NOT_PERMITTED, "api unauthorized"),
+    (code::CLEARED_TOO_OFTEN, "forbid to clear quota because of reaching the limit"),
     (50002, "user limited"),
     (50004, "api forbidden for this account"),
     (61004, "access clientip is not registered"),

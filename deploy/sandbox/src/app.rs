@@ -15,7 +15,7 @@ use crate::pace::Pace;
 use crate::rights::{Kind, Rights};
 use crate::turns::{Turn, Turns};
 use crate::users::Users;
-use crate::{Books, Settings};
+use crate::{Books, Settings, clock};
 
 pub(crate) struct App {
     pub(crate) id: String,
@@ -33,11 +33,30 @@ pub(crate) struct Ledger {
     pub(crate) grants: Grants,
     pub(crate) book: Book,
     paces: [Pace; Api::ALL.len()],
+    /// The month, and how often the quota was cleared in it.
+    cleared: (u64, u32),
 }
+
+/// How often WeChat clears the quota of an app in a month.
+const CLEARINGS_A_MONTH: u32 = 10;
 
 impl Ledger {
     pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
         &mut self.paces[api as usize]
+    }
+
+    /// Resets the daily quotas of all endpoints.
+    pub(crate) fn clear_quota(&mut self, now_ms: u64) -> Result<(), No> {
+        let month = clock::month(now_ms);
+        if self.cleared.0 != month {
+            self.cleared = (month, 0);
+        }
+        if self.cleared.1 == CLEARINGS_A_MONTH {
+            return Err(No::code(code::CLEARED_TOO_OFTEN));
+        }
+        self.cleared.1 += 1;
+        self.paces.iter_mut().for_each(Pace::reset_day);
+        Ok(())
     }
 }
 
@@ -75,6 +94,7 @@ impl App {
             grants: Grants::default(),
             book: Book::new(Some(id.to_owned())),
             paces: Default::default(),
+            cleared: Default::default(),
         };
         Self {
             id: id.to_owned(),

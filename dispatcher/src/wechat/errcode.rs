@@ -115,6 +115,12 @@ pub fn is_known(errcode: i32) -> bool {
     TABLE.binary_search_by_key(&errcode, |row| row.errcode).is_ok()
 }
 
+/// Whether this is the quota that an operator can reset with WeChat's `clear_quota`. Then `openapi/quota/get` reports a
+/// remainder again. The other daily limits last until midnight of UTC+8.
+pub fn is_clearable(errcode: i32) -> bool {
+    errcode == 45009
+}
+
 /// Returns the data key that a 47003 rejects: `argument invalid! data.thing3.value ...` yields `thing3`. This is only a
 /// hint for people; `None` if WeChat changed the text.
 pub fn blamed_key(errmsg: &str) -> Option<&str> {

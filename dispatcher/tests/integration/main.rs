@@ -15,6 +15,7 @@ mod overload;
 mod previous_release;
 mod readme;
 mod sends;
+mod stops;
 mod subscription;
 mod traces;
 mod whole;
