@@ -14,7 +14,6 @@ use domain::{AppId, Kind, TemplateId};
 use store::Store;
 use store::eligibility::Kinds;
 use store::stops::{Stop, StopScope};
-use tokio::sync::Mutex;
 use tracing::{error, info};
 
 use crate::clock::Clock;
@@ -30,8 +29,10 @@ pub struct AppStops {
     app: AppId,
     clock: Clock,
     stops: RwLock<HashMap<StopScope, KnownStop>>,
-    /// Held while the shared stops are read or lifted: otherwise a read could bring back what was lifted since.
-    reading: Mutex<()>,
+    /// Number of reads of the shared stops that have begun, and the number of the last one that was applied. No lock is
+    /// held across a read: it could be waited for by the task that should finish the read.
+    begun: AtomicU64,
+    applied: AtomicU64,
     not_before_ms: AtomicU64,
     metrics: StopMetrics,
 }
@@ -60,8 +61,8 @@ pub fn ends_with_remainder(scope: &StopScope, stop: &Stop, delivery: Delivery) -
 
 impl AppStops {
     pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
-        let (stops, reading) = (RwLock::default(), Mutex::default());
-        Self { app, clock, stops, reading, not_before_ms: AtomicU64::new(0), metrics }
+        let (begun, applied) = (AtomicU64::default(), AtomicU64::default());
+        Self { app, clock, stops: RwLock::default(), begun, applied, not_before_ms: AtomicU64::new(0), metrics }
     }
 
     /// Returns those kinds of `wanted` that messages of the template may use now. If none may be used, fails with the
@@ -135,11 +136,7 @@ impl AppStops {
 
     /// Reads the shared stops: those that other replicas set begin here, and those that were lifted end here.
     pub async fn refresh(&self, store: &Store) -> Result<(), store::Error> {
-        let _reading = self.reading.lock().await;
-        self.follow(store).await
-    }
-
-    async fn follow(&self, store: &Store) -> Result<(), store::Error> {
+        let begun = self.begin_read();
         let before = self.read().clone();
         let mut shared = store.stops(&self.app).await?;
         let now = self.clock.now_ms();
@@ -151,6 +148,10 @@ impl AppStops {
             }
         }
         let mut stops = self.write();
+        if self.applied.fetch_max(begun, Ordering::Relaxed) > begun {
+            // The known stops are from a later read, or were lifted since.
+            return Ok(());
+        }
         let count = stops.len();
         stops.retain(|scope, known| {
             // A stop that was stored only after the shared ones were read is missing among them, too.
@@ -171,6 +172,10 @@ impl AppStops {
         Ok(())
     }
 
+    fn begin_read(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Lifts the stops that `which` selects, and returns them. This applies on this replica immediately, and on other
     /// replicas within [`REFRESH`].
     pub async fn lift(
@@ -178,8 +183,7 @@ impl AppStops {
         store: &Store,
         which: impl Fn(&StopScope, &Stop) -> bool,
     ) -> Result<Vec<(StopScope, Stop)>, store::Error> {
-        let _reading = self.reading.lock().await;
-        self.follow(store).await?;
+        self.refresh(store).await?;
         let mut lifted = self.in_force();
         lifted.retain(|(scope, stop)| which(scope, stop));
         if lifted.is_empty() {
@@ -187,7 +191,11 @@ impl AppStops {
         }
         let scopes: Vec<_> = lifted.iter().map(|(scope, _)| scope.clone()).collect();
         store.lift_stops(&self.app, &scopes).await?;
-        self.write().retain(|scope, _| !scopes.contains(scope));
+        let mut stops = self.write();
+        // A read that began earlier may have found what is lifted now.
+        self.applied.fetch_max(self.begin_read(), Ordering::Relaxed);
+        stops.retain(|scope, _| !scopes.contains(scope));
+        drop(stops);
         self.show();
         Ok(lifted)
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use domain::TemplateId;
+use sandbox::{FaultKind, Rule};
 use serde_json::json;
 use server::proto::lift_stop_request::Target;
 use server::proto::stop_scope::Scope;
 use server::proto::{
-    AllStops, BroadcastState, CredentialKind, LiftStopRequest, ListStopsRequest, PauseReason, SendTemplateRequest,
-    Stop, StopScope, WholeApp,
+    AllStops, BroadcastRequest, BroadcastState, CredentialKind, LiftStopRequest, ListStopsRequest, PauseReason,
+    SendTemplateRequest, Stop, StopScope, WholeApp,
 };
 use store::stops::{Stop as StoredStop, StopScope as StoredScope};
 use testing::{Redis, Scrape, eventually, now};
@@ -164,8 +165,8 @@ async fn quota_stop_ends_on_all_replicas_when_wechat_reports_a_remainder() {
 
     // As an operator does with clear_quota.
     fixture.change(json!({"daily_quota": 4}));
-    for dispatcher in [&one, &two] {
-        eventually("the stop has ended", SOON, async || dispatcher.refusal(message("oUser", "y")).await.is_none())
+    for (dispatcher, text) in [(&one, "y"), (&two, "z")] {
+        eventually("the stop has ended", SOON, async || dispatcher.refusal(message("oUser", text)).await.is_none())
             .await;
     }
     assert_eq!(one.stops().await, []);
@@ -212,6 +213,21 @@ async fn broadcast_that_waits_for_the_quota_resumes_when_the_stop_ends_early() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broadcast_ends_although_quota_stops_come_and_go() {
+    let fixture = Fixture::patient().await;
+    fixture.change(json!({"latency_ms": 2}));
+    let [one, _two] = impatient(&fixture).await;
+    fixture.submit_crowd(0..300).await;
+    // WeChat reports a remainder all the time, so a stop may be lifted while broadcasts pause because of it.
+    let rule = Rule { times: Some(10), probability: Some(0.1), errcode: Some(45009), ..Rule::new(FaultKind::Answer) };
+    fixture.sandbox.add_faults(vec![rule]).unwrap();
+    let id = one.broadcast(to_all()).await.unwrap().broadcast_id;
+    let done = one.until(&id, BroadcastState::Done).await;
+    assert_eq!((tally(&done).delivered, tally(&done).failed.len()), (300, 0));
+    fixture.assert_settled(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broadcast_resumes_after_an_operator_has_lifted_its_stop() {
     let fixture = Fixture::patient().await;
     let (one, two) = (fixture.dispatcher().await, fixture.dispatcher().await);
@@ -229,7 +245,8 @@ async fn broadcast_resumes_after_an_operator_has_lifted_its_stop() {
     // Another stop: somebody resumes the broadcast, at once on any replica.
     fixture.submit_crowd(0..50).await;
     fixture.answer(48001, 1);
-    let id = one.broadcast(to_all()).await.unwrap().broadcast_id;
+    let other = BroadcastRequest { template_id: "template-2".into(), ..to_all() };
+    let id = one.broadcast(other).await.unwrap().broadcast_id;
     let paused = one.until(&id, BroadcastState::Paused).await;
     assert_eq!(paused.pause_reason(), PauseReason::AppStopped);
     fixture.no_lease_left().await;
