@@ -186,7 +186,7 @@ class World:
                 for name, app in APPS.items()
             )
         )
-        permissions = '["collect", "read", "erase", "send", "broadcast", "broadcast_all"]'
+        permissions = '["collect", "read", "erase", "send", "broadcast", "broadcast_all", "operate"]'
         (folder / "callers.toml").write_text(
             f'[callers.live]\ntoken_sha256 = ["{hashlib.sha256(TOKEN.encode()).hexdigest()}"]\n'
             f'apps = ["*"]\npermissions = {permissions}\n'

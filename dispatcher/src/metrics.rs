@@ -93,7 +93,7 @@ impl Metrics {
             )?,
             stopped: registry.gauges(
                 "formid_app_stopped",
-                "1 while nothing is sent for an app, or with a kind of its credentials, because WeChat stopped it; else 0",
+                "1 while nothing is sent for an app, or with a kind of its credentials, because WeChat stopped it; else 0. For the source template, the number of stopped templates",
                 &["app", "source"],
             )?,
             quota_limit: registry.gauges(

@@ -19,6 +19,9 @@ use crate::clock::Clock;
 /// counts leases in milliseconds.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
+/// WeChat limits queries of the quota too.
+const AWAIT_QUOTA: Duration = Duration::from_secs(60);
+
 /// Sends template messages to users of WeChat mini programs, over gRPC
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dispatcher", version)]
@@ -98,6 +101,8 @@ pub struct Limits {
     pub backoff: Duration,
     /// How long an app stop lasts, if WeChat does not say when it ends.
     pub stop: Duration,
+    /// Interval at which WeChat is asked, over all replicas, whether a quota that was used up has a remainder again.
+    pub await_quota: Duration,
     /// Maximum number of messages of one broadcast in flight.
     pub broadcast_in_flight: usize,
     /// Number of buckets of one broadcast processed at the same time.
@@ -118,6 +123,7 @@ impl Settings {
             credentials: errors.take(&args.credentials_per_message),
             backoff: errors.take(&args.backoff),
             stop: errors.take(&args.stop),
+            await_quota: AWAIT_QUOTA,
             broadcast_in_flight: errors.take(&args.broadcast_in_flight),
             broadcast_tasks: errors.take(&args.broadcast_tasks),
             broadcast_failures: f64::from(errors.take(&args.broadcast_failures)) / 100.0,

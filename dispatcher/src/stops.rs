@@ -3,9 +3,9 @@
 //!
 //! A stop expires after some time. Then sends try again: the codes that stop an app spend nothing, so at worst WeChat
 //! answers with the same code. Every replica reads the shared stops once a second; a stop that it sets itself applies
-//! immediately.
+//! immediately. A stop that disappears from Redis was lifted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -18,7 +18,8 @@ use tracing::{error, info};
 
 use crate::clock::Clock;
 use crate::metrics::StopMetrics;
-use crate::wechat::errcode::row_of;
+use crate::wechat::errcode::{is_clearable, row_of};
+use crate::wechat::message::Delivery;
 
 /// Interval at which each replica reads the stops of an app.
 pub const REFRESH: Duration = Duration::from_secs(1);
@@ -28,20 +29,40 @@ pub struct AppStops {
     app: AppId,
     clock: Clock,
     stops: RwLock<HashMap<StopScope, KnownStop>>,
+    /// Number of reads of the shared stops that have begun, and the number of the last one that was applied. No lock is
+    /// held across a read: it could be waited for by the task that should finish the read.
+    begun: AtomicU64,
+    applied: AtomicU64,
     not_before_ms: AtomicU64,
     metrics: StopMetrics,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct KnownStop {
     stop: Stop,
-    /// It is in Redis too. If it disappears there, it was lifted.
-    shared: bool,
+    sharing: Sharing,
+}
+
+/// Whether a stop is in Redis too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// It is being stored.
+    Storing,
+    /// Redis did not answer. It is stored with the next refresh.
+    Failed,
+    /// It was stored.
+    Stored,
+}
+
+/// Whether it is a stop for the daily quota of a generation that ends as soon as WeChat reports a remainder.
+pub fn ends_with_remainder(scope: &StopScope, stop: &Stop, delivery: Delivery) -> bool {
+    is_clearable(stop.errcode) && matches!(scope, StopScope::Kind(kind) if Delivery::of(*kind) == delivery)
 }
 
 impl AppStops {
     pub fn new(app: AppId, clock: Clock, metrics: StopMetrics) -> Self {
-        Self { app, clock, stops: RwLock::default(), not_before_ms: AtomicU64::new(0), metrics }
+        let (begun, applied) = (AtomicU64::default(), AtomicU64::default());
+        Self { app, clock, stops: RwLock::default(), begun, applied, not_before_ms: AtomicU64::new(0), metrics }
     }
 
     /// Returns those kinds of `wanted` that messages of the template may use now. If none may be used, fails with the
@@ -95,8 +116,9 @@ impl AppStops {
         for scope in scopes {
             let stored = store.stop(&self.app, scope, &stop).await;
             self.metrics.sharing.operation().note(&stored);
-            if let (Ok(()), Some(known)) = (stored, self.write().get_mut(scope)) {
-                known.shared = true;
+            // Another message may have stopped the scope again meanwhile, and stores that stop itself.
+            if let Some(known) = self.write().get_mut(scope).filter(|known| known.stop == stop) {
+                known.sharing = if stored.is_ok() { Sharing::Stored } else { Sharing::Failed };
             }
         }
         self.show();
@@ -108,7 +130,7 @@ impl AppStops {
         let mut stops = self.write();
         let mut new = false;
         for scope in scopes {
-            let known = KnownStop { stop: stop.clone(), shared: false };
+            let known = KnownStop { stop: stop.clone(), sharing: Sharing::Storing };
             new |= stops.insert(scope.clone(), known).is_none_or(|before| before.stop.until_ms <= now);
         }
         new
@@ -116,26 +138,77 @@ impl AppStops {
 
     /// Reads the shared stops: those that other replicas set begin here, and those that were lifted end here.
     pub async fn refresh(&self, store: &Store) -> Result<(), store::Error> {
-        let mut lifted: HashSet<StopScope> =
-            self.read().iter().filter(|(_, known)| known.shared).map(|(scope, _)| scope.clone()).collect();
-        let shared = store.stops(&self.app).await?;
+        let begun = self.begin_read();
+        let before = self.read().clone();
+        let mut shared = store.stops(&self.app).await?;
         let now = self.clock.now_ms();
-        let mut stops = self.write();
-        for (scope, stop) in shared {
-            lifted.remove(&scope);
-            // A stop that this replica has not stored yet is newer than the stored one.
-            if stop.until_ms > now && stops.get(&scope).is_none_or(|known| known.shared) {
-                stops.insert(scope, KnownStop { stop, shared: true });
+        shared.retain(|_, stop| stop.until_ms > now);
+        for (scope, KnownStop { stop, sharing }) in &before {
+            if *sharing == Sharing::Failed && stop.until_ms > now && !shared.contains_key(scope) {
+                store.stop(&self.app, scope, stop).await?;
+                shared.insert(scope.clone(), stop.clone());
             }
         }
-        let before = stops.len();
-        stops.retain(|scope, known| known.stop.until_ms > now && !(known.shared && lifted.contains(scope)));
-        if stops.len() < before {
+        let mut stops = self.write();
+        if self.applied.fetch_max(begun, Ordering::Relaxed) > begun {
+            // The known stops are from a later read, or were lifted since.
+            return Ok(());
+        }
+        let count = stops.len();
+        stops.retain(|scope, known| {
+            // A stop that was stored only after the shared ones were read is missing among them, too.
+            let was_stored = known.sharing == Sharing::Stored && before.get(scope) == Some(known);
+            known.stop.until_ms > now && (shared.contains_key(scope) || !was_stored)
+        });
+        if stops.len() < count {
             info!(app = %self.app, "a stop is over; sends are allowed again");
+        }
+        for (scope, stop) in shared {
+            // A stop that is being stored is newer than the stored one.
+            if stops.get(&scope).is_none_or(|known| known.sharing != Sharing::Storing) {
+                stops.insert(scope, KnownStop { stop, sharing: Sharing::Stored });
+            }
         }
         drop(stops);
         self.show();
         Ok(())
+    }
+
+    fn begin_read(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Lifts the stops that `which` selects, and returns them. This applies on this replica immediately, and on other
+    /// replicas within [`REFRESH`].
+    pub async fn lift(
+        &self,
+        store: &Store,
+        which: impl Fn(&StopScope, &Stop) -> bool,
+    ) -> Result<Vec<(StopScope, Stop)>, store::Error> {
+        self.refresh(store).await?;
+        let mut lifted = self.in_force();
+        lifted.retain(|(scope, stop)| which(scope, stop));
+        if lifted.is_empty() {
+            return Ok(lifted);
+        }
+        let scopes: Vec<_> = lifted.iter().map(|(scope, _)| scope.clone()).collect();
+        store.lift_stops(&self.app, &scopes).await?;
+        let mut stops = self.write();
+        // A read that began earlier may have found what is lifted now.
+        self.applied.fetch_max(self.begin_read(), Ordering::Relaxed);
+        stops.retain(|scope, _| !scopes.contains(scope));
+        drop(stops);
+        self.show();
+        Ok(lifted)
+    }
+
+    /// The stops in force, with those of other replicas as of the last [`Self::refresh`], in the order of their scopes.
+    pub fn in_force(&self) -> Vec<(StopScope, Stop)> {
+        let (stops, now) = (self.read(), self.clock.now_ms());
+        let in_force = stops.iter().filter(|(_, known)| known.stop.until_ms > now);
+        let mut in_force: Vec<_> = in_force.map(|(scope, known)| (scope.clone(), known.stop.clone())).collect();
+        in_force.sort_by(|(one, _), (other, _)| one.cmp(other));
+        in_force
     }
 
     fn show(&self) {

@@ -95,6 +95,8 @@ serve_only_send_template! {
     resume_broadcast(ResumeBroadcastRequest) -> ResumeBroadcastResponse;
     cancel_broadcast(CancelBroadcastRequest) -> CancelBroadcastResponse;
     list_undelivered(ListUndeliveredRequest) -> ListUndeliveredResponse;
+    list_stops(ListStopsRequest) -> ListStopsResponse;
+    lift_stop(LiftStopRequest) -> LiftStopResponse;
 }
 
 /// Serves until killed.

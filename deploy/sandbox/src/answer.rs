@@ -36,6 +36,7 @@ pub(crate) mod code {
     pub(crate) const BODY_WRONG: i32 = 47001;
     pub(crate) const ARGUMENT_WRONG: i32 = 47003;
     pub(crate) const NOT_PERMITTED: i32 = 48001;
+    pub(crate) const CLEARED_TOO_OFTEN: i32 = 48006;
     pub(crate) const CGI_PATH_UNKNOWN: i32 = 76021;
 }
 
@@ -102,6 +103,7 @@ const TEXTS: &[(i32, &str)] = &[
     (code::NOT_PERMITTED, "api unauthorized"),
     (48002, "user block receive message"),
     (48004, "api forbidden for irregularities, view detail on mp.weixin.qq.com"),
+    (code::CLEARED_TOO_OFTEN, "forbid to clear quota because of reaching the limit"),
     (50001, "user unauthorized api"),
     (50002, "user limited"),
     (50004, "api forbidden for this account"),

@@ -17,7 +17,7 @@ use crate::pace::Pace;
 use crate::rights::{Kind, Rights};
 use crate::turns::{Turn, Turns};
 use crate::users::Users;
-use crate::{Books, Settings};
+use crate::{Books, Settings, clock};
 
 pub(crate) struct App {
     pub(crate) id: String,
@@ -37,7 +37,12 @@ pub(crate) struct Ledger {
     paces: [Pace; Api::ALL.len()],
     /// When a message was last accepted, by its fingerprint. Only while [`Settings::same_message_seconds`] is set.
     accepted: HashMap<u128, u64>,
+    /// The month, and how often the quota was cleared in it.
+    cleared: (u64, u32),
 }
+
+/// How often WeChat clears the quota of an app in a month.
+const CLEARINGS_A_MONTH: u32 = 10;
 
 impl Ledger {
     pub(crate) fn pace(&mut self, api: Api) -> &mut Pace {
@@ -60,6 +65,20 @@ impl Ledger {
         if ms > 0 {
             self.accepted.insert(fingerprint, now_ms);
         }
+    }
+
+    /// Resets the daily quotas of all endpoints.
+    pub(crate) fn clear_quota(&mut self, now_ms: u64) -> Result<(), No> {
+        let month = clock::month(now_ms);
+        if self.cleared.0 != month {
+            self.cleared = (month, 0);
+        }
+        if self.cleared.1 == CLEARINGS_A_MONTH {
+            return Err(No::code(code::CLEARED_TOO_OFTEN));
+        }
+        self.cleared.1 += 1;
+        self.paces.iter_mut().for_each(Pace::reset_day);
+        Ok(())
     }
 }
 
@@ -98,6 +117,7 @@ impl App {
             book: Book::new(Some(id.to_owned())),
             paces: Default::default(),
             accepted: HashMap::new(),
+            cleared: Default::default(),
         };
         Self {
             id: id.to_owned(),

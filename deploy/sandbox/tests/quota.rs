@@ -77,6 +77,46 @@ async fn used_is_reset_at_midnight_in_china_and_when_the_quota_is_set() {
     assert_eq!(quota(&wechat, &token).await, [8, 0, 8]);
 }
 
+const CLEAR: &str = "/cgi-bin/clear_quota";
+
+#[tokio::test]
+async fn clear_quota_resets_both_quotas_ten_times_a_month() {
+    let set = json!({"daily_quota": 1, "subscribe_daily_quota": 1, "clock_ahead_seconds": to_noon(), "token_life_seconds": 99 * DAY});
+    let wechat = wechat(settings(set)).await;
+    let token = wechat.stable_token(false).await;
+    let id = wechat.submit(Submission { uses: Some(9), ..Submission::prepay(USER) });
+    wechat.grant(USER, 9);
+    let send = async || wechat.send(&token, wechat.message(&id)).await;
+    let clear = async |body: Value| code(&wechat.post(&format!("{CLEAR}?access_token={token}"), body).await);
+    assert_eq!([send().await, send().await], [0, 45009]);
+    assert_eq!(wechat.subscribe(&token, wechat.subscription(USER)).await, 0);
+    assert_eq!(clear(json!({"appid": APP})).await, 0);
+    assert_eq!(quota(&wechat, &token).await, [1, 0, 1]);
+    assert_eq!(quota_of(SUBSCRIBE, &wechat, &token).await, [1, 0, 1]);
+    assert_eq!([send().await, send().await], [0, 45009]);
+
+    for _ in 1..10 {
+        assert_eq!(clear(json!({"appid": APP})).await, 0);
+    }
+    assert_eq!(clear(json!({"appid": APP})).await, 48006);
+    wechat.sandbox.set_settings(settings(json!({"clock_ahead_seconds": to_noon() + 31 * DAY}))).unwrap();
+    assert_eq!(clear(json!({"appid": APP})).await, 0, "in the next month");
+}
+
+#[tokio::test]
+async fn each_wrong_part_of_clear_quota_has_its_code() {
+    let wechat = wechat(Settings::default()).await;
+    let token = wechat.stable_token(false).await;
+    let path = format!("{CLEAR}?access_token={token}");
+    for (body, expected) in
+        [("", 47001), ("[]", 47001), (r#"{"appid": 7}"#, 47001), ("{}", 40013), (r#"{"appid": "x"}"#, 40013)]
+    {
+        assert_eq!(code(&wechat.ask("POST", &path, body).await.json()), expected, "{body}");
+    }
+    assert_eq!(code(&wechat.post(CLEAR, json!({"appid": APP})).await), 41001);
+    assert_eq!(code(&wechat.get(&path).await), 43002);
+}
+
 #[tokio::test]
 async fn without_a_quota_the_limit_is_the_published_one() {
     let wechat = wechat(settings(json!({"clock_ahead_seconds": to_noon()}))).await;

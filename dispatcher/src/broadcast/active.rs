@@ -21,8 +21,10 @@ use super::reason::PauseReason;
 use super::spec::Spec;
 use super::stop_rules::{FailureWindow, STREAK};
 use crate::context::AppContext;
-use crate::send::outcome::{WechatAnswer, field_of};
+use crate::send::outcome::{SendError, WechatAnswer, field_of};
 use crate::spans::BroadcastTrace;
+use crate::stops::ends_with_remainder;
+use crate::wechat::errcode::is_clearable;
 
 /// Interval at which a replica reads the state of its active broadcasts. A pause takes effect within this time plus
 /// that of the calls in progress.
@@ -92,8 +94,7 @@ impl ActiveBroadcast {
     /// rate limit and for open permits. If a limit is reached, pauses the broadcast and returns 0.
     pub async fn permit(&self, bucket: Bucket, permits: &mut Permits, wanted: usize) -> Result<usize, store::Error> {
         // All kinds must be usable: users who only have a stopped kind would count as users without a credential.
-        if let Err(error) = self.context.ready_with_all(self.choice.wanted.kinds, &self.spec.message.template_id).await
-        {
+        if let Err(error) = self.ready().await {
             match pause_of(&error, self.context.clock.next_day_ms()) {
                 Some(pause) => self.pause(pause).await,
                 None => {
@@ -133,6 +134,17 @@ impl ActiveBroadcast {
             }
         }
         Ok(0)
+    }
+
+    /// Fails if no message may be sent now.
+    async fn ready(&self) -> Result<(), SendError> {
+        let AppContext { stops, store, .. } = &*self.context;
+        let ready = || self.context.ready_with_all(self.choice.wanted.kinds, &self.spec.message.template_id);
+        match ready().await {
+            // The stop may have been lifted since the stops were last read: that must not pause a broadcast.
+            Err(SendError::Stopped { .. }) if stops.refresh(store).await.is_ok() => ready().await,
+            result => result,
+        }
     }
 
     async fn ask_permit(
@@ -253,11 +265,24 @@ impl ActiveBroadcast {
                 let Pause { reason, errcode, rid, field, .. } = pause;
                 info!(app = %app.id, broadcast = %self.id, reason, errcode, rid, field, "broadcast paused");
                 self.set_state(state);
+                if errcode.is_some_and(is_clearable) {
+                    self.resume_if_lifted().await;
+                }
             }
             Ok(Moved::Wrong(state)) => self.set_state(state),
             Ok(Moved::Missing) => self.set_state(State::Cancelled),
             // The cause persists, so the pause is tried again.
             Err(error) => self.context.metrics.loops.broadcasts.failed(&error),
+        }
+    }
+
+    /// The quota stop may have been lifted just before this broadcast paused because of it. Then nothing else resumes
+    /// the broadcast before midnight.
+    async fn resume_if_lifted(&self) {
+        let (AppContext { stops, store, .. }, delivery) = (&*self.context, self.spec.message.delivery);
+        let is_quota = |(scope, stop): &(_, _)| ends_with_remainder(scope, stop, delivery);
+        if stops.refresh(store).await.is_ok() && !stops.in_force().iter().any(is_quota) {
+            self.context.resume_waiting(delivery).await;
         }
     }
 

@@ -5,8 +5,9 @@
 //! processes a task: it takes users and leases page by page, sends ([`message`]), and settles. All workers of a
 //! broadcast on a replica share [`active`]. It holds the adaptive limit of messages in flight ([`limiter`]), the rules
 //! that pause a broadcast ([`stop_rules`]), and the broadcast's state. [`completion`] maps the result of a message to
-//! what happens to it next. [`quota`] keeps the app's daily count equal to WeChat's. [`reason`] has the names of pause
-//! reasons and endings, and [`runtime`] the threads that all this runs on.
+//! what happens to it next. [`quota`] keeps the app's daily count equal to WeChat's, and `lifted` resumes broadcasts
+//! when a quota stop is lifted. [`reason`] has the names of pause reasons and endings, and [`runtime`] the threads that
+//! all this runs on.
 //!
 //! All state that matters is in Redis. One script removes a user from the audience and leases a credential. The user
 //! then stays in flight until one script settles the credential and records the outcome. If the outcome is unknown
@@ -16,6 +17,7 @@
 pub mod active;
 pub mod api;
 pub mod completion;
+mod lifted;
 pub mod limiter;
 mod lookup;
 mod message;

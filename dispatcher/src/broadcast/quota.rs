@@ -8,6 +8,7 @@ use tracing::{debug, info};
 
 use crate::context::AppContext;
 use crate::wechat::message::Delivery;
+use crate::wechat::reply::Quota;
 
 /// Interval at which WeChat is asked, over all replicas, while there are broadcasts.
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -40,33 +41,40 @@ pub async fn ask(context: &Arc<AppContext>, delivery: Delivery) {
 pub async fn recount(context: &AppContext, delivery: Delivery) -> bool {
     let turn = context.store.may_recount_quota(&context.app.id, delivery.api(), RECOUNT_INTERVAL).await;
     if turn.unwrap_or(false) {
-        return tokio::time::timeout(TIMEOUT, update(context, delivery)).await.unwrap_or(false);
+        return renew(context, delivery).await;
     }
     // Another replica asks.
     tokio::time::sleep(RECOUNT_INTERVAL / 10).await;
     true
 }
 
+/// Asks WeChat now, however recently it was asked. Returns false if there is no new number in time.
+pub async fn renew(context: &AppContext, delivery: Delivery) -> bool {
+    tokio::time::timeout(TIMEOUT, update(context, delivery)).await.unwrap_or(false)
+}
+
 /// Stores WeChat's current numbers for all replicas. Returns false if there are none.
 async fn update(context: &AppContext, delivery: Delivery) -> bool {
-    let AppContext { app, store, client, tokens, clock, metrics, .. } = context;
+    let AppContext { app, store, clock, .. } = context;
     let budget = Budget { api: delivery.api(), day: clock.day() };
-    let Ok(token) = tokens.get().await else { return false };
     let Ok(ended) = store.ended_messages(&app.id, budget).await else { return false };
-    let outage = metrics.quota_outage(delivery);
-    match client.quota(delivery, token.value()).await {
-        Ok(quota) => {
-            outage.succeeded();
-            info!(app = %app.id, limit = quota.daily_limit, used = quota.used, "WeChat reported the daily quota");
-            let set = store.set_quota(&app.id, budget, quota.daily_limit, quota.used, ended).await;
-            if let Err(error) = &set {
-                debug!(app = %app.id, %error, "the quota could not be stored; it is requested again later");
-            }
-            set.is_ok()
-        }
-        Err(error) => {
-            outage.failed(&error);
-            false
-        }
+    let Some(quota) = read(context, delivery).await else { return false };
+    info!(app = %app.id, limit = quota.daily_limit, used = quota.used, "WeChat reported the daily quota");
+    let set = store.set_quota(&app.id, budget, quota.daily_limit, quota.used, ended).await;
+    if let Err(error) = &set {
+        debug!(app = %app.id, %error, "the quota could not be stored; it is requested again later");
     }
+    set.is_ok()
+}
+
+/// WeChat's current numbers; `None` if it gives none.
+pub async fn read(context: &AppContext, delivery: Delivery) -> Option<Quota> {
+    let token = context.tokens.get().await.ok()?;
+    let quota = context.client.quota(delivery, token.value()).await;
+    let outage = context.metrics.quota_outage(delivery);
+    match &quota {
+        Ok(_) => _ = outage.succeeded(),
+        Err(error) => outage.failed(error),
+    }
+    quota.ok()
 }

@@ -2,9 +2,11 @@
 //!
 //! - [`reaper`]: settles leases that expired
 //! - [`gauges`]: updates the gauges of the quota and of broadcasts
+//! - [`quota_stops`]: ends stops for the daily quota when WeChat reports a remainder
 //! - [`send_counts`]: reports the single messages of this replica
 
 mod gauges;
+mod quota_stops;
 mod reaper;
 mod send_counts;
 
@@ -25,6 +27,7 @@ impl AppContext {
             self.tokens.clone().renew_forever().boxed(),
             reaper::reap_forever(context(), reap_interval).boxed(),
             follow_stops(context()).boxed(),
+            quota_stops::await_quota(context()).boxed(),
             send_counts::report_forever(context()).boxed(),
         ];
         if metrics_enabled {

@@ -167,6 +167,6 @@ fn pause_reason(name: &str) -> proto::PauseReason {
     }
 }
 
-fn time(ms: u64) -> Timestamp {
+pub(super) fn time(ms: u64) -> Timestamp {
     Timestamp { seconds: (ms / 1000) as i64, nanos: (ms % 1000) as i32 * 1_000_000 }
 }

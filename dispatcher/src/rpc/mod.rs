@@ -1,12 +1,13 @@
 //! The gRPC edge of the dispatcher: each RPC converts the request, calls one function, and converts the result.
 //! [`send`] parses single sends, [`broadcast`] parses broadcasts, [`recipients`] their lists, [`info`] converts
-//! broadcasts for callers, and [`message`] parses the message of both.
+//! broadcasts for callers, [`message`] parses the message of both, and [`stops`] converts stops.
 
 mod broadcast;
 mod info;
 mod message;
 mod recipients;
 mod send;
+mod stops;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,10 +20,11 @@ use server::proto::broadcast_request::Audience;
 use server::proto::dispatcher_service_server::DispatcherService;
 use server::proto::{
     AddRecipientsRequest, AddRecipientsResponse, BroadcastInfo, BroadcastRequest, BroadcastResponse,
-    CancelBroadcastRequest, CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, ListBroadcastsRequest,
-    ListBroadcastsResponse, ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest,
-    PauseBroadcastResponse, ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse,
-    StartBroadcastRequest, StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
+    CancelBroadcastRequest, CancelBroadcastResponse, GetBroadcastRequest, GetBroadcastResponse, LiftStopRequest,
+    LiftStopResponse, ListBroadcastsRequest, ListBroadcastsResponse, ListStopsRequest, ListStopsResponse,
+    ListUndeliveredRequest, ListUndeliveredResponse, PauseBroadcastRequest, PauseBroadcastResponse,
+    ResumeBroadcastRequest, ResumeBroadcastResponse, SendTemplateRequest, SendTemplateResponse, StartBroadcastRequest,
+    StartBroadcastResponse, WatchBroadcastRequest, WatchBroadcastResponse,
 };
 use server::rpc::fields::Fields;
 use server::rpc::status::Failure;
@@ -31,6 +33,7 @@ use server::serve::closing::ConnectionClosing;
 use server::telemetry::traces::rpc;
 use store::broadcast::BroadcastId;
 use store::broadcast::records::Move;
+use store::stops::StopScope;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -278,5 +281,28 @@ impl DispatcherService for Service {
         let undelivered = found.into_iter().map(info::undelivered).collect();
         let next_page_token = next.map(|place| broadcast::token_of(&place)).unwrap_or_default();
         Ok(Response::new(ListUndeliveredResponse { undelivered, next_page_token }))
+    }
+
+    async fn list_stops(&self, request: Request<ListStopsRequest>) -> Answer<ListStopsResponse> {
+        let caller = Caller::of(&request)?;
+        let context = self.parse_list_stops(&caller, request.into_inner().app_id)?;
+        context.stops.refresh(&context.store).await.map_err(Failure::from)?;
+        let stops = context.stops.in_force().iter().map(stops::of).collect();
+        Ok(Response::new(ListStopsResponse { stops }))
+    }
+
+    async fn lift_stop(&self, request: Request<LiftStopRequest>) -> Answer<LiftStopResponse> {
+        let caller = Caller::of(&request)?;
+        let (context, scope) = self.parse_lift_stop(&caller, request.into_inner())?;
+        let selected = |known: &StopScope, _: &_| scope.as_ref().is_none_or(|scope| scope == known);
+        let lifted = context.stops.lift(&context.store, selected).await.map_err(Failure::from)?;
+        for (scope, stop) in &lifted {
+            audit::lifted(&caller, &context.app.id, &scope.name(), stop.errcode);
+        }
+        let response = LiftStopResponse { lifted: lifted.iter().map(stops::of).collect() };
+        // In a task of its own: it asks WeChat for the quota first.
+        let context = Arc::clone(context);
+        tokio::spawn(async move { context.resume_after(&lifted).await });
+        Ok(Response::new(response))
     }
 }

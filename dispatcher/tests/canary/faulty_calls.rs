@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use domain::{AppId, OpenId};
 use server::proto::credential::Right;
+use server::proto::lift_stop_request::Target;
+use server::proto::stop_scope::Scope;
 use server::proto::{
     BroadcastRequest, CollectRequest, CollectStreamRequest, Credential, Delivery, EraseUserRequest,
-    GetBroadcastRequest, GetInventoryRequest, GetStockRequest, Grant, ListBroadcastsRequest, ListUndeliveredRequest,
-    Recipient, ReportEventsRequest, SendTemplateRequest, TemplateValue,
+    GetBroadcastRequest, GetInventoryRequest, GetStockRequest, Grant, LiftStopRequest, ListBroadcastsRequest,
+    ListStopsRequest, ListUndeliveredRequest, Recipient, ReportEventsRequest, SendTemplateRequest, StopScope,
+    TemplateValue,
 };
 use testing::Redis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -265,6 +268,12 @@ async fn bad_input(fixture: &Fixture, collector: &mut Collector, dispatcher: &mu
         let page_token = text.clone();
         let undelivered = ListUndeliveredRequest { app_id, broadcast_id, page_token, ..Default::default() };
         fixture.note("ListUndelivered", dispatcher.list_undelivered(undelivered).await).unwrap_err();
+        let stops = ListStopsRequest { app_id: text.clone() };
+        fixture.note("ListStops", dispatcher.list_stops(stops).await).unwrap_err();
+        let scope = Scope::TemplateId(format!("{text} "));
+        let target = Some(Target::Scope(StopScope { scope: Some(scope) }));
+        let lift = LiftStopRequest { app_id: APP.to_owned(), target };
+        fixture.note("LiftStop", dispatcher.lift_stop(lift).await).unwrap_err();
         let (app_id, openid) = (APP.to_owned(), format!("{text} "));
         let inventory = GetInventoryRequest { app_id: app_id.clone(), openid: openid.clone() };
         fixture.note("GetInventory", collector.get_inventory(inventory).await).unwrap_err();

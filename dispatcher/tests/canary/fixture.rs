@@ -49,7 +49,7 @@ pub fn app_of(lie: usize, endpoint: usize) -> String {
 
 /// The permissions of a caller that may call everything for all apps.
 pub const EVERYTHING: &str =
-    "apps = ['*']\npermissions = ['collect', 'read', 'erase', 'send', 'broadcast', 'broadcast_all']";
+    "apps = ['*']\npermissions = ['collect', 'read', 'erase', 'send', 'broadcast', 'broadcast_all', 'operate']";
 
 pub type Metadata = fn(Request<()>) -> Result<Request<()>, Status>;
 type Connection = InterceptedService<Channel, Metadata>;

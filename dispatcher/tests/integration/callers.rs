@@ -4,15 +4,18 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use domain::TemplateId;
 use server::auth::Permission;
 use server::auth::methods::METHODS;
 use server::proto::dispatcher_service_client::DispatcherServiceClient as Client;
+use server::proto::lift_stop_request::Target;
 use server::proto::{
-    AddRecipientsRequest, BroadcastRequest, CancelBroadcastRequest, GetBroadcastRequest, ListBroadcastsRequest,
-    ListUndeliveredRequest, PauseBroadcastRequest, ResumeBroadcastRequest, SendTemplateRequest, StartBroadcastRequest,
-    WatchBroadcastRequest,
+    AddRecipientsRequest, AllStops, BroadcastRequest, CancelBroadcastRequest, GetBroadcastRequest, LiftStopRequest,
+    ListBroadcastsRequest, ListStopsRequest, ListUndeliveredRequest, PauseBroadcastRequest, ResumeBroadcastRequest,
+    SendTemplateRequest, StartBroadcastRequest, WatchBroadcastRequest,
 };
-use testing::{CallersFile, Process, bearer, called, eventually, free_port, whole};
+use store::stops::{Stop, StopScope};
+use testing::{CallersFile, Process, bearer, called, eventually, free_port, now, whole};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -23,7 +26,7 @@ const OTHER_APP: &str = "wxfedcba9876543210";
 const SOON: Duration = Duration::from_secs(20);
 const ALL: (&str, &str) = (
     "all",
-    "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all']",
+    "token_sha256 = ['TOKEN(all)']\napps = ['*']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all', 'operate']",
 );
 
 /// A dispatcher with a callers file and two apps. Only [`APP`] exists in the sandbox.
@@ -67,7 +70,7 @@ async fn every_rpc_requires_exactly_its_permission() {
             walked += 1;
         }
     }
-    assert_eq!(walked, 11 * 5);
+    assert_eq!(walked, 13 * 6);
 }
 
 #[tokio::test]
@@ -130,6 +133,12 @@ async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
         let list = ListBroadcastsRequest { app_id: app.into(), page_token, ..Default::default() };
         answers.push(client.list_broadcasts(bearer("t", list)).await.unwrap_err());
     }
+    let stops = ListStopsRequest { app_id: app.into() };
+    answers.push(client.list_stops(bearer("t", stops)).await.unwrap_err());
+    for target in [Some(Target::All(AllStops {})), None] {
+        let lift = LiftStopRequest { app_id: app.into(), target };
+        answers.push(client.lift_stop(bearer("t", lift)).await.unwrap_err());
+    }
     answers
 }
 
@@ -137,11 +146,11 @@ async fn answers(channel: &Channel, app: &str) -> Vec<Status> {
 async fn app_of_another_caller_is_answered_like_an_unknown_app() {
     let mut fixture = Fixture::patient().await;
     let caller = format!(
-        "token_sha256 = ['TOKEN(t)']\napps = ['{APP}']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all']"
+        "token_sha256 = ['TOKEN(t)']\napps = ['{APP}']\npermissions = ['read', 'send', 'broadcast', 'broadcast_all', 'operate']"
     );
     let (_running, channel, _file) = guarded(&mut fixture, &[("one", &caller), ALL], &[]).await;
     let (others, nobodys) = (answers(&channel, OTHER_APP).await, answers(&channel, "wx0000000000000000").await);
-    assert_eq!((others.len(), nobodys.len()), (26, 26));
+    assert_eq!((others.len(), nobodys.len()), (29, 29));
     for (other, nobody) in others.iter().zip(&nobodys) {
         assert_eq!(whole(other), whole(nobody));
         assert!(["UNKNOWN_APP", "INVALID_FIELDS"].contains(&reason(other).as_str()), "{other:?}");
@@ -190,7 +199,7 @@ async fn sends_of_disconnected_callers_count_toward_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn audit_log_names_who_changed_a_broadcast_and_no_user() {
+async fn audit_log_names_who_changed_a_broadcast_or_lifted_a_stop_and_no_user() {
     let fixture = Fixture::patient().await;
     fixture.submit("oCANARY", 2).await;
     let file = CallersFile::new(&[("night-shift", ALL.1)]);
@@ -214,12 +223,23 @@ async fn audit_log_names_who_changed_a_broadcast_and_no_user() {
     client.cancel_broadcast(bearer("all", cancel)).await.unwrap();
     let resume = ResumeBroadcastRequest { app_id: APP.into(), broadcast_id: id.clone() };
     client.resume_broadcast(bearer("all", resume)).await.unwrap_err();
+    let stop = Stop { until_ms: (now() as u64 + 600) * 1000, errcode: 43116, rid: String::new(), address: None };
+    let template = StopScope::Template(TemplateId::parse("template-1").unwrap());
+    fixture.store.stop(&fixture.app(), &template, &stop).await.unwrap();
+    let lift = LiftStopRequest { app_id: APP.into(), target: Some(Target::All(AllStops {})) };
+    for _ in 0..2 {
+        client.lift_stop(bearer("all", lift.clone())).await.unwrap();
+    }
     drop(process);
     let log = std::fs::read_to_string(log).unwrap();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("night-shift")).collect();
-    assert_eq!(lines.len(), 2, "{log}");
-    assert!(lines.iter().all(|line| line.contains(APP) && line.contains(&id)), "{lines:?}");
+    assert_eq!(lines.len(), 3, "{log}");
+    assert!(
+        lines.iter().all(|line| line.contains(APP)) && lines[..2].iter().all(|line| line.contains(&id)),
+        "{lines:?}"
+    );
     assert!(lines[0].contains("Broadcast") && lines[0].contains("everyone=true"), "{lines:?}");
     assert!(lines[1].contains("CancelBroadcast"), "{lines:?}");
+    assert!(["LiftStop", "template:template-1", "43116"].iter().all(|word| lines[2].contains(word)), "{lines:?}");
     assert!(!log.contains("CANARY"), "{log}");
 }

@@ -16,6 +16,7 @@ mod overload;
 mod previous_release;
 mod readme;
 mod sends;
+mod stops;
 mod subscription;
 mod traces;
 mod whole;

@@ -21,7 +21,7 @@
 //! | `formid:{app}:broadcasts` | expires some time after the last broadcast was stored; trimmed when broadcasts are listed |
 //! | `formid:{app}:broadcasts:due` | broadcasts that wait for a time; an entry without a broadcast is removed by its move |
 //! | `formid:{app}:broadcasts:running` | broadcasts with tasks in their stream; an entry without a broadcast is removed when it is looked up |
-//! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted` | expire |
+//! | `formid:{app}:pace`, `..:quota:API:DAY`, `..:quota:API:asked`, `..:quota:API:recounted`, `..:quota:API:awaited` | expire |
 
 use super::ids::{Api, BroadcastId, Budget, MsgId, OnceKey};
 use domain::{AppId, OpenId, RequestId, TemplateId};
@@ -248,6 +248,11 @@ impl BroadcastKeys {
     pub fn quota_recounted(&self, api: Api) -> String {
         format!("{}quota:{}:recounted", self.tag, api.name())
     }
+
+    /// String: exists while the last quota query of an app that is stopped for its quota is recent.
+    pub fn quota_awaited(&self, api: Api) -> String {
+        format!("{}quota:{}:awaited", self.tag, api.name())
+    }
 }
 
 /// The name of a request within its bucket. It includes the openid, because two users may use the same request id. The
@@ -340,6 +345,7 @@ mod tests {
             keys.quota(Budget { api: Api::Subscribe, day: 20000 }),
             keys.quota_asked(Api::Template),
             keys.quota_recounted(Api::Template),
+            keys.quota_awaited(Api::Template),
         ];
         assert!(names.iter().all(|name| slot(name) == slot(&keys.record(&broadcast))));
     }

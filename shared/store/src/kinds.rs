@@ -5,7 +5,7 @@ use std::fmt;
 
 /// The Redis type of each kind of key. A kind is the name after the hash tag, by parts: `*` matches any part, and at
 /// the end all remaining parts.
-const KINDS: [(&str, &str); 32] = [
+const KINDS: [(&str, &str); 34] = [
     ("buckets", "string"),
     ("users", "hash"),
     ("leases", "hash"),
@@ -34,6 +34,8 @@ const KINDS: [(&str, &str); 32] = [
     ("broadcasts", "zset"),
     ("pace", "hash"),
     ("quota:*:asked", "string"),
+    ("quota:*:recounted", "string"),
+    ("quota:*:awaited", "string"),
     ("quota:*", "hash"),
     ("token", "string"),
     ("token:*", "string"),
@@ -125,6 +127,8 @@ mod tests {
             ("hash", of_app.pace()),
             ("hash", of_app.quota(Budget { api: Api::Subscribe, day: 20000 })),
             ("string", of_app.quota_asked(Api::Template)),
+            ("string", of_app.quota_recounted(Api::Template)),
+            ("string", of_app.quota_awaited(Api::Template)),
             ("string", token(&app)),
             ("string", token_lock(&app)),
             ("string", token_forced(&app)),

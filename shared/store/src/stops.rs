@@ -80,9 +80,12 @@ impl Store {
         self.redis()?.run(redis::cmd("EXPIRE").arg(&key).arg(KEEP_STOPS.as_secs())).await
     }
 
-    /// Deletes a stop of an app. Returns false if there was none.
-    pub async fn lift_stop(&self, app: &AppId, scope: &StopScope) -> Result<bool, Error> {
-        self.redis()?.run(redis::cmd("HDEL").arg(keys::stops(app)).arg(&*scope.name())).await
+    /// Deletes stops of an app, all of them or, if Redis does not answer, none. `scopes` must not be empty.
+    pub async fn lift_stops(&self, app: &AppId, scopes: &[StopScope]) -> Result<(), Error> {
+        let mut command = redis::cmd("HDEL");
+        command.arg(keys::stops(app));
+        scopes.iter().for_each(|scope| _ = command.arg(&*scope.name()));
+        self.redis()?.run::<u64>(&command).await.map(drop)
     }
 }
 

@@ -41,7 +41,7 @@ async fn every_rpc_needs_exactly_its_permission() {
             walked += 1;
         }
     }
-    assert_eq!(walked, 6 * 5);
+    assert_eq!(walked, 6 * 6);
 }
 
 fn with_header(value: &str) -> Request<()> {

@@ -37,6 +37,7 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/cgi-bin/token", get(plain_token).fallback(|| refuse(code::GET_REQUIRED)))
         .route("/cgi-bin/stable_token", post(stable_token).fallback(|| refuse(code::POST_REQUIRED)))
         .route("/cgi-bin/openapi/quota/get", post(quota::quota).fallback(|| refuse(code::POST_REQUIRED)))
+        .route("/cgi-bin/clear_quota", post(quota::clear).fallback(|| refuse(code::POST_REQUIRED)))
         .route(Api::Template.path(), post(send::template).fallback(|| refuse(code::POST_REQUIRED)))
         .route(Api::Subscribe.path(), post(send::subscribe).fallback(|| refuse(code::POST_REQUIRED)))
         .fallback(nowhere)

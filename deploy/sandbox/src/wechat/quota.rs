@@ -1,4 +1,5 @@
-//! `openapi/quota/get`: how much of its daily quota an app has used. This call is not a send and uses no quota.
+//! `openapi/quota/get`: how much of its daily quota an app has used, and `clear_quota`, which resets it. These calls are
+//! not sends and use no quota.
 
 use std::sync::Arc;
 
@@ -42,6 +43,32 @@ pub(super) async fn quota(
     let now_ms = clock::now_ms(&settings);
     let app = sandbox.tokens().app(token_of(query).as_deref(), now_ms);
     run(&sandbox, wire, Inquiry { app, question: object(body), now_ms, settings }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clearing {
+    #[serde(default)]
+    appid: String,
+}
+
+/// Fault rules do not apply to this call.
+pub(super) async fn clear(
+    State(sandbox): State<Sandbox>,
+    query: Result<Query<TokenQuery>, QueryRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let settings = sandbox.current();
+    wait(&settings).await;
+    let now_ms = clock::now_ms(&settings);
+    let cleared = sandbox.tokens().app(token_of(query).as_deref(), now_ms).and_then(|app| {
+        let Clearing { appid } = object(body)?;
+        if appid != app.id {
+            return Err(No::code(code::APP_UNKNOWN));
+        }
+        app.ledger().clear_quota(now_ms)
+    });
+    cleared.map_or_else(|no| answer::refusal(&no), |()| answer::sent(None))
 }
 
 #[derive(Serialize)]

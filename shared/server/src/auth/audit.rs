@@ -16,6 +16,11 @@ pub fn broadcast(did: &'static str, caller: &Caller, app: &AppId, id: &str, ever
     info!(target: "audit", did, caller, app, broadcast = id, everyone, audience, "audit");
 }
 
+/// Logs that a stop of an app was lifted. `scope` is what it stopped, `errcode` WeChat's reason for it.
+pub fn lifted(caller: &Caller, app: &AppId, scope: &str, errcode: i32) {
+    info!(target: "audit", did = "LiftStop", caller = caller.name(), app = app.as_str(), scope, errcode, "audit");
+}
+
 /// Logs that all data of a user was erased, by EraseUser or by an event of WeChat. `messages` is how many messages the
 /// erased credentials permitted.
 pub fn erased(did: &'static str, caller: &Caller, app: &AppId, messages: u32) {

@@ -5,7 +5,7 @@
 //! token_sha256 = ["64 hex digits"]            # several while a token is being replaced
 //! certificate_names = ["spiffe://prod/orders"] # with mutual TLS; a token or a certificate is enough
 //! apps = ["wx0123456789abcdef"]                # or ["*"]
-//! permissions = ["collect", "read", "erase", "send", "broadcast", "broadcast_all"]
+//! permissions = ["collect", "read", "erase", "send", "broadcast", "broadcast_all", "operate"]
 //! calls_per_second = 100                       # of each replica; no limit when it is left out
 //! ```
 

@@ -2,7 +2,7 @@
 //! has no row.
 
 use super::permission::Permission;
-use super::permission::Permission::{Broadcast, Collect, Erase, Read, Send};
+use super::permission::Permission::{Broadcast, Collect, Erase, Operate, Read, Send};
 
 /// One RPC and the permissions that it needs.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,9 +26,9 @@ const fn stream(path: &'static str, needs: &'static [Permission]) -> Method {
 ///
 /// The RPCs that only read broadcasts are open to `broadcast`, because a caller that starts a broadcast must be able to
 /// follow it. They are also open to `read` alone, so that a dashboard or a person on call can watch without the right
-/// to send. A broadcast to every reachable user also needs [`Permission::BroadcastAll`]; only the request shows that,
+/// to send. Stops likewise: `read` can list them, and lifting needs `operate`. A broadcast to every reachable user also needs [`Permission::BroadcastAll`]; only the request shows that,
 /// so it is not in this table.
-pub static METHODS: [Method; 17] = [
+pub static METHODS: [Method; 19] = [
     unary("/formid.v1.CollectorService/Collect", &[Collect]),
     stream("/formid.v1.CollectorService/CollectStream", &[Collect]),
     unary("/formid.v1.CollectorService/ReportEvents", &[Collect]),
@@ -46,6 +46,8 @@ pub static METHODS: [Method; 17] = [
     unary("/formid.v1.DispatcherService/ListBroadcasts", &[Read, Broadcast]),
     unary("/formid.v1.DispatcherService/ListUndelivered", &[Read, Broadcast]),
     stream("/formid.v1.DispatcherService/WatchBroadcast", &[Read, Broadcast]),
+    unary("/formid.v1.DispatcherService/ListStops", &[Read, Operate]),
+    unary("/formid.v1.DispatcherService/LiftStop", &[Operate]),
 ];
 
 /// Health checks come from load balancers and similar clients, which have no token.

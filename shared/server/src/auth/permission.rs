@@ -17,12 +17,14 @@ pub enum Permission {
     Broadcast,
     /// Create broadcasts to every reachable user. Has no effect without [`Permission::Broadcast`].
     BroadcastAll,
+    /// List and lift stops of an app.
+    Operate,
 }
 
 impl Permission {
     /// All permissions, in the order of the documentation.
-    pub const ALL: [Self; 6] =
-        [Self::Collect, Self::Read, Self::Erase, Self::Send, Self::Broadcast, Self::BroadcastAll];
+    pub const ALL: [Self; 7] =
+        [Self::Collect, Self::Read, Self::Erase, Self::Send, Self::Broadcast, Self::BroadcastAll, Self::Operate];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -32,6 +34,7 @@ impl Permission {
             Self::Send => "send",
             Self::Broadcast => "broadcast",
             Self::BroadcastAll => "broadcast_all",
+            Self::Operate => "operate",
         }
     }
 

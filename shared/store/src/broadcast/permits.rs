@@ -194,6 +194,12 @@ impl Store {
     pub async fn may_recount_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
         self.take_turn(&BroadcastKeys::new(app).quota_recounted(api), pause).await
     }
+
+    /// Takes the same permission while the app is stopped because its quota is used up, to find out whether there is
+    /// some again.
+    pub async fn may_await_quota(&self, app: &AppId, api: Api, pause: Duration) -> Result<bool, Error> {
+        self.take_turn(&BroadcastKeys::new(app).quota_awaited(api), pause).await
+    }
 }
 
 /// Parses the permits of a bucket from a script's reply: see `permits_reply` in head/permits.lua.

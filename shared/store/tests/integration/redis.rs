@@ -207,7 +207,7 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.unlock_token(app, "me"),
             store.stops(app),
             store.stop(app, &StopScope::App, &stop),
-            store.lift_stop(app, &StopScope::App),
+            store.lift_stops(app, &[StopScope::App]),
         );
         assert_no_broadcast(&store, app, &anna).await;
         assert_eq!(fixture.everything().await, before);
