@@ -95,7 +95,7 @@ mod tests {
         let decision = |status: &str| vec![Decision { template_id: "t".into(), status: status.into() }];
         let popup = |status| Push { decisions: decision(status), ..Push::new(POPUP.0, "u") };
         for right in [popup("acceptWithAudio"), popup(""), Push::new("user_authorization_revoke", "u")] {
-            assert_eq!(check_all(&[right.clone()]), Ok(()), "{right:?}");
+            assert_eq!(check_all(std::slice::from_ref(&right)), Ok(()), "{right:?}");
         }
         for wrong in [
             Push::new("", "u"),
