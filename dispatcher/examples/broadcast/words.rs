@@ -32,6 +32,7 @@ fn paused(info: &BroadcastInfo) -> String {
         PauseReason::MessageRefused => ": WeChat refused several messages in a row because of their content",
         PauseReason::FailureRatio => ": too many messages failed",
         PauseReason::TokenRefused => ": WeChat refuses an access token",
+        PauseReason::UserRefusals => ": WeChat answers that too many users refuse; wait for some hours, then --resume",
     };
     let mut text = format!("paused{why}");
     if let Some(errcode) = info.errcode {

@@ -15,10 +15,12 @@ pub enum PauseReason {
     MessageRefused,
     FailureRatio,
     TokenRefused,
+    /// Too many messages were refused with 43101.
+    UserRefusals,
 }
 
 impl PauseReason {
-    pub const ALL: [(Self, &str); 7] = [
+    pub const ALL: [(Self, &str); 8] = [
         (Self::Caller, "CALLER"),
         (Self::Canary, CANARY),
         (Self::Quota, "QUOTA"),
@@ -26,6 +28,7 @@ impl PauseReason {
         (Self::MessageRefused, "MESSAGE_REFUSED"),
         (Self::FailureRatio, "FAILURE_RATIO"),
         (Self::TokenRefused, "TOKEN_REFUSED"),
+        (Self::UserRefusals, "USER_REFUSALS"),
     ];
 
     pub fn name(self) -> &'static str {

@@ -153,6 +153,7 @@ fn pause_reason(name: &str) -> proto::PauseReason {
         Some(PauseReason::MessageRefused) => proto::PauseReason::MessageRefused,
         Some(PauseReason::FailureRatio) => proto::PauseReason::FailureRatio,
         Some(PauseReason::TokenRefused) => proto::PauseReason::TokenRefused,
+        Some(PauseReason::UserRefusals) => proto::PauseReason::UserRefusals,
         None => proto::PauseReason::Unspecified,
     }
 }

@@ -1,6 +1,7 @@
 -- Stores credentials of users of one bucket. Repeating the call changes nothing, because stored records are recognized.
 -- A grant adds uses to the grants of its template, so it needs a dedup key, unless it is a long-term subscription. The
--- key is the caller's, or one made for this call. The latter is kept while the call may be resent.
+-- key is the caller's, or one made for this call. The latter is kept while the call may be resent. A grant also ends the
+-- rest of the grants of its template (see rest.lua), even if it is a long-term subscription that is stored already.
 --
 -- KEYS  1 users  2 ledger  then the dedup key of each grant that has one
 -- ARGV  1 cap on records per user  2 seconds to keep the dedup key of a grant
@@ -25,14 +26,19 @@ for i = 1, count do
   local field = changed[openid] or fields[i]
   if flags >= 128 then
     -- Becomes the field with the added uses, or nil if the grant was collected before.
-    local new, left, uses = true
+    local new, template, left, uses, rested = true, sub(record, 6, -2)
     if flags >= 160 then
       keys_used = keys_used + 1
       new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', flags == 161 and 60 or ARGV[2])
     end
     if new then
       uses = expiry_at(record, 1)
-      new, left = add_uses(field or '', sub(record, 6, -2), uses)
+      new, left, rested = add_uses(field or '', template, uses)
+      -- The user accepts the template, so its grants no longer rest.
+      if rested then
+        field = set_rest(new or field, template)
+        if new then new = field else changed[openid] = field end
+      end
     end
     if new then
       local over

@@ -2,6 +2,7 @@
 
 mod broadcasts;
 mod crash;
+mod rests;
 mod sends;
 mod stops;
 mod turns;

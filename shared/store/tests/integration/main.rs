@@ -4,7 +4,7 @@
 //! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, compared with [`model`], a store in plain Rust;
 //!   [`permit_sequences`]: random sequences about the number of permitted messages;
 //! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the guarantees one by one;
-//! - [`grants`], [`long_term`], [`void`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
+//! - [`grants`], [`long_term`], [`void`], [`rests`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
 //!   failures;
 //! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: states, tasks and rates of a broadcast;
 //!   [`broadcast_audience`], [`broadcast_pages`], [`broadcast_recent`]: its audience, and how each message ends;
@@ -44,6 +44,7 @@ mod raw;
 mod reaper;
 mod redis;
 mod requests;
+mod rests;
 mod sequences;
 mod stock;
 mod touch;
