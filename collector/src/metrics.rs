@@ -42,8 +42,13 @@ impl Metrics {
         let gauges = Gauges {
             stock: registry.gauges(
                 "formid_stock_messages",
-                "Messages that the stock permits, as last counted",
+                "Messages that the stock permits, without grants that rest, as last counted",
                 &by_kind,
+            )?,
+            resting: registry.gauges(
+                "formid_stock_resting_messages",
+                "Messages of grants that rest because WeChat answered 43101, as last counted",
+                &["app"],
             )?,
             expiring: registry.gauges(
                 "formid_stock_expiring_messages",
@@ -103,6 +108,7 @@ fn label_of(reason: RefusalReason) -> String {
 #[derive(Clone)]
 pub struct Gauges {
     stock: IntGaugeVec,
+    resting: IntGaugeVec,
     expiring: IntGaugeVec,
     users: IntGaugeVec,
     ledger: IntGaugeVec,
@@ -115,6 +121,7 @@ impl Gauges {
         let mut messages = [0_u64; Kind::ALL.len()];
         stock.days.iter().for_each(|((_, kind), count)| messages[*kind as usize] += count.messages);
         messages[Kind::Grant as usize] += stock.templates.values().map(|granted| granted.messages).sum::<u64>();
+        set(&self.resting, &[app], stock.templates.values().map(|granted| granted.resting).sum());
         let mut expiring = [0_u64; DAYS.len()];
         for ((day, _), count) in &stock.days {
             // Days before today have expired since the count and are added to today. Later days come from differing

@@ -55,6 +55,9 @@ pub struct App {
     /// Generation of its messages unless a call overrides it.
     pub delivery: Delivery,
     pub bounds: Bounds,
+    /// How long a user's grants of a template rest after WeChat refused one with 43101 for the first time. Zero: they are
+    /// revoked at once.
+    pub refused_rest: Duration,
     /// Kinds of credentials that its broadcasts of template messages may spend; at least one.
     pub broadcast_kinds: Kinds,
 }

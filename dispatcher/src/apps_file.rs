@@ -12,6 +12,7 @@
 //! daily_quota = 1000000                            # messages a day, unless WeChat reports it; subscription: 10000000
 //! messages_per_second = 0                          # of all replicas together; 0 is unlimited
 //! reserved_for_sends = 0.2                         # the part of both that broadcasts must not use
+//! refused_rest = "24h"                             # rest of grants after the first 43101; "0s" revokes them at once
 //! broadcast_credentials = ["form_id", "prepay_id"] # kinds that broadcasts of template messages may spend
 //! ```
 //!
@@ -39,7 +40,8 @@ const BASE_URL: &str = "https://api.weixin.qq.com";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
 const RESERVED_FOR_SENDS: f64 = 0.2;
-const KEYS: [&str; 11] = [
+const REFUSED_REST: Duration = Duration::from_secs(24 * 3600);
+const KEYS: [&str; 12] = [
     "secret",
     "secret_file",
     "base_url",
@@ -50,6 +52,7 @@ const KEYS: [&str; 11] = [
     "daily_quota",
     "messages_per_second",
     "reserved_for_sends",
+    "refused_rest",
     "broadcast_credentials",
 ];
 
@@ -116,6 +119,7 @@ fn app(id: &str, table: &Value, errors: &mut ConfigErrors) -> Option<App> {
         reader.wrong_key("timeout", "must not be less than connect_timeout: it is the time of the whole call");
     }
     let bounds = bounds(&mut reader, delivery);
+    let refused_rest = refused_rest(&mut reader);
     let broadcast_kinds = broadcast_kinds(&mut reader);
     Some(App {
         id: id?,
@@ -126,6 +130,7 @@ fn app(id: &str, table: &Value, errors: &mut ConfigErrors) -> Option<App> {
         token_endpoint,
         delivery,
         bounds,
+        refused_rest,
         broadcast_kinds,
     })
 }
@@ -184,6 +189,17 @@ fn duration(reader: &mut TableReader<'_>, key: &str, default: Duration) -> Durat
     default
 }
 
+/// Zero is allowed, also as a number.
+fn refused_rest(reader: &mut TableReader<'_>) -> Duration {
+    const KEY: &str = "refused_rest";
+    if reader.get(KEY).and_then(Value::as_integer) == Some(0) {
+        return Duration::ZERO;
+    }
+    let Some(text) = reader.text(KEY) else { return REFUSED_REST };
+    let parsed = parse_duration(text, &(Duration::ZERO..=LONGEST));
+    parsed.map_err(|error| reader.wrong_value(KEY, text, error)).unwrap_or(REFUSED_REST)
+}
+
 fn number(reader: &mut TableReader<'_>, key: &str, default: i64, most: i64) -> i64 {
     let expected = format!("a whole number from 0 to {most}");
     reader.parsed(key, default, &expected, |value| value.as_integer().filter(|number| (0..=most).contains(number)))
@@ -238,6 +254,7 @@ mod tests {
         assert_eq!(app.token_endpoint, TokenEndpoint::Stable);
         assert_eq!((app.bounds.daily_quota, app.bounds.app_rate, app.bounds.broadcast_share), (1_000_000, 0, 800));
         assert_eq!((app.broadcast_kinds, app.delivery), (Kinds::IDS, Delivery::FormId));
+        assert_eq!(app.refused_rest, REFUSED_REST);
         assert!(apps.get(&AppId::parse("wx2").unwrap()).is_none());
     }
 
@@ -259,6 +276,18 @@ mod tests {
         assert_eq!(app.base_url.as_str(), "http://localhost:1/wechat/");
         let expected = Bounds { app_rate: 50, broadcast_rate: 25, daily_quota: 5000, broadcast_share: 500 };
         assert_eq!((app.bounds, app.broadcast_kinds), (expected, Kinds::NONE.with(Kind::PrepayId)));
+    }
+
+    #[test]
+    fn rest_of_refused_grants_may_be_zero() {
+        for (value, expected) in [("0", 0), ("'0s'", 0), ("'90m'", 5400)] {
+            let apps = parse(&format!("[apps.wx1]\nsecret = 's'\nrefused_rest = {value}")).unwrap();
+            assert_eq!(apps.iter().next().unwrap().refused_rest, Duration::from_secs(expected), "{value}");
+        }
+        for value in ["1", "'-1s'", "'366d'", "true"] {
+            let problems = parse(&format!("[apps.wx1]\nsecret = 's'\nrefused_rest = {value}")).unwrap_err();
+            assert!(problems[0].starts_with("[apps.wx1] refused_rest"), "{problems:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// WeChat limits queries of the quota too.
 const AWAIT_QUOTA: Duration = Duration::from_secs(60);
+/// How long a prepay id rests that WeChat does not know, perhaps because its order is not paid yet.
+const PREPAY_REST: Duration = Duration::from_secs(5 * 60);
 
 /// Sends template messages to users of WeChat mini programs, over gRPC
 #[derive(Debug, Clone, Parser)]
@@ -65,6 +67,9 @@ pub struct Args {
     /// Percentage of the last 1000 messages that may fail before a broadcast pauses
     #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50", value_parser = number::<u8>(1..=100))]
     pub broadcast_failures: Setting<u8>,
+    /// Percentage of the last 1000 messages that may be refused with 43101 before a broadcast pauses
+    #[arg(long, env = "FORMID_BROADCAST_REFUSALS", default_value = "50", value_parser = number::<u8>(1..=100))]
+    pub broadcast_refusals: Setting<u8>,
     #[command(flatten)]
     pub common: CommonArgs,
     #[command(flatten)]
@@ -109,6 +114,10 @@ pub struct Limits {
     pub broadcast_tasks: usize,
     /// Ratio of the last 1000 messages that may fail before a broadcast pauses.
     pub broadcast_failures: f64,
+    /// Ratio of the last 1000 messages that may be refused with 43101 before a broadcast pauses.
+    pub broadcast_refusals: f64,
+    /// How long a prepay id that WeChat does not know yet is not used.
+    pub prepay_rest: Duration,
 }
 
 impl Settings {
@@ -127,6 +136,8 @@ impl Settings {
             broadcast_in_flight: errors.take(&args.broadcast_in_flight),
             broadcast_tasks: errors.take(&args.broadcast_tasks),
             broadcast_failures: f64::from(errors.take(&args.broadcast_failures)) / 100.0,
+            broadcast_refusals: f64::from(errors.take(&args.broadcast_refusals)) / 100.0,
+            prepay_rest: PREPAY_REST,
         };
         let reap_interval = errors.take(&args.reap_interval);
         let common = args.common.read(&args.listen, &mut errors);

@@ -49,6 +49,7 @@ pub fn leased(span: &Span, leased: &Result<Leased, store::Error>) {
     let what = match leased {
         Ok(Leased::Lease(_)) => "credential",
         Ok(Leased::None) => "none",
+        Ok(Leased::Resting(_)) => "resting",
         Ok(Leased::Finished(_)) => "finished",
         Ok(Leased::UnderWay(_)) => "under way",
         Ok(Leased::Reused) => "reused",

@@ -15,7 +15,8 @@ use store::stock::{self, DAY, Stock};
 
 pub(super) fn inventory(inventory: BTreeMap<StockKey, Available>) -> GetInventoryResponse {
     let messages = inventory.values().map(|available| available.messages).sum();
-    let expiry = |expiry: u32| if expiry == NEVER { None } else { timestamp(expiry.into()) };
+    // There is no time if all that there is rests.
+    let expiry = |expiry: u32| if matches!(expiry, 0 | NEVER) { None } else { timestamp(expiry.into()) };
     let kinds = inventory.into_iter().map(|((of, template), available)| KindInventory {
         kind: CredentialKind::from(of).into(),
         credentials: available.credentials,
@@ -24,6 +25,10 @@ pub(super) fn inventory(inventory: BTreeMap<StockKey, Available>) -> GetInventor
         latest_expiry: expiry(available.latest_expiry),
         template_id: template.map(|template| template.as_str().to_owned()).unwrap_or_default(),
         unlimited: available.long_term,
+        resting_messages: available.resting,
+        resting_until: Some(available.resting_until)
+            .filter(|until| *until > 0)
+            .and_then(|until| timestamp(until.into())),
     });
     GetInventoryResponse { kinds: kinds.collect(), messages }
 }
@@ -39,6 +44,8 @@ pub(super) fn stock(stock: &Stock, ledger: &stock::Ledger) -> Result<GetStockRes
         users: granted.users,
         messages: granted.messages,
         unlimited_users: granted.long_term,
+        resting_users: granted.resting_users,
+        resting_messages: granted.resting,
     });
     Ok(GetStockResponse {
         reachable_users: stock.reachable,

@@ -1,15 +1,21 @@
 //! Grants of subscription messages: collecting them, counting them, and WeChat's events about them.
 
+use domain::dependency::Dependency as _;
+use domain::{OpenId, TemplateId};
 use server::proto::credential::Right;
 use server::proto::{
     CollectStatus, Credential, CredentialKind, EraseUserRequest, EventAction, GetInventoryResponse, GetStockRequest,
     Grant, KindInventory, RefusalReason, ReportEventsRequest,
 };
-use testing::Redis;
+use store::Store;
+use store::eligibility::Eligibility;
+use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Settle};
+use testing::{Redis, now, store_config};
 use tonic::Code;
 
 use crate::fixture::{
-    APP, actions, bad_fields, batch, collect, collector, form, inventory, popup, reason, report, request, signature,
+    APP, actions, app, bad_fields, batch, collect, collector, form, inventory, popup, reason, report, request,
+    signature,
 };
 
 fn grant(openid: &str, template: &str, count: u32) -> Credential {
@@ -113,7 +119,7 @@ async fn each_item_of_an_event_is_processed_once() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
     use EventAction::{Duplicate, Granted, Refused, Voided};
-    let start = testing::now() - 60;
+    let start = now() - 60;
     let popup = |second, items: &[(&str, &str)]| popup(start + second, items);
     let first = popup(10, &[("t1", "accept"), ("t2", "accept"), ("t3", "reject"), ("t4", "maybe")]);
     let told = report(&mut client, &first).await.unwrap();
@@ -136,7 +142,7 @@ async fn each_item_of_an_event_is_processed_once() {
 async fn delivery_failure_of_a_message_is_recorded_once() {
     let redis = Redis::start();
     let (_collector, mut client) = collector(&redis, &[]).await;
-    let created = testing::now();
+    let created = now();
     let sent = |msgid: u64, code: i32| {
         format!(
             "<xml><ToUserName>gh_1</ToUserName><FromUserName><![CDATA[oUser]]></FromUserName><CreateTime>{created}</CreateTime>\
@@ -176,8 +182,8 @@ async fn event_must_be_signed_if_the_app_has_a_token() {
     let tokens = folder.path().join("tokens.toml");
     std::fs::write(&tokens, format!("[callback_tokens]\n{APP} = \"AAAAA\"\n")).unwrap();
     let (_collector, mut client) = collector(&redis, &["--callback-tokens", tokens.to_str().unwrap()]).await;
-    let (timestamp, nonce) = (testing::now().to_string(), "1514711492".to_owned());
-    let (signature, body) = (signature("AAAAA", &timestamp, &nonce), popup(testing::now(), &[("t1", "accept")]).into());
+    let (timestamp, nonce) = (now().to_string(), "1514711492".to_owned());
+    let (signature, body) = (signature("AAAAA", &timestamp, &nonce), popup(now(), &[("t1", "accept")]).into());
     let signed = ReportEventsRequest { app_id: APP.into(), body, timestamp, nonce, signature };
     for bad in [
         ReportEventsRequest { signature: String::new(), ..signed.clone() },
@@ -194,4 +200,40 @@ async fn event_must_be_signed_if_the_app_has_a_token() {
     }
     assert_eq!(inventory(&mut client, "oUser").await.messages, 0);
     assert_eq!(actions(&client.report_events(signed).await.unwrap().into_inner()), [(EventAction::Granted, 1)]);
+}
+
+/// A dispatcher sends with a grant of the user, and WeChat answers 43101.
+async fn refuse(redis: &Redis, openid: &str, template: &str) {
+    let store = Store::new(&store_config(redis.url())).unwrap();
+    store.prepare().await.unwrap();
+    let (openid, seconds) = (OpenId::parse(openid).unwrap(), std::time::Duration::from_secs);
+    let terms = LeaseTerms { duration: seconds(60), margin: seconds(60), keep: seconds(60) };
+    let wanted = Eligibility::grants(TemplateId::parse(template).unwrap());
+    let new = NewLease { id: LeaseId::random(), request: None, wanted: &wanted };
+    let leased = store.lease(&app(), &openid, &new, &terms).await.unwrap();
+    assert!(matches!(leased, Leased::Lease(_)), "{leased:?}");
+    let settle = Settle { id: new.id, request: None, end: LeaseEnd::Rest(3600), outcome: None, next: None };
+    store.settle(&app(), &openid, &settle, &terms).await.unwrap();
+}
+
+#[tokio::test]
+async fn resting_grants_are_shown_apart_until_the_user_accepts_again() {
+    let redis = Redis::start();
+    let (_collector, mut client) = collector(&redis, &[]).await;
+    collect(&mut client, vec![grant("oUser", "t1", 3), unlimited("oUser", "t1", 0)]).await.unwrap();
+    refuse(&redis, "oUser", "t1").await;
+    let stored = inventory(&mut client, "oUser").await;
+    let [of] = &stored.kinds[..] else { panic!("{stored:?}") };
+    assert_eq!((stored.messages, of.messages, of.resting_messages, of.unlimited), (0, 0, 4, true));
+    assert!(of.resting_until.unwrap().seconds.abs_diff(now() + 3600) < 600);
+    assert_eq!((of.soonest_expiry, of.latest_expiry), (None, None));
+    let stock = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap().into_inner();
+    let of = &stock.templates[0];
+    assert_eq!((of.users, of.messages, of.resting_users, of.resting_messages), (0, 0, 1, 4));
+    assert_eq!((stock.reachable_users, stock.ledger.unwrap().available), (0, 4));
+    // An accept that WeChat reports ends the rest.
+    let accepted = report(&mut client, &popup(now(), &[("t1", "accept")])).await.unwrap();
+    assert_eq!(actions(&accepted), [(EventAction::Granted, 1)]);
+    let stored = inventory(&mut client, "oUser").await;
+    assert_eq!((stored.messages, stored.kinds[0].resting_messages, stored.kinds[0].resting_until), (5, 0, None));
 }

@@ -112,8 +112,13 @@ async fn metrics_page_has_all_families_and_stops_with_the_service() {
         "process_resident_memory_bytes",
         "process_start_time_seconds",
     ];
-    let gauges =
-        ["formid_ledger_messages", "formid_reachable_users", "formid_stock_expiring_messages", "formid_stock_messages"];
+    let gauges = [
+        "formid_ledger_messages",
+        "formid_reachable_users",
+        "formid_stock_expiring_messages",
+        "formid_stock_messages",
+        "formid_stock_resting_messages",
+    ];
     let families: Vec<_> = scrape.families().into_iter().filter(|name| !gauges.contains(name)).collect();
     assert_eq!(families, expected);
     for name in scrape.families() {

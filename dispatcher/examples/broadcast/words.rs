@@ -33,6 +33,7 @@ fn paused(info: &BroadcastInfo) -> String {
         PauseReason::FailureRatio => ": too many messages failed",
         PauseReason::TokenRefused => ": WeChat refuses an access token",
         PauseReason::TemplateStopped => ": WeChat banned the template",
+        PauseReason::UserRefusals => ": WeChat answers that too many users refuse; wait for some hours, then --resume",
     };
     let mut text = format!("paused{why}");
     if let Some(errcode) = info.errcode {

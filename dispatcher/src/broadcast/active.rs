@@ -19,7 +19,7 @@ use super::limiter::AdaptiveLimit;
 use super::quota;
 use super::reason::PauseReason;
 use super::spec::Spec;
-use super::stop_rules::{FailureWindow, STREAK};
+use super::stop_rules::{STREAK, Window};
 use crate::context::AppContext;
 use crate::send::outcome::{SendError, WechatAnswer, field_of};
 use crate::spans::BroadcastTrace;
@@ -50,7 +50,8 @@ pub struct ActiveBroadcast {
     pub choice: Choice,
     pub limit: Arc<AdaptiveLimit>,
     pub trace: BroadcastTrace,
-    window: Mutex<FailureWindow>,
+    failures: Mutex<Window>,
+    refusals: Mutex<Window>,
     streak_seen: AtomicBool,
     /// While buckets wait for open permits: the number of open permits, and since when it has not changed.
     waiting: Mutex<Option<(u64, Instant)>>,
@@ -66,7 +67,8 @@ impl ActiveBroadcast {
             choice: spec.choice(&context.app),
             everyone: record.everyone,
             limit: Arc::new(AdaptiveLimit::new(context.limits.broadcast_in_flight)),
-            window: Mutex::new(FailureWindow::new(context.limits.broadcast_failures)),
+            failures: Mutex::new(Window::new(context.limits.broadcast_failures)),
+            refusals: Mutex::new(Window::new(context.limits.broadcast_refusals)),
             streak_seen: AtomicBool::new(false),
             waiting: Mutex::new(None),
             state: watch::Sender::new(record.state),
@@ -213,7 +215,8 @@ impl ActiveBroadcast {
         if congested {
             self.limit.congested();
         }
-        let failed = match signal {
+        let (mut failed, mut refused) = (true, None);
+        match signal {
             Signal::None => return,
             Signal::OutOfReach => return self.limit.close(),
             Signal::Stop(pause) => return self.pause(pause).await,
@@ -226,18 +229,25 @@ impl ActiveBroadcast {
                 {
                     debug!(broadcast = %self.id, %error, "the count of consecutive refusals could not be reset");
                 }
-                false
+                failed = false;
             }
-            Signal::Failed => true,
+            Signal::Failed => {}
+            Signal::UserRefused(answer) => refused = Some(answer),
             Signal::MessageRefused(answer) => {
                 self.limit.one_at_a_time();
                 self.lengthen_streak(answer).await;
-                true
             }
-        };
-        let too_many = self.window.lock().unwrap_or_else(PoisonError::into_inner).note(failed);
-        if too_many {
-            self.pause(PauseReason::FailureRatio.into()).await;
+        }
+        let note = |window: &Mutex<Window>, counts| window.lock().unwrap_or_else(PoisonError::into_inner).note(counts);
+        let too_many_refusals = note(&self.refusals, refused.is_some());
+        match refused {
+            Some(WechatAnswer { errcode, rid, .. }) if too_many_refusals => {
+                self.pause(Pause { errcode, rid, ..PauseReason::UserRefusals.into() }).await;
+            }
+            // A refusal by the user is neither a failure nor a success of the broadcast.
+            Some(_) => {}
+            None if note(&self.failures, failed) => self.pause(PauseReason::FailureRatio.into()).await,
+            None => {}
         }
     }
 
@@ -300,7 +310,9 @@ impl ActiveBroadcast {
         });
         if state != State::Running {
             *self.waiting() = None;
-            self.window.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            for window in [&self.failures, &self.refusals] {
+                window.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum Signal {
     None,
     Delivered,
     Failed,
+    /// The user refuses these messages, or WeChat claims so. Not a failure of the message.
+    UserRefused(WechatAnswer),
     /// Failed because of the message's content; see the errcode.
     MessageRefused(WechatAnswer),
     /// WeChat cannot be reached: wait.
@@ -55,19 +57,20 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
         }
         AttemptResult::End(End::Refused, lease_end) => {
             let (ending, signal) = match last.meaning() {
+                Some(Meaning::RefusedByUser) => (Ending::UserRefused, Signal::UserRefused(last.clone())),
                 // The user's choice, not a failure.
-                Some(Meaning::RefusedByUser | Meaning::Unfollowed) => (Ending::UserRefused, Signal::None),
+                Some(Meaning::Unfollowed) => (Ending::UserRefused, Signal::None),
                 Some(Meaning::UserWrong) => (Ending::UserRefused, Signal::Failed),
                 _ => (Ending::MessageRefused, Signal::MessageRefused(last.clone())),
             };
             (lease_end, Next::End(ending.with_answer(last)), signal)
         }
-        AttemptResult::NextCredential => {
+        AttemptResult::NextCredential(lease_end) => {
             let ending = Ending::CredentialsDead.with_errcode(last.errcode);
             if progress.credentials < credentials {
-                (LeaseEnd::Discard, Next::Credential(LeaseId::random(), ending), Signal::None)
+                (lease_end, Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
-                (LeaseEnd::Discard, Next::End(ending), Signal::Failed)
+                (lease_end, Next::End(ending), Signal::Failed)
             }
         }
         AttemptResult::InDoubt(error) => {
@@ -152,7 +155,7 @@ mod tests {
             let disposition = ended(AttemptResult::End(End::Refused, LeaseEnd::Return), errcode);
             (
                 disposition.next,
-                matches!(disposition.signal, Signal::None),
+                matches!(disposition.signal, Signal::UserRefused(_)),
                 matches!(disposition.signal, Signal::MessageRefused(_)),
             )
         };
@@ -167,8 +170,9 @@ mod tests {
 
     #[test]
     fn rejected_credentials_are_replaced_up_to_a_limit() {
-        assert!(matches!(ended(AttemptResult::NextCredential, 41028).next, Next::Credential(..)));
-        let last = of(AttemptResult::NextCredential, &after(41028, 5), 0, 5, 99);
+        let rejected = || AttemptResult::NextCredential(LeaseEnd::Discard);
+        assert!(matches!(ended(rejected(), 41028).next, Next::Credential(..)));
+        let last = of(rejected(), &after(41028, 5), 0, 5, 99);
         assert_eq!((last.next, last.signal), (Next::End("CREDENTIALS_DEAD 41028".into()), Signal::Failed));
     }
 

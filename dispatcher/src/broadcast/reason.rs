@@ -19,10 +19,12 @@ pub enum PauseReason {
     TokenRefused,
     /// WeChat banned the template.
     TemplateStopped,
+    /// Too many messages were refused with 43101.
+    UserRefusals,
 }
 
 impl PauseReason {
-    pub const ALL: [(Self, &str); 8] = [
+    pub const ALL: [(Self, &str); 9] = [
         (Self::Caller, "CALLER"),
         (Self::Canary, CANARY),
         (Self::Quota, "QUOTA"),
@@ -31,6 +33,7 @@ impl PauseReason {
         (Self::FailureRatio, "FAILURE_RATIO"),
         (Self::TokenRefused, "TOKEN_REFUSED"),
         (Self::TemplateStopped, "TEMPLATE_STOPPED"),
+        (Self::UserRefusals, "USER_REFUSALS"),
     ];
 
     pub fn name(self) -> &'static str {

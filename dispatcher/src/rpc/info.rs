@@ -163,6 +163,7 @@ fn pause_reason(name: &str) -> proto::PauseReason {
         Some(PauseReason::FailureRatio) => proto::PauseReason::FailureRatio,
         Some(PauseReason::TokenRefused) => proto::PauseReason::TokenRefused,
         Some(PauseReason::TemplateStopped) => proto::PauseReason::TemplateStopped,
+        Some(PauseReason::UserRefusals) => proto::PauseReason::UserRefusals,
         None => proto::PauseReason::Unspecified,
     }
 }

@@ -87,7 +87,7 @@ fn description(stop: &Stop) -> String {
         }
         (None, Meaning::QuotaReached) => "wait until midnight of UTC+8".into(),
         // The sentence says what to do.
-        (None, Meaning::Retired) => return row.sentence.into(),
+        (None, Meaning::Retired | Meaning::AddressRefused | Meaning::Misconfigured) => return row.sentence.into(),
         _ => "correct the cause with WeChat, then lift the stop".into(),
     };
     format!("{}: {advice}", row.sentence)

@@ -97,12 +97,13 @@ impl AppContext {
                 Step::Delivered => return AttemptResult::End(End::Delivered, LeaseEnd::Consume),
                 Step::Unknown => return AttemptResult::End(End::Unknown, LeaseEnd::Unknown),
                 Step::UnknownAndDead => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownDiscard),
-                Step::NextCredential => return AttemptResult::NextCredential,
+                Step::NextCredential => return AttemptResult::NextCredential(LeaseEnd::Discard),
+                Step::RestCredential => {
+                    return AttemptResult::NextCredential(LeaseEnd::Rest(seconds(self.limits.prepay_rest)));
+                }
                 Step::Refused if situation.in_doubt => return stuck(situation, SendError::Busy(progress.last.clone())),
                 Step::Refused => return AttemptResult::End(End::Refused, LeaseEnd::Return),
-                // The answer says nothing about an earlier, unanswered attempt.
-                Step::Voided if situation.in_doubt => return AttemptResult::End(End::Unknown, LeaseEnd::UnknownVoid),
-                Step::Voided => return AttemptResult::End(End::Refused, LeaseEnd::Void),
+                Step::GrantRefused => return self.grant_refused(situation.in_doubt),
                 Step::UserBusy => {
                     return stuck(situation, SendError::UserBusy { lasts: USER_BUSY, answer: progress.last.clone() });
                 }
@@ -203,6 +204,17 @@ impl AppContext {
         }
     }
 
+    /// The answer says nothing about an earlier, unanswered attempt.
+    fn grant_refused(&self, in_doubt: bool) -> AttemptResult {
+        let (end, lease_end) = match (in_doubt, seconds(self.app.refused_rest)) {
+            (false, 0) => (End::Refused, LeaseEnd::Void),
+            (false, rest) => (End::Refused, LeaseEnd::Rest(rest)),
+            (true, 0) => (End::Unknown, LeaseEnd::UnknownVoid),
+            (true, rest) => (End::Unknown, LeaseEnd::UnknownRest(rest)),
+        };
+        AttemptResult::End(end, lease_end)
+    }
+
     fn backoff(&self, attempts: u32) -> Duration {
         let longest = self.limits.backoff.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE);
         // Half fixed, half random, so that messages that failed together do not retry together.
@@ -229,6 +241,11 @@ async fn pause_for(pause: Duration) {
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }
+}
+
+/// The duration of a rest in whole seconds, rounded up.
+fn seconds(rest: Duration) -> u32 {
+    u32::try_from(rest.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 /// Time since the user handed out the credential.

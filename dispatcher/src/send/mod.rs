@@ -54,8 +54,8 @@ pub struct Sent {
 pub enum AttemptResult {
     /// The outcome is final; the second field says how the lease ends.
     End(End, LeaseEnd),
-    /// The credential is unusable and the message was not delivered.
-    NextCredential,
+    /// The credential is unusable, or unusable for now, and the message was not delivered. Contains how the lease ends.
+    NextCredential(LeaseEnd),
     /// The outcome is unknown. Only another attempt with the same credential can determine it. Contains the reason why
     /// there was none.
     InDoubt(SendError),
@@ -105,6 +105,7 @@ impl AppContext {
         let mut lease = match leased {
             Leased::Lease(lease) => lease,
             Leased::None => return Err(SendError::NoCredential),
+            Leased::Resting(until) => return Err(SendError::Resting { until }),
             Leased::Finished(outcome) => return Ok(SendResult::Recorded(outcome)),
             Leased::UnderWay(lasts) => return Err(SendError::InProgress(lasts)),
             Leased::Reused => return Err(SendError::RequestReused),

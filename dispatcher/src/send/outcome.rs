@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use domain::Kind;
+use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 use server::rpc::reason::Reason;
 use server::rpc::status::Failure;
@@ -86,6 +87,12 @@ impl Outcome {
 pub enum SendError {
     #[error("no credential in stock for this user can be used for this message")]
     NoCredential,
+    /// The credentials that can be used for the message rest. `until` is when the first rest ends, in seconds since 1970.
+    #[error(
+        "the credentials of this user for this message rest until {}, because WeChat refused them; nothing was spent",
+        rfc3339(*.until)
+    )]
+    Resting { until: i64 },
     /// WeChat rejected each credential that was tried.
     #[error("WeChat refused every credential that was tried ({tried}); they are discarded")]
     CredentialsDead { tried: u32, answer: WechatAnswer },
@@ -116,6 +123,10 @@ pub enum SendError {
     Token(TokenError),
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+fn rfc3339(seconds: i64) -> String {
+    Timestamp { seconds, nanos: 0 }.to_string()
 }
 
 fn sentence(answer: &WechatAnswer) -> String {
@@ -149,6 +160,9 @@ impl From<SendError> for Failure {
         let message = error.to_string();
         match error {
             SendError::NoCredential => Self::new(Reason::NO_CREDENTIAL, message),
+            SendError::Resting { until } => {
+                Self::new(Reason::NO_CREDENTIAL, message).with("resting_until", rfc3339(until))
+            }
             SendError::CredentialsDead { answer, .. } => {
                 with_answer(Self::new(Reason::CREDENTIALS_DEAD, message), &answer)
             }
@@ -226,6 +240,14 @@ mod tests {
         let answer = WechatAnswer { errcode: Some(47003), key: Some("thing3".into()), ..WechatAnswer::default() };
         let status = tonic::Status::from(Failure::from(SendError::Refused(answer)));
         assert!(status.message().ends_with("(47003, data.thing3.value)"), "{}", status.message());
+    }
+
+    #[test]
+    fn rest_is_named_by_its_end() {
+        let failure = Failure::from(SendError::Resting { until: 1_795_889_463 });
+        assert_eq!(failure.reason(), "NO_CREDENTIAL");
+        let status = tonic::Status::from(failure);
+        assert!(status.message().contains(" rest until 2026-11-28T18:11:03Z, "), "{}", status.message());
     }
 
     #[test]

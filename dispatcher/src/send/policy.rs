@@ -25,6 +25,9 @@ use crate::wechat::message::Delivery;
 /// wrong. Users report a delay of about 10 seconds.
 pub const YOUNG: Duration = Duration::from_secs(12);
 
+/// An order may be paid until this time after its prepay id was made. WeChat answers 41028 until then.
+pub const UNPAID: Duration = Duration::from_secs(2 * 3600);
+
 /// The state of a message and its credential before an attempt's result is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
@@ -58,8 +61,11 @@ pub enum Step {
     NextCredential,
     /// The credential is not spent. WeChat refuses the message or its user permanently.
     Refused,
-    /// Like [`Step::Refused`], and the user's grants of the template are revoked.
-    Voided,
+    /// Like [`Step::Refused`], but perhaps only for now: the user's grants of the template rest, or are revoked if they
+    /// have rested before.
+    GrantRefused,
+    /// WeChat does not know the prepay id, perhaps because the user has not paid yet: let it rest and take the next.
+    RestCredential,
     /// The credential is not spent. The user gets messages too often for now.
     UserBusy,
     /// The credential is not spent. WeChat stopped the app, or a part of it: see [`stop_scopes`].
@@ -117,6 +123,9 @@ impl Situation {
             Meaning::TokenInvalid | Meaning::TokenMissing => Step::Again(Pause::NewToken),
             Meaning::CredentialWrong => match self.kind {
                 Kind::PrepayId if self.age < YOUNG => Step::Again(Pause::Young),
+                // The other uses stay in stock: the next message finds out whether the prepay id is valid.
+                Kind::PrepayId if self.age < UNPAID && self.in_doubt => Step::Unknown,
+                Kind::PrepayId if self.age < UNPAID => Step::RestCredential,
                 Kind::PrepayId if self.in_doubt => Step::UnknownAndDead,
                 _ => Step::NextCredential,
             },
@@ -128,7 +137,7 @@ impl Situation {
             },
             Meaning::CredentialBlocked if self.in_doubt => Step::UnknownAndDead,
             Meaning::CredentialBlocked => Step::NextCredential,
-            Meaning::RefusedByUser if self.kind == Kind::Grant => Step::Voided,
+            Meaning::RefusedByUser if self.kind == Kind::Grant => Step::GrantRefused,
             Meaning::RefusedByUser | Meaning::Unfollowed | Meaning::UserWrong => Step::Refused,
             Meaning::UserBusy => Step::UserBusy,
             // WeChat has the message already: the unanswered attempt had arrived.
@@ -185,7 +194,7 @@ mod tests {
         age: Duration::from_secs(3600),
         retry_unknown: false,
     };
-    const PREPAY: Situation = Situation { kind: Kind::PrepayId, ..FRESH };
+    const PREPAY: Situation = Situation { kind: Kind::PrepayId, age: UNPAID, ..FRESH };
 
     fn answered(situation: Situation, errcode: i32) -> Step {
         situation.step(Attempt::Answered(row_of(errcode).meaning))
@@ -305,19 +314,25 @@ mod tests {
     }
 
     #[test]
-    fn grant_is_at_most_once_and_revoked_when_the_user_refuses() {
+    fn grant_is_at_most_once_and_rests_when_the_user_refuses() {
         let grant = Situation { kind: Kind::Grant, age: Duration::ZERO, ..FRESH };
         assert_eq!(grant.step(Attempt::Unanswered), Step::Unknown);
-        assert_eq!(answered(grant, 43101), Step::Voided);
+        assert_eq!(answered(grant, 43101), Step::GrantRefused);
         assert_eq!(answered(FRESH, 43101), Step::Refused);
         let retrying = Situation { retry_unknown: true, ..grant }.after(Attempt::Unanswered);
         assert_eq!(retrying.exhausted(), Exhausted::Unknown);
     }
 
     #[test]
-    fn young_prepay_id_is_retried_before_it_is_discarded() {
-        let young = Situation { age: Duration::from_secs(3), ..PREPAY };
-        assert_eq!(answered(young, 41028), Step::Again(Pause::Young));
+    fn young_prepay_id_is_retried_then_rests_and_later_is_discarded() {
+        let aged = |age| Situation { age, ..PREPAY };
+        assert_eq!(answered(aged(Duration::from_secs(3)), 41028), Step::Again(Pause::Young));
+        for age in [YOUNG, UNPAID - Duration::from_secs(1)] {
+            assert_eq!(answered(aged(age), 41028), Step::RestCredential);
+            let doubt = Situation { retry_unknown: true, ..aged(age) }.after(Attempt::Unanswered);
+            assert_eq!(answered(doubt, 41028), Step::Unknown);
+            assert_eq!(answered(aged(age), 41029), Step::NextCredential);
+        }
         assert_eq!(answered(PREPAY, 41028), Step::NextCredential);
         assert_eq!(answered(Situation { age: Duration::ZERO, ..FRESH }, 41028), Step::NextCredential);
     }

@@ -32,8 +32,8 @@ impl AppContext {
                 (lease_end, Some(outcome(End::Refused)), Err(SendError::Refused(progress.last.clone())), false)
             }
             AttemptResult::End(end, lease_end) => (lease_end, Some(outcome(end)), Ok(outcome(end)), false),
-            AttemptResult::NextCredential => {
-                (LeaseEnd::Discard, None, Err(dead()), progress.credentials < self.limits.credentials)
+            AttemptResult::NextCredential(lease_end) => {
+                (lease_end, None, Err(dead()), progress.credentials < self.limits.credentials)
             }
             AttemptResult::InDoubt(_) if order.request.is_some() => {
                 (LeaseEnd::Hold, None, Err(SendError::InDoubt(progress.last.clone())), false)
@@ -67,6 +67,9 @@ impl AppContext {
                 progress.credentials += 1;
                 progress.leased_at = requested_at;
                 return Ok(AfterSettle::Credential(lease));
+            }
+            Some(SettleReply::NextRests(until)) => {
+                return Ok(AfterSettle::Failed(SendError::Resting { until }));
             }
             Some(SettleReply::Done { messages_left }) => messages_left,
             // The lease expired: another replica has taken over the message and will know its outcome.

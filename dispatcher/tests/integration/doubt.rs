@@ -114,7 +114,8 @@ async fn every_unknown_outcome_counts_as_consumed_and_unknown() {
         let fixture = Fixture::new().await;
         let dispatcher = fixture.dispatcher_with(&["--attempts", "2"]).await;
         if openid == prepay {
-            fixture.pay(openid, now() - 60).await;
+            // The order could no longer be paid: 41028 means that the prepay id is wrong.
+            fixture.pay(openid, now() - 3 * 3600).await;
         } else {
             fixture.submit(openid, 2).await;
         }
@@ -134,6 +135,20 @@ async fn every_unknown_outcome_counts_as_consumed_and_unknown() {
         assert_eq!(booked, wanted, "{openid} {errcode:?}: {ledger:?}");
         fixture.assert_settled(0).await;
     }
+}
+
+#[tokio::test]
+async fn young_prepay_id_keeps_its_other_uses_when_the_outcome_is_unknown() {
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.pay("oPayer", now() - 60).await;
+    fixture.fault(FaultKind::CutBefore, 1);
+    fixture.answer(41028, 1);
+    let answer = dispatcher.send(SendTemplateRequest { retry_unknown: true, ..request("oPayer", "x", "r1") }).await;
+    assert_eq!(answer.unwrap().outcome(), Outcome::Unknown);
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
+    assert_eq!((ledger.consumed, ledger.unknown, ledger.discarded, ledger.available()), (1, 1, 0, 2));
+    fixture.assert_settled(0).await;
 }
 
 #[tokio::test]

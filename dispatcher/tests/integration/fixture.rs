@@ -237,6 +237,12 @@ impl Fixture {
         inventory.get(&(Kind::Grant, Some(template))).map_or(0, |available| available.messages)
     }
 
+    /// Number of messages that a user's resting credentials allow, and when the last rest ends.
+    pub async fn resting(&self, openid: &str) -> (u32, u32) {
+        let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now()).await.unwrap();
+        inventory.values().fold((0, 0), |(messages, until), one| (messages + one.resting, until.max(one.resting_until)))
+    }
+
     /// Stores form ids that the sandbox does not know.
     pub async fn collect_dead(&self, openid: &str, count: usize) {
         for _ in 0..count {
@@ -284,7 +290,7 @@ impl Fixture {
         assert_eq!(ledger.leased, in_doubt, "{ledger:?}");
         let stock = self.store.stock(&self.app(), now(), u64::MAX).await.unwrap();
         let ids: u64 = stock.days.values().map(|count| count.messages).sum();
-        let available = ids + stock.templates.values().map(|granted| granted.messages).sum::<u64>();
+        let available = ids + stock.templates.values().map(|granted| granted.messages + granted.resting).sum::<u64>();
         assert_eq!(ledger.available(), available, "{ledger:?}");
         let books = self.sandbox.books(Some(APP)).unwrap();
         assert_eq!(books.delivered_twice, 0, "{books:?}");

@@ -6,7 +6,7 @@ use crate::fixture::{APP, Fixture, fact, message, reason, request};
 use domain::Kind;
 use sandbox::FaultKind;
 use server::proto::{CredentialKind, Outcome};
-use testing::now;
+use testing::{eventually, now};
 use tonic::Code;
 
 #[tokio::test]
@@ -171,14 +171,14 @@ async fn app_stop_reaches_other_replicas_and_ends_by_itself() {
     fixture.submit("oUser", 1).await;
     fixture.answer(45102, 1);
     assert_eq!(reason(&first.send(message("oUser", "x")).await.unwrap_err()), "APP_STOPPED");
-    testing::eventually("the other replica knows of the stop", Duration::from_secs(3), async || {
+    eventually("the other replica knows of the stop", Duration::from_secs(3), async || {
         let before = fixture.sandbox.books(Some(APP)).unwrap().calls;
         let status = second.send(message("oOther", "x")).await.unwrap_err();
         assert_eq!(fixture.sandbox.books(Some(APP)).unwrap().calls, before);
         reason(&status) == "APP_STOPPED"
     })
     .await;
-    testing::eventually("the stop has ended", Duration::from_secs(10), async || {
+    eventually("the stop has ended", Duration::from_secs(10), async || {
         second.send(message("oUser", "x")).await.is_ok()
     })
     .await;
@@ -241,6 +241,61 @@ async fn young_prepay_id_is_retried_until_wechat_accepts_it() {
     assert_eq!(answer.outcome(), Outcome::Delivered);
     assert!(answer.attempts > 1);
     assert_eq!(answer.messages_left, 2);
+    fixture.assert_settled(0).await;
+}
+
+/// Makes the sandbox treat all orders as not paid yet, or as paid.
+fn paid(fixture: &Fixture, paid: bool) {
+    let young_prepay_seconds = if paid { 0 } else { 3600 };
+    fixture.sandbox.set_settings(sandbox::Settings { young_prepay_seconds, ..fixture.sandbox.settings() }).unwrap();
+}
+
+#[tokio::test]
+async fn prepay_id_of_an_unpaid_order_rests_and_the_next_credential_is_used() {
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    paid(&fixture, false);
+    for _ in 0..2 {
+        fixture.pay("oPayer", now() - 60).await;
+    }
+    fixture.submit("oPayer", 1).await;
+    let answer = dispatcher.send(message("oPayer", "x")).await.unwrap();
+    assert_eq!((answer.outcome(), answer.kind(), answer.attempts), (Outcome::Delivered, CredentialKind::FormId, 3));
+    assert_eq!((answer.messages_left, fixture.resting("oPayer").await.0), (0, 6));
+    let resting = dispatcher.send(request("oPayer", "y", "r1")).await.unwrap_err();
+    assert_eq!((reason(&resting), fixture.calls()), ("NO_CREDENTIAL".into(), 3));
+    assert!(fact(&resting, "resting_until").is_some());
+    let ledger = fixture.store.ledger(&fixture.app()).await.unwrap();
+    assert_eq!((ledger.discarded, ledger.available()), (0, 6));
+    fixture.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn prepay_id_is_used_after_its_rest() {
+    let fixture = Fixture::patient().await;
+    let mut settings = fixture.settings(&[]);
+    settings.limits.prepay_rest = Duration::from_secs(1);
+    let dispatcher = crate::fixture::Running::start(settings).await;
+    crate::fixture::serving(crate::fixture::connect(dispatcher.address.port()).await, true).await;
+    paid(&fixture, false);
+    fixture.pay("oPayer", now() - 60).await;
+    let resting = dispatcher.send(request("oPayer", "x", "r1")).await.unwrap_err();
+    assert_eq!((reason(&resting), fact(&resting, "resting_until").is_some()), ("NO_CREDENTIAL".into(), true));
+    paid(&fixture, true);
+    eventually("the rest is over", Duration::from_secs(20), async || fixture.resting("oPayer").await.0 == 0).await;
+    let answer = dispatcher.send(request("oPayer", "x", "r1")).await.unwrap();
+    assert_eq!((answer.outcome(), answer.messages_left), (Outcome::Delivered, 2));
+    fixture.assert_settled(0).await;
+}
+
+#[tokio::test]
+async fn prepay_id_that_wechat_does_not_know_after_two_hours_is_discarded() {
+    let fixture = Fixture::patient().await;
+    let dispatcher = fixture.dispatcher().await;
+    fixture.pay("oPayer", now() - 2 * 3600 - 60).await;
+    fixture.answer(41028, 1);
+    assert_eq!(reason(&dispatcher.send(message("oPayer", "x")).await.unwrap_err()), "CREDENTIALS_DEAD");
+    assert_eq!(fixture.store.ledger(&fixture.app()).await.unwrap().discarded, 3);
     fixture.assert_settled(0).await;
 }
 

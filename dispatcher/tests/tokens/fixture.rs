@@ -129,6 +129,7 @@ impl Fixture {
             token_endpoint: self.endpoint,
             bounds: Bounds::default(),
             delivery: Delivery::FormId,
+            refused_rest: Duration::ZERO,
             broadcast_kinds: Kinds::NONE,
         };
         Tokens::new(id(), Client::new(Arc::new(app), None).unwrap(), self.store().await)

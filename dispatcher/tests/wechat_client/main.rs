@@ -36,6 +36,7 @@ fn app(base_url: &str) -> App {
         token_endpoint: TokenEndpoint::Stable,
         bounds: Bounds::default(),
         delivery: Delivery::FormId,
+        refused_rest: Duration::ZERO,
         broadcast_kinds: Kinds::NONE,
     }
 }

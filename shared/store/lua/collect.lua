@@ -3,7 +3,8 @@
 -- key is the caller's, or one made for this call. The latter is kept while the call may be resent. A use that the user
 -- accepted before a known rejection is not stored; see void.lua for the user's decisions about a template. The times of
 -- acceptances are kept for an hour: WeChat gives up an event within a minute, so only a caller's own queue delays one
--- for longer, and a million acceptances a day would need 200 MB more.
+-- for longer, and a million acceptances a day would need 200 MB more. A grant also ends the rest of the grants of its
+-- template (see rest.lua), even if it is a long-term subscription that is stored already.
 --
 -- KEYS  1 users  2 ledger  then the dedup key of each grant that has one, followed by the user's decisions if WeChat
 --       reported it
@@ -30,7 +31,8 @@ for i = 1, count do
   local field = changed[openid] or fields[i]
   if flags >= 128 then
     -- Becomes the field with the added uses, or nil if the grant was collected before.
-    local new, left, uses = true, nil, expiry_at(record, 1)
+    local new, template, left, rested = true, sub(record, 6, -2)
+    local uses = expiry_at(record, 1)
     if flags == 162 then
       local once, decided, at = KEYS[keys_used + 1], KEYS[keys_used + 2], uses
       keys_used, uses = keys_used + 2, 1
@@ -47,7 +49,12 @@ for i = 1, count do
       new = redis.call('SET', KEYS[keys_used], 1, 'NX', 'EX', flags == 161 and 60 or ARGV[2])
     end
     if new then
-      new, left = add_uses(field or '', sub(record, 6, -2), uses)
+      new, left, rested = add_uses(field or '', template, uses)
+      -- The user accepts the template, so its grants no longer rest.
+      if rested then
+        field = set_rest(new or field, template)
+        if new then new = field else changed[openid] = field end
+      end
     end
     if new then
       local over

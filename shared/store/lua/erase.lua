@@ -10,7 +10,12 @@ assert(#KEYS == 3 and #ARGV == 2, 'erase: wrong number of arguments')
 
 local users, leases, ledger, openid = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 local field, expired = drop_expired(redis.call('HGET', users, openid) or '')
-local uses = uses_left(field)
+local stop, uses = #field, 0
+while stop > 0 do
+  local start = start_of(field, stop)
+  uses = uses + byte(field, start + 4) % 32
+  stop = start - 1
+end
 redis.call('HDEL', users, openid)
 
 -- All leases are read: few messages of one bucket are in flight.

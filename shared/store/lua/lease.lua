@@ -8,14 +8,14 @@
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 30000 60 3
 --       ''
 -- Reply  leased ...       see lease_reply
---        none             no credential
+--        none ENDS        no credential; when the first rest of one ends that rests (seconds since 1970), or 0
 --        finished OUTCOME the recorded outcome of this request id
 --        under_way MS     another owner has the lease for this time
 --        reused           the request id belongs to another message
 --        lost             the message was in flight when its user was erased
 --        busy MS          another owner is sending with a grant to the user for this time (see mark.lua); nothing
 --                         changed
---- @include head/records head/leases head/mark head/take
+--- @include head/records head/leases head/mark head/take head/left
 assert((#KEYS == 3 or #KEYS == 4) and #ARGV == 7, 'lease: wrong number of arguments')
 
 local users, leases, name, who = KEYS[1], KEYS[2], ARGV[2], ARGV[3]
@@ -29,7 +29,8 @@ end
 
 local field, expired = drop_expired(redis.call('HGET', users, ARGV[1]) or '')
 local owner = sub(who, 1, 16)
-local rest, flags, expiry, tail, busy = take(field, tonumber(ARGV[6]), tonumber(ARGV[5]), ARGV[7], owner, deadline)
+local kinds, margin = tonumber(ARGV[6]), tonumber(ARGV[5])
+local rest, flags, expiry, tail, busy, resting = take(field, kinds, margin, ARGV[7], owner, deadline)
 local fresh = flags and
   redis.call('HSETNX', leases, name, lease_head(deadline, deadline, 0, flags, expiry) .. who .. tail) == 1
 local held = not fresh and redis.call('HGET', leases, name)
@@ -53,10 +54,10 @@ if held then
       tally(KEYS[3], 'expired', expired)
     end
   end
-  return lease_reply(state, flags, expiry, tail, uses_left(field))
+  return lease_reply(state, flags, expiry, tail, messages_left(field))
 end
 if busy then return { 'busy', busy } end
 if fresh or expired > 0 then save(users, ARGV[1], rest) end
 tally(KEYS[3], 'expired', expired)
-if not fresh then return { 'none' } end
-return lease_reply(0, flags, expiry, tail, uses_left(rest))
+if not fresh then return { 'none', resting or 0 } end
+return lease_reply(0, flags, expiry, tail, messages_left(rest))

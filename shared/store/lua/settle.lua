@@ -14,6 +14,11 @@
 --           discard  the message was not delivered, and WeChat rejected the credential as invalid: it is deleted with
 --                    all its uses
 --           void     the message was not delivered, and the user refuses the template: all grants of it are deleted
+--           rest SECONDS  the message was not delivered, and WeChat may accept the credential later: see rest.lua. The
+--                    use returns to stock. A prepay id rests for this time. So do the grants of the template, unless
+--                    they have rested before: then they are deleted as with void. While they rest, nothing changes. If
+--                    they were revoked meanwhile, so is the use
+--           unknown_rest SECONDS  like unknown for the leased use, and like rest for the others
 --           hold     the outcome is unknown: the credential stays with its request, which may be repeated immediately
 --       6 the outcome to keep under the request id ('' keeps none, so that the request may be retried)
 --       7 seconds to keep the outcome, or to hold the lease
@@ -22,8 +27,8 @@
 --         there is no next lease
 --       e.g. EVALSHA sha 3 formid:{wx1:7}:users formid:{wx1:7}:leases formid:{wx1:7}:ledger oUser <id> <who> 120
 --       consume '' 86400
--- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT
---- @include head/records head/leases head/mark head/take head/release
+-- Reply  settled LEFT | stale LEFT | leased ... (see lease_reply) | none LEFT ENDS (as in lease.lua)
+--- @include head/records head/leases head/mark head/take head/release head/left
 assert((#KEYS == 3 or #KEYS == 4) and (#ARGV == 7 or #ARGV == 13), 'settle: wrong number of arguments')
 assert(KEYS[4] or ARGV[5] ~= 'hold', 'settle: hold requires a request id')
 
@@ -41,7 +46,8 @@ if holder ~= sub(who, 1, 16) then
   if following then
     state, flags, expiry, tail, holder = unpack_lease(following)
     if state < 4 and holder == sub(next_who, 1, 16) then
-      return lease_reply(state, flags, expiry, tail, uses_left((drop_expired(redis.call('HGET', users, openid) or ''))))
+      local field = drop_expired(redis.call('HGET', users, openid) or '')
+      return lease_reply(state, flags, expiry, tail, messages_left(field))
     end
   end
   return { 'stale', 0 }
@@ -71,23 +77,25 @@ if verdict == 'hold' then
   if field ~= before then save(users, openid, field) end
   local head = lease_head(now_ms, now_ms + tonumber(keep) * 1000, state - state % 2 + 1, flags, expiry)
   redis.call('HSET', leases, name, head .. sub(held, 23))
-  return { 'settled', uses_left(field) }
+  return { 'settled', messages_left(field) }
 end
 
 field = apply(verdict, field, flags, expiry, tail, cap, ledger)
+local resting
 if next_who then
-  local deadline, next_flags, next_expiry, next_tail = now_ms + tonumber(ARGV[10])
-  field, next_flags, next_expiry, next_tail =
+  local deadline, next_flags, next_expiry, next_tail, _ = now_ms + tonumber(ARGV[10])
+  field, next_flags, next_expiry, next_tail, _, resting =
     take(field, tonumber(ARGV[12]), tonumber(ARGV[11]), ARGV[13], sub(next_who, 1, 16), deadline)
   if next_flags then
     if next_name ~= name then redis.call('HDEL', leases, name) end
     redis.call('HSET', leases, next_name,
       lease_head(deadline, deadline, 0, next_flags, next_expiry) .. next_who .. next_tail)
     save(users, openid, field)
-    return lease_reply(0, next_flags, next_expiry, next_tail, uses_left(field))
+    return lease_reply(0, next_flags, next_expiry, next_tail, messages_left(field))
   end
 end
 redis.call('HDEL', leases, name)
 save(users, openid, field)
 keep_outcome()
-return { next_who and 'none' or 'settled', uses_left(field) }
+if next_who then return { 'none', messages_left(field), resting or 0 } end
+return { 'settled', messages_left(field) }

@@ -6,8 +6,9 @@
 --       4 offset of the day in s
 -- Reply  the next cursor ('0' at the end), the number of reachable users, and two lists:
 --        for each kind and day of expiry: kind, day (days since 1970 in the offset's time zone), credentials, messages;
---        for each template of grants: template, users with any, messages, users with a long-term subscription
---- @include head/records
+--        for each template of grants: template, users with any, messages, users with a long-term subscription, then the
+--        users and messages of grants that rest (see rest.lua), which are not in the other numbers
+--- @include head/records head/rest
 assert(#KEYS == 2 and #ARGV == 4, 'sweep: wrong number of arguments')
 
 local day_length, offset = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -27,15 +28,21 @@ for i = 1, #entries, 2 do
     local flags = byte(field, start + 4)
     local uses = flags % 32
     if uses > 0 then
-      any = true
+      local rests = flags >= 64 and rest_end(field, start, stop, flags)
+      if not rests then any = true end
       local kind = math.floor(flags / 64)
       if kind == 2 then
         local template = sub(field, start + 5, stop - 2)
-        local count = templates[template] or { 0, 0, 0 }
+        local count = templates[template] or { 0, 0, 0, 0, 0 }
         -- A user may have several records of one template.
-        if count.last ~= i then count[1], count.last = count[1] + 1, i end
-        count[2] = count[2] + uses
-        if byte(field, stop - 1) == 127 then count[3] = count[3] + 1 end
+        if rests then
+          if count.rests ~= i then count[4], count.rests = count[4] + 1, i end
+          count[5] = count[5] + uses
+        else
+          if count.last ~= i then count[1], count.last = count[1] + 1, i end
+          count[2] = count[2] + uses
+          if byte(field, stop - 1) == 127 then count[3] = count[3] + 1 end
+        end
         templates[template] = count
       else
         local day = math.floor((expiry_at(field, start) + offset) / day_length) * 4 + kind
@@ -59,6 +66,7 @@ for day, count in pairs(days) do
 end
 for template, count in pairs(templates) do
   local n = #by_template
-  by_template[n + 1], by_template[n + 2], by_template[n + 3], by_template[n + 4] = template, count[1], count[2], count[3]
+  by_template[n + 1] = template
+  for place = 1, 5 do by_template[n + 1 + place] = count[place] end
 end
 return { page[1], reachable, by_day, by_template }

@@ -74,6 +74,10 @@ pub struct Available {
     pub soonest_expiry: u32,
     pub latest_expiry: u32,
     pub long_term: bool,
+    /// Number of messages that can be sent only after a rest. They and their credentials are not in the numbers above.
+    pub resting: u32,
+    /// When the last rest ends, in seconds since 1970; 0 if nothing rests.
+    pub resting_until: u32,
 }
 
 impl Store {
@@ -120,7 +124,7 @@ impl Store {
         Ok(field.unwrap_or_default())
     }
 
-    /// The messages available to a user at `now` (seconds since 1970).
+    /// The messages available to a user at `now` (seconds since 1970), and those that rest then.
     pub async fn inventory(
         &self,
         app: &AppId,
@@ -128,7 +132,7 @@ impl Store {
         now: i64,
     ) -> Result<BTreeMap<StockKey, Available>, Error> {
         let mut inventory = BTreeMap::<_, Available>::new();
-        for Record { credential, long_term, .. } in self.records(app, openid).await? {
+        for Record { credential, long_term, rest, .. } in self.records(app, openid).await? {
             if credential.uses == 0 || i64::from(credential.expiry) <= now {
                 continue;
             }
@@ -138,6 +142,11 @@ impl Store {
             };
             let available = inventory.entry((credential.kind, template)).or_default();
             available.long_term |= long_term;
+            if let Some(until) = rest.filter(|until| i64::from(*until) > now) {
+                available.resting += u32::from(credential.uses);
+                available.resting_until = available.resting_until.max(until);
+                continue;
+            }
             if available.credentials == 0 {
                 available.soonest_expiry = credential.expiry;
             }

@@ -1,5 +1,6 @@
 //! Leases: a lease holds a credential for one message until the message is settled.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use deadpool_redis::redis::{self, Cmd, Value};
@@ -73,6 +74,8 @@ pub enum Leased {
     Lease(Lease),
     /// The user has no credential of an allowed kind.
     None,
+    /// The user has such credentials, but they rest. The first rest ends then, in seconds since 1970 by Redis' clock.
+    Resting(i64),
     /// The request is finished. Contains its recorded outcome.
     Finished(Vec<u8>),
     /// Another owner holds the lease of this request; it expires within this time.
@@ -118,23 +121,31 @@ pub enum LeaseEnd {
     Discard,
     /// The user refuses the template: the grant is deleted with all others of that template.
     Void,
+    /// WeChat refused the credential and may accept it later: the use returns to stock. A prepay id then rests for so
+    /// many seconds: it is not leased. A grant rests with all others of its template. If they have rested before, they
+    /// are deleted; while they rest, nothing changes.
+    Rest(u32),
+    /// Like `Unknown` for the use, and like `Rest` for the others.
+    UnknownRest(u32),
     /// The outcome is unknown: the credential stays reserved for its message, which the caller may repeat immediately.
     /// Requires a request id.
     Hold,
 }
 
 impl LeaseEnd {
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Consume => "consume",
-            Self::Unknown => "unknown",
-            Self::UnknownDiscard => "unknown_discard",
-            Self::UnknownVoid => "unknown_void",
-            Self::Return => "return",
-            Self::Suspect => "suspect",
-            Self::Discard => "discard",
-            Self::Void => "void",
-            Self::Hold => "hold",
+            Self::Consume => "consume".into(),
+            Self::Unknown => "unknown".into(),
+            Self::UnknownDiscard => "unknown_discard".into(),
+            Self::UnknownVoid => "unknown_void".into(),
+            Self::Return => "return".into(),
+            Self::Suspect => "suspect".into(),
+            Self::Discard => "discard".into(),
+            Self::Void => "void".into(),
+            Self::Hold => "hold".into(),
+            Self::Rest(seconds) => format!("rest {seconds}").into(),
+            Self::UnknownRest(seconds) => format!("unknown_rest {seconds}").into(),
         }
     }
 }
@@ -163,6 +174,8 @@ pub enum SettleReply {
     /// The lease was settled, and there is no next credential. Either the user has none, or the next is a grant and
     /// another message to the user is in flight.
     NoNext,
+    /// The lease was settled, and the next credentials rest: see [`Leased::Resting`].
+    NextRests(i64),
 }
 
 /// Result of the reaper in one bucket.
@@ -198,7 +211,7 @@ impl Store {
         let mut reply = Reply::new(reply);
         match reply.next::<String>()?.as_str() {
             "leased" => reply.lease(new.id).map(Leased::Lease),
-            "none" => Ok(Leased::None),
+            "none" => Ok(reply.rest()?.map_or(Leased::None, Leased::Resting)),
             "finished" => Ok(Leased::Finished(reply.next()?)),
             "under_way" => Ok(Leased::UnderWay(Duration::from_millis(reply.next()?))),
             "reused" => Ok(Leased::Reused),
@@ -244,7 +257,7 @@ impl Store {
                 lease_keys(command, &keys, openid, request);
                 command.arg(openid.as_str());
                 lease_names(command, openid, id, request);
-                command.arg(self.inner.cap).arg(end.name());
+                command.arg(self.inner.cap).arg(&*end.name());
                 command.arg(outcome.unwrap_or_default()).arg(terms.keep.as_secs());
                 if let Some((next, wanted)) = next {
                     lease_names(command, openid, next, request);
@@ -257,7 +270,10 @@ impl Store {
             ("settled", _) => Ok(SettleReply::Done { messages_left: reply.next()? }),
             ("stale", _) => Ok(SettleReply::Stale),
             ("leased", Some((next, _))) => reply.lease(next).map(SettleReply::Next),
-            ("none", _) => Ok(SettleReply::NoNext),
+            ("none", _) => {
+                let _: u32 = reply.next()?;
+                Ok(reply.rest()?.map_or(SettleReply::NoNext, SettleReply::NextRests))
+            }
             (other, _) => Err(unexpected(other)),
         }
     }

@@ -1,6 +1,6 @@
 //! The packed format of a user's field. The Lua twins describe it byte by byte: `lua/head/records.lua`, `touched.lua`
-//! for the last-messaged record (the touch), and `mark.lua` for the send lock (the mark). Property tests check that both
-//! sides agree.
+//! for the last-messaged record (the touch), `mark.lua` for the send lock (the mark), and `rest.lua` for credentials that
+//! rest. Property tests check that both sides agree.
 
 use crate::retention::KEEP_TOUCH;
 use domain::{Credential, CredentialId, Grant, GrantUses, Kind, MAX_GRANT, TemplateId};
@@ -20,6 +20,10 @@ const OVERHEAD: usize = 6;
 const TOUCH: (u8, &[u8]) = (3 << KIND_SHIFT, &[0, 0]);
 /// The flags of a send lock and the last byte of its tail. Its id is the owner of a lease.
 const MARK: (u8, u8) = (3 << KIND_SHIFT, 15);
+/// The flags of the record that marks a resting prepay id, and how its id begins. A hash of the prepay id's tail follows.
+const REST: (u8, &[u8]) = ((Kind::PrepayId as u8) << KIND_SHIFT, b"resting:");
+/// The difference between the expiry of a grant's record and the end of its rest, in seconds.
+const REST_SPAN: u32 = 1 << 30;
 /// The last byte of the id of a long-term subscription. Other grants have higher values.
 const LONG_TERM: u8 = 127;
 
@@ -32,6 +36,9 @@ pub struct Record {
     pub suspect: bool,
     /// A grant that is not used up by a message.
     pub long_term: bool,
+    /// When the rest of the credential ends, in seconds since 1970. A grant keeps this time after its rest, until the
+    /// next answer of WeChat or the next accept.
+    pub rest: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -102,10 +109,24 @@ fn pack_item(number: u32, known: Known, template: &TemplateId) -> Vec<u8> {
 
 /// Reads the credentials of a field, soonest expiry first.
 pub fn unpack(field: &[u8]) -> impl Iterator<Item = Result<Record, Corrupt>> {
-    parts(field).filter(|part| !part.is_ok_and(|part| part.is_touch() || part.is_mark())).map(|part| {
+    let rests: Vec<_> = parts(field).flatten().filter(|part| part.is_rest()).collect();
+    let other = |part: Part<'_>| part.is_touch() || part.is_mark() || part.is_rest();
+    parts(field).filter(move |part| !part.is_ok_and(other)).map(move |part| {
         let Part { flags, expiry, tail } = part?;
-        read(flags, expiry, tail)
+        let mut record = read(flags, expiry, tail)?;
+        if record.credential.kind == Kind::PrepayId && !rests.is_empty() {
+            let (_, begin) = REST;
+            let hash = format!("{:08x}", hash(tail));
+            let mark = rests.iter().find(|rest| rest.tail[begin.len()..].starts_with(hash.as_bytes()));
+            record.rest = mark.map(|mark| mark.expiry);
+        }
+        Ok(record)
     })
+}
+
+/// Identifies a prepay id among those of its user, by the tail of its record.
+fn hash(tail: &[u8]) -> u32 {
+    tail.iter().fold(0, |hash: u32, byte| hash.wrapping_mul(31).wrapping_add((*byte).into()))
 }
 
 /// When the user of a field was last sent a message, in seconds since 1970; `None` if that is no longer known.
@@ -119,7 +140,7 @@ pub fn touched(field: &[u8]) -> Result<Option<u32>, Corrupt> {
     Ok(None)
 }
 
-/// A record within a field: a credential, the last-messaged record, or the send lock.
+/// A record within a field: a credential, the last-messaged record, the send lock, or the mark of a resting prepay id.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     flags: u8,
@@ -134,6 +155,11 @@ impl Part<'_> {
 
     fn is_mark(self) -> bool {
         self.tail.last().is_some_and(|last| (self.flags, *last) == MARK)
+    }
+
+    fn is_rest(self) -> bool {
+        let (flags, begin) = REST;
+        self.flags == flags && self.tail.starts_with(begin) && self.tail.last() == Some(&15)
     }
 }
 
@@ -160,8 +186,13 @@ pub fn read(flags: u8, expiry: u32, tail: &[u8]) -> Result<Record, Corrupt> {
         (Kind::Grant, Some((slot, template))) => (template_of(template)?.into(), *slot == LONG_TERM),
         _ => (id_of(id, length & HEX != 0)?, false),
     };
+    let flagged = flags & SUSPECT != 0;
+    let (suspect, rest, expiry) = match kind {
+        Kind::Grant => (false, flagged.then(|| expiry.saturating_sub(REST_SPAN)), NEVER),
+        Kind::FormId | Kind::PrepayId => (flagged, None, expiry),
+    };
     let credential = Credential { kind, id, uses: flags & MAX_USES, expiry };
-    Ok(Record { credential, suspect: flags & SUSPECT != 0, long_term })
+    Ok(Record { credential, suspect, long_term, rest })
 }
 
 fn template_of(bytes: &[u8]) -> Result<TemplateId, Corrupt> {
@@ -239,6 +270,15 @@ mod tests {
         assert_eq!((unpack(&mark).count(), touched(&mark)), (0, Ok(None)));
         let other = [&1_800_000_000_u32.to_be_bytes()[..], &[193], &[7; 16], &[15]].concat();
         assert_eq!(unpack(&other).collect::<Vec<_>>(), [Err(Corrupt::UnknownKind(3))]);
+    }
+
+    #[test]
+    fn resting_grant_does_not_expire_and_is_not_suspect() {
+        let read = |flags, expiry| read(flags, expiry, b"t1\x80\x02").unwrap();
+        let resting = read(128 + 32 + 3, 1_800_000_000 + (1 << 30));
+        assert_eq!((resting.rest, resting.suspect), (Some(1_800_000_000), false));
+        assert_eq!((resting.credential.expiry, resting.credential.uses), (NEVER, 3));
+        assert_eq!(read(128 + 3, NEVER).rest, None);
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Reply {
         Ok(T::from_redis_value(value)?)
     }
 
+    /// The next value, parsed as the end of a rest: 0 if there is none.
+    pub(super) fn rest(&mut self) -> Result<Option<i64>, Error> {
+        Ok(Some(self.next()?).filter(|ends| *ends > 0))
+    }
+
     /// The next value, parsed as a lease in the format of head/leases.lua.
     pub(super) fn lease(&mut self, id: LeaseId) -> Result<Lease, Error> {
         let packed: Vec<u8> = self.next()?;
@@ -35,13 +40,12 @@ impl Reply {
         let (now, rest) = rest.split_first_chunk().ok_or_else(cut)?;
         let ([state, flags], rest) = rest.split_first_chunk().ok_or_else(cut)?;
         let (expiry, tail) = rest.split_first_chunk().ok_or_else(cut)?;
-        let expiry = u32::from_be_bytes(*expiry);
-        let Record { credential, suspect, .. } = record::read(*flags, expiry, tail)?;
+        let Record { credential, suspect, .. } = record::read(*flags, u32::from_be_bytes(*expiry), tail)?;
         Ok(Lease {
             id,
             credential: credential.id,
             kind: credential.kind,
-            expiry,
+            expiry: credential.expiry,
             now: i64::from(u32::from_be_bytes(*now)),
             suspect,
             taken_over: state & TAKEN_OVER != 0,

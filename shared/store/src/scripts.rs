@@ -10,17 +10,19 @@ macro_rules! parts {
 }
 
 /// The files that others include.
-const PARTS: [(&str, &str); 17] = parts![
+const PARTS: [(&str, &str); 19] = parts![
     "head/broadcast",
     "head/cap",
     "head/grants",
     "head/leases",
+    "head/left",
     "head/mark",
     "head/permits",
     "head/reach",
     "head/recent",
     "head/records",
     "head/release",
+    "head/rest",
     "head/stock",
     "head/table",
     "head/take",

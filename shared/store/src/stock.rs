@@ -41,6 +41,12 @@ pub struct Granted {
     pub messages: u64,
     /// Number of users with a long-term subscription.
     pub long_term: u64,
+    /// Number of users whose grants rest. They are not in the numbers above. Absent in counts of earlier releases.
+    #[serde(default)]
+    pub resting_users: u64,
+    /// Number of messages that those grants permit after their rest.
+    #[serde(default)]
+    pub resting: u64,
 }
 
 /// The stock of a bucket or of a whole app.
@@ -68,6 +74,8 @@ impl Stock {
             sum.users += granted.users;
             sum.messages += granted.messages;
             sum.long_term += granted.long_term;
+            sum.resting_users += granted.resting_users;
+            sum.resting += granted.resting;
         }
     }
 }
@@ -91,7 +99,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Uses in stock that are not leased: the collected uses minus all others.
+    /// Uses in stock that are not leased, resting ones included: the collected uses minus all others.
     pub fn available(&self) -> u64 {
         let gone = self.leased + self.consumed + self.discarded + self.expired + self.dropped + self.erased;
         self.collected.saturating_sub(gone)
@@ -140,7 +148,7 @@ impl Store {
     }
 
     async fn sweep_page(&self, users: &str, ledger: &str, cursor: &str) -> Result<(String, Stock), Error> {
-        type Page = (String, u64, Vec<(u8, i64, u64, u64)>, Vec<(String, u64, u64, u64)>);
+        type Page = (String, u64, Vec<(u8, i64, u64, u64)>, Vec<(String, u64, u64, u64, u64, u64)>);
         let (next, reachable, days, templates): Page = self
             .redis()?
             .invoke(&scripts::SWEEP, |command| {
@@ -151,8 +159,9 @@ impl Store {
         for (number, day, credentials, messages) in days {
             stock.days.insert((day, kind(number)?), Count { credentials, messages });
         }
-        for (id, users, messages, long_term) in templates {
-            stock.templates.insert(template(id)?, Granted { users, messages, long_term });
+        for (id, users, messages, long_term, resting_users, resting) in templates {
+            let granted = Granted { users, messages, long_term, resting_users, resting };
+            stock.templates.insert(template(id)?, granted);
         }
         Ok((next, stock))
     }

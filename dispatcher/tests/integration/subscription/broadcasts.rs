@@ -45,7 +45,7 @@ async fn audience_is_the_users_with_a_grant_of_the_template() {
 }
 
 #[tokio::test]
-async fn user_refusal_is_no_failure_and_revokes_the_grants() {
+async fn user_refusal_is_no_failure_and_rests_the_grants() {
     let fixture = Fixture::subscribing().await;
     let dispatcher = fixture.dispatcher().await;
     fixture.accept_crowd(0..10, TEMPLATE, 3).await;
@@ -55,6 +55,7 @@ async fn user_refusal_is_no_failure_and_revokes_the_grants() {
     assert_eq!((tally(&done).delivered, tally(&done).refused_by_user), (9, 1));
     assert_eq!(dispatcher.undelivered(&id).await["oUser3"], ("USER_REFUSED".into(), Some(43101)));
     assert_eq!((fixture.granted("oUser3", TEMPLATE).await, fixture.granted("oUser4", TEMPLATE).await), (0, 2));
+    assert_eq!(fixture.resting("oUser3").await.0, 3);
     fixture.assert_settled(0).await;
 }
 

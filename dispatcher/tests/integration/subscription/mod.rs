@@ -3,6 +3,7 @@
 mod broadcasts;
 mod crash;
 mod recipients;
+mod rests;
 mod sends;
 mod stops;
 mod turns;

@@ -6,16 +6,18 @@
 --
 --   expiry  4 bytes  seconds since 1970, big-endian
 --   flags   1 byte   kind * 64 + suspect * 32 + uses left (0 to 31; 0 while the last use is leased). Kind 3 is not a
---                    credential but the last-messaged record or the send lock, see touched.lua and mark.lua
+--                    credential but the last-messaged record or the send lock, see touched.lua and mark.lua. Of a
+--                    grant, the suspect flag means that it rests or has rested, see rest.lua
 --   id      1 to 128 bytes
 --   length  1 byte   bytes of the id - 1, plus 128 if the id is lowercase hex stored as bytes
 --
 -- The "tail" identifies a record: its id and length bytes.
 --
--- A grant (kind 2) never expires, so it has the highest possible expiry and is at the front. Its id is the template and
--- a slot byte: 128 for the first 31 uses of the template, 129 for the next, up to 247; 127 for a long-term
--- subscription, whose one use returns when it is spent. No text id of another kind has such a last byte, and no id that
--- is stored as bytes has such a length byte. The tail of a grant therefore belongs to no other record.
+-- A grant (kind 2) never expires, so it has the highest possible expiry and is at the front. (If it rests, it has another
+-- expiry, decades away.) Its id is the template and a slot byte: 128 for the first 31 uses of the template, 129 for the
+-- next, up to 247; 127 for a long-term subscription, whose one use returns when it is spent. No text id of another kind
+-- has such a last byte, and no id that is stored as bytes has such a length byte. The tail of a grant therefore belongs
+-- to no other record.
 
 local byte, sub = string.byte, string.sub
 
@@ -50,17 +52,6 @@ local function drop_expired(field)
   end
   if stop == #field then return field, 0 end
   return sub(field, 1, stop), uses
-end
-
--- The number of uses left in the whole field.
-local function uses_left(field)
-  local stop, uses = #field, 0
-  while stop > 0 do
-    local start = start_of(field, stop)
-    uses = uses + byte(field, start + 4) % 32
-    stop = start - 1
-  end
-  return uses
 end
 
 local function save(users, openid, field)

@@ -1,5 +1,5 @@
 -- Ending a leased use. A lease is passed as its flags, its expiry (four bytes) and its tail.
---- @include head/records head/stock head/cap head/touch head/grants head/void
+--- @include head/records head/stock head/cap head/touch head/grants head/void head/rest
 
 -- Returns a leased use to the field, unless it has expired. `mark` sets the suspect flag.
 local function give_back(field, flags, expiry, tail, mark, cap, ledger)
@@ -55,12 +55,37 @@ local function release_grant(spent, field, tail, cap, ledger)
   return field
 end
 
+-- Resolves the verdicts "rest SECONDS" and "unknown_rest SECONDS": returns the verdict that the use ends with, and when
+-- the rest ends that then begins; nil if none begins.
+local function resolve_rest(verdict, field, flags, tail)
+  local unknown, ends = sub(verdict, 1, 7) == 'unknown', now + tonumber(string.match(verdict, '%d+$'))
+  local kept = unknown and 'unknown' or 'return'
+  if flags < 128 then return kept, flags >= 64 and ends or nil end
+  local template, stop, any, ended = sub(tail, 1, -3), #field
+  while stop > 0 do
+    local start = start_of(field, stop)
+    if is_grant_of(field, start, stop, template) then
+      any = true
+      if byte(field, start + 4) >= 160 then ended = math.max(ended or 0, expiry_at(field, start) - rest_span) end
+    end
+    stop = start - 1
+  end
+  -- Revoked while the use was leased.
+  if not any then return unknown and 'unknown' or 'discard' end
+  if not ended then return kept, ends end
+  -- Another message was in flight when the rest began.
+  if ended > now then return kept end
+  return unknown and 'unknown_void' or 'void'
+end
+
 -- Returns the field after a leased use has ended as `verdict` says (see settle.lua; "hold" ends nothing). If the
 -- message was delivered or may have been, sets the last-messaged record to `sent_at` (now by default).
 local function apply(verdict, field, flags, expiry, tail, cap, ledger, sent_at)
   -- An expired suspect form id cannot return to stock: it is spent like any other credential of a message with unknown
   -- outcome.
   if verdict == 'suspect' and flags < 128 and expiry_at(expiry, 1) <= now then verdict = 'unknown' end
+  local rests
+  if byte(verdict, -1) <= 57 then verdict, rests = resolve_rest(verdict, field, flags, tail) end
   local unknown = sub(verdict, 1, 7) == 'unknown'
   local spent = unknown or verdict == 'consume'
   if spent then tally(ledger, 'consumed', 1) end
@@ -80,6 +105,11 @@ local function apply(verdict, field, flags, expiry, tail, cap, ledger, sent_at)
   else
     assert(verdict == 'return' or verdict == 'suspect', 'unknown verdict')
     field = give_back(field, flags, expiry, tail, verdict == 'suspect', cap, ledger)
+  end
+  if flags >= 128 and (rests or flags >= 160 and verdict == 'consume') then
+    field = set_rest(field, sub(tail, 1, -3), rests)
+  elseif rests and not string.find(field, rest_mark(tail), 1, true) then
+    field = insert(field, struct.pack('>I4', rests) .. rest_mark(tail))
   end
   if spent or verdict == 'suspect' then field = touch(field, sent_at or now) end
   return field

@@ -178,7 +178,7 @@ impl Part<'_> {
                 lease_terms(command, terms, &choice.wanted);
                 command.arg(KEEP_OPEN.as_secs());
                 for Settlement { openid, owner, verdict, next, msgid } in settlements {
-                    command.arg(openid.as_str()).arg(&owner.0).arg(verdict.name());
+                    command.arg(openid.as_str()).arg(&owner.0).arg(&*verdict.name());
                     match next {
                         Next::End(ending) => command.arg("end").arg("").arg(ending),
                         Next::Again => command.arg("again").arg("").arg(""),

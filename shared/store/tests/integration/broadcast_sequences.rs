@@ -25,7 +25,7 @@ use crate::model::{self, Grant, Held, Item, Model, Step};
 /// More users than buckets, so that some share one.
 const USERS: [&str; 8] = ["oA", "oAB", "oB", "oC", "oD", "oE", "oF", "oG"];
 
-const VERDICTS: [LeaseEnd; 9] = [
+const VERDICTS: [LeaseEnd; 11] = [
     LeaseEnd::Consume,
     LeaseEnd::Return,
     LeaseEnd::Suspect,
@@ -35,6 +35,8 @@ const VERDICTS: [LeaseEnd; 9] = [
     LeaseEnd::Void,
     LeaseEnd::UnknownDiscard,
     LeaseEnd::UnknownVoid,
+    LeaseEnd::Rest(5400),
+    LeaseEnd::Rest(5400),
 ];
 
 /// The most time that passes in a sequence: less than any key of a broadcast is kept.
@@ -222,6 +224,7 @@ impl Run<'_> {
             uses: uses.max(1),
             expiry: self.model.now + hours * HOUR + HOUR / 2,
             suspect: false,
+            rest: None,
         };
         let (user, held) = match old {
             Some(old) if !self.collected.is_empty() => old.get(&self.collected).clone(),

@@ -235,7 +235,8 @@ impl Fixture {
                 let marks = marks(&field).len();
                 assert!(marks <= 1, "a user has two send locks");
                 assert!(expiries.is_sorted(), "records are not in order of expiry");
-                assert_eq!(expiries.len(), records.len() + touches + marks, "a user has two times of the last message");
+                let others = touches + marks + rests(&field).len();
+                assert_eq!(expiries.len(), records.len() + others, "a user has two times of the last message");
                 available += records.iter().map(|credential| u64::from(credential.uses)).sum::<u64>();
             }
             let mut take = |name: &str| ledger.remove(name).unwrap_or(0);
@@ -311,6 +312,15 @@ pub fn marks(field: &[u8]) -> Vec<(u32, LeaseId)> {
         _ => None,
     };
     raw_records(field).filter_map(mark).collect()
+}
+
+/// The marks of resting prepay ids of a field: expiry and hash of each.
+pub fn rests(field: &[u8]) -> Vec<(u32, String)> {
+    let rest = |(expiry, record): (u32, &[u8])| {
+        let hash = record.strip_prefix(b"\x40resting:")?.strip_suffix(b"\x0f")?;
+        Some((expiry, String::from_utf8(hash.to_vec()).unwrap()))
+    };
+    raw_records(field).filter_map(rest).collect()
 }
 
 pub fn template(id: &str) -> TemplateId {

@@ -70,7 +70,8 @@ fn scripts_read_what_rust_packs() {
             wanted.sort_by_key(|credential| credential.expiry);
             let records = async || fixture.store.records(&fixture.app, &anna).await.unwrap();
             let as_records = |credentials: &[Credential]| -> Vec<_> {
-                credentials.iter().cloned().map(|credential| Record { credential, suspect: false, long_term: false }).collect()
+                let record = |credential| Record { credential, suspect: false, long_term: false, rest: None };
+                credentials.iter().cloned().map(record).collect()
             };
             assert_eq!(records().await, as_records(&wanted));
 

@@ -4,8 +4,8 @@
 //! - [`sequences`], [`broadcast_sequences`]: random sequences of calls, compared with [`model`], a store in plain Rust;
 //!   [`permit_sequences`]: random sequences about the number of permitted messages;
 //! - [`leases`], [`requests`], [`reaper`], [`erased`], [`touch`]: the guarantees one by one;
-//! - [`grants`], [`long_term`], [`void`], [`decisions`], [`marks`]: the guarantees for subscription messages; [`late`]: delivery
-//!   failures;
+//! - [`grants`], [`long_term`], [`void`], [`decisions`], [`rests`], [`marks`]: the guarantees for subscription messages;
+//!   [`late`]: delivery failures;
 //! - [`broadcast_moves`], [`broadcast_tasks`], [`broadcast_permits`]: states, tasks and rates of a broadcast;
 //!   [`broadcast_audience`], [`broadcast_pages`], [`broadcast_recent`]: its audience, and how each message ends;
 //!   [`broadcast_ends`], [`broadcast_keys`]: its end, and which keys stay;
@@ -45,6 +45,7 @@ mod raw;
 mod reaper;
 mod redis;
 mod requests;
+mod rests;
 mod sequences;
 mod stock;
 mod touch;

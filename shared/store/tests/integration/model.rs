@@ -3,6 +3,7 @@
 mod broadcasts;
 mod grants;
 mod leases;
+mod rests;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,9 @@ pub use grants::{Grant, LONG_TERM, Mark};
 /// The expiry of credentials that do not expire.
 const NEVER: i64 = i64::MAX;
 
+/// The expiry of the records of resting grants, after the end of the rest.
+const REST_SPAN: i64 = 1 << 30;
+
 /// A stored credential. Times are in seconds by the model's own clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -28,11 +32,27 @@ pub struct Held {
     pub uses: u8,
     pub expiry: i64,
     pub suspect: bool,
+    /// When the rest of a grant ends. It is kept after the rest, until it is decided.
+    pub rest: Option<i64>,
 }
 
 impl Held {
     fn is(&self, other: &Self) -> bool {
         (&self.id, self.slot) == (&other.id, other.slot)
+    }
+
+    /// Records are ordered by this time.
+    fn order(&self) -> i64 {
+        self.rest.map_or(self.expiry, |ends| ends + REST_SPAN)
+    }
+
+    /// The record beside a prepay id that rests. Its id begins with the same text as in Redis.
+    fn rest_of(prepay: &Self, ends: i64) -> Self {
+        Self { id: format!("resting:{}", prepay.id), uses: 0, expiry: ends, suspect: false, ..prepay.clone() }
+    }
+
+    fn is_rest(&self) -> bool {
+        self.id.starts_with("resting:")
     }
 
     fn is_grant_of(&self, template: &str) -> bool {
@@ -131,12 +151,14 @@ impl Model {
 
     /// The records of a user, without those that can neither be used nor counted.
     pub fn records(&self, user: usize) -> Vec<Record> {
-        let counts = |held: &&Held| held.uses > 0 || held.expiry > self.now;
+        let counts = |held: &&Held| (held.uses > 0 || held.expiry > self.now) && !held.is_rest();
         let record = |held: &Held| {
             let (id, expiry) = (CredentialId::parse(held.id.as_str()).unwrap(), self.in_redis(held.expiry));
             let (kind, uses) = (held.kind, held.uses);
             let credential = Credential { kind, id, uses, expiry };
-            Record { credential, suspect: held.suspect, long_term: held.slot == LONG_TERM }
+            // The time of a prepay id's rest may be over.
+            let rest = held.rest.or_else(|| self.rest_of(user, held)).map(|ends| self.in_redis(ends));
+            Record { credential, suspect: held.suspect, long_term: held.slot == LONG_TERM, rest }
         };
         self.users[user].iter().filter(counts).map(record).collect()
     }
@@ -204,8 +226,12 @@ impl Model {
             for held in self.users[user].iter().filter(|held| held.uses > 0) {
                 if held.kind == Kind::Grant {
                     let of = granted.entry(TemplateId::parse(held.id.as_str()).unwrap()).or_default();
-                    of.messages += u64::from(held.uses);
-                    of.long_term += u64::from(held.slot == LONG_TERM);
+                    if self.rest_of(user, held).is_some() {
+                        of.resting += u64::from(held.uses);
+                    } else {
+                        of.messages += u64::from(held.uses);
+                        of.long_term += u64::from(held.slot == LONG_TERM);
+                    }
                     continue;
                 }
                 let day = (i64::from(self.in_redis(held.expiry)) + DAY_OFFSET).div_euclid(DAY);
@@ -215,7 +241,9 @@ impl Model {
             }
             for (template, of) in granted {
                 let sum = templates.entry(template).or_default();
-                sum.users += 1;
+                sum.users += u64::from(of.messages > 0);
+                sum.resting_users += u64::from(of.resting > 0);
+                sum.resting += of.resting;
                 sum.messages += of.messages;
                 sum.long_term += of.long_term;
             }
@@ -224,7 +252,8 @@ impl Model {
     }
 
     fn left(&self, user: usize) -> u32 {
-        self.users[user].iter().filter(|held| held.expiry > self.now).map(|held| u32::from(held.uses)).sum()
+        let counts = |held: &&Held| held.expiry > self.now && self.rest_of(user, held).is_none();
+        self.users[user].iter().filter(counts).map(|held| u32::from(held.uses)).sum()
     }
 
     fn drop_expired(&mut self, user: usize) {
@@ -233,9 +262,13 @@ impl Model {
     }
 
     fn insert(&mut self, user: usize, held: Held) {
-        let records = &mut self.users[user];
-        records.insert(records.partition_point(|other| other.expiry <= held.expiry), held);
+        self.place(user, held);
         self.enforce_cap(user);
+    }
+
+    fn place(&mut self, user: usize, held: Held) {
+        let records = &mut self.users[user];
+        records.insert(records.partition_point(|other| other.order() <= held.order()), held);
     }
 
     fn enforce_cap(&mut self, user: usize) {

@@ -115,7 +115,7 @@ async fn grants_are_counted_by_template_and_each_user_once() {
     // A leased subscription cannot be used now.
     fixture.grant(&users[3], "t3", GrantUses::LongTerm, None).await;
     leased(fixture.ask_for(&users[3], LeaseId::random(), &TERMS, "t3").await);
-    let granted = |users, messages, long_term| Granted { users, messages, long_term };
+    let granted = |users, messages, long_term| Granted { users, messages, long_term, ..Granted::default() };
     let templates = [(template("t1"), granted(2, 72, 1)), (template("t2"), granted(2, 3, 1))];
     let wanted = Stock {
         reachable: 3,
@@ -161,6 +161,7 @@ async fn inventory_of_a_user_lists_each_template_separately() {
         soonest_expiry: NEVER,
         latest_expiry: NEVER,
         long_term,
+        ..Available::default()
     };
     assert_eq!(inventory.len(), 4);
     assert_eq!(inventory[&(Kind::Grant, Some(template("t1")))], of(2, 40, false));

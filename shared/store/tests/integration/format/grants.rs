@@ -11,7 +11,7 @@ use store::record::{self, NEVER, Record};
 use store::retention::KEEP_TOUCH;
 
 use super::credentials;
-use crate::fixture::{Fixture, cases, expiries, marks};
+use crate::fixture::{Fixture, cases, expiries, marks, rests};
 
 /// A script that runs one function of the script heads on a field.
 const HEADS: &str = concat!(
@@ -19,6 +19,8 @@ const HEADS: &str = concat!(
     include_str!("../../../lua/head/stock.lua"),
     include_str!("../../../lua/head/touched.lua"),
     include_str!("../../../lua/head/touch.lua"),
+    include_str!("../../../lua/head/rest.lua"),
+    include_str!("../../../lua/head/left.lua"),
     include_str!("../../../lua/head/grants.lua"),
     include_str!("../../../lua/head/void.lua"),
     include_str!("../../../lua/head/leases.lua"),
@@ -32,7 +34,10 @@ const HEADS: &str = concat!(
     elseif what == 'unmark' then return { marks().take_off(field, a), 0 }
     elseif what == 'busy' then return { '', marks().busy_for(field, a) or -1 }
     elseif what == 'touched' then return { touch(field, now), touched_at(field) or -1 }
-    elseif what == 'left' then return { '', uses_left(field) } end",
+    elseif what == 'rest' then return { set_rest(field, a, b), 0 }
+    elseif what == 'end rest' then return { set_rest(field, a), 0 }
+    elseif what == 'mark rest' then return { insert(field, struct.pack('>I4', b) .. rest_mark(a)), 0 }
+    elseif what == 'left' then return { '', messages_left(field) } end",
 );
 
 /// Templates that contain one another or look like the ids of other credentials.
@@ -140,6 +145,78 @@ fn rust_reads_grants_and_send_locks_that_scripts_write() {
                 field = left;
             }
             assert_eq!(read(&field), ids);
+        });
+    });
+}
+
+#[test]
+fn rust_and_scripts_agree_on_what_rests() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fixture = runtime.block_on(Fixture::new());
+    let run = async |field: &[u8], what: &str, a: &[u8], b: i64| -> (Vec<u8>, i64) {
+        fixture.raw(redis::cmd("EVAL").arg(HEADS).arg(0).arg(field).arg(what).arg(a).arg(b)).await
+    };
+    let grants = vec((0..TEMPLATES.len(), 0..40_u16), 1..8);
+    proptest!(cases(24, 400), |(
+        mut credentials in credentials(), grants in grants, template in 0..TEMPLATES.len(), which: prop::sample::Index,
+        over: bool,
+    )| {
+        credentials.sort_by_key(|credential| Reverse(credential.expiry));
+        let mut field = Vec::new();
+        for credential in &credentials {
+            record::pack(credential, &mut field);
+        }
+        let template = TEMPLATES[template];
+        let ends = testing::now() + if over { -300 } else { 300 };
+        let uses = |records: &[Record]| records.iter().map(|one| i64::from(one.credential.uses)).sum::<i64>();
+        runtime.block_on(async {
+            for (number, count) in grants {
+                let (new, left) = run(&field, "add", TEMPLATES[number].as_bytes(), count.into()).await;
+                if left >= 0 {
+                    field = new;
+                }
+            }
+            let before = read(&field);
+            let granted = |one: &Record| {
+                one.credential.kind == Kind::Grant && one.credential.id.as_str() == template
+            };
+            let left = async |field: &[u8]| run(field, "left", b"", 0).await.1;
+
+            // Grants: all of one template rest. Nothing else changes, and the field is not longer.
+            let (resting, _) = run(&field, "rest", template.as_bytes(), ends).await;
+            assert_eq!((resting.len(), expiries(&resting).is_sorted()), (field.len(), true));
+            let records = read(&resting);
+            assert_eq!(without(&records, template), without(&before, template));
+            let of: Vec<_> = records.iter().filter(|one| granted(one)).cloned().collect();
+            assert!(of.iter().all(|one| (one.rest, one.suspect) == (Some(ends as u32), false)));
+            let at_rest = if over { 0 } else { uses(&of) };
+            assert_eq!(left(&resting).await, uses(&before) - at_rest);
+            // Uses that are added rest too: only an accept ends a rest.
+            let (more, _) = run(&resting, "add", template.as_bytes(), 40).await;
+            let added = if of.is_empty() || over { 40 } else { 0 };
+            assert_eq!(left(&more).await, uses(&before) - at_rest + added);
+            assert!(expiries(&more).is_sorted());
+            let (again, _) = run(&resting, "end rest", template.as_bytes(), 0).await;
+            assert!(read(&again).iter().all(|one| one.rest.is_none()));
+            assert_eq!(without(&read(&again), template), without(&before, template));
+            let (mut of, mut was): (Vec<_>, Vec<_>) =
+                (read(&again).into_iter().filter(granted).collect(), before.iter().filter(|one| granted(one)).cloned().collect());
+            for list in [&mut of, &mut was] {
+                list.sort_by_key(|one| (one.long_term, one.credential.uses));
+            }
+            assert_eq!(of, was);
+
+            // Prepay ids: one rests by a mark beside it.
+            let credential = which.get(&credentials);
+            let (marked, _) = run(&field, "mark rest", &super::tail(credential), ends).await;
+            assert_eq!((marked.len(), rests(&marked).len()), (field.len() + 22, 1));
+            assert!(expiries(&marked).is_sorted());
+            let prepay = credential.kind == Kind::PrepayId;
+            let resting: Vec<_> = read(&marked).into_iter().filter(|one| one.rest.is_some()).collect();
+            let found: Vec<_> = resting.iter().map(|one| (&one.credential, one.rest)).collect();
+            let wanted = (credential, Some(ends as u32));
+            assert_eq!(found, if prepay { vec![wanted] } else { Vec::new() });
+            assert_eq!(left(&marked).await, uses(&before) - if prepay && !over { uses(&resting) } else { 0 });
         });
     });
 }

@@ -154,7 +154,7 @@ impl Model {
         }
         assert!(broadcast.todo.remove(&user));
         self.drop_expired(user);
-        if matches!(found, Found::Nothing) {
+        if matches!(found, Found::Nothing | Found::Resting(_)) {
             broadcast.end(user, "NO_CREDENTIAL");
             return Step::None;
         }

@@ -36,9 +36,11 @@ impl Model {
             GrantUses::LongTerm => {
                 let long_term = grant_of(&grant.template, LONG_TERM, 1);
                 if self.users[user].iter().any(|held| held.is(&long_term)) {
+                    self.end_rest(user, &grant.template);
                     return false;
                 }
-                self.users[user].push(long_term);
+                let rest = self.rested(user, &grant.template);
+                self.place(user, Held { rest, ..long_term });
                 1
             }
         };
@@ -46,6 +48,7 @@ impl Model {
         if grant.uses != GrantUses::LongTerm {
             self.add_uses(user, &grant.template, count);
         }
+        self.end_rest(user, &grant.template);
         self.drop_expired(user);
         self.enforce_cap(user);
         true
@@ -62,6 +65,7 @@ impl Model {
 
     /// Fills the records of the template one by one, then creates further ones.
     pub(super) fn add_uses(&mut self, user: usize, template: &str, mut count: u16) {
+        let rest = self.rested(user, template);
         let records = &mut self.users[user];
         for held in records.iter_mut().filter(|held| held.is_grant_of(template) && held.slot != LONG_TERM) {
             let more = count.min(u16::from(MAX_USES - held.uses));
@@ -69,10 +73,10 @@ impl Model {
             count -= more;
         }
         for slot in SLOTS {
-            let begun = records.iter().any(|held| held.is_grant_of(template) && held.slot == slot);
+            let begun = self.users[user].iter().any(|held| held.is_grant_of(template) && held.slot == slot);
             if count > 0 && !begun {
                 let more = count.min(MAX_USES.into());
-                records.push(grant_of(template, slot, more as u8));
+                self.place(user, Held { rest, ..grant_of(template, slot, more as u8) });
                 count -= more;
             }
         }
@@ -101,7 +105,11 @@ impl Model {
 
     /// Whether a user has a grant of the template that can be used now or after the current message has ended.
     pub(super) fn granted(&self, user: usize, template: &str) -> bool {
-        let granted = |held: &Held| held.is_grant_of(template) && (held.uses > 0 || held.slot == LONG_TERM);
+        let granted = |held: &Held| {
+            held.is_grant_of(template)
+                && (held.uses > 0 || held.slot == LONG_TERM)
+                && self.rest_of(user, held).is_none()
+        };
         self.users[user].iter().any(granted)
     }
 
@@ -123,5 +131,5 @@ impl Model {
 }
 
 fn grant_of(template: &str, slot: u8, uses: u8) -> Held {
-    Held { kind: Kind::Grant, id: template.to_owned(), slot, uses, expiry: NEVER, suspect: false }
+    Held { kind: Kind::Grant, id: template.to_owned(), slot, uses, expiry: NEVER, suspect: false, rest: None }
 }

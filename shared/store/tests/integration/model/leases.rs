@@ -17,6 +17,8 @@ pub(super) enum Found {
     At(usize),
     /// A grant, but another owner has locked the user for so many seconds.
     Busy(i64),
+    /// The credentials rest; the first rest ends then.
+    Resting(i64),
     Nothing,
 }
 
@@ -58,8 +60,13 @@ impl Model {
             return Leased::Busy(seconds(wait));
         }
         self.drop_expired(user);
-        let taken = self.take(user, name.clone(), (id, wanted), terms, fingerprint);
-        if taken { Leased::Lease(self.reply(&name)) } else { Leased::None }
+        if self.take(user, name.clone(), (id, wanted), terms, fingerprint) {
+            return Leased::Lease(self.reply(&name));
+        }
+        match self.find(user, terms, wanted, id) {
+            Found::Resting(ends) => Leased::Resting(self.in_redis(ends).into()),
+            _ => Leased::None,
+        }
     }
 
     /// Moves a lease to another owner, who sends from now on.
@@ -127,7 +134,11 @@ impl Model {
             }
         }
         self.finish(name, outcome, request, terms);
-        if next.is_some() { SettleReply::NoNext } else { SettleReply::Done { messages_left: self.left(user) } }
+        let Some((next, wanted)) = next else { return SettleReply::Done { messages_left: self.left(user) } };
+        match self.find(user, terms, wanted, next) {
+            Found::Resting(ends) => SettleReply::NextRests(self.in_redis(ends).into()),
+            _ => SettleReply::NoNext,
+        }
     }
 
     pub fn reap(&mut self, terms: &LeaseTerms) -> Reaped {
@@ -169,9 +180,12 @@ impl Model {
         let usable = |held: &Held| held.uses > 0 && allowed(held) && held.expiry > earliest;
         let records = &self.users[user];
         let leased = |held: &Held| held.slot == LONG_TERM && allowed(held);
-        match records.iter().position(usable) {
+        let ready = |held: &Held| usable(held) && self.rest_of(user, held).is_none();
+        let resting = records.iter().filter(|held| usable(held)).filter_map(|held| self.rest_of(user, held)).min();
+        match records.iter().position(ready) {
             Some(place) if records[place].kind != Kind::Grant => Found::At(place),
             Some(place) => self.busy_for(user, &[owner]).map_or(Found::At(place), Found::Busy),
+            None if resting.is_some() => resting.map_or(Found::Nothing, Found::Resting),
             None if records.iter().any(leased) => self.busy_for(user, &[owner]).map_or(Found::Nothing, Found::Busy),
             None => Found::Nothing,
         }
@@ -215,6 +229,7 @@ impl Model {
         self.unmark(user, held, lease.owner);
         let too_late = verdict == LeaseEnd::Suspect && held.expiry <= self.now;
         let verdict = if too_late { LeaseEnd::Unknown } else { verdict };
+        let (verdict, begins) = self.resolve(lease, verdict);
         let unknown = matches!(verdict, LeaseEnd::Unknown | LeaseEnd::UnknownDiscard | LeaseEnd::UnknownVoid);
         let spent = u64::from(unknown || verdict == LeaseEnd::Consume);
         self.ledger.consumed += spent;
@@ -241,7 +256,9 @@ impl Model {
             LeaseEnd::Return | LeaseEnd::Suspect | LeaseEnd::Hold => {
                 self.give_back(lease, verdict == LeaseEnd::Suspect)
             }
+            LeaseEnd::Rest(_) | LeaseEnd::UnknownRest(_) => unreachable!("resolved above"),
         }
+        self.change_rest(lease, verdict, begins);
     }
 
     fn give_back(&mut self, lease: &InFlight, suspect: bool) {
