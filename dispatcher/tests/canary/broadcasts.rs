@@ -57,13 +57,17 @@ pub async fn all(fixture: &Fixture, wechat: &LyingUpstream, dispatcher: &mut Dis
         };
         let info = dispatcher.broadcast(request).await.unwrap().into_inner().broadcast.unwrap();
         let (app_id, broadcast_id) = (APP.to_owned(), info.broadcast_id);
-        let add = AddRecipientsRequest {
+        let mut add = AddRecipientsRequest {
             app_id: app_id.clone(),
             broadcast_id: broadcast_id.clone(),
-            recipients: vec![recipient(80), Recipient { openid: format!("{OPENID} x"), data: data() }],
+            recipients: vec![Recipient { openid: format!("{OPENID} x"), data: data() }],
             exclude: vec![],
         };
-        fixture.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap_err();
+        fixture.note("AddRecipients", dispatcher.add_recipients(add.clone()).await).unwrap_err();
+        // Next to a good user, the bad one is refused alone.
+        add.recipients.push(recipient(80));
+        let added = fixture.note("AddRecipients", dispatcher.add_recipients(add).await).unwrap().into_inner();
+        assert!(added.refused_count == 1 && !format!("{added:?}").contains(OPENID), "{added:?}");
         let start = server::proto::StartBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         let resume = ResumeBroadcastRequest { app_id: app_id.clone(), broadcast_id: broadcast_id.clone() };
         // A broadcast that was not started yet cannot be resumed.

@@ -77,7 +77,7 @@ async fn values_are_strings_and_neither_numbers_nor_null() {
     let fixture = Fixture::subscribing().await;
     let dispatcher = fixture.dispatcher().await;
     let address = dispatcher.address.to_string();
-    for (value, told) in [(json!(7), "want string"), (json!(null), "data.number1.value must not be empty")] {
+    for (value, told) in [(json!(7), "expecting string"), (json!(null), "data.number1.value must not be empty")] {
         let data = json!({"number1": {"value": value}});
         let body = json!({"app_id": APP, "openid": "oUser", "template_id": "t", "data": data});
         let output = grpcurl(&["-d", &body.to_string(), &address, SEND]).await;

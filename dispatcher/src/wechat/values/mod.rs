@@ -24,13 +24,18 @@ pub enum Judgement {
 
 use Judgement::{Doubtful, Fine, Wrong};
 
+type Test = fn(&str) -> bool;
+
+/// Values, and what to say about them.
+type Check = (Test, &'static str);
+
 struct Kind {
     /// The prefix of the keys.
     name: &'static str,
     length: Option<Length>,
-    /// Values that WeChat certainly refuses, and what to say about them.
-    wrong: &'static [(fn(&str) -> bool, &'static str)],
-    documented: fn(&str) -> bool,
+    /// Values that WeChat certainly refuses.
+    wrong: &'static [Check],
+    documented: Test,
     /// What to say about a value that is neither wrong nor documented.
     otherwise: &'static str,
 }
@@ -176,7 +181,7 @@ const KINDS: &[Kind] = &[
 
 const RARE_CHARACTERS: &str = "has characters, such as emoji, that are not documented, or that WeChat may count as two";
 
-const NO_MOMENT: &[(fn(&str) -> bool, &str)] = &[
+const NO_MOMENT: &[Check] = &[
     (|value| !any(value, char::is_numeric), "must be a time or a date, such as 15:01 or 2019年10月1日 15:01"),
     (moment::is_iso_8601, "must not be in the format of ISO 8601, but like 2019-10-01 15:01, in the user's time zone"),
     (moment::is_impossible, "must be a date and a time that exist"),

@@ -169,7 +169,8 @@ async fn bad_recipient_of_a_later_call_is_refused_alone() {
         ("INVALID_FIELDS", vec!["recipients[0].data.thing1.value".into(), "recipients[1].openid".to_owned()])
     );
     for validate_only in [true, false] {
-        let failed = dispatcher.answer(BroadcastRequest { validate_only, ..to(&[bad.clone()]) }).await.unwrap_err();
+        let failed =
+            dispatcher.answer(BroadcastRequest { validate_only, ..to(std::slice::from_ref(&bad)) }).await.unwrap_err();
         assert_eq!(fields(&failed), ["recipients.list[0].data.thing1.value"]);
     }
     // A corrected user can be added.
