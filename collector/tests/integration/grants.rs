@@ -11,7 +11,7 @@ use server::proto::{
 use store::Store;
 use store::eligibility::Eligibility;
 use store::leases::{LeaseEnd, LeaseId, LeaseTerms, Leased, NewLease, Settle};
-use testing::{Redis, now, store_config};
+use testing::{Redis, store_config};
 use tonic::{Code, Status};
 
 use crate::fixture::{
@@ -245,14 +245,14 @@ async fn resting_grants_are_shown_apart_until_the_user_accepts_again() {
     let stored = inventory(&mut client, "oUser").await;
     let [of] = &stored.kinds[..] else { panic!("{stored:?}") };
     assert_eq!((stored.messages, of.messages, of.resting_messages, of.unlimited), (0, 0, 4, true));
-    assert!(of.resting_until.unwrap().seconds.abs_diff(now() + 3600) < 600);
+    assert!(of.resting_until.unwrap().seconds.abs_diff(testing::now() + 3600) < 600);
     assert_eq!((of.soonest_expiry, of.latest_expiry), (None, None));
     let stock = client.get_stock(GetStockRequest { app_id: APP.into() }).await.unwrap().into_inner();
     let of = &stock.templates[0];
     assert_eq!((of.users, of.messages, of.resting_users, of.resting_messages), (0, 0, 1, 4));
     assert_eq!((stock.reachable_users, stock.ledger.unwrap().available), (0, 4));
     // An accept that WeChat reports ends the rest.
-    let accepted = report(&mut client, &popup(now(), &[("t1", "accept")])).await.unwrap();
+    let accepted = report(&mut client, &popup(testing::now(), &[("t1", "accept")])).await.unwrap();
     assert_eq!(actions(&accepted), [(EventAction::Granted, 1)]);
     let stored = inventory(&mut client, "oUser").await;
     assert_eq!((stored.messages, stored.kinds[0].resting_messages, stored.kinds[0].resting_until), (5, 0, None));
