@@ -161,7 +161,9 @@ mod tests {
         };
         assert_eq!(refused(43101), (Next::End("USER_REFUSED 43101".into()), true, false));
         for errcode in [43004, 43005, 43019, 48002, 50005] {
-            assert_eq!(refused(errcode), (Next::End(format!("USER_REFUSED {errcode}")), true, false));
+            assert_eq!(refused(errcode), (Next::End(format!("USER_REFUSED {errcode}")), false, false));
+            let refusal = AttemptResult::End(End::Refused, LeaseEnd::Return);
+            assert_eq!(ended(refusal, errcode).signal, Signal::None);
         }
         assert_eq!(refused(40003), (Next::End("USER_REFUSED 40003".into()), false, false));
         assert_eq!(refused(40037), (Next::End("MESSAGE_REFUSED 40037".into()), false, true));

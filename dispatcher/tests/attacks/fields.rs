@@ -2,7 +2,10 @@
 
 use prost::Message as _;
 use server::proto::broadcast_request::Audience;
-use server::proto::{AddRecipientsRequest, AllReachable, BroadcastRequest, GetBroadcastRequest, Recipient};
+use server::proto::lift_stop_request::Target;
+use server::proto::{
+    AddRecipientsRequest, AllReachable, AllStops, BroadcastRequest, GetBroadcastRequest, LiftStopRequest, Recipient,
+};
 use testing::{called_raw, oversized_requests};
 use tonic::Code;
 
@@ -24,6 +27,7 @@ fn valid(name: &str) -> Vec<u8> {
         "AddRecipientsRequest" => {
             AddRecipientsRequest { app_id, broadcast_id, recipients: Vec::new(), exclude: Vec::new() }.encode_to_vec()
         }
+        "LiftStopRequest" => LiftStopRequest { app_id, target: Some(Target::All(AllStops {})) }.encode_to_vec(),
         // All other requests begin with the same two fields. ListBroadcastsRequest has no broadcast_id.
         "ListBroadcastsRequest" => GetBroadcastRequest { app_id, broadcast_id: String::new() }.encode_to_vec(),
         request if request.ends_with("Request") => GetBroadcastRequest { app_id, broadcast_id }.encode_to_vec(),

@@ -115,7 +115,7 @@ async fn stop_of_a_template_is_listed_and_lifted() {
     assert_eq!(scopes(&stops), [first.clone(), second.clone()]);
     assert_eq!((stops[0].errcode, stops[0].rid.as_str(), stops[0].address.as_str()), (43116, "5f-1", "203.0.113.7"));
     assert_eq!(stops[0].until.unwrap().seconds as u64 * 1000, stop.until_ms);
-    assert_eq!(dispatcher.refusal(message("oUser", "x")).await.as_deref(), Some("APP_STOPPED"));
+    assert_eq!(dispatcher.refusal(message("oUser", "x")).await.as_deref(), Some("TEMPLATE_STOPPED"));
     let other = SendTemplateRequest { template_id: "template-3".into(), ..message("oUser", "x") };
     dispatcher.send(other).await.unwrap();
     let stopped = async || {
