@@ -14,6 +14,7 @@ mod metrics;
 mod overload;
 mod previous_release;
 mod readme;
+mod restore;
 mod sends;
 mod subscription;
 mod traces;
