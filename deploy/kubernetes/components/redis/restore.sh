@@ -11,7 +11,7 @@ folder=${BACKUPS:-/backups}
 snapshot=${SNAPSHOT:-}
 if [ -z "$snapshot" ] || [ ! -f "$folder/$snapshot" ]; then
     say "snapshots:"
-    for each in "$folder"/formid-*.rdb; do say "    ${each##*/}"; done
+    for each in "$folder"/formid-*.rdb; do [ ! -e "$each" ] || say "    ${each##*/}"; done
     die "SNAPSHOT is '$snapshot', but must be one of them"
 fi
 target=${server:-$(master)}

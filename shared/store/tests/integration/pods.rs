@@ -12,6 +12,7 @@ use deadpool_redis::redis::{self, Cmd, FromRedisValue, RedisResult};
 use domain::AppId;
 use domain::dependency::Dependency as _;
 use store::credentials::Packed;
+use store::keys::BucketKeys;
 use store::{RedisConfig, RedisUrl, Store, StoreConfig};
 use tempfile::TempDir;
 use testing::{Process, eventually, store_config};
@@ -168,7 +169,7 @@ impl Set {
     }
 
     /// A store with the URL that the component gives the services.
-    fn store(&self) -> Store {
+    async fn store(&self) -> Store {
         let patch = testing::readme::text("deploy/kubernetes/components/redis/dispatcher.yaml");
         let url: String = patch.split("value: \"").nth(1).unwrap().split('"').next().unwrap().split("\\\n").collect();
         let mut url = url.replace("$(REDIS_PASSWORD)", self.passwords[0]).replace(' ', "");
@@ -177,7 +178,9 @@ impl Set {
         }
         let url = RedisUrl::parse(&url, None).unwrap();
         let redis = RedisConfig { url, connections: 1, timeout: Duration::from_secs(2) };
-        Store::new(&StoreConfig { redis, ..store_config("redis://127.0.0.1".into()) }).unwrap()
+        let store = Store::new(&StoreConfig { redis, ..store_config("redis://127.0.0.1".into()) }).unwrap();
+        eventually("the services can use it", FAILOVER, async || store.prepare().await.is_ok()).await;
+        store
     }
 }
 
@@ -225,8 +228,7 @@ async fn the_set_starts_with_one_master_and_outlives_it() {
     set.start(1);
     set.start(2);
     set.until_ready().await;
-    let store = set.store();
-    eventually("the services can use it", FAILOVER, async || store.prepare().await.is_ok()).await;
+    let store = set.store().await;
     collect(&store, "oAnna").await;
 
     set.replicate().await;
@@ -244,9 +246,55 @@ async fn the_set_starts_with_one_master_and_outlives_it() {
     set.set_passwords(["services-2", "admin-2"]);
     set.start_all();
     set.until_ready().await;
-    let store = set.store();
+    let store = set.store().await;
     assert_has(&store, &["oAnna", "oBob"]).await;
     collect(&store, "oCarol").await;
+}
+
+#[tokio::test]
+async fn the_services_leave_a_master_that_was_cut_off_from_the_others() {
+    let mut set = Set::new();
+    set.start_all();
+    set.until_ready().await;
+    let store = set.store().await;
+    set.replicate().await;
+    let cut_off = set.master().await;
+    // Neither its replicas nor the Sentinels can tell it anything any more, but the services can.
+    let denied = ["-psync", "-sync", "-replicaof", "-slaveof"];
+    let _: () = set.ask(cut_off, redis::cmd("ACL").arg("SETUSER").arg("default").arg(&denied)).await.unwrap();
+    let _: u32 = set.ask(cut_off, redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("replica")).await.unwrap();
+    let url = format!("redis://:{}@{}:26379", set.passwords[0], set.pods[cut_off].host);
+    let mut sentinel = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    eventually("the Sentinel knows a replica to promote", FAILOVER, async || {
+        redis::cmd("SENTINEL").arg("FAILOVER").arg("formid").query_async::<()>(&mut sentinel).await.is_ok()
+    })
+    .await;
+    let new = async |pod: usize| {
+        let info: RedisResult<String> = set.ask(pod, redis::cmd("INFO").arg("replication")).await;
+        pod != cut_off && info.is_ok_and(|info| info.contains("role:master") && info.contains("state=online"))
+    };
+    eventually("there is another master, with a replica", FAILOVER, async || {
+        new(0).await || new(1).await || new(2).await
+    })
+    .await;
+    // Until it counts its replicas as lost, the old one accepts writes.
+    eventually("the old master refuses writes", FAILOVER, async || {
+        let answer: RedisResult<()> = set.ask(cut_off, redis::cmd("SET").arg("x").arg(1)).await;
+        answer.is_err_and(|error| error.code() == Some("NOREPLICAS"))
+    })
+    .await;
+    collect(&store, "oAnna").await;
+    for pod in (0..3).filter(|pod| *pod != cut_off) {
+        eventually("the other pods have it", FAILOVER, async || {
+            set.ask::<u32>(
+                pod,
+                redis::cmd("EXISTS").arg(BucketKeys::new(&app(), store.bucket_of(&user("oAnna"))).users()),
+            )
+            .await
+            .is_ok_and(|found| found == 1)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -254,8 +302,7 @@ async fn a_master_without_its_volume_copies_the_data_of_the_others() {
     let mut set = Set::new();
     set.start_all();
     set.until_ready().await;
-    let store = set.store();
-    eventually("the services can use it", FAILOVER, async || store.prepare().await.is_ok()).await;
+    let store = set.store().await;
     collect(&store, "oAnna").await;
     set.replicate().await;
     let empty = set.master().await;
@@ -296,8 +343,7 @@ async fn a_snapshot_of_a_replica_is_restored_into_an_empty_set() {
     let mut set = Set::new();
     set.start_all();
     set.until_ready().await;
-    let store = set.store();
-    eventually("the services can use it", FAILOVER, async || store.prepare().await.is_ok()).await;
+    let store = set.store().await;
     // An openid is a part of no key here, but a request id is: keys with spaces and quotes are restored too.
     let odd: Vec<Vec<u8>> = (0..25).map(|number| format!("formid:{{wx1:0}}:\"a b\\'{number}\n").into_bytes()).collect();
     let master = set.master().await;
