@@ -153,11 +153,15 @@ impl Set {
     /// everything, and has nothing of it on disk until then.
     async fn replicate(&self) {
         let master = self.master().await;
-        let mut pipe = redis::pipe();
-        pipe.cmd("SET").arg("passed").arg(1).ignore().cmd("DEL").arg("passed").ignore().cmd("WAIT").arg(2).arg(0);
         let client = redis::Client::open(format!("redis://:{}@{}:6379", self.passwords[1], self.pods[master].host));
         let mut connection = client.unwrap().get_multiplexed_async_connection().await.unwrap();
-        let _: (u32,) = pipe.query_async(&mut connection).await.unwrap();
+        // WAIT covers the writes of its own connection, but replicas apply all writes in order.
+        let mut pipe = redis::pipe();
+        pipe.cmd("SET").arg("passed").arg(1).ignore().cmd("DEL").arg("passed").ignore().cmd("WAIT").arg(2).arg(100);
+        eventually("both replicas have all writes", FAILOVER, async || {
+            pipe.query_async::<(u32,)>(&mut connection).await.is_ok_and(|(replicas,)| replicas == 2)
+        })
+        .await;
         let written = ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_buffer_length:0"];
         for pod in 0..3 {
             eventually("the writes are on disk", FAILOVER, async || {
