@@ -21,8 +21,9 @@ SELECTED_BY = "release"
 # A rule for all addresses must except these, or it would allow other pods, the cluster's API and the metadata service.
 PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
 PRIVATE_6 = {"fc00::/7", "fe80::/10"}
-# Secrets that may be in variables: the services take the password of Redis only as a part of the URL.
-SECRET_VARIABLES = {"FORMID_REDIS_URL"}
+# Secrets that may be in variables: the services take the password of Redis only as a part of the URL, which may be put
+# together from another variable.
+SECRET_VARIABLES = {"FORMID_REDIS_URL", "REDIS_PASSWORD"}
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,15 +62,21 @@ class Build:
             # The following checks rely on valid schemas.
             return self.problems
         pods = [(each, each["spec"]["template"]) for each in self.of("Deployment", "StatefulSet")]
-        for owner, template in pods:
+        jobs = [(each, each["spec"]["jobTemplate"]["spec"]["template"]) for each in self.of("CronJob")]
+        for owner, template in pods + jobs:
             self.pod(owner, template["spec"])
+        for owner, template in pods:
             rolling = owner["spec"].get("strategy", {}).get("rollingUpdate", {})
             if rolling.get("maxUnavailable") == 0 and not owner["spec"].get("minReadySeconds"):
                 self.problem(owner, "without minReadySeconds, clients may not know the new pods of a rollout")
             if owner["spec"]["selector"]["matchLabels"].items() - template["metadata"]["labels"].items():
                 self.problem(owner, "its selector does not match its own pods")
         for each in self.of("Service", "PodDisruptionBudget", "NetworkPolicy"):
-            self.selector(each, [template for _, template in pods])
+            self.selector(each, [template for _, template in pods + jobs])
+        for each in self.of("StatefulSet"):
+            service = self.find("Service", each["spec"]["serviceName"])
+            if service is None or service["spec"].get("clusterIP") != "None":
+                self.problem(each, f"its serviceName {each['spec']['serviceName']} is not a headless Service")
         for each in self.of("HorizontalPodAutoscaler"):
             target = each["spec"]["scaleTargetRef"]
             owner = self.find(target["kind"], target["name"])
@@ -146,7 +153,8 @@ class Build:
             problem("it must have requests for CPU and memory, and a limit on memory")
         ports = {port["containerPort"] for port in container.get("ports", [])}
         names = {port["name"] for port in container.get("ports", [])}
-        for kind in ("readinessProbe", "livenessProbe"):
+        # A job ends by itself, and nothing connects to it.
+        for kind in () if owner["kind"] == "CronJob" else ("readinessProbe", "livenessProbe"):
             probe = container.get(kind)
             if probe is None:
                 problem(f"{kind} is missing")
@@ -167,6 +175,9 @@ class Build:
             name = volume.get("configMap", {}).get("name")
             if name and self.find("ConfigMap", name) is None:
                 problem(f"ConfigMap {name} does not exist")
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if claim and self.find("PersistentVolumeClaim", claim) is None:
+                problem(f"PersistentVolumeClaim {claim} does not exist")
         for source in container.get("envFrom", []):
             if "secretRef" in source:
                 problem("envFrom must not use a Secret")
@@ -176,18 +187,27 @@ class Build:
                 problem(f"ConfigMap {name} does not exist")
             else:
                 settings |= held["data"]
+        secrets = set()
         for variable in container.get("env", []):
             name = variable["name"]
-            settings[name] = variable.get("value", "")
+            # Kubernetes replaces $(NAME) only by variables that are above it in the list.
+            value = re.sub(r"\$\((\w+)\)", lambda used: "" if used[1] in secrets else used[0], variable.get("value", ""))
+            if "$(" in value:
+                problem(f"{name} uses a variable that is not a secret above it in the list")
+            from_secret = value != variable.get("value", "")
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                secrets.add(name)
+            settings[name] = value
             if "valueFrom" in variable and name not in SECRET_VARIABLES:
                 problem(f"{name} is a secret in a variable: mount it as a file")
-            if name in SECRET_VARIABLES and "secretKeyRef" not in variable.get("valueFrom", {}):
+            if name in SECRET_VARIABLES and name not in secrets and not from_secret:
                 problem(f"{name} must come from a Secret")
         mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
         for name, value in settings.items():
             if name.startswith("FORMID_") and name not in self.known_settings:
                 problem(f"setting {name} does not exist")
-            if name in SECRET_VARIABLES and value:
+            # What remains of a URL without its secrets: redis-sentinel://user:@host/name?sentinel_password=
+            if name in SECRET_VARIABLES and re.search(r"^[^:]*$|:[^/@:]+@|password=[^&]", value) and value:
                 problem(f"{name} is a secret in plain text")
             if name.endswith("_LISTEN") and int(value.rpartition(":")[2]) not in ports:
                 problem(f"{name} is {value}, but the container does not declare this port")

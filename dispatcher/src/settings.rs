@@ -61,8 +61,9 @@ pub struct Args {
     /// Maximum number of messages of one broadcast in flight, on this replica
     #[arg(long, env = "FORMID_BROADCAST_IN_FLIGHT", default_value = "128", value_parser = number::<usize>(1..=10_000))]
     pub broadcast_in_flight: Setting<usize>,
-    /// Number of user buckets of one broadcast processed at the same time, on this replica
-    #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4", value_parser = number::<usize>(1..=64))]
+    /// Number of user buckets of one broadcast processed at the same time, on this replica; with 0, this replica sends
+    /// nothing of broadcasts, and still answers all calls about them
+    #[arg(long, env = "FORMID_BROADCAST_TASKS", default_value = "4", value_parser = number::<usize>(0..=64))]
     pub broadcast_tasks: Setting<usize>,
     /// Percentage of the last 1000 messages that may fail before a broadcast pauses
     #[arg(long, env = "FORMID_BROADCAST_FAILURES", default_value = "50", value_parser = number::<u8>(1..=100))]
@@ -110,7 +111,7 @@ pub struct Limits {
     pub await_quota: Duration,
     /// Maximum number of messages of one broadcast in flight.
     pub broadcast_in_flight: usize,
-    /// Number of buckets of one broadcast processed at the same time.
+    /// Number of buckets of one broadcast processed at the same time; 0 if this replica takes no part in broadcasts.
     pub broadcast_tasks: usize,
     /// Ratio of the last 1000 messages that may fail before a broadcast pauses.
     pub broadcast_failures: f64,

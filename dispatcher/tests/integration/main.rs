@@ -15,6 +15,7 @@ mod metrics;
 mod overload;
 mod previous_release;
 mod readme;
+mod restore;
 mod sends;
 mod stops;
 mod subscription;

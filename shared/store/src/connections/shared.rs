@@ -165,7 +165,9 @@ fn discard<M: Manager>(lost: Option<Shared<M>>) {
     drop(lost.map(|shared| Object::take(shared.loan)));
 }
 
-/// Whether the next command needs another connection, because this one is broken or leads to a replica.
+/// Whether the next command needs another connection, because this one is broken or leads to a replica, or to a master
+/// without replicas, which may have been replaced.
 fn is_lost(error: &RedisError) -> bool {
-    error.is_unrecoverable_error() || error.is_timeout() || matches!(error.code(), Some("READONLY" | "MASTERDOWN"))
+    let moved = matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOREPLICAS"));
+    error.is_unrecoverable_error() || error.is_timeout() || moved
 }

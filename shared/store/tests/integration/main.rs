@@ -12,7 +12,7 @@
 //! - [`format`]: Rust and the scripts agree on the packed format;
 //! - [`concurrency`]: many tasks at once; [`stock`]: the sweep and its counts;
 //! - [`redis`]: restarts, lost scripts, and the keys that scripts access; [`elsewhere`]: clusters, Sentinels, TLS, and
-//!   Redis users with few permissions;
+//!   Redis users with few permissions; [`pods`]: the Redis of `deploy/kubernetes`;
 //! - [`fixture`], [`broadcast`], [`raw`], [`twice`]: fixtures.
 
 // A test that cannot continue must fail.
@@ -41,6 +41,8 @@ mod long_term;
 mod marks;
 mod model;
 mod permit_sequences;
+#[cfg(target_os = "linux")]
+mod pods;
 mod raw;
 mod reaper;
 mod redis;
