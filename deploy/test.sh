@@ -20,7 +20,7 @@ if [ "${1:-}" = --soak ]; then
 fi
 
 need_cargo
-need cc redis-server
+need cc redis-server tinyproxy
 need_tools
 need_client_python
 

@@ -241,16 +241,21 @@ class Build:
             self.problem(each, f"{key}: {error}")
             return
         for app, table in tables.get("apps", {}).items():
-            if "secret" in table:
-                self.problem(each, f"{key}: the secret of {app} is in plain text; use secret_file")
+            for plain, file in [("secret", "secret_file"), ("proxy", "proxy_file")]:
+                if plain in table:
+                    self.problem(each, f"{key}: the {plain} of {app} is in plain text; use {file}")
             mounts = [
                 mount["mountPath"]
                 for owner in self.of("Deployment")
                 for container in owner["spec"]["template"]["spec"]["containers"]
                 for mount in container.get("volumeMounts", [])
             ]
-            if not any(table.get("secret_file", "").startswith(mount + "/") for mount in mounts):
-                self.problem(each, f"{key}: nothing is mounted at the secret_file of {app}")
+            for name in ["secret_file", "token_file", "token_headers_file", "proxy_file"]:
+                if name in table and not any(table[name].startswith(mount + "/") for mount in mounts):
+                    self.problem(each, f"{key}: nothing is mounted at the {name} of {app}")
+            sources = [name in table for name in ["secret", "secret_file", "token_url", "token_file"]]
+            if sources.count(True) + (table.get("token") == "none") != 1:
+                self.problem(each, f"{key}: {app} must have exactly one source of access tokens")
 
 
 def seconds(duration):

@@ -2,7 +2,7 @@
 # Installs missing packages and tools. Needs say.sh, and $root: the checkout.
 
 # need THING...: installs missing programs, or prints what to install and exits.
-# Things: cc openssl prometheus (by brew) redis-server python3 shellcheck.
+# Things: cc openssl prometheus (by brew) redis-server python3 shellcheck tinyproxy.
 need() {
     local thing missing=""
     for thing in "$@"; do
@@ -38,6 +38,8 @@ apt_install() {
         case $thing in
         cc) packages="$packages gcc libc6-dev" ;;
         python3) packages="$packages python3 python3-venv" ;;
+        # The program without the service.
+        tinyproxy) packages="$packages tinyproxy-bin" ;;
         *) packages="$packages $thing" ;;
         esac
     done

@@ -8,6 +8,7 @@ use reqwest::Url;
 use store::broadcast::permits::Bounds;
 use store::eligibility::Kinds;
 
+use crate::token_source::TokenSource;
 use crate::wechat::message::Delivery;
 
 /// An app's secret, which WeChat exchanges for access tokens. `Debug` hides it, and there is no `Display`.
@@ -33,25 +34,48 @@ impl fmt::Debug for Secret {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenEndpoint {
-    /// `stable_token`: another call returns the same token, so no token becomes invalid.
-    Stable,
-    /// `token`: another call invalidates the earlier token within minutes, for all its users.
-    Plain,
+/// A forward proxy: http, with a host, without path, query and fragment. `Debug` hides it, because it may contain a
+/// password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proxy(Url);
+
+impl Proxy {
+    /// The error is a sentence that does not quote the text.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let url = Url::parse(text.trim()).map_err(|_| "must be a URL such as http://user:password@host:3128")?;
+        if url.scheme() != "http" {
+            Err("must begin with http://: a proxy that is itself reached over TLS or SOCKS is not supported")
+        } else if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            Err("must end after the port, as in http://user:password@host:3128")
+        } else {
+            Ok(Self(url))
+        }
+    }
+
+    /// The URL with the user and the password.
+    pub fn reveal(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Proxy(..)")
+    }
 }
 
 #[derive(Debug, Clone)]
 pub struct App {
     pub id: AppId,
-    pub secret: Secret,
+    pub token_source: TokenSource,
     /// Base URL of the API: http or https, with a host, without user info, query and fragment.
     pub base_url: Url,
+    /// The proxy for calls to WeChat. Only with https, so that it sees no token and no message.
+    pub proxy: Option<Proxy>,
     /// Timeout of opening a connection, including TLS.
     pub connect_timeout: Duration,
     /// Timeout of a whole call; not less than `connect_timeout`.
     pub timeout: Duration,
-    pub token_endpoint: TokenEndpoint,
     /// Generation of its messages unless a call overrides it.
     pub delivery: Delivery,
     pub bounds: Bounds,

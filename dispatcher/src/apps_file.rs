@@ -8,6 +8,7 @@
 //! connect_timeout = "2s"
 //! timeout = "5s"                                   # of a whole call
 //! token = "stable_token"                           # or "token", for a gateway that has only the older endpoint
+//! proxy_file = "/run/secrets/proxy"                # or proxy = "http://user:password@host:3128"; default: no proxy
 //! delivery = "form_id"                             # or "subscription"; a call may override it
 //! daily_quota = 1000000                            # messages a day, unless WeChat reports it; subscription: 10000000
 //! messages_per_second = 0                          # of all replicas together; 0 is unlimited
@@ -16,7 +17,22 @@
 //! broadcast_credentials = ["form_id", "prepay_id"] # kinds that broadcasts of template messages may spend
 //! ```
 //!
+//! Instead of a secret, an app may have another source of access tokens:
+//!
+//! ```toml
+//! token_url = "https://tokens.internal/wx0123456789abcdef"  # a token server, with these defaults:
+//! token_method = "GET"                                      # or "POST"
+//! token_path = "access_token"                               # where the token is in the JSON; expires_in is beside it
+//! token_headers_file = "/run/secrets/token-server"          # default: none; lines of the form Name: value
+//! token_report = "invalid"                                  # default: none; what names the token that WeChat rejected
+//! token_file = "/run/tokens/wx0123456789abcdef"             # or a file; token_path if it is JSON
+//! token = "none"                                            # or no token, in WeChat's cloud run
+//! ```
+//!
 //! The file is read once, at startup.
+
+mod proxy;
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,7 +48,7 @@ use store::broadcast::permits::Bounds;
 use store::eligibility::Kinds;
 use toml::Value;
 
-use crate::app::{App, Secret, TokenEndpoint};
+use crate::app::App;
 use crate::wechat::message::Delivery;
 
 const FILE: &str = "the apps file";
@@ -41,13 +57,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
 const RESERVED_FOR_SENDS: f64 = 0.2;
 const REFUSED_REST: Duration = Duration::from_secs(24 * 3600);
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 20] = [
     "secret",
     "secret_file",
     "base_url",
     "connect_timeout",
     "timeout",
     "token",
+    "token_url",
+    "token_method",
+    "token_path",
+    "token_headers_file",
+    "token_report",
+    "token_file",
+    "proxy",
+    "proxy_file",
     "delivery",
     "daily_quota",
     "messages_per_second",
@@ -99,16 +123,11 @@ impl FromIterator<App> for Apps {
 fn app(id: &str, table: &Value, errors: &mut ConfigErrors) -> Option<App> {
     let mut reader = TableReader::new(format!("[apps.{id}]"), table, &KEYS, errors)?;
     let id = AppId::parse(id).map_err(|error| reader.wrong(format_args!("the app id {error}"))).ok();
-    let secret = secret(&mut reader);
+    let token_source = source::read(&mut reader);
     let base_url = base_url(&mut reader);
+    let proxy = proxy::read(&mut reader, base_url.as_ref());
     let connect_timeout = duration(&mut reader, "connect_timeout", CONNECT_TIMEOUT);
     let timeout = duration(&mut reader, "timeout", TIMEOUT);
-    let endpoints = "\"stable_token\" or \"token\"";
-    let token_endpoint = reader.parsed("token", TokenEndpoint::Stable, endpoints, |value| match value.as_str()? {
-        "stable_token" => Some(TokenEndpoint::Stable),
-        "token" => Some(TokenEndpoint::Plain),
-        _ => None,
-    });
     let deliveries = "\"form_id\" or \"subscription\"";
     let delivery = reader.parsed("delivery", Delivery::FormId, deliveries, |value| match value.as_str()? {
         "form_id" => Some(Delivery::FormId),
@@ -123,41 +142,16 @@ fn app(id: &str, table: &Value, errors: &mut ConfigErrors) -> Option<App> {
     let broadcast_kinds = broadcast_kinds(&mut reader);
     Some(App {
         id: id?,
-        secret: secret?,
+        token_source: token_source?,
         base_url: base_url?,
+        proxy,
         connect_timeout,
         timeout,
-        token_endpoint,
         delivery,
         bounds,
         refused_rest,
         broadcast_kinds,
     })
-}
-
-fn secret(reader: &mut TableReader<'_>) -> Option<Secret> {
-    match (reader.get("secret").is_some(), reader.get("secret_file").is_some()) {
-        (true, false) => {
-            let secret = Secret::parse(reader.text("secret")?);
-            if secret.is_none() {
-                reader.wrong_key("secret", "must be one or more visible ASCII characters");
-            }
-            return secret;
-        }
-        (false, true) => {
-            let path = reader.text("secret_file")?;
-            match std::fs::read_to_string(path).map(|text| Secret::parse(&text)) {
-                Ok(Some(secret)) => return Some(secret),
-                Ok(None) => {
-                    reader.wrong_key("secret_file", "the file must contain one or more visible ASCII characters");
-                }
-                Err(error) => reader.wrong_key("secret_file", format_args!("{path:?} cannot be read: {error}")),
-            }
-        }
-        (true, true) => reader.wrong("has both secret and secret_file: give one of them"),
-        (false, false) => reader.wrong("has no secret: give secret or secret_file"),
-    }
-    None
 }
 
 /// Errors do not quote the URL: it may contain a password.
@@ -238,6 +232,15 @@ mod tests {
     use domain::config_errors::SettingsError;
 
     use super::*;
+    use crate::token_source::{TokenEndpoint, TokenSource};
+
+    /// The secret of an app and the endpoint that takes it.
+    fn secret(app: &App) -> (&str, TokenEndpoint) {
+        match &app.token_source {
+            TokenSource::WeChat { secret, endpoint } => (secret.reveal(), *endpoint),
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn parse(text: &str) -> Result<Apps, Vec<String>> {
         let mut problems = ConfigErrors::default();
@@ -249,9 +252,9 @@ mod tests {
     fn only_the_secret_is_required() {
         let apps = parse("[apps.wx1]\nsecret = 's3'").unwrap();
         let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
-        assert_eq!((app.base_url.as_str(), app.secret.reveal()), ("https://api.weixin.qq.com/", "s3"));
+        assert_eq!((app.base_url.as_str(), secret(app)), ("https://api.weixin.qq.com/", ("s3", TokenEndpoint::Stable)));
         assert_eq!((app.connect_timeout, app.timeout), (Duration::from_secs(2), Duration::from_secs(5)));
-        assert_eq!(app.token_endpoint, TokenEndpoint::Stable);
+        assert_eq!(app.proxy, None);
         assert_eq!((app.bounds.daily_quota, app.bounds.app_rate, app.bounds.broadcast_share), (1_000_000, 0, 800));
         assert_eq!((app.broadcast_kinds, app.delivery), (Kinds::IDS, Delivery::FormId));
         assert_eq!(app.refused_rest, REFUSED_REST);
@@ -261,10 +264,10 @@ mod tests {
     #[test]
     fn all_keys_can_be_set_and_the_secret_file_is_trimmed() {
         let folder = tempfile::tempdir().unwrap();
-        let (secret, file) = (folder.path().join("secret"), folder.path().join("apps.toml"));
-        std::fs::write(&secret, "s3cret\n").unwrap();
+        let (secret_file, file) = (folder.path().join("secret"), folder.path().join("apps.toml"));
+        std::fs::write(&secret_file, "s3cret\n").unwrap();
         let text = format!(
-            "[apps.wx1]\nsecret_file = {secret:?}\nbase_url = 'http://localhost:1/wechat/'\n\
+            "[apps.wx1]\nsecret_file = {secret_file:?}\nbase_url = 'http://localhost:1/wechat/'\n\
              connect_timeout = '10ms'\ntimeout = '10ms'\ntoken = 'token'\ndaily_quota = 5000\nmessages_per_second = 50\n\
              reserved_for_sends = 0.5\nbroadcast_credentials = ['prepay_id']\n[apps.wx0]\nsecret = 'x'"
         );
@@ -272,7 +275,7 @@ mod tests {
         let apps = Apps::read(&file, &mut ConfigErrors::default()).unwrap();
         assert_eq!(apps.iter().map(|app| app.id.as_str()).collect::<Vec<_>>(), ["wx0", "wx1"]);
         let app = apps.get(&AppId::parse("wx1").unwrap()).unwrap();
-        assert_eq!((app.secret.reveal(), app.token_endpoint), ("s3cret", TokenEndpoint::Plain));
+        assert_eq!(secret(app), ("s3cret", TokenEndpoint::Plain));
         assert_eq!(app.base_url.as_str(), "http://localhost:1/wechat/");
         let expected = Bounds { app_rate: 50, broadcast_rate: 25, daily_quota: 5000, broadcast_share: 500 };
         assert_eq!((app.bounds, app.broadcast_kinds), (expected, Kinds::NONE.with(Kind::PrepayId)));

@@ -33,7 +33,7 @@ impl AppContext {
         let client = Client::new(Arc::clone(app), Some(metrics.wechat.clone()))?;
         Ok(Self {
             app: Arc::clone(app),
-            tokens: Tokens::new(app.id.clone(), client.clone(), store.clone()),
+            tokens: Tokens::new(app.id.clone(), client.clone(), store.clone())?,
             stops: Arc::new(AppStops::new(app.id.clone(), settings.clock.clone(), metrics.stops.clone())),
             counts: Arc::default(),
             store,

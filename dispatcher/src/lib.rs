@@ -22,6 +22,7 @@ mod send;
 pub mod settings;
 mod spans;
 mod stops;
+pub mod token_source;
 pub mod wechat;
 
 use std::collections::HashMap;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use domain::AppId;
 use server::proto::dispatcher_service_server::SERVICE_NAME;
+use server::telemetry::metrics::files::FileMetrics;
 use server::telemetry::metrics::registry::WECHAT_SECONDS;
 use server::telemetry::metrics::{
     Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, ServiceMetrics,
 };
-use server::telemetry::outage::{Operation, Outage};
+use server::telemetry::outage::{Operation, Outage, Outages};
 use store::stops::StopScope;
 
 use crate::broadcast::reason::{self, Ending, PauseReason};
 use crate::outages::{Loops, WechatOutages};
 use crate::wechat::errcode;
+use crate::wechat::error::TokenError;
 use crate::wechat::message::Delivery;
 
 /// Label value for everything outside a closed set.
@@ -88,7 +90,7 @@ impl Metrics {
             )?,
             fetches: registry.counters(
                 "formid_token_fetches_total",
-                "Calls to WeChat for an access token: ok, refused (an operator has to act), or failed (temporary)",
+                "Attempts to get an access token: ok, refused by WeChat (an operator has to act), or failed (temporary)",
                 &["app", "result"],
             )?,
             stopped: registry.gauges(
@@ -147,6 +149,8 @@ impl Metrics {
                 tokens_refused: fetched("refused"),
                 tokens_failed: fetched("failed"),
                 outages: WechatOutages::new(id, outages),
+                files: self.service.files.clone(),
+                reloads: outages.clone(),
             },
             stops: StopMetrics {
                 stopped: StopScope::NAMED.map(|(scope, name)| (scope, self.stopped.with_label_values(&[app, name]))),
@@ -250,6 +254,21 @@ pub struct WechatMetrics {
     pub tokens_refused: IntCounter,
     pub tokens_failed: IntCounter,
     pub outages: WechatOutages,
+    /// For the file with the app's access token, if it has one.
+    pub files: FileMetrics,
+    pub reloads: Outages,
+}
+
+impl WechatMetrics {
+    /// Counts an attempt to get an access token.
+    pub fn count_token<T>(&self, fetched: &Result<T, TokenError>) {
+        match fetched {
+            Ok(_) => &self.tokens_fetched,
+            Err(TokenError::Refused { .. }) => &self.tokens_refused,
+            Err(TokenError::Transient(_)) => &self.tokens_failed,
+        }
+        .inc();
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use domain::AppId;
 use http::StatusCode;
+use reqwest::Url;
 use server::telemetry::traces::{self, TARGET};
 use store::broadcast::BroadcastId;
 use store::broadcast::pages::Next;
@@ -14,7 +15,6 @@ use store::leases::Leased;
 use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
-use crate::app::App;
 use crate::broadcast::reason::{self, Ending};
 use crate::wechat::errcode;
 use crate::wechat::error::Cause;
@@ -72,9 +72,9 @@ pub fn token(app: &AppId) -> Span {
     info_span!(target: TARGET, "token", formid.app = %app)
 }
 
-/// Span of one call to WeChat, or to the gateway in its place; `api` is the name of the API. The URL, which the
-/// conventions ask for, is omitted because it contains the access token.
-pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
+/// Span of one call to WeChat, to the gateway in its place, or to a token server; `api` is the name of the API. Of the
+/// URL, which the conventions ask for, only the host is recorded, because it contains the access token.
+pub fn call(app: &AppId, server: &Url, api: &'static str, method: &'static str) -> Span {
     info_span!(
         target: TARGET,
         "wechat",
@@ -83,10 +83,10 @@ pub fn call(app: &App, api: &'static str, method: &'static str) -> Span {
         otel.status_code = Empty,
         http.request.method = method,
         http.response.status_code = Empty,
-        server.address = app.base_url.host_str(),
-        server.port = app.base_url.port_or_known_default(),
+        server.address = server.host_str(),
+        server.port = server.port_or_known_default(),
         error.type = Empty,
-        formid.app = %app.id,
+        formid.app = %app,
         wechat.errcode = Empty,
         wechat.rid = Empty,
     )
@@ -108,6 +108,11 @@ pub fn errcode(span: &Span, errcode: i32, rid: &str) {
     }
 }
 
+/// A token server answered without a usable token.
+pub fn no_token(span: &Span) {
+    failed(span, "no_token");
+}
+
 /// Called at most once per call.
 fn failed(span: &Span, kind: &str) {
     span.record("error.type", kind).record("otel.status_code", "ERROR");
@@ -117,6 +122,9 @@ pub fn unanswered(span: &Span, cause: Cause) {
     let kind = match cause {
         Cause::Connect => "no_connection",
         Cause::ConnectTimeout => "connect_timeout",
+        Cause::ProxyAuth => "proxy_refused",
+        Cause::ProxyConnect => "no_proxy",
+        Cause::ProxyTunnel => "no_tunnel",
         Cause::Timeout => "timeout",
         Cause::BrokenOff => "connection_lost",
         Cause::HttpStatus(status) | Cause::Redirected(status) => return failed(span, &status.to_string()),

@@ -12,6 +12,7 @@
 //! | `POST events` | `{app_id, events: [Push]}` | `{}` |
 //! | `GET events` | `?app_id=&openid=&after=&limit=` | `{events: [Event]}` |
 //! | `GET books` | `?app_id=`, or nothing for all | [`Books`](crate::Books) |
+//! | `GET token` | `?app_id=&invalid=` | `{access_token, expires_in}`, like a token server |
 //! | `GET settings` | | [`Settings`](crate::Settings) |
 //! | `PUT settings` | the fields to change | all settings |
 //! | `POST faults` | `[Rule]`, appended | `{faults: [Rule]}`, all of them |
@@ -30,7 +31,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Granting, Push, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer};
+use crate::{Granting, Push, Reading, Refused, Rule, Sandbox, Submission, Subscription, answer, clock};
 
 /// Large enough for several 100,000 submissions or grants in one call.
 const LARGEST_BODY: usize = 128 * 1024 * 1024;
@@ -48,6 +49,7 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/sandbox/deliveries", get(deliveries))
         .route("/sandbox/events", get(events).post(push))
         .route("/sandbox/books", get(books))
+        .route("/sandbox/token", get(token))
         .route("/sandbox/settings", get(settings).put(change_settings))
         .route("/sandbox/faults", get(faults).post(add_faults).delete(clear_faults))
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
@@ -203,6 +205,25 @@ struct BooksQuery {
 async fn books(State(sandbox): State<Sandbox>, query: Result<Query<BooksQuery>, QueryRejection>) -> Outcome {
     let app_id = asked(query)?.app_id.filter(|app_id| !app_id.is_empty());
     Ok(answer::json(&sandbox.books(app_id.as_deref())?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenQuery {
+    app_id: String,
+    /// The token that WeChat rejected.
+    invalid: Option<String>,
+}
+
+/// Plays a company's token server, which has the secret: it gives the stable token, and forces a new one if somebody
+/// reports that the current one is invalid.
+async fn token(State(sandbox): State<Sandbox>, query: Result<Query<TokenQuery>, QueryRejection>) -> Outcome {
+    let TokenQuery { app_id, invalid } = asked(query)?;
+    let (app, settings) = (sandbox.known(&app_id)?, sandbox.current());
+    let stable = |force| sandbox.tokens().stable(&app, force, clock::now_ms(&settings), &settings);
+    let current = stable(false);
+    let token = if invalid.as_deref() == Some(&*current.text) { stable(true) } else { current };
+    Ok(answer::json(&json!({ "access_token": &*token.text, "expires_in": token.expires_in })))
 }
 
 async fn settings(State(sandbox): State<Sandbox>) -> Response {

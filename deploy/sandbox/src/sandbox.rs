@@ -349,7 +349,7 @@ impl Sandbox {
         }
     }
 
-    fn known(&self, app_id: &str) -> Result<Arc<App>, Refused> {
+    pub(crate) fn known(&self, app_id: &str) -> Result<Arc<App>, Refused> {
         self.app(app_id).ok_or_else(|| Refused::Unknown("no such app: add it with POST /sandbox/apps".into()))
     }
 

@@ -113,3 +113,18 @@ async fn token_call_can_be_cut_before_and_after_issuing() {
     let books = wechat.books();
     assert_eq!((books.token_fetches, books.token_unprocessed, books.token_answers[&0]), (2, 1, 1));
 }
+
+#[tokio::test]
+async fn token_server_gives_the_stable_token_until_it_is_reported() {
+    let wechat = wechat(Settings::default()).await;
+    let stable = wechat.stable_token(false).await;
+    let ask = async |query: &str| {
+        let answer = wechat.get(&format!("/sandbox/token?app_id={APP}{query}")).await;
+        assert!(answer["expires_in"].as_u64().unwrap() > 7000, "{answer}");
+        answer["access_token"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((ask("").await, ask("&invalid=another").await), (stable.clone(), stable.clone()));
+    let next = ask(&format!("&invalid={stable}")).await;
+    assert!(next != stable && next == wechat.stable_token(false).await);
+    assert_eq!((wechat.send(&stable, json!({})).await, ask(&format!("&invalid={stable}")).await), (40001, next));
+}

@@ -10,6 +10,9 @@ pub enum ClientError {
     /// The apps file does not accept such a URL.
     #[error("the base URL of the app cannot be extended with a path")]
     BaseUrl,
+    /// The apps file does not accept such a URL.
+    #[error("the URL of the proxy cannot be used")]
+    Proxy,
     /// Most often because the machine has no CA certificates.
     #[error("TLS cannot be set up; are CA certificates installed? ({0})")]
     Tls(String),
@@ -22,6 +25,13 @@ pub enum Cause {
     Connect,
     #[error("no connection to WeChat in time")]
     ConnectTimeout,
+    #[error("the proxy wants another user or password than the apps file has (HTTP status 407)")]
+    ProxyAuth,
+    #[error("no connection to the proxy")]
+    ProxyConnect,
+    /// The proxy answered CONNECT with another status than 200 or 407, or not at all.
+    #[error("the proxy opens no tunnel to WeChat (CONNECT): it does not permit it, or cannot reach WeChat")]
+    ProxyTunnel,
     #[error("no answer from WeChat in time")]
     Timeout,
     #[error("the connection to WeChat broke off")]
@@ -38,6 +48,31 @@ pub enum Cause {
     /// The token endpoint answered with a code that may be temporary.
     #[error("WeChat gives no access token for now (errcode {code}: {})", token_codes::row_of(*.0).sentence, code = .0)]
     Refused(i32),
+}
+
+impl Cause {
+    /// Returns true if it is certain that no byte of the request was sent.
+    pub fn nothing_sent(self) -> bool {
+        use Cause::{Connect, ConnectTimeout, ProxyAuth, ProxyConnect, ProxyTunnel};
+        matches!(self, Connect | ConnectTimeout | ProxyAuth | ProxyConnect | ProxyTunnel)
+    }
+
+    /// What a token server did. It is called directly, so there is no proxy.
+    fn of_token_server(self) -> String {
+        match self {
+            Self::Connect | Self::ProxyAuth | Self::ProxyConnect | Self::ProxyTunnel => "there is no connection".into(),
+            Self::ConnectTimeout => "there is no connection in time".into(),
+            Self::Timeout => "there is no answer in time".into(),
+            Self::BrokenOff => "the connection broke off".into(),
+            Self::HttpStatus(status) => format!("the answer has the HTTP status {status}"),
+            Self::Redirected(status) => {
+                format!("the answer is a redirect (HTTP status {status}), which is not followed")
+            }
+            Self::NotJson => "the answer is not a JSON object".into(),
+            Self::TooLarge => "the answer is longer than the limit".into(),
+            Self::Refused(errcode) => format!("the answer has the errcode {errcode}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,8 +126,56 @@ pub enum Trouble {
     SameAgain,
     #[error("WeChat rejects tokens soon after it returned them, one after the other")]
     Dying,
+    /// The app has another source of tokens.
+    #[error("the app has no secret")]
+    NoSecret,
+    #[error("{0}: {1}")]
+    Source(SourceKey, SourceFault),
     #[error("the service is stopping")]
     Stopping,
+}
+
+/// The key of the apps file that names a source of tokens other than WeChat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SourceKey {
+    #[error("token_url")]
+    TokenUrl,
+    #[error("token_file")]
+    TokenFile,
+    #[error("token = \"none\"")]
+    None,
+}
+
+impl SourceKey {
+    pub(crate) fn fails(self, fault: SourceFault) -> TokenError {
+        TokenError::Transient(Trouble::Source(self, fault))
+    }
+}
+
+/// Why a source gives no usable token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SourceFault {
+    #[error("{}", .0.of_token_server())]
+    Call(Cause),
+    #[error("the file of token_headers_file cannot be read or is invalid")]
+    Headers,
+    #[error("the file cannot be read ({0})")]
+    Unreadable(std::io::ErrorKind),
+    #[error("it is not a JSON object")]
+    NotJson,
+    #[error("the answer has the errcode {0}")]
+    Errcode(i32),
+    /// A missing token, or one that cannot be a token.
+    #[error("there is no token: expected visible ASCII characters, in JSON at token_path")]
+    NoToken,
+    #[error("expires_in, beside the token, is not a number of seconds")]
+    NoLife,
+    #[error("the token has expired: its expires_in is not more than 0")]
+    Expired,
+    #[error("the source still gives the token that WeChat rejected")]
+    Rejected,
+    #[error("WeChat wants an access token: without one, calls work only in WeChat's cloud run")]
+    TokenWanted,
 }
 
 impl From<Cause> for TokenError {

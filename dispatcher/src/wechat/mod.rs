@@ -6,6 +6,8 @@
 //! - [`client`]: HTTP calls; [`reply`]: the answers; [`error`]: the errors
 //! - [`token`]: the access token
 
+mod http;
+
 pub mod client;
 pub mod errcode;
 pub mod error;

@@ -44,7 +44,7 @@ impl Reply {
                 let (errmsg, rid) = split_errmsg(errmsg);
                 Self::Answered { errcode, errmsg, rid, msgid: parse_msgid(&msgid) }
             }
-            Err(cause @ (Cause::Connect | Cause::ConnectTimeout)) => Self::NotSent(cause),
+            Err(cause) if cause.nothing_sent() => Self::NotSent(cause),
             Err(cause) => Self::Unanswered(cause),
         }
     }

@@ -182,6 +182,13 @@ async fn bad_apps_files(fixture: &Fixture) {
         "[apps.wx1]\nsecret = 'S'\nbase_url = 'http://S:no-port'",
         "[apps.wx1]\nsecret = 'S'\ntoken = 'S'\ndelivery = 'S'\nbroadcast_credentials = ['S']\ndaily_quota = 'S'",
         "[apps.wx1]\nsecret_file = 'F'",
+        "[apps.wx1]\ntoken_url = 'S'\ntoken_method = 'S'\ntoken_path = '.S'\ntoken_report = ['S']",
+        "[apps.wx1]\ntoken_url = 'http://S:S@host'\ntoken_headers_file = 'F'",
+        "[apps.wx1]\ntoken_url = 'http://host#S'\nsecret = 'S'\ntoken_file = 'S'",
+        "[apps.wx1]\nsecret = 'S'\nproxy = 'S'",
+        "[apps.wx1]\nsecret = 'S'\nproxy = 'https://user:S@host'\nproxy_file = 'F'",
+        "[apps.wx1]\nsecret = 'S'\nproxy = 'http://user:S@host/S'",
+        "[apps.wx1]\nsecret = 'S'\nproxy_file = 'F'",
     ]
     .into_iter()
     .enumerate()

@@ -19,7 +19,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::broadcasts::{self, list, recipient, to_all};
 use crate::failures::with_password;
 use crate::fixture::{
-    APP, CLOSED, Collector, Dispatcher, Fixture, NOWHERE, SOON, app_of, collector, dispatcher, port, serving,
+    APP, CLOSED, Collector, Dispatcher, Fixture, NOWHERE, SOON, SOURCES, app_of, collector, dispatcher, port, serving,
+    with_source,
 };
 use crate::lying_upstream::{Lie, LyingUpstream, Rid, TOKEN_LIES};
 use crate::secrets::{BODY, FORM_ID, OPENID, PASSWORD, PREPAY_ID, REQUEST_ID, SECRET, TOKEN, form_id, openid};
@@ -309,6 +310,7 @@ async fn sends(fixture: &Fixture, wechat: &LyingUpstream, dispatcher: &mut Dispa
 async fn without_token(fixture: &Fixture, dispatcher: &mut Dispatcher) {
     let mut apps = vec![NOWHERE.to_owned(), CLOSED.to_owned()];
     apps.extend((0..TOKEN_LIES.len()).flat_map(|lie| [app_of(lie, 0), app_of(lie, 1)]));
+    apps.extend((0..SOURCES).map(with_source));
     for app_id in apps {
         let request = SendTemplateRequest { app_id: app_id.clone(), request_id: REQUEST_ID.into(), ..message(1) };
         fixture.note("SendTemplate without a token", dispatcher.send_template(request).await).unwrap_err();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use server::proto::collector_service_client::CollectorServiceClient;
 use server::proto::dispatcher_service_client::DispatcherServiceClient;
 use testing::{CallersFile, Process, TraceCollector, eventually, http};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -18,7 +19,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::lying_upstream::TOKEN_LIES;
-use crate::secrets::{BEARER, CALLBACK_TOKEN, EXPORTER, OPENID, SECRET, found};
+use crate::secrets::{BEARER, CALLBACK_TOKEN, EXPORTER, OPENID, PROXY_PASSWORD, SECRET, SERVER_KEY, TOKEN, found};
 
 pub const SOON: Duration = Duration::from_secs(30);
 
@@ -47,6 +48,13 @@ pub fn app_of(lie: usize, endpoint: usize) -> String {
     format!("wx33333333{endpoint:04}{lie:04}")
 }
 
+/// The app id of one of [`SOURCES`] apps with another source of tokens, or with a proxy.
+pub fn with_source(number: usize) -> String {
+    format!("wx44444444{number:08}")
+}
+
+pub const SOURCES: usize = 1 + 2 * TOKEN_LIES.len() + 5;
+
 /// The permissions of a caller that may call everything for all apps.
 pub const EVERYTHING: &str =
     "apps = ['*']\npermissions = ['collect', 'read', 'erase', 'send', 'broadcast', 'broadcast_all', 'operate']";
@@ -61,6 +69,8 @@ pub struct Fixture {
     pub traces: TraceCollector,
     pub format: &'static str,
     wechat: String,
+    /// A proxy that refuses, and echoes the request.
+    quoting_proxy: String,
     folder: tempfile::TempDir,
     callers: CallersFile,
     /// Secrets that are generated during the test, in addition to the constants in `secrets`.
@@ -77,6 +87,7 @@ impl Fixture {
             traces: TraceCollector::start().await,
             format,
             wechat,
+            quoting_proxy: quoting_proxy().await,
             folder: tempfile::tempdir().unwrap(),
             callers: CallersFile::new(&[("everything", &format!("token_sha256 = ['TOKEN({BEARER})']\n{EVERYTHING}"))]),
             made: Mutex::default(),
@@ -187,7 +198,42 @@ impl Fixture {
                 app(&app_of(lie, endpoint), &format!("{}/{lie}", self.wechat), token);
             }
         }
+        text += &self.apps_with_other_sources();
         self.file("apps.toml", &text)
+    }
+
+    /// Apps whose tokens come from elsewhere, and apps with a proxy. All of them fail except the first.
+    fn apps_with_other_sources(&self) -> String {
+        let headers = self.file("token-server-headers", &format!("authorization: Bearer {SERVER_KEY}\n"));
+        let server = |place: &str, method: &str| {
+            format!(
+                "token_url = \"{}/{place}/tokens?key={SERVER_KEY}\"\ntoken_method = \"{method}\"\n\
+                 token_headers_file = {headers:?}\ntoken_report = \"invalid\"\nbase_url = \"{}\"\n",
+                self.wechat, self.wechat
+            )
+        };
+        let file = |name: &str, content: &str| {
+            format!("token_file = {:?}\nbase_url = \"{}\"\n", self.file(name, content), self.wechat)
+        };
+        let proxied = |proxy: &str| {
+            format!(
+                "secret = \"{SECRET}\"\nbase_url = \"https://no-such-host.invalid\"\n\
+                 proxy = \"http://user:{PROXY_PASSWORD}@{proxy}\"\n"
+            )
+        };
+        let proxy_file = self.file("proxy", &format!("http://user:{PROXY_PASSWORD}@{}\n", self.quoting_proxy));
+        let mut apps = vec![server("fine", "GET")];
+        let lies = (0..TOKEN_LIES.len()).flat_map(|lie| ["GET", "POST"].map(|method| server(&lie.to_string(), method)));
+        apps.extend(lies);
+        apps.push(file("token", &format!("{TOKEN} {TOKEN}")));
+        apps.push(format!("token_file = \"/does/not/exist\"\nbase_url = \"{}\"\n", self.wechat));
+        apps.push(proxied(self.wechat.trim_start_matches("http://")));
+        apps.push(proxied(&format!("127.0.0.1:{}", port())));
+        apps.push(format!(
+            "secret = \"{SECRET}\"\nbase_url = \"https://no-such-host.invalid\"\nproxy_file = {proxy_file:?}\n"
+        ));
+        let waits = "timeout = \"500ms\"\nconnect_timeout = \"300ms\"\n";
+        apps.iter().enumerate().map(|(number, app)| format!("[apps.{}]\n{app}{waits}", with_source(number))).collect()
     }
 
     pub fn callback_tokens(&self) -> String {
@@ -237,6 +283,21 @@ impl Fixture {
         }
         leaks.into_iter().map(|(place, around)| format!("{place}: ...{around}...")).collect()
     }
+}
+
+async fn quoting_proxy() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap_or_default();
+            let request = String::from_utf8_lossy(&request[..length]).replace("\r\n", " ");
+            let head = format!("HTTP/1.1 407 {request}\r\nx-quoted: {request} {PROXY_PASSWORD}\r\n");
+            let _ = stream.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes()).await;
+        }
+    });
+    address
 }
 
 /// Callers send their token, and a header of their own.

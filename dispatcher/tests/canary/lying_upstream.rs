@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use tokio::net::TcpListener;
 
@@ -85,9 +85,9 @@ impl LyingUpstream {
     }
 }
 
-async fn answer(State(lying_upstream): State<LyingUpstream>, uri: Uri, body: Bytes) -> Response {
+async fn answer(State(lying_upstream): State<LyingUpstream>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     lying_upstream.asked.fetch_add(1, Ordering::Relaxed);
-    let said = format!("{uri} {} {SECRET} {TOKEN}", String::from_utf8_lossy(&body));
+    let said = format!("{uri} {headers:?} {} {SECRET} {TOKEN}", String::from_utf8_lossy(&body));
     let send = uri.path().ends_with("/send");
     let place = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
     let lie = match place.parse::<usize>() {

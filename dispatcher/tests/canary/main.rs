@@ -24,13 +24,17 @@ use server::listen::Listeners;
 
 /// Texts that the services must have logged on the way. If one is missing, its failure did not occur and the test
 /// proves nothing about it.
-const MET: [&str; 27] = [
+const MET: [&str; 31] = [
     "no connection to WeChat",
     "no answer from WeChat in time",
     "the connection to WeChat broke off",
     "the HTTP status 500",
     "a redirect (HTTP status 302)",
     "not the JSON that was expected",
+    "the source of the app's access tokens gives no usable token",
+    "the answer has the HTTP status 500",
+    "the proxy wants another user or password",
+    "no connection to the proxy",
     "WeChat refuses an access token: nothing is sent for this app",
     "forcing a new one",
     "WeChat answered with an unknown errcode",
@@ -55,7 +59,7 @@ const MET: [&str; 27] = [
 ];
 
 /// Spans that must have been exported.
-const SPANS: [&str; 11] = [
+const SPANS: [&str; 12] = [
     "formid.v1.CollectorService/ReportEvents",
     "send",
     "lease",
@@ -64,6 +68,7 @@ const SPANS: [&str; 11] = [
     "template/send",
     "subscribe/send",
     "stable_token",
+    "token_url",
     "store",
     "page",
     "broadcast",

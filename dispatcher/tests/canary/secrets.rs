@@ -26,7 +26,14 @@ pub const BEARER: &str = "bearerCANARYbearerCANARYbearerCANARYbearerCANARY";
 /// The credential that the services send to the collector of traces.
 pub const EXPORTER: &str = "exporterCANARYexporter";
 
-const ALL: [(&str, &str); 11] = [
+/// The key of the token servers, in their URLs and in their headers.
+pub const SERVER_KEY: &str = "serverCANARYkey";
+/// The password of the forward proxies.
+pub const PROXY_PASSWORD: &str = "proxyCANARYpassword";
+/// `user` and the password, as they are sent to a proxy.
+const PROXY_HEADER: &str = "dXNlcjpwcm94eUNBTkFSWXBhc3N3b3Jk";
+
+const ALL: [(&str, &str); 14] = [
     ("the secret of an app", SECRET),
     ("an access token", TOKEN),
     ("an openid", OPENID),
@@ -38,6 +45,9 @@ const ALL: [(&str, &str); 11] = [
     ("the password of Redis", PASSWORD),
     ("a caller's token", BEARER),
     ("the credential for the collector of traces", EXPORTER),
+    ("the key of a token server", SERVER_KEY),
+    ("the password of a proxy", PROXY_PASSWORD),
+    ("the header for a proxy", PROXY_HEADER),
 ];
 
 pub fn openid(number: usize) -> String {

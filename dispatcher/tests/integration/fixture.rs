@@ -43,6 +43,8 @@ pub struct Fixture {
     pub sandbox: Sandbox,
     pub base_url: String,
     buckets: u16,
+    /// The line of the apps file about the app's source of access tokens.
+    pub token_source: String,
     /// Further lines for the app in the apps file.
     pub app_settings: String,
     /// Timeouts of WeChat calls and Redis commands, and the lease.
@@ -100,6 +102,7 @@ impl Fixture {
             sandbox,
             base_url,
             buckets,
+            token_source: format!("secret = \"{SECRET}\""),
             app_settings: String::new(),
             waits: ["500ms", "2s", "2s"],
             endpoint: WeChatEndpoint::Send,
@@ -121,8 +124,8 @@ impl Fixture {
     /// Writes the apps file with the timeout of a WeChat call.
     fn apps_file(&self, timeout: &str) -> String {
         let text = format!(
-            "[apps.{APP}]\nsecret = \"{SECRET}\"\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n{}",
-            self.base_url, self.app_settings
+            "[apps.{APP}]\n{}\nbase_url = \"{}\"\ntimeout = \"{timeout}\"\nconnect_timeout = \"200ms\"\n{}",
+            self.token_source, self.base_url, self.app_settings
         );
         self.file("apps.toml", &text)
     }

@@ -14,10 +14,15 @@ mod logs;
 mod metrics;
 mod overload;
 mod previous_release;
+mod proxy;
 mod readme;
 mod restore;
 mod sends;
 mod stops;
 mod subscription;
+#[allow(dead_code, reason = "the tests of tokens use all of it")]
+#[path = "../tokens/token_server.rs"]
+mod token_server;
+mod token_sources;
 mod traces;
 mod whole;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use dispatcher::app::{App, Secret, TokenEndpoint};
+use dispatcher::app::{App, Secret};
+use dispatcher::token_source::{TokenEndpoint, TokenSource};
 use dispatcher::wechat::client::Client;
 use dispatcher::wechat::message::Delivery;
 use dispatcher::wechat::token::Tokens;
@@ -120,19 +121,29 @@ impl Fixture {
     }
 
     pub async fn replica_at(&self, url: &str) -> Tokens {
+        let secret = Secret::parse("CANARY-secret").unwrap();
+        self.replica_from(TokenSource::WeChat { secret, endpoint: self.endpoint }, url).await
+    }
+
+    /// A replica with another source of tokens.
+    pub async fn replica_with(&self, source: TokenSource) -> Tokens {
+        self.replica_from(source, &self.url).await
+    }
+
+    async fn replica_from(&self, source: TokenSource, url: &str) -> Tokens {
         let app = App {
             id: id(),
-            secret: Secret::parse("CANARY-secret").unwrap(),
+            token_source: source,
             base_url: url.parse().unwrap(),
+            proxy: None,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(30),
-            token_endpoint: self.endpoint,
             bounds: Bounds::default(),
             delivery: Delivery::FormId,
             refused_rest: Duration::ZERO,
             broadcast_kinds: Kinds::NONE,
         };
-        Tokens::new(id(), Client::new(Arc::new(app), None).unwrap(), self.store().await)
+        Tokens::new(id(), Client::new(Arc::new(app), None).unwrap(), self.store().await).unwrap()
     }
 
     pub fn set(&self, change: impl FnOnce(&mut WeChat)) {

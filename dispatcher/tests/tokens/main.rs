@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fixture;
+mod sources;
+mod token_server;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

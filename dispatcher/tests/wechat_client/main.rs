@@ -1,6 +1,7 @@
 //! The HTTP client against servers that answer correctly and servers that do not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod proxy;
 mod quota;
 mod server;
 
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dispatcher::app::{App, Secret, TokenEndpoint};
+use dispatcher::app::{App, Secret};
+use dispatcher::token_source::{TokenEndpoint, TokenSource};
 use dispatcher::wechat::client::Client;
 use dispatcher::wechat::error::{Cause, ClientError, TokenError, Trouble};
 use dispatcher::wechat::message::Delivery;
@@ -26,14 +28,18 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 const SECRET: &str = "CANARY-secret";
 const TOKEN: &str = "CANARY-token";
 
+fn with_secret(endpoint: TokenEndpoint) -> TokenSource {
+    TokenSource::WeChat { secret: Secret::parse(SECRET).unwrap(), endpoint }
+}
+
 fn app(base_url: &str) -> App {
     App {
         id: AppId::parse("wx1").unwrap(),
-        secret: Secret::parse(SECRET).unwrap(),
+        token_source: with_secret(TokenEndpoint::Stable),
         base_url: Url::parse(base_url).unwrap(),
+        proxy: None,
         connect_timeout: Duration::from_millis(500),
         timeout: Duration::from_secs(10),
-        token_endpoint: TokenEndpoint::Stable,
         bounds: Bounds::default(),
         delivery: Delivery::FormId,
         refused_rest: Duration::ZERO,
@@ -182,7 +188,9 @@ async fn redirects_are_not_followed() {
 async fn each_token_endpoint_is_requested_in_its_own_way() {
     let server = Server::start(ok(r#"{"access_token":"t1","expires_in":7200}"#)).await;
     let stable = client(&server.url);
-    let plain = Client::new(Arc::new(App { token_endpoint: TokenEndpoint::Plain, ..app(&server.url) }), None).unwrap();
+    let plain =
+        Client::new(Arc::new(App { token_source: with_secret(TokenEndpoint::Plain), ..app(&server.url) }), None)
+            .unwrap();
     for fetched in [stable.fetch_token(false).await, stable.fetch_token(true).await, plain.fetch_token(false).await] {
         let fetched = fetched.unwrap();
         assert_eq!((fetched.token.as_str(), fetched.life), ("t1", Duration::from_secs(7200)));
@@ -253,7 +261,7 @@ async fn no_debug_or_error_text_contains_a_token_or_a_secret() {
     }
     for url in urls {
         for token_endpoint in [TokenEndpoint::Stable, TokenEndpoint::Plain] {
-            let app = Arc::new(App { token_endpoint, ..app(&url) });
+            let app = Arc::new(App { token_source: with_secret(token_endpoint), ..app(&url) });
             let client = Client::new(Arc::clone(&app), None).unwrap();
             printed += &format!("{app:?} {:?}", client.send(Delivery::FormId, TOKEN, b"{}".to_vec()).await);
             match client.quota(Delivery::FormId, TOKEN).await {
@@ -292,4 +300,16 @@ async fn in_a_bare_environment() {
     assert!(matches!(send(&server.url).await, Reply::Answered { errcode: 0, .. }));
     let error = Client::new(Arc::new(app("https://127.0.0.1")), None).err().unwrap();
     assert!(matches!(error, ClientError::Tls(_)), "{error}");
+}
+
+#[tokio::test]
+async fn app_without_a_token_sends_none() {
+    let server = Server::start(ok(r#"{"errcode":0,"quota":{"daily_limit":1,"used":0,"remain":1}}"#)).await;
+    let client = Client::new(Arc::new(App { token_source: TokenSource::None, ..app(&server.url) }), None).unwrap();
+    assert!(matches!(client.send(Delivery::FormId, "", vec![]).await, Reply::Answered { errcode: 0, .. }));
+    client.quota(Delivery::FormId, "").await.unwrap();
+    let paths: Vec<_> = server.requests().iter().map(|request| request.lines().next().unwrap().to_owned()).collect();
+    let expected = ["/cgi-bin/message/wxopen/template/send", "/cgi-bin/openapi/quota/get"];
+    assert_eq!(paths, expected.map(|path| format!("POST {path} HTTP/1.1")));
+    assert_eq!(client.fetch_token(false).await.unwrap_err(), TokenError::Transient(Trouble::NoSecret));
 }

@@ -21,6 +21,7 @@ pub mod resp;
 mod sentinel;
 mod server;
 mod size;
+mod tinyproxy;
 pub mod tls;
 mod tools;
 
@@ -37,6 +38,7 @@ pub use proxy::slowed;
 pub use redis::{Redis, store_config};
 pub use server::Server;
 pub use size::{sized, soak};
+pub use tinyproxy::Tinyproxy;
 pub use tools::{buf_curl, complained, grpcurl, grpcurl_tls, printed};
 
 use std::time::Duration;

@@ -8,10 +8,10 @@ use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A certificate authority.
@@ -107,6 +107,33 @@ pub fn channel(address: SocketAddr, authority: &str, own: Option<&Pair>) -> Chan
     });
     // The connector adds TLS, so the URI for tonic is http.
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect_with_connector_lazy(connect)
+}
+
+/// Accepts TLS connections and forwards their bytes to a server without TLS, as long as the runtime lives. Returns the
+/// address.
+pub async fn terminated(to: SocketAddr, own: &Pair) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((from, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let (Ok(mut from), Ok(mut to)) = (acceptor.accept(from).await, TcpStream::connect(to).await) else {
+                    return;
+                };
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            });
+        }
+    });
+    address
 }
 
 fn config(authority: &str, own: Option<&Pair>) -> ClientConfig {

@@ -17,6 +17,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(120);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
+/// First pause after an error of a token server or a token file.
+const FIRST_SOURCE_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_SOURCE_PAUSE: Duration = Duration::from_secs(30);
+
 /// Interval at which Redis is read during such a pause.
 pub(super) const REDIS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -64,10 +68,10 @@ impl FetchState {
     }
 
     /// Returns true if Redis may be read while the error is cached. WeChat has IP lists, so another replica may get a
-    /// token when this one is refused. If true, the read counts as done.
+    /// token when this one is refused; the way to a token server may differ too. If true, the read counts as done.
     pub(super) fn may_read_redis(&mut self) -> bool {
         let Some(cached) = self.cached.as_mut() else { return true };
-        let may = matches!(cached.error, TokenError::Refused { .. }) && cached.redis_read.elapsed() >= REDIS_INTERVAL;
+        let may = Class::of(&cached.error) != Class::Other && cached.redis_read.elapsed() >= REDIS_INTERVAL;
         if may {
             cached.redis_read = Instant::now();
         }
@@ -83,15 +87,36 @@ impl FetchState {
         // `log_error` logs the error and what to do about it.
         self.obtaining.fails();
         let before = self.cached.take();
-        let refused = matches!(error, TokenError::Refused { .. });
-        let (first, longest) =
-            if refused { (FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE) } else { (FIRST_PAUSE, LONGEST_PAUSE) };
-        let same_class = before.filter(|before| matches!(before.error, TokenError::Refused { .. }) == refused);
+        let class = Class::of(error);
+        let (first, longest) = match class {
+            Class::Refused => (FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE),
+            Class::Source => (FIRST_SOURCE_PAUSE, LONGEST_SOURCE_PAUSE),
+            Class::Other => (FIRST_PAUSE, LONGEST_PAUSE),
+        };
+        let same_class = before.filter(|before| Class::of(&before.error) == class);
         log_error(app, error, same_class.as_ref().map(|before| &before.error));
         let pause = same_class.map_or(first, |before| (before.pause * 2).min(longest));
         // Jitter, so that the replicas do not retry at the same moment.
         let until = Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2));
         self.cached = Some(CachedError { error: error.clone(), until, pause, redis_read: Instant::now() });
+    }
+}
+
+/// Errors with the same pauses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Refused,
+    Source,
+    Other,
+}
+
+impl Class {
+    fn of(error: &TokenError) -> Self {
+        match error {
+            TokenError::Refused { .. } => Self::Refused,
+            TokenError::Transient(Trouble::Source(..)) => Self::Source,
+            TokenError::Transient(_) => Self::Other,
+        }
     }
 }
 
@@ -106,6 +131,9 @@ fn log_error(app: &AppId, error: &TokenError, before: Option<&TokenError>) {
             let address = address.map(tracing::field::display);
             let todo = sentence;
             error!(%app, errcode, rid, address, todo, "WeChat refuses an access token: nothing is sent for this app");
+        }
+        (TokenError::Transient(Trouble::Source(source, fault)), before) if before != Some(error) => {
+            error!(%app, %source, %fault, "the source of the app's access tokens gives no usable token");
         }
         (TokenError::Transient(trouble), Some(TokenError::Transient(_))) => {
             debug!(%app, %trouble, "there is still no access token");
@@ -176,9 +204,12 @@ mod tests {
     fn refusals_are_cached_for_minutes_other_errors_for_seconds() {
         let refused = TokenError::Refused { errcode: 40164, rid: String::new(), sentence: "", address: None };
         let trouble = TokenError::Transient(Trouble::WeChat(Cause::Timeout));
-        for (error, first, longest) in
-            [(refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE), (trouble, FIRST_PAUSE, LONGEST_PAUSE)]
-        {
+        let fault = crate::wechat::error::SourceKey::TokenUrl.fails(crate::wechat::error::SourceFault::NoToken);
+        for (error, first, longest) in [
+            (refused, FIRST_REFUSED_PAUSE, LONGEST_REFUSED_PAUSE),
+            (fault, FIRST_SOURCE_PAUSE, LONGEST_SOURCE_PAUSE),
+            (trouble, FIRST_PAUSE, LONGEST_PAUSE),
+        ] {
             let mut state = FetchState::new(&WechatOutages::new(&app(), &Outages::default()));
             state.note(&app(), Err(&error));
             let (view, left) = state.cached_error().unwrap();

@@ -4,6 +4,10 @@
 //! process reads Redis. If Redis has none either, one replica calls WeChat, under a lock. In the background the token
 //! is renewed before it expires, and the old one is used until the new one is there.
 //!
+//! - An app may have another source of tokens than WeChat. A token server is asked like `stable_token`, by one replica
+//!   at a time, and is told which token WeChat rejected. A file is read by each replica for itself, at the start, when
+//!   it changes, and after a rejection; Redis takes no part. The same holds for an app whose calls carry no token: its
+//!   token is empty.
 //! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that no replica drops the fresh
 //!   token of another. It is also remembered as rejected, since `stable_token` may return it again. Then a forced
 //!   refresh invalidates it permanently.
@@ -15,7 +19,10 @@
 //!   monotonic clock decides. WeChat's 42001 corrects any remaining error.
 
 mod backoff;
+mod file;
 mod obtain;
+mod rejected;
+mod source;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,10 +37,12 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use tracing::{Instrument as _, warn};
 
 use super::client::Client;
-use super::error::{TokenError, Trouble};
+use super::error::{ClientError, TokenError, Trouble};
 use crate::clock::system_ms;
 use crate::spans;
 use backoff::FetchState;
+use rejected::{Rejected, SECOND_TRIAL};
+use source::Source;
 
 /// Upper limit for how long before its expiry a token is renewed. `stable_token` returns a new token only in the last
 /// five minutes, so this must be less.
@@ -41,8 +50,6 @@ const RENEW_BEFORE: Duration = Duration::from_secs(240);
 
 /// How long a token from Redis is tried that has expired by the local clock.
 const DOUBTFUL_LIFE: Duration = Duration::from_millis(200);
-
-const REMEMBERED: usize = 4;
 
 /// An access token. `Debug` hides it.
 pub struct Token {
@@ -66,6 +73,11 @@ impl Token {
         let now = Instant::now();
         Self { shared, until: now + left, renew: now + left - before }
     }
+
+    /// A token whose expiry is not known.
+    fn lasting(token: String) -> Self {
+        Self::new(SharedToken { token, ends_ms: system_ms().saturating_add(backoff::MAX_LIFE.as_millis() as u64) })
+    }
 }
 
 impl fmt::Debug for Token {
@@ -82,11 +94,11 @@ pub struct Tokens {
 
 struct Inner {
     app: AppId,
+    source: Source,
     client: Client,
     store: Store,
     current: RwLock<Option<Arc<Token>>>,
-    /// Tokens that WeChat rejected, latest last.
-    rejected: Mutex<Vec<Box<str>>>,
+    rejected: Mutex<Rejected>,
     /// True after a token was rejected before its expiry, until another one is in use.
     no_token: AtomicBool,
     /// Held by the one task that obtains a token.
@@ -95,19 +107,24 @@ struct Inner {
 }
 
 impl Tokens {
-    pub fn new(app: AppId, client: Client, store: Store) -> Self {
+    /// Opens no connection yet.
+    pub fn new(app: AppId, client: Client, store: Store) -> Result<Self, ClientError> {
         let state = FetchState::new(client.outages());
+        let source = Source::of(client.app())?;
+        // From WeChat itself, a forced refresh gets another token.
+        let second_trial = (!matches!(source, Source::WeChat(_))).then_some(SECOND_TRIAL);
         let inner = Inner {
             app,
+            source,
             client,
             store,
             current: RwLock::default(),
-            rejected: Mutex::default(),
+            rejected: Mutex::new(Rejected::lasting(second_trial)),
             no_token: AtomicBool::new(false),
             state: Arc::new(tokio::sync::Mutex::new(state)),
             changed: Notify::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Returns a valid token. Waits only if there is none in memory: for Redis, for WeChat, or at most 10 seconds for
@@ -138,14 +155,21 @@ impl Tokens {
             return;
         }
         // If Redis still has it, this replica no longer takes it from there.
-        if let Err(error) = self.inner.store.drop_token(&self.inner.app, &token.shared).await {
+        if self.inner.source.is_shared()
+            && let Err(error) = self.inner.store.drop_token(&self.inner.app, &token.shared).await
+        {
             warn!(app = %self.inner.app, %error, "an access token that WeChat rejected could not be deleted from Redis");
         }
         self.inner.changed.notify_one();
     }
 
-    /// Obtains a token and renews it before it expires. Never returns; dropping the future is safe.
+    /// Obtains a token and renews it before it expires, or when its file changes. Never returns; dropping the future is
+    /// safe.
     pub async fn renew_forever(self) {
+        tokio::join!(self.inner.follow_file(), self.renew_in_time());
+    }
+
+    async fn renew_in_time(&self) {
         loop {
             let pause = match self.inner.valid() {
                 None => match self.get().await {
@@ -222,18 +246,14 @@ impl Inner {
 
     /// Remembers that WeChat rejected this token. Returns true the first time.
     fn mark_rejected(&self, value: &str) -> bool {
-        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
-        if rejected.iter().any(|known| &**known == value) {
-            return false;
-        }
-        if rejected.len() == REMEMBERED {
-            rejected.remove(0);
-        }
-        rejected.push(value.into());
-        true
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner).add(value, Instant::now())
+    }
+
+    fn last_rejected(&self) -> Option<Box<str>> {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner).last()
     }
 
     fn is_rejected(&self, value: &str) -> bool {
-        self.rejected.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| &**known == value)
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner).has(value, Instant::now())
     }
 }

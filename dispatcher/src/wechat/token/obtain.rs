@@ -10,10 +10,11 @@ use store::tokens::SharedToken;
 use tracing::{debug, warn};
 
 use super::backoff::FetchState;
+use super::source::{ServerClient, Source};
 use super::{Inner, Token};
-use crate::app::TokenEndpoint;
 use crate::clock::system_ms;
-use crate::wechat::error::{TokenError, Trouble};
+use crate::token_source::TokenEndpoint;
+use crate::wechat::error::{SourceFault, SourceKey, TokenError, Trouble};
 use crate::wechat::reply::FetchedToken;
 
 /// How long another replica may take to share a token.
@@ -30,10 +31,14 @@ const UNUSED_LIFE: Duration = Duration::from_secs(10);
 impl Inner {
     /// Tries Redis first, then the lock and WeChat. With `old`, only a token that expires later than it is accepted.
     pub(super) async fn obtain(&self, state: &mut FetchState, old: Option<&Token>) -> Result<Arc<Token>, TokenError> {
-        let result = match self.shared_or_fetched(state, old).await {
-            Ok(token) => Ok(token),
-            Err(Missing::Token(error)) => Err(error),
-            Err(Missing::Redis(error)) => self.without_redis(state, &error).await,
+        let result = match &self.source {
+            Source::File(file) => self.read_file(file.clone()).await,
+            Source::None => self.without_token(state),
+            Source::WeChat(_) | Source::Server(_) => match self.shared_or_fetched(state, old).await {
+                Ok(token) => Ok(token),
+                Err(Missing::Token(error)) => Err(error),
+                Err(Missing::Redis(error)) => self.without_redis(state, &error).await,
+            },
         };
         state.note(&self.app, result.as_ref().map(drop));
         result
@@ -47,7 +52,8 @@ impl Inner {
         old: Option<&Token>,
     ) -> Option<Result<Arc<Token>, TokenError>> {
         let (error, _) = state.cached_error()?;
-        if state.may_read_redis()
+        if self.source.is_shared()
+            && state.may_read_redis()
             && let Ok(Some(shared)) = self.store.token(&self.app).await
             && self.is_usable(&shared, old)
         {
@@ -103,42 +109,76 @@ impl Inner {
     }
 
     async fn without_redis(&self, state: &mut FetchState, error: &store::Error) -> Result<Arc<Token>, TokenError> {
-        match self.client.app().token_endpoint {
-            TokenEndpoint::Plain => Err(TokenError::Transient(Trouble::Store)),
-            TokenEndpoint::Stable => {
-                state.sharing.failed(error);
-                let (shared, _) = self.fetch(state).await?;
-                Ok(self.install(Token::new(shared)))
-            }
+        if let Source::WeChat(TokenEndpoint::Plain) = self.source {
+            return Err(TokenError::Transient(Trouble::Store));
         }
+        state.sharing.failed(error);
+        let (shared, _) = self.fetch(state).await?;
+        Ok(self.install(Token::new(shared)))
     }
 
-    /// Calls WeChat once. If WeChat returns a rejected token again, calls it a second time with a forced refresh.
+    /// The token of calls that carry none. If WeChat wants one, it is given out again as rarely as rejected tokens are
+    /// replaced.
+    fn without_token(&self, state: &mut FetchState) -> Result<Arc<Token>, TokenError> {
+        if self.no_token.load(Ordering::Relaxed) {
+            if !state.replacements.permit(Instant::now()) {
+                return Err(SourceKey::None.fails(SourceFault::TokenWanted));
+            }
+            state.replacements.count();
+        }
+        Ok(self.install(Token::lasting(String::new())))
+    }
+
+    /// Asks WeChat or the token server, unless one token after the other dies.
     async fn fetch(&self, state: &mut FetchState) -> Result<(SharedToken, Duration), TokenError> {
         let no_token = self.no_token.load(Ordering::Relaxed);
         if no_token && !state.replacements.permit(Instant::now()) {
             return Err(TokenError::Transient(Trouble::Dying));
         }
-        let mut sent = system_ms();
-        let mut fetched = self.client.fetch_token(false).await?;
-        if self.is_rejected(&fetched.token) {
-            let forcible = self.client.app().token_endpoint == TokenEndpoint::Stable;
-            if !forcible || !self.may_force(state).await {
-                return Err(TokenError::Transient(Trouble::SameAgain));
-            }
-            warn!(app = %self.app, "WeChat returned a rejected access token again: forcing a new one");
-            sent = system_ms();
-            fetched = self.client.fetch_token(true).await?;
-            if self.is_rejected(&fetched.token) {
-                return Err(TokenError::Transient(Trouble::SameAgain));
-            }
-        }
+        let (sent, fetched) = match &self.source {
+            Source::Server(server) => (system_ms(), self.ask(server, no_token).await?),
+            _ => self.fetch_from_wechat(state).await?,
+        };
         if no_token {
             state.replacements.count();
         }
         let FetchedToken { token, life } = fetched;
         let life = life - UNUSED_LIFE.min(life / 10);
         Ok((SharedToken { token, ends_ms: sent + life.as_millis() as u64 }, life))
+    }
+
+    /// Asks the token server once. After a rejection it is told which token was rejected.
+    async fn ask(&self, server: &ServerClient, no_token: bool) -> Result<FetchedToken, TokenError> {
+        let rejected = if no_token { self.last_rejected() } else { None };
+        let fetched = server.ask(rejected.as_deref()).await.and_then(|fetched| {
+            let again = SourceKey::TokenUrl.fails(SourceFault::Rejected);
+            if self.is_rejected(&fetched.token) { Err(again) } else { Ok(fetched) }
+        });
+        if let Some(metrics) = self.client.metrics() {
+            metrics.count_token(&fetched);
+        }
+        fetched
+    }
+
+    /// Calls WeChat once. If WeChat returns a rejected token again, calls it a second time with a forced refresh. Also
+    /// returns the time of the call.
+    async fn fetch_from_wechat(&self, state: &mut FetchState) -> Result<(u64, FetchedToken), TokenError> {
+        let sent = system_ms();
+        let fetched = self.client.fetch_token(false).await?;
+        if !self.is_rejected(&fetched.token) {
+            return Ok((sent, fetched));
+        }
+        let forcible = matches!(self.source, Source::WeChat(TokenEndpoint::Stable));
+        if !forcible || !self.may_force(state).await {
+            return Err(TokenError::Transient(Trouble::SameAgain));
+        }
+        warn!(app = %self.app, "WeChat returned a rejected access token again: forcing a new one");
+        let sent = system_ms();
+        let fetched = self.client.fetch_token(true).await?;
+        if self.is_rejected(&fetched.token) {
+            return Err(TokenError::Transient(Trouble::SameAgain));
+        }
+        Ok((sent, fetched))
     }
 
     /// Returns true if a refresh may be forced now, given the earlier ones of this replica and, as far as Redis tells,

@@ -29,8 +29,8 @@ impl FileMetrics {
         })
     }
 
-    /// The gauge of a file (`callers` or `tls`): whether its content is in use.
-    pub fn in_use(&self, file: &'static str) -> IntGauge {
+    /// The gauge of a file (`callers`, `tls`, or `token_file/` and an app id): whether its content is in use.
+    pub fn in_use(&self, file: &str) -> IntGauge {
         self.in_use.with_label_values(&[file])
     }
 
