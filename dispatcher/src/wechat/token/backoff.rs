@@ -8,7 +8,7 @@ use server::telemetry::outage::Operation;
 use tracing::{debug, error, warn};
 
 use crate::outages::WechatOutages;
-use crate::wechat::error::TokenError;
+use crate::wechat::error::{TokenError, Trouble};
 
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
