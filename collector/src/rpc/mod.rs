@@ -154,8 +154,12 @@ impl CollectorService for Service {
         let GetInventoryRequest { app_id, openid } = request.into_inner();
         let (app, openid) = self.inner.user(&caller, app_id, openid)?;
         // Credentials so close to their expiry that the dispatcher would not lease them do not count as available.
-        let usable_at = unix_time() + i64::from(self.inner.settings.lease_margin);
-        let inventory = self.inner.store.inventory(app, &openid, usable_at).await.map_err(Failure::from)?;
+        let inventory = self
+            .inner
+            .store
+            .inventory(app, &openid, unix_time(), self.inner.settings.lease_margin)
+            .await
+            .map_err(Failure::from)?;
         Ok(Response::new(stock::inventory(inventory)))
     }
 

@@ -66,11 +66,17 @@ pub fn of(result: AttemptResult, progress: &Progress, rounds: u32, credentials: 
             (lease_end, Next::End(ending.with_answer(last)), signal)
         }
         AttemptResult::NextCredential(lease_end) => {
-            let ending = Ending::CredentialsDead.with_errcode(last.errcode);
+            // What rests is not lost: the user has no credential for now.
+            let rests = matches!(lease_end, LeaseEnd::Rest(_));
+            let ending = if rests {
+                Ending::NoCredential.name().into()
+            } else {
+                Ending::CredentialsDead.with_errcode(last.errcode)
+            };
             if progress.credentials < credentials {
                 (lease_end, Next::Credential(LeaseId::random(), ending), Signal::None)
             } else {
-                (lease_end, Next::End(ending), Signal::Failed)
+                (lease_end, Next::End(ending), if rests { Signal::None } else { Signal::Failed })
             }
         }
         AttemptResult::InDoubt(error) => {

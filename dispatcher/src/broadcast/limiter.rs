@@ -32,6 +32,13 @@ struct State {
     closed_for: Duration,
 }
 
+impl State {
+    fn closed_for(&self) -> Option<Duration> {
+        let left = self.closed_until?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+}
+
 /// The slot of a message in flight, released on drop.
 #[derive(Debug)]
 pub struct Slot {
@@ -50,18 +57,20 @@ impl AdaptiveLimit {
     /// [`AdaptiveLimit::changed`].
     pub fn enter(self: &Arc<Self>) -> Result<Slot, Option<Duration>> {
         let mut state = self.state();
-        if let Some(until) = state.closed_until {
-            let left = until.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
-                return Err(Some(left));
-            }
-            state.closed_until = None;
+        if let Some(left) = state.closed_for() {
+            return Err(Some(left));
         }
+        state.closed_until = None;
         if state.in_flight as f64 >= state.cap.floor() {
             return Err(None);
         }
         state.in_flight += 1;
         Ok(Slot { limit: Arc::clone(self) })
+    }
+
+    /// How long the limit stays closed; `None` if it is open.
+    pub fn closed_for(&self) -> Option<Duration> {
+        self.state().closed_for()
     }
 
     /// Completes when a slot may be free. One waiter is woken per slot.

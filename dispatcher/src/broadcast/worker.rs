@@ -21,6 +21,7 @@ use tracing::debug;
 use super::active::ActiveBroadcast;
 use super::completion::{self, Signal};
 use super::message::{Message, Sent, send};
+use super::reason::Ending;
 use super::worker_io::{BucketIo, Fetched, Stage};
 use crate::send::Progress;
 
@@ -329,6 +330,7 @@ impl BucketWorker {
                     self.ready.push_front(message);
                     continue;
                 }
+                (Next::Credential(_, ending), None) if ending == Ending::NoCredential.name() => {}
                 // There is no next credential, so the message failed.
                 (Next::Credential(..), None) => self.io.active.on_signal(Signal::Failed, false).await,
                 (Next::Again, _) if self.stage == Stage::Flight => self.stage = Stage::Pages,

@@ -71,6 +71,14 @@ impl BucketIo {
         own: HashSet<OpenId>,
         mut permits: Permits,
     ) -> (Fetched, Permits) {
+        if matches!(stage, Stage::Pages | Stage::Flight)
+            && let Some(left) = self.active.limit.closed_for()
+        {
+            // A lease that is taken now could be too old when the limit opens. Its message would be put back each time,
+            // and only messages of unknown outcome would be tried, which are found at once.
+            tokio::time::sleep(left.min(LONGEST_WAIT)).await;
+            return (Fetched::Nothing, permits);
+        }
         let fetched = match stage {
             Stage::Snapshot => self.or_nothing(self.snapshot().await).await,
             Stage::Pages => self.page(size, &mut permits).await,

@@ -80,15 +80,16 @@ pub(super) fn of((scope, stop): &(StopScope, Stop)) -> proto::Stop {
 fn description(stop: &Stop) -> String {
     let row = row_of(stop.errcode);
     let advice = match (stop.address, row.meaning) {
-        (Some(address), _) => format!("add {address} to the app's list of IP addresses at WeChat, then lift the stop"),
+        (Some(address), _) => {
+            return format!("add {address} to the app's list of IP addresses at WeChat, then lift the stop");
+        }
         (None, Meaning::QuotaReached) if is_clearable(stop.errcode) => {
             "wait until midnight of UTC+8, or call WeChat's clear_quota: then the stop ends by itself in about a minute"
-                .into()
         }
-        (None, Meaning::QuotaReached) => "wait until midnight of UTC+8".into(),
+        (None, Meaning::QuotaReached) => "wait until midnight of UTC+8",
         // The sentence says what to do.
         (None, Meaning::Retired | Meaning::AddressRefused | Meaning::Misconfigured) => return row.sentence.into(),
-        _ => "correct the cause with WeChat, then lift the stop".into(),
+        _ => "correct the cause with WeChat, then lift the stop",
     };
     format!("{}: {advice}", row.sentence)
 }

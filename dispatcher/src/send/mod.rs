@@ -179,7 +179,7 @@ impl AppContext {
             return Err(SendError::Refused(outcome.answer));
         }
         let AppContext { app, store, clock, .. } = self;
-        let inventory = store.inventory(&app.id, &order.openid, (clock.now_ms() / 1000) as i64).await?;
+        let inventory = store.inventory(&app.id, &order.openid, (clock.now_ms() / 1000) as i64, 0).await?;
         let messages_left = inventory.values().map(|available| available.messages).sum();
         let late = match outcome.answer.msgid {
             Some(msgid) => store.late_failure(&app.id, &order.openid, msgid).await?,

@@ -171,7 +171,7 @@ pub const TABLE: &[Row] = &[
 pub fn row_of(errcode: i32) -> Row {
     match TABLE.binary_search_by_key(&errcode, |row| row.errcode) {
         Ok(found) => TABLE[found],
-        Err(_) => row(errcode, Meaning::Unknown, "WeChat refused with an unknown errcode"),
+        Err(_) => row(errcode, Meaning::Unknown, "the errcode is unknown"),
     }
 }
 
@@ -206,7 +206,7 @@ pub fn is_key(key: &str) -> bool {
 /// Returns the address that WeChat saw, as the errmsg of [`Meaning::AddressRefused`] names it: `invalid ip 203.0.113.7
 /// ipv6 ::ffff:203.0.113.7, not in whitelist`. Only what parses as an address is returned.
 pub fn seen_address(errmsg: &str) -> Option<IpAddr> {
-    let parts = errmsg.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':');
+    let parts = errmsg.split(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != ':');
     let parse = |part: &str| part.parse().or_else(|_| part.trim_matches([':', '.']).parse()).ok();
     parts.filter_map(parse).next().map(|address: IpAddr| address.to_canonical())
 }

@@ -236,13 +236,13 @@ impl Fixture {
     /// Number of messages that a user's grants of a template allow.
     pub async fn granted(&self, openid: &str, template: &str) -> u32 {
         let (openid, template) = (OpenId::parse(openid).unwrap(), TemplateId::parse(template).unwrap());
-        let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
+        let inventory = self.store.inventory(&self.app(), &openid, now(), 0).await.unwrap();
         inventory.get(&(Kind::Grant, Some(template))).map_or(0, |available| available.messages)
     }
 
     /// Number of messages that a user's resting credentials allow, and when the last rest ends.
     pub async fn resting(&self, openid: &str) -> (u32, u32) {
-        let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now()).await.unwrap();
+        let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now(), 0).await.unwrap();
         inventory.values().fold((0, 0), |(messages, until), one| (messages + one.resting, until.max(one.resting_until)))
     }
 
@@ -282,7 +282,7 @@ impl Fixture {
     /// Number of messages that the user's credentials allow.
     pub async fn left(&self, openid: &str) -> u32 {
         let openid = OpenId::parse(openid).unwrap();
-        let inventory = self.store.inventory(&self.app(), &openid, now()).await.unwrap();
+        let inventory = self.store.inventory(&self.app(), &openid, now(), 0).await.unwrap();
         inventory.values().map(|available| available.messages).sum()
     }
 

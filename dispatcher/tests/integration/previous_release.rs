@@ -84,7 +84,7 @@ impl Fixture {
     /// A user's credentials of one kind; for grants, of the template `welcome`.
     async fn available(&self, openid: &str, kind: Kind) -> Available {
         let template = (kind == Kind::Grant).then(|| TemplateId::parse("welcome").unwrap());
-        let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now()).await.unwrap();
+        let inventory = self.store.inventory(&self.app(), &OpenId::parse(openid).unwrap(), now(), 0).await.unwrap();
         inventory.get(&(kind, template)).copied().unwrap_or_default()
     }
 }

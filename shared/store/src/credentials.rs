@@ -124,16 +124,18 @@ impl Store {
         Ok(field.unwrap_or_default())
     }
 
-    /// The messages available to a user at `now` (seconds since 1970), and those that rest then.
+    /// The messages available to a user at `now` (seconds since 1970), and those that rest then. Credentials that expire
+    /// within `margin` seconds are left out.
     pub async fn inventory(
         &self,
         app: &AppId,
         openid: &OpenId,
         now: i64,
+        margin: u32,
     ) -> Result<BTreeMap<StockKey, Available>, Error> {
         let mut inventory = BTreeMap::<_, Available>::new();
         for Record { credential, long_term, rest, .. } in self.records(app, openid).await? {
-            if credential.uses == 0 || i64::from(credential.expiry) <= now {
+            if credential.uses == 0 || i64::from(credential.expiry) <= now + i64::from(margin) {
                 continue;
             }
             let template = match credential.kind {

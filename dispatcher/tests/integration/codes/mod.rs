@@ -175,7 +175,7 @@ impl Case {
     /// Number of messages that the user's credentials of a kind permit; of grants, those of [`TEMPLATE`].
     async fn left(&self, fixture: &Fixture, openid: &str, kind: Kind) -> u32 {
         let template = (kind == Kind::Grant).then(|| TemplateId::parse(TEMPLATE).unwrap());
-        let inventory = fixture.store.inventory(&self.app, &OpenId::parse(openid).unwrap(), now()).await.unwrap();
+        let inventory = fixture.store.inventory(&self.app, &OpenId::parse(openid).unwrap(), now(), 0).await.unwrap();
         inventory.get(&(kind, template)).map_or(0, |available| available.messages)
     }
 

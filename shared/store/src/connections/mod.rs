@@ -137,6 +137,8 @@ impl Connections {
         match &result {
             Ok(_) => observer.succeeded(),
             Err(error) if is_missing_script(error) => {}
+            // The tasks of a broadcast that has ended: see broadcast/tasks.rs.
+            Err(Error::Redis(error)) if error.code() == Some("NOGROUP") => observer.succeeded(),
             // Where CONFIG is forbidden, the services work without it.
             Err(error) if error.is_lasting() || name == "CONFIG" => observer.refused(),
             Err(error) => observer.failed(error),

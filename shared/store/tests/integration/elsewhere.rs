@@ -47,7 +47,7 @@ async fn command_sent_twice_changes_nothing_the_second_time() {
     // Also a grant without a dedup key.
     let eve = user("oEve");
     assert!(fixture.grant(&eve, "t1", GrantUses::Count(3), None).await);
-    let inventory = fixture.store.inventory(&fixture.app, &eve, 0).await.unwrap();
+    let inventory = fixture.store.inventory(&fixture.app, &eve, 0, 0).await.unwrap();
     assert_eq!(inventory.values().map(|available| available.messages).collect::<Vec<_>>(), [3]);
     a_whole_life(&fixture).await;
     assert!(fixture.store.permit_forced_token(&fixture.app, FAILOVER).await.unwrap());
@@ -66,7 +66,7 @@ async fn grant_without_a_key_counts_once_for_each_packing() {
     let collect = async || fixture.store.collect(&fixture.app, bucket, &packed).await.unwrap();
     assert_eq!((collect().await, collect().await), (vec![], vec![0, 1]));
     fixture.grant(&eve, "t1", GrantUses::Count(2), Some(OnceKey([1; 16]))).await;
-    let inventory = fixture.store.inventory(&fixture.app, &eve, 0).await.unwrap();
+    let inventory = fixture.store.inventory(&fixture.app, &eve, 0, 0).await.unwrap();
     assert_eq!(inventory.values().map(|available| available.messages).sum::<u32>(), 6);
     fixture.assert_sound().await;
 }

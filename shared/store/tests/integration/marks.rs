@@ -214,7 +214,7 @@ async fn user_with_only_a_send_lock_is_not_reachable() {
         assert_eq!(fixture.store.void(&fixture.app, &anna, &template("t1"), key, DECIDED).await.unwrap(), Some(0));
         assert_eq!(reachable().await, (0, 1));
         assert_eq!(fixture.stored(&anna).await, []);
-        assert_eq!(fixture.store.inventory(&fixture.app, &anna, 0).await.unwrap().len(), 0);
+        assert_eq!(fixture.store.inventory(&fixture.app, &anna, 0, 0).await.unwrap().len(), 0);
         fixture.assert_sound().await;
         if comes_back {
             fixture.settle(&anna, lease.id, LeaseEnd::Void).await;

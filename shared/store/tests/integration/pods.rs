@@ -208,7 +208,7 @@ async fn collect(store: &Store, name: &str) {
 async fn assert_has(store: &Store, names: &[&str]) {
     eventually("the store answers", FAILOVER, async || store.ledger(&app()).await.is_ok()).await;
     for name in names {
-        assert_eq!(store.inventory(&app(), &user(name), 0).await.unwrap().len(), 1, "{name}");
+        assert_eq!(store.inventory(&app(), &user(name), 0, 0).await.unwrap().len(), 1, "{name}");
     }
     assert_eq!(store.ledger(&app()).await.unwrap().collected, names.len() as u64);
 }

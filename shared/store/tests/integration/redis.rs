@@ -182,7 +182,7 @@ async fn unprepared_store_answers_only_pings_and_writes_nothing() {
             store.collect(app, bucket, &credentials),
             store.records(app, &anna),
             store.touched(app, &anna),
-            store.inventory(app, &anna, 0),
+            store.inventory(app, &anna, 0, 0),
             store.void(app, &anna, &template("t1"), OnceKey([1; 16]), DECIDED),
             store.rejected_after(app, &anna, &template("t1"), DECIDED),
             store.is_processed(app, &anna, OnceKey([1; 16])),

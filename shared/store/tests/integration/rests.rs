@@ -15,7 +15,7 @@ async fn ledger(fixture: &Fixture) -> Ledger {
 
 /// Messages that a user's credentials permit now, and those that rest.
 async fn left(fixture: &Fixture, user: &OpenId) -> (u32, u32) {
-    let inventory = fixture.store.inventory(&fixture.app, user, testing::now()).await.unwrap();
+    let inventory = fixture.store.inventory(&fixture.app, user, testing::now(), 0).await.unwrap();
     inventory.values().fold((0, 0), |(now, later), one| (now + one.messages, later + one.resting))
 }
 
@@ -46,7 +46,7 @@ async fn first_refusal_keeps_the_grants_and_they_are_not_leased() {
         panic!("a resting grant was leased")
     };
     assert!(until.abs_diff(testing::now() + 5400) < 600);
-    let inventory = fixture.store.inventory(&fixture.app, &anna, testing::now()).await.unwrap();
+    let inventory = fixture.store.inventory(&fixture.app, &anna, testing::now(), 0).await.unwrap();
     let expected = Available { resting: 34, resting_until: until as u32, long_term: true, ..Available::default() };
     assert_eq!(inventory.into_values().collect::<Vec<_>>(), [expected]);
     assert_eq!(ledger(&fixture).await, Ledger { collected: 34, ..Ledger::default() });

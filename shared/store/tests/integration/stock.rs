@@ -154,7 +154,7 @@ async fn inventory_of_a_user_lists_each_template_separately() {
     fixture.grant(&anna, "t2", GrantUses::Count(2), None).await;
     fixture.grant(&anna, "t3", GrantUses::Count(1), None).await;
     leased(fixture.ask_for(&anna, LeaseId::random(), &TERMS, "t3").await);
-    let inventory = fixture.store.inventory(&fixture.app, &anna, testing::now()).await.unwrap();
+    let inventory = fixture.store.inventory(&fixture.app, &anna, testing::now(), 0).await.unwrap();
     let of = |credentials, messages, long_term| Available {
         credentials,
         messages,

@@ -135,7 +135,7 @@ async fn user_with_only_a_last_message_time_is_not_counted() {
     let now = testing::now();
     assert_eq!(fixture.ask(&anna, LeaseId::random(), &TERMS, None).await, Leased::None);
     assert_eq!(fixture.store.records(&fixture.app, &anna).await.unwrap(), []);
-    assert_eq!(fixture.store.inventory(&fixture.app, &anna, now).await.unwrap(), BTreeMap::new());
+    assert_eq!(fixture.store.inventory(&fixture.app, &anna, now, 0).await.unwrap(), BTreeMap::new());
     let nothing = Stock { counted_at: now, ..Stock::default() };
     assert_eq!(fixture.store.stock(&fixture.app, now, 100).await.unwrap(), nothing);
     assert_eq!(fixture.store.stock(&fixture.app, now, 0).await.unwrap(), nothing, "from the last sweep");
