@@ -19,7 +19,7 @@ may_be_master() {
 
 password=$(secret password)
 admin=$(secret admin-password)
-[ -n "$password" ] && [ -n "$admin" ] || die "the Secret must have the keys password and admin-password"
+if [ -z "$password" ] || [ -z "$admin" ]; then die "the Secret must have the keys password and admin-password"; fi
 while :; do
     leader=$(master)
     case $leader in

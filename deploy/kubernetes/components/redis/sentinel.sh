@@ -9,7 +9,7 @@ folder=$data/sentinel
 file=$folder/sentinel.conf
 password=$(secret password)
 admin=$(secret admin-password)
-[ -n "$password" ] && [ -n "$admin" ] || die "the Secret must have the keys password and admin-password"
+if [ -z "$password" ] || [ -z "$admin" ]; then die "the Secret must have the keys password and admin-password"; fi
 
 # Prints the settings about the pods. All of them are known from the start, because a Sentinel that has found no replica
 # yet cannot replace a master that is lost. Their ids never change. A new id would count as one Sentinel more than there
