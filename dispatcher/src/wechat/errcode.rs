@@ -207,7 +207,11 @@ pub fn is_key(key: &str) -> bool {
 /// ipv6 ::ffff:203.0.113.7, not in whitelist`. Only what parses as an address is returned.
 pub fn seen_address(errmsg: &str) -> Option<IpAddr> {
     let parts = errmsg.split(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != ':');
-    let parse = |part: &str| part.parse().or_else(|_| part.trim_matches([':', '.']).parse()).ok();
+    let parse = |part: &str| {
+        let part = part.trim_end_matches(['.', ':']);
+        // Some texts have a label right before the address: `requestIP:203.0.113.7`.
+        part.parse().ok().or_else(|| part.split_once(':')?.1.parse().ok())
+    };
     parts.filter_map(parse).next().map(|address: IpAddr| address.to_canonical())
 }
 
@@ -242,6 +246,7 @@ mod tests {
             ("invalid ip 203.0.113.7, not in whitelist", Some("203.0.113.7")),
             ("invalid ip ::ffff:203.0.113.7, not in whitelist", Some("203.0.113.7")),
             ("access clientip is not registered, requestIP:2001:db8::7.", Some("2001:db8::7")),
+            ("invalid ip evil.example, not in whitelist", None),
             ("invalid ip 1.2.3, not in whitelist", None),
             ("invalid ip 1.2.3.400, not in whitelist", None),
             ("access clientip is not registered", None),
