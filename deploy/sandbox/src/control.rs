@@ -215,8 +215,8 @@ struct TokenQuery {
     invalid: Option<String>,
 }
 
-/// Plays a company's token server, which has the secret: it gives the stable token, and forces a new one if somebody
-/// reports that the current one is invalid.
+/// Plays a company's token server, which has the secret: it gives the stable token. If a caller reports that the
+/// current one is invalid, it forces a new one.
 async fn token(State(sandbox): State<Sandbox>, query: Result<Query<TokenQuery>, QueryRejection>) -> Outcome {
     let TokenQuery { app_id, invalid } = asked(query)?;
     let (app, settings) = (sandbox.known(&app_id)?, sandbox.current());

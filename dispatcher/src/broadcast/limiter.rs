@@ -33,7 +33,7 @@ struct State {
 }
 
 impl State {
-    fn closed_for(&self) -> Option<Duration> {
+    fn reopens_in(&self) -> Option<Duration> {
         let left = self.closed_until?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
     }
@@ -57,7 +57,7 @@ impl AdaptiveLimit {
     /// [`AdaptiveLimit::changed`].
     pub fn enter(self: &Arc<Self>) -> Result<Slot, Option<Duration>> {
         let mut state = self.state();
-        if let Some(left) = state.closed_for() {
+        if let Some(left) = state.reopens_in() {
             return Err(Some(left));
         }
         state.closed_until = None;
@@ -69,8 +69,8 @@ impl AdaptiveLimit {
     }
 
     /// How long the limit stays closed; `None` if it is open.
-    pub fn closed_for(&self) -> Option<Duration> {
-        self.state().closed_for()
+    pub fn reopens_in(&self) -> Option<Duration> {
+        self.state().reopens_in()
     }
 
     /// Completes when a slot may be free. One waiter is woken per slot.

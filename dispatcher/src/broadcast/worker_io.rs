@@ -72,7 +72,7 @@ impl BucketIo {
         mut permits: Permits,
     ) -> (Fetched, Permits) {
         if matches!(stage, Stage::Pages | Stage::Flight)
-            && let Some(left) = self.active.limit.closed_for()
+            && let Some(left) = self.active.limit.reopens_in()
         {
             // A lease that is taken now could be too old when the limit opens. Its message would be put back each time,
             // and only messages of unknown outcome would be tried, which are found at once.

@@ -139,8 +139,11 @@ mod tests {
     #[test]
     fn list_without_a_good_user_is_refused_and_names_all() {
         let (_, _, fields) = check(&[("oB", LONG), ("o B", "x")], false);
-        let told = format!("{:?}", fields.finish().unwrap_err());
-        assert!(told.contains("recipients[0].data.thing1.value") && told.contains("recipients[1].openid"), "{told}");
+        let failure = format!("{:?}", fields.finish().unwrap_err());
+        assert!(
+            failure.contains("recipients[0].data.thing1.value") && failure.contains("recipients[1].openid"),
+            "{failure}"
+        );
         let (_, _, fields) = check(&[], false);
         assert!(fields.is_empty(), "an empty list has no bad user");
     }

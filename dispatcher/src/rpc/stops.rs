@@ -46,8 +46,7 @@ fn parse_scope(fields: &mut Fields, scope: Option<Scope>) -> Option<StopScope> {
     match scope {
         Some(Scope::WholeApp(_)) => Some(StopScope::App),
         Some(Scope::Kind(kind)) => {
-            let known = [Kind::FormId, Kind::PrepayId, Kind::Grant];
-            let kind = known.into_iter().find(|known| CredentialKind::from(*known) as i32 == kind);
+            let kind = Kind::ALL.into_iter().find(|known| CredentialKind::from(*known) as i32 == kind);
             fields.take("scope.kind", kind.ok_or("must be a kind of credential")).map(StopScope::Kind)
         }
         Some(Scope::TemplateId(template)) => {

@@ -28,8 +28,8 @@ die() {
     exit 1
 }
 
-# secret NAME: prints a password, or nothing if there is none. Only these characters need no quotes, in the
-# configuration of Redis and in the services' URL.
+# secret NAME: prints the password of this name; if the Secret does not have it, prints nothing. A password with other
+# characters would need quotes in the configuration of Redis and in the services' URL.
 secret() {
     [ -f "$secrets/$1" ] || return 0
     # The x keeps a line break at the end, which would be a part of the URL.

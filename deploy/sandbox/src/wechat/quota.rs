@@ -13,8 +13,7 @@ use super::{Call, MaybeWire, TokenQuery, object, run, token_of, wait};
 use crate::answer::{self, No, code};
 use crate::api::Api;
 use crate::app::App;
-use crate::rules::Endpoint;
-use crate::rules::Facts;
+use crate::rules::{Endpoint, Facts};
 use crate::settings::Limits;
 use crate::{Sandbox, Settings, clock};
 
@@ -32,16 +31,24 @@ struct Inquiry {
     settings: Arc<Settings>,
 }
 
+/// Waits like WeChat. Returns the app of the token, the time and the settings.
+async fn begin(
+    sandbox: &Sandbox,
+    query: Result<Query<TokenQuery>, QueryRejection>,
+) -> (Result<Arc<App>, No>, u64, Arc<Settings>) {
+    let settings = sandbox.current();
+    wait(&settings).await;
+    let now_ms = clock::now_ms(&settings);
+    (sandbox.tokens().app(token_of(query).as_deref(), now_ms), now_ms, settings)
+}
+
 pub(super) async fn quota(
     State(sandbox): State<Sandbox>,
     wire: MaybeWire,
     query: Result<Query<TokenQuery>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let settings = sandbox.current();
-    wait(&settings).await;
-    let now_ms = clock::now_ms(&settings);
-    let app = sandbox.tokens().app(token_of(query).as_deref(), now_ms);
+    let (app, now_ms, settings) = begin(&sandbox, query).await;
     run(&sandbox, wire, Inquiry { app, question: object(body), now_ms, settings }).await
 }
 
@@ -58,10 +65,8 @@ pub(super) async fn clear(
     query: Result<Query<TokenQuery>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let settings = sandbox.current();
-    wait(&settings).await;
-    let now_ms = clock::now_ms(&settings);
-    let cleared = sandbox.tokens().app(token_of(query).as_deref(), now_ms).and_then(|app| {
+    let (app, now_ms, _) = begin(&sandbox, query).await;
+    let cleared = app.and_then(|app| {
         let Clearing { appid } = object(body)?;
         if appid != app.id {
             return Err(No::code(code::APP_UNKNOWN));

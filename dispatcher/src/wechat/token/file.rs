@@ -12,15 +12,13 @@ use crate::token_source::TokenFile;
 use crate::wechat::error::{SourceFault, SourceKey, TokenError, Trouble};
 
 impl Inner {
-    /// Reads the file for the token. It may be a token that was rejected, since nobody else may know about that yet.
+    /// Reads the token from the file. Fails if WeChat rejected this token a short time ago.
     pub(super) async fn read_file(&self, file: TokenFile) -> Result<Arc<Token>, TokenError> {
-        let read = tokio::task::spawn_blocking(move || {
-            let content = std::fs::read(&file.path).map_err(|error| SourceFault::Unreadable(error.kind()))?;
-            in_file(&file, &content)
-        });
-        let read = read.await.map_err(|_| TokenError::Transient(Trouble::Stopping))?;
-        let token =
-            read.and_then(|token| if self.is_rejected(&token) { Err(SourceFault::Rejected) } else { Ok(token) });
+        let path = file.path.clone();
+        let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+        let content = read.map_err(|_| TokenError::Transient(Trouble::Stopping))?;
+        let content = content.map_err(|error| SourceFault::Unreadable(error.kind()));
+        let token = content.and_then(|content| self.usable_in(&file, &content));
         let token = token.map_err(|fault| SourceKey::TokenFile.fails(fault));
         if let Some(metrics) = self.client.metrics() {
             metrics.count_token(&token);
@@ -55,11 +53,14 @@ impl Inner {
         watched.follow(&what, &in_use, &outages, |contents| self.file_changed(file, &contents)).await;
     }
 
+    /// Finds the token in the content of the file, if it may be used.
+    fn usable_in(&self, file: &TokenFile, content: &[u8]) -> Result<String, SourceFault> {
+        let token = in_file(file, content)?;
+        if self.is_rejected(&token) { Err(SourceFault::Rejected) } else { Ok(token) }
+    }
+
     fn file_changed(&self, file: &TokenFile, contents: &Contents) -> Result<(), SourceFault> {
-        let token = in_file(file, &contents.concat())?;
-        if self.is_rejected(&token) {
-            return Err(SourceFault::Rejected);
-        }
+        let token = self.usable_in(file, &contents.concat())?;
         if self.valid().is_none_or(|current| current.value() != token) {
             self.install(Token::lasting(token));
             // Whoever holds the state is reading the file.

@@ -5,9 +5,9 @@
 //! is renewed before it expires, and the old one is used until the new one is there.
 //!
 //! - An app may have another source of tokens than WeChat. A token server is asked like `stable_token`, by one replica
-//!   at a time, and is told which token WeChat rejected. A file is read by each replica for itself, at the start, when
-//!   it changes, and after a rejection; Redis takes no part. The same holds for an app whose calls carry no token: its
-//!   token is empty.
+//!   at a time. The request names the token that WeChat rejected. Each replica reads a token file by itself, without
+//!   Redis: at the start, when the file changes, and after a rejection. Calls without a token do not need Redis either:
+//!   their token is empty.
 //! - A token that WeChat rejects is dropped by comparison, in memory and in Redis, so that no replica drops the fresh
 //!   token of another. It is also remembered as rejected, since `stable_token` may return it again. Then a forced
 //!   refresh invalidates it permanently.

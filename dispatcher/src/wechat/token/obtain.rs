@@ -147,7 +147,7 @@ impl Inner {
         Ok((SharedToken { token, ends_ms: sent + life.as_millis() as u64 }, life))
     }
 
-    /// Asks the token server once. After a rejection it is told which token was rejected.
+    /// Asks the token server once. After a rejection, the request names the rejected token.
     async fn ask(&self, server: &ServerClient, no_token: bool) -> Result<FetchedToken, TokenError> {
         let rejected = if no_token { self.last_rejected() } else { None };
         let fetched = server.ask(rejected.as_deref()).await.and_then(|fetched| {
